@@ -1,0 +1,49 @@
+"""The exceptions that q8trt raises for what a user can put right.
+
+Each carries one line: what was wrong, what was expected, how to fix it. The command line prints that line on stderr
+and exits with code 2; anything else that escapes is a defect of q8trt and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class Q8TRTError(Exception):
+    """Root of q8trt's exceptions. ``str(error)`` is one line, fit for a terminal."""
+
+
+class ConfigError(Q8TRTError):
+    """An option, a configuration or a recipe has a value that cannot be used."""
+
+
+class DataError(Q8TRTError):
+    """A data set is missing, empty or malformed. Names the file and, where there is one, the line."""
+
+
+class CheckpointError(Q8TRTError):
+    """A model folder is missing, is not BERT-like, or does not match its recipe."""
+
+
+class QuantizationError(Q8TRTError):
+    """A quantizer cannot be placed, calibrated or exported. Names the site."""
+
+
+class EngineError(Q8TRTError):
+    """An engine folder cannot be built, is damaged, or does not match its manifest."""
+
+
+class BackendError(Q8TRTError):
+    """A backend (TensorRT, TensorRT-RTX, ONNX Runtime, CUDA) is absent or refused the work."""
+
+
+class InterruptedRunError(Q8TRTError):
+    """Training was stopped by Ctrl-C after its state was saved. Exit code 130."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'STS-B'?)"`` for the known name nearest to `word`, or ``""`` when none is near."""
+    names = {name.casefold(): name for name in known}
+    match = get_close_matches(word.casefold(), names, n=1, cutoff=0.5)
+    return f" (did you mean {names[match[0]]!r}?)" if match else ""
