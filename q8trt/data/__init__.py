@@ -1,0 +1,38 @@
+"""Data: a GLUE folder, the hub, own files, TFRecord or the built-in sample -> tokenized, length-bucketed batches."""
+
+from .batches import (
+    DEFAULT_BUCKETS,
+    Batch,
+    Collator,
+    bucket_for,
+    bucketed_batches,
+    buckets_up_to,
+    pad,
+    restore_order,
+    tokenize,
+)
+from .examples import Examples, Features
+from .load import DataConfig, load_dev, load_examples, load_train
+from .sample import sample_examples
+from .tfrecord import read_tfrecord, write_tfrecord
+
+__all__ = [
+    "DEFAULT_BUCKETS",
+    "Batch",
+    "Collator",
+    "DataConfig",
+    "Examples",
+    "Features",
+    "bucket_for",
+    "bucketed_batches",
+    "buckets_up_to",
+    "load_dev",
+    "load_examples",
+    "load_train",
+    "pad",
+    "read_tfrecord",
+    "restore_order",
+    "sample_examples",
+    "tokenize",
+    "write_tfrecord",
+]

@@ -1,0 +1,158 @@
+"""From options to examples: which source a split is read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..tasks import Task, canonical, custom_task, get_task
+from . import tfrecord
+from .examples import Examples, Features
+from .hub import read_hub
+from .sample import sample_examples
+from .tabular import read_table
+from .tsv import find_file, read_folder
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read. Without `data_dir`, files or `sample`, GLUE comes from the hub.
+
+    Raises:
+        ConfigError: an unknown task, two sources at once, or a number that is not positive.
+    """
+
+    task: str = field(metadata={"help": "GLUE task (STS-B, MRPC, ...), or 'custom' for your own files"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder with the task's official TSV or TFRecord files, or the GLUE folder"}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "own training data: .csv, .tsv, .jsonl, .parquet or .tfrecord"}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "own development data: .csv, .tsv, .jsonl, .parquet or .tfrecord"}
+    )
+    sample: bool = field(default=False, metadata={"help": "the built-in sentence pairs (not GLUE) in place of STS-B"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first N training examples"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first N development examples"})
+    max_seq_length: int = field(default=128, metadata={"help": "tokens per example, special tokens included"})
+    label_list: tuple[str, ...] | None = field(
+        default=None, metadata={"help": "labels of a custom task in the order of their ids; none for regression"}
+    )
+    text_column_names: tuple[str, ...] | None = field(
+        default=None, metadata={"help": "one or two text columns of the files (custom: sentence1 and sentence2)"}
+    )
+    label_column_name: str | None = field(default=None, metadata={"help": "label column of the files"})
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_samples", "max_eval_samples", "max_seq_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} {value}, expected 1 or more")
+        sources = {
+            "--data_dir": self.data_dir,
+            "--train_file/--validation_file": self.has_files,
+            "--sample": self.sample,
+        }
+        given = [name for name, value in sources.items() if value]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} exclude each other: give one source of data")
+        self._check_custom()
+        if self.sample and self.resolved_task.name != "STS-B":
+            raise ConfigError(f"the built-in sample is sentence similarity: use --task STS-B, not {self.task}")
+
+    def _check_custom(self) -> None:
+        columns = self.text_column_names
+        if columns is not None and len(columns) not in (1, 2):
+            raise ConfigError(f"--text_column_names takes one or two columns, got {len(columns)}")
+        if self.is_custom and not self.has_files:
+            raise ConfigError("--task custom needs --train_file and --validation_file")
+        if not self.is_custom and self.label_list is not None:
+            raise ConfigError(f"--label_list is for --task custom; the labels of {self.task} are fixed")
+        if not self.has_files and (columns is not None or self.label_column_name is not None):
+            raise ConfigError("--text_column_names and --label_column_name need --train_file or --validation_file")
+        if columns is not None and len(columns) != len(self.resolved_task.text_columns):
+            raise ConfigError(
+                f"{self.task} has {len(self.resolved_task.text_columns)} text columns, got {len(columns)}"
+            )
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the data are the user's own files."""
+        return self.train_file is not None or self.validation_file is not None
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the task is outside GLUE."""
+        return canonical(self.task) == "custom"
+
+    @cached_property
+    def resolved_task(self) -> Task:
+        """The task, GLUE's or custom."""
+        if not self.is_custom:
+            return get_task(self.task)
+        return custom_task("custom", self.label_list or (), is_pair=len(self.text_column_names or (1, 2)) == 2)
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        """The development splits of this source: two for MNLI, except that a file is always one."""
+        return ("dev",) if self.has_files else tuple(self.resolved_task.dev_splits)
+
+
+def load_examples(config: DataConfig, split: str) -> Examples | Features:
+    """One split: text, or token ids where the source is TFRecord.
+
+    Args:
+        config: says where from, and how many.
+        split: ``"train"`` or one of ``config.dev_splits``.
+
+    Raises:
+        ConfigError: the source has no such split.
+        DataError: the data are missing, empty or malformed.
+    """
+    if split not in ("train", *config.dev_splits):
+        raise ConfigError(f"no split {split!r}; expected one of train, {', '.join(config.dev_splits)}")
+    task = config.resolved_task
+    examples: Examples | Features
+    if config.sample:
+        examples = sample_examples(split)
+    elif config.has_files:
+        examples = _read_file(config, split)
+    elif config.data_dir is not None:
+        examples = _read_folder(Path(config.data_dir), task, split)
+    else:
+        examples = read_hub(task, split)
+    return examples.take(config.max_train_samples if split == "train" else config.max_eval_samples)
+
+
+def load_train(config: DataConfig) -> Examples | Features:
+    """The training split. Raises as `load_examples` does."""
+    return load_examples(config, "train")
+
+
+def load_dev(config: DataConfig) -> dict[str, Examples | Features]:
+    """Every development split by name; MNLI has two. Raises as `load_examples` does."""
+    return {split: load_examples(config, split) for split in config.dev_splits}
+
+
+def _read_file(config: DataConfig, split: str) -> Examples | Features:
+    flag = "train_file" if split == "train" else "validation_file"
+    path = getattr(config, flag)
+    if path is None:
+        raise ConfigError(f"--{flag} is missing: own data come as --train_file and --validation_file")
+    if Path(path).suffix.lower() in tfrecord.EXTENSIONS:
+        return tfrecord.read_tfrecord(path, config.resolved_task, split)
+    return read_table(path, config.resolved_task, split, config.text_column_names, config.label_column_name)
+
+
+def _read_folder(folder: Path, task: Task, split: str) -> Examples | Features:
+    if find_file(folder, task, task.files[split]) is None:
+        # BERT's tools call the development file eval.tf_record.
+        stems = (split, "eval") if split == "dev" else (split,)
+        for name in (stem + extension for stem in stems for extension in tfrecord.EXTENSIONS):
+            path = find_file(folder, task, name)
+            if path is not None:
+                return tfrecord.read_tfrecord(path, task, split)
+    return read_folder(folder, task, split)

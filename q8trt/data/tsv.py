@@ -1,0 +1,105 @@
+"""The official GLUE folders: UTF-8, one example per line, tab-separated, no quoting (a quote is text)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import DataError
+from ..tasks import Task, canonical
+from .examples import Examples, Row, check_row, collect
+
+log = logging.getLogger("q8trt")
+
+
+def tsv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number from 1, fields) of a TSV file, a byte order mark removed.
+
+    Lines end at a newline only: GLUE's texts contain other characters that Python's own ``splitlines`` cuts at.
+
+    Raises:
+        DataError: the file cannot be read or is not UTF-8.
+    """
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.rstrip("\r\n").split("\t")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 after line {number}: {error.reason}; convert the file to UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def column_positions(columns: list[str], wanted: tuple[str, ...], where: str) -> list[int]:
+    """The position of each wanted column. Raises DataError that lists the columns found."""
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise DataError(f"{where}: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, columns))}")
+    return [columns.index(name) for name in wanted]
+
+
+def read_tsv(path: Path, task: Task, split: str) -> Examples:
+    """Read one official file of `task`.
+
+    Rows of QQP that cannot be read are skipped and counted in one warning of the logger ``q8trt``, for the official
+    files have a few; any other task raises at the first one.
+
+    Raises:
+        DataError: names file and line, what was found there and what was expected.
+    """
+    labelled = split not in task.test_splits
+    lines = tsv_lines(path)
+    columns, header = list(task.positional), ""
+    if not (columns and labelled):
+        columns, header = next(lines, (1, [""]))[1], " as in the header"
+    wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
+    positions = column_positions(columns, wanted, f"{path}:1")
+    rows: list[Row] = []
+    broken: list[DataError] = []
+    for number, fields in lines:
+        try:
+            if len(fields) != len(columns):
+                raise DataError(f"{path}:{number}: {len(fields)} tab-separated fields, expected {len(columns)}{header}")
+            values = [fields[position] for position in positions]
+            texts, label = values[: len(task.text_columns)], values[-1] if labelled else None
+            rows.append(check_row(texts, label, task, f"{path}:{number}"))
+        except DataError as error:
+            if not task.has_broken_rows:
+                raise
+            broken.append(error)
+    # More than a few broken rows is another file, not QQP's known blemish.
+    if len(broken) > len(rows):
+        raise broken[0]
+    if broken:
+        log.warning("%s: skipped %d broken rows of %d", path, len(broken), len(broken) + len(rows))
+    if not rows:
+        raise DataError(f"{path}: no examples; expected {task.name}'s official file with {', '.join(wanted)}")
+    return collect(rows, task=task, split=split, source="GLUE folder")
+
+
+def find_file(data_dir: Path, task: Task, name: str) -> Path | None:
+    """The file `name` of a task, in `data_dir` itself or in its subfolder named like the task (MNLI, mnli, STS_B)."""
+    folders = [data_dir]
+    if data_dir.is_dir():
+        folders += sorted(path for path in data_dir.iterdir() if path.is_dir() and canonical(path.name) == task.key)
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
+    """Read a split from the task's own folder, or from the GLUE root above it.
+
+    Raises:
+        DataError: no such folder, no such file in it (says which ones are expected), or what `read_tsv` raises.
+    """
+    folder = Path(data_dir)
+    name = task.files[split]
+    path = find_file(folder, task, name)
+    if path is None:
+        what = f"no {name} of {task.name} in it" if folder.is_dir() else "no such folder"
+        expected = ", ".join(("train.tsv", *task.dev_splits.values()))
+        raise DataError(
+            f"{folder}: {what}; --data_dir takes the folder with {expected}, or the GLUE folder that holds {task.name}/"
+        )
+    return read_tsv(path, task, split)

@@ -1,0 +1,169 @@
+"""The seam to TensorRT: the one module that imports `tensorrt` or `tensorrt_rtx`.
+
+Both packages offer the same Python API under another module name, so the rest of q8trt takes a `Backend` and never asks
+which one it holds, except where the two truly differ (timing caches, portability over GPU architectures).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import re
+from collections import deque
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from q8trt.errors import BackendError, ConfigError, nearest
+
+BACKENDS = ("tensorrt", "tensorrt_rtx")
+TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+INSTALL = {"tensorrt": 'pip install "q8trt[tensorrt]"', "tensorrt_rtx": 'pip install "q8trt[rtx]"'}
+_ALIASES = {"trt": "tensorrt", "rtx": "tensorrt_rtx", "trt_rtx": "tensorrt_rtx"}
+
+_log = logging.getLogger(__name__)
+_trt_log = logging.getLogger("q8trt.tensorrt")
+# What TensorRT calls an error also becomes the message of an exception; it is shown twice only if logging is set up.
+_trt_log.addHandler(logging.NullHandler())
+_loggers: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An importable TensorRT package.
+
+    Attributes:
+        name: "tensorrt" or "tensorrt_rtx".
+        module: the imported module, called `trt` where it is used.
+        version: the module's version, such as "10.13.2.6".
+    """
+
+    name: str
+    module: ModuleType
+    version: str
+
+    @property
+    def title(self) -> str:
+        """``"TensorRT-RTX 1.7.1.116"``, for messages and reports."""
+        return f"{TITLES[self.name]} {self.version}"
+
+    def logger(self) -> Any:
+        """The process's one `trt.ILogger` of this package (TensorRT keeps the first it is given).
+
+        It forwards to the Python logger "q8trt.tensorrt" and remembers errors: see `last_error`, `forget_errors`.
+        """
+        if self.name not in _loggers:
+            _loggers[self.name] = _make_logger(self.module)
+        return _loggers[self.name]
+
+    def forget_errors(self) -> None:
+        """Start afresh, so that `last_error` speaks of the work that follows."""
+        self.logger().errors.clear()
+
+    def last_error(self) -> str:
+        """The newest error line that TensorRT logged since `forget_errors`."""
+        errors = self.logger().errors
+        return errors[-1] if errors else "no reason was logged"
+
+    def portable_sms(self) -> list[str]:
+        """The compute capabilities that a plan covers when none is asked for, such as ["8.0", "8.6"]; [] if only one.
+
+        TensorRT-RTX plans run on every architecture it names except Turing (7.5), which must be asked for alone; see
+        "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU at hand.
+        """
+        if self.name != "tensorrt_rtx":
+            return []
+        return [sm for name in self.module.ComputeCapability.__members__ if (sm := sm_name(name)) and sm != "7.5"]
+
+
+def sm_name(member: str) -> str | None:
+    """``"SM120"`` -> ``"12.0"``; None for the members of `trt.ComputeCapability` that name no architecture."""
+    match = re.fullmatch(r"SM(\d+)(\d)", member)
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def _make_logger(trt: ModuleType) -> Any:
+    base: Any = trt.ILogger
+    severity = base.Severity
+    levels = {
+        severity.INTERNAL_ERROR: logging.ERROR,
+        severity.ERROR: logging.ERROR,
+        severity.WARNING: logging.WARNING,
+        severity.INFO: logging.INFO,
+        severity.VERBOSE: logging.DEBUG,
+    }
+
+    class ForwardingLogger(base):
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.errors: deque[str] = deque(maxlen=32)
+
+        def log(self, severity: Any, msg: str) -> None:
+            level = levels.get(severity, logging.INFO)
+            if level == logging.ERROR:
+                self.errors.append(one_line(msg))
+            _trt_log.log(level, "%s", msg)
+
+    return ForwardingLogger()
+
+
+def one_line(text: object) -> str:
+    """`text` with every run of white space made one blank: what TensorRT and ONNX Runtime say may span lines."""
+    return " ".join(str(text).split())
+
+
+def find_backend(name: str | None = None) -> Backend:
+    """Import a TensorRT package.
+
+    Args:
+        name: one of `BACKENDS`, or "trt", "rtx", "tensorrt-rtx" in any case; None takes TensorRT, else TensorRT-RTX.
+
+    Raises:
+        ConfigError: the name is unknown.
+        BackendError: the package is not installed, or its import failed (the reason is quoted).
+    """
+    if name is not None:
+        return _load(backend_name(name))
+    failures = []
+    for candidate in BACKENDS:
+        try:
+            return _load(candidate)
+        except BackendError as error:
+            failures.append(str(error))
+            if importlib.util.find_spec(candidate) is not None:
+                _log.warning("%s", error)
+    raise BackendError("; ".join(failures))
+
+
+def backend_name(name: str) -> str:
+    """`name` as `BACKENDS` spells it. Raises ConfigError when it is unknown."""
+    key = name.strip().casefold().replace("-", "_")
+    key = _ALIASES.get(key, key)
+    if key not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}{nearest(key, BACKENDS)}")
+    return key
+
+
+def _load(name: str) -> Backend:
+    title = TITLES[name]
+    try:
+        module = importlib.import_module(name)
+        return Backend(name, module, str(module.__version__))
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise BackendError(f"{title} is not installed: {INSTALL[name]}") from None
+        raise BackendError(f"{title} is installed but cannot be imported: {one_line(error)}") from error
+    except Exception as error:  # a missing shared library surfaces as ImportError, OSError or RuntimeError
+        raise BackendError(f"{title} is installed but cannot be imported: {one_line(error)}") from error
+
+
+def backend_status() -> dict[str, str]:
+    """For each of `BACKENDS` its version, or the reason why it cannot be used."""
+    status = {}
+    for name in BACKENDS:
+        try:
+            status[name] = _load(name).version
+        except BackendError as error:
+            status[name] = str(error)
+    return status

@@ -1,0 +1,237 @@
+"""``manifest.json``: what an engine folder holds, how it was made, and the hashes that prove it is whole.
+
+An engine folder can be copied to another machine and used with nothing else; the manifest is what every command reads
+first. Its keys are the fields of `Manifest`, no more and no fewer: a file of an older or newer format says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import q8trt
+from q8trt.engine.shapes import ShapeProfile
+from q8trt.errors import ConfigError, EngineError
+from q8trt.files import read_json, sha256, write_json
+
+MANIFEST_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+ONNX_FILE = "model.onnx"
+PLAN_FILE = "model.plan"
+_BUILD = "python build_engine.py --int8"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What the model answers: a GLUE task's `name`, `labels` (in the order of the logits) and `main_metric`."""
+
+    name: str
+    labels: list[str]
+    is_regression: bool
+    is_pair: bool
+    main_metric: str
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The encoder; `max_seq_length` is the length in tokens at which it was fine-tuned."""
+
+    name: str
+    model_type: str
+    num_labels: int
+    max_position_embeddings: int
+    pad_token_id: int
+    max_seq_length: int
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What built the plan: `name` and `version` of the backend, `sm_targets` as compute capabilities ("8.9")."""
+
+    name: str
+    version: str
+    sm_targets: list[str]
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of the folder: its SHA-256 in hexadecimal and its size in bytes."""
+
+    sha256: str
+    bytes: int
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An engine folder's description; each field is a key of ``manifest.json``.
+
+    Attributes:
+        precision: "fp32", "fp16", "int8" or "int8+fp16".
+        recipe: the quantization recipe as plain data; None for a model without quantizers.
+        inputs: the names of the model's inputs, in its order; each is integer (batch, sequence).
+        opset: the ONNX opset of ``model.onnx``.
+        shapes: the plan's optimization profile; None without a plan.
+        backend: what built the plan; None without a plan.
+        metrics: numbers under nested names, such as {"dev": {"pearson": 0.8739}}.
+        files: every file of the folder but the manifest; filled in by `write_manifest`.
+        created: ISO 8601, UTC.
+        q8trt_version: the version of q8trt that wrote the folder.
+    """
+
+    task: TaskInfo
+    model: ModelInfo
+    precision: str
+    recipe: dict[str, Any] | None
+    inputs: list[str]
+    opset: int
+    shapes: ShapeProfile | None = None
+    backend: BackendInfo | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    created: str = field(default_factory=_now)
+    q8trt_version: str = q8trt.__version__
+    format: int = MANIFEST_FORMAT
+
+
+def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
+    """Hash every file of `folder` (not hidden ones, nor subfolders) and write ``manifest.json``: the last step of a build.
+
+    Returns:
+        `manifest` with its `files` filled in.
+
+    Raises:
+        EngineError: the folder is missing or cannot be written, or a metric is not a finite number.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EngineError(f"engine folder {folder} does not exist")
+    files = {
+        path.name: FileInfo(sha256(path), path.stat().st_size)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != MANIFEST_FILE and not path.name.startswith(".")
+    }
+    manifest = dataclasses.replace(manifest, files=files)
+    try:
+        write_json(folder / MANIFEST_FILE, dataclasses.asdict(manifest))
+    except (OSError, TypeError, ValueError) as error:
+        raise EngineError(f"cannot write {folder / MANIFEST_FILE}: {error}") from error
+    return manifest
+
+
+def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
+    """Read ``manifest.json`` of an engine folder.
+
+    Args:
+        folder: what `build_engine.py` wrote.
+        verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
+
+    Raises:
+        EngineError: the folder or its manifest is missing, the manifest is malformed or of a newer format, or a file is
+            missing, truncated or changed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EngineError(f"engine folder {folder} does not exist; build it with `{_BUILD}`")
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise EngineError(f"{folder} has no {MANIFEST_FILE}, so it is no engine folder; build one with `{_BUILD}`")
+    try:
+        data = read_json(path)
+    except (ValueError, OSError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise EngineError(f"{path} cannot be read: {error}") from error
+    manifest = _parse(path, data)
+    for name, info in manifest.files.items():
+        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
+            raise EngineError(f"{path}: file name {name!r} leaves the folder")
+        if verify:
+            _verify(folder / name, info)
+    return manifest
+
+
+def _verify(path: Path, expected: FileInfo) -> None:
+    again = f"it is truncated or was replaced; rebuild it with `{_BUILD}`"
+    if not path.is_file():
+        raise EngineError(f"{path} is missing, but the manifest lists it; rebuild it with `{_BUILD}`")
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise EngineError(f"{path} is {size:,} bytes, the manifest says {expected.bytes:,}: {again}")
+    digest = sha256(path)
+    if digest != expected.sha256:
+        raise EngineError(
+            f"{path} has SHA-256 {digest[:12]}…, the manifest says {expected.sha256[:12]}…: "
+            f"it was changed or replaced; rebuild it with `{_BUILD}`"
+        )
+
+
+def _parse(path: Path, data: Any) -> Manifest:
+    found = data.get("format") if isinstance(data, dict) else None
+    if type(found) is int and found > MANIFEST_FORMAT:
+        raise EngineError(
+            f"{path} has format {found}, this q8trt ({q8trt.__version__}) reads up to {MANIFEST_FORMAT}; upgrade q8trt"
+        )
+    try:
+        return _decode(Manifest, data, "")
+    except (_Malformed, ConfigError) as error:
+        raise EngineError(f"{path}: {error}") from None
+
+
+class _Malformed(Exception):
+    """A value of the manifest is not what its field says."""
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Turn JSON into what the annotation `kind` says: a dataclass, a container, a scalar, or one of these or None."""
+    if kind is Any:
+        return value
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _decode(arguments[0], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(kind, value, where)
+    expected = origin or kind
+    if expected is tuple:
+        expected = list  # JSON has no tuples
+    if type(value) is not expected:
+        raise _Malformed(f"{where} must be {_JSON_NAMES[expected]}, not {json.dumps(value)[:40]}")
+    if origin is list:
+        return [_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if origin is tuple:
+        if len(value) != len(arguments):
+            raise _Malformed(f"{where} must have {len(arguments)} entries, not {len(value)}")
+        return tuple(_decode(each, item, where) for each, item in zip(arguments, value, strict=True))
+    if origin is dict:
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    return value
+
+
+def _decode_fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _Malformed(f"{where or 'the manifest'} must be an object")
+    hints = typing.get_type_hints(kind)
+    within = f" in {where}" if where else ""
+    if missing := sorted(hints.keys() - value.keys()):
+        raise _Malformed(f"missing key{within}: {', '.join(missing)}")
+    if unknown := sorted(value.keys() - hints.keys()):
+        raise _Malformed(f"unknown key{within}: {', '.join(unknown)}")
+    prefix = f"{where}." if where else ""
+    return kind(**{name: _decode(hint, value[name], prefix + name) for name, hint in hints.items()})
+
+
+_JSON_NAMES = {
+    str: "a string",
+    int: "a whole number",
+    bool: "true or false",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}

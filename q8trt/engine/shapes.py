@@ -1,0 +1,88 @@
+"""The (batch, sequence) shapes that an engine accepts and is tuned for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from q8trt.errors import ConfigError
+
+Shape = tuple[int, int]
+_EXAMPLE = 'write "16x128" or "input_ids:16x128,attention_mask:16x128" (batch x sequence)'
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """An optimization profile: any shape from `min` to `max` runs, `opt` is the one TensorRT tunes for.
+
+    Each is (batch in sequences, sequence length in tokens). See "Working with Dynamic Shapes" in TensorRT's
+    documentation.
+
+    Raises:
+        ConfigError: a size is below 1, or the sizes of a dimension are not in the order min <= opt <= max.
+    """
+
+    min: Shape = (1, 1)
+    opt: Shape = (16, 128)
+    max: Shape = (32, 128)
+
+    def __post_init__(self) -> None:
+        for name in ("min", "opt", "max"):
+            shape = getattr(self, name)
+            if len(shape) != 2 or any(size < 1 for size in shape):
+                raise ConfigError(f"shapes: {name} must be a positive batch and sequence; got {show(shape)}")
+        for axis, dimension in enumerate(("batch", "sequence")):
+            low, best, high = self.min[axis], self.opt[axis], self.max[axis]
+            if not low <= best <= high:
+                raise ConfigError(f"shapes: {dimension} must be min <= opt <= max; got {low}, {best}, {high}")
+
+    def covers(self, shape: tuple[int, ...]) -> bool:
+        """Whether a (batch, sequence) shape lies between `min` and `max`."""
+        return len(shape) == 2 and all(
+            low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
+        )
+
+    def __str__(self) -> str:
+        return f"{show(self.min)} to {show(self.max)}, best at {show(self.opt)}"
+
+
+def show(shape: tuple[int, ...]) -> str:
+    """``(16, 128)`` -> ``"16x128"``."""
+    return "x".join(str(size) for size in shape)
+
+
+def parse_shapes(text: str) -> Shape:
+    """Read a (batch, sequence) shape in trtexec's notation.
+
+    Args:
+        text: "16x128", or "input_ids:16x128,attention_mask:16x128" where all inputs must agree.
+
+    Raises:
+        ConfigError: the text is none of these, a size is below 1, or the inputs disagree.
+    """
+    shapes: dict[str, Shape] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"(?:([^\s:,]+):)?\s*(\d+)\s*[xX]\s*(\d+)", part.strip())
+        if not match:
+            raise ConfigError(f"cannot read the shape {text!r}: {_EXAMPLE}")
+        shapes[match[1] or part.strip()] = (int(match[2]), int(match[3]))
+    if len(set(shapes.values())) != 1:
+        seen = ", ".join(f"{name} {show(shape)}" for name, shape in shapes.items())
+        raise ConfigError(f"all inputs must share one shape; {text!r} has {seen}")
+    shape = next(iter(shapes.values()))
+    if min(shape) < 1:
+        raise ConfigError(f"batch and sequence must be at least 1; got {text!r}")
+    return shape
+
+
+def check_positions(profile: ShapeProfile, max_positions: int) -> None:
+    """Refuse a profile that reaches beyond the model's position table of `max_positions` rows.
+
+    Raises:
+        ConfigError: `profile.max` has a longer sequence; such a token would read outside the table.
+    """
+    if profile.max[1] > max_positions:
+        raise ConfigError(
+            f"shapes: max has sequence {profile.max[1]}, but the model has {max_positions} positions; "
+            f"use a max sequence of {max_positions} or less"
+        )

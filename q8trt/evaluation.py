@@ -1,0 +1,74 @@
+"""Runner + task -> metrics: one way to score every backend on the same rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from q8trt.data import Features, bucketed_batches
+from q8trt.metrics import compute_from_logits
+from q8trt.runners.base import Runner
+from q8trt.tasks import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one runner scored on one split.
+
+    Attributes:
+        metrics: the task's metrics, as fractions.
+        logits: float32, shape (rows, num_labels), in the order of the rows.
+        seconds: wall time inside `Runner.infer`, summed over the batches (tokenization and metrics left out).
+    """
+
+    metrics: dict[str, float]
+    logits: np.ndarray
+    seconds: float
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows scored per second of `seconds`."""
+        return len(self.logits) / self.seconds
+
+
+def predict(
+    runner: Runner, features: Features, batch_size: int = 32, on_progress: Callable[[int], None] | None = None
+) -> tuple[np.ndarray, float]:
+    """Logits of every row, (rows, num_labels) float32 in input order, and the seconds spent inside the runner.
+
+    Rows are sorted by length and each batch is padded to the smallest bucket that holds it.
+    """
+    chunks: list[np.ndarray] = []
+    order: list[np.ndarray] = []
+    seconds = 0.0
+    for batch in bucketed_batches(features, batch_size):
+        started = time.perf_counter()
+        chunks.append(runner.infer(batch.arrays))
+        seconds += time.perf_counter() - started
+        order.append(batch.indices)
+        if on_progress:
+            on_progress(len(batch.indices))
+    stacked = np.concatenate(chunks)
+    logits = np.empty_like(stacked)
+    logits[np.concatenate(order)] = stacked
+    return logits, seconds
+
+
+def evaluate(
+    runner: Runner,
+    features: Features,
+    task: Task,
+    batch_size: int = 32,
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Score `runner` on labelled `features` with the metrics of `task`.
+
+    Raises:
+        DataError: the features carry no labels, or the logits are not finite.
+        BackendError: the runner refused a batch.
+    """
+    logits, seconds = predict(runner, features, batch_size, on_progress)
+    return Evaluation(compute_from_logits(task, logits, features.labels), logits, seconds)

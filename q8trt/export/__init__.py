@@ -1,0 +1,1 @@
+"""Export: a torch model, quantized or not, to an ONNX file with Q/DQ."""

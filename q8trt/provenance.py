@@ -1,0 +1,154 @@
+"""Where a figure comes from: command, commit, versions and hardware, without a path of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import q8trt
+
+DISTRIBUTIONS = (
+    "q8trt",
+    "torch",
+    "transformers",
+    "nvidia-modelopt",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+)
+
+
+def portable(path: str | Path) -> str:
+    """`path` without the machine in it.
+
+    An absolute path under the current folder becomes relative to it, any other keeps its last two parts; what is not
+    an absolute path is returned as it is.
+    """
+    text = str(path).removeprefix("file://")
+    for flavour in (PurePosixPath, PureWindowsPath):
+        pure: PurePath = flavour(text)
+        if pure.is_absolute():
+            for folder in (Path.cwd(), Path.cwd().resolve()):
+                if pure.is_relative_to(folder):
+                    return pure.relative_to(folder).as_posix()
+            return "/".join(pure.parts[1:][-2:]) or "."
+    return str(path)
+
+
+def _portable_argument(argument: str) -> str:
+    """`argument` with every path in it portable: ``--a=/x``, ``/x,/y`` and ``name:/x`` too, but not a URL."""
+    return "".join(portable(piece) for piece in re.split(r"([=,]|:(?=/(?!/)))", argument))
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """`argv`, program first, as a user would type it: ``python benchmark.py --data_dir data``."""
+    program, *arguments = argv
+    if Path(program).name == "__main__.py":
+        head = ["python", "-m", Path(program).parent.name]
+    elif program.endswith(".py"):
+        head = ["python", portable(program)]
+    else:
+        head = [Path(program).name]
+    return shlex.join(head + [_portable_argument(argument) for argument in arguments])
+
+
+def _output(*command: str) -> str | None:
+    """The stripped standard output of `command`; None when it is absent, fails or hangs."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _git(root: Path) -> tuple[str | None, bool | None]:
+    """The commit of the checkout at `root` and whether tracked files differ from it; (None, None) if it is none.
+
+    `root` must be the top of the checkout: q8trt installed in an environment inside another project's checkout must
+    not report that project's commit.
+    """
+    top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != root.resolve():
+        return None, None
+    commit = _output("git", "-C", str(root), "rev-parse", "--verify", "HEAD")
+    status = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return commit, None if commit is None or status is None else bool(status)
+
+
+def _versions() -> dict[str, str]:
+    """Distribution -> version, for those of `DISTRIBUTIONS` that are installed."""
+    found = {"q8trt": q8trt.__version__}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_model() -> str:
+    try:
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    """Physical memory, GiB; None where the system does not say."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _cores() -> int | None:
+    """The cores this process may use, which in a container or under ``taskset`` is fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _gpus() -> list[str]:
+    """The name of each GPU, e.g. ``["NVIDIA H100 80GB HBM3"]``; empty without a working driver."""
+    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
+    return [name.strip() for name in names.splitlines() if name.strip()]
+
+
+def _os_name() -> str:
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = f"{platform.system()} {platform.release()}"
+    return f"{name}, {platform.machine()}"
+
+
+def provenance(argv: Sequence[str]) -> dict[str, Any]:
+    """What a reader needs to take a figure again, JSON-ready.
+
+    Args:
+        argv: ``sys.argv`` of the run, program first.
+
+    Returns:
+        ``command``, ``git_commit`` and ``git_dirty`` (None outside a checkout of q8trt), ``date_utc`` (ISO 8601),
+        ``versions``, ``hardware`` (``cpu``, ``cores``, ``memory_gib``, ``gpus``) and ``platform`` (``os``,
+        ``python``). No absolute path of the machine is in it.
+    """
+    commit, dirty = _git(Path(q8trt.__file__).resolve().parents[1])
+    return {
+        "command": command_line(argv),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "hardware": {"cpu": _cpu_model(), "cores": _cores(), "memory_gib": _memory_gib(), "gpus": _gpus()},
+        "platform": {"os": _os_name(), "python": platform.python_version()},
+    }

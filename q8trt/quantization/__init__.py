@@ -1,0 +1,1 @@
+"""Quantization: named sites, recipes, insertion of TensorQuantizers, calibration."""

@@ -1,0 +1,209 @@
+"""The GLUE table: files, columns, labels and metrics of each task.
+
+Sources: Wang et al. 2019, "GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding"
+(tasks and metrics); the header lines of the official TSV files; the data card of ``nyu-mll/glue`` on the Hugging Face
+hub (its columns, its splits and its order of label ids, which model configurations follow).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .errors import ConfigError, nearest
+
+_ONE_DEV = {"dev": "dev.tsv"}
+_ONE_TEST = {"test": "test.tsv"}
+_ONE_HUB = {"train": "train", "dev": "validation", "test": "test"}
+_ENTAILMENT = ("entailment", "not_entailment")
+_BINARY = ("0", "1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: what its files look like, what its labels mean, how it is scored.
+
+    Attributes:
+        name: the official spelling, e.g. ``"STS-B"``.
+        text_columns: one or two columns of the official TSV that hold the text.
+        label_column: the column of the official TSV that holds the label.
+        labels: the names of the label ids, in order; empty for regression. They become a model's ``id2label``.
+        tsv_labels: how the official TSV spells the same labels, in the same order.
+        metrics: the official metrics; `main_metric` is the one that picks the best checkpoint.
+        hub_config: the configuration of ``nyu-mll/glue``, with its text columns `hub_columns`; empty for own data.
+        score_range: the lowest and highest label of a regression task that has bounds, else None.
+        dev_splits: development split -> official file.
+        test_splits: test split (no labels) -> official file.
+        hub_splits: any of these splits, or ``"train"`` -> split on the hub.
+        positional: the columns of train and development files that have no header line; empty where they have one.
+        has_broken_rows: the official files hold a few rows that cannot be read and are skipped.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    labels: tuple[str, ...]
+    tsv_labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    main_metric: str
+    hub_config: str = ""
+    hub_columns: tuple[str, ...] = ()
+    score_range: tuple[float, float] | None = None
+    dev_splits: Mapping[str, str] = field(default_factory=lambda: dict(_ONE_DEV), hash=False)
+    test_splits: Mapping[str, str] = field(default_factory=lambda: dict(_ONE_TEST), hash=False)
+    hub_splits: Mapping[str, str] = field(default_factory=lambda: dict(_ONE_HUB), hash=False)
+    positional: tuple[str, ...] = ()
+    has_broken_rows: bool = False
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a score rather than a class."""
+        return not self.labels
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether an example is two texts."""
+        return len(self.text_columns) == 2
+
+    @property
+    def num_labels(self) -> int:
+        """The width of the classifier: the number of classes, or 1 for regression."""
+        return len(self.labels) or 1
+
+    @property
+    def key(self) -> str:
+        """The name as `canonical` spells it; a folder whose name has the same key is this task's."""
+        return canonical(self.name)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Split -> official file, for all splits."""
+        return {"train": "train.tsv", **self.dev_splits, **self.test_splits}
+
+
+def canonical(name: str) -> str:
+    """`name` in lower case without hyphens, underscores and spaces: ``"STS-B"`` -> ``"stsb"``."""
+    return name.strip().casefold().translate(str.maketrans("", "", "-_ "))
+
+
+def _pair(name: str, columns: tuple[str, str], label_column: str, **fields: object) -> Task:
+    """A two-class pair task scored by accuracy unless `fields` says otherwise."""
+    return _classification(name, columns, label_column, **{"labels": _ENTAILMENT, **fields})
+
+
+def _classification(name: str, columns: tuple[str, ...], label_column: str, **fields: object) -> Task:
+    """A classification task with the fields that most of GLUE shares."""
+    shared: dict[str, object] = {
+        "tsv_labels": _BINARY,
+        "metrics": ("accuracy",),
+        "main_metric": "accuracy",
+        "hub_config": canonical(name),
+        "hub_columns": columns,
+    }
+    return Task(name, columns, label_column, **{**shared, **fields})  # type: ignore[arg-type]
+
+
+_ALL = (
+    _classification(
+        "CoLA",
+        ("sentence",),
+        "label",
+        labels=("unacceptable", "acceptable"),
+        metrics=("matthews",),
+        main_metric="matthews",
+        positional=("source", "label", "star", "sentence"),
+    ),
+    _classification("SST-2", ("sentence",), "label", labels=("negative", "positive")),
+    _pair(
+        "MRPC",
+        ("#1 String", "#2 String"),
+        "Quality",
+        labels=("not_equivalent", "equivalent"),
+        metrics=("f1", "accuracy"),
+        main_metric="f1",
+        hub_columns=("sentence1", "sentence2"),
+    ),
+    Task(
+        "STS-B",
+        ("sentence1", "sentence2"),
+        "score",
+        labels=(),
+        tsv_labels=(),
+        metrics=("pearson", "spearman", "corr"),
+        main_metric="pearson",
+        hub_config="stsb",
+        hub_columns=("sentence1", "sentence2"),
+        score_range=(0.0, 5.0),
+    ),
+    _pair(
+        "QQP",
+        ("question1", "question2"),
+        "is_duplicate",
+        labels=("not_duplicate", "duplicate"),
+        metrics=("f1", "accuracy"),
+        main_metric="f1",
+        has_broken_rows=True,
+    ),
+    _pair(
+        "MNLI",
+        ("sentence1", "sentence2"),
+        "gold_label",
+        labels=("entailment", "neutral", "contradiction"),
+        tsv_labels=("entailment", "neutral", "contradiction"),
+        hub_columns=("premise", "hypothesis"),
+        dev_splits={"dev_matched": "dev_matched.tsv", "dev_mismatched": "dev_mismatched.tsv"},
+        test_splits={"test_matched": "test_matched.tsv", "test_mismatched": "test_mismatched.tsv"},
+        hub_splits={
+            "train": "train",
+            "dev_matched": "validation_matched",
+            "dev_mismatched": "validation_mismatched",
+            "test_matched": "test_matched",
+            "test_mismatched": "test_mismatched",
+        },
+    ),
+    _pair("QNLI", ("question", "sentence"), "label", tsv_labels=_ENTAILMENT),
+    _pair("RTE", ("sentence1", "sentence2"), "label", tsv_labels=_ENTAILMENT),
+    _pair("WNLI", ("sentence1", "sentence2"), "label", labels=("not_entailment", "entailment")),
+)
+
+TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+"""Official name -> task, in GLUE's own order."""
+
+
+def get_task(name: str) -> Task:
+    """The GLUE task of that name; case, hyphens, underscores and spaces do not matter.
+
+    Raises:
+        ConfigError: no GLUE task has that name.
+    """
+    for task in _ALL:
+        if task.key == canonical(name):
+            return task
+    raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)}; GLUE tasks: {', '.join(TASKS)}")
+
+
+def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
+    """A task outside GLUE, for data in one's own files.
+
+    Args:
+        name: what reports call it; not the name of a GLUE task.
+        labels: the names of the classes in the order of their ids; empty for regression.
+        is_pair: two texts (columns sentence1, sentence2) or one (column sentence).
+
+    Raises:
+        ConfigError: the name is empty or GLUE's, or there is one label only, or a label twice.
+    """
+    if canonical(name) in {"", *(task.key for task in _ALL)}:
+        raise ConfigError(f"a custom task cannot be called {name!r}: choose a name that GLUE does not use")
+    if len(labels) == 1 or len(set(labels)) != len(labels):
+        raise ConfigError(f"task {name!r} needs two or more different labels, or none for regression, got {[*labels]}")
+    metrics = ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
+    return Task(
+        name,
+        ("sentence1", "sentence2") if is_pair else ("sentence",),
+        label_column="label" if labels else "score",
+        labels=tuple(labels),
+        tsv_labels=tuple(labels),
+        metrics=metrics if labels else ("pearson", "spearman", "corr"),
+        main_metric="accuracy" if labels else "pearson",
+    )
