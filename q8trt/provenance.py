@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -147,7 +147,7 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
         "command": command_line(argv),
         "git_commit": commit,
         "git_dirty": dirty,
-        "date_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": _versions(),
         "hardware": {"cpu": _cpu_model(), "cores": _cores(), "memory_gib": _memory_gib(), "gpus": _gpus()},
         "platform": {"os": _os_name(), "python": platform.python_version()},

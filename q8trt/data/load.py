@@ -59,8 +59,9 @@ class DataConfig:
         given = [name for name, value in sources.items() if value]
         if len(given) > 1:
             raise ConfigError(f"{' and '.join(given)} exclude each other: give one source of data")
+        task = self.resolved_task  # looked up here so that a wrong name fails at once
         self._check_custom()
-        if self.sample and self.resolved_task.name != "STS-B":
+        if self.sample and task.name != "STS-B":
             raise ConfigError(f"the built-in sample is sentence similarity: use --task STS-B, not {self.task}")
 
     def _check_custom(self) -> None:

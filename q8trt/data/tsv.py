@@ -21,13 +21,12 @@ def tsv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DataError: the file cannot be read or is not UTF-8.
     """
-    number = 0
     try:
         with path.open(encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.rstrip("\r\n").split("\t")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 after line {number}: {error.reason}; convert the file to UTF-8") from error
+        raise DataError(f"{path}: not UTF-8: {error.reason}; convert the file to UTF-8") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -1,0 +1,1 @@
+"""Engines: the one seam to TensorRT and TensorRT-RTX, building plans, the manifest of an engine folder."""

@@ -1,18 +1,21 @@
 """ONNX with Q/DQ in, a TensorRT plan out.
 
-Networks are strongly typed: every tensor has the type the ONNX file gives it, and nothing but the file decides what runs
-in INT8. TensorRT 11 and TensorRT-RTX know no other way; on TensorRT 10 the flag asks for it.
+Networks are strongly typed: every tensor has the type the ONNX file gives it, and nothing but the file decides what
+runs in INT8. TensorRT 11 and TensorRT-RTX know no other way; on TensorRT 10 the flag asks for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from q8trt.engine.backend import Backend, find_backend, one_line, sm_name
@@ -217,18 +220,18 @@ def _progress_monitor(backend: Backend, on_progress: Progress | None) -> Any:
     class Monitor(base):
         def __init__(self) -> None:
             base.__init__(self)
-            self.stop = threading.Event()
+            self.stopped = False
             self.failure: BaseException | None = None
             self.totals: dict[str, int] = {}
 
         def report(self, phase: str, done: int) -> None:
             # An exception must not cross the C++ frames between here and `build_plan`: keep it, stop, raise it later.
             try:
-                if on_progress is not None and not self.stop.is_set():
+                if on_progress is not None and not self.stopped:
                     on_progress(phase, done, self.totals[phase])
             except BaseException as error:
                 self.failure = error
-                self.stop.set()
+                self.stopped = True
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self.totals[phase_name] = num_steps
@@ -236,7 +239,7 @@ def _progress_monitor(backend: Backend, on_progress: Progress | None) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self.report(phase_name, step + 1)
-            return not self.stop.is_set()
+            return not self.stopped
 
         def phase_finish(self, phase_name: str) -> None:
             self.report(phase_name, self.totals[phase_name])
@@ -249,16 +252,35 @@ def _progress_monitor(backend: Backend, on_progress: Progress | None) -> Any:
 
 
 def _interruptible(work: Callable[[], _T], monitor: Any) -> _T:
-    """Run `work` in a thread of its own, so that Ctrl-C reaches Python while the build sits in C++."""
-    with ThreadPoolExecutor(1, thread_name_prefix="q8trt-build") as pool:
+    """Run `work` in a thread of its own, so that Ctrl-C reaches Python while the build sits in C++.
+
+    Ctrl-C must not raise here, between the locks of `wait`, nor in a callback under C++: it is noted and raised last.
+    """
+    interrupts = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        if monitor is not None:
+            monitor.stopped = True
+
+    with _sigint_handler(note), ThreadPoolExecutor(1, thread_name_prefix="q8trt-build") as pool:
         future = pool.submit(work)
-        try:
-            while not wait([future], timeout=0.2).done:  # a wait without end cannot be interrupted on Windows
-                pass
-        except KeyboardInterrupt:
-            _log.warning("stopping the build at its next step")
-            if monitor is not None:
-                monitor.stop.set()
-            wait([future])
-            raise
-        return future.result()
+        while not wait([future], timeout=0.2).done:  # on Windows a signal is handled only between waits
+            pass
+    if interrupts:
+        raise KeyboardInterrupt
+    return future.result()
+
+
+@contextlib.contextmanager
+def _sigint_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` take Ctrl-C, unless the program has a handler of its own or this is not the main thread."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class FileInfo:
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Manifest:
         recipe: the quantization recipe as plain data; None for a model without quantizers.
         inputs: the names of the model's inputs, in its order; each is integer (batch, sequence).
         opset: the ONNX opset of ``model.onnx``.
+        stage: the stage of the run that the model comes from: "fp32", "ptq" or "int8"; "" where there is none.
         shapes: the plan's optimization profile; None without a plan.
         backend: what built the plan; None without a plan.
         metrics: numbers under nested names, such as {"dev": {"pearson": 0.8739}}.
@@ -94,6 +95,7 @@ class Manifest:
     recipe: dict[str, Any] | None
     inputs: list[str]
     opset: int
+    stage: str = ""
     shapes: ShapeProfile | None = None
     backend: BackendInfo | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -104,7 +106,7 @@ class Manifest:
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
-    """Hash every file of `folder` (not hidden ones, nor subfolders) and write ``manifest.json``: the last step of a build.
+    """Hash the files of `folder` (no hidden ones, no subfolders) and write ``manifest.json``: the last step of a build.
 
     Returns:
         `manifest` with its `files` filled in.

@@ -60,19 +60,17 @@ def parse_shapes(text: str) -> Shape:
     Raises:
         ConfigError: the text is none of these, a size is below 1, or the inputs disagree.
     """
-    shapes: dict[str, Shape] = {}
+    shapes: list[Shape] = []
     for part in text.split(","):
-        match = re.fullmatch(r"(?:([^\s:,]+):)?\s*(\d+)\s*[xX]\s*(\d+)", part.strip())
+        match = re.fullmatch(r"(?:[^\s:,]+:)?\s*(\d+)\s*[xX]\s*(\d+)", part.strip())
         if not match:
             raise ConfigError(f"cannot read the shape {text!r}: {_EXAMPLE}")
-        shapes[match[1] or part.strip()] = (int(match[2]), int(match[3]))
-    if len(set(shapes.values())) != 1:
-        seen = ", ".join(f"{name} {show(shape)}" for name, shape in shapes.items())
-        raise ConfigError(f"all inputs must share one shape; {text!r} has {seen}")
-    shape = next(iter(shapes.values()))
-    if min(shape) < 1:
+        shapes.append((int(match[1]), int(match[2])))
+    if len(set(shapes)) != 1:
+        raise ConfigError(f"all inputs must share one shape; {text!r} has {' and '.join(map(show, shapes))}")
+    if min(shapes[0]) < 1:
         raise ConfigError(f"batch and sequence must be at least 1; got {text!r}")
-    return shape
+    return shapes[0]
 
 
 def check_positions(profile: ShapeProfile, max_positions: int) -> None:

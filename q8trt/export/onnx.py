@@ -77,7 +77,9 @@ def _trace(model: nn.Module, path: Path, names: Sequence[str]) -> None:
     mask[1, 5:] = 0
     arrays = tuple(mask if name == "attention_mask" else example for name in names)
     if "token_type_ids" in names:
-        arrays = tuple(example * 0 if name == "token_type_ids" else array for name, array in zip(names, arrays, strict=True))
+        arrays = tuple(
+            example * 0 if name == "token_type_ids" else array for name, array in zip(names, arrays, strict=True)
+        )
     axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer remarks on every Python branch that transformers takes

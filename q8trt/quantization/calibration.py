@@ -47,7 +47,9 @@ def check_amax(quantizers: Mapping[str, TensorQuantizer]) -> None:
         if amax is None:
             raise QuantizationError(f"{key} is not calibrated; run calibrate.py on the floating-point checkpoint")
         if not torch.isfinite(amax).all():
-            raise QuantizationError(f"{key}: amax is not finite: the activations or weights overflow; check the checkpoint")
+            raise QuantizationError(
+                f"{key}: amax is not finite: the activations or weights overflow; check the checkpoint"
+            )
         if not (amax > 0).all():
             raise QuantizationError(
                 f"{key}: amax is zero for {int((amax <= 0).sum())} of {amax.numel()} channels, so no scale exists; "
@@ -61,9 +63,7 @@ def _check_finite(key: str, tensor: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def _observing(
-    activations: Mapping[str, TensorQuantizer], quantizers: Iterable[TensorQuantizer]
-) -> Iterator[None]:
+def _observing(activations: Mapping[str, TensorQuantizer], quantizers: Iterable[TensorQuantizer]) -> Iterator[None]:
     """The model computes in float while its activation quantizers watch; restored whatever happens."""
     quantizers = list(quantizers)
     guards = [
@@ -117,7 +117,7 @@ def calibrate(
                 on_progress(len(batch["input_ids"]))
     for key, quantizer in quantizers.items():
         if key not in activations:
-            weight = model.get_submodule(sites[key].module).weight
+            weight = model.get_parameter(f"{sites[key].module}.weight")
             _check_finite(key, weight)
             quantizer._calibrator.collect(weight)
         _load_amax(quantizer, recipe.sites[sites[key].name], key)

@@ -7,6 +7,7 @@ quantizer itself is NVIDIA ModelOpt's `TensorQuantizer`, heir of pytorch-quantiz
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,20 +24,23 @@ if TYPE_CHECKING:
 class QuantLinear(nn.Linear):
     """A linear whose weight, and input where a site says so, pass through a quantizer. Parameters keep their names."""
 
-    input_quantizer: nn.Module | None
-    weight_quantizer: nn.Module | None
+    input_quantizer: Callable[[torch.Tensor], torch.Tensor] | None
+    weight_quantizer: Callable[[torch.Tensor], torch.Tensor] | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        weight: torch.Tensor = self.weight
+        if self.weight_quantizer is not None:
+            weight = self.weight_quantizer(weight)
         return nn.functional.linear(input, weight, self.bias)
 
 
 def _quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Forward pre-hook of a self-attention module: one quantizer on what Q, K and V all read."""
-    return (module.input_quantizer(args[0]), *args[1:]), kwargs
+    quantizer: Any = module.input_quantizer
+    return (quantizer(args[0]), *args[1:]), kwargs
 
 
 def new_quantizer(spec: QuantizerSpec) -> TensorQuantizer:

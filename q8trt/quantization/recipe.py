@@ -73,13 +73,19 @@ class Recipe:
                     f"known: {', '.join(SITE_KINDS)}"
                 )
             if SITE_KINDS[site] == ACTIVATION and spec.axis is not None:
-                raise ConfigError(f"recipe {self.name!r}, site {site!r}: activations are quantized per tensor (axis: null)")
+                raise ConfigError(
+                    f"recipe {self.name!r}, site {site!r}: activations are quantized per tensor (axis: null)"
+                )
             if SITE_KINDS[site] != ACTIVATION and spec.calibrator != "max":
                 raise ConfigError(f"recipe {self.name!r}, site {site!r}: weights are calibrated by 'max'")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with every site's specification spelled out; `from_dict` reads it back."""
-        return {"name": self.name, "description": self.description, "sites": {k: asdict(v) for k, v in self.sites.items()}}
+        return {
+            "name": self.name,
+            "description": self.description,
+            "sites": {k: asdict(v) for k, v in self.sites.items()},
+        }
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe") -> Recipe:
@@ -103,7 +109,9 @@ class Recipe:
         for site, overrides in sites.items():
             kind = SITE_KINDS.get(str(site))
             defaults = data.get("activations" if kind == ACTIVATION else "weights") or {}
-            specs[str(site)] = _spec({**_mapping(defaults, where), **_mapping(overrides or {}, where)}, f"{where}, {site}")
+            specs[str(site)] = _spec(
+                {**_mapping(defaults, where), **_mapping(overrides or {}, where)}, f"{where}, {site}"
+            )
         return cls(data["name"], str(data.get("description", "")), specs)
 
 

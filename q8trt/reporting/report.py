@@ -13,8 +13,23 @@ from q8trt.benchmarking import WHAT_IS_TIMED, Latency
 SCHEMA = 1
 SAMPLE_LABEL = "built-in sample, not GLUE"
 SPEEDUP_LEGEND = "speed: FP32's median time over this row's, same backend and device; above 1 is faster than FP32"
-# Medians of interleaved runs repeat to about 1 %; closer than this is not a difference.
+# Even interleaved medians wobble: a difference smaller than this is not called one.
 FASTER_FROM = 1.02
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a row's logits lie from those of the torch model it was exported from, over all rows scored.
+
+    Attributes:
+        largest_logit_difference: largest absolute difference.
+        mean_logit_difference: mean absolute difference.
+        largest_logit: largest absolute logit of the torch model, for scale.
+    """
+
+    largest_logit_difference: float
+    mean_logit_difference: float
+    largest_logit: float
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class Row:
         latencies: one per shape.
         torch_metrics: what the torch model scored before export, metric -> fraction; None where that is not known.
         eval_samples_per_s: rows scored per second of inference; None where nothing was scored.
+        parity: distance to the torch model's logits; None where it was not measured.
     """
 
     name: str
@@ -43,6 +59,7 @@ class Row:
     latencies: list[Latency] = field(default_factory=list)
     torch_metrics: dict[str, float] | None = None
     eval_samples_per_s: float | None = None
+    parity: Parity | None = None
 
     @property
     def place(self) -> str:
@@ -132,14 +149,15 @@ class Report:
 
     @property
     def all_notes(self) -> list[str]:
-        """`notes`, and a warning when no figure was taken on TensorRT."""
+        """`notes`, the parity of each row, and a warning when no figure was taken on TensorRT."""
+        notes = [*self.notes, *(_parity_note(row, row.parity) for row in self.rows if row.parity)]
         if not self.rows or any(row.backend.startswith("tensorrt") for row in self.rows):
-            return list(self.notes)
+            return notes
         places = list(dict.fromkeys(row.place for row in self.rows))
         gpus = self.provenance.get("hardware", {}).get("gpus")
         if places == ["ONNX Runtime, CPU"] and not gpus:
-            return [*self.notes, "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"]
-        return [*self.notes, f"No figure was taken on TensorRT: they are those of {' and of '.join(places)}"]
+            return [*notes, "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"]
+        return [*notes, f"No figure was taken on TensorRT: they are those of {' and of '.join(places)}"]
 
     def baseline(self, row: Row) -> Row | None:
         """The first FP32 row on the backend and device of `row`; None when there is none."""
@@ -200,19 +218,25 @@ class Report:
 
     def _row_dict(self, row: Row) -> dict[str, Any]:
         baseline = self.baseline(row)
-        ratio = self.ratio(row, baseline) if baseline else None
-        return {
-            **asdict(row),
-            "score_x100": self.score_x100(row),
-            "against": ratio
-            and {
-                "baseline": ratio.baseline,
+        against = None
+        if baseline:
+            ratio = self.ratio(row, baseline)
+            against = {
+                "baseline": baseline.name,
                 "score_delta_x100": self.score_delta_x100(row),
                 "median_latency_ratio": ratio.latency,
                 "onnx_size_ratio": ratio.onnx_size,
                 "plan_size_ratio": ratio.plan_size,
-            },
-        }
+            }
+        return {**asdict(row), "score_x100": self.score_x100(row), "against": against}
+
+
+def _parity_note(row: Row, parity: Parity) -> str:
+    return (
+        f"{row.name}: logits of {row.place} differ from the torch model's by at most "
+        f"{parity.largest_logit_difference:.2g}, {parity.mean_logit_difference:.2g} on average "
+        f"(logits reach {parity.largest_logit:.2g})"
+    )
 
 
 def verdict(report: Report) -> list[str]:
@@ -249,7 +273,7 @@ def _cell(value: float | None, form: str) -> str:
 
 
 def ms(value: float | None) -> str:
-    """Milliseconds at four digits or fewer after the first: ``"3.27"``, ``"812.4"``."""
+    """Milliseconds: two decimals below 100, else one; ``"-"`` for None."""
     return _cell(value, ".2f" if value is None or value < 100 else ".1f")
 
 

@@ -55,7 +55,7 @@ def _narrow(report: Report) -> list[Table]:
 
 
 def _fits(table: Table, console: Console) -> bool:
-    # A little more than the longest word for the column that wraps: "ONNX / Runtime, / CPU" is hard to read.
+    # The console's own width would clamp the measure to itself, and everything would seem to fit.
     return Measurement.get(console, console.options.update(max_width=10_000), table).minimum <= console.width
 
 

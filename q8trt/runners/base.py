@@ -29,8 +29,15 @@ class Runner(ABC):
     @property
     def label(self) -> str:
         """``"ONNX Runtime, CPU, int8"``: backend, device and precision, as every figure of this runner is labelled."""
-        names = {"torch": "torch", "onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-        return f"{names[self.backend]}, {self.device.upper() if self.device == 'cpu' else self.device}, {self.precision}"
+        names = {
+            "torch": "torch",
+            "onnxruntime": "ONNX Runtime",
+            "tensorrt": "TensorRT",
+            "tensorrt_rtx": "TensorRT-RTX",
+        }
+        return (
+            f"{names[self.backend]}, {self.device.upper() if self.device == 'cpu' else self.device}, {self.precision}"
+        )
 
     @abstractmethod
     def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:

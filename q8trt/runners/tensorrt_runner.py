@@ -1,11 +1,13 @@
 """A plan on TensorRT or TensorRT-RTX, with CUDA called through cuda-python: no torch is needed to serve an engine.
 
-The life of one batch: host arrays -> device buffers -> `execute_async_v3` -> host logits, all on one stream. Buffers are
-as large as the profile's largest shape and are made once. A runner is not safe to share between threads.
+The life of one batch: host arrays -> device buffers -> `execute_async_v3` -> host logits, all on one stream. Buffers
+are as large as the profile's largest shape and are made once. A runner is not safe to share between threads. See
+"Performing Inference" (Python API documentation) in TensorRT's documentation.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.runners.base import Runner
 
+_log = logging.getLogger(__name__)
 _NO_DRIVER = (
     "no NVIDIA driver or GPU can be used ({reason}): run on ONNX Runtime instead (backend onnxruntime), "
     "or see `q8trt doctor`"
@@ -33,6 +36,8 @@ class CheckedCuda:
 
     def __init__(self, runtime: ModuleType) -> None:
         self._runtime = runtime
+        self.host_to_device = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.device_to_host = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
     def __getattr__(self, name: str) -> Any:
         function: Callable[..., Any] = getattr(self._runtime, name)
@@ -49,9 +54,8 @@ class CheckedCuda:
         return checked
 
     def _message(self, name: str, code: Any) -> str:
-        title, text = (
-            describe(code)[1].decode() for describe in (self._runtime.cudaGetErrorName, self._runtime.cudaGetErrorString)
-        )
+        title = _text(self._runtime.cudaGetErrorName(code)[1])
+        text = _text(self._runtime.cudaGetErrorString(code)[1])
         if title in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary"):
             return _NO_DRIVER.format(reason=f"{title}: {text}")
         return f"CUDA: {name} failed with {title}: {text}"
@@ -121,7 +125,10 @@ class TensorRTRunner(Runner):
         cuda.cudaSetDevice(self._device)
         self.device = _text(cuda.cudaGetDeviceProperties(self._device).name)
         self._backend.forget_errors()
-        self._runtime = trt.Runtime(self._backend.logger())
+        try:
+            self._runtime = trt.Runtime(self._backend.logger())
+        except TypeError as error:  # pybind11's word for TensorRT's null pointer
+            raise BackendError(f"{self._backend.title} cannot start: {self._backend.last_error()}") from error
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineError(
@@ -142,7 +149,7 @@ class TensorRTRunner(Runner):
         self.input_names = tuple(name for name in names if is_input[name])
         outputs = [name for name in names if not is_input[name]]
         if not self.input_names or not outputs:
-            raise EngineError(f"{path} has inputs {list(self.input_names)} and outputs {outputs}; expected some of each")
+            raise EngineError(f"{path} has inputs {list(self.input_names)} and outputs {outputs}; both are needed")
         self._output = "logits" if "logits" in outputs else outputs[0]
         low, best, high = (tuple(shape) for shape in engine.get_tensor_profile_shape(self.input_names[0], 0))
         self.shapes = ShapeProfile(low, best, high)
@@ -165,7 +172,6 @@ class TensorRTRunner(Runner):
         cuda = self._cuda
         cuda.cudaSetDevice(self._device)  # the current device is the thread's, not the runner's
         self._backend.forget_errors()
-        # Pageable copies return once the host array is read or written, so these arrays need not outlive the call.
         hosts = {name: np.ascontiguousarray(each, self._buffers[name].dtype) for name, each in batch.items()}
         for name, host in hosts.items():
             self._copy(self._buffers[name].pointer, host.ctypes.data, host.nbytes, cuda.host_to_device)
@@ -175,3 +181,34 @@ class TensorRTRunner(Runner):
         self._copy(logits.ctypes.data, self._buffers[self._output].pointer, logits.nbytes, cuda.device_to_host)
         cuda.cudaStreamSynchronize(self._stream)
         return logits.astype(np.float32, copy=False)
+
+    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
+        self._cuda.cudaMemcpyAsync(target, source, size, kind, self._stream)
+
+    def _accepted(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise BackendError(f"{self._backend.title}: {what} was refused: {self._backend.last_error()}")
+
+    def close(self) -> None:
+        """Free the device memory, the stream, the context, the engine and the runtime, in this order."""
+        buffers, stream = self._buffers, self._stream
+        self._buffers, self._stream = {}, None
+        for buffer in buffers.values():
+            self._release(self._cuda.cudaFree, buffer.pointer)
+        if stream is not None:
+            self._release(self._cuda.cudaStreamDestroy, stream)
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def _release(self, function: Callable[[Any], None], handle: Any) -> None:
+        """Call `function`; after a CUDA error every later call fails too, and must not hide the first one."""
+        try:
+            function(handle)
+        except BackendError as error:
+            _log.warning("while closing: %s", error)
+
+
+def _text(name: bytes | str) -> str:
+    """cuda-python gives names as bytes, in some versions padded with zeros."""
+    return (name.decode() if isinstance(name, bytes) else name).rstrip("\0")

@@ -1,0 +1,93 @@
+"""`calibrate.py`, `q8trt calibrate`: a fine-tuned FP32 checkpoint -> a post-training-quantized one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from q8trt.cli.finetune import summary
+from q8trt.cli.options import Parser, add_data, add_runs_dir, read_data, say
+from q8trt.training_config import TrainingConfig
+
+
+def parser() -> Parser:
+    """The options of the command."""
+    made = Parser(
+        prog="calibrate.py",
+        description="Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ) -> runs/<name>/",
+        epilog="example: python calibrate.py                                  (the newest run's FP32 checkpoint)\n"
+        "         python calibrate.py --model_name_or_path DIR --task STS-B",
+    )
+    made.add_argument(
+        "--model_name_or_path",
+        metavar="DIR",
+        help="fine-tuned FP32 checkpoint (default: the newest run's, with its data)",
+    )
+    made.add_argument("--output_dir", metavar="DIR", help="the new run's folder (default: runs/<task>-<model>-<time>)")
+    add_runs_dir(made)
+    made.add_argument("--recipe", default="linear", metavar="NAME|PATH", help="what to quantize (default: linear)")
+    made.add_argument(
+        "--calibration_samples", type=int, default=512, metavar="N", help="rows to calibrate on (default: 512)"
+    )
+    made.add_argument(
+        "--per_device_eval_batch_size", type=int, default=32, metavar="N", help="evaluation rows a batch (default: 32)"
+    )
+    made.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the choice of rows (default: 42)")
+    made.add_argument(
+        "--allow_pickle", action="store_true", help="read pytorch_model.bin; only for files that you trust"
+    )
+    add_data(made)
+    return made
+
+
+def read_config(args: Any) -> Any:
+    """The configuration that the options say: a fine-tuning without training.
+
+    Raises:
+        ConfigError: no run to calibrate, or options that do not go together.
+    """
+    from q8trt.finetuning import FinetuneConfig
+    from q8trt.quantization.recipe import load_recipe
+    from q8trt.runs import newest_run
+
+    training = TrainingConfig(seed=args.seed, per_device_eval_batch_size=args.per_device_eval_batch_size)
+    common = {
+        "training": training,
+        "qat": False,
+        "recipe": load_recipe(args.recipe),
+        "calibration_samples": args.calibration_samples,
+        "allow_pickle": args.allow_pickle,
+    }
+    if args.model_name_or_path:
+        return FinetuneConfig(
+            data=read_data(args),
+            model_name_or_path=args.model_name_or_path,
+            from_fp32=args.model_name_or_path,
+            **common,
+        )
+    newest = newest_run(args.runs_dir, ("fp32",))
+    config = FinetuneConfig.from_dict(newest.record["config"])
+    data = read_data(args) if args.task else config.data
+    return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision="int8", **common)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_args(argv)
+    config = read_config(args)
+    from q8trt.checkpoints import short_name
+    from q8trt.finetuning import Finetuning, load_inputs
+    from q8trt.provenance import command_line
+    from q8trt.runs import new_run, run_name
+
+    inputs = load_inputs(config)
+    task = config.data.resolved_task.name
+    name = run_name(f"ptq-{'sample' if config.data.sample else task}", short_name(config.model_name_or_path))
+    path = args.output_dir or Path(args.runs_dir) / name
+    made = new_run(path, command_line(["calibrate.py", *argv]), task, config.to_dict())
+    say(f"run: {made.path}")
+    Finetuning(config, made, inputs).execute()
+    say(summary(made, config.data.resolved_task, config.data.sample))
+    say("next: python build_engine.py --int8")
+    return 0

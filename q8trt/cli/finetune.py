@@ -1,0 +1,165 @@
+"""`finetune.py`, `q8trt finetune`: FP32 fine-tuning, calibration, QAT -> runs/<name>/."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from q8trt.cli.options import Parser, add_data, add_dataclass, add_runs_dir, read_data, read_dataclass, say
+from q8trt.errors import ConfigError
+from q8trt.training_config import TrainingConfig
+
+#: What --demo stands for: the model of a pip package and the built-in sample; no hub, a few minutes on two cores.
+DEMO = {
+    "task": "STS-B",
+    "sample": True,
+    "model_name_or_path": "minilm",
+    "max_seq_length": 64,
+    "eval_steps": 100,
+    "save_steps": 100,
+}
+
+
+def parser() -> Parser:
+    """The options of the command."""
+    made = Parser(
+        prog="finetune.py",
+        description="Fine-tune BERT in FP32, calibrate it, and fine-tune it with quantizers in (QAT) -> runs/<name>/",
+        epilog="example: python finetune.py --task STS-B\n         python finetune.py --demo      (no hub, no GPU)",
+    )
+    made.add_argument("--demo", action="store_true", help="MiniLM from a pip package on the built-in sample (not GLUE)")
+    made.add_argument(
+        "--resume", nargs="?", const="newest", metavar="RUN", help="continue a run, by default the newest unfinished"
+    )
+    made.add_argument("--output_dir", metavar="DIR", help="the run's folder (default: runs/<task>-<model>-<time>)")
+    add_runs_dir(made)
+    stages = made.add_argument_group("model and stages")
+    stages.add_argument(
+        "--model_name_or_path", default="bert-base-uncased", metavar="MODEL",
+        help="folder, hub name, or minilm (a pip package's model); default: bert-base-uncased",
+    )  # fmt: skip
+    stages.add_argument("--from_fp32", metavar="DIR", help="a fine-tuned FP32 checkpoint; skips FP32 fine-tuning")
+    stages.add_argument("--precision", default="int8", choices=("fp32", "int8"), help="fp32 stops before quantization")
+    stages.add_argument(
+        "--no_distillation", action="store_true", help="QAT learns from labels alone, without the FP32 teacher"
+    )
+    stages.add_argument("--no_qat", action="store_true", help="stop after calibration")
+    stages.add_argument("--recipe", default="linear", metavar="NAME|PATH", help="what to quantize (default: linear)")
+    stages.add_argument(
+        "--calibration_samples", type=int, default=512, metavar="N", help="rows to calibrate on (default: 512)"
+    )
+    stages.add_argument(
+        "--allow_pickle", action="store_true", help="read pytorch_model.bin; only for files that you trust"
+    )
+    add_data(made)
+    add_dataclass(made, TrainingConfig, "training")
+    return made
+
+
+def read_config(args: Any) -> Any:
+    """The configuration that the options say.
+
+    Raises:
+        ConfigError: options out of range or excluding each other.
+    """
+    from q8trt.finetuning import FinetuneConfig
+    from q8trt.quantization.recipe import load_recipe
+
+    return FinetuneConfig(
+        data=read_data(args),
+        training=read_dataclass(TrainingConfig, args),
+        model_name_or_path=args.model_name_or_path,
+        from_fp32=args.from_fp32,
+        precision=args.precision,
+        distillation=not args.no_distillation,
+        qat=not args.no_qat,
+        recipe=load_recipe(args.recipe),
+        calibration_samples=args.calibration_samples,
+        allow_pickle=args.allow_pickle,
+    )
+
+
+def _unfinished(runs_dir: str) -> Any:
+    from q8trt.finetuning import FinetuneConfig, last_stage
+    from q8trt.runs import find_runs
+
+    for run in find_runs(runs_dir):
+        if run.stage(last_stage(FinetuneConfig.from_dict(run.record["config"]))) is None:
+            return run
+    raise ConfigError(f"no unfinished run under {runs_dir}/; start one: python finetune.py --task STS-B")
+
+
+def _resumed(args: Any, given: set[str]) -> tuple[Any, Any]:
+    from q8trt.finetuning import FinetuneConfig
+    from q8trt.runs import open_run
+
+    extra = given - {"resume", "runs_dir"}
+    if extra:
+        raise ConfigError(f"--resume continues a run as it was configured; drop --{sorted(extra)[0]}")
+    run = _unfinished(args.runs_dir) if args.resume == "newest" else open_run(args.resume)
+    return FinetuneConfig.from_dict(run.record["config"]), run
+
+
+def _agree(path: str) -> str:
+    """Under torchrun every process takes the first one's folder: names hold the time, and clocks differ."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return path
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=not torch.cuda.is_available())
+    return str(broadcast_object_list([path])[0])
+
+
+def _created(args: Any, config: Any, argv: list[str]) -> Any:
+    from q8trt.checkpoints import short_name
+    from q8trt.progress import is_main_process
+    from q8trt.provenance import command_line
+    from q8trt.runs import Run, new_run, run_name
+
+    task = config.data.resolved_task.name
+    name = run_name("sample" if config.data.sample else task, short_name(config.from_fp32 or config.model_name_or_path))
+    path = _agree(args.output_dir or str(Path(args.runs_dir) / name))
+    return (
+        new_run(path, command_line(["finetune.py", *argv]), task, config.to_dict())
+        if is_main_process()
+        else Run(Path(path))
+    )
+
+
+def summary(run: Any, task: Any, is_sample: bool) -> str:
+    """The scores of the finished stages, a line each."""
+    names = {"fp32": "FP32", "ptq": "PTQ INT8 (calibrated)", "int8": "QAT INT8"}
+    label = f"{task.name} shape, built-in sample, not GLUE" if is_sample else task.name
+    lines = [f"torch scores x100, {label}:"]
+    for stage, entry in run.record["stages"].items():
+        for split, metrics in entry["scores"].items():
+            figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
+            lines.append(f"  {names[stage]:22} {split}: {figures}")
+    return "\n".join(lines)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    made = parser()
+    if "--demo" in argv:
+        made.set_defaults(**DEMO)
+    args = made.parse_args(argv)
+    if args.resume:
+        config, the_run = _resumed(args, made.given(argv))
+    else:
+        config, the_run = read_config(args), None
+    from q8trt.finetuning import Finetuning, load_inputs
+
+    inputs = load_inputs(config)
+    the_run = the_run or _created(args, config, argv)
+    say(f"run: {the_run.path}")
+    if config.data.sample:
+        say("data: the project's built-in sample of sentence pairs, not GLUE")
+    Finetuning(config, the_run, inputs, resume=bool(args.resume)).execute()
+    say(summary(the_run, config.data.resolved_task, config.data.sample))
+    flag = "--int8" if config.precision == "int8" else "--fp32"
+    say(f"next: python build_engine.py {flag}")
+    return 0

@@ -1,0 +1,133 @@
+"""`q8trt COMMAND ...`, and the one place where errors become a line on stderr and an exit code.
+
+Exit codes: 0 done; 2 bad input or a machine that lacks something; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+from q8trt import __version__
+from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
+from q8trt.progress import is_main_process
+
+#: command -> (module under q8trt.cli, what it does)
+COMMANDS = {
+    "finetune": ("finetune", "fine-tune in FP32, calibrate, fine-tune with quantizers in -> runs/<name>/"),
+    "calibrate": ("calibrate", "quantize a fine-tuned FP32 checkpoint without training"),
+    "build-engine": ("build_engine", "newest run -> ONNX with Q/DQ, TensorRT plan, manifest"),
+    "benchmark": ("benchmark", "newest engine -> GLUE accuracy, latency, throughput"),
+    "doctor": ("doctor", "what this machine can do, and which steps will run"),
+}
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:13} {help}" for name, (_, help) in COMMANDS.items())
+    return (
+        "usage: q8trt COMMAND [options]\n\nINT8 BERT on NVIDIA TensorRT.\n\n"
+        f"{lines}\n\nq8trt COMMAND --help shows the options of a command; q8trt --version the version."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `q8trt` with the arguments `argv` (default: those of the process); returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if argv[0] == "--version":
+        print(f"q8trt {__version__}")
+        return 0
+    name = argv[0].replace("_", "-")
+    if name not in COMMANDS:
+        print(
+            f"q8trt: error: unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; expected one of {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    return run_command(name, argv[1:])
+
+
+def run_command(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one command; every error that a user can put right becomes one line on stderr.
+
+    Args:
+        name: a key of COMMANDS.
+        argv: its arguments; default: those of the process.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    prog = name.replace("-", "_")
+    _quiet()
+    command: Callable[[list[str]], int] = importlib.import_module(f"q8trt.cli.{COMMANDS[name][0]}").run
+    try:
+        return command(argv)
+    except InterruptedRunError as error:
+        return _fail(prog, str(error), 130)
+    except Q8TRTError as error:
+        return _fail(prog, f"error: {error}", 2)
+    except KeyboardInterrupt:
+        return _fail(prog, "stopped by Ctrl-C; nothing half-written was left", 130)
+    except BrokenPipeError:
+        # The reader (head, a pager) went away; without this the interpreter complains once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "q8trt":
+            raise
+        return _fail(prog, f'error: {error.name} is not installed; pip install "q8trt[train]"', 2)
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        return _fail(
+            prog, "error: no space left on the disk; what was complete is kept, free some space and try again", 2
+        )
+
+
+def _fail(prog: str, message: str, code: int) -> int:
+    if is_main_process():
+        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """torch and safetensors wrap ENOSPC in types of their own, so the words count too."""
+    return any(
+        (isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT))
+        or "No space left on device" in str(link)
+        or "os error 28" in str(link)
+        for link in _chain(error)
+    )
+
+
+def _quiet() -> None:
+    """q8trt's own remarks go to stderr; libraries' standing warnings, which no user can act on, do not."""
+    log = logging.getLogger("q8trt")
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.propagate = False
+    logging.getLogger("q8trt.tensorrt").setLevel(logging.WARNING)
+    if not is_main_process():
+        log.setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="transformers .* is not tested with current version of modelopt")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

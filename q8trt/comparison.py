@@ -1,0 +1,219 @@
+"""Engines -> one report: accuracy on the development set, latency, size, side by side in one run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q8trt import checkpoints
+from q8trt.benchmarking import BenchmarkConfig, Latency, measure, random_inputs
+from q8trt.data import DataConfig, Features, load_dev, tokenize
+from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, load_manifest
+from q8trt.errors import ConfigError
+from q8trt.evaluation import evaluate, predict
+from q8trt.finetuning import FinetuneConfig
+from q8trt.progress import progress
+from q8trt.reporting import Parity, Report, Row
+from q8trt.runners import open_runner
+from q8trt.runners.base import Runner
+from q8trt.runs import RUN_FILE, Run
+
+MIB = 2**20
+#: Stage of a run -> what its rows are called, in the order in which a reader compares them.
+_NAMES = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT", "": ""}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine folder and its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """``"QAT INT8"``: how the model came about, where that is known, and the engine's precision."""
+        precision = self.manifest.precision.upper()
+        return precision if self.manifest.stage == "fp32" else f"{_NAMES[self.manifest.stage]} {precision}".strip()
+
+    @property
+    def run(self) -> Run | None:
+        """The run that the engine lies in, if it does."""
+        return Run(self.folder.parent) if (self.folder.parent / RUN_FILE).is_file() else None
+
+
+def find_engines(folders: Sequence[str], runs_dir: str) -> list[Engine]:
+    """The engines given, or those of the run whose engine is the newest.
+
+    Raises:
+        ConfigError: no engine was built yet.
+        EngineError: a folder is damaged or is no engine.
+    """
+    if folders:
+        return [Engine(Path(folder), load_manifest(folder)) for folder in folders]
+    manifests = sorted(Path(runs_dir).glob(f"*/*/{MANIFEST_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not manifests:
+        raise ConfigError(f"no engine under {runs_dir}/; build one: python build_engine.py --int8")
+    folders = [str(path) for path in manifests[-1].parents[1].glob("engine*") if (path / MANIFEST_FILE).is_file()]
+    found = [Engine(Path(folder), load_manifest(folder)) for folder in folders]
+    return sorted(found, key=lambda engine: (list(_NAMES).index(engine.manifest.stage), engine.folder.name))
+
+
+def data_config(engines: Sequence[Engine], given: DataConfig | None) -> DataConfig:
+    """The rows to score on: those given, else those that the run was trained with.
+
+    Raises:
+        ConfigError: none were given and the engine lies in no run; or the engines answer different tasks.
+    """
+    tasks = {engine.manifest.task.name for engine in engines}
+    if len(tasks) > 1:
+        raise ConfigError(
+            f"the engines answer different tasks ({', '.join(sorted(tasks))}); compare one task at a time"
+        )
+    if given is not None:
+        if given.resolved_task.name not in tasks:
+            raise ConfigError(f"--task {given.task}, but the engine was built for {tasks.pop()}")
+        return given
+    run = next((engine.run for engine in engines if engine.run), None)
+    if run is None:
+        raise ConfigError(
+            f"{engines[0].folder} lies in no run folder, so its development set is not known; "
+            "give --task and --data_dir (or --no_accuracy)"
+        )
+    return FinetuneConfig.from_dict(run.record["config"]).data
+
+
+def compare(
+    engines: Sequence[Engine],
+    data: DataConfig | None,
+    config: BenchmarkConfig,
+    provenance: dict[str, Any],
+    backend: str | None = None,
+    batch_size: int = 32,
+    parity: bool = False,
+) -> Report:
+    """Score and time `engines` on this machine.
+
+    Args:
+        engines: at least one; each becomes a row.
+        data: where the development set is; None leaves accuracy out.
+        config: shapes and iterations of the timing.
+        provenance: of the report, see `q8trt.provenance`.
+        backend: "tensorrt", "tensorrt_rtx" or "onnxruntime"; None for the best that this machine can run.
+        batch_size: rows a batch while scoring.
+        parity: also run each engine's torch checkpoint and state how far the logits are apart.
+
+    Raises:
+        Q8TRTError: bad data, a damaged engine, a backend that is absent.
+    """
+    config = _within_profiles(config, engines)
+    with contextlib.ExitStack() as stack:
+        runners = [stack.enter_context(open_runner(engine.folder, backend)) for engine in engines]
+        splits = _tokenized(engines[0], data) if data else {}
+        rows = [
+            _score(engine, runner, splits, batch_size, parity) for engine, runner in zip(engines, runners, strict=True)
+        ]
+        latencies = _time(engines, runners, config)
+    first = next(iter(splits.values()), None)
+    task = engines[0].manifest.task
+    return Report(
+        task=task.name,
+        split=first.split if first else "-",
+        data_source=first.source if first else "accuracy was not measured",
+        is_sample=bool(first and first.is_sample),
+        rows_evaluated=len(first) if first else 0,
+        data_fingerprint=first.fingerprint if first else "",
+        main_metric=task.main_metric,
+        rows=[Row(**row, latencies=list(times)) for row, times in zip(rows, latencies, strict=True)],
+        provenance=provenance,
+    )
+
+
+def _tokenized(engine: Engine, data: DataConfig) -> dict[str, Features]:
+    tokenizer = checkpoints.load_tokenizer(str(engine.folder))
+    return {split: tokenize(rows, tokenizer, data.max_seq_length) for split, rows in load_dev(data).items()}
+
+
+def _score(
+    engine: Engine, runner: Runner, splits: dict[str, Features], batch_size: int, parity: bool
+) -> dict[str, Any]:
+    """The fields of the engine's row, latency apart."""
+    metrics: dict[str, float] = {}
+    rate, pad_token_id, measured = None, engine.manifest.model.pad_token_id, None
+    for number, (split, rows) in enumerate(splits.items()):
+        with progress(f"Scoring {engine.name} on {split}", len(rows)) as advance:
+            result = evaluate(runner, rows, rows.task, pad_token_id, batch_size, advance)
+        # MNLI has two development sets; the first one's metrics go by their own names.
+        metrics |= {name if number == 0 else f"{split}.{name}": value for name, value in result.metrics.items()}
+        rate = rate or result.samples_per_second
+        if parity and measured is None:
+            measured = _parity(engine, rows, result.logits, batch_size)
+    torch_scores = engine.manifest.metrics.get(f"torch_{engine.manifest.stage}") or {}
+    return {
+        "name": engine.name,
+        "label": runner.label,
+        "backend": runner.backend,
+        "device": runner.device,
+        "precision": engine.manifest.precision,
+        "metrics": metrics,
+        "onnx_mib": _mib(engine, ONNX_FILE),
+        "plan_mib": _mib(engine, PLAN_FILE),
+        "torch_metrics": next(iter(torch_scores.values()), None),
+        "eval_samples_per_s": rate,
+        "parity": measured,
+    }
+
+
+def _mib(engine: Engine, name: str) -> float | None:
+    entry = engine.manifest.files.get(name)
+    return entry.bytes / MIB if entry else None
+
+
+def _parity(engine: Engine, rows: Features, logits: np.ndarray, batch_size: int) -> Parity:
+    """How far the engine's logits lie from those of the torch model that it was exported from."""
+    from q8trt.runners.torch_runner import TorchRunner
+
+    checkpoint = engine.run.checkpoint(engine.manifest.stage) if engine.run else None
+    if checkpoint is None:
+        raise ConfigError(f"{engine.folder} lies in no run folder, so its torch checkpoint is not known; drop --parity")
+    if checkpoints.is_quantized(checkpoint):
+        model = checkpoints.load_quantized(checkpoint)[0]
+    else:
+        model = checkpoints.load_finetuned(checkpoint, rows.task)
+    with TorchRunner(model, engine.manifest.precision) as runner, progress("torch, for parity", len(rows)) as advance:
+        reference, _ = predict(runner, rows, engine.manifest.model.pad_token_id, batch_size, advance)
+    difference = np.abs(logits - reference)
+    return Parity(float(difference.max()), float(difference.mean()), float(np.abs(reference).max()))
+
+
+def _within_profiles(config: BenchmarkConfig, engines: Sequence[Engine]) -> BenchmarkConfig:
+    """The default shapes cut to what the engines accept; shapes that the user chose are refused if they do not fit.
+
+    Raises:
+        ConfigError: a chosen shape lies outside the profile of an engine.
+    """
+    profiles = [(engine.folder, engine.manifest.shapes) for engine in engines if engine.manifest.shapes]
+    if config == replace(config, shapes=BenchmarkConfig().shapes) and profiles:
+        batches, sequences = zip(*(profile.max for _, profile in profiles), strict=True)
+        limits = (min(batches), min(sequences))
+        config = replace(config, shapes=tuple((min(b, limits[0]), min(s, limits[1])) for b, s in config.shapes))
+    for shape in config.shapes:
+        for folder, profile in profiles:
+            if not profile.covers(shape):
+                raise ConfigError(f"--shapes {shape[0]}x{shape[1]} lies outside the profile of {folder}: {profile}")
+    return config
+
+
+def _time(engines: Sequence[Engine], runners: Sequence[Runner], config: BenchmarkConfig) -> list[list[Latency]]:
+    names = engines[0].manifest.inputs
+
+    def inputs(batch: int, sequence: int) -> dict[str, np.ndarray]:
+        return random_inputs(batch, sequence, vocab_size=1000, input_names=names)
+
+    with progress("Timing", config.rounds) as advance:
+        return measure(runners, config, inputs, advance)

@@ -1,0 +1,262 @@
+"""The road from a checkpoint to a quantized one: FP32 fine-tuning, calibration, QAT. Each stage can be skipped.
+
+fp32   fine-tune the floating-point model                       (or take one: --from_fp32)
+ptq    put quantizers in, calibrate: post-training quantization (ends here for calibrate.py)
+int8   fine-tune with the quantizers in, the FP32 model teaching
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from q8trt import checkpoints
+from q8trt.data import DataConfig, Features, load_dev, load_train, pad, tokenize
+from q8trt.errors import ConfigError
+from q8trt.evaluation import evaluate
+from q8trt.progress import is_main_process, progress
+from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.runners.torch_runner import TorchRunner
+from q8trt.runs import Run
+from q8trt.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+log = logging.getLogger("q8trt")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything that decides a run; stored in run.json, so that `--resume` continues the same run.
+
+    Attributes:
+        data: which rows.
+        training: how to train.
+        model_name_or_path: where training starts.
+        from_fp32: a fine-tuned FP32 checkpoint to take in place of the first stage.
+        precision: "fp32" stops after the first stage; "int8" goes on.
+        distillation: whether the FP32 model teaches the quantized one.
+        qat: False stops after calibration.
+        recipe: what to quantize; the recipe itself, not its name, so that a run does not change with the package.
+        calibration_samples: training rows that calibration looks at.
+        allow_pickle: read pickled weights (pytorch_model.bin).
+
+    Raises:
+        ConfigError: an unknown precision, or no calibration rows.
+    """
+
+    data: DataConfig
+    training: TrainingConfig
+    model_name_or_path: str = "bert-base-uncased"
+    from_fp32: str | None = None
+    precision: str = "int8"
+    distillation: bool = True
+    qat: bool = True
+    recipe: Recipe = field(default_factory=lambda: load_recipe("linear"))
+    calibration_samples: int = 512
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "int8"):
+            raise ConfigError(f"--precision {self.precision}, expected fp32 or int8")
+        if self.calibration_samples < 1:
+            raise ConfigError(f"--calibration_samples {self.calibration_samples}, expected 1 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return {**asdict(self), "recipe": self.recipe.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FinetuneConfig:
+        """Read what `to_dict` made.
+
+        Raises:
+            ConfigError: written by another version of q8trt, or damaged.
+        """
+        try:
+            lists = {k: tuple(v) for k, v in data["data"].items() if isinstance(v, list)}
+            return cls(
+                **{
+                    **data,
+                    "data": DataConfig(**{**data["data"], **lists}),
+                    "training": TrainingConfig(**data["training"]),
+                    "recipe": Recipe.from_dict(data["recipe"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"the run's configuration cannot be read ({error}); start a new run") from None
+
+
+def last_stage(config: FinetuneConfig) -> str:
+    """The stage that ends a run of `config`."""
+    return "fp32" if config.precision == "fp32" else "int8" if config.qat else "ptq"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every stage reads: the tokenizer and the tokenized rows."""
+
+    tokenizer: Any
+    train: Features
+    dev: dict[str, Features]
+
+
+def load_inputs(config: FinetuneConfig) -> Inputs:
+    """Read and tokenize the rows of `config`.
+
+    Raises:
+        DataError: the data are missing or malformed.
+        CheckpointError: the model has no usable tokenizer.
+    """
+    name = config.from_fp32 or config.model_name_or_path
+    train, dev = load_train(config.data), load_dev(config.data)
+    checkpoints.load_config(name)
+    tokenizer = checkpoints.load_tokenizer(name)
+    length = config.data.max_seq_length
+    return Inputs(
+        tokenizer,
+        tokenize(train, tokenizer, length),
+        {split: tokenize(rows, tokenizer, length) for split, rows in dev.items()},
+    )
+
+
+def score(
+    model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, precision: str
+) -> dict[str, dict[str, float]]:
+    """Metrics of the torch model on each development split."""
+    task, scores = config.data.resolved_task, {}
+    runner = TorchRunner(model, precision)
+    for split, rows in inputs.dev.items():
+        with progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
+            batch = config.training.per_device_eval_batch_size
+            result = evaluate(runner, rows, task, inputs.tokenizer.pad_token_id, batch, advance)
+        scores[split] = result.metrics
+    return scores
+
+
+def calibration_batches(
+    rows: Features, pad_token_id: int, count: int, seed: int, batch_size: int = 16
+) -> Iterator[Any]:
+    """`count` rows chosen by `seed`, as batches of int64 torch tensors (batch, sequence), longest last.
+
+    Rows are sorted by length so that little padding is seen: calibration should watch text.
+    """
+    import torch
+
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    chosen.sort(key=lambda index: int(rows.lengths[index]))
+    for start in range(0, len(chosen), batch_size):
+        arrays = pad([rows[index] for index in chosen[start : start + batch_size]], pad_token_id)
+        yield {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> PreTrainedModel:
+    """A calibrated, quantized copy of the floating-point `model`.
+
+    Raises:
+        QuantizationError: a site could not be calibrated.
+    """
+    from q8trt.quantization.calibration import calibrate
+    from q8trt.quantization.insertion import insert_quantizers
+
+    quantized = copy.deepcopy(model)
+    insert_quantizers(quantized, config.recipe)
+    count = min(config.calibration_samples, len(inputs.train))
+    batches = calibration_batches(inputs.train, inputs.tokenizer.pad_token_id, count, config.training.seed)
+    with progress("Calibrating", count) as advance:
+        calibrate(quantized, config.recipe, batches, advance)
+    return quantized
+
+
+class Finetuning:
+    """A run in progress: each stage is done unless run.json says it is finished."""
+
+    def __init__(self, config: FinetuneConfig, run: Run, inputs: Inputs, resume: bool = False) -> None:
+        self.config = config
+        self.run = run
+        self.inputs = inputs
+        self.resume = resume
+        self.task = config.data.resolved_task
+
+    def execute(self) -> dict[str, Any]:
+        """Do the stages that are left.
+
+        Returns:
+            stage -> what run.json says of it.
+
+        Raises:
+            Q8TRTError: bad input, or Ctrl-C after the state was saved (InterruptedRunError).
+        """
+        last = last_stage(self.config)
+        model = self._fp32()
+        if last != "fp32":
+            quantized = self._ptq(model)
+            if last == "int8":
+                self._int8(quantized, model)
+        return dict(self.run.record["stages"])
+
+    def _finish(self, stage: str, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
+        """Save the stage's checkpoint, score it, and note it as finished, in that order."""
+        from accelerate import PartialState
+
+        if is_main_process():
+            checkpoints.save_checkpoint(self.run.path / stage, model, self.inputs.tokenizer, recipe)
+            scores = score(model, self.config, self.inputs, "fp32" if recipe is None else "int8")
+            self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
+        PartialState().wait_for_everyone()
+
+    def _train(
+        self, stage: str, model: PreTrainedModel, epochs: float, rate: float, teacher: Any = None
+    ) -> dict[str, Any]:
+        from q8trt.training import Distillation, Stage, train_stage
+
+        options = self.config.training
+        distillation = teacher and Distillation(
+            teacher, options.label_loss_weight, options.distillation_weight, options.distillation_temperature
+        )
+        folder, length = self.run.path, self.config.data.max_seq_length
+        dev = next(iter(self.inputs.dev.values()))
+        plan = Stage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, distillation)
+        return asdict(train_stage(plan, self.task, self.inputs.tokenizer, options, self.resume))
+
+    def _fp32(self) -> PreTrainedModel:
+        config, options = self.config, self.config.training
+        if not self.run.checkpoint("fp32"):
+            if config.from_fp32:
+                model = checkpoints.load_finetuned(config.from_fp32, self.task, config.allow_pickle)
+                details: dict[str, Any] = {"source": checkpoints.short_name(config.from_fp32)}
+            else:
+                _set_seed(options.seed)
+                model = checkpoints.load_pretrained(
+                    config.model_name_or_path, self.task, dropout=options.dropout, allow_pickle=config.allow_pickle
+                )
+                details = self._train("fp32", model, options.num_train_epochs, options.learning_rate)
+            self._finish("fp32", model, None, details)
+        # From disk, also when it was just trained: the Trainer leaves its wrappers on the model that it trained.
+        return checkpoints.load_finetuned(self.run.path / "fp32", self.task)
+
+    def _ptq(self, model: PreTrainedModel) -> PreTrainedModel:
+        if not self.run.checkpoint("ptq"):
+            quantized = quantize(model, self.config, self.inputs)
+            self._finish("ptq", quantized, self.config.recipe, {"calibration_samples": self.config.calibration_samples})
+        return checkpoints.load_quantized(self.run.path / "ptq")[0]
+
+    def _int8(self, quantized: PreTrainedModel, teacher: PreTrainedModel) -> None:
+        if self.run.checkpoint("int8"):
+            return
+        options = self.config.training
+        _set_seed(options.seed)
+        teaching = teacher if self.config.distillation else None
+        details = self._train("int8", quantized, options.qat_epochs, options.qat_learning_rate, teaching)
+        self._finish("int8", quantized, self.config.recipe, {**details, "distillation": self.config.distillation})
+
+
+def _set_seed(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)

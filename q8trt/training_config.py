@@ -1,0 +1,99 @@
+"""The options of training, apart from what trains, so that `--help` needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from q8trt.errors import ConfigError
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Options of `q8trt.training`; names follow `transformers.TrainingArguments`, defaults are BERT's on GLUE.
+
+    Raises:
+        ConfigError: a value outside its range, or options that exclude each other.
+    """
+
+    num_train_epochs: float = _option(3.0, "epochs of FP32 fine-tuning")
+    learning_rate: float = _option(5e-5, "peak learning rate of FP32 fine-tuning")
+    qat_epochs: float = _option(1.0, "epochs of quantization-aware fine-tuning")
+    qat_learning_rate: float = _option(3e-5, "peak learning rate of quantization-aware fine-tuning")
+    per_device_train_batch_size: int = _option(16, "training rows a step on each device")
+    per_device_eval_batch_size: int = _option(32, "evaluation rows a step on each device")
+    gradient_accumulation_steps: int = _option(1, "batches an optimizer step")
+    max_steps: int = _option(-1, "stop each stage after this many steps; -1: by epochs")
+    lr_end: float = _option(1e-14, "learning rate at the end of the polynomial decay")
+    lr_power: float = _option(1.0, "power of the polynomial decay")
+    warmup_ratio: float = _option(0.1, "share of the steps in which the learning rate rises")
+    weight_decay: float = _option(1e-4, "AdamW weight decay (not on biases and LayerNorm)")
+    adam_epsilon: float = _option(1e-6, "AdamW epsilon")
+    max_grad_norm: float = _option(1.0, "gradient clipping; 0: none")
+    dropout: float | None = _option(
+        None, "dropout of hidden states, attention and classifier; default: the model's own"
+    )
+    label_loss_weight: float = _option(0.5, "weight of the label loss while a teacher is used; 0: teacher alone")
+    distillation_weight: float = _option(0.5, "weight of the distance to the teacher's logits")
+    distillation_temperature: float = _option(1.0, "temperature of the teacher's logits (classification)")
+    do_eval: bool = _option(True, "evaluate while training and keep the best checkpoint")
+    eval_steps: int = _option(200, "steps between evaluations")
+    save_steps: int = _option(200, "steps between checkpoints; a multiple of --eval_steps")
+    save_total_limit: int = _option(2, "checkpoints kept (the best one is always among them)")
+    logging_steps: int = _option(50, "steps between lines of the log")
+    group_by_length: bool = _option(True, "put rows of similar length into a batch")
+    no_shuffle: bool = _option(False, "take the training rows in file order")
+    fp16: bool = _option(False, "mixed precision FP16 with dynamic loss scaling (CUDA)")
+    bf16: bool = _option(False, "mixed precision BF16")
+    loss_scale_value: float = _option(65536.0, "initial loss scale of --fp16")
+    loss_scale_factor: float = _option(2.0, "factor by which the loss scale grows and shrinks")
+    loss_scale_window: int = _option(50, "steps without overflow before the loss scale grows")
+    seed: int = _option(42, "seed of initialization, shuffling and dropout")
+    use_cpu: bool = _option(False, "train on the CPU although there is a GPU")
+    dataloader_num_workers: int = _option(0, "processes that prepare batches")
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        if self.fp16 and self.bf16:
+            raise ConfigError("--fp16 and --bf16 exclude each other; give one")
+        if self.do_eval and self.save_steps % self.eval_steps:
+            raise ConfigError(
+                f"--save_steps {self.save_steps} must be a multiple of --eval_steps {self.eval_steps}, "
+                "so that the best evaluated step has a checkpoint"
+            )
+        if self.label_loss_weight + self.distillation_weight == 0:
+            raise ConfigError("--label_loss_weight and --distillation_weight are both 0: nothing is learned")
+
+    def _check_ranges(self) -> None:
+        at_least_one = (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "eval_steps",
+            "save_steps", "save_total_limit", "logging_steps", "loss_scale_window",
+        )  # fmt: skip
+        above_zero = (
+            "num_train_epochs", "learning_rate", "qat_epochs", "qat_learning_rate", "lr_end", "lr_power", "adam_epsilon",
+            "distillation_temperature", "loss_scale_value",
+        )  # fmt: skip
+        not_negative = (
+            "weight_decay", "max_grad_norm", "label_loss_weight", "distillation_weight", "dataloader_num_workers",
+            "seed", "warmup_ratio",
+        )  # fmt: skip
+        for names, fits, words in (
+            (at_least_one, lambda value: value >= 1, "1 or more"),
+            (above_zero, lambda value: value > 0, "more than 0"),
+            (not_negative, lambda value: value >= 0, "0 or more"),
+        ):
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ConfigError(f"--{name} {getattr(self, name)}, expected {words}")
+        if self.warmup_ratio >= 1:
+            raise ConfigError(f"--warmup_ratio {self.warmup_ratio}, expected a share of the steps below 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(f"--dropout {self.dropout}, expected from 0 to below 1")
+        if self.loss_scale_factor <= 1:
+            raise ConfigError(f"--loss_scale_factor {self.loss_scale_factor}, expected more than 1")
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise ConfigError(f"--max_steps {self.max_steps}, expected 1 or more, or -1 for whole epochs")

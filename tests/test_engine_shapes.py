@@ -1,0 +1,61 @@
+import pytest
+
+from q8trt.engine.shapes import ShapeProfile, check_positions, parse_shapes
+from q8trt.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("16x128", (16, 128)),
+        (" 1X8 ", (1, 8)),
+        ("input_ids:16x128,attention_mask:16x128", (16, 128)),
+        ("input_ids:16x128, attention_mask:16x128, token_type_ids:16x128", (16, 128)),
+    ],
+)
+def test_trtexec_notation_is_read(text: str, shape: tuple[int, int]) -> None:
+    assert parse_shapes(text) == shape
+
+
+@pytest.mark.parametrize("text", ["", "16", "16x", "x128", "16x128x2", "input_ids:", "input_ids=16x128", "-1x8", "16x128,"])
+def test_what_cannot_be_read_gets_an_example(text: str) -> None:
+    with pytest.raises(ConfigError, match=r'cannot read the shape .*: write "16x128" or "input_ids:16x128'):
+        parse_shapes(text)
+
+
+def test_inputs_must_agree() -> None:
+    with pytest.raises(ConfigError, match="all inputs must share one shape; .* has 16x128 and 16x64"):
+        parse_shapes("input_ids:16x128,attention_mask:16x64")
+
+
+def test_zero_is_no_size() -> None:
+    with pytest.raises(ConfigError, match="at least 1; got '0x128'"):
+        parse_shapes("0x128")
+
+
+def test_profile_covers_its_own_range_only() -> None:
+    profile = ShapeProfile((1, 8), (4, 16), (8, 32))
+    assert profile.covers((1, 8))
+    assert profile.covers((8, 32))
+    assert not profile.covers((9, 32))
+    assert not profile.covers((1, 7))
+    assert not profile.covers((4,))
+    assert str(profile) == "1x8 to 8x32, best at 4x16"
+
+
+def test_profile_refuses_a_wrong_order() -> None:
+    with pytest.raises(ConfigError, match="batch must be min <= opt <= max; got 1, 64, 32"):
+        ShapeProfile((1, 1), (64, 128), (32, 128))
+    with pytest.raises(ConfigError, match="sequence must be min <= opt <= max; got 256, 128, 128"):
+        ShapeProfile((1, 256), (16, 128), (32, 128))
+
+
+def test_profile_refuses_sizes_below_one() -> None:
+    with pytest.raises(ConfigError, match="min must be a positive batch and sequence; got 0x1"):
+        ShapeProfile((0, 1))
+
+
+def test_profile_stays_within_the_position_table() -> None:
+    check_positions(ShapeProfile(), 128)
+    with pytest.raises(ConfigError, match="max has sequence 128, but the model has 64 positions; use .* 64 or less"):
+        check_positions(ShapeProfile(), 64)

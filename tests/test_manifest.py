@@ -1,0 +1,148 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from q8trt.engine.manifest import (
+    BackendInfo,
+    Manifest,
+    ModelInfo,
+    TaskInfo,
+    load_manifest,
+    write_manifest,
+)
+from q8trt.engine.shapes import ShapeProfile
+from q8trt.errors import EngineError
+
+MANIFEST = Manifest(
+    task=TaskInfo("MRPC", ["not_equivalent", "equivalent"], False, True, "f1"),
+    model=ModelInfo("tiny", "bert", 2, 512, 0, 128),
+    precision="int8",
+    recipe={"sites": ["qkv_input"], "percentile": 99.99},
+    inputs=["input_ids", "attention_mask"],
+    opset=20,
+    shapes=ShapeProfile(),
+    backend=BackendInfo("tensorrt_rtx", "1.7.1.116", ["8.6", "8.9"]),
+    metrics={"dev": {"f1": 0.9, "accuracy": 0.86}},
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"onnx" * 100)
+    (folder / "model.plan").write_bytes(b"plan" * 1000)
+    (folder / ".half.tmp").write_bytes(b"left by a crash")
+    write_manifest(folder, MANIFEST)
+    return folder
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def test_what_is_written_is_read_back(folder: Path) -> None:
+    manifest = load_manifest(folder)
+    assert replace(manifest, files={}) == MANIFEST
+    assert list(manifest.files) == ["model.onnx", "model.plan"]
+    assert manifest.files["model.onnx"].bytes == 400
+    assert manifest.format == 1
+    assert manifest.created.endswith("+00:00")
+
+
+def test_writing_twice_does_not_list_the_manifest(folder: Path) -> None:
+    assert list(write_manifest(folder, MANIFEST).files) == ["model.onnx", "model.plan"]
+
+
+def test_a_model_without_plan_or_recipe_is_read_back(folder: Path) -> None:
+    plain = replace(MANIFEST, shapes=None, backend=None, recipe=None, precision="fp32")
+    write_manifest(folder, plain)
+    assert replace(load_manifest(folder), files={}) == plain
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="nowhere does not exist; build it with `python build_engine.py --int8`"):
+        load_manifest(tmp_path / "nowhere")
+    with pytest.raises(EngineError, match="nowhere does not exist"):
+        write_manifest(tmp_path / "nowhere", MANIFEST)
+
+
+def test_folder_without_manifest(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no manifest\.json.*`python build_engine\.py --int8`"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "", "\xff"])
+def test_invalid_json(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(EngineError, match=r"manifest\.json cannot be read: "):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("opset"), "missing key: opset"),
+        (lambda data: data.update(colour="red"), "unknown key: colour"),
+        (lambda data: data["task"].pop("labels"), "missing key in task: labels"),
+        (lambda data: data["model"].update(layers=12), "unknown key in model: layers"),
+        (lambda data: data.update(opset="20"), 'opset must be a whole number, not "20"'),
+        (lambda data: data["task"].update(is_pair=1), "task.is_pair must be true or false, not 1"),
+        (lambda data: data.update(inputs="input_ids"), 'inputs must be a list, not "input_ids"'),
+        (lambda data: data["inputs"].append(3), r"inputs\[2\] must be a string, not 3"),
+        (lambda data: data.update(files=[]), r"files must be an object, not \[\]"),
+        (lambda data: data["shapes"].update(min=[1]), "shapes.min must have 2 entries, not 1"),
+        (lambda data: data["shapes"].update(max=[1, 1]), "batch must be min <= opt <= max; got 1, 16, 1"),
+        (lambda data: data.update(format=2), r"has format 2, this q8trt \(.*\) reads up to 1; upgrade q8trt"),
+    ],
+)
+def test_malformed_manifest(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    edit(folder, change)
+    with pytest.raises(EngineError, match=message):
+        load_manifest(folder)
+
+
+def test_manifest_that_is_no_object(folder: Path) -> None:
+    (folder / "manifest.json").write_text("[]")
+    with pytest.raises(EngineError, match="the manifest must be an object"):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "a/b", "..", "/etc/passwd", "", "a\\b"])
+def test_file_names_stay_in_the_folder(folder: Path, name: str) -> None:
+    edit(folder, lambda data: data["files"].update({name: data["files"]["model.onnx"]}))
+    with pytest.raises(EngineError, match="leaves the folder"):
+        load_manifest(folder, verify=False)
+
+
+def test_missing_file(folder: Path) -> None:
+    (folder / "model.plan").unlink()
+    with pytest.raises(EngineError, match=r"model\.plan is missing, but the manifest lists it; rebuild it with"):
+        load_manifest(folder)
+    load_manifest(folder, verify=False)
+
+
+def test_truncated_file(folder: Path) -> None:
+    (folder / "model.plan").write_bytes(b"plan" * 500)
+    with pytest.raises(EngineError, match=r"model\.plan is 2,000 bytes, the manifest says 4,000: it is truncated or"):
+        load_manifest(folder)
+
+
+def test_changed_file(folder: Path) -> None:
+    (folder / "model.plan").write_bytes(b"nalp" * 1000)
+    with pytest.raises(EngineError, match=r"model\.plan has SHA-256 .*, the manifest says .*: it was changed"):
+        load_manifest(folder)
+
+
+def test_a_metric_that_is_no_number_is_refused(folder: Path) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(EngineError, match=r"cannot write .*manifest\.json"):
+        write_manifest(folder, replace(MANIFEST, metrics={"dev": float("nan")}))
+    assert (folder / "manifest.json").read_bytes() == before
