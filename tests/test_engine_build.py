@@ -26,34 +26,49 @@ def rtx() -> Backend:
     return find_backend("rtx")
 
 
-def tiny_onnx(path: Path, shape: tuple[int | str, ...] = ("batch", "sequence"), operator: str = "ReduceMean") -> Path:
-    """Embedding -> Q/DQ -> INT8 MatMul -> mean over the sequence -> logits (batch, 3)."""
-    helper, proto = onnx.helper, onnx.TensorProto
-    random = np.random.default_rng(0)
-    constants = {
-        "table": random.normal(size=(11, 8)).astype(np.float32),
-        "weight": random.integers(-127, 128, (8, 3), dtype=np.int8),
-        "scale": np.float32(0.02),
-        "zero": np.int8(0),
-        "axis": np.array([1], np.int64),
-    }
+RANDOM = np.random.default_rng(0)
+TABLE = RANDOM.normal(size=(11, 8)).astype(np.float32)
+WEIGHT = RANDOM.integers(-127, 128, (8, 3), dtype=np.int8)
+SCALE = np.float32(0.02)
+
+
+def tiny_onnx(
+    path: Path, shape: tuple[int | str, ...] = ("batch", "sequence"), operator: str = "ReduceMean", ids: int = 6
+) -> Path:
+    """Embedding, times mask -> Q/DQ -> INT8 MatMul -> mean over the sequence -> logits (batch, 3); see `tiny_logits`.
+
+    `ids` is the ONNX type of the inputs: 6 is int32, 7 int64, 1 float32.
+    """
+    node, value, proto = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto
+    constants = {"table": TABLE, "weight": WEIGHT, "scale": SCALE, "zero": np.int8(0)}
+    axes = {"one": np.array([1], np.int64), "last": np.array([2], np.int64)}
     nodes = [
-        helper.make_node("Gather", ["table", "input_ids"], ["embedded"], "embed"),
-        helper.make_node("QuantizeLinear", ["embedded", "scale", "zero"], ["q"], "quantize"),
-        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"], "dequantize"),
-        helper.make_node("DequantizeLinear", ["weight", "scale", "zero"], ["w"], "weights"),
-        helper.make_node("MatMul", ["dq", "w"], ["product"], "matmul"),
-        helper.make_node(operator, ["product", "axis"], ["logits"], "pool", keepdims=0),
+        node("Gather", ["table", "input_ids"], ["embedded"], "embed"),
+        node("Cast", ["attention_mask"], ["float_mask"], "cast", to=proto.FLOAT),
+        node("Unsqueeze", ["float_mask", "last"], ["mask"], "unsqueeze"),
+        node("Mul", ["embedded", "mask"], ["masked"], "mask"),
+        node("QuantizeLinear", ["masked", "scale", "zero"], ["q"], "quantize"),
+        node("DequantizeLinear", ["q", "scale", "zero"], ["dq"], "dequantize"),
+        node("DequantizeLinear", ["weight", "scale", "zero"], ["w"], "weights"),
+        node("MatMul", ["dq", "w"], ["product"], "matmul"),
+        node(operator, ["product", "one"], ["logits"], "pool", keepdims=0),
     ]
-    graph = helper.make_graph(
+    graph = onnx.helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("input_ids", proto.INT32, shape)],
-        [helper.make_tensor_value_info("logits", proto.FLOAT, ("batch", 3))],
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        [value(name, ids, shape) for name in ("input_ids", "attention_mask")],
+        [value("logits", proto.FLOAT, ("batch", 3))],
+        [onnx.numpy_helper.from_array(np.asarray(each), name) for name, each in {**constants, **axes}.items()],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9), path)
     return path
+
+
+def tiny_logits(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+    """What `tiny_onnx` computes, in NumPy."""
+    masked = TABLE[input_ids] * attention_mask[..., None]
+    quantized = np.clip(np.rint(masked / SCALE), -128, 127) * SCALE
+    return (quantized @ (WEIGHT * SCALE)).mean(1).astype(np.float32)
 
 
 def test_a_plan_is_built_without_a_gpu(rtx: Backend, tmp_path: Path) -> None:
@@ -148,9 +163,7 @@ def test_an_unwritable_plan(rtx: Backend, tmp_path: Path) -> None:
         build_plan(tiny_onnx(tmp_path / "m.onnx"), tmp_path / "file" / "m.plan", BuildConfig("rtx", SMALL))
 
 
-def test_rtx_says_that_it_has_no_timing_cache(
-    rtx: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rtx_says_that_it_has_no_timing_cache(rtx: Backend, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "q8trt.engine.build")
     config = BuildConfig("rtx", SMALL, timing_cache=str(tmp_path / "cache"))
     info = build_plan(tiny_onnx(tmp_path / "m.onnx"), tmp_path / "m.plan", config)
@@ -164,9 +177,7 @@ def test_timing_cache_of_tensorrt(rtx: Backend, tmp_path: Path, monkeypatch: pyt
     """TensorRT-RTX still has TensorRT's calls, though they do nothing, so they stand in for it here."""
     monkeypatch.setattr("q8trt.engine.build.find_backend", lambda _: Backend("tensorrt", rtx.module, rtx.version))
     config = BuildConfig(shapes=SMALL, timing_cache=str(tmp_path / "cache"))
-    states = [
-        build_plan(tiny_onnx(tmp_path / "m.onnx"), tmp_path / "m.plan", config).timing_cache for _ in range(2)
-    ]
+    states = [build_plan(tiny_onnx(tmp_path / "m.onnx"), tmp_path / "m.plan", config).timing_cache for _ in range(2)]
     assert states == ["new", "loaded"]
     assert (tmp_path / "cache").stat().st_size > 0
 

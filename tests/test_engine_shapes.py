@@ -17,7 +17,9 @@ def test_trtexec_notation_is_read(text: str, shape: tuple[int, int]) -> None:
     assert parse_shapes(text) == shape
 
 
-@pytest.mark.parametrize("text", ["", "16", "16x", "x128", "16x128x2", "input_ids:", "input_ids=16x128", "-1x8", "16x128,"])
+@pytest.mark.parametrize(
+    "text", ["", "16", "16x", "x128", "16x128x2", "input_ids:", "input_ids=16x128", "-1x8", "16x128,"]
+)
 def test_what_cannot_be_read_gets_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=r'cannot read the shape .*: write "16x128" or "input_ids:16x128'):
         parse_shapes(text)

@@ -18,7 +18,7 @@ from torch import nn
 
 from q8trt import __version__, files
 from q8trt.errors import ConfigError
-from q8trt.export.passes import fold_weights
+from q8trt.export.passes import fold_weights, read_shapes_before_quantization
 from q8trt.quantization.insertion import model_quantizers
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, precision: str, input_
         _trace(_prepared(model, precision), temporary, names)
         graph = onnx.load(temporary)
         folded = fold_weights(graph)
+        read_shapes_before_quantization(graph)
         graph.producer_name, graph.producer_version = "q8trt", __version__
         onnx.helper.set_model_props(graph, {"precision": precision})
         onnx.checker.check_model(graph, full_check=True)

@@ -1,0 +1,232 @@
+import os
+import subprocess
+import sys
+import types
+from importlib.metadata import PackageNotFoundError
+from typing import Any
+
+import pytest
+
+from q8trt import doctor, gpu
+from q8trt.doctor import Check, Step, diagnose, render, steps
+from q8trt.engine.backend import Backend
+from q8trt.errors import BackendError
+from q8trt.gpu import Gpu, gpus
+
+SMI = "GPU-1a, NVIDIA L40S, 8.9, 46068, 570.86.15\nGPU-2b, NVIDIA H100 80GB HBM3, 9.0, 81559, 570.86.15\n"
+L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559, "570.86.15")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """A machine described by its packages, GPUs, backends' versions and ONNX Runtime's providers."""
+    training = dict.fromkeys(("transformers", "datasets", "accelerate", "nvidia-modelopt", "onnxruntime"), "1.0")
+    machine = types.SimpleNamespace(
+        packages={"torch": "2.13.0", "cuda-python": "13.0", **training},
+        cards=[],
+        backends={"tensorrt_rtx": "1.7.1"},
+        cuda=None,
+        providers=["CPUExecutionProvider"],
+    )
+
+    def version(package: str) -> str:
+        if package not in machine.packages:
+            raise PackageNotFoundError(package)
+        return str(machine.packages[package])
+
+    def find(name: str | None = None) -> Backend:
+        if not machine.backends:
+            raise BackendError("TensorRT is not installed")
+        name = name or min(machine.backends)
+        members = dict.fromkeys(("NONE", "SM75", "SM89"))
+        module: Any = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__=members))
+        return Backend(name, module, machine.backends[name])
+
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(doctor, "gpus", lambda: machine.cards)
+    monkeypatch.setattr(doctor, "find_backend", find)
+    monkeypatch.setattr(
+        doctor,
+        "backend_status",
+        lambda: {name: machine.backends.get(name, "is not installed") for name in ("tensorrt", "tensorrt_rtx")},
+    )
+    monkeypatch.setattr(doctor, "_torch_cuda", lambda: machine.cuda)
+    monkeypatch.setattr(doctor, "_providers", lambda: machine.providers)
+    return machine
+
+
+def how(name: str) -> tuple[bool, str]:
+    return next((step.runs, step.how) for step in steps() if step.name == name)
+
+
+def test_steps_on_a_cpu(machine: types.SimpleNamespace) -> None:
+    assert steps() == [
+        Step("fine-tune", True, "on the CPU with torch 2.13.0"),
+        Step("build engine", True, "on the CPU with TensorRT-RTX 1.7.1"),
+        Step("benchmark", True, "ONNX Runtime on the CPU; the plan needs an NVIDIA GPU"),
+    ]
+
+
+def test_steps_on_a_gpu(machine: types.SimpleNamespace) -> None:
+    machine.cards, machine.cuda, machine.backends = [L40S], "12.8", {"tensorrt": "10.13.2"}
+    assert steps() == [
+        Step("fine-tune", True, "on NVIDIA L40S with torch 2.13.0"),
+        Step("build engine", True, "on NVIDIA L40S with TensorRT 10.13.2"),
+        Step("benchmark", True, "TensorRT 10.13.2 on NVIDIA L40S"),
+    ]
+
+
+def test_fine_tuning_lacks(machine: types.SimpleNamespace) -> None:
+    machine.cards = [L40S]
+    assert "reinstall torch with CUDA" in how("fine-tune")[1]
+    del machine.packages["datasets"]
+    assert how("fine-tune") == (False, 'needs datasets: pip install "q8trt[train]"')
+
+
+def test_building_lacks(machine: types.SimpleNamespace) -> None:
+    machine.backends = {"tensorrt": "10.13.2"}
+    assert how("build engine") == (
+        False,
+        'TensorRT needs an NVIDIA GPU to build; pip install "q8trt[rtx]" does not',
+    )
+    machine.backends = {}
+    runs, what = how("build engine")
+    assert not runs
+    assert what == 'needs pip install "q8trt[tensorrt]" (with a GPU) or pip install "q8trt[rtx]"'
+
+
+def test_benchmarking_lacks(machine: types.SimpleNamespace) -> None:
+    machine.cards = [H100]
+    assert "TensorRT-RTX 1.7.1 supports compute capability 8.9, NVIDIA H100 80GB HBM3 has 9.0" in how("benchmark")[1]
+    del machine.packages["cuda-python"]
+    assert how("benchmark")[1].endswith('the plan needs cuda-python: pip install "q8trt[rtx]"')
+    machine.backends, machine.providers = {}, []
+    runs, what = how("benchmark")
+    assert not runs
+    assert what.endswith('ONNX Runtime on the CPU needs pip install "q8trt[train]"')
+
+
+def test_diagnosis_of_a_bare_machine(machine: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.packages, machine.backends, machine.providers = {}, {}, []
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    checks = {check.name: check for check in diagnose()}
+    assert list(checks) == [
+        *("Python", "GPU", "NVIDIA driver", "CUDA runtime", "TensorRT", "TensorRT-RTX", "ONNX Runtime"),
+        *("ModelOpt", "torch", "transformers"),
+    ]
+    assert checks["Python"].ok
+    assert {check.found for name, check in checks.items() if name != "Python"} == {"none"}
+    assert all(check.hint for name, check in checks.items() if name != "Python")
+    assert checks["TensorRT"].hint == 'pip install "q8trt[tensorrt]"'
+
+
+def test_diagnosis_of_a_full_machine(machine: types.SimpleNamespace) -> None:
+    machine.cards, machine.cuda = [L40S], "12.8"
+    machine.backends = {"tensorrt": "10.13.2", "tensorrt_rtx": "1.7.1"}
+    checks = {check.name: check for check in diagnose()}
+    assert all(check.ok and not check.hint for check in checks.values())
+    assert checks["GPU"].found == "NVIDIA L40S (SM 8.9, 46,068 MiB)"
+    assert checks["NVIDIA driver"].found == "570.86.15"
+    assert checks["torch"].found == "2.13.0 (CUDA 12.8)"
+    assert checks["ONNX Runtime"].found == "1.0 (CPU)"
+
+
+def test_a_broken_onnxruntime_is_told(machine: types.SimpleNamespace) -> None:
+    machine.providers = []
+    check = next(check for check in diagnose() if check.name == "ONNX Runtime")
+    assert (check.ok, check.found) == (False, "1.0, but it cannot be imported")
+
+
+def test_this_machine_is_diagnosed_without_torch() -> None:
+    code = "import sys; from q8trt.doctor import *; render(diagnose(), steps()); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_importing_needs_no_heavy_package() -> None:
+    code = (
+        "import sys, q8trt.doctor, q8trt.engine.build, q8trt.engine.manifest, q8trt.runners.onnxruntime_runner\n"
+        "import q8trt.runners.tensorrt_runner, q8trt.runners.torch_runner\n"
+        "heavy = {'tensorrt', 'tensorrt_rtx', 'torch', 'onnxruntime', 'onnx', 'cuda', 'transformers'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert answer.stderr.strip() == ""
+
+
+def test_torch_cuda_version_is_read_from_its_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert doctor._torch_cuda() is None
+    (package / "version.py").write_text("__version__ = '2.8.0'\ncuda: Optional[str] = '12.8'\nhip = None\n")
+    assert doctor._torch_cuda() == "12.8"
+    (package / "version.py").write_text("cuda: Optional[str] = None\n")
+    assert doctor._torch_cuda() is None
+
+
+def test_render_aligns() -> None:
+    text = render(
+        [Check("GPU", "none", False, "get one"), Check("torch", "2.13", True, "")], [Step("tune", True, "CPU")]
+    )
+    assert text.splitlines() == [
+        "Found",
+        "  -   GPU    none  -> get one",
+        "  ok  torch  2.13",
+        "",
+        "Runs here",
+        "  yes tune   CPU",
+    ]
+
+
+# nvidia-smi
+
+
+def smi(monkeypatch: pytest.MonkeyPatch, answer: str | Exception, visible: str | None = None) -> list[Gpu]:
+    def run(command: list[str], **options: Any) -> Any:
+        assert options["timeout"] == 10
+        if isinstance(answer, Exception):
+            raise answer
+        return subprocess.CompletedProcess(command, 0, answer, "")
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", visible)
+    return gpus()
+
+
+def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert smi(monkeypatch, SMI) == [L40S, H100]
+    assert smi(monkeypatch, "GPU-1a, NVIDIA L40S, 8.9, [N/A], 570\n") == [Gpu("NVIDIA L40S", "8.9", 0, "570")]
+    assert smi(monkeypatch, "NVIDIA-SMI has failed\n") == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError("nvidia-smi"),
+        subprocess.TimeoutExpired("nvidia-smi", 10),
+        subprocess.CalledProcessError(9, ""),
+    ],
+)
+def test_no_gpu_is_no_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    assert smi(monkeypatch, error) == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("", []),
+        ("1", [H100]),
+        ("1,0", [H100, L40S]),
+        ("GPU-2", [H100]),
+        ("0,7,1", [L40S]),
+        ("-1", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_visible_devices(monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[Gpu]) -> None:
+    assert smi(monkeypatch, SMI, visible) == expected
