@@ -13,7 +13,7 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, M
 from q8trt.engine.shapes import ShapeProfile, check_positions
 from q8trt.errors import CheckpointError, ConfigError
 from q8trt.finetuning import FinetuneConfig
-from q8trt.runs import Run, newest_run, open_run
+from q8trt.runs import STAGES, Run, newest_run, open_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,37 +49,36 @@ class Source:
         return self.run.path / ("engine" if self.stage == "int8" else f"engine-{self.stage}")
 
 
-def find_source(precision: str, checkpoint: str | None, runs_dir: str) -> Source:
+def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
     """The checkpoint to build from: the one given, or the newest run's that fits `precision`.
 
     Args:
         precision: "fp32", "fp16", "int8" or "int8+fp16".
         checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run.
         runs_dir: the folder of runs.
+        stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
 
     Raises:
-        ConfigError: there is no run, or none that fits.
-        CheckpointError: the checkpoint does not lie in a run, or its precision is another.
+        ConfigError: there is no run, or none that fits; or the stage does not fit the precision.
+        CheckpointError: there is no such folder.
     """
     stages = ("int8", "ptq") if precision.startswith("int8") else ("fp32",)
     path = Path(checkpoint) if checkpoint else None
     if path and not path.is_dir():
         raise CheckpointError(f"{path} does not exist; expected a run folder or a checkpoint folder inside one")
-    wanted: tuple[str, ...] = stages
-    if path and path.name in ("fp32", "ptq", "int8"):
-        run, wanted = open_run(path.parent), (path.name,)
-        if path.name not in stages:
-            raise CheckpointError(
-                f"{path} is the run's {path.name} checkpoint; it cannot make an engine of precision {precision}"
-            )
-    else:
-        run = open_run(path) if path else newest_run(runs_dir, stages)
-    for stage in wanted:
-        folder = run.checkpoint(stage)
+    if path and path.name in STAGES:
+        path, stage = path.parent, path.name
+    if stage:
+        if stage not in stages:
+            raise ConfigError(f"the {stage} checkpoint cannot make an engine of precision {precision}; use {stages[0]}")
+        stages = (stage,)
+    run = open_run(path) if path else newest_run(runs_dir, stages)
+    for name in stages:
+        folder = run.checkpoint(name)
         if folder:
-            return Source(folder, run, FinetuneConfig.from_dict(run.record["config"]), stage)
+            return Source(folder, run, FinetuneConfig.from_dict(run.record["config"]), name)
     raise ConfigError(
-        f"{run.path} has no finished {' or '.join(wanted)} checkpoint; finish it: python finetune.py --resume {run.path}"
+        f"{run.path} has no finished {' or '.join(stages)} checkpoint; finish it: python finetune.py --resume {run.path}"
     )
 
 

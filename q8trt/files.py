@@ -56,13 +56,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     _umask_permissions(temporary, 0o777)
     try:
         yield temporary
-        retired = temporary.with_suffix(".old")
-        if path.exists():
-            path.replace(retired)
-        temporary.replace(path)
-        shutil.rmtree(retired, ignore_errors=True)
+        _swap(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(folder: Path, path: Path) -> None:
+    """Rename `folder` to `path`; what had that name goes away, and comes back should the rename fail."""
+    retired = folder.with_suffix(".old")
+    replaces = path.exists() or path.is_symlink()
+    if replaces:
+        path.replace(retired)
+    try:
+        folder.replace(path)
+    except BaseException:
+        if replaces:
+            retired.replace(path)
+        raise
+    if retired.is_dir() and not retired.is_symlink():
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        retired.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

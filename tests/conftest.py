@@ -1,10 +1,35 @@
-"""Fixtures that more than one test module uses."""
+"""Fixtures that more than one test module uses: a tiny tokenizer, tiny models and their checkpoints, no network."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
+import string
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ARCHITECTURES = ("bert", "roberta", "electra", "distilbert")
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+WORDS = """
+a about above across after again air all alone along also am an and animal any apple are arm around as ask at away
+baby back bad ball bank be bear because bed been before bell best better big bird black blue boat body book both box
+boy bread bring brown build but buy by cake call came can car cat chair child city close coat cold come cook could
+country cow cut dance dark day did do dog door down draw drink drive dry each ear earth eat egg end every eye face
+fall family far farm fast father feel few field find fine fire first fish five floor flower fly food foot for four
+friend from full game garden get girl give glass go gold good grass great green guitar had hair half hand happy hard
+has have he head hear her here high hill him his hold home horse hot house how i if in into is it jump keep kitchen
+knife large laugh leg light like little long man many me moon more mother music my new night no not now of old on one
+or out over people plane play red ride river road room run running sea see she sing sit sleep slow small snow some
+stand street sun table talk the their they this three to top train tree two under up very walk wall was water way we
+white who wind window with woman wood word work write yellow you young
+""".split()  # noqa: SIM905 - a list of 250 quoted words is harder to read
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +39,161 @@ def glue_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no GLUE data beside the checkout (shared/glue)")
     return folder
+
+
+@functools.cache
+def make_tokenizer(token_types: bool = True) -> Any:
+    """A WordPiece tokenizer over `WORDS`, letters, digits and punctuation: any English text has ids."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = string.ascii_lowercase + string.digits
+    pieces = [*SPECIAL, *WORDS, *(c for c in letters if c not in WORDS), *(f"##{c}" for c in letters), "##s", "##ing"]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys([*pieces, *string.punctuation]))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")],
+    )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=inputs if token_types else ["input_ids", "attention_mask"],
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def make_config(architecture: str = "bert", num_labels: int = 1, **overrides: Any) -> Any:
+    """A configuration of 2 layers, hidden size 32, 2 heads; weights large enough for logits that differ."""
+    from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
+
+    vocabulary = len(make_tokenizer())
+    shared: dict[str, Any] = {"vocab_size": vocabulary, "initializer_range": 0.2, "pad_token_id": 0}
+    shared |= {"num_labels": num_labels, "max_position_embeddings": 64}
+    if num_labels == 1:
+        shared["problem_type"] = "regression"
+    if architecture == "distilbert":
+        sizes = {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64}
+        return DistilBertConfig(**(shared | sizes | overrides))
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    if architecture == "electra":
+        return ElectraConfig(**(shared | sizes | {"embedding_size": 16} | overrides))
+    if architecture == "roberta":  # its positions count from pad_token_id + 1
+        return RobertaConfig(**(shared | sizes | {"type_vocab_size": 1, "max_position_embeddings": 66} | overrides))
+    return BertConfig(**(shared | sizes | overrides))
+
+
+def make_model(architecture: str = "bert", num_labels: int = 1, seed: int = 0, **overrides: Any) -> Any:
+    """A random sequence classification model in evaluation mode, the same for the same arguments.
+
+    Biases and LayerNorm gains are random too: a test must notice one that got lost.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(make_config(architecture, num_labels, **overrides))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+def make_batch(architecture: str = "bert", shape: tuple[int, int] = (3, 17), seed: int = 0) -> dict[str, Any]:
+    """Random ids of `shape`, each row but the first padded to its own length; what the architecture's tokenizer makes."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    rows, width = shape
+    lengths = torch.randint(width // 2, width + 1, (rows, 1), generator=generator)
+    lengths[0] = width
+    mask = (torch.arange(width) < lengths).long()
+    ids = torch.randint(len(SPECIAL), len(make_tokenizer()), shape, generator=generator)
+    batch = {"input_ids": ids * mask, "attention_mask": mask}
+    if architecture in ("bert", "electra"):
+        batch["token_type_ids"] = (torch.arange(width) >= lengths // 2).long() * mask
+    return batch
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    """See `make_tokenizer`; makes input_ids, token_type_ids and attention_mask."""
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., Any]:
+    """``tiny_config(architecture="bert", num_labels=1, **overrides)``; see `make_config`."""
+    return make_config
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """``tiny_model(architecture="bert", num_labels=1, seed=0, **overrides)``; see `make_model`."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_batch() -> Callable[..., dict[str, Any]]:
+    """``tiny_batch(architecture="bert", shape=(3, 17), seed=0)``; see `make_batch`."""
+    return make_batch
+
+
+@pytest.fixture(scope="session")
+def tiny_quantized() -> Callable[..., tuple[Any, Any]]:
+    """``tiny_quantized(architecture="bert", num_labels=1)``: a calibrated quantized model, one's own, and its recipe."""
+
+    @functools.cache
+    def build(architecture: str, num_labels: int) -> tuple[Any, Any]:
+        from q8trt.quantization.calibration import calibrate
+        from q8trt.quantization.insertion import insert_quantizers
+        from q8trt.quantization.recipe import load_recipe
+
+        model, recipe = make_model(architecture, num_labels), load_recipe("linear")
+        insert_quantizers(model, recipe)
+        calibrate(model, recipe, [make_batch(architecture, seed=seed) for seed in range(3)])
+        return model, recipe
+
+    def copied(architecture: str = "bert", num_labels: int = 1) -> tuple[Any, Any]:
+        model, recipe = build(architecture, num_labels)
+        return copy.deepcopy(model), recipe
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_checkpoint_of(architecture="bert", num_labels=1)``: folder of a fine-tuned checkpoint. Do not change it."""
+
+    @functools.cache
+    def build(architecture: str = "bert", num_labels: int = 1) -> Path:
+        from q8trt.checkpoints import save_checkpoint
+
+        folder = tmp_path_factory.mktemp("tiny") / f"{architecture}-{num_labels}"
+        tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
+        save_checkpoint(folder, make_model(architecture, num_labels), tokenizer)
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_checkpoint_of: Callable[..., Path]) -> Path:
+    """Folder of a BERT checkpoint fine-tuned for STS-B: one output, regression. Do not change it."""
+    return tiny_checkpoint_of("bert", 1)
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each architecture in turn."""
+    return request.param

@@ -83,7 +83,7 @@ def test_a_plan_is_built_without_a_gpu(rtx: Backend, tmp_path: Path) -> None:
     assert "7.5" not in info.sm_targets
     assert info.bytes == (tmp_path / "out" / "m.plan").stat().st_size > 0
     assert info.seconds > 0
-    assert ("Building engine", 0) == phases[0][:2]
+    assert phases[0][:2] == ("Building engine", 0)
     assert all(0 <= done <= total for _, done, total in phases)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["m.plan"]
 

@@ -26,7 +26,7 @@ def test_what_cannot_be_read_gets_an_example(text: str) -> None:
 
 
 def test_inputs_must_agree() -> None:
-    with pytest.raises(ConfigError, match="all inputs must share one shape; .* has 16x128 and 16x64"):
+    with pytest.raises(ConfigError, match=r"all inputs must share one shape; .* has 16x128 and 16x64"):
         parse_shapes("input_ids:16x128,attention_mask:16x64")
 
 
@@ -59,5 +59,5 @@ def test_profile_refuses_sizes_below_one() -> None:
 
 def test_profile_stays_within_the_position_table() -> None:
     check_positions(ShapeProfile(), 128)
-    with pytest.raises(ConfigError, match="max has sequence 128, but the model has 64 positions; use .* 64 or less"):
+    with pytest.raises(ConfigError, match=r"max has sequence 128, but the model has 64 positions; use .* 64 or less"):
         check_positions(ShapeProfile(), 64)

@@ -68,7 +68,7 @@ def test_a_model_without_plan_or_recipe_is_read_back(folder: Path) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="nowhere does not exist; build it with `python build_engine.py --int8`"):
+    with pytest.raises(EngineError, match=r"nowhere does not exist; build it with `python build_engine\.py --int8`"):
         load_manifest(tmp_path / "nowhere")
     with pytest.raises(EngineError, match="nowhere does not exist"):
         write_manifest(tmp_path / "nowhere", MANIFEST)

@@ -22,7 +22,7 @@ from q8trt.runners.tensorrt_runner import CheckedCuda, TensorRTRunner, cuda_runt
 from q8trt.runners.torch_runner import TorchRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
-from test_engine_build import SMALL, TABLE, tiny_logits, tiny_onnx  # noqa: E402
+from test_engine_build import SMALL, TABLE, tiny_logits, tiny_onnx
 
 RANDOM = np.random.default_rng(1)
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
@@ -432,6 +432,7 @@ MANIFEST = Manifest(
 def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A machine with an L40S and TensorRT-RTX 1.7.1, where opening a plan returns the arguments."""
     machine = types.SimpleNamespace(cards=[L40S], version="1.7.1.99")
+    runners._say_once.cache_clear()
     monkeypatch.setattr(runners, "gpus", lambda: machine.cards)
     monkeypatch.setattr(runners, "find_backend", lambda name: Backend(name, types.ModuleType(name), machine.version))
     monkeypatch.setattr(tensorrt_runner, "TensorRTRunner", lambda *arguments: arguments)
@@ -467,7 +468,9 @@ def test_else_onnxruntime_and_why(
     runner = open_runner(folder)
     assert runner.backend == "onnxruntime"
     assert runner.infer(batch()).shape == (3, 3)
-    assert "runs on ONNX Runtime on the CPU: " in caplog.text
+    open_runner(folder)
+    assert len(caplog.records) == 1  # said once, however many runners are opened
+    assert "running on ONNX Runtime on the CPU: " in caplog.text
     with pytest.raises(BackendError, match=rf"cannot run on TensorRT-RTX here: .*{reason}"):
         open_runner(folder, "tensorrt_rtx")
 

@@ -7,6 +7,7 @@ from typing import Any
 from q8trt.cli.options import Parser, add_runs_dir, say
 from q8trt.engine.build import BuildConfig
 from q8trt.engine.shapes import ShapeProfile, parse_shapes
+from q8trt.runs import STAGES
 
 
 def parser() -> Parser:
@@ -24,6 +25,11 @@ def parser() -> Parser:
     precision.add_argument("--fp32", action="store_true", help="FP32")
     made.add_argument(
         "--checkpoint", metavar="DIR", help="a run, or a checkpoint folder in it (default: the newest run's best)"
+    )
+    made.add_argument(
+        "--stage",
+        choices=STAGES,
+        help="which of the run's checkpoints (default: int8, else ptq; fp32 for --fp32 and --fp16)",
     )
     made.add_argument(
         "--output_dir", metavar="DIR", help="the engine folder (default: <run>/engine, or engine-<what> for others)"
@@ -93,7 +99,7 @@ def run(argv: list[str]) -> int:
     precision, config = _precision(args), _build_config(args)
     from q8trt.building import find_source
 
-    source = find_source(precision, args.checkpoint, args.runs_dir)
+    source = find_source(precision, args.checkpoint, args.runs_dir, args.stage)
     say(f"checkpoint: {source.checkpoint}")
     _build(source, precision, config, args.output_dir)
     baseline = source.run.path / "engine-fp32"

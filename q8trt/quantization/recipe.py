@@ -36,9 +36,9 @@ class QuantizerSpec:
     percentile: float = 99.99
 
     def __post_init__(self) -> None:
-        if self.num_bits != 8:
+        if self.num_bits != 8 or type(self.num_bits) is not int:
             raise ConfigError(f"num_bits must be 8, got {self.num_bits!r}")
-        if self.axis not in (None, 0):
+        if self.axis is not None and (self.axis != 0 or type(self.axis) is not int):
             raise ConfigError(f"axis must be null (per tensor) or 0 (per output channel), got {self.axis!r}")
         if self.calibrator not in CALIBRATORS:
             raise ConfigError(
@@ -148,7 +148,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         ConfigError: no such recipe, not YAML, or a value that is not known.
     """
     if name_or_path in builtin_recipes():
-        text = (resources.files("q8trt") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("q8trt") / "recipes" / f"{name_or_path}.yaml").read_bytes()
     else:
         path = Path(name_or_path)
         if not path.is_file():
@@ -156,9 +156,9 @@ def load_recipe(name_or_path: str) -> Recipe:
                 f"unknown recipe {name_or_path!r}{nearest(name_or_path, builtin_recipes())}; expected the path of a YAML "
                 f"file or one of: {', '.join(builtin_recipes())}"
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     try:
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {name_or_path}: not YAML: {' '.join(str(error).split())}") from None
     return Recipe.from_dict(data, f"recipe {name_or_path}")

@@ -1,0 +1,40 @@
+# `make demo` and `make test` set themselves up from nothing: a virtual environment in .venv and the pinned packages.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := train,rtx,demo,dev
+
+.PHONY: demo test lint check gpu-check clean
+
+demo: $(STAMP)  ## FP32, PTQ and QAT INT8 of MiniLM on the built-in sample: fine-tune, build, benchmark
+	$(BIN)/python finetune.py --demo
+	$(BIN)/python build_engine.py --int8
+	$(BIN)/python build_engine.py --int8 --stage ptq
+	$(BIN)/python benchmark.py --parity
+
+test: $(STAMP)  ## all tests; those that need a GPU say why they are skipped
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+gpu-check: $(STAMP)  ## on a machine with an NVIDIA GPU: the GPU tests, then the demo with its engines on the GPU
+	$(BIN)/q8trt doctor || true
+	$(BIN)/python -m pytest -m gpu --require-gpu
+	$(BIN)/python finetune.py --demo
+	$(BIN)/python build_engine.py --int8 --fp16
+	$(BIN)/python build_engine.py --int8
+	$(BIN)/python benchmark.py --parity --shapes 1x64,8x64,32x64 --backend $$($(BIN)/python -c "from q8trt.engine.backend import find_backend; print(find_backend().name)")
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

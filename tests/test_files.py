@@ -1,0 +1,222 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from q8trt import files
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write through pathlib leaves half of its data, then fails as on a full disk."""
+
+    def half_then_fail(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", half_then_fail)
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: half_then_fail(path, text.encode()))
+
+
+def test_file_is_written_whole_and_makes_its_folder(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "file.bin"
+    with files.atomic_file(target) as temporary:
+        temporary.write_bytes(b"first")
+        assert temporary.parent == target.parent  # the same file system, or a rename would copy
+        assert not target.exists()
+    assert target.read_bytes() == b"first"
+    assert names(target.parent) == ["file.bin"]
+
+
+def test_file_replaces_an_older_longer_one(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("much longer than what follows")
+    files.write_text(target, "short é")
+    assert target.read_bytes() == "short é".encode()
+    assert names(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, SystemExit])
+def test_file_failure_leaves_the_old_one_and_no_trace(tmp_path: Path, exception: type[BaseException]) -> None:
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with files.atomic_file(target) as temporary:
+            temporary.write_text("half of the ne")
+            raise exception
+
+    with pytest.raises(exception):
+        fail()
+    assert names(tmp_path) == ["file.txt"]
+    assert target.read_text() == "old"
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(
+    ("write", "value"),
+    [(files.write_bytes, b"x" * 100), (files.write_text, "x" * 100), (files.write_json, {"key": "x" * 100})],
+    ids=["bytes", "text", "json"],
+)
+def test_full_disk_leaves_no_file(tmp_path: Path, write: object, value: object) -> None:
+    with pytest.raises(OSError) as caught:
+        write(tmp_path / "new.json", value)  # type: ignore[operator]
+    assert caught.value.errno == errno.ENOSPC
+    assert names(tmp_path) == []
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_keeps_the_old_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(OSError), files.atomic_folder(folder) as temporary:
+        (temporary / "new").write_bytes(b"x" * 100)
+    assert names(tmp_path) == ["model", "model/old"]
+
+
+def test_folder_replaces_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "model"
+    for content in ("one", "two"):
+        with files.atomic_folder(folder) as temporary:
+            assert temporary.parent == folder.parent
+            (temporary / content).write_text(content)
+    assert names(tmp_path) == ["runs", "runs/model", "runs/model/two"]
+
+
+@pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt])
+def test_folder_failure_keeps_the_old_one(tmp_path: Path, exception: type[BaseException]) -> None:
+    folder = tmp_path / "model"
+    with files.atomic_folder(folder) as temporary:
+        (temporary / "weights").write_text("old")
+
+    def fail() -> None:
+        with files.atomic_folder(folder) as temporary:
+            (temporary / "weights").write_text("new")
+            raise exception
+
+    with pytest.raises(exception):
+        fail()
+    assert names(tmp_path) == ["model", "model/weights"]
+    assert (folder / "weights").read_text() == "old"
+
+
+def test_folder_that_cannot_be_renamed_keeps_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of the two renames fails: the old folder must come back under its name."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("old")
+    replace = Path.replace
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name.endswith(".tmp"):
+            raise OSError(errno.EACCES, "refused")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="refused"), files.atomic_folder(folder) as temporary:
+        (temporary / "weights").write_text("new")
+    assert names(tmp_path) == ["model", "model/weights"]
+    assert (folder / "weights").read_text() == "old"
+
+
+def test_folder_replaces_a_file_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("a file")
+    with files.atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "weights").touch()
+    assert names(tmp_path) == ["model", "model/weights"]
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_folder_replaces_a_link_and_not_what_it_points_to(tmp_path: Path, dangling: bool) -> None:
+    if not dangling:
+        (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
+    with files.atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "weights").touch()
+    assert names(tmp_path) == [*([] if dangling else ["elsewhere"]), "model", "model/weights"]
+    assert not (tmp_path / "model").is_symlink()
+
+
+def test_a_path_below_a_file_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        files.write_text(tmp_path / "file" / "below", "text")
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
+def test_permissions_are_those_of_an_ordinary_create(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        files.write_text(tmp_path / "file", "text")
+        with files.atomic_folder(tmp_path / "folder"):
+            pass
+        (tmp_path / "ordinary_file").touch()
+        (tmp_path / "ordinary_folder").mkdir()
+        assert os.umask(umask) == umask  # the process's own umask is as it was
+    finally:
+        os.umask(before)
+    mode = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert mode["file"] == mode["ordinary_file"] == 0o666 & ~umask
+    assert mode["folder"] == mode["ordinary_folder"] == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, float("-inf")]])
+def test_json_refuses_what_json_has_not(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "value.json", {"score": value})
+    assert names(tmp_path) == []
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"name": "naïve", "scores": [0.1, 86.76, None], "nested": {"b": 1, "a": True}}
+    files.write_json(tmp_path / "value.json", value)
+    assert files.read_json(tmp_path / "value.json") == value
+    text = (tmp_path / "value.json").read_text(encoding="utf-8")
+    assert "naïve" in text
+    assert text.endswith("}\n")
+    assert text.index('"b"') < text.index('"a"')  # in the order given
+
+
+def test_json_errors_reach_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "none.json")
+    (tmp_path / "half.json").write_text('{"a": ')
+    with pytest.raises(json.JSONDecodeError):
+        files.read_json(tmp_path / "half.json")
+
+
+@pytest.mark.parametrize("data", [b"", b"abc", bytes(range(256)) * 5000])
+def test_sha256(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "data").write_bytes(data)
+    assert files.sha256(tmp_path / "data") == hashlib.sha256(data).hexdigest()
+
+
+def test_sha256_known_answer(tmp_path: Path) -> None:
+    """FIPS 180-2, appendix B.1."""
+    (tmp_path / "data").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "data") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_failing_clean_up_does_not_hide_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove_nothing(path: object, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError("clean-up failed")
+
+    monkeypatch.setattr(shutil, "rmtree", remove_nothing)
+    with pytest.raises(ValueError, match="the cause"), files.atomic_folder(tmp_path / "model"):
+        raise ValueError("the cause")
