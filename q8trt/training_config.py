@@ -45,7 +45,7 @@ class TrainingConfig:
     save_steps: int = _option(200, "steps between checkpoints; a multiple of --eval_steps")
     save_total_limit: int = _option(2, "checkpoints kept (the best one is always among them)")
     logging_steps: int = _option(50, "steps between lines of the log")
-    group_by_length: bool = _option(True, "put rows of similar length into a batch")
+    group_by_length: bool = _option(False, "put rows of similar length into a batch: faster, but it can cost accuracy")
     no_shuffle: bool = _option(False, "take the training rows in file order")
     fp16: bool = _option(False, "mixed precision FP16 with dynamic loss scaling (CUDA)")
     bf16: bool = _option(False, "mixed precision BF16")
