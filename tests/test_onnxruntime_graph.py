@@ -1,0 +1,98 @@
+"""The rewrite for ONNX Runtime's CPU kernels: same values, all GEMMs in INT8."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from q8trt.runners.onnxruntime_graph import use_unsigned_activations
+from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+
+SCALE = np.float32(0.05)
+
+
+def shared_activation(readers: int = 3, extra: bool = False) -> onnx.ModelProto:
+    """ids -> Gather -> Q -> DQ, read by `readers` GEMMs with INT8 weights, summed to logits; `extra` adds a reader of Q."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "table": rng.normal(size=(50, 16)).astype(np.float32) * 4,
+        "scale": np.array(SCALE),
+        "zero": np.array(0, np.int8),
+        "w_scale": np.array(0.01, np.float32),
+        "axes": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+    ]
+    for number in range(readers):
+        constants[f"w{number}"] = rng.integers(-128, 128, (16, 2)).astype(np.int8)
+        nodes.append(helper.make_node("DequantizeLinear", [f"w{number}", "w_scale", "zero"], [f"dw{number}"]))
+        nodes.append(helper.make_node("MatMul", ["dq", f"dw{number}"], [f"y{number}"]))
+    nodes.append(helper.make_node("Sum", [f"y{number}" for number in range(readers)], ["y"]))
+    nodes.append(helper.make_node("ReduceMean", ["y", "axes"], ["logits"], keepdims=0))
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 2])]
+    if extra:
+        nodes.append(helper.make_node("Identity", ["q"], ["raw"]))
+        outputs.append(helper.make_tensor_value_info("raw", TensorProto.INT8, ["b", "s", 16]))
+    graph = helper.make_graph(
+        nodes, "shared", [helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["b", "s"])], outputs,
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def logits(model: onnx.ModelProto, ids: np.ndarray, optimize: bool) -> np.ndarray:
+    options = ort.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(model.SerializeToString(), options).run(["logits"], {"input_ids": ids})[0]
+
+
+def test_outputs_do_not_change_by_a_bit() -> None:
+    model, ids = shared_activation(), np.arange(48, dtype=np.int32).reshape(4, 12)
+    before = logits(model, ids, optimize=False)
+    assert use_unsigned_activations(model) == 1
+    onnx.checker.check_model(model)
+    np.testing.assert_array_equal(logits(model, ids, optimize=False), before)
+
+
+def test_the_values_are_those_of_the_definition() -> None:
+    model, ids = shared_activation(1), np.array([[3, 7]], np.int32)
+    use_unsigned_activations(model)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    x = np.clip(np.rint(weights["table"][ids] / SCALE), -128, 127) * SCALE
+    expected = (x @ (weights["w0"].astype(np.float32) * np.float32(0.01))).mean(axis=1)
+    np.testing.assert_allclose(logits(model, ids, optimize=False), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("rewrite", "int8_gemms"), [(False, 0), (True, 3)])
+def test_it_lets_every_reader_run_in_int8(tmp_path, rewrite: bool, int8_gemms: int) -> None:
+    model = shared_activation()
+    if rewrite:
+        use_unsigned_activations(model)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(model.SerializeToString(), options)
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert sum(node.op_type == "MatMulIntegerToFloat" for node in optimized.graph.node) == int8_gemms
+
+
+def test_a_quantized_tensor_that_something_else_reads_is_left_alone() -> None:
+    model = shared_activation(extra=True)
+    untouched = model.SerializeToString()
+    assert use_unsigned_activations(model) == 0
+    assert model.SerializeToString() == untouched
+
+
+def test_the_runner_gives_what_the_file_gives(tmp_path) -> None:
+    model, ids = shared_activation(), np.arange(24, dtype=np.int32).reshape(2, 12)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    with OnnxRuntimeRunner(path, "int8") as runner:
+        np.testing.assert_allclose(runner.infer({"input_ids": ids}), logits(model, ids, optimize=False), rtol=1e-5)
