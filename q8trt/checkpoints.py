@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from q8trt import files
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
+from q8trt.hub import hub_answers
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites, layout_of
 
@@ -77,6 +78,11 @@ def _unavailable(name: str, error: Exception) -> CheckpointError:
     )
 
 
+def _only_local(name: str) -> bool:
+    """A folder needs no hub; nor is a hub asked that does not answer: its cache may still hold the model."""
+    return Path(name).is_dir() or not hub_answers()
+
+
 def load_config(name_or_path: str) -> Any:
     """The transformers configuration of a BERT-like checkpoint.
 
@@ -90,7 +96,7 @@ def load_config(name_or_path: str) -> Any:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no config.json; expected a Hugging Face checkpoint folder")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=_only_local(name))
     except (OSError, ValueError, KeyError) as error:
         raise _unavailable(name, error) from None
     layout_of(config, name_or_path)
@@ -107,7 +113,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
     name = resolve_model(name_or_path)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, local_files_only=_only_local(name))
     except (OSError, ValueError, KeyError) as error:
         raise _unavailable(name, error) from None
     if not tokenizer.is_fast:
@@ -155,6 +161,7 @@ def load_pretrained(
         return AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
+            local_files_only=_only_local(name),
             use_safetensors=None if allow_pickle else True,
             ignore_mismatched_sizes=True,
             dtype="float32",

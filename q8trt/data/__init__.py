@@ -1,6 +1,6 @@
 """Data: a GLUE folder, the hub, own files, TFRecord or the built-in sample -> tokenized, length-bucketed batches."""
 
-from .batches import (
+from q8trt.data.batches import (
     DEFAULT_BUCKETS,
     Batch,
     Collator,
@@ -11,10 +11,10 @@ from .batches import (
     restore_order,
     tokenize,
 )
-from .examples import Examples, Features
-from .load import DataConfig, load_dev, load_examples, load_train
-from .sample import sample_examples
-from .tfrecord import read_tfrecord, write_tfrecord
+from q8trt.data.examples import Examples, Features
+from q8trt.data.load import DataConfig, load_dev, load_examples, load_train
+from q8trt.data.sample import sample_examples
+from q8trt.data.tfrecord import read_tfrecord, write_tfrecord
 
 __all__ = [
     "DEFAULT_BUCKETS",

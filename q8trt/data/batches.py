@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, DataError
-from .examples import Examples, Features, Labels
+from q8trt.data.examples import Examples, Features, Labels
+from q8trt.errors import ConfigError, DataError
 
 DEFAULT_BUCKETS = (16, 32, 64, 128, 256, 512)
 

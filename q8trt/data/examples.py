@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
-from ..tasks import Task
+from q8trt.errors import DataError
+from q8trt.tasks import Task
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 Row = tuple[Sequence[str], float | int | None]

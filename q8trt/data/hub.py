@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import DataError
-from ..tasks import Task
-from .examples import Examples, Row, check_row, collect, require
+from q8trt.data.examples import Examples, Row, check_row, collect, require
+from q8trt.errors import DataError
+from q8trt.hub import hub_answers
+from q8trt.tasks import Task
 
 log = logging.getLogger("q8trt")
 
 REPOSITORY = "nyu-mll/glue"
-_PROBE_SECONDS = 5.0
 
 
 def read_hub(task: Task, split: str, loader: Callable[..., Any] | None = None) -> Examples:
@@ -75,23 +75,13 @@ def _load(*arguments: Any, **options: Any) -> Any:
     finds that out first.
     """
     datasets = require("datasets", "loading GLUE from the hub")
-    if _hub_answers():
+    if hub_answers():
         return datasets.load_dataset(*arguments, **options)
     try:
         with _offline(datasets):
             return datasets.load_dataset(*arguments, **options)
     except (OSError, ValueError) as error:
         raise ConnectionError("no network, or offline mode, and no cached copy") from error
-
-
-def _hub_answers() -> bool:
-    """Whether the hub answers at all, through whatever proxy its client is set up with."""
-    hub = require("huggingface_hub", "loading GLUE from the hub")
-    try:
-        hub.utils.get_session().head(hub.constants.ENDPOINT, timeout=_PROBE_SECONDS)
-    except Exception:  # offline mode, no route, timeout: any failure is the answer "no"
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import ConfigError
-from ..tasks import Task, canonical, custom_task, get_task
-from . import tfrecord
-from .examples import Examples, Features
-from .hub import read_hub
-from .sample import sample_examples
-from .tabular import read_table
-from .tsv import find_file, read_folder
+from q8trt.data import tfrecord
+from q8trt.data.examples import Examples, Features
+from q8trt.data.hub import read_hub
+from q8trt.data.sample import sample_examples
+from q8trt.data.tabular import read_table
+from q8trt.data.tsv import find_file, read_folder
+from q8trt.errors import ConfigError
+from q8trt.tasks import Task, canonical, custom_task, get_task
 
 
 @dataclass(frozen=True)

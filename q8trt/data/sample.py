@@ -19,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
-from ..errors import DataError
-from ..tasks import get_task
-from .examples import Examples, collect
-from .sample_words import EXTRAS, IRREGULAR, TOPICS, Concept
+from q8trt.data.examples import Examples, collect
+from q8trt.data.sample_words import EXTRAS, IRREGULAR, TOPICS, Concept
+from q8trt.errors import DataError
+from q8trt.tasks import get_task
 
 SIZES = {"train": 1600, "dev": 400}
 SOURCE = "built-in sample (not GLUE)"

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..tasks import Task
-from .examples import Examples, accepted_labels, check_row, collect, require
-from .tsv import tsv_lines
+from q8trt.data.examples import Examples, accepted_labels, check_row, collect, require
+from q8trt.data.tsv import tsv_lines
+from q8trt.errors import DataError
+from q8trt.tasks import Task
 
 _PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesis"), ("question1", "question2"))
 _SINGLES = (("sentence",), ("text",))

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..files import atomic_file
-from ..tasks import Task
-from .examples import Features, check_score, label_array, require
+from q8trt.data.examples import Features, check_score, label_array, require
+from q8trt.errors import DataError
+from q8trt.files import atomic_file
+from q8trt.tasks import Task
 
 EXTENSIONS = (".tfrecord", ".tf_record", ".tfrecords")
 

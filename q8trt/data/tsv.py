@@ -6,9 +6,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import DataError
-from ..tasks import Task, canonical
-from .examples import Examples, Row, check_row, collect
+from q8trt.data.examples import Examples, Row, check_row, collect
+from q8trt.errors import DataError
+from q8trt.tasks import Task, canonical
 
 log = logging.getLogger("q8trt")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt import files
-
-from .report import SAMPLE_LABEL, SPEEDUP_LEGEND, Report, Row, ms, score_cells, time_cells, verdict, x100
+from q8trt.reporting.report import SAMPLE_LABEL, SPEEDUP_LEGEND, Report, Row, ms, score_cells, time_cells, verdict, x100
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:

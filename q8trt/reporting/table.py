@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from .report import SPEEDUP_LEGEND, Report, Row, score_cells, time_cells, verdict
+from q8trt.reporting.report import SPEEDUP_LEGEND, Report, Row, score_cells, time_cells, verdict
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], padding: int) -> Table:
