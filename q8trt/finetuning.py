@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from q8trt import checkpoints
 from q8trt.data import DataConfig, Features, load_dev, load_train, pad, tokenize
-from q8trt.errors import ConfigError
+from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.evaluation import evaluate
 from q8trt.progress import is_main_process, progress
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.runners.torch_runner import TorchRunner
-from q8trt.runs import Run
+from q8trt.runs import STAGES, Run
 from q8trt.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ class Finetuning:
         self.inputs = inputs
         self.resume = resume
         self.task = config.data.resolved_task
+        self._finished: frozenset[str] = frozenset()
 
     def execute(self) -> dict[str, Any]:
         """Do the stages that are left.
@@ -192,12 +193,22 @@ class Finetuning:
         Raises:
             Q8TRTError: bad input, or Ctrl-C after the state was saved (InterruptedRunError).
         """
+        from accelerate import PartialState
+
+        # Under torchrun all processes must agree on what is left, so they look before the first one finishes a stage.
+        self._finished = frozenset(stage for stage in STAGES if self.run.stage(stage))
+        PartialState().wait_for_everyone()
         last = last_stage(self.config)
-        model = self._fp32()
-        if last != "fp32":
-            quantized = self._ptq(model)
-            if last == "int8":
-                self._int8(quantized, model)
+        try:
+            model = self._fp32()
+            if last != "fp32":
+                quantized = self._ptq(model)
+                if last == "int8":
+                    self._int8(quantized, model)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(
+                f"stopped between steps of training; continue with: python finetune.py --resume {self.run.path}"
+            ) from None
         return dict(self.run.record["stages"])
 
     def _finish(self, stage: str, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
@@ -226,7 +237,7 @@ class Finetuning:
 
     def _fp32(self) -> PreTrainedModel:
         config, options = self.config, self.config.training
-        if not self.run.checkpoint("fp32"):
+        if "fp32" not in self._finished:
             if config.from_fp32:
                 model = checkpoints.load_finetuned(config.from_fp32, self.task, config.allow_pickle)
                 details: dict[str, Any] = {"source": checkpoints.short_name(config.from_fp32)}
@@ -241,13 +252,13 @@ class Finetuning:
         return checkpoints.load_finetuned(self.run.path / "fp32", self.task)
 
     def _ptq(self, model: PreTrainedModel) -> PreTrainedModel:
-        if not self.run.checkpoint("ptq"):
+        if "ptq" not in self._finished:
             quantized = quantize(model, self.config, self.inputs)
             self._finish("ptq", quantized, self.config.recipe, {"calibration_samples": self.config.calibration_samples})
         return checkpoints.load_quantized(self.run.path / "ptq")[0]
 
     def _int8(self, quantized: PreTrainedModel, teacher: PreTrainedModel) -> None:
-        if self.run.checkpoint("int8"):
+        if "int8" in self._finished:
             return
         options = self.config.training
         _set_seed(options.seed)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DataError
-from .tasks import Task
+from q8trt.errors import DataError
+from q8trt.tasks import Task
 
 Array = npt.NDArray[np.generic]
 

@@ -10,7 +10,6 @@ runs/<name>/
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -44,13 +43,15 @@ class Run:
             ConfigError: the file is missing or damaged.
         """
         try:
-            record: dict[str, Any] = files.read_json(self.path / RUN_FILE)
+            record: Any = files.read_json(self.path / RUN_FILE)
         except OSError:
             raise ConfigError(
                 f"{self.path} is not a run folder (no {RUN_FILE}); make one: python finetune.py"
             ) from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not UTF-8
             raise ConfigError(f"{self.path / RUN_FILE} is damaged: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("stages"), dict):
+            raise ConfigError(f"{self.path / RUN_FILE} is damaged: expected an object with 'stages'")
         return record
 
     def write(self, record: dict[str, Any]) -> None:

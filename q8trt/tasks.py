@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .errors import ConfigError, nearest
+from q8trt.errors import ConfigError, nearest
 
 _ONE_DEV = {"dev": "dev.tsv"}
 _ONE_TEST = {"test": "test.tsv"}

@@ -7,29 +7,29 @@ beside the labels.
 
 from __future__ import annotations
 
+import json
 import os
-import signal
+import shutil
 import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
-from tqdm.auto import tqdm
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from q8trt.data import Collator, Features
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.metrics import compute_from_logits
 from q8trt.tasks import Task
+from q8trt.trainer_callbacks import KeepBest, Progress, StepTimer, StopOnInterrupt
 from q8trt.training_config import TrainingConfig
 
 
@@ -60,6 +60,21 @@ class StageResult:
     step_seconds_mean: float | None
 
 
+class _ByLength(LengthGroupedSampler):
+    """Similar lengths together, in an order that seed and epoch alone decide.
+
+    The parent draws from the global generator, whose state differs between processes and after `--resume`.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: Callable[[], int]) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed())
+        return super().__iter__()
+
+
 class _Trainer(transformers.Trainer):
     """The Trainer with a teacher."""
 
@@ -73,6 +88,12 @@ class _Trainer(transformers.Trainer):
         self.distillation = distillation
         if distillation is not None:
             distillation.teacher.to(self.args.device).eval().requires_grad_(False)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        return _ByLength(sampler.lengths, sampler.batch_size, lambda: self.args.seed + int(self.state.epoch or 0))
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,90 +124,39 @@ def logit_distance(
     return nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
-class _StepTimer(transformers.TrainerCallback):
-    """Seconds of each optimizer step, evaluation and checkpoints left out; the first three are warm-up."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._started = 0.0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self._started = time.perf_counter()
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._started)
-
-    def of_interest(self) -> list[float]:
-        return self.seconds[3:] or self.seconds
-
-
-class _Progress(transformers.TrainerCallback):
-    """A bar on a terminal, and one readable line per log everywhere."""
-
-    def __init__(self, description: str) -> None:
-        self.description = description
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            # disable=None: no bar where stderr is a file, so that logs stay readable
-            self.bar = tqdm(
-                desc=self.description, total=state.max_steps, initial=state.global_step, disable=None, unit="step"
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        unwanted = ("epoch", "runtime", "per_second", "total_flos", "time", "train_loss")
-        shown = {
-            name.removeprefix("eval_"): value
-            for name, value in (logs or {}).items()
-            if isinstance(value, float) and not any(part in name for part in unwanted)
-        }
-        if self.bar is not None and shown:
-            kind = "dev  " if any(name.startswith("eval_") for name in logs or {}) else "train"
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-            line = f"  {self.description} {kind} step {state.global_step}/{state.max_steps}  {figures}"
-            self.bar.write(line, file=sys.stderr)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-class _StopOnInterrupt(transformers.TrainerCallback):
-    """The first Ctrl-C saves a checkpoint at the end of the step and stops; the second stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-    def __enter__(self) -> _StopOnInterrupt:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.requested and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = True
+def _is_complete(checkpoint: Path) -> bool:
+    """trainer_state.json is written last; where it can be read, the rest is there."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage, or None. trainer_state.json is written last, so it marks a whole one."""
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    """The newest complete checkpoint of a stage, or None."""
+    complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _finished_state(checkpoint: Path) -> Any:
+    """The Trainer's state if `checkpoint` is of the last step, else None: the Trainer would take one step more."""
+    state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state if state.global_step >= state.max_steps else None
+
+
+def _load_best(model: nn.Module, folder: Path, state: Any) -> None:
+    """Give `model` the weights that training would have ended with."""
+    best = folder / f"checkpoint-{state.best_global_step}"
+    last = folder / f"checkpoint-{state.global_step}"
+    model.load_state_dict(load_file((best if state.best_global_step else last) / "model.safetensors"))
+
+
+def _remove_incomplete(folder: Path) -> None:
+    """Delete checkpoints that a crash, a full disk or a second Ctrl-C left half-written."""
+    for path in folder.glob("checkpoint-*"):
+        if not _is_complete(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, learning_rate: float) -> Any:
@@ -296,7 +266,7 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
     """
     checkpoints = stage.folder / "checkpoints" / stage.name
     arguments = _arguments(config, task, checkpoints, stage.epochs, stage.learning_rate)
-    timer, stopper = _StepTimer(), _StopOnInterrupt()
+    timer, stopper = StepTimer(), StopOnInterrupt()
     by_length: Any = torch.utils.data.Subset(
         cast(Any, stage.dev), np.argsort(stage.dev.lengths, kind="stable").tolist()
     )
@@ -310,20 +280,28 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
         compute_metrics=_metrics_function(task),
         task=task,
         distillation=stage.distillation,
-        callbacks=[timer, stopper],
+        callbacks=[timer, stopper, KeepBest()],
     )
     for printer in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printer)
-    trainer.add_callback(_Progress(stage.name.upper()))
+    trainer.add_callback(Progress(stage.name.upper()))
     if trainer.is_world_process_zero():
         from torch.utils.tensorboard import SummaryWriter
 
         trainer.add_callback(TensorBoardCallback(SummaryWriter(str(stage.folder / "logs" / stage.name))))
     _use_loss_scale(trainer, config)
     checkpoint = last_checkpoint(checkpoints) if resume else None
-    with stopper:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stopper.requested and trainer.state.global_step < trainer.state.max_steps:
+    state = _finished_state(checkpoint) if checkpoint else None
+    if state is not None:
+        _load_best(stage.model, checkpoints, state)
+        return StageResult(state.best_metric, state.global_step, None, None)
+    try:
+        with stopper:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        if trainer.is_world_process_zero():
+            _remove_incomplete(checkpoints)
+    if stopper.requested:
         raise InterruptedRunError(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {stage.name}; "
             f"continue with: python finetune.py --resume {stage.folder}"

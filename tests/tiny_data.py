@@ -5,18 +5,24 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-_WORDS = "dog cat bird horse fish runs walk sleep eat play red blue green small large house river street music home".split()
+_WORDS = (
+    "dog", "cat", "bird", "horse", "fish", "run", "walk", "sleep", "eat", "play",
+    "red", "blue", "green", "small", "large", "house", "river", "street", "music", "home",
+)  # fmt: skip
 #: Options that every training run on the tiny model needs: its positions end at 64, and steps must be few.
-SHORT = "--max_seq_length 32 --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --use_cpu".split()
+SHORT = (
+    "--max_seq_length", "32", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "8", "--use_cpu",
+)  # fmt: skip
 
 
 def _sentences(generator: random.Random) -> tuple[str, str, float]:
-    """Two sentences and the share of words that they have in common."""
-    first = generator.sample(_WORDS, 6)
-    common = generator.randint(0, 6)
-    second = first[:common] + generator.sample([word for word in _WORDS if word not in first], 6 - common)
+    """Two sentences of equal length, 2 to 9 words, and the share of words that they have in common."""
+    length = generator.randint(2, 9)
+    first = generator.sample(_WORDS, length)
+    common = generator.randint(0, length)
+    second = first[:common] + generator.sample([word for word in _WORDS if word not in first], length - common)
     generator.shuffle(second)
-    return " ".join(first), " ".join(second), common / 6
+    return " ".join(first), " ".join(second), common / length
 
 
 def _write(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

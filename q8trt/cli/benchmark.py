@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.benchmarking import BenchmarkConfig, parse_shapes_list
-from q8trt.cli.options import Parser, add_data, add_runs_dir, read_data, say
+from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say
 from q8trt.errors import ConfigError
 
 
@@ -60,7 +60,7 @@ def _data(args: Any, engines: Any) -> Any:
         if args.parity:
             raise ConfigError("--parity compares logits on the development set; drop --no_accuracy")
         return None
-    return data_config(engines, read_data(args) if args.task else None)
+    return data_config(engines, chosen_data(args))
 
 
 def run(argv: list[str]) -> int:

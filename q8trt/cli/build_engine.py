@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from q8trt.cli.options import Parser, add_runs_dir, say
 from q8trt.engine.build import BuildConfig
-from q8trt.engine.shapes import ShapeProfile, parse_shapes
+from q8trt.engine.shapes import Shape, parse_shapes
 from q8trt.runs import STAGES
 
 
@@ -44,11 +45,10 @@ def parser() -> Parser:
     build.add_argument(
         "--backend", metavar="NAME", help="tensorrt or tensorrt_rtx (default: tensorrt where it is installed)"
     )
-    default = ShapeProfile()
-    for name, shape in (("min", default.min), ("opt", default.opt), ("max", default.max)):
+    for name, shape in (("min", "1x1"), ("opt", "16xN"), ("max", "32xN, N as in training")):
         build.add_argument(
             f"--{name}_shapes", metavar="BxS",
-            help=f"{name} of the profile, batch x sequence, as 16x128 or input_ids:16x128 (default: {shape[0]}x{shape[1]})",
+            help=f"{name} of the profile, batch x sequence, as 16x128 or input_ids:16x128 (default: {shape})",
         )  # fmt: skip
     build.add_argument("--timing_cache", metavar="FILE", help="timing cache to read and write")
     build.add_argument("--workspace_mib", type=int, metavar="N", help="limit of the builder's workspace, MiB")
@@ -67,13 +67,9 @@ def _precision(args: Any) -> str:
     return "int8"
 
 
-def _build_config(args: Any) -> BuildConfig:
-    default = ShapeProfile()
-    given = {name: getattr(args, f"{name}_shapes") for name in ("min", "opt", "max")}
-    shapes = ShapeProfile(*(parse_shapes(text) if text else getattr(default, name) for name, text in given.items()))
-    return BuildConfig(
-        backend=args.backend, shapes=shapes, timing_cache=args.timing_cache, workspace_mib=args.workspace_mib
-    )
+def _given_shapes(args: Any) -> dict[str, Shape]:
+    texts = {name: getattr(args, f"{name}_shapes") for name in ("min", "opt", "max")}
+    return {name: parse_shapes(text) for name, text in texts.items() if text}
 
 
 def _build(source: Any, precision: str, config: BuildConfig, output_dir: str | None) -> None:
@@ -96,10 +92,14 @@ def _build(source: Any, precision: str, config: BuildConfig, output_dir: str | N
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
-    precision, config = _precision(args), _build_config(args)
-    from q8trt.building import find_source
+    precision, shapes = _precision(args), _given_shapes(args)
+    from q8trt.building import default_profile, find_source
 
     source = find_source(precision, args.checkpoint, args.runs_dir, args.stage)
+    config = BuildConfig(
+        backend=args.backend, shapes=replace(default_profile(source), **shapes), timing_cache=args.timing_cache,
+        workspace_mib=args.workspace_mib,
+    )  # fmt: skip
     say(f"checkpoint: {source.checkpoint}")
     _build(source, precision, config, args.output_dir)
     baseline = source.run.path / "engine-fp32"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.cli.finetune import summary
-from q8trt.cli.options import Parser, add_data, add_runs_dir, read_data, say
+from q8trt.cli.fresh import fresh_run
+from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, read_data, say
 from q8trt.training_config import TrainingConfig
 
 
@@ -68,7 +69,7 @@ def read_config(args: Any) -> Any:
         )
     newest = newest_run(args.runs_dir, ("fp32",))
     config = FinetuneConfig.from_dict(newest.record["config"])
-    data = read_data(args) if args.task else config.data
+    data = chosen_data(args) or config.data
     return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision="int8", **common)
 
 
@@ -78,16 +79,15 @@ def run(argv: list[str]) -> int:
     config = read_config(args)
     from q8trt.checkpoints import short_name
     from q8trt.finetuning import Finetuning, load_inputs
-    from q8trt.provenance import command_line
-    from q8trt.runs import new_run, run_name
+    from q8trt.runs import run_name
 
     inputs = load_inputs(config)
     task = config.data.resolved_task.name
     name = run_name(f"ptq-{'sample' if config.data.sample else task}", short_name(config.model_name_or_path))
     path = args.output_dir or Path(args.runs_dir) / name
-    made = new_run(path, command_line(["calibrate.py", *argv]), task, config.to_dict())
-    say(f"run: {made.path}")
-    Finetuning(config, made, inputs).execute()
+    with fresh_run(path, ["calibrate.py", *argv], config) as made:
+        say(f"run: {made.path}")
+        Finetuning(config, made, inputs).execute()
     say(summary(made, config.data.resolved_task, config.data.sample))
     say("next: python build_engine.py --int8")
     return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
+from q8trt.cli.fresh import fresh_run
 from q8trt.cli.options import Parser, add_data, add_dataclass, add_runs_dir, read_data, read_dataclass, say
 from q8trt.errors import ConfigError
 from q8trt.training_config import TrainingConfig
@@ -101,32 +103,22 @@ def _resumed(args: Any, given: set[str]) -> tuple[Any, Any]:
     return FinetuneConfig.from_dict(run.record["config"]), run
 
 
-def _agree(path: str) -> str:
-    """Under torchrun every process takes the first one's folder: names hold the time, and clocks differ."""
+def _folder(args: Any, config: Any) -> str:
+    """The new run's folder. Under torchrun every process takes the first one's: names hold the time, and clocks differ."""
+    from q8trt.checkpoints import short_name
+    from q8trt.runs import run_name
+
+    kind = "sample" if config.data.sample else config.data.resolved_task.name
+    name = run_name(kind, short_name(config.from_fp32 or config.model_name_or_path))
+    path = args.output_dir or str(Path(args.runs_dir) / name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return path
     import torch
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=not torch.cuda.is_available())
+    PartialState(cpu=config.training.use_cpu or not torch.cuda.is_available())
     return str(broadcast_object_list([path])[0])
-
-
-def _created(args: Any, config: Any, argv: list[str]) -> Any:
-    from q8trt.checkpoints import short_name
-    from q8trt.progress import is_main_process
-    from q8trt.provenance import command_line
-    from q8trt.runs import Run, new_run, run_name
-
-    task = config.data.resolved_task.name
-    name = run_name("sample" if config.data.sample else task, short_name(config.from_fp32 or config.model_name_or_path))
-    path = _agree(args.output_dir or str(Path(args.runs_dir) / name))
-    return (
-        new_run(path, command_line(["finetune.py", *argv]), task, config.to_dict())
-        if is_main_process()
-        else Run(Path(path))
-    )
 
 
 def summary(run: Any, task: Any, is_sample: bool) -> str:
@@ -154,11 +146,12 @@ def run(argv: list[str]) -> int:
     from q8trt.finetuning import Finetuning, load_inputs
 
     inputs = load_inputs(config)
-    the_run = the_run or _created(args, config, argv)
-    say(f"run: {the_run.path}")
-    if config.data.sample:
-        say("data: the project's built-in sample of sentence pairs, not GLUE")
-    Finetuning(config, the_run, inputs, resume=bool(args.resume)).execute()
+    with contextlib.ExitStack() as stack:
+        the_run = the_run or stack.enter_context(fresh_run(_folder(args, config), ["finetune.py", *argv], config))
+        say(f"run: {the_run.path}")
+        if config.data.sample:
+            say("data: the project's built-in sample of sentence pairs, not GLUE")
+        Finetuning(config, the_run, inputs, resume=bool(args.resume)).execute()
     say(summary(the_run, config.data.resolved_task, config.data.sample))
     flag = "--int8" if config.precision == "int8" else "--fp32"
     say(f"next: python build_engine.py {flag}")

@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
 from q8trt import __version__
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
@@ -25,6 +26,11 @@ COMMANDS = {
     "benchmark": ("benchmark", "newest engine -> GLUE accuracy, latency, throughput"),
     "doctor": ("doctor", "what this machine can do, and which steps will run"),
 }
+
+#: What the system says of a path that the user chose badly.
+_UNUSABLE_PATH = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG
+)  # fmt: skip
 
 
 def _usage() -> str:
@@ -82,11 +88,13 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(prog, f'error: {error.name} is not installed; pip install "q8trt[train]"', 2)
     except Exception as error:
-        if not _disk_is_full(error):
+        if _disk_is_full(error):
+            message = "no space left on the disk; what was complete is kept, free some space and try again"
+        elif isinstance(error, OSError) and error.errno in _UNUSABLE_PATH and error.filename:
+            message = f"{error.filename} cannot be used: {error.strerror}"
+        else:
             raise
-        return _fail(
-            prog, "error: no space left on the disk; what was complete is kept, free some space and try again", 2
-        )
+        return _fail(prog, f"error: {message}", 2)
 
 
 def _fail(prog: str, message: str, code: int) -> int:
@@ -111,16 +119,28 @@ def _disk_is_full(error: BaseException) -> bool:
     )
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the time, not to what it was when the first command ran."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def _quiet() -> None:
     """q8trt's own remarks go to stderr; libraries' standing warnings, which no user can act on, do not."""
     log = logging.getLogger("q8trt")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        handler = logging.StreamHandler()
+        handler = _StderrHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.propagate = False
-    logging.getLogger("q8trt.tensorrt").setLevel(logging.WARNING)
+    # What TensorRT logs as an error becomes the one line of our own error.
+    logging.getLogger("q8trt.tensorrt").setLevel(logging.CRITICAL)
     if not is_main_process():
         log.setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="transformers .* is not tested with current version of modelopt")

@@ -35,18 +35,8 @@ class Parser(argparse.ArgumentParser):
 
     def given(self, argv: Sequence[str]) -> set[str]:
         """Names of the options that `argv` sets itself, defaults left out."""
-        silent = Parser(prog=self.prog, add_help=False)
-        for action in self._actions:
-            if not isinstance(action, argparse._HelpAction):
-                silent._add_action(action)
-        defaults = {action.dest: argparse.SUPPRESS for action in self._actions}
-        kept = {action: action.default for action in self._actions}
-        silent.set_defaults(**defaults)
-        try:
-            return set(vars(silent.parse_known_args(list(argv))[0]))
-        finally:
-            for action, default in kept.items():
-                action.default = default
+        written = {argument.partition("=")[0] for argument in argv}
+        return {action.dest for action in self._actions if written & set(action.option_strings)}
 
 
 def _kind(annotation: Any) -> tuple[Any, bool]:
@@ -110,6 +100,20 @@ def read_data(args: argparse.Namespace) -> DataConfig:
         raise ConfigError(f"--task is missing; give one of {', '.join(TASKS)}, or custom with your own files")
     config: DataConfig = read_dataclass(DataConfig, args)
     return config
+
+
+def chosen_data(args: argparse.Namespace) -> DataConfig | None:
+    """As `read_data`, but None where no option of the data was given: the command then takes the run's rows.
+
+    Raises:
+        ConfigError: data without --task, or options that do not go together.
+    """
+    if not args.task:
+        for field in dataclasses.fields(DataConfig):
+            if field.name != "task" and getattr(args, field.name) != field.default:
+                raise ConfigError(f"--{field.name} needs --task; or leave it out to take the data of the run")
+        return None
+    return read_data(args)
 
 
 def say(text: str = "") -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from q8trt import __version__, files
-from q8trt.errors import ConfigError
+from q8trt.errors import ConfigError, QuantizationError
 from q8trt.export.passes import fold_weights, read_shapes_before_quantization
 from q8trt.quantization.insertion import model_quantizers
 
@@ -64,9 +64,18 @@ def _prepared(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     prepared.set_attn_implementation("eager")
     if not precision.endswith("fp16"):
         return prepared.float()
-    for quantizer in model_quantizers(prepared).values():
+    for key, quantizer in model_quantizers(prepared).items():
+        _check_fp16_scale(key, quantizer.amax)
         quantizer.trt_high_precision_dtype = "Half"  # scales in FP16: a strongly typed graph mixes no float types
     return prepared.half()
+
+
+def _check_fp16_scale(key: str, amax: torch.Tensor) -> None:
+    if not (torch.isfinite(amax.half()).all() and ((amax / 127).half() > 0).all()):
+        raise QuantizationError(
+            f"{key}: FP16 cannot hold the scale of amax {float(amax.min()):.3g} to {float(amax.max()):.3g}; "
+            "build without --fp16"
+        )
 
 
 def _trace(model: nn.Module, path: Path, names: Sequence[str]) -> None:
@@ -106,6 +115,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, precision: str, input_
 
     Raises:
         ConfigError: the precision is unknown or does not fit the model.
+        QuantizationError: a scale lies outside FP16's range. Names the site.
     """
     import onnx
 

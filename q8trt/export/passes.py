@@ -31,6 +31,8 @@ def _consumers(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
 def quantize_array(values: np.ndarray, scale: np.ndarray, axis: int | None) -> np.ndarray:
     """What QuantizeLinear computes with zero_point 0: int8, saturate(round_half_even(values / scale)).
 
+    FP16 is divided in FP32, as ONNX Runtime does it; in FP16 the quotient, rounded twice, would be off by one now and then.
+
     Args:
         values: float32 or float16, any shape.
         scale: one positive scale, or one per index of `axis`.
@@ -38,6 +40,7 @@ def quantize_array(values: np.ndarray, scale: np.ndarray, axis: int | None) -> n
 
     Source: ONNX operator QuantizeLinear, opset 19.
     """
+    values, scale = values.astype(np.float32), scale.astype(np.float32)
     if scale.size > 1:
         shape = [1] * values.ndim
         shape[axis if axis is not None else 1] = -1

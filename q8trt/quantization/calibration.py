@@ -22,6 +22,9 @@ from q8trt.quantization.sites import ACTIVATION, encoder_sites
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
 
+#: A histogram starts with 2048 bins; with this many it takes 8 MB.
+MOST_BINS = 1 << 20
+
 
 def _load_amax(quantizer: TensorQuantizer, spec: QuantizerSpec, key: str) -> None:
     """Turn what the quantizer's calibrator saw into its amax."""
@@ -62,15 +65,36 @@ def _check_finite(key: str, tensor: torch.Tensor) -> None:
         raise QuantizationError(f"{key} carries NaN or infinity; check the checkpoint that is being quantized")
 
 
+def _check_histogram(key: str, quantizer: TensorQuantizer, tensor: torch.Tensor) -> None:
+    """ModelOpt's histogram takes its bin width from the first batch and grows to hold the largest value: not without end."""
+    edges = getattr(quantizer._calibrator, "_calib_bin_edges", None)
+    if edges is None:
+        return
+    width, largest = float(edges[1] - edges[0]), float(tensor.abs().max())
+    if largest > width * MOST_BINS:
+        raise QuantizationError(
+            f"{key}: a batch reaches {largest:.3g}, the first one only {float(edges[-1]):.3g}: too far apart for one "
+            "histogram; check the checkpoint, or use the calibrator 'max'"
+        )
+
+
 @contextlib.contextmanager
 def _observing(activations: Mapping[str, TensorQuantizer], quantizers: Iterable[TensorQuantizer]) -> Iterator[None]:
     """The model computes in float while its activation quantizers watch; restored whatever happens."""
     quantizers = list(quantizers)
+
+    def check(key: str, quantizer: TensorQuantizer, tensor: torch.Tensor) -> None:
+        _check_finite(key, tensor)
+        _check_histogram(key, quantizer, tensor)
+
     guards = [
-        quantizer.register_forward_pre_hook(lambda _, args, key=key: _check_finite(key, args[0]))
+        quantizer.register_forward_pre_hook(lambda module, args, key=key: check(key, module, args[0]))
         for key, quantizer in activations.items()
     ]
     for quantizer in quantizers:
+        # A fresh one: reset() keeps the number of bins that an earlier calibration has grown to.
+        used = quantizer._calibrator
+        quantizer._calibrator = type(used)(used._num_bits, used._axis, used._unsigned)
         quantizer.disable_quant()
     for quantizer in activations.values():
         quantizer.enable_calib()
@@ -110,16 +134,17 @@ def calibrate(
     activations = {key: quantizer for key, quantizer in quantizers.items() if sites[key].kind == ACTIVATION}
     model.eval()
     device = next(model.parameters()).device
+    weights = {key: model.get_parameter(f"{sites[key].module}.weight") for key in quantizers if key not in activations}
+    for key, weight in weights.items():
+        _check_finite(key, weight)
     with _observing(activations, quantizers.values()):
         for batch in batches:
             model(**{name: tensor.to(device) for name, tensor in batch.items()})
             if on_progress:
                 on_progress(len(batch["input_ids"]))
     for key, quantizer in quantizers.items():
-        if key not in activations:
-            weight = model.get_parameter(f"{sites[key].module}.weight")
-            _check_finite(key, weight)
-            quantizer._calibrator.collect(weight)
+        if key in weights:
+            quantizer._calibrator.collect(weights[key])
         _load_amax(quantizer, recipe.sites[sites[key].name], key)
     model.to(device)
     check_amax(quantizers)

@@ -53,7 +53,11 @@ def new_quantizer(spec: QuantizerSpec) -> TensorQuantizer:
 
     calibrator = "max" if spec.calibrator == "max" else "histogram"
     attributes = QuantizerAttributeConfig(
-        num_bits=spec.num_bits, axis=spec.axis, calibrator=calibrator, narrow_range=False
+        num_bits=spec.num_bits,
+        axis=spec.axis,
+        calibrator=calibrator,
+        narrow_range=False,
+        pass_through_bwd=False,  # ModelOpt's default lets gradients through to clipped values too
     )
     return TensorQuantizer(attributes)
 

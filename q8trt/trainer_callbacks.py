@@ -1,0 +1,123 @@
+"""What watches and steers a `transformers.Trainer`: the step timer, the log, Ctrl-C, and the best checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+
+class StepTimer(transformers.TrainerCallback):
+    """Seconds of each optimizer step, evaluation and checkpoints left out; the first three are warm-up."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the watch."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop it, once the GPU is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def of_interest(self) -> list[float]:
+        """The seconds without the warm-up, or all of them in a run too short for one."""
+        return self.seconds[3:] or self.seconds
+
+
+class Progress(transformers.TrainerCallback):
+    """A bar on a terminal, and one readable line per log everywhere."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero:
+            # disable=None: no bar where stderr is a file, so that logs stay readable
+            self.bar = tqdm(
+                desc=self.description, total=state.max_steps, initial=state.global_step, disable=None, unit="step"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print the figures."""
+        unwanted = ("epoch", "runtime", "per_second", "total_flos", "time", "train_loss")
+        shown = {
+            name.removeprefix("eval_"): value
+            for name, value in (logs or {}).items()
+            if isinstance(value, float) and not any(part in name for part in unwanted)
+        }
+        if self.bar is not None and shown:
+            kind = "dev  " if any(name.startswith("eval_") for name in logs or {}) else "train"
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            line = f"  {self.description} {kind} step {state.global_step}/{state.max_steps}  {figures}"
+            self.bar.write(line, file=sys.stderr)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StopOnInterrupt(transformers.TrainerCallback):
+    """The first Ctrl-C saves a checkpoint at the end of the step and stops; the second stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __enter__(self) -> StopOnInterrupt:
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After Ctrl-C: save and stop."""
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
+            # With a limit of 1 the Trainer ends by deleting all but the best, the one to continue from included.
+            args.save_total_limit = None
+
+
+class KeepBest(transformers.TrainerCallback):
+    """Every new best evaluation gets a checkpoint, and a resumed run finds it again."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Point a resumed state to the best checkpoint of this folder."""
+        # The state holds a path as the interrupted command saw it; the run may since have moved, or the shell.
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and best.is_dir():
+            state.best_model_checkpoint = str(best)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Save where the metric is the best so far."""
+        value = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
+        if value is not None and (state.best_metric is None or value > state.best_metric):
+            control.should_save = True

@@ -1,0 +1,189 @@
+"""Damaged engines, recipes that do not match, packages that are missing, disks that are full: one line, exit code 2."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from q8trt.cli.main import run_command
+
+if TYPE_CHECKING:
+    from cli_fixtures import Refused
+
+pytest_plugins = ("cli_fixtures",)
+
+
+@pytest.fixture(scope="module")
+def engine(calibrated: Path) -> Path:
+    """The engine of `calibrated`, in no run folder. Copy it before changing it."""
+    pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs tensorrt_rtx")
+    folder = calibrated.parent / "built" / "engine"
+    options = ["--checkpoint", str(calibrated), "--output_dir", str(folder), "--backend", "tensorrt_rtx"]
+    assert run_command("build-engine", options) == 0
+    return folder
+
+
+def _edit_recipe(checkpoint: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    record = json.loads((checkpoint / "quantization.json").read_text())
+    edit(record["recipe"]["sites"])
+    (checkpoint / "quantization.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda sites: sites.pop("gelu_out"), "carries an amax that its recipe lacks: layer.0.gelu_out"),
+        (lambda sites: sites.update(nose=sites["context"]), "nose"),
+    ],
+)
+def test_recipe_that_does_not_match(
+    edit: Callable[[Any], Any], says: str, calibrated: Path, tmp_path: Path, refused: Refused
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs tensorrt_rtx")
+    shutil.copytree(calibrated, tmp_path / "run")
+    _edit_recipe(tmp_path / "run/ptq", edit)
+    assert says in refused("build-engine", "--checkpoint", "run")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--max_shapes", "32x128"], "the model has 64 positions"),
+        (["--opt_shapes", "64x32"], "min <= opt <= max; got 1, 64, 32"),
+        (["--min_shapes", "1x64"], "min <= opt <= max; got 64, 32, 32"),
+        (["--max_shapes", "32x16"], "min <= opt <= max; got 1, 32, 16"),
+        (["--fp32", "--stage", "ptq"], "the ptq checkpoint cannot make an engine of precision fp32"),
+        (["--stage", "int8"], "no finished int8 checkpoint"),
+        (["--backend", "tensorflow"], "'tensorflow'"),
+    ],
+)
+def test_build_refuses(argv: list[str], says: str, calibrated: Path, refused: Refused) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs tensorrt_rtx")
+    assert says in refused("build-engine", "--checkpoint", str(calibrated), "--output_dir", "engine", *argv)
+
+
+@pytest.mark.parametrize(("backend", "extra"), [("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")])
+def test_backend_that_is_not_installed(
+    backend: str, extra: str, calibrated: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from q8trt.engine import backend as seam
+
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(seam, "importlib", SimpleNamespace(import_module=missing, util=importlib.util))
+    line = refused("build-engine", "--checkpoint", str(calibrated), "--output_dir", "engine", "--backend", backend)
+    assert f'pip install "q8trt[{extra}]"' in line
+
+
+@pytest.mark.parametrize("name", ["model.plan", "model.onnx"])
+@pytest.mark.parametrize("damage", ["truncate", "change", "remove"])
+def test_damaged_engine(name: str, damage: str, engine: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(engine, tmp_path / "engine")
+    path = tmp_path / "engine" / name
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-10] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1]))
+    line = refused("benchmark", "--engine", "engine", "--no_accuracy")
+    assert f"engine/{name}" in line
+    assert "build_engine.py" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        ([], "give --task and --data_dir"),
+        (["--data_dir", "data"], "--data_dir needs --task"),
+        (["--task", "MRPC", "--data_dir", "data"], "--task MRPC, but the engine was built for STS-B"),
+        (["--no_accuracy", "--shapes", "1x33"], "--shapes 1x33 lies outside the profile of engine"),
+        (["--no_accuracy", "--parity"], "drop --no_accuracy"),
+        (["--no_accuracy", "--backend", "tensorrt"], "engine cannot run on TensorRT here"),
+        (["--task", "STS-B", "--data_dir", "data", "--max_seq_length", "32", "--parity"], "drop --parity"),
+    ],
+)
+def test_benchmark_refuses(
+    argv: list[str], says: str, engine: Path, data: Path, tmp_path: Path, refused: Refused
+) -> None:
+    shutil.copytree(engine, tmp_path / "engine")
+    assert says in refused("benchmark", "--engine", "engine", *argv, writes="--parity" in argv)
+
+
+def test_train_dependency_that_is_not_installed(
+    refused: Refused, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from q8trt import finetuning
+
+    def missing(*args: Any) -> None:
+        raise ModuleNotFoundError("No module named 'modelopt'", name="modelopt.torch")
+
+    monkeypatch.setattr(finetuning, "load_inputs", missing)
+    line = refused("finetune", *options)
+    assert line == 'finetune: error: modelopt.torch is not installed; pip install "q8trt[train]"'
+
+
+def _wrapped(error: OSError) -> Exception:
+    """As torch reports it: another type, the cause in the chain."""
+    wrapper = RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
+    wrapper.__context__ = error
+    return wrapper
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+FULL_DISKS = [
+    FULL,
+    OSError(errno.EDQUOT, "quota"),
+    _wrapped(FULL),
+    RuntimeError("I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL_DISKS, ids=["ENOSPC", "quota", "wrapped", "safetensors"])
+@pytest.mark.parametrize("where", ["run.json", "first checkpoint", "second checkpoint"])
+def test_disk_full_while_training(
+    where: str, error: Exception, refused: Refused, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from q8trt.training import _Trainer
+
+    saved = []
+    save_model = _Trainer.save_model
+
+    def full(self: Any, output_dir: str, **kwargs: Any) -> None:
+        saved.append(output_dir)
+        save_model(self, output_dir, **kwargs)
+        if len(saved) == (1 if where == "first checkpoint" else 2):
+            raise error
+
+    if where == "run.json":
+        monkeypatch.setattr(Path, "write_text", lambda *args, **kwargs: (_ for _ in ()).throw(error))
+    else:
+        monkeypatch.setattr(_Trainer, "save_model", full)
+    steps = ["--max_steps", "3", "--eval_steps", "1", "--save_steps", "1", "--precision", "fp32", "--output_dir", "run"]
+    line = refused("finetune", *options, *steps, writes=where != "run.json")
+    assert "no space left on the disk" in line
+    assert [str(path) for path in Path("run/checkpoints/fp32").glob("*")] == saved[:-1]
+    if where == "second checkpoint":
+        monkeypatch.setattr(_Trainer, "save_model", save_model)
+        assert run_command("finetune", ["--resume", "run"]) == 0
+    else:
+        assert not Path("run").exists()
+
+
+def test_disk_full_while_building(refused: Refused, calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs tensorrt_rtx")
+
+    def full(path: Path, data: bytes) -> int:
+        raise FULL
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "no space left" in refused("build-engine", "--checkpoint", str(calibrated), "--output_dir", "engine")

@@ -1,0 +1,58 @@
+"""Two processes under torchrun, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_data import SHORT, write_sts_b
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = [*SHORT, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "2"]
+
+
+def torchrun(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """finetune.py in two processes, in `folder`."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launch, str(ROOT / "finetune.py"), *argv],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_sts_b(tmp_path / "data")
+    data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint)]
+    done = torchrun(tmp_path, *data, *OPTIONS, "--group_by_length")
+    assert done.returncode == 0, done.stderr
+    [run] = (tmp_path / "runs").iterdir()
+    assert done.stdout.count(f"run: runs/{run.name}\n") == 1
+    assert done.stdout.count("next: python build_engine.py --int8") == 1
+    assert done.stderr.count("FP32 dev   step 4/4") == 1
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    assert list(stages) == ["fp32", "ptq", "int8"]
+    assert stages["fp32"]["steps"] == stages["int8"]["steps"] == 4
+    for stage in ("fp32", "int8"):
+        # The Trainer scored with two processes, the stage's score comes from one: the same model, the same rows.
+        best = stages[stage]["best_metric"]
+        assert stages[stage]["scores"]["dev"]["pearson"] == pytest.approx(best, abs=1e-4)
+        # A state of the random generators for each process: both took part.
+        assert len(list((run / "checkpoints" / stage / "checkpoint-4").glob("rng_state_[01].pth"))) == 2
+        state = json.loads((run / "checkpoints" / stage / "checkpoint-4" / "trainer_state.json").read_text())
+        assert state["epoch"] == pytest.approx(4 / 3), "48 rows are 3 steps of 2 x 8 rows"
+
+
+@pytest.mark.slow
+def test_a_wrong_option_is_said_once_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_sts_b(tmp_path / "data")
+    data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint)]
+    done = torchrun(tmp_path, *data, *OPTIONS, "--fp16")
+    assert done.returncode != 0
+    assert done.stderr.count("finetune: error: --fp16") == 1
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,251 @@
+"""Ctrl-C in the middle of a run, and what `--resume` makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_data import SHORT, write_sts_b
+
+from q8trt import finetuning, training
+from q8trt.cli.main import run_command
+from q8trt.trainer_callbacks import StopOnInterrupt
+
+#: 6 steps are an epoch, so step 8 lies in the second one.
+STEPS = 10
+OPTIONS = [*SHORT, "--max_steps", str(STEPS), "--eval_steps", "4", "--save_steps", "4", "--logging_steps", "5"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def arguments(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """finetune's options for a run from the tiny checkpoint, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    write_sts_b(tmp_path / "data")
+    return ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint), *OPTIONS]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `OPTIONS` from start to end."""
+    folder = tmp_path_factory.mktemp("whole")
+    data = ["--task", "STS-B", "--data_dir", str(write_sts_b(folder / "data"))]
+    model = ["--model_name_or_path", str(tiny_checkpoint), "--output_dir", str(folder / "run")]
+    assert run_command("finetune", [*data, *model, *OPTIONS]) == 0
+    return folder / "run"
+
+
+def weights(checkpoint: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / "model.safetensors")
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    import torch
+
+    first, second = weights(left), weights(right)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def assert_same_training(left: str | Path, right: str | Path, stage: str) -> None:
+    """The saved model, which is the best checkpoint, and the weights after the last step."""
+    for where in (stage, f"checkpoints/{stage}/checkpoint-{STEPS}"):
+        assert_same_weights(Path(left, where), Path(right, where))
+
+
+def record(run: str | Path) -> dict[str, Any]:
+    return json.loads((Path(run) / "run.json").read_text())
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, times: int = 1) -> None:
+    """Raise SIGINT `times` times in the middle of an optimizer step of `stage`."""
+    original = training._Trainer.training_step
+    seen = []
+
+    def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if Path(self.args.output_dir).name == stage and self.state.global_step == step - 1 and not seen:
+            seen.append(step)
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(training._Trainer, "training_step", training_step)
+
+
+def complete_checkpoints(run: str, stage: str) -> list[int]:
+    folders = Path(run, "checkpoints", stage).glob("checkpoint-*")
+    assert all((folder / "trainer_state.json").is_file() for folder in folders)
+    return sorted(int(path.name.split("-")[1]) for path in Path(run, "checkpoints", stage).glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(("stage", "step"), [("fp32", 8), ("int8", 8), ("fp32", STEPS)])
+def test_interrupted_run_resumes_bit_for_bit(
+    stage: str, step: int, arguments: list[str], uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stage, step)
+        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert last_line == (
+        f"finetune: stopped at step {step} of {STEPS} of stage {stage}; continue with: python finetune.py --resume run"
+    )
+    assert step in complete_checkpoints("run", stage)
+    assert stage not in record("run")["stages"]
+
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert list(record("run")["stages"]) == ["fp32", "ptq", "int8"]
+    assert_same_weights(Path("run/ptq"), uninterrupted / "ptq")
+    for name in ("fp32", "int8"):
+        assert_same_training("run", uninterrupted, name)
+    for name in ("fp32", "ptq", "int8"):
+        assert record("run")["stages"][name]["scores"] == record(uninterrupted)["stages"][name]["scores"]
+
+
+def test_grouped_rows_keep_their_order_over_an_interruption(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grouped = [*arguments, "--group_by_length", "--precision", "fp32"]
+    assert run_command("finetune", [*grouped, "--output_dir", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fp32", 8)
+        assert run_command("finetune", [*grouped, "--output_dir", "run"]) == 130
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert_same_training("run", "whole", "fp32")
+
+
+def test_newest_unfinished_run_is_resumed_by_default(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fp32", 2)
+        assert run_command("finetune", [*arguments, "--precision", "fp32"]) == 130
+    [run] = Path("runs").iterdir()
+    capsys.readouterr()
+    assert run_command("finetune", ["--resume"]) == 0
+    assert f"run: {run}\n" in capsys.readouterr().out
+    assert list(record(run)["stages"]) == ["fp32"]
+
+
+def test_resume_of_one_checkpoint_limit_goes_on_where_it_stopped(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a limit of 1 the Trainer likes to keep the best checkpoint only, which is not where the run stopped."""
+    monkeypatch.setattr(training, "compute_from_logits", lambda *_: {"pearson": next(falling)})
+    falling = iter([0.9, 0.8, 0.7, 0.6])
+    limited = [*arguments, "--precision", "fp32", "--output_dir", "run", "--save_total_limit", "1"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fp32", 6)
+        assert run_command("finetune", limited) == 130
+    assert 6 in complete_checkpoints("run", "fp32")
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert complete_checkpoints("run", "fp32") == [4]
+
+
+def test_moved_run_still_ends_with_its_best_checkpoint(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = iter([0.9, 0.8, 0.7])
+    monkeypatch.setattr(training, "compute_from_logits", lambda *_: {"pearson": next(falling)})
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fp32", 6)
+        assert run_command("finetune", [*arguments, "--precision", "fp32", "--output_dir", "run"]) == 130
+    Path("run").rename("moved")
+    assert run_command("finetune", ["--resume", "moved"]) == 0
+    assert record("moved")["stages"]["fp32"]["best_metric"] == 0.9
+    assert_same_weights(Path("moved/fp32"), Path("moved/checkpoints/fp32/checkpoint-4"))
+
+
+@pytest.mark.parametrize("torn_state", [None, '{"global_step": 10, "log_hi'], ids=["no state", "torn state"])
+def test_half_written_checkpoint_is_ignored(
+    torn_state: str | None, arguments: list[str], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fp32", 8)
+        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 130
+    checkpoints = Path("run/checkpoints/fp32")
+    torn = checkpoints / "checkpoint-10"
+    shutil.copytree(checkpoints / "checkpoint-8", torn)
+    (torn / "trainer_state.json").unlink()
+    (torn / "model.safetensors").write_bytes(b"half")
+    if torn_state:
+        (torn / "trainer_state.json").write_text(torn_state)
+    assert training.last_checkpoint(checkpoints) == checkpoints / "checkpoint-8"
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert_same_training("run", uninterrupted, "fp32")
+
+
+def test_second_interrupt_stops_at_once_and_the_run_goes_on_from_its_last_checkpoint(
+    arguments: list[str], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "fp32", 7, times=2)
+        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 130
+    assert "--resume run" in capsys.readouterr().err.splitlines()[-1]
+    assert complete_checkpoints("run", "fp32") == [4]
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert_same_training("run", uninterrupted, "int8")
+
+
+def test_interrupt_between_stages_is_resumed(
+    arguments: list[str], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "quantize", interrupted)
+        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 130
+    assert "--resume run" in capsys.readouterr().err.splitlines()[-1]
+    assert list(record("run")["stages"]) == ["fp32"]
+    before = (Path("run/fp32/model.safetensors")).stat().st_mtime_ns
+
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert Path("run/fp32/model.safetensors").stat().st_mtime_ns == before, "the finished stage was done again"
+    assert_same_training("run", uninterrupted, "int8")
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def contents() -> dict[str, tuple[int, int]]:
+        files = (path for path in uninterrupted.rglob("*") if path.is_file())
+        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+    monkeypatch.chdir(tmp_path)
+    before = contents()
+    assert run_command("finetune", ["--resume", str(uninterrupted)]) == 0
+    assert contents() == before
+    assert "QAT INT8" in capsys.readouterr().out
+
+
+def test_nothing_left_to_resume_is_said(
+    uninterrupted: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("finetune", ["--resume", "--runs_dir", str(uninterrupted.parent)]) == 2
+    assert "no unfinished run" in capsys.readouterr().err
+
+
+def test_the_interrupt_handler_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopper = StopOnInterrupt()
+    with stopper:
+        signal.raise_signal(signal.SIGINT)
+        assert stopper.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

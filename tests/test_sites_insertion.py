@@ -1,0 +1,211 @@
+"""Sites exist in the real models; an inserted but disabled quantizer changes nothing, not by a bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from q8trt.errors import CheckpointError, QuantizationError
+from q8trt.quantization.insertion import QuantLinear, insert_quantizers, model_quantizers, set_quantization
+from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.quantization.sites import ACTIVATION, SITE_KINDS, encoder_sites, layout_of
+
+LINEAR = load_recipe("linear")
+NO_DROPOUT = {
+    "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
+    "": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
+#: The input features of the module behind each site, from the papers' shapes: hidden 32, intermediate 64.
+IN_FEATURES = {name: 64 if name in ("gelu_out", "ffn_output.weight") else 32 for name in SITE_KINDS}
+
+
+@pytest.fixture
+def pair(architecture: str, tiny_model: Callable[..., Any]) -> tuple[Any, Any]:
+    """Hugging Face's own model, and one of the same weights with disabled quantizers at every site; no dropout."""
+    options = NO_DROPOUT.get(architecture, NO_DROPOUT[""])
+    original, quantized = (tiny_model(architecture, attn_implementation="eager", **options) for _ in range(2))
+    insert_quantizers(quantized, LINEAR)
+    set_quantization(quantized, enabled=False)
+    return original, quantized
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["classifier", "bare encoder"])
+def test_sites_exist_in_the_models(architecture: str, head: bool, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(architecture)
+    model = model if head else model.base_model
+    sites = encoder_sites(model)
+    assert len(sites) == 2 * 10
+    assert [site.key for site in sites] == [f"layer.{layer}.{name}" for layer in (0, 1) for name in SITE_KINDS]
+    for site in sites:
+        module = model.get_submodule(site.module)
+        if site.name == "qkv_input":  # the self-attention module, above the three projections
+            assert sum(isinstance(child, torch.nn.Linear) for child in module.children()) >= 3
+        else:
+            assert isinstance(module, torch.nn.Linear), site
+            assert module.in_features == IN_FEATURES[site.name]
+    modules = [site.module for site in sites if site.kind != ACTIVATION]
+    assert len(set(modules)) == len(modules)
+
+
+def test_three_layers_have_thirty_sites(tiny_model: Callable[..., Any]) -> None:
+    assert len(encoder_sites(tiny_model(num_hidden_layers=3))) == 30
+
+
+def test_a_model_that_is_not_bert_like() -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=16)
+    model = GPT2ForSequenceClassification(config)
+    for call in (encoder_sites, lambda model: insert_quantizers(model, LINEAR)):
+        with pytest.raises(CheckpointError, match="'gpt2', not BERT-like; q8trt quantizes bert, roberta") as caught:
+            call(model)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"^my/model is of type None"):
+        layout_of(object(), "my/model")
+
+
+def test_ten_quantizers_a_layer(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    model = tiny_model(architecture)
+    quantizers = insert_quantizers(model, LINEAR)
+    assert list(quantizers) == [site.key for site in encoder_sites(model)]
+    assert model_quantizers(model) == quantizers
+    inside = [module for module in model.modules() if isinstance(module, TensorQuantizer)]
+    assert len(inside) == 2 * 10
+    assert {id(quantizer) for quantizer in inside} == {id(quantizer) for quantizer in quantizers.values()}
+    for key, quantizer in quantizers.items():
+        assert quantizer.num_bits == 8
+        assert quantizer.axis == (0 if key.endswith("weight") else None)
+        assert not quantizer.unsigned
+        assert not quantizer.narrow_range
+        assert quantizer.amax is None
+
+
+def test_a_recipe_of_few_sites_leaves_the_others(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    recipe = Recipe.from_dict({"name": "two", "weights": {"axis": 0}, "sites": {"gelu_out": {}, "key.weight": {}}})
+    keys = ["layer.0.key.weight", "layer.0.gelu_out", "layer.1.key.weight", "layer.1.gelu_out"]
+    assert list(insert_quantizers(model, recipe)) == keys
+    attention = model.bert.encoder.layer[0].attention.self
+    assert type(attention.key) is QuantLinear
+    assert type(attention.query) is torch.nn.Linear
+
+
+def test_parameters_keep_their_names_and_are_shared(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(architecture)
+    before = dict(model.named_parameters())
+    buffers = [name for name, _ in model.named_buffers()]
+    insert_quantizers(model, LINEAR)
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert [name for name, _ in model.named_buffers() if "_quantizer" not in name] == buffers
+
+
+def test_disabled_is_bit_equal(
+    architecture: str, pair: tuple[Any, Any], tiny_batch: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    original, quantized = pair
+    for shape in ((1, 8), (3, 17), (2, 64)):
+        batch = tiny_batch(architecture, shape)
+        with torch.no_grad():
+            assert torch.equal(original(**batch).logits, quantized(**batch).logits)
+
+
+def test_disabled_trains_bit_equal(
+    architecture: str, pair: tuple[Any, Any], tiny_batch: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    batch = tiny_batch(architecture) | {"labels": torch.tensor([0.5, 4.0, 2.5])}
+    start = copy.deepcopy(pair[0].state_dict())
+    for model in pair:
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        model(**batch).loss.backward()
+        optimizer.step()
+    original, quantized = (dict(model.named_parameters()) for model in pair)
+    moved = 0
+    for name, parameter in original.items():
+        assert torch.equal(parameter, quantized[name]), name
+        moved += not torch.equal(parameter, start[name])
+    assert moved == len(original)  # every parameter took part
+
+
+def test_enabled_is_not_the_original(
+    architecture: str,
+    tiny_model: Callable[..., Any],
+    tiny_quantized: Callable[..., Any],
+    tiny_batch: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    """The counterpart of the test above: calibrated quantizers do change logits, and switching them off undoes it."""
+    original, batch = tiny_model(architecture), tiny_batch(architecture)
+    quantized, _ = tiny_quantized(architecture)
+    with torch.no_grad():
+        reference, on = original(**batch).logits, quantized(**batch).logits
+        set_quantization(quantized, enabled=False)
+        off = quantized(**batch).logits
+        set_quantization(quantized, enabled=True)
+        again = quantized(**batch).logits
+    assert not torch.equal(on, reference)
+    assert torch.allclose(on, reference, atol=0.5)
+    assert torch.equal(off, reference)
+    assert torch.equal(again, on)
+
+
+def test_q_k_v_share_one_input_quantizer(
+    architecture: str,
+    tiny_quantized: Callable[..., Any],
+    tiny_batch: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    """Called once a forward, and what it returns is the very tensor that all three projections read."""
+    model, _ = tiny_quantized(architecture)
+    layout = layout_of(model.config)
+    calls: dict[str, int] = {}
+    for key, quantizer in model_quantizers(model).items():
+        quantizer.register_forward_hook(lambda *_, key=key: calls.update({key: calls.get(key, 0) + 1}))
+    outputs: list[torch.Tensor] = []
+    model_quantizers(model)["layer.1.qkv_input"].register_forward_hook(lambda _, __, output: outputs.append(output))
+    inputs: list[torch.Tensor] = []
+    layer = model.base_model.get_submodule(f"{layout.layers}.1")
+    for name in (layout.query, layout.key, layout.value):
+        layer.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    with torch.no_grad():
+        model(**tiny_batch(architecture))
+    assert calls == dict.fromkeys(model_quantizers(model), 1)
+    assert len(inputs) == 3
+    assert all(tensor is outputs[0] for tensor in inputs)
+
+
+def test_inserting_twice(architecture: str, tiny_quantized: Callable[..., Any]) -> None:
+    model, recipe = tiny_quantized(architecture)
+    before = list(model.state_dict())
+    with pytest.raises(QuantizationError, match="quantized already; start from its floating-point checkpoint"):
+        insert_quantizers(model, recipe)
+    assert list(model.state_dict()) == before
+
+
+def test_a_deep_copy_works_and_is_its_own(
+    architecture: str,
+    tiny_quantized: Callable[..., Any],
+    tiny_batch: Callable[..., dict[str, torch.Tensor]],
+) -> None:
+    model, _ = tiny_quantized(architecture)
+    copied = copy.deepcopy(model)
+    batch = tiny_batch(architecture)
+    with torch.no_grad():
+        before = model(**batch).logits
+        assert torch.equal(copied(**batch).logits, before)
+        for quantizer in model_quantizers(copied).values():
+            quantizer.amax = quantizer.amax * 4
+        assert torch.equal(model(**batch).logits, before)
+        assert not torch.equal(copied(**batch).logits, before)
+
+
+def test_a_place_that_is_no_linear(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    model.bert.encoder.layer[1].output.dense = torch.nn.Identity()
+    with pytest.raises(QuantizationError, match=r"^layer\.1\.ffn_output\.weight: .* is a Identity, expected a linear"):
+        insert_quantizers(model, LINEAR)
