@@ -1,7 +1,7 @@
 """Run folders: what a training or calibration leaves for the steps after it.
 
 runs/<name>/
-  run.json           configuration, command, and per stage: status, scores, seconds
+  run.json           configuration, provenance, and per stage: scores, steps, seconds a step
   fp32/ ptq/ int8/   checkpoints: fine-tuned, calibrated, quantization-aware fine-tuned
   checkpoints/       of the Trainer, for --resume
   logs/              TensorBoard
@@ -37,7 +37,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """run.json: {format, command, created, task, config, stages}.
+        """run.json: {format, provenance, created, task, config, stages}.
 
         Raises:
             ConfigError: the file is missing or damaged.
@@ -79,12 +79,12 @@ class Run:
         return self.checkpoint("int8") or self.checkpoint("ptq")
 
 
-def new_run(path: str | Path, command: str, task: str, config: dict[str, Any]) -> Run:
+def new_run(path: str | Path, provenance: dict[str, Any], task: str, config: dict[str, Any]) -> Run:
     """Make a run folder.
 
     Args:
         path: the folder.
-        command: as typed, for the record.
+        provenance: command, commit, versions, hardware and date: see `q8trt.provenance`.
         task: the task's name.
         config: JSON-ready configuration, from which `--resume` continues.
 
@@ -96,7 +96,7 @@ def new_run(path: str | Path, command: str, task: str, config: dict[str, Any]) -
         raise ConfigError(f"{path} is a run already; choose another --output_dir, or continue it with --resume {path}")
     run = Run(path)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    run.write({"format": 1, "command": command, "created": created, "task": task, "config": config, "stages": {}})
+    run.write({"format": 1, "provenance": provenance, "created": created, "task": task, "config": config, "stages": {}})
     return run
 
 

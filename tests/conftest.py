@@ -34,6 +34,17 @@ white who wind window with woman wood word work write yellow you young
 """.split()  # noqa: SIM905 - a list of 250 quoted words is harder to read
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-gpu", action="store_true", help="let tests marked gpu fail, not skip, without a GPU")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    from q8trt.gpu import gpus
+
+    if item.get_closest_marker("gpu") and not gpus():
+        (pytest.fail if item.config.getoption("--require-gpu") else pytest.skip)("no NVIDIA GPU")
+
+
 @pytest.fixture(scope="session")
 def glue_dir() -> Path:
     """The folder of official GLUE TSV files beside the checkout."""

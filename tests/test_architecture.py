@@ -50,9 +50,13 @@ def test_a_module_imports_only_from_earlier_layers(path: Path) -> None:
     parts = ["q8trt", *path.relative_to(PACKAGE).with_suffix("").parts]
     own = parts[1]
     for other in imported_modules(ast.parse(path.read_text(encoding="utf-8")), parts) - {own, "__version__"}:
-        assert order[other] <= order[own], f"q8trt.{own} (layer {order[own]}) imports q8trt.{other} (layer {order[other]})"
+        assert order[other] <= order[own], (
+            f"q8trt.{own} (layer {order[own]}) imports q8trt.{other} (layer {order[other]})"
+        )
         if order[other] == order[own]:
-            assert own not in imported_modules(_tree_of(other), ["q8trt", other]), f"{own} and {other} import each other"
+            assert own not in imported_modules(_tree_of(other), ["q8trt", other]), (
+                f"{own} and {other} import each other"
+            )
 
 
 def _tree_of(name: str) -> ast.AST:
@@ -71,7 +75,9 @@ def test_only_the_seam_imports_tensorrt(path: Path) -> None:
 
 
 def test_no_file_grows_past_400_lines() -> None:
-    long = {str(path.relative_to(ROOT)): count for path in SOURCES if (count := len(path.read_text().splitlines())) > 400}
+    long = {
+        str(path.relative_to(ROOT)): count for path in SOURCES if (count := len(path.read_text().splitlines())) > 400
+    }
     assert not long
 
 

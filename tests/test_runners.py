@@ -395,7 +395,6 @@ def test_no_driver_is_one_clear_line(plan: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not gpus(), reason="no NVIDIA GPU")
 def test_tensorrt_equals_onnxruntime(ort: Any, model: Path, tmp_path: Path) -> None:
     name = find_backend().name
     build_plan(model, tmp_path / "model.plan", BuildConfig(name, SMALL))

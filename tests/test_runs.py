@@ -16,7 +16,7 @@ from q8trt.runs import RUN_FILE, find_runs, new_run, newest_run, open_run, run_n
 
 def made(path: Path, age: float = 0, **stages: str) -> Path:
     """A run with these finished stages, last written `age` seconds ago."""
-    run = new_run(path, "python finetune.py", "STS-B", {})
+    run = new_run(path, {"command": "python finetune.py"}, "STS-B", {})
     for stage, checkpoint in stages.items():
         run.finish_stage(stage, {"checkpoint": checkpoint})
     moment = 1_700_000_000 - age
@@ -26,30 +26,30 @@ def made(path: Path, age: float = 0, **stages: str) -> Path:
 
 def test_new_run_records_what_made_it(tmp_path: Path) -> None:
     config = {"seed": 42, "model": "minilm"}
-    run = new_run(tmp_path / "runs" / "one", "python finetune.py --demo", "STS-B", config)
+    run = new_run(tmp_path / "runs" / "one", {"command": "python finetune.py --demo"}, "STS-B", config)
     record = json.loads((tmp_path / "runs" / "one" / "run.json").read_text())
     assert record == run.record == open_run(run.path).record
     assert record["format"] == 1
-    assert (record["command"], record["task"]) == ("python finetune.py --demo", "STS-B")
+    assert (record["provenance"]["command"], record["task"]) == ("python finetune.py --demo", "STS-B")
     assert (record["config"], record["stages"]) == (config, {})
     assert datetime.fromisoformat(record["created"]).tzinfo is not None
 
 
 def test_new_run_in_a_folder_that_holds_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    new_run(tmp_path, "", "STS-B", {})
+    new_run(tmp_path, {}, "STS-B", {})
     assert (tmp_path / "notes.txt").exists()
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     path = made(tmp_path / "one", fp32="fp32")
     with pytest.raises(ConfigError, match=f"^{re.escape(str(path))} is a run already; .*--output_dir.*--resume"):
-        new_run(path, "", "STS-B", {})
+        new_run(path, {}, "STS-B", {})
     assert open_run(path).stage("fp32") == {"checkpoint": "fp32"}
 
 
 def test_stages_and_checkpoints(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "one", "", "STS-B", {})
+    run = new_run(tmp_path / "one", {}, "STS-B", {})
     assert run.stage("fp32") is None
     assert run.checkpoint("fp32") is None
     assert run.best_quantized() is None

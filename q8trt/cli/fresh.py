@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from q8trt.errors import InterruptedRunError
 from q8trt.progress import is_main_process
-from q8trt.provenance import command_line
+from q8trt.provenance import provenance
 from q8trt.runs import RUN_FILE, STAGES, Run, new_run
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def fresh_run(path: str | Path, command: Sequence[str], config: FinetuneConfig) 
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         if is_main_process():
-            new_run(path, command_line(command), config.data.resolved_task.name, config.to_dict())
+            new_run(path, provenance(list(command)), config.data.resolved_task.name, config.to_dict())
         _wait_for_everyone()
         yield Run(path)
     except InterruptedRunError:
