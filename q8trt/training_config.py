@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from q8trt.errors import ConfigError
@@ -69,6 +70,10 @@ class TrainingConfig:
             raise ConfigError("--label_loss_weight and --distillation_weight are both 0: nothing is learned")
 
     def _check_ranges(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"--{option.name} {value}, expected a finite number")
         at_least_one = (
             "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "eval_steps",
             "save_steps", "save_total_limit", "logging_steps", "loss_scale_window",

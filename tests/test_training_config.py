@@ -121,3 +121,10 @@ def test_nothing_to_learn() -> None:
     refused("--label_loss_weight and --distillation_weight are both 0", label_loss_weight=0, distillation_weight=0)
     assert TrainingConfig(label_loss_weight=0).distillation_weight == 0.5
     assert TrainingConfig(distillation_weight=0).label_loss_weight == 0.5
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "loss_scale_factor", "max_grad_norm", "dropout"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_number_must_be_finite(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^--{name} {value}, expected a finite number$"):
+        TrainingConfig(**{name: value})
