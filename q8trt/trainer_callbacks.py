@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -105,14 +104,7 @@ class StopOnInterrupt(transformers.TrainerCallback):
 
 
 class KeepBest(transformers.TrainerCallback):
-    """Every new best evaluation gets a checkpoint, and a resumed run finds it again."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Point a resumed state to the best checkpoint of this folder."""
-        # The state holds a path as the interrupted command saw it; the run may since have moved, or the shell.
-        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-        if state.best_global_step and best.is_dir():
-            state.best_model_checkpoint = str(best)
+    """Every new best evaluation gets a checkpoint, also between those of `save_steps`."""
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any

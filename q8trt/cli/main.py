@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
@@ -27,6 +28,11 @@ COMMANDS = {
     "doctor": ("doctor", "what this machine can do, and which steps will run"),
 }
 
+#: torchrun ends all processes when one ends; this long the others wait for the first one to say why and to tidy up.
+_GRACE_SECONDS = 3
+_FAILED_WRITE = (
+    "No space left on device", "os error 28", "] . unexpected pos ", "basic_ios::clear: iostream error"
+)  # fmt: skip
 #: What the system says of a path that the user chose badly.
 _UNUSABLE_PATH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG
@@ -100,6 +106,8 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
 def _fail(prog: str, message: str, code: int) -> int:
     if is_main_process():
         print(f"{prog}: {message}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_GRACE_SECONDS)
     return code
 
 
@@ -110,11 +118,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """torch and safetensors wrap ENOSPC in types of their own, so the words count too."""
+    """torch and safetensors report a failed write in types and words of their own."""
     return any(
         (isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT))
-        or "No space left on device" in str(link)
-        or "os error 28" in str(link)
+        or any(words in str(link) for words in _FAILED_WRITE)
         for link in _chain(error)
     )
 
