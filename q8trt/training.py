@@ -250,6 +250,32 @@ class Stage:
     distillation: Distillation | None = field(default=None)
 
 
+def _make_trainer(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig, arguments: Any) -> _Trainer:
+    """The Trainer of a stage, with our own log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
+    order = np.argsort(stage.dev.lengths, kind="stable").tolist()
+    trainer = _Trainer(
+        model=stage.model,
+        args=arguments,
+        train_dataset=stage.train,
+        eval_dataset=cast(Any, torch.utils.data.Subset(cast(Any, stage.dev), order)),
+        data_collator=Collator(tokenizer.pad_token_id, max_length=stage.max_length),
+        processing_class=tokenizer,
+        compute_metrics=_metrics_function(task),
+        task=task,
+        distillation=stage.distillation,
+    )
+    for printer in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printer)
+    trainer.add_callback(KeepBest())
+    trainer.add_callback(Progress(stage.name.upper()))
+    if trainer.is_world_process_zero():
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(stage.folder / "logs" / stage.name))))
+    _use_loss_scale(trainer, config)
+    return trainer
+
+
 def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig, resume: bool = False) -> StageResult:
     """Train `stage.model` in place.
 
@@ -266,35 +292,15 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
     """
     checkpoints = stage.folder / "checkpoints" / stage.name
     arguments = _arguments(config, task, checkpoints, stage.epochs, stage.learning_rate)
-    timer, stopper = StepTimer(), StopOnInterrupt()
-    by_length: Any = torch.utils.data.Subset(
-        cast(Any, stage.dev), np.argsort(stage.dev.lengths, kind="stable").tolist()
-    )
-    trainer = _Trainer(
-        model=stage.model,
-        args=arguments,
-        train_dataset=stage.train,
-        eval_dataset=by_length,
-        data_collator=Collator(tokenizer.pad_token_id, max_length=stage.max_length),
-        processing_class=tokenizer,
-        compute_metrics=_metrics_function(task),
-        task=task,
-        distillation=stage.distillation,
-        callbacks=[timer, stopper, KeepBest()],
-    )
-    for printer in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(printer)
-    trainer.add_callback(Progress(stage.name.upper()))
-    if trainer.is_world_process_zero():
-        from torch.utils.tensorboard import SummaryWriter
-
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(stage.folder / "logs" / stage.name))))
-    _use_loss_scale(trainer, config)
     checkpoint = last_checkpoint(checkpoints) if resume else None
-    state = _finished_state(checkpoint) if checkpoint else None
-    if state is not None:
-        _load_best(stage.model, checkpoints, state)
-        return StageResult(state.best_metric, state.global_step, None, None)
+    finished = _finished_state(checkpoint) if checkpoint else None
+    if finished is not None:
+        _load_best(stage.model, checkpoints, finished)
+        return StageResult(finished.best_metric, finished.global_step, None, None)
+    trainer = _make_trainer(stage, task, tokenizer, config, arguments)
+    timer, stopper = StepTimer(), StopOnInterrupt()
+    trainer.add_callback(timer)
+    trainer.add_callback(stopper)
     try:
         with stopper:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
