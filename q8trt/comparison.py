@@ -114,9 +114,10 @@ def compare(
     config = _within_profiles(config, engines)
     with contextlib.ExitStack() as stack:
         runners = [stack.enter_context(open_runner(engine.folder, backend)) for engine in engines]
-        splits = _tokenized(engines[0], data) if data else {}
+        largest = _largest_batch(engines, data, batch_size)
+        splits = _tokenized(engines[0], data, largest[1]) if data else {}
         rows = [
-            _score(engine, runner, splits, batch_size, parity) for engine, runner in zip(engines, runners, strict=True)
+            _score(engine, runner, splits, largest, parity) for engine, runner in zip(engines, runners, strict=True)
         ]
         latencies = _time(engines, runners, config)
     first = next(iter(splits.values()), None)
@@ -134,25 +135,33 @@ def compare(
     )
 
 
-def _tokenized(engine: Engine, data: DataConfig) -> dict[str, Features]:
+def _largest_batch(engines: Sequence[Engine], data: DataConfig | None, batch_size: int) -> tuple[int, int]:
+    """Rows a batch and tokens a row, at most, while scoring: what was asked for, cut to what every plan accepts."""
+    limits = [engine.manifest.shapes.max for engine in engines if engine.manifest.shapes]
+    wanted = (batch_size, data.max_seq_length if data else 1)
+    return min([wanted[0], *(batch for batch, _ in limits)]), min([wanted[1], *(length for _, length in limits)])
+
+
+def _tokenized(engine: Engine, data: DataConfig, max_length: int) -> dict[str, Features]:
     tokenizer = checkpoints.load_tokenizer(str(engine.folder))
-    return {split: tokenize(rows, tokenizer, data.max_seq_length) for split, rows in load_dev(data).items()}
+    return {split: tokenize(rows, tokenizer, max_length) for split, rows in load_dev(data).items()}
 
 
 def _score(
-    engine: Engine, runner: Runner, splits: dict[str, Features], batch_size: int, parity: bool
+    engine: Engine, runner: Runner, splits: dict[str, Features], largest: tuple[int, int], parity: bool
 ) -> dict[str, Any]:
-    """The fields of the engine's row, latency apart."""
+    """The fields of the engine's row, latency apart; `largest` is (rows a batch, tokens a row)."""
     metrics: dict[str, float] = {}
     rate, pad_token_id, measured = None, engine.manifest.model.pad_token_id, None
+    batch_size, max_length = largest
     for number, (split, rows) in enumerate(splits.items()):
         with progress(f"Scoring {engine.name} on {split}", len(rows)) as advance:
-            result = evaluate(runner, rows, rows.task, pad_token_id, batch_size, advance)
+            result = evaluate(runner, rows, rows.task, pad_token_id, max_length, batch_size, advance)
         # MNLI has two development sets; the first one's metrics go by their own names.
         metrics |= {name if number == 0 else f"{split}.{name}": value for name, value in result.metrics.items()}
         rate = rate or result.samples_per_second
         if parity and measured is None:
-            measured = _parity(engine, rows, result.logits, batch_size)
+            measured = _parity(engine, rows, result.logits, largest)
     torch_scores = engine.manifest.metrics.get(f"torch_{engine.manifest.stage}") or {}
     return {
         "name": engine.name,
@@ -174,7 +183,7 @@ def _mib(engine: Engine, name: str) -> float | None:
     return entry.bytes / MIB if entry else None
 
 
-def _parity(engine: Engine, rows: Features, logits: np.ndarray, batch_size: int) -> Parity:
+def _parity(engine: Engine, rows: Features, logits: np.ndarray, largest: tuple[int, int]) -> Parity:
     """How far the engine's logits lie from those of the torch model that it was exported from."""
     from q8trt.runners.torch_runner import TorchRunner
 
@@ -185,8 +194,9 @@ def _parity(engine: Engine, rows: Features, logits: np.ndarray, batch_size: int)
         model = checkpoints.load_quantized(checkpoint)[0]
     else:
         model = checkpoints.load_finetuned(checkpoint, rows.task)
+    pad_token_id, (batch_size, max_length) = engine.manifest.model.pad_token_id, largest
     with TorchRunner(model, engine.manifest.precision) as runner, progress("torch, for parity", len(rows)) as advance:
-        reference, _ = predict(runner, rows, engine.manifest.model.pad_token_id, batch_size, advance)
+        reference, _ = predict(runner, rows, pad_token_id, max_length, batch_size, advance)
     difference = np.abs(logits - reference)
     return Parity(float(difference.max()), float(difference.mean()), float(np.abs(reference).max()))
 

@@ -39,17 +39,18 @@ def predict(
     runner: Runner,
     features: Features,
     pad_token_id: int,
+    max_length: int,
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, float]:
     """Logits of every row, (rows, num_labels) float32 in input order, and the seconds spent inside the runner.
 
-    Rows are sorted by length and each batch is padded to the smallest bucket that holds it.
+    Rows are sorted by length and each batch is padded to the smallest bucket that holds it, `max_length` being the last.
     """
     chunks: list[np.ndarray] = []
     order: list[np.ndarray] = []
     seconds = 0.0
-    for batch in bucketed_batches(features, batch_size, pad_token_id):
+    for batch in bucketed_batches(features, batch_size, pad_token_id, max_length=max_length):
         started = time.perf_counter()
         chunks.append(runner.infer(batch.arrays))
         seconds += time.perf_counter() - started
@@ -64,6 +65,7 @@ def evaluate(
     features: Features,
     task: Task,
     pad_token_id: int,
+    max_length: int,
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -75,5 +77,5 @@ def evaluate(
     """
     if features.labels is None:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
-    logits, seconds = predict(runner, features, pad_token_id, batch_size, on_progress)
+    logits, seconds = predict(runner, features, pad_token_id, max_length, batch_size, on_progress)
     return Evaluation(compute_from_logits(task, logits, features.labels), logits, seconds)

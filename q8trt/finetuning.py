@@ -134,13 +134,14 @@ def score(
     for split, rows in inputs.dev.items():
         with progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
             batch = config.training.per_device_eval_batch_size
-            result = evaluate(runner, rows, task, inputs.tokenizer.pad_token_id, batch, advance)
+            length = config.data.max_seq_length
+            result = evaluate(runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance)
         scores[split] = result.metrics
     return scores
 
 
 def calibration_batches(
-    rows: Features, pad_token_id: int, count: int, seed: int, batch_size: int = 16
+    rows: Features, pad_token_id: int, max_length: int, count: int, seed: int, batch_size: int = 16
 ) -> Iterator[Any]:
     """`count` rows chosen by `seed`, as batches of int64 torch tensors (batch, sequence), longest last.
 
@@ -151,7 +152,7 @@ def calibration_batches(
     chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     chosen.sort(key=lambda index: int(rows.lengths[index]))
     for start in range(0, len(chosen), batch_size):
-        arrays = pad([rows[index] for index in chosen[start : start + batch_size]], pad_token_id)
+        arrays = pad([rows[index] for index in chosen[start : start + batch_size]], pad_token_id, max_length=max_length)
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -167,7 +168,8 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
     quantized = copy.deepcopy(model)
     insert_quantizers(quantized, config.recipe)
     count = min(config.calibration_samples, len(inputs.train))
-    batches = calibration_batches(inputs.train, inputs.tokenizer.pad_token_id, count, config.training.seed)
+    pad_token_id, length = inputs.tokenizer.pad_token_id, config.data.max_seq_length
+    batches = calibration_batches(inputs.train, pad_token_id, length, count, config.training.seed)
     with progress("Calibrating", count) as advance:
         calibrate(quantized, config.recipe, batches, advance)
     return quantized
