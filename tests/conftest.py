@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import signal
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,12 @@ white who wind window with woman wood word work write yellow you young
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="let tests marked gpu fail, not skip, without a GPU")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Ctrl-C as a person's terminal has it: a shell starts background jobs, and so some CI runs, with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
