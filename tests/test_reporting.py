@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from q8trt.benchmarking import WHAT_IS_TIMED, summarize
-from q8trt.reporting import Report, Row, markdown, print_report, verdict, write_report
+from q8trt.reporting import Parity, Report, Row, markdown, print_report, verdict, write_report
 
 SHAPES = ((1, 128), (16, 128))
 H100 = "NVIDIA H100 80GB HBM3"
@@ -240,3 +240,20 @@ def test_write_report_refuses_nan_and_leaves_nothing(report: Report, tmp_path: P
     with pytest.raises(ValueError, match="JSON"):
         write_report(tmp_path, bad)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_throughput_is_on_the_terminal(report: Report) -> None:
+    assert "samples/s on dev, in length buckets: FP32 123, QAT INT8 123" in unwrapped(printed(report, 100))
+    silent = replace(report, rows=[replace(row, eval_samples_per_s=None) for row in report.rows])
+    assert "samples/s" not in printed(silent, 100)
+
+
+def test_parity_is_told_in_notes_and_json(report: Report) -> None:
+    rows = [FP32, replace(INT8, parity=Parity(0.125, 0.008, 4.75))]
+    told = replace(report, rows=rows)
+    note = (
+        "logits of ONNX Runtime, CPU differ from the torch model's by at most 0.12, 0.008 on average (logits reach 4.8)"
+    )
+    assert f"Note: QAT INT8: {note}" in markdown(told)
+    assert told.to_dict()["rows"][1]["parity"]["largest_logit_difference"] == 0.125
+    assert not any("logits" in remark for remark in report.all_notes)

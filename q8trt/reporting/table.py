@@ -59,6 +59,12 @@ def _fits(table: Table, console: Console) -> bool:
     return Measurement.get(console, console.options.update(max_width=10_000), table).minimum <= console.width
 
 
+def _throughput(report: Report) -> str:
+    """Rows scored per second, of each row; "" where nothing was scored."""
+    rates = [f"{row.name} {row.eval_samples_per_s:.0f}" for row in report.rows if row.eval_samples_per_s is not None]
+    return f"samples/s on {report.split}, in length buckets: {', '.join(rates)}" if rates else ""
+
+
 def print_report(report: Report, console: Console) -> None:
     """Print title, figures, verdict and notes, in the widest layout that `console` holds without cutting a number."""
 
@@ -74,6 +80,8 @@ def print_report(report: Report, console: Console) -> None:
     if report.shapes:
         say(SPEEDUP_LEGEND, "dim")
         say(f"ms: median of {report.what_is_timed}", "dim")
+    if throughput := _throughput(report):
+        say(throughput)
     for line in verdict(report):
         say(line)
     for note in report.all_notes:
