@@ -182,6 +182,8 @@ def model_inputs(tokenizer: Any) -> tuple[str, ...]:
 
 
 def _output(source: Source, precision: str) -> Path:
-    """The run's default folder; precisions with FP16 have one of their own."""
+    """The run's default folder; precisions with FP16 have one of their own: `engine-fp16` of FP32, `engine...-fp16`."""
     default = source.default_output
-    return default.with_name(f"{default.name}-fp16") if precision.endswith("fp16") else default
+    if not precision.endswith("fp16"):
+        return default
+    return default.with_name("engine-fp16" if source.stage == "fp32" else f"{default.name}-fp16")

@@ -257,3 +257,7 @@ def test_parity_is_told_in_notes_and_json(report: Report) -> None:
     assert f"Note: QAT INT8: {note}" in markdown(told)
     assert told.to_dict()["rows"][1]["parity"]["largest_logit_difference"] == 0.125
     assert not any("logits" in remark for remark in report.all_notes)
+
+
+def test_a_report_without_scores_is_called_timing_only(report: Report) -> None:
+    assert replace(report, rows_evaluated=0, split="-").title == "STS-B, timing only"

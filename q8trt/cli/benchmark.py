@@ -49,7 +49,7 @@ def parser() -> Parser:
         metavar="N",
         help="rows a batch while scoring (default: 32)",
     )
-    add_data(made)
+    add_data(made, "the run's; others need --task")
     return made
 
 
@@ -70,6 +70,7 @@ def run(argv: list[str]) -> int:
     from rich.console import Console
 
     from q8trt.comparison import compare, find_engines
+    from q8trt.engine.manifest import PLAN_FILE
     from q8trt.provenance import provenance
     from q8trt.reporting import print_report, write_report
 
@@ -81,7 +82,8 @@ def run(argv: list[str]) -> int:
     report = compare(engines, data, timing, origin, args.backend, args.per_device_eval_batch_size, args.parity)
     print_report(report, Console())
     paths = write_report(args.output_dir or engines[-1].folder.parent, report, args.name)
-    plan = engines[-1].folder / "model.plan"
+    newest = max(engines, key=lambda engine: (engine.manifest.precision.startswith("int8"), engine.manifest.created))
+    plan = newest.folder / PLAN_FILE
     if plan.is_file():
         say(f"plan:   {plan}")
     say(f"report: {Path(paths[1])} and {Path(paths[0]).name}")

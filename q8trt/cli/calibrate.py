@@ -38,7 +38,7 @@ def parser() -> Parser:
     made.add_argument(
         "--allow_pickle", action="store_true", help="read pytorch_model.bin; only for files that you trust"
     )
-    add_data(made)
+    add_data(made, "the newest run's; others need --task")
     return made
 
 

@@ -83,9 +83,9 @@ def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs_dir", default=RUNS_DIR, metavar="DIR", help="folder of runs (default: runs)")
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """The options that say which rows."""
-    add_dataclass(parser, DataConfig, "data (without a source: GLUE from the hub)")
+def add_data(parser: argparse.ArgumentParser, default: str = "GLUE from the hub") -> None:
+    """The options that say which rows; `default` says which without them."""
+    add_dataclass(parser, DataConfig, f"data (default: {default})")
 
 
 def read_data(args: argparse.Namespace) -> DataConfig:

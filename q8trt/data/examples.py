@@ -149,7 +149,11 @@ def check_score(value: object, task: Task, where: str) -> float:
         score = math.nan
     low, high = task.score_range or (-math.inf, math.inf)
     if not math.isfinite(score) or not low <= score <= high:
-        expected = f"a number from {low:g} to {high:g}" if task.score_range else "a finite number"
+        expected = (
+            f"a number from {low:g} to {high:g}"
+            if task.score_range
+            else "a finite number (or name the labels: --label_list)"
+        )
         raise DataError(f"{where}: score {value!r}, expected {expected}")
     return score
 

@@ -135,6 +135,8 @@ class Report:
     @property
     def title(self) -> str:
         """``"STS-B dev, 1500 rows, <where from>"``; the built-in sample always says that it is no GLUE score."""
+        if not self.rows_evaluated:
+            return f"{self.task}, timing only"
         return f"{self.task} {self.split}, {self.rows_evaluated} rows, {self.data_label}"
 
     @property
