@@ -235,6 +235,8 @@ def test_benchmark_reports_what_onnxruntime_computes(
         assert row["parity"]["largest_logit_difference"] < 0.05
     assert "No GPU" in text or report["provenance"]["hardware"]["gpus"]
     out = capsys.readouterr().out
+    # FP32's plan was built last, but QAT's is the one to deploy
+    assert "engine/model.plan" in out.split("plan:")[-1].splitlines()[0]
     assert "QAT INT8" in out
     assert "model.plan" in out
 

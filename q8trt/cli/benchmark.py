@@ -82,8 +82,9 @@ def run(argv: list[str]) -> int:
     report = compare(engines, data, timing, origin, args.backend, args.per_device_eval_batch_size, args.parity)
     print_report(report, Console())
     paths = write_report(args.output_dir or engines[-1].folder.parent, report, args.name)
-    newest = max(engines, key=lambda engine: (engine.manifest.precision.startswith("int8"), engine.manifest.created))
-    plan = newest.folder / PLAN_FILE
+    # The plan to deploy: a QAT engine's before a calibrated one's before FP32's.
+    best = max(engines, key=lambda engine: ("fp32", "", "ptq", "int8").index(engine.manifest.stage))
+    plan = best.folder / PLAN_FILE
     if plan.is_file():
         say(f"plan:   {plan}")
     say(f"report: {Path(paths[1])} and {Path(paths[0]).name}")
