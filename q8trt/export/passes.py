@@ -103,8 +103,8 @@ def fold_weights(model: onnx.ModelProto) -> int:
 def read_shapes_before_quantization(model: onnx.ModelProto) -> int:
     """Let Shape nodes read what enters a QuantizeLinear -> DequantizeLinear pair in place of what leaves it.
 
-    The shape is the same. As a reader of the dequantized tensor, a Shape keeps ONNX Runtime (and a builder that matches
-    patterns) from seeing that only GEMMs read it, and so from running those in INT8.
+    The shape is the same, and the dequantized tensor is then read by GEMMs alone, so that a builder that matches
+    Q/DQ patterns need not look past other readers. Tidiness: no effect on ONNX Runtime was measured.
 
     Returns:
         number of Shape nodes moved.
