@@ -250,6 +250,11 @@ class Stage:
     distillation: Distillation | None = field(default=None)
 
 
+def _training_lengths(max_length: int) -> tuple[int, ...]:
+    """Batches are padded to a multiple of 8: fewer tokens than the engine's buckets, which training need not keep to."""
+    return tuple(range(8, max_length + 1, 8))
+
+
 def _make_trainer(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig, arguments: Any) -> _Trainer:
     """The Trainer of a stage, with our own log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
     order = np.argsort(stage.dev.lengths, kind="stable").tolist()
@@ -258,7 +263,7 @@ def _make_trainer(stage: Stage, task: Task, tokenizer: Any, config: TrainingConf
         args=arguments,
         train_dataset=stage.train,
         eval_dataset=cast(Any, torch.utils.data.Subset(cast(Any, stage.dev), order)),
-        data_collator=Collator(tokenizer.pad_token_id, max_length=stage.max_length),
+        data_collator=Collator(tokenizer.pad_token_id, _training_lengths(stage.max_length), stage.max_length),
         processing_class=tokenizer,
         compute_metrics=_metrics_function(task),
         task=task,
