@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from q8trt.quantization.libraries import Library
     from q8trt.tasks import Task
 
 QUANTIZATION_FILE = "quantization.json"
@@ -256,8 +257,12 @@ def load_recipe_of(folder: str | Path) -> Recipe:
         raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error}") from None
 
 
-def load_quantized(folder: str | Path) -> tuple[PreTrainedModel, Recipe]:
+def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[PreTrainedModel, Recipe]:
     """A calibrated, fake-quantized model and its recipe, on the CPU, in evaluation mode.
+
+    Args:
+        folder: a quantized checkpoint, whatever library it was made with.
+        library: where its quantizers shall come from; None: ModelOpt.
 
     Raises:
         CheckpointError: damaged, or the recipe does not match the weights (a site without amax, or the reverse).
@@ -277,7 +282,7 @@ def load_quantized(folder: str | Path) -> tuple[PreTrainedModel, Recipe]:
         raise CheckpointError(f"{folder}/model.safetensors cannot be read: {error}; train or calibrate again") from None
     _quiet_transformers()
     model = AutoModelForSequenceClassification.from_config(config)
-    quantizers = insert_quantizers(model, recipe)
+    quantizers = insert_quantizers(model, recipe, library)
     _check_recipe_matches(model, set(quantizers), state, folder)
     for site in encoder_sites(model):
         if site.key in quantizers:

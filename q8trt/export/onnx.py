@@ -20,6 +20,8 @@ from q8trt import __version__, files
 from q8trt.errors import ConfigError, QuantizationError
 from q8trt.export.passes import fold_weights, read_shapes_before_quantization
 from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.modules import ATTENTION
+from q8trt.quantization.sites import encoder_sites
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,13 +63,32 @@ class _Logits(nn.Module):
 def _prepared(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     """A copy on the CPU, in evaluation mode, with attention spelled out op by op and in the precision's float type."""
     prepared = copy.deepcopy(model).cpu().eval()
-    prepared.set_attn_implementation("eager")
+    if prepared.config._attn_implementation != ATTENTION:
+        prepared.set_attn_implementation("eager")
+    _widen_weights(prepared)
     if not precision.endswith("fp16"):
         return prepared.float()
     for key, quantizer in model_quantizers(prepared).items():
         _check_fp16_scale(key, quantizer.amax)
         quantizer.trt_high_precision_dtype = "Half"  # scales in FP16: a strongly typed graph mixes no float types
     return prepared.half()
+
+
+def _widen_weights(model: PreTrainedModel) -> None:
+    """Let weights of 4 or 2 bits be written as INT8 constants that hold the same few values, in place.
+
+    TensorRT has no INT4 GEMM with per-channel scales: such weights gain nothing in speed, and are exported to be measured.
+    """
+    quantizers = model_quantizers(model)
+    for site in encoder_sites(model):
+        quantizer = quantizers.get(site.key)
+        if quantizer is None or quantizer.num_bits == 8:
+            continue
+        with torch.no_grad():
+            weight = model.get_parameter(site.parameter)
+            weight.copy_(quantizer(weight))
+        quantizer.amax = quantizer.amax / (2 ** (quantizer.num_bits - 1) - 1) * 127
+        quantizer.num_bits = 8
 
 
 def _check_fp16_scale(key: str, amax: torch.Tensor) -> None:

@@ -2,100 +2,83 @@
 
 A fake-quantized tensor is x_q = clamp(round(x * s), -128, 127) / s with s = 127 / amax: the values that INT8 would
 hold, in floating point, with straight-through gradients inside the range (Q8BERT, arXiv 1910.06188, section 2). The
-quantizer itself is NVIDIA ModelOpt's `TensorQuantizer`, heir of pytorch-quantization's.
+quantizer itself is NVIDIA ModelOpt's `TensorQuantizer`, or that of its forebear, pytorch-quantization.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from q8trt.errors import QuantizationError
-from q8trt.quantization.recipe import QuantizerSpec, Recipe
-from q8trt.quantization.sites import ACTIVATION, Site, encoder_sites
+from q8trt.quantization.libraries import MODELOPT, Library
+from q8trt.quantization.recipe import Recipe
+from q8trt.quantization.sites import Site, encoder_sites
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-
-class QuantLinear(nn.Linear):
-    """A linear whose weight, and input where a site says so, pass through a quantizer. Parameters keep their names."""
-
-    input_quantizer: Callable[[torch.Tensor], torch.Tensor] | None
-    weight_quantizer: Callable[[torch.Tensor], torch.Tensor] | None
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
-        if self.input_quantizer is not None:
-            input = self.input_quantizer(input)
-        weight: torch.Tensor = self.weight
-        if self.weight_quantizer is not None:
-            weight = self.weight_quantizer(weight)
-        return nn.functional.linear(input, weight, self.bias)
-
-
-def _quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Forward pre-hook of a self-attention module: one quantizer on what Q, K and V all read."""
-    quantizer: Any = module.input_quantizer
-    return (quantizer(args[0]), *args[1:]), kwargs
-
-
-def new_quantizer(spec: QuantizerSpec) -> TensorQuantizer:
-    """An uncalibrated ModelOpt TensorQuantizer for `spec`: signed, symmetric, fake, over the full range [-128, 127].
-
-    TensorRT clamps to [-128, 127], so `narrow_range` is off (TensorRT documentation, "Working with Quantized Types").
-    """
-    from modelopt.torch.quantization.config import QuantizerAttributeConfig
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    calibrator = "max" if spec.calibrator == "max" else "histogram"
-    attributes = QuantizerAttributeConfig(
-        num_bits=spec.num_bits,
-        axis=spec.axis,
-        calibrator=calibrator,
-        narrow_range=False,
-        pass_through_bwd=False,  # ModelOpt's default lets gradients through to clipped values too
-    )
-    return TensorQuantizer(attributes)
+#: Sites whose quantizer is read by the attention function.
+_BMM_SITES = ("bmm_q", "bmm_k", "softmax_out", "bmm_v")
 
 
 def _place(model: nn.Module, site: Site, quantizer: nn.Module) -> None:
+    from q8trt.quantization.modules import quantize_first_argument, replacement_for
+
     module = model.get_submodule(site.module)
-    if isinstance(module, nn.Linear):
-        if not isinstance(module, QuantLinear):
-            module.__class__ = QuantLinear
-            module.register_module("input_quantizer", None)
-            module.register_module("weight_quantizer", None)
-    elif site.kind == ACTIVATION:
-        module.register_forward_pre_hook(_quantize_first_argument, with_kwargs=True)
-    else:
-        raise QuantizationError(f"{site.key}: {site.module} is a {type(module).__name__}, expected a linear")
-    setattr(module, site.quantizer.rpartition(".")[2], quantizer)
+    if site.name == "qkv_input":
+        module.register_forward_pre_hook(quantize_first_argument, with_kwargs=True)
+    elif site.name not in _BMM_SITES:
+        replacement = replacement_for(module)
+        if replacement is None:
+            raise QuantizationError(f"{site.key}: {site.module} is a {type(module).__name__}, which takes no quantizer")
+        module.__class__ = replacement
+    setattr(module, site.attribute, quantizer)
 
 
-def insert_quantizers(model: nn.Module, recipe: Recipe) -> dict[str, TensorQuantizer]:
+def insert_quantizers(model: nn.Module, recipe: Recipe, library: Library | None = None) -> dict[str, TensorQuantizer]:
     """Put a quantizer at each of the recipe's sites, in place.
 
     Args:
-        model: a transformers model of the BERT family, in float; linears become `QuantLinear`, parameters are shared.
+        model: a transformers model of the BERT family, in float; parameters are kept and shared.
         recipe: what to quantize.
+        library: where the quantizers come from; None: ModelOpt.
 
     Returns:
         site key ("layer.0.qkv_input") -> its quantizer, uncalibrated, in the order of computation.
 
     Raises:
         CheckpointError: the model is not of the BERT family.
-        QuantizationError: the model carries quantizers already.
+        ConfigError: the recipe names a layer that the model does not have.
+        QuantizationError: the model carries quantizers already, or the recipe quantizes none of its sites.
     """
     if model_quantizers(model):
         raise QuantizationError("the model is quantized already; start from its floating-point checkpoint")
-    for site in encoder_sites(model):
-        if site.name in recipe.sites:
-            _place(model, site, new_quantizer(recipe.sites[site.name]))
-    return model_quantizers(model)
+    sites = encoder_sites(model)
+    recipe.check_layers(sites)
+    library = library or MODELOPT
+    for site in sites:
+        spec = recipe.spec(site)
+        if spec is not None:
+            _place(model, site, library.new_quantizer(spec))
+    quantizers = model_quantizers(model)
+    if not quantizers:
+        raise QuantizationError(f"recipe {recipe.name!r} quantizes no site of this model; see docs/architecture.md")
+    if any(site.name in _BMM_SITES for site in sites if site.key in quantizers):
+        _route_attention(model, True)
+    return quantizers
+
+
+def _route_attention(model: Any, quantized: bool) -> None:
+    """Let the model's attention go through its quantizers, or again the way that it was loaded with."""
+    from q8trt.quantization.modules import ATTENTION
+
+    if quantized and model.config._attn_implementation != ATTENTION:
+        model.float_attention = model.config._attn_implementation
+        model.set_attn_implementation(ATTENTION)
+    elif not quantized and hasattr(model, "float_attention"):
+        model.set_attn_implementation(model.float_attention)
 
 
 def model_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
@@ -111,3 +94,5 @@ def set_quantization(model: nn.Module, enabled: bool) -> None:
             quantizer.enable()
         else:
             quantizer.disable()
+    if hasattr(model, "float_attention"):
+        _route_attention(model, enabled)

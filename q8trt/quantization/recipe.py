@@ -1,11 +1,14 @@
 """Which sites are quantized, and how: frozen dataclasses, written as YAML.
 
-A recipe is data. The package's own lie in `q8trt/recipes/*.yaml`; users pass a name or the path of their own file.
+A recipe is data. The package's own lie in `q8trt/recipes/*.yaml`; users pass a name or the path of their own file. A key
+under `sites` is a site ("gelu_out"), a group of sites ("embeddings"), or one site of one layer ("layer.3.gelu_out");
+the more particular key wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -14,9 +17,19 @@ from typing import Any
 import yaml
 
 from q8trt.errors import ConfigError, nearest
-from q8trt.quantization.sites import ACTIVATION, SITE_KINDS
+from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, SITE_KINDS, Site
 
-CALIBRATORS = ("max", "percentile")
+ACTIVATION_CALIBRATORS = ("max", "percentile", "entropy", "mse", "ema", "search", "fixed")
+WEIGHT_CALIBRATORS = ("max", "mse")
+CALIBRATORS = ACTIVATION_CALIBRATORS
+RANGES = ("frozen", "ema", "lsq", "pact")
+_LAYER_KEY = re.compile(r"layer\.(\d+)\.(.+)")
+#: Softmax gives values from 0 to 1, whatever the data.
+_SITE_DEFAULTS: dict[str, dict[str, Any]] = {"softmax_out": {"calibrator": "fixed", "amax": 1.0}}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -24,20 +37,28 @@ class QuantizerSpec:
     """How one site is quantized: symmetric, signed, zero_point 0, scale = amax / (2^(num_bits-1) - 1).
 
     Attributes:
-        num_bits: width of the integers; 8.
-        axis: None for one scale per tensor, 0 for one per output channel of a weight.
-        calibrator: "max" (largest magnitude seen) or "percentile" (of a histogram of magnitudes).
+        num_bits: width of the integers; 8 for activations, 8, 4 or 2 for weights and embeddings.
+        axis: None for one scale per tensor, 0 for one per output channel of a weight or row of a table.
+        calibrator: "max" (largest magnitude seen), "percentile" (of a histogram of magnitudes), "search" (the percentile
+            that changes the model's logits least, site by site), "entropy" (least KL divergence), "mse" (least squared
+            error), "ema" (moving average of the batches' largest magnitudes), "fixed" (`amax`); weights: "max" or "mse".
         percentile: share of magnitudes kept inside the range, in percent; read by the "percentile" calibrator only.
+        amax: the range, for the "fixed" calibrator only.
+        enabled: False leaves the site in floating point.
+        layers: numbers of the layers where the site is quantized, from 0; None for all.
     """
 
     num_bits: int = 8
     axis: int | None = None
     calibrator: str = "max"
     percentile: float = 99.99
+    amax: float | None = None
+    enabled: bool = True
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_bits != 8 or type(self.num_bits) is not int:
-            raise ConfigError(f"num_bits must be 8, got {self.num_bits!r}")
+        if type(self.num_bits) is not int or self.num_bits not in (8, 4, 2):
+            raise ConfigError(f"num_bits must be 8, 4 or 2, got {self.num_bits!r}")
         if self.axis is not None and (self.axis != 0 or type(self.axis) is not int):
             raise ConfigError(f"axis must be null (per tensor) or 0 (per output channel), got {self.axis!r}")
         if self.calibrator not in CALIBRATORS:
@@ -45,8 +66,54 @@ class QuantizerSpec:
                 f"unknown calibrator {self.calibrator!r}{nearest(str(self.calibrator), CALIBRATORS)}; "
                 f"known: {', '.join(CALIBRATORS)}"
             )
-        if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
+        if not _is_number(self.percentile) or not 50 < self.percentile <= 100:
             raise ConfigError(f"percentile must lie in (50, 100], got {self.percentile!r}")
+        if self.amax is not None and (not _is_number(self.amax) or not 0 < self.amax < float("inf")):
+            raise ConfigError(f"amax must be a number above 0, got {self.amax!r}")
+        if (self.calibrator == "fixed") != (self.amax is not None):
+            raise ConfigError("the calibrator 'fixed' needs amax, and no other calibrator takes it")
+        if type(self.enabled) is not bool:
+            raise ConfigError(f"enabled must be true or false, got {self.enabled!r}")
+        if self.layers is not None and (
+            not isinstance(self.layers, tuple) or not all(type(number) is int and number >= 0 for number in self.layers)
+        ):
+            raise ConfigError(f"layers must be a list of layer numbers from 0, such as [0, 1, 5], got {self.layers!r}")
+
+
+@dataclass(frozen=True)
+class QatSpec:
+    """What happens to amax during quantization-aware fine-tuning.
+
+    Attributes:
+        ranges: "frozen" (as calibrated), "ema" (moving average of what training sees, Q8BERT), "lsq" (the step size is
+            learned, arXiv 1902.08153) or "pact" (the clipping value is learned, arXiv 1805.06085).
+        ema_decay: share of the old value that the moving average keeps at each step.
+    """
+
+    ranges: str = "frozen"
+    ema_decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        if self.ranges not in RANGES:
+            raise ConfigError(
+                f"unknown ranges {self.ranges!r}{nearest(str(self.ranges), RANGES)}; known: {', '.join(RANGES)}"
+            )
+        if not _is_number(self.ema_decay) or not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay!r}")
+
+
+def _site_of(key: str, recipe: str) -> str:
+    """The site name that a recipe's key speaks of.
+
+    Raises:
+        ConfigError: it speaks of none.
+    """
+    match = _LAYER_KEY.fullmatch(key)
+    name = match.group(2) if match else key
+    if name not in SITE_KINDS or (match and name in OUTSIDE_LAYERS):
+        known = [*SITE_KINDS, *GROUPS, "layer.N.SITE"]
+        raise ConfigError(f"recipe {recipe!r}: unknown site {key!r}{nearest(name, known)}; known: {', '.join(known)}")
+    return name
 
 
 @dataclass(frozen=True)
@@ -56,35 +123,76 @@ class Recipe:
     Attributes:
         name: what the recipe is called in reports and manifests.
         description: one sentence for people.
-        sites: site name (see `q8trt.quantization.sites`) -> how it is quantized; sites not named stay in float.
+        sites: site name, or key of one site of one layer -> how it is quantized; sites not named stay in float.
+        qat: what happens to the ranges during QAT.
+        smoothquant: SmoothQuant's alpha, the share of the difficulty that moves from activations to weights, for the
+            linears behind a LayerNorm; None: off.
     """
 
     name: str
     description: str = ""
     sites: Mapping[str, QuantizerSpec] = field(default_factory=dict)
+    qat: QatSpec = field(default_factory=QatSpec)
+    smoothquant: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.sites:
+        if not any(spec.enabled for spec in self.sites.values()):
             raise ConfigError(f"recipe {self.name!r} quantizes no site; list at least one under 'sites'")
-        for site, spec in self.sites.items():
-            if site not in SITE_KINDS:
-                raise ConfigError(
-                    f"recipe {self.name!r}: unknown site {site!r}{nearest(site, SITE_KINDS)}; "
-                    f"known: {', '.join(SITE_KINDS)}"
-                )
-            if SITE_KINDS[site] == ACTIVATION and spec.axis is not None:
-                raise ConfigError(
-                    f"recipe {self.name!r}, site {site!r}: activations are quantized per tensor (axis: null)"
-                )
-            if SITE_KINDS[site] != ACTIVATION and spec.calibrator != "max":
-                raise ConfigError(f"recipe {self.name!r}, site {site!r}: weights are calibrated by 'max'")
+        if self.smoothquant is not None and (not _is_number(self.smoothquant) or not 0 <= self.smoothquant <= 1):
+            raise ConfigError(f"recipe {self.name!r}: smoothquant must lie in [0, 1], got {self.smoothquant!r}")
+        for key, spec in self.sites.items():
+            self._check(key, spec, SITE_KINDS[_site_of(key, self.name)])
+
+    def _check(self, key: str, spec: QuantizerSpec, kind: str) -> None:
+        where = f"recipe {self.name!r}, site {key!r}"
+        if kind == ACTIVATION and spec.axis is not None:
+            raise ConfigError(f"{where}: activations are quantized per tensor (axis: null)")
+        if kind == ACTIVATION and spec.num_bits != 8:
+            raise ConfigError(
+                f"{where}: activations have 8 bits, got num_bits: {spec.num_bits}; TensorRT has no others"
+            )
+        if kind != ACTIVATION and spec.calibrator not in WEIGHT_CALIBRATORS:
+            raise ConfigError(f"{where}: weights are calibrated by 'max' or 'mse', got {spec.calibrator!r}")
+        if spec.layers is not None and (_LAYER_KEY.fullmatch(key) or key in OUTSIDE_LAYERS):
+            raise ConfigError(f"{where}: 'layers' is for sites that every layer has")
+
+    def spec(self, site: Site) -> QuantizerSpec | None:
+        """How `site` is quantized, or None where it stays in floating point."""
+        if site.key in self.sites:
+            spec = self.sites[site.key]
+            return spec if spec.enabled else None
+        named = self.sites.get(site.name)
+        if named is None or not named.enabled or (named.layers is not None and site.layer not in named.layers):
+            return None
+        return named
+
+    def check_layers(self, sites: Iterable[Site]) -> None:
+        """Every layer that the recipe speaks of is one of the model's.
+
+        Raises:
+            ConfigError: names the first that is not.
+        """
+        count = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
+        for key, spec in self.sites.items():
+            match = _LAYER_KEY.fullmatch(key)
+            for number in (int(match.group(1)),) if match else spec.layers or ():
+                if number >= count:
+                    raise ConfigError(
+                        f"recipe {self.name!r}, site {key!r}: layer {number}, but the model's layers are 0 to {count - 1}"
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with every site's specification spelled out; `from_dict` reads it back."""
+        sites = {
+            key: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
+            for key, spec in self.sites.items()
+        }
         return {
             "name": self.name,
             "description": self.description,
-            "sites": {k: asdict(v) for k, v in self.sites.items()},
+            "sites": sites,
+            "qat": asdict(self.qat),
+            "smoothquant": self.smoothquant,
         }
 
     @classmethod
@@ -92,8 +200,8 @@ class Recipe:
         """Check and build a recipe from parsed YAML or JSON.
 
         Args:
-            data: ``{name, description, activations, weights, sites}``; `activations` and `weights` are the defaults of
-                their kind, `sites` maps a site to what differs from them.
+            data: ``{name, description, activations, weights, sites, qat, smoothquant}``; `activations` and `weights` are
+                the defaults of their kind, `sites` maps a site, group or key to what differs from them.
             where: what to call the source in messages.
 
         Raises:
@@ -101,18 +209,39 @@ class Recipe:
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected a mapping with 'name' and 'sites', got {type(data).__name__}")
-        _check_keys(data, ("name", "description", "activations", "weights", "sites"), where)
+        _check_keys(data, ("name", "description", "activations", "weights", "sites", "qat", "smoothquant"), where)
         sites = data.get("sites")
         if not isinstance(data.get("name"), str) or not isinstance(sites, Mapping):
             raise ConfigError(f"{where}: expected 'name: TEXT' and 'sites: {{site: {{...}}}}'")
-        specs = {}
-        for site, overrides in sites.items():
-            kind = SITE_KINDS.get(str(site))
-            defaults = data.get("activations" if kind == ACTIVATION else "weights") or {}
-            specs[str(site)] = _spec(
-                {**_mapping(defaults, where), **_mapping(overrides or {}, where)}, f"{where}, {site}"
-            )
-        return cls(data["name"], str(data.get("description", "")), specs)
+        return cls(
+            data["name"],
+            str(data.get("description", "")),
+            _specs(data, sites, where),
+            _build(QatSpec, data.get("qat") or {}, f"{where}, qat"),
+            data.get("smoothquant"),
+        )
+
+
+def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dict[str, QuantizerSpec]:
+    """The specification of every key; a group is spelled out, and what names a site itself wins over its group."""
+    groups = {name: options for key, options in sites.items() for name in GROUPS.get(str(key), ())}
+    own_keys = {str(key): options for key, options in sites.items() if key not in GROUPS}
+    given: dict[str, Mapping[str, Any]] = {}
+    for key in [*groups, *(key for key in own_keys if key not in groups)]:
+        given[key] = {**_mapping(groups.get(key) or {}, where), **_mapping(own_keys.get(key) or {}, where)}
+    specs = {}
+    for key, overrides in given.items():
+        match = _LAYER_KEY.fullmatch(key)
+        name = match.group(2) if match else key
+        kind = SITE_KINDS.get(name)
+        defaults = {**_mapping(data.get("activations" if kind == ACTIVATION else "weights") or {}, where)}
+        # A site's own default calibrator gives way to one that the recipe names, and layer keys inherit their site's.
+        inherited = {k: v for k, v in given.get(name, {}).items() if k != "layers"} if match else {}
+        own = {**inherited, **overrides}
+        if "calibrator" not in own:
+            defaults |= _SITE_DEFAULTS.get(name, {})
+        specs[key] = _build(QuantizerSpec, {**defaults, **own}, f"{where}, {key}")
+    return specs
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -127,10 +256,11 @@ def _check_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> 
             raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), known)}; known: {', '.join(known)}")
 
 
-def _spec(data: Mapping[str, Any], where: str) -> QuantizerSpec:
-    _check_keys(data, tuple(f.name for f in fields(QuantizerSpec)), where)
+def _build(kind: Any, data: Any, where: str) -> Any:
+    """An instance of the dataclass `kind` from a mapping of its fields."""
+    _check_keys(_mapping(data, where), tuple(f.name for f in fields(kind)), where)
     try:
-        return QuantizerSpec(**data)
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -1,0 +1,102 @@
+"""Where quantizers come from: NVIDIA ModelOpt, or its forebear pytorch-quantization. The rest of q8trt sees this seam.
+
+Both keep amax in a buffer `_amax` of the quantizer, in the same shapes, so a checkpoint does not depend on the library.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from q8trt.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    from q8trt.quantization.recipe import QuantizerSpec
+
+LIBRARIES = ("modelopt", "pytorch-quantization")
+
+
+class Calibrator(Protocol):
+    """Sees tensors, says how large they are."""
+
+    def collect(self, tensor: torch.Tensor) -> None:
+        """Look at one batch of the tensor, any shape, floating point."""
+
+    def compute_amax(self) -> torch.Tensor | None:
+        """The range, float32: of one element, or one per index of the axis; None where nothing was collected."""
+
+
+class Library(Protocol):
+    """A source of quantizers and calibrators."""
+
+    name: str
+
+    def version(self) -> str:
+        """The installed version."""
+
+    def new_quantizer(self, spec: QuantizerSpec) -> Any:
+        """An uncalibrated TensorQuantizer: signed, symmetric, fake, over the full range of `spec.num_bits`."""
+
+    def new_calibrator(self, spec: QuantizerSpec) -> Calibrator:
+        """A fresh calibrator for `spec.calibrator`.
+
+        Raises:
+            ConfigError: the library has no such calibrator.
+        """
+
+
+@dataclass(frozen=True)
+class ModelOpt:
+    """NVIDIA ModelOpt's TensorQuantizer, with q8trt's own calibrators."""
+
+    name: str = "modelopt"
+
+    def version(self) -> str:
+        """The installed version."""
+        from importlib.metadata import version
+
+        return version("nvidia-modelopt")
+
+    def new_quantizer(self, spec: QuantizerSpec) -> TensorQuantizer:
+        """An uncalibrated TensorQuantizer.
+
+        TensorRT clamps to [-128, 127], so `narrow_range` is off (TensorRT documentation, "Working with Quantized Types").
+        """
+        from modelopt.torch.quantization.config import QuantizerAttributeConfig
+        from modelopt.torch.quantization.nn import TensorQuantizer
+
+        attributes = QuantizerAttributeConfig(
+            num_bits=spec.num_bits,
+            axis=spec.axis,
+            narrow_range=False,
+            pass_through_bwd=False,  # ModelOpt's default lets gradients through to clipped values too
+        )
+        return TensorQuantizer(attributes)
+
+    def new_calibrator(self, spec: QuantizerSpec) -> Calibrator:
+        """One of `q8trt.quantization.calibrators`."""
+        from q8trt.quantization.calibrators import new_calibrator
+
+        return new_calibrator(spec)
+
+
+MODELOPT = ModelOpt()
+
+
+def library(name: str = "modelopt") -> Library:
+    """The library called `name`.
+
+    Raises:
+        ConfigError: no such library, or it is not installed.
+    """
+    if name == "modelopt":
+        return MODELOPT
+    if name == "pytorch-quantization":
+        from q8trt.quantization.pytorch_quantization_library import PytorchQuantization
+
+        return PytorchQuantization()
+    raise ConfigError(f"unknown --quantizer {name!r}{nearest(name, LIBRARIES)}; known: {', '.join(LIBRARIES)}")

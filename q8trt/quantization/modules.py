@@ -1,0 +1,186 @@
+"""Modules and the attention function that carry quantizers. Each computes what its original does, through quantizers.
+
+They replace the class of a module in place (``module.__class__``), so that parameters keep their names and a checkpoint
+opens in transformers as before. A quantizer that is None, absent or disabled changes nothing, not even a bit.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+#: Name of the attention function in transformers' registry.
+ATTENTION = "q8trt"
+
+Quantizer = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _quantized(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` through the quantizer `name` of `module`, if it has one."""
+    quantizer = module._modules.get(name)
+    return tensor if quantizer is None else quantizer(tensor)
+
+
+class QuantLinear(nn.Linear):
+    """A linear whose input and weight pass through a quantizer, where there is one."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        input = _quantized(self, "input_quantizer", input)
+        return nn.functional.linear(input, _quantized(self, "weight_quantizer", self.weight), self.bias)
+
+
+class QuantEmbedding(nn.Embedding):
+    """A table of embeddings, quantized by rows or as a whole."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Integers (...) -> (..., embedding_dim).
+
+        While training with a frozen range, only the rows looked up are quantized: the same values as from the quantized
+        table, for a thousandth of the work. Otherwise the table is, so that the exported file can hold it in INT8.
+        """
+        quantizer: Any = self._modules.get("weight_quantizer")
+        if quantizer is None or not (self.training and _is_frozen(quantizer)):
+            weight = _quantized(self, "weight_quantizer", self.weight)
+            return nn.functional.embedding(input, weight, self.padding_idx)
+        from modelopt.torch.quantization.tensor_quant import fake_tensor_quant
+
+        amax = quantizer.amax
+        if amax.numel() > 1:
+            amax = nn.functional.embedding(input, amax)
+        # In order: bias, num_bits, unsigned, narrow_range, dtype of the exported scale, pass_through_bwd.
+        return fake_tensor_quant(super().forward(input), amax, None, quantizer._num_bits, False, False, None, False)
+
+
+def _is_frozen(quantizer: Any) -> bool:
+    """Whether the quantizer computes with a range that this step neither learns nor observes."""
+    watched = quantizer._forward_pre_hooks or quantizer._forward_hooks or quantizer._if_calib
+    active = quantizer._if_quant and not quantizer._disabled
+    return active and not watched and quantizer.amax is not None and "_amax" in quantizer._buffers
+
+
+def _quantized_sum(module: nn.Module, residual: str, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """The residual Add, both inputs quantized. Its output, which LayerNorm reads, is not."""
+    return _quantized(module, f"{residual}_branch_quantizer", branch) + _quantized(
+        module, f"{residual}_skip_quantizer", skip
+    )
+
+
+class QuantAttentionOutput(nn.Module):
+    """BERT's, RoBERTa's and ELECTRA's SelfOutput: dense, dropout, Add & LayerNorm."""
+
+    residual = "attention"
+
+    def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        """(B, S, in_features) and (B, S, H) -> (B, S, H)."""
+        branch = self.dropout(self.dense(hidden_states))
+        return self.LayerNorm(_quantized_sum(self, self.residual, branch, input_tensor))
+
+
+class QuantFeedForwardOutput(QuantAttentionOutput):
+    """BERT's, RoBERTa's and ELECTRA's Output."""
+
+    residual = "ffn"
+
+
+class QuantTransformerBlock(nn.Module):
+    """DistilBERT's layer, which adds both residuals itself."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """(B, S, H) -> (B, S, H)."""
+        attended, _ = self.attention(hidden_states, attention_mask=attention_mask, **kwargs)
+        attended = self.sa_layer_norm(_quantized_sum(self, "attention", attended, hidden_states))
+        return self.output_layer_norm(_quantized_sum(self, "ffn", self.ffn(attended), attended))
+
+
+_REPLACEMENTS: dict[str, type[nn.Module]] = {
+    "SelfOutput": QuantAttentionOutput,
+    "Output": QuantFeedForwardOutput,
+    "TransformerBlock": QuantTransformerBlock,
+}
+
+
+def replacement_for(module: nn.Module) -> type[nn.Module] | None:
+    """The class that gives `module` quantizers and keeps it an instance of its own class, or None.
+
+    Raises nothing: what cannot carry quantizers is the caller's to report.
+    """
+    original = type(module)
+    if isinstance(module, (QuantLinear, QuantEmbedding, QuantAttentionOutput, QuantTransformerBlock)):
+        return original
+    if isinstance(module, nn.Linear):
+        return QuantLinear
+    if isinstance(module, nn.Embedding):
+        return QuantEmbedding
+    # Longest ending first: BertSelfOutput also ends in "Output".
+    for ending, quantized in _REPLACEMENTS.items():
+        if original.__name__.endswith(ending):
+            return type(f"Quant{original.__name__}", (quantized, original), {})
+    return None
+
+
+def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Forward pre-hook of a self-attention module: one quantizer on what Q, K and V all read."""
+    return (_quantized(module, "input_quantizer", args[0]), *args[1:]), kwargs
+
+
+_BMM = ("bmm_q_quantizer", "bmm_k_quantizer", "softmax_out_quantizer", "bmm_v_quantizer")
+
+
+def _is_active(module: nn.Module) -> bool:
+    quantizers: list[Any] = [module._modules.get(name) for name in _BMM]
+    return any(quantizer is not None and not quantizer._disabled for quantizer in quantizers)
+
+
+def quantized_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention whose two products read quantized tensors.
+
+    Q is scaled before its quantizer, not the scores after the product: TensorRT then fuses the product with what follows
+    it. The Add of the mask, and softmax, stay in floating point. Where no quantizer is active, the model's own eager
+    attention computes.
+
+    Args:
+        module: the self-attention module, which holds the quantizers.
+        query: (B, A, S, D); `key` and `value` likewise.
+        attention_mask: added to the scores, (B, 1, S, S) or broadcastable; None for none.
+        scaling: of Q; 1 / sqrt(D) if None.
+        dropout: probability for the attention probabilities while training.
+
+    Returns:
+        context (B, S, A, D) and probabilities (B, A, S, S).
+    """
+    if not _is_active(module):
+        eager = sys.modules[type(module).__module__].eager_attention_forward
+        return eager(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    scaling = query.size(-1) ** -0.5 if scaling is None else scaling
+    query = _quantized(module, "bmm_q_quantizer", query * scaling)
+    key = _quantized(module, "bmm_k_quantizer", key)
+    scores = torch.matmul(query, key.transpose(2, 3))
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = nn.functional.softmax(scores, dim=-1)
+    probabilities = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    quantized = _quantized(module, "softmax_out_quantizer", probabilities)
+    context = torch.matmul(quantized, _quantized(module, "bmm_v_quantizer", value))
+    return context.transpose(1, 2).contiguous(), probabilities
+
+
+AttentionInterface.register(ATTENTION, quantized_attention)
+AttentionMaskInterface.register(ATTENTION, eager_mask)
