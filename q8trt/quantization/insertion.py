@@ -57,11 +57,11 @@ def insert_quantizers(model: nn.Module, recipe: Recipe, library: Library | None 
         raise QuantizationError("the model is quantized already; start from its floating-point checkpoint")
     sites = encoder_sites(model)
     recipe.check_layers(sites)
-    library = library or MODELOPT
+    source: Library = library or MODELOPT
     for site in sites:
         spec = recipe.spec(site)
         if spec is not None:
-            _place(model, site, library.new_quantizer(spec))
+            _place(model, site, source.new_quantizer(spec))
     quantizers = model_quantizers(model)
     if not quantizers:
         raise QuantizationError(f"recipe {recipe.name!r} quantizes no site of this model; see docs/architecture.md")

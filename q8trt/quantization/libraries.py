@@ -33,7 +33,9 @@ class Calibrator(Protocol):
 class Library(Protocol):
     """A source of quantizers and calibrators."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """One of LIBRARIES."""
 
     def version(self) -> str:
         """The installed version."""

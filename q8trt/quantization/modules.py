@@ -76,6 +76,9 @@ class QuantAttentionOutput(nn.Module):
     """BERT's, RoBERTa's and ELECTRA's SelfOutput: dense, dropout, Add & LayerNorm."""
 
     residual = "attention"
+    dense: nn.Module
+    dropout: nn.Module
+    LayerNorm: nn.Module
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
         """(B, S, in_features) and (B, S, H) -> (B, S, H)."""
@@ -91,6 +94,11 @@ class QuantFeedForwardOutput(QuantAttentionOutput):
 
 class QuantTransformerBlock(nn.Module):
     """DistilBERT's layer, which adds both residuals itself."""
+
+    attention: nn.Module
+    ffn: nn.Module
+    sa_layer_norm: nn.Module
+    output_layer_norm: nn.Module
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
