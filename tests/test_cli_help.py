@@ -65,6 +65,17 @@ def test_scripts_show_help_without_heavy_imports(script: str, option: str) -> No
     assert "example: python " in text
 
 
+def test_sub_command_shows_help_without_heavy_imports() -> None:
+    text = probe("from q8trt.cli.main import main; main(['parity', '--help'])")
+    assert text.startswith("usage: q8trt parity")
+    assert "example: q8trt parity" in text
+
+
+def test_package_runs_as_a_module() -> None:
+    text = probe("sys.argv = ['q8trt', '--version']; runpy.run_module('q8trt', run_name='__main__')")
+    assert text == f"q8trt {q8trt.__version__}\n"
+
+
 def test_help_takes_less_than_two_seconds() -> None:
     """The best of three, for a busy machine."""
     import time

@@ -12,7 +12,7 @@ import pytest
 
 from q8trt.errors import ConfigError
 from q8trt.quantization.recipe import QuantizerSpec, Recipe, builtin_recipes, load_recipe
-from q8trt.quantization.sites import SITE_KINDS
+from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, SITE_KINDS, Site
 
 GOOD: dict[str, Any] = {
     "name": "mine",
@@ -38,7 +38,7 @@ def test_linear_is_built_in() -> None:
     recipe = load_recipe("linear")
     assert recipe.name == "linear"
     assert recipe.description
-    assert set(recipe.sites) == set(SITE_KINDS)
+    assert len(recipe.sites) == 10
     for site, spec in recipe.sites.items():
         weight = site.endswith(".weight")
         expected = QuantizerSpec(8, 0, "max") if weight else QuantizerSpec(8, None, "percentile", 99.99)
@@ -69,7 +69,7 @@ def test_a_users_file_takes_defaults_and_overrides(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("recipe", [load_recipe("linear"), Recipe.from_dict(GOOD)], ids=["linear", "mine"])
+@pytest.mark.parametrize("recipe", [*map(load_recipe, builtin_recipes()), Recipe.from_dict(GOOD)], ids=lambda r: r.name)
 def test_round_trip_through_json(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
@@ -92,10 +92,37 @@ def test_a_recipe_is_frozen() -> None:
         (changed("weights", value={"axes": 0}), ["ffn_output.weight", "unknown key 'axes'", "did you mean 'axis'?"]),
         (changed("sites", "gelu_out", value={"axis": 0}), ["'gelu_out'", "per tensor"]),
         (changed("sites", "ffn_output.weight", value={"axis": 1}), ["ffn_output.weight", "axis must be", "got 1"]),
-        (changed("weights", value={"calibrator": "percentile"}), ["'ffn_output.weight'", "'max'"]),
-        (changed("sites", "gelu_out", value={"num_bits": 4}), ["gelu_out", "num_bits must be 8, got 4"]),
-        (changed("sites", "gelu_out", value={"num_bits": "8"}), ["num_bits must be 8, got '8'"]),
-        (changed("sites", "gelu_out", value={"num_bits": 8.0}), ["num_bits must be 8, got 8.0"]),
+        (
+            changed("weights", value={"calibrator": "percentile"}),
+            ["'ffn_output.weight'", "'max' or 'mse', got 'percentile'"],
+        ),
+        (
+            changed("sites", "gelu_out", value={"num_bits": 4}),
+            ["'gelu_out'", "activations have 8 bits, got num_bits: 4"],
+        ),
+        (changed("sites", "gelu_out", value={"num_bits": "8"}), ["num_bits must be 8, 4 or 2, got '8'"]),
+        (changed("sites", "gelu_out", value={"num_bits": 8.0}), ["num_bits must be 8, 4 or 2, got 8.0"]),
+        (changed("weights", value={"num_bits": 3}), ["ffn_output.weight", "num_bits must be 8, 4 or 2, got 3"]),
+        (changed("sites", "gelu_out", value={"enabled": 1}), ["enabled must be true or false, got 1"]),
+        (changed("sites", "gelu_out", value={"layers": 3}), ["layers must be a list of layer numbers", "got 3"]),
+        (changed("sites", "gelu_out", value={"layers": [0, -1]}), ["layers must be a list", "got (0, -1)"]),
+        (
+            changed("sites", "embeddings", value={"layers": [0]}),
+            ["'embeddings.word'", "'layers' is for sites that every"],
+        ),
+        (changed("sites", "layer.1.context", value={"layers": [1]}), ["'layer.1.context'", "'layers' is for sites"]),
+        (changed("sites", "layer.0.embeddings.word", value={}), ["unknown site 'layer.0.embeddings.word'"]),
+        (changed("sites", "layer.x.context", value={}), ["unknown site 'layer.x.context'"]),
+        (changed("sites", "bmm_q", value={"calibrator": "fixed"}), ["bmm_q", "'fixed' needs amax"]),
+        (changed("sites", "bmm_q", value={"amax": 1.0}), ["bmm_q", "no other calibrator takes it"]),
+        (changed("sites", "bmm_q", value={"calibrator": "fixed", "amax": 0}), ["amax must be a number above 0, got 0"]),
+        (changed("qat", value={"ranges": "learned"}), ["qat", "unknown ranges 'learned'", "frozen, ema, lsq, pact"]),
+        (changed("qat", value={"ema_decay": 1}), ["ema_decay must lie in [0, 1), got 1"]),
+        (changed("qat", value={"decay": 0.9}), ["qat", "unknown key 'decay'", "ema_decay"]),
+        (changed("qat", value="ema"), ["expected a mapping", "got 'ema'"]),
+        (changed("smoothquant", value=1.5), ["smoothquant must lie in [0, 1], got 1.5"]),
+        (changed("smoothquant", value=True), ["smoothquant must lie in [0, 1], got True"]),
+        (changed("sites", value={"gelu_out": {"enabled": False}}), ["'mine' quantizes no site"]),
         (
             changed("sites", "gelu_out", value={"calibrator": "percent"}),
             ["unknown calibrator 'percent'", "did you mean 'percentile'?", "max, percentile"],
@@ -157,3 +184,61 @@ def test_an_empty_file_and_yaml_tags(tmp_path: Path) -> None:
     path.write_text("!!python/object/apply:os.getcwd []")
     with pytest.raises(ConfigError, match="not YAML"):
         load_recipe(str(path))
+
+
+def test_a_group_stands_for_its_sites_and_what_names_one_wins() -> None:
+    for order in (("embeddings", "embeddings.word"), ("embeddings.word", "embeddings")):
+        options = {"embeddings": {"num_bits": 4, "axis": 0}, "embeddings.word": {"num_bits": 2}}
+        recipe = Recipe.from_dict({"name": "mine", "sites": {key: options[key] for key in order}})
+        assert recipe.sites == {
+            "embeddings.word": QuantizerSpec(num_bits=2, axis=0),
+            "embeddings.position": QuantizerSpec(num_bits=4, axis=0),
+            "embeddings.token_type": QuantizerSpec(num_bits=4, axis=0),
+        }
+
+
+def test_a_layer_of_its_own_inherits_from_its_site() -> None:
+    sites = {"gelu_out": {"calibrator": "mse", "layers": [0, 1]}, "layer.1.gelu_out": {"percentile": 99.0}}
+    recipe = Recipe.from_dict({"name": "mine", "sites": sites})
+    assert recipe.sites["layer.1.gelu_out"] == QuantizerSpec(calibrator="mse", percentile=99.0)
+
+    def spec(layer: int) -> QuantizerSpec | None:
+        return recipe.spec(Site("gelu_out", ACTIVATION, layer, "module", "input_quantizer"))
+
+    assert [spec(0), spec(2)] == [recipe.sites["gelu_out"], None]
+    assert spec(1) == recipe.sites["layer.1.gelu_out"]
+
+
+def test_softmax_has_a_fixed_range_unless_the_recipe_says_otherwise() -> None:
+    data = {"name": "mine", "activations": {"calibrator": "percentile"}, "sites": {"softmax_out": {}, "bmm_v": {}}}
+    sites = Recipe.from_dict(data).sites
+    assert sites["softmax_out"] == QuantizerSpec(calibrator="fixed", amax=1.0)
+    assert sites["bmm_v"].calibrator == "percentile"
+    data["sites"]["softmax_out"] = {"calibrator": "max"}  # type: ignore[index]
+    assert Recipe.from_dict(data).sites["softmax_out"] == QuantizerSpec(calibrator="max")
+
+
+#: What the issue asks of each built-in recipe.
+PLACEMENTS = {
+    "linear": [name for name in SITE_KINDS if name.endswith(".weight") and name not in OUTSIDE_LAYERS]
+    + ["qkv_input", "context", "ffn_input", "gelu_out"],
+}
+PLACEMENTS["attention"] = PLACEMENTS["linear"] + ["bmm_q", "bmm_k", "softmax_out", "bmm_v"]
+PLACEMENTS["full"] = PLACEMENTS["attention"] + [
+    name for group in ("attention_residual", "ffn_residual", "embeddings") for name in GROUPS[group]
+]
+PLACEMENTS["q8bert"] = PLACEMENTS["linear"] + [
+    name for group in ("embeddings", "pooler", "classifier") for name in GROUPS[group]
+]
+
+
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_placement_of_the_builtin_recipes(name: str) -> None:
+    recipe = load_recipe(name)
+    assert sorted(recipe.sites) == sorted(PLACEMENTS[name])
+    weights = [spec for site, spec in recipe.sites.items() if SITE_KINDS[site] != ACTIVATION]
+    assert {spec.axis for spec in weights} == {None if name == "q8bert" else 0}
+    if name == "q8bert":
+        activations = [spec.calibrator for site, spec in recipe.sites.items() if SITE_KINDS[site] == ACTIVATION]
+        assert set(activations) == {"ema"}
+        assert recipe.qat.ranges == "ema"

@@ -10,12 +10,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from q8trt.errors import CheckpointError, QuantizationError
-from q8trt.quantization.insertion import QuantLinear, insert_quantizers, model_quantizers, set_quantization
+from q8trt.errors import CheckpointError, ConfigError, QuantizationError
+from q8trt.quantization.insertion import insert_quantizers, model_quantizers, set_quantization
+from q8trt.quantization.modules import ATTENTION, QuantLinear
 from q8trt.quantization.recipe import Recipe, load_recipe
-from q8trt.quantization.sites import ACTIVATION, SITE_KINDS, encoder_sites, layout_of
+from q8trt.quantization.sites import ACTIVATION, OUTSIDE_LAYERS, SITE_KINDS, encoder_sites, layout_of
 
 LINEAR = load_recipe("linear")
+#: Every site there is.
+ALL = Recipe.from_dict({"name": "all", "weights": {"axis": 0}, "sites": dict.fromkeys(SITE_KINDS)})
+IN_LAYERS = [name for name in SITE_KINDS if name not in OUTSIDE_LAYERS]
+BMM = ("bmm_q", "bmm_k", "softmax_out", "bmm_v")
 NO_DROPOUT = {
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
     "": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
@@ -25,11 +30,13 @@ IN_FEATURES = {name: 64 if name in ("gelu_out", "ffn_output.weight") else 32 for
 
 
 @pytest.fixture
-def pair(architecture: str, tiny_model: Callable[..., Any]) -> tuple[Any, Any]:
+def pair(architecture: str, tiny_model: Callable[..., Any], request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Hugging Face's own model, and one of the same weights with disabled quantizers at every site; no dropout."""
     options = NO_DROPOUT.get(architecture, NO_DROPOUT[""])
-    original, quantized = (tiny_model(architecture, attn_implementation="eager", **options) for _ in range(2))
-    insert_quantizers(quantized, LINEAR)
+    implementation = getattr(request, "param", "eager")
+    original, quantized = (tiny_model(architecture, attn_implementation=implementation, **options) for _ in range(2))
+    insert_quantizers(quantized, ALL)
+    assert quantized.config._attn_implementation == ATTENTION
     set_quantization(quantized, enabled=False)
     return original, quantized
 
@@ -39,21 +46,49 @@ def test_sites_exist_in_the_models(architecture: str, head: bool, tiny_model: Ca
     model = tiny_model(architecture)
     model = model if head else model.base_model
     sites = encoder_sites(model)
-    assert len(sites) == 2 * 10
-    assert [site.key for site in sites] == [f"layer.{layer}.{name}" for layer in (0, 1) for name in SITE_KINDS]
+    inside = [site for site in sites if site.layer is not None]
+    assert [site.key for site in inside] == [f"layer.{layer}.{name}" for layer in (0, 1) for name in IN_LAYERS]
     for site in sites:
         module = model.get_submodule(site.module)
-        if site.name == "qkv_input":  # the self-attention module, above the three projections
+        if site.name == "qkv_input" or site.name in BMM:  # the self-attention module, above the three projections
             assert sum(isinstance(child, torch.nn.Linear) for child in module.children()) >= 3
+        elif "residual" in site.name:  # what holds the LayerNorm that follows the Add
+            assert any(isinstance(child, torch.nn.LayerNorm) for child in module.children())
+        elif site.name.startswith("embeddings."):
+            assert isinstance(module, torch.nn.Embedding)
         else:
             assert isinstance(module, torch.nn.Linear), site
-            assert module.in_features == IN_FEATURES[site.name]
-    modules = [site.module for site in sites if site.kind != ACTIVATION]
-    assert len(set(modules)) == len(modules)
+            if site.layer is not None:
+                assert module.in_features == IN_FEATURES[site.name]
+        if site.kind != ACTIVATION:
+            assert model.get_parameter(site.parameter) is module.weight
+    assert len({site.quantizer for site in sites}) == len(sites)
 
 
-def test_three_layers_have_thirty_sites(tiny_model: Callable[..., Any]) -> None:
-    assert len(encoder_sites(tiny_model(num_hidden_layers=3))) == 30
+#: Of the whole model and of the bare encoder. DistilBERT has no token types, its "pooler" and RoBERTa's are in the head.
+OUTSIDE = {
+    "bert": (["word", "position", "token_type"], ["pooler", "classifier"], ["pooler"]),
+    "roberta": (["word", "position", "token_type"], ["pooler", "classifier"], []),
+    "electra": (["word", "position", "token_type"], ["pooler", "classifier"], []),
+    "distilbert": (["word", "position"], ["pooler", "classifier"], []),
+}
+
+
+def test_sites_outside_the_layers(architecture: str, tiny_model: Callable[..., Any]) -> None:
+    tables, heads, bare = OUTSIDE[architecture]
+    model = tiny_model(architecture)
+    for sites, expected in ((encoder_sites(model), heads), (encoder_sites(model.base_model), bare)):
+        if architecture == "roberta" and expected == bare:
+            expected = []
+        keys = [site.key for site in sites if site.layer is None]
+        wanted = [f"embeddings.{table}" for table in tables]
+        assert keys == wanted + [f"{head}.{part}" for head in expected for part in ("input", "weight")]
+        assert [site.key for site in sites][: len(tables)] == wanted  # computed first
+
+
+def test_three_layers_have_three_times_the_sites(tiny_model: Callable[..., Any]) -> None:
+    sites = encoder_sites(tiny_model(num_hidden_layers=3))
+    assert sum(site.layer is not None for site in sites) == 3 * len(IN_LAYERS)
 
 
 def test_a_model_that_is_not_bert_like() -> None:
@@ -67,19 +102,19 @@ def test_a_model_that_is_not_bert_like() -> None:
         layout_of(object(), "my/model")
 
 
-def test_ten_quantizers_a_layer(architecture: str, tiny_model: Callable[..., Any]) -> None:
+def test_a_quantizer_at_every_site(architecture: str, tiny_model: Callable[..., Any]) -> None:
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     model = tiny_model(architecture)
-    quantizers = insert_quantizers(model, LINEAR)
+    quantizers = insert_quantizers(model, ALL)
     assert list(quantizers) == [site.key for site in encoder_sites(model)]
     assert model_quantizers(model) == quantizers
     inside = [module for module in model.modules() if isinstance(module, TensorQuantizer)]
-    assert len(inside) == 2 * 10
+    assert len(inside) == len(encoder_sites(model))
     assert {id(quantizer) for quantizer in inside} == {id(quantizer) for quantizer in quantizers.values()}
     for key, quantizer in quantizers.items():
         assert quantizer.num_bits == 8
-        assert quantizer.axis == (0 if key.endswith("weight") else None)
+        assert quantizer.axis == (0 if key.endswith("weight") or key.startswith("embeddings") else None)
         assert not quantizer.unsigned
         assert not quantizer.narrow_range
         assert quantizer.amax is None
@@ -99,13 +134,14 @@ def test_parameters_keep_their_names_and_are_shared(architecture: str, tiny_mode
     model = tiny_model(architecture)
     before = dict(model.named_parameters())
     buffers = [name for name, _ in model.named_buffers()]
-    insert_quantizers(model, LINEAR)
+    insert_quantizers(model, ALL)
     after = dict(model.named_parameters())
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
     assert [name for name, _ in model.named_buffers() if "_quantizer" not in name] == buffers
 
 
+@pytest.mark.parametrize("pair", ["eager", "sdpa"], indirect=True)
 def test_disabled_is_bit_equal(
     architecture: str, pair: tuple[Any, Any], tiny_batch: Callable[..., dict[str, torch.Tensor]]
 ) -> None:
@@ -207,5 +243,59 @@ def test_a_deep_copy_works_and_is_its_own(
 def test_a_place_that_is_no_linear(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     model.bert.encoder.layer[1].output.dense = torch.nn.Identity()
-    with pytest.raises(QuantizationError, match=r"^layer\.1\.ffn_output\.weight: .* is a Identity, expected a linear"):
+    with pytest.raises(QuantizationError, match=r"^layer\.1\.gelu_out: .* is a Identity, which takes no quant"):
         insert_quantizers(model, LINEAR)
+
+
+def test_each_quantizer_off_by_itself_is_bit_equal_to_eager(
+    architecture: str, tiny_model: Callable[..., Any], tiny_batch: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    """Without `set_quantization`: the attention function itself falls back to the model's eager attention."""
+    original, quantized = (tiny_model(architecture, attn_implementation="eager") for _ in range(2))
+    for quantizer in insert_quantizers(quantized, ALL).values():
+        quantizer.disable()
+    batch = tiny_batch(architecture)
+    with torch.no_grad():
+        assert torch.equal(original(**batch).logits, quantized(**batch).logits)
+
+
+def test_attention_goes_back_to_what_it_was(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model(attn_implementation="sdpa")
+    insert_quantizers(model, ALL)
+    for enabled, expected in ((False, "sdpa"), (False, "sdpa"), (True, ATTENTION), (True, ATTENTION), (False, "sdpa")):
+        set_quantization(model, enabled)
+        assert model.config._attn_implementation == expected
+    linear = tiny_model(attn_implementation="sdpa")
+    insert_quantizers(linear, LINEAR)  # no quantizer in the attention: it stays as it is
+    assert linear.config._attn_implementation == "sdpa"
+
+
+def test_a_layer_that_the_model_does_not_have(tiny_model: Callable[..., Any]) -> None:
+    for sites in ({"layer.2.gelu_out": {}}, {"gelu_out": {"layers": [0, 2]}}):
+        recipe = Recipe.from_dict({"name": "mine", "sites": sites})
+        with pytest.raises(
+            ConfigError, match=r"^recipe 'mine', site '.*': layer 2, but the model's layers are 0 to 1$"
+        ):
+            insert_quantizers(tiny_model(), recipe)
+
+
+def test_a_recipe_that_finds_no_site(tiny_model: Callable[..., Any]) -> None:
+    recipe = Recipe.from_dict({"name": "mine", "sites": {"embeddings.token_type": {}}})
+    with pytest.raises(QuantizationError, match=r"^recipe 'mine' quantizes no site of this model"):
+        insert_quantizers(tiny_model("distilbert"), recipe)
+
+
+def test_layers_by_number_and_by_key(tiny_model: Callable[..., Any]) -> None:
+    recipe = Recipe.from_dict(
+        {
+            "name": "mine",
+            "sites": {
+                "gelu_out": {"layers": [1]},
+                "context": {},
+                "layer.0.context": {"enabled": False},
+                "layer.0.bmm_k": {},
+            },
+        }
+    )
+    keys = ["layer.0.bmm_k", "layer.1.context", "layer.1.gelu_out"]
+    assert list(insert_quantizers(tiny_model(), recipe)) == keys

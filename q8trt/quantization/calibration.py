@@ -1,42 +1,43 @@
 """Batches -> amax.
 
-Weights take the largest magnitude of each output channel. Activations are observed on calibration batches: "max"
-keeps the largest magnitude, "percentile" the magnitude below which the given share of a histogram lies, which keeps the
-outliers of BERT's residual stream from stretching the scale. Memory does not grow with the number of batches.
+Activations are watched on calibration batches while the model computes in floating point; weights are looked at as they
+are. What a calibrator keeps is a number or a histogram, so memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from q8trt.errors import QuantizationError
-from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.calibrators import HistogramCalibrator, new_calibrator
+from q8trt.quantization.insertion import model_quantizers, set_quantization
+from q8trt.quantization.libraries import MODELOPT, Calibrator, Library
+from q8trt.quantization.observation import Batch, check_finite, observe
+from q8trt.quantization.percentile_search import RowSample, search_percentiles
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
-from q8trt.quantization.sites import ACTIVATION, encoder_sites
+from q8trt.quantization.sites import ACTIVATION, WEIGHT, Site, encoder_sites
+from q8trt.quantization.smoothquant import smooth
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-#: A histogram starts with 2048 bins; with this many it takes 8 MB.
-MOST_BINS = 1 << 20
 
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found.
 
-def _load_amax(quantizer: TensorQuantizer, spec: QuantizerSpec, key: str) -> None:
-    """Turn what the quantizer's calibrator saw into its amax."""
-    calibrator = quantizer._calibrator
-    if spec.calibrator == "percentile":
-        amax = calibrator.compute_amax("percentile", percentile=spec.percentile)
-    else:
-        amax = calibrator.compute_amax()
-    if amax is None:
-        raise QuantizationError(f"{key} was not calibrated: no batch reached it; give more calibration data")
-    quantizer.amax = torch.as_tensor(amax, dtype=torch.float32)
-    calibrator.reset()
+    Attributes:
+        amax: site key -> its largest amax, in the order of computation.
+        percentiles: site key -> the percentile that the search chose; empty where no site asks for one.
+    """
+
+    amax: Mapping[str, float]
+    percentiles: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_amax(quantizers: Mapping[str, TensorQuantizer]) -> None:
@@ -60,92 +61,114 @@ def check_amax(quantizers: Mapping[str, TensorQuantizer]) -> None:
             )
 
 
-def _check_finite(key: str, tensor: torch.Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise QuantizationError(f"{key} carries NaN or infinity; check the checkpoint that is being quantized")
+def searched_sites(model: nn.Module, recipe: Recipe) -> tuple[Site, ...]:
+    """The sites of `model` whose percentile `recipe` has searched for, in the order of computation."""
+    specs = ((site, recipe.spec(site)) for site in encoder_sites(model))
+    return tuple(site for site, spec in specs if spec is not None and spec.calibrator == "search")
 
 
-def _check_histogram(key: str, quantizer: TensorQuantizer, tensor: torch.Tensor) -> None:
-    """ModelOpt's histogram takes its bin width from the first batch and grows to hold the largest value: not without end."""
-    edges = getattr(quantizer._calibrator, "_calib_bin_edges", None)
-    if edges is None:
-        return
-    width, largest = float(edges[1] - edges[0]), float(tensor.abs().max())
-    if largest > width * MOST_BINS:
-        raise QuantizationError(
-            f"{key}: a batch reaches {largest:.3g}, the first one only {float(edges[-1]):.3g}: too far apart for one "
-            "histogram; check the checkpoint, or use the calibrator 'max'"
-        )
+def _specs(recipe: Recipe, sites: Mapping[str, Site]) -> dict[str, QuantizerSpec]:
+    specs = {}
+    for key, site in sites.items():
+        spec = recipe.spec(site)
+        if spec is None:
+            raise QuantizationError(
+                f"{key} has a quantizer, but the recipe {recipe.name!r} leaves it in floating point; calibrate with the "
+                "recipe that the model was quantized with"
+            )
+        specs[key] = spec
+    return specs
 
 
-@contextlib.contextmanager
-def _observing(activations: Mapping[str, TensorQuantizer], quantizers: Iterable[TensorQuantizer]) -> Iterator[None]:
-    """The model computes in float while its activation quantizers watch; restored whatever happens."""
-    quantizers = list(quantizers)
+def _calibrators(specs: Mapping[str, QuantizerSpec], library: Library) -> dict[str, Calibrator]:
+    """A fresh calibrator for each site whose range is not fixed."""
+    return {
+        # The search reads q8trt's histogram, whatever calibrators the library has.
+        key: new_calibrator(spec) if spec.calibrator == "search" else library.new_calibrator(spec)
+        for key, spec in specs.items()
+        if spec.calibrator != "fixed"
+    }
 
-    def check(key: str, quantizer: TensorQuantizer, tensor: torch.Tensor) -> None:
-        _check_finite(key, tensor)
-        _check_histogram(key, quantizer, tensor)
 
-    guards = [
-        quantizer.register_forward_pre_hook(lambda module, args, key=key: check(key, module, args[0]))
-        for key, quantizer in activations.items()
-    ]
-    for quantizer in quantizers:
-        # A fresh one: reset() keeps the number of bins that an earlier calibration has grown to.
-        used = quantizer._calibrator
-        quantizer._calibrator = type(used)(used._num_bits, used._axis, used._unsigned)
-        quantizer.disable_quant()
-    for quantizer in activations.values():
-        quantizer.enable_calib()
-    try:
-        yield
-    finally:
-        for guard in guards:
-            guard.remove()
-        for quantizer in quantizers:
-            quantizer.disable_calib()
-            quantizer.enable_quant()
+def _amax(site: Site, spec: QuantizerSpec, calibrator: Calibrator | None) -> torch.Tensor:
+    """float32: () per tensor, (n, 1) per index of axis 0."""
+    if calibrator is None:
+        return torch.tensor(spec.amax, dtype=torch.float32)
+    amax = calibrator.compute_amax()
+    if amax is None:
+        raise QuantizationError(f"{site.key} was not calibrated: no batch reached it; give more calibration data")
+    if site.name.startswith("embeddings.") and amax.ndim and (amax > 0).any():
+        # Rows of zeros, such as the padding token's in a checkpoint that was never trained on it, have no scale of their
+        # own. Any will do, zero being zero at each; the smallest leaves the file's range of scales as it is.
+        amax = torch.where(amax == 0, amax[amax > 0].min(), amax)
+    return amax.float()
 
 
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
     recipe: Recipe,
-    batches: Iterable[Mapping[str, torch.Tensor]],
+    batches: Iterable[Batch],
     on_progress: Callable[[int], None] | None = None,
-) -> dict[str, float]:
+    library: Library | None = None,
+    on_search: Callable[[int], None] | None = None,
+) -> Calibration:
     """Set the amax of every quantizer of `model` from its weights and from `batches`.
 
+    With `recipe.smoothquant`, the linears behind a LayerNorm are smoothed first, which takes a pass of its own.
+
     Args:
-        model: quantized by `insert_quantizers(model, recipe)`; left in evaluation mode.
+        model: quantized by `insert_quantizers(model, recipe)`; left in evaluation mode, its quantizers on.
         recipe: the recipe it was quantized with.
         batches: keyword arguments of the model: input_ids, attention_mask (and token_type_ids), int64 (batch, sequence).
-        on_progress: called with the number of rows after each batch.
-
-    Returns:
-        site key -> largest amax of the site.
+            What is computed at positions of padding is not looked at. An iterator that can be read only once is kept as
+            a list where SmoothQuant needs it twice.
+        on_progress: called with the number of rows after each batch of each pass.
+        library: where the calibrators come from; None: ModelOpt, which takes q8trt's own.
+        on_search: called with 1 after each of `searched_sites(model, recipe)`, whose search follows the batches.
 
     Raises:
+        ConfigError: the library has no such calibrator.
         QuantizationError: a site saw no data, or only zeros, or values that are not finite.
     """
     quantizers = model_quantizers(model)
     sites = {site.key: site for site in encoder_sites(model) if site.key in quantizers}
-    activations = {key: quantizer for key, quantizer in quantizers.items() if sites[key].kind == ACTIVATION}
+    specs = _specs(recipe, sites)
+    calibrators = _calibrators(specs, library or MODELOPT)
+    for key, site in sites.items():
+        if site.kind == WEIGHT:
+            check_finite(key, model.get_parameter(site.parameter))
     model.eval()
+    set_quantization(model, True)
+    if recipe.smoothquant is not None:
+        batches = batches if isinstance(batches, (list, tuple)) else list(batches)
+        smooth(model, batches, recipe.smoothquant, lambda batch: _advance(on_progress, batch))
+    sample = RowSample()
+
+    def after(batch: Batch) -> None:
+        sample.add(batch)
+        _advance(on_progress, batch)
+
+    watched = [key for key in calibrators if sites[key].kind == ACTIVATION]
+    observe(model, quantizers, watched, batches, lambda key, seen: calibrators[key].collect(seen), after)
     device = next(model.parameters()).device
-    weights = {key: model.get_parameter(f"{sites[key].module}.weight") for key in quantizers if key not in activations}
-    for key, weight in weights.items():
-        _check_finite(key, weight)
-    with _observing(activations, quantizers.values()):
-        for batch in batches:
-            model(**{name: tensor.to(device) for name, tensor in batch.items()})
-            if on_progress:
-                on_progress(len(batch["input_ids"]))
     for key, quantizer in quantizers.items():
-        if key in weights:
-            quantizer._calibrator.collect(weights[key])
-        _load_amax(quantizer, recipe.sites[sites[key].name], key)
-    model.to(device)
+        if sites[key].kind == WEIGHT:
+            calibrators[key].collect(model.get_parameter(sites[key].parameter))
+        quantizer.amax = _amax(sites[key], specs[key], calibrators.get(key)).to(device)
     check_amax(quantizers)
-    return {key: float(quantizer.amax.max()) for key, quantizer in quantizers.items()}
+    histograms = {
+        key: calibrator.histogram
+        for key, calibrator in calibrators.items()
+        if specs[key].calibrator == "search" and isinstance(calibrator, HistogramCalibrator)
+    }
+    percentiles = {}
+    if histograms:
+        pad_token_id = getattr(model.config, "pad_token_id", None) or 0
+        percentiles = search_percentiles(model, histograms, sample.batches(pad_token_id), on_search)
+    return Calibration({key: float(quantizer.amax.max()) for key, quantizer in quantizers.items()}, percentiles)
+
+
+def _advance(on_progress: Callable[[int], None] | None, batch: Batch) -> None:
+    if on_progress:
+        on_progress(len(batch["input_ids"]))

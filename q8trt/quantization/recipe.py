@@ -260,7 +260,12 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     """An instance of the dataclass `kind` from a mapping of its fields."""
     _check_keys(_mapping(data, where), tuple(f.name for f in fields(kind)), where)
     try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        return kind(
+            **{
+                key: tuple(value) if key == "layers" and isinstance(value, list) else value
+                for key, value in data.items()
+            }
+        )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

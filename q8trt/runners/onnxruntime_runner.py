@@ -93,15 +93,16 @@ class OnnxRuntimeRunner(Runner):
 
 
 def _for_the_cpu(path: Path) -> bytes | None:
-    """The graph with unsigned activations, which the CPU's kernels are faster with; None without the onnx package."""
+    """The graph as the CPU's kernels want it, see `onnxruntime_graph`; None for as it is, or without the onnx package."""
     try:
         import onnx
     except ImportError:
         return None
-    from q8trt.runners.onnxruntime_graph import use_unsigned_activations
+    from q8trt.runners.onnxruntime_graph import dequantize_gathered_rows, use_unsigned_activations
 
     model = onnx.load(path)
-    return bytes(model.SerializeToString()) if use_unsigned_activations(model) else None
+    rewritten = use_unsigned_activations(model) + dequantize_gathered_rows(model)
+    return bytes(model.SerializeToString()) if rewritten else None
 
 
 def _import() -> Any:

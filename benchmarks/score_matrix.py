@@ -1,0 +1,141 @@
+"""Scores of many runs, of the exported ONNX files on ONNX Runtime, as one table: recipes x PTQ, QAT, QAT + distillation.
+
+    python finetune.py ... --recipe full --seed 43 --output_dir runs/full-43      for each cell
+    python benchmarks/score_matrix.py score runs/*                                exports and scores each finished stage
+    python benchmarks/score_matrix.py table runs/* --name sts-b-minilm-recipes    -> benchmarks/results/NAME.{json,md}
+
+A run's `score.json` holds what `score` found, so that it does nothing twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from q8trt import checkpoints, files
+from q8trt.data import load_dev, tokenize
+from q8trt.evaluation import evaluate
+from q8trt.export.onnx import export_onnx
+from q8trt.finetuning import FinetuneConfig
+from q8trt.provenance import provenance
+from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+from q8trt.runs import STAGES, Run, open_run
+
+SCORE_FILE = "score.json"
+RESULTS = Path(__file__).parent / "results"
+
+
+def score_stage(run: Run, stage: str, config: FinetuneConfig, threads: int | None) -> dict[str, Any]:
+    """Metrics of one stage's exported file on the development set, and the file's size."""
+    folder, task = run.checkpoint(stage), config.data.resolved_task
+    assert folder is not None
+    quantized = checkpoints.is_quantized(folder)
+    model = checkpoints.load_quantized(folder)[0] if quantized else checkpoints.load_finetuned(folder, task)
+    tokenizer, length = checkpoints.load_tokenizer(str(folder)), config.data.max_seq_length
+    rows = tokenize(next(iter(load_dev(config.data).values())), tokenizer, length)
+    names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
+    with tempfile.TemporaryDirectory() as temporary:
+        path, precision = Path(temporary) / "model.onnx", "int8" if quantized else "fp32"
+        export_onnx(model, path, precision, names)
+        with OnnxRuntimeRunner(path, precision, threads=threads) as runner:
+            result = evaluate(runner, rows, task, tokenizer.pad_token_id, length)
+        return {"metrics": result.metrics, "onnx_bytes": path.stat().st_size, "rows": len(rows)}
+
+
+def score(paths: Sequence[str], threads: int | None) -> None:
+    """Score every finished stage of every run that has no score yet."""
+    for path in paths:
+        run = open_run(path)
+        target, config = run.path / SCORE_FILE, FinetuneConfig.from_dict(run.record["config"])
+        known: dict[str, Any] = files.read_json(target) if target.exists() else {"stages": {}}
+        # The FP32 stage of a run that was given one is the teacher's, scored once, in the teacher's own run.
+        wanted = [stage for stage in STAGES if run.stage(stage) and not (stage == "fp32" and config.from_fp32)]
+        for stage in wanted:
+            if stage not in known["stages"]:
+                known["stages"][stage] = score_stage(run, stage, config, threads)
+                known["provenance"] = provenance(sys.argv)
+                files.write_json(target, known)
+                print(path, stage, known["stages"][stage]["metrics"], flush=True)
+
+
+def _cells(path: str) -> list[dict[str, Any]]:
+    """One entry for each scored stage of a run."""
+    run = open_run(path)
+    record, scores = run.record, files.read_json(run.path / SCORE_FILE)
+    config = FinetuneConfig.from_dict(record["config"])
+    method = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT + distillation" if config.distillation else "QAT"}
+    return [
+        {
+            "recipe": "-" if stage == "fp32" else config.recipe.name,
+            "method": method[stage],
+            "fp32_epochs": config.training.num_train_epochs,
+            "seed": config.training.seed,
+            "run": run.path.name,
+            "metrics_x100": {name: round(100 * value, 3) for name, value in entry["metrics"].items()},
+            "onnx_bytes": entry["onnx_bytes"],
+            "torch_metrics_x100": {
+                split: {name: round(100 * value, 3) for name, value in metrics.items()}
+                for split, metrics in record["stages"][stage]["scores"].items()
+            },
+            "step_seconds_median": record["stages"][stage].get("step_seconds_median"),
+            "training": record["provenance"],
+            "scoring": scores["provenance"],
+        }
+        for stage, entry in scores["stages"].items()
+    ]
+
+
+def _summary(values: list[float]) -> str:
+    """``"86.84 ± 0.02 (3)"``: mean, sample standard deviation, number of seeds."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+
+
+def table(paths: Sequence[str], name: str) -> None:
+    """Write benchmarks/results/NAME.json and .md from scored runs of one task."""
+    cells = [cell for path in paths if (Path(path) / SCORE_FILE).exists() for cell in _cells(path)]
+    configs = [FinetuneConfig.from_dict(open_run(path).record["config"]) for path in paths]
+    task = configs[0].data.resolved_task
+    metric, groups = task.main_metric, defaultdict(dict)  # type: ignore[var-annotated]
+    for cell in cells:
+        epochs = f", {cell['fp32_epochs']:g} epochs" if cell["method"] == "FP32" else ""
+        # Two runs of one recipe and seed share their PTQ, which is the same to the bit.
+        groups[cell["recipe"], cell["method"] + epochs][cell["seed"]] = cell["metrics_x100"][metric]
+    lines = [
+        f"# {task.name}: {metric} x100 of the exported ONNX files on ONNX Runtime (CPU), development set",
+        "",
+        "Mean ± sample standard deviation (number of seeds). Not TensorRT's scores.",
+        "",
+        "| recipe | method | " + metric + " x100 | by seed |",
+        "|---|---|---:|---|",
+    ]
+    for (recipe, method), seeds in sorted(groups.items()):
+        each = ", ".join(f"{seed}: {value:.2f}" for seed, value in sorted(seeds.items()))
+        lines.append(f"| {recipe} | {method} | {_summary(list(seeds.values()))} | {each} |")
+    files.write_json(RESULTS / f"{name}.json", {"task": task.name, "metric": metric, "cells": cells})
+    files.write_text(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    """Parse and call."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("score", "table"))
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--name", default="score-matrix", help="of the files that `table` writes")
+    parser.add_argument("--threads", type=int, help="of ONNX Runtime; default: the physical cores")
+    options = parser.parse_args()
+    if options.action == "score":
+        score(options.runs, options.threads)
+    else:
+        table(options.runs, options.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""From pytorch-quantization: the `_amax` buffers of its checkpoints -> our sites.
+
+Two kinds of checkpoint carry them: a model built after `quant_modules.initialize()`, whose linears became QuantLinear, and
+transformers' QDQBERT (supported up to 4.40), which also quantizes the attention products and the residual adds.
+
+    there, below encoder.layer.N                                   here
+    attention.self.{query,key,value}._input_quantizer              qkv_input: the largest of the three
+    X._weight_quantizer, X._input_quantizer                        the weight and input site of the linear X
+    attention.self.matmul_q_input_quantizer                        bmm_q, divided by sqrt(head size): see `read_amax`
+    attention.self.matmul_{k,a,v}_input_quantizer                  bmm_k, softmax_out, bmm_v
+    attention.output.add_{local,residual}_input_quantizer          attention_residual.branch, .skip
+    output.add_{local,residual}_input_quantizer                    ffn_residual.branch, .skip
+
+A state dict does not hold what a QuantDescriptor says. Read here as its defaults: 8 bits, signed, symmetric, switched on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from q8trt import files
+from q8trt.errors import CheckpointError, ConfigError, QuantizationError, nearest
+from q8trt.quantization.calibration import check_amax
+from q8trt.quantization.insertion import insert_quantizers
+from q8trt.quantization.libraries import Library
+from q8trt.quantization.recipe import QuantizerSpec, Recipe
+from q8trt.quantization.sites import GROUPS, SITE_KINDS, WEIGHT, Site, encoder_sites, layout_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+State = dict[str, torch.Tensor]
+
+#: Sites whose quantizer QDQBERT keeps under a name of its own, in the module where ours keeps its.
+_QDQBERT = {
+    "bmm_q": "matmul_q_input_quantizer",
+    "bmm_k": "matmul_k_input_quantizer",
+    "softmax_out": "matmul_a_input_quantizer",
+    "bmm_v": "matmul_v_input_quantizer",
+    "attention_residual.branch": "add_local_input_quantizer",
+    "attention_residual.skip": "add_residual_input_quantizer",
+    "ffn_residual.branch": "add_local_input_quantizer",
+    "ffn_residual.skip": "add_residual_input_quantizer",
+}
+#: Buffers that older transformers saved; the model makes them itself.
+_OLD_BUFFERS = ("position_ids", "token_type_ids")
+#: Where a training script may have put the state dict in its file.
+_NESTED = ("state_dict", "model_state_dict", "model")
+
+
+def read_state(path: str | Path, allow_pickle: bool = False) -> State:
+    """The tensors of a checkpoint folder or file, on the CPU; "module." (DataParallel) is taken off their names.
+
+    Args:
+        path: a folder with model.safetensors or pytorch_model.bin, or such a file.
+        allow_pickle: also read what is not safetensors (with `weights_only`). A pickle can run code when it is loaded.
+
+    Raises:
+        CheckpointError: missing, damaged, a pickle that is not allowed, or a file without tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        if not found:
+            raise CheckpointError(f"{path} holds neither model.safetensors nor pytorch_model.bin; give the file itself")
+        path = found[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; give a checkpoint of pytorch-quantization, folder or file")
+    data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, allow_pickle)
+    if isinstance(data, Mapping):
+        data = next((data[name] for name in _NESTED if isinstance(data.get(name), Mapping)), data)
+    if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
+        raise CheckpointError(
+            f"{path} holds no state dict: expected names and tensors, as model.state_dict() gives them"
+        )
+    return {str(name).removeprefix("module."): value for name, value in data.items() if isinstance(value, torch.Tensor)}
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; save it again") from None
+
+
+def _read_pickle(path: Path, allowed: bool) -> Any:
+    if not allowed:
+        raise CheckpointError(
+            f"{path} is a pickle, which can run code when it is loaded: allow it with --allow_pickle if you trust it, or "
+            "save it as model.safetensors"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise a dozen types for a file that is not theirs
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} cannot be read: {reason[:200]}; save model.state_dict() again") from None
+
+
+def read_config(folder: str | Path) -> Any:
+    """The transformers configuration of a checkpoint folder; a QDQBERT's is read as BERT's, which it extends by nothing.
+
+    Raises:
+        CheckpointError: no config.json, damaged, or not of the BERT family.
+    """
+    from transformers import AutoConfig
+
+    path = Path(folder) / "config.json"
+    try:
+        data = files.read_json(path)
+        kind = data.pop("model_type")
+        config = AutoConfig.for_model("bert" if kind == "qdqbert" else kind, **data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read as a transformers configuration: {error}") from None
+    layout_of(config, str(folder))
+    return config
+
+
+def _sources(site: Site, layer: Mapping[str, Site]) -> tuple[str, ...]:
+    """Paths of the quantizers that hold the range of `site` there. `layer`: the sites of its layer, by name."""
+    if site.name == "qkv_input":
+        return tuple(f"{layer[f'{name}.weight'].module}._input_quantizer" for name in ("query", "key", "value"))
+    return (f"{site.module}.{_QDQBERT.get(site.name, f'_{site.attribute}')}",)
+
+
+def _left_out(site: Site, leave_out: Collection[str]) -> bool:
+    group = site.name.partition(".")[0]
+    return site.key in leave_out or site.name in leave_out or (group in GROUPS and group in leave_out)
+
+
+def _check_leave_out(leave_out: Iterable[str], sites: Iterable[Site]) -> None:
+    known = [*SITE_KINDS, *GROUPS, *(site.key for site in sites)]
+    for name in leave_out:
+        if name not in known:
+            raise ConfigError(
+                f"cannot leave out {name!r}: unknown site{nearest(name, known)}; expected a site or a group"
+            )
+
+
+def _range_of(site: Site, found: State, model: nn.Module) -> torch.Tensor:
+    """amax of `site`, float32: () or (out, 1), from the buffers `found` of its sources."""
+    channels = (model.get_parameter(site.parameter).shape[0], 1) if site.kind == WEIGHT else ()
+    for name, amax in found.items():
+        if amax.numel() != 1 and tuple(amax.shape) != channels:
+            expected = f"one value or shape {channels}" if channels else "one value"
+            raise QuantizationError(f"{site.key}: {name} has shape {tuple(amax.shape)}, expected {expected}")
+    ranges = [amax.float().reshape(channels if amax.numel() > 1 else ()) for amax in found.values()]
+    return ranges[0] if len(ranges) == 1 else torch.stack(ranges).amax(dim=0)
+
+
+def read_amax(
+    state: State, model: nn.Module, *, strict: bool = True, leave_out: Collection[str] = ()
+) -> tuple[State, tuple[str, ...]]:
+    """Map the quantizer buffers of a pytorch-quantization state dict onto the sites of `model`.
+
+    Q, K and V have an input quantizer each there and read one tensor; here they share one, which takes the largest range.
+    QDQBERT quantizes Q and divides the scores by sqrt(D), we divide Q first: the range of `bmm_q` is divided likewise, so
+    that the integers are the same.
+
+    Args:
+        state: see `read_state`.
+        model: the matching transformers model of the BERT family, in float.
+        strict: refuse an amax that belongs to no site; else it is named in the notes.
+        leave_out: sites, groups or keys to keep in float, such as those whose quantizer was disabled there.
+
+    Returns:
+        site key -> amax, float32, () per tensor or (out, 1) per output channel, in the order of computation; and notes,
+        sentences for the user.
+
+    Raises:
+        ConfigError: `leave_out` names no site.
+        QuantizationError: no amax, one of no site or of the wrong shape, only some of Q, K and V, or another buffer than
+            an amax.
+    """
+    sites = encoder_sites(model)
+    _check_leave_out(leave_out, sites)
+    buffers = {name: tensor for name, tensor in state.items() if "_quantizer." in name}
+    taken: set[str] = set()
+    amax: State = {}
+    notes: list[str] = []
+    head = _head_size(model)
+    for site in sites:
+        layer = {other.name: other for other in sites if other.layer == site.layer}
+        names = [f"{source}._amax" for source in _sources(site, layer)]
+        found = {name: buffers[name] for name in names if name in buffers}
+        taken |= set(found)
+        if not found or _left_out(site, leave_out):
+            continue
+        _check_shared(site, names, found)
+        amax[site.key] = _range_of(site, found, model) / (math.sqrt(head) if site.name == "bmm_q" else 1)
+        if len(found) > 1 and len({float(tensor) for tensor in found.values()}) > 1:
+            ranges = ", ".join(f"{float(tensor):.4g}" for tensor in found.values())
+            notes.append(f"{site.key}: Q, K and V had input ranges {ranges}; they share the largest")
+    unknown = sorted(set(buffers) - taken)
+    _check_unknown(unknown, strict)
+    if not amax:
+        raise QuantizationError("the state dict holds no _amax for a site of q8trt: calibrate, and save it after that")
+    return amax, (*notes, *_summary(amax, sites, head, unknown))
+
+
+def _head_size(model: Any) -> int:
+    return int(model.config.hidden_size // model.config.num_attention_heads)
+
+
+def _check_shared(site: Site, names: list[str], found: State) -> None:
+    lacking = [name for name in names if name not in found]
+    if lacking:
+        raise QuantizationError(
+            f"{site.key}: {next(iter(found))} is there, {lacking[0]} is not; Q, K and V share one quantizer in q8trt: "
+            f"quantize the input of all three, or leave out {site.name!r}"
+        )
+
+
+def _check_unknown(unknown: list[str], strict: bool) -> None:
+    for name in unknown:
+        if not name.endswith("._amax"):
+            raise QuantizationError(
+                f"{name} changes what the model computes (SmoothQuant, learned clipping), and no site of q8trt reads it; "
+                "save a checkpoint without it, or calibrate its float weights here"
+            )
+    if unknown and strict:
+        raise QuantizationError(
+            f"{len(unknown)} ranges belong to no site of q8trt: {', '.join(unknown[:3])}"
+            f"{', ...' if len(unknown) > 3 else ''}; read the others alone with strict=False"
+        )
+
+
+def _summary(amax: State, sites: Iterable[Site], head: int, unknown: list[str]) -> list[str]:
+    notes = []
+    if any(key.endswith(".bmm_q") for key in amax):
+        notes.append(f"bmm_q: ranges divided by sqrt({head}), for Q is scaled before its quantizer here")
+    floating = list(dict.fromkeys(site.name for site in sites if site.key not in amax))
+    if floating:
+        notes.append(f"no range, so in floating point, in one layer or all: {', '.join(floating)}")
+    if unknown:
+        notes.append(f"ignored, for they belong to no site: {', '.join(unknown)}")
+    notes.append("taken as 8 bits, signed and switched on, for a state dict does not say")
+    return notes
+
+
+def recipe_of(amax: Mapping[str, torch.Tensor], model: nn.Module, name: str) -> Recipe:
+    """The recipe that has a quantizer wherever `amax` has a range, per channel where the range is.
+
+    Raises:
+        ConfigError: `amax` is empty.
+    """
+    specs: dict[str, QuantizerSpec] = {}
+    sites = encoder_sites(model)
+    for site_name in dict.fromkeys(site.name for site in sites):
+        everywhere = [site for site in sites if site.name == site_name]
+        here = [site for site in everywhere if site.key in amax]
+        axes = [None if amax[site.key].numel() == 1 else 0 for site in here]
+        if len(set(axes)) > 1:
+            specs |= {site.key: QuantizerSpec(axis=axis) for site, axis in zip(here, axes, strict=True)}
+        elif here:
+            layers = None if len(here) == len(everywhere) else tuple(int(site.layer or 0) for site in here)
+            specs[site_name] = QuantizerSpec(axis=axes[0], layers=layers)
+    return Recipe(name, "Sites and ranges of a pytorch-quantization checkpoint.", specs)
+
+
+def _load_weights(model: nn.Module, state: State) -> None:
+    weights = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
+    weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] not in _OLD_BUFFERS}
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the weights do not fit the model: {reason[:300]}") from None
+
+
+def import_checkpoint(
+    path: str | Path,
+    model: PreTrainedModel | None = None,
+    *,
+    name: str = "pytorch-quantization",
+    library: Library | None = None,
+    allow_pickle: bool = False,
+    strict: bool = True,
+    leave_out: Collection[str] = (),
+) -> tuple[PreTrainedModel, Recipe, tuple[str, ...]]:
+    """A quantized model of ours from a checkpoint of pytorch-quantization or QDQBERT: its weights, sites and ranges.
+
+    Args:
+        path: folder or file, see `read_state`.
+        model: a float model of the same architecture and head, changed in place; None: made from the folder's config.json.
+        name: of the recipe.
+        library: whose quantizers to insert; None: ModelOpt's.
+        allow_pickle: see `read_state`.
+        strict: see `read_amax`.
+        leave_out: see `read_amax`.
+
+    Returns:
+        the calibrated model on the device that it was on, in evaluation mode; its recipe; notes for the user.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its weights do not fit.
+        ConfigError: as `read_amax`.
+        QuantizationError: as `read_amax`; also for a range that is zero, infinite or NaN.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    state = read_state(path, allow_pickle)
+    if model is None:
+        model = AutoModelForSequenceClassification.from_config(read_config(path))
+    amax, notes = read_amax(state, model, strict=strict, leave_out=leave_out)
+    recipe = recipe_of(amax, model, name)
+    _load_weights(model, state)
+    quantizers = insert_quantizers(model, recipe, library)
+    for key, quantizer in quantizers.items():
+        quantizer.amax = amax[key].to(model.device)
+    check_amax(quantizers)
+    return model.eval(), recipe, notes

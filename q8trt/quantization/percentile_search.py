@@ -1,0 +1,179 @@
+"""Which percentile a site should be clipped at: the one that changes the model's logits least, site by site.
+
+The histograms of calibration answer every percentile; what is searched on is a bounded number of calibration rows, kept
+as token ids. Sites are searched in the order of computation: those before are at what they chose, those after at
+`SEARCH_START`. A site's candidates change nothing in the layers before it, so these are computed once a layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from q8trt.quantization.calibrators import SEARCH_START
+from q8trt.quantization.histogram import Histogram, percentile_amax
+from q8trt.quantization.insertion import model_quantizers, set_quantization
+from q8trt.quantization.observation import Batch
+from q8trt.quantization.sites import WEIGHT, Site, encoder_sites, layout_of
+
+#: The percentiles that a site may take; 100 is the largest magnitude.
+CANDIDATES = (99.9, 99.99, 99.999, 100.0)
+#: Rows that the search runs on.
+ROWS = 64
+_BATCH_SIZE = 32
+
+
+class RowSample:
+    """Rows spread evenly over all that come, at most `limit` of them and at least half as many once that many came.
+
+    Every row is kept at first; when there are too many, every second one goes, and every second one is taken from then
+    on. So what is kept depends on the rows alone.
+    """
+
+    def __init__(self, limit: int = ROWS) -> None:
+        self.limit = limit
+        self.rows: list[dict[str, torch.Tensor]] = []
+        self._stride = 1
+        self._seen = 0
+
+    def add(self, batch: Batch) -> None:
+        """Look at the rows of a batch: int64 tensors (batch, sequence)."""
+        text = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        for number in range(len(text)):
+            if self._seen % self._stride == 0:
+                self.rows.append({name: tensor[number][text[number]].cpu() for name, tensor in batch.items()})
+            if len(self.rows) > self.limit:
+                self.rows = self.rows[::2]
+                self._stride *= 2
+            self._seen += 1
+
+    def batches(self, pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+        """The rows kept, as batches of rows of like length: int64 tensors (batch, sequence)."""
+        rows = sorted(self.rows, key=lambda row: len(row["input_ids"]))
+        padding = {"input_ids": pad_token_id}
+        return [
+            {
+                name: pad_sequence([row[name] for row in some], batch_first=True, padding_value=padding.get(name, 0))
+                for name in some[0]
+            }
+            for some in (rows[start : start + _BATCH_SIZE] for start in range(0, len(rows), _BATCH_SIZE))
+        ]
+
+
+@contextlib.contextmanager
+def _answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Modules that answer with what they are known to compute, for as long as this lasts."""
+    for module, answer in answers.items():
+        module.forward = lambda *args, answer=answer, **kwargs: answer
+    try:
+        yield
+    finally:
+        for module in answers:
+            del module.forward
+
+
+class _Tail:
+    """The logits of some batches, of which the layers before a chosen one are computed only once.
+
+    Attributes:
+        stages: the embeddings and the layers; stage n computes what layer n reads.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        layout, encoder = layout_of(model.config), getattr(model, str(model.base_model_prefix), model)
+        self.model, self.batches = model, batches
+        self.stages = [encoder.get_submodule(layout.embeddings), *encoder.get_submodule(layout.layers).children()]
+        self._known: list[dict[nn.Module, Any]] = [{} for _ in batches]
+
+    def start_at(self, layer: int) -> None:
+        """From now on, start with what reaches `layer` at present: its number from 0, or the count of layers."""
+        first, last = self.stages[0], self.stages[layer]
+        for index, batch in enumerate(self.batches):
+            outputs: dict[nn.Module, Any] = {}
+            hooks = [
+                stage.register_forward_hook(lambda module, _, output, outputs=outputs: outputs.update({module: output}))
+                for stage in (first, last)
+            ]
+            try:
+                self._run(index, batch)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            # What the layers between answer is read by stages only that have their answer already.
+            self._known[index] = {first: outputs[first], **dict.fromkeys(self.stages[1 : layer + 1], outputs[last])}
+
+    def logits(self) -> list[torch.Tensor]:
+        """Of each batch: float32 (batch, labels)."""
+        return [self._run(index, batch) for index, batch in enumerate(self.batches)]
+
+    def _run(self, index: int, batch: Batch) -> torch.Tensor:
+        with _answering(self._known[index]):
+            return self.model(**batch).logits
+
+
+def _difference(logits: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """Mean squared difference."""
+    return float((torch.cat(list(logits)) - torch.cat(list(reference))).double().square().mean())
+
+
+def _quantized_weights(quantizers: Mapping[str, Any], sites: Sequence[Site], model: nn.Module) -> dict[nn.Module, Any]:
+    """Quantizer -> quantized weight, of the linears in the layers: these do not change during the search."""
+    weights = [site for site in sites if site.kind == WEIGHT and site.layer is not None and site.key in quantizers]
+    return {quantizers[site.key]: quantizers[site.key](model.get_parameter(site.parameter)) for site in weights}
+
+
+@torch.no_grad()
+def search_percentiles(
+    model: nn.Module,
+    histograms: Mapping[str, Histogram],
+    batches: Sequence[Batch],
+    on_site: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Choose a percentile for each of some sites and set its quantizer's amax.
+
+    The criterion is the mean squared difference of the logits to the model's with all quantizers off. A candidate must be
+    better than what the site has, so that one that changes nothing is not taken.
+
+    Args:
+        model: quantized and calibrated, in evaluation mode; the sites of `histograms` at `SEARCH_START`.
+        histograms: site key -> what calibration counted there; not zero.
+        batches: what to compute logits of, such as `RowSample.batches`.
+        on_site: called with 1 after each site.
+
+    Returns:
+        site key -> percentile, in the order of computation.
+    """
+    device = next(model.parameters()).device
+    batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+    tail = _Tail(model, batches)
+    set_quantization(model, False)
+    reference = tail.logits()
+    set_quantization(model, True)
+    quantizers, sites = model_quantizers(model), encoder_sites(model)
+    chosen: dict[str, float] = {}
+    with _answering(_quantized_weights(quantizers, sites, model)):
+        least, start = _difference(tail.logits(), reference), -1
+        for site in sites:
+            if site.key not in histograms:
+                continue
+            layer = len(tail.stages) - 1 if site.layer is None else site.layer  # pooler and head come last
+            if layer != start:
+                tail.start_at(layer)
+                start = layer
+            losses = {SEARCH_START: least}
+            amax = {percentile: percentile_amax(histograms[site.key], percentile) for percentile in CANDIDATES}
+            for percentile in CANDIDATES:
+                if amax[percentile] not in {amax[tried] for tried in losses}:
+                    quantizers[site.key].amax = torch.tensor(amax[percentile], device=device)
+                    losses[percentile] = _difference(tail.logits(), reference)
+            chosen[site.key] = min(losses, key=losses.__getitem__)
+            least = losses[chosen[site.key]]
+            quantizers[site.key].amax = torch.tensor(amax[chosen[site.key]], device=device)
+            if on_site:
+                on_site(1)
+    return chosen

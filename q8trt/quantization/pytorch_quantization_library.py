@@ -1,0 +1,217 @@
+"""pytorch-quantization's own TensorQuantizer and calibrators, for `--quantizer pytorch-quantization`.
+
+NVIDIA archived the library in favour of ModelOpt; its source lies in NVIDIA/TensorRT, tools/pytorch-quantization. The
+fake-quantized value is the same, x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 1) / s with s = (2^(b-1) - 1) / amax, and so
+is the gradient, which passes where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2): to the bit what
+ModelOpt computes on the CPU.
+
+The CUDA kernels (`pytorch_quantization.cuda_ext`) are compiled when the library is installed. Where they were not, a
+stand-in takes their place: tensors on the CPU never reach it, and for tensors on a GPU it raises what the library itself
+answers by computing with torch's operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from q8trt.errors import ConfigError, QuantizationError
+from q8trt.quantization.recipe import QuantizerSpec
+
+NAME = "pytorch-quantization"
+PACKAGE = "pytorch_quantization"
+#: What the library's calibrators compute; all but "max" from a histogram, which it keeps per tensor only.
+HISTOGRAM_METHODS = ("percentile", "entropy", "mse")
+CALIBRATORS = ("max", *HISTOGRAM_METHODS)
+#: Its histogram takes the width of its 2048 bins from the first batch and grows to hold the largest value: up to 8 MB.
+MOST_BINS = 1 << 20
+#: What the library calls in cuda_ext.
+_KERNELS = ("fake_tensor_quant", "fake_tensor_quant_", "fake_tensor_quant_with_axis", "fake_e4m3fy")
+
+
+def _no_kernel(*args: Any, **kwargs: Any) -> Any:
+    # A RuntimeError is what FakeTensorQuantFunction catches to fall back on torch's operations.
+    raise RuntimeError(f"{NAME} was installed without its compiled CUDA kernels ({PACKAGE}.cuda_ext)")
+
+
+def _stand_ins(folder: Path) -> dict[str, ModuleType]:
+    """Modules that only the library's setup.py makes, for those that `folder`, the package, lacks."""
+    cuda_ext, version = ModuleType(f"{PACKAGE}.cuda_ext"), ModuleType(f"{PACKAGE}.version")
+    for kernel in _KERNELS:
+        setattr(cuda_ext, kernel, _no_kernel)
+    version_file = folder.parent / "VERSION"
+    text = version_file.read_text(encoding="utf-8").strip() if version_file.is_file() else "unknown"
+    version.__version__ = text  # type: ignore[attr-defined]
+    stand_ins = (cuda_ext, version)
+    return {module.__name__: module for module in stand_ins if not PathFinder.find_spec(module.__name__, [str(folder)])}
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Importing the library replaces the root logger's handlers by absl's; put them back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def load() -> ModuleType:
+    """The package `pytorch_quantization`, imported with its noise switched off.
+
+    Raises:
+        ConfigError: it is not installed, or its import fails.
+    """
+    if PACKAGE in sys.modules:
+        return sys.modules[PACKAGE]
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"{NAME} is not installed: the package index holds only a placeholder of that name; its source is the folder "
+            "tools/pytorch-quantization of https://github.com/NVIDIA/TensorRT: run 'pip install --no-build-isolation .' "
+            "in it (needs the CUDA compiler) or, for the CPU, put it on PYTHONPATH; or use --quantizer modelopt"
+        )
+    stand_ins = _stand_ins(Path(spec.origin).parent)
+    sys.modules.update(stand_ins)
+    try:
+        with _logging_kept():
+            package = importlib.import_module(PACKAGE)  # and with it its submodules calib, nn and tensor_quant
+    except Exception as error:  # a missing dependency, kernels built for another torch, a torch it does not know
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{NAME} at {spec.origin} cannot be imported: {type(error).__name__}: {reason}; it needs absl-py, scipy and "
+            "pyyaml, and kernels built for the torch that is installed; or use --quantizer modelopt"
+        ) from None
+    _quieten()
+    return package
+
+
+def _quieten() -> None:
+    """It warns at every amax that is set or loaded, hundreds of lines for one model."""
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    warnings.filterwarnings("ignore", "To copy construct from a tensor", module=f"{PACKAGE}\\.")
+
+
+@contextlib.contextmanager
+def _mse_on_the_cpu() -> Iterator[None]:
+    """The library's MSE search moves its histogram to CUDA whatever the machine has; without CUDA it stays where it is."""
+    if torch.cuda.is_available():
+        yield
+        return
+    moved: Callable[..., torch.Tensor] = torch.Tensor.cuda
+    setattr(torch.Tensor, "cuda", lambda tensor, *args, **kwargs: tensor)  # noqa: B010 - mypy: methods are not assigned to
+    try:
+        yield
+    finally:
+        setattr(torch.Tensor, "cuda", moved)  # noqa: B010
+
+
+class LibraryCalibrator:
+    """One of the library's calibrators behind q8trt's two calls.
+
+    Args:
+        calibrator: pytorch-quantization's MaxCalibrator or HistogramCalibrator.
+        arguments: of its `compute_amax`.
+    """
+
+    def __init__(self, calibrator: Any, arguments: Mapping[str, Any]) -> None:
+        self.calibrator = calibrator
+        self.arguments = dict(arguments)
+        self._only_zeros = False
+
+    def collect(self, tensor: torch.Tensor) -> None:
+        """Look at one batch, or a weight: any shape, floating point.
+
+        Raises:
+            QuantizationError: batches of magnitudes so far apart that the library's histogram would outgrow memory.
+        """
+        tensor = tensor.detach()
+        if self.arguments:
+            edges, largest = self.calibrator._calib_bin_edges, float(tensor.abs().max())
+            if edges is None and not largest:
+                self._only_zeros = True  # a histogram cannot start from zeros: its bins would have no width
+                return
+            if edges is not None and largest > float(edges[1]) * MOST_BINS:
+                raise QuantizationError(
+                    f"a batch reaches {largest:.3g}, the first one only {float(edges[-1]):.3g}: too far apart for a "
+                    f"histogram of {NAME}; check the checkpoint, or use the calibrator 'max'"
+                )
+        self.calibrator.collect(tensor)
+
+    def compute_amax(self) -> torch.Tensor | None:
+        """amax, float32, () per tensor or (out, 1) per output channel; None if nothing was collected."""
+        with _mse_on_the_cpu():
+            amax = self.calibrator.compute_amax(**self.arguments)
+        if amax is None:
+            return torch.tensor(0.0) if self._only_zeros else None
+        return torch.as_tensor(amax, dtype=torch.float32)
+
+
+class PytorchQuantization:
+    """The library as q8trt uses it; see `q8trt.quantization.libraries`.
+
+    Raises:
+        ConfigError: it is not installed, or its import fails.
+    """
+
+    name = NAME
+
+    def __init__(self) -> None:
+        self._package: Any = load()
+
+    def version(self) -> str:
+        """Of the library, such as "2.2.1"."""
+        return str(self._package.__version__)
+
+    def new_quantizer(self, spec: QuantizerSpec) -> nn.Module:
+        """An uncalibrated TensorQuantizer for `spec`: signed, symmetric, fake, over the full range [-128, 127]."""
+        descriptor = self._package.tensor_quant.QuantDescriptor(
+            num_bits=spec.num_bits,
+            axis=spec.axis,
+            calib_method="histogram" if spec.calibrator in HISTOGRAM_METHODS and spec.axis is None else "max",
+            narrow_range=False,
+        )
+        quantizer: nn.Module = self._package.nn.TensorQuantizer(descriptor)
+        return quantizer
+
+    def new_calibrator(self, spec: QuantizerSpec) -> LibraryCalibrator:
+        """An empty calibrator for `spec`.
+
+        Raises:
+            ConfigError: the library has no such calibrator.
+        """
+        calib = self._package.calib
+        if spec.calibrator == "max":
+            return LibraryCalibrator(calib.MaxCalibrator(spec.num_bits, spec.axis, unsigned=False), {})
+        if spec.calibrator not in HISTOGRAM_METHODS:
+            raise ConfigError(
+                f"{NAME} has the calibrators {', '.join(CALIBRATORS)}, not {spec.calibrator!r}; choose one of them in "
+                "the recipe, or use --quantizer modelopt"
+            )
+        if spec.axis is not None:
+            raise ConfigError(
+                f"{NAME} calibrates per channel (axis: {spec.axis}) by 'max' only, not by {spec.calibrator!r}; set the "
+                "recipe's axis to null, or use --quantizer modelopt"
+            )
+        arguments: dict[str, Any] = {"method": spec.calibrator}
+        if spec.calibrator == "percentile":
+            arguments["percentile"] = spec.percentile
+        return LibraryCalibrator(calib.HistogramCalibrator(spec.num_bits, None, unsigned=False), arguments)

@@ -1,0 +1,111 @@
+"""SmoothQuant (Xiao et al., arXiv 2211.10438): outlier channels of activations are moved into the weights.
+
+X W^T = (X / s) (W s)^T for any s > 0, one per input channel; section 4.1 takes s_j = max|X_j|^alpha / max|W_j|^(1-alpha).
+That paper folds 1 / s into the LayerNorm before. BERT adds its LayerNorm's output to the residual too, so here the
+quantizer multiplies by 1 / s (ModelOpt's `pre_quant_scale`, a Mul in the ONNX graph), and the weights keep s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from q8trt.errors import QuantizationError
+from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.observation import Batch, check_finite, observe
+from q8trt.quantization.sites import encoder_sites
+
+#: Input of the linears behind a LayerNorm -> the weights that read it.
+SMOOTHED = {
+    "qkv_input": ("query.weight", "key.weight", "value.weight"),
+    "ffn_input": ("ffn_intermediate.weight",),
+}
+
+
+def smoothing(activations: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
+    """s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), within [1e-4, 1e4]; 1 for channels that are always zero.
+
+    Args:
+        activations: float (H,): the largest magnitude of each channel of X.
+        weights: float (out, H).
+        alpha: share of the difficulty that moves into the weights, in [0, 1].
+    """
+    columns = weights.abs().amax(0)
+    scale = activations**alpha / columns ** (1 - alpha)
+    # 1 / s must not overflow in an FP16 engine.
+    return torch.where((activations > 0) & (columns > 0), scale, 1.0).clamp(1e-4, 1e4)
+
+
+def channel_maxima(
+    model: nn.Module,
+    quantizers: Mapping[str, Any],
+    watched: Iterable[str],
+    batches: Iterable[Batch],
+    on_batch: Callable[[Batch], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Largest magnitude of each channel, the last axis, of what reaches the `watched` sites: float (H,)."""
+    maxima: dict[str, torch.Tensor] = {}
+
+    def see(key: str, tensor: torch.Tensor) -> None:
+        largest = tensor.abs().flatten(0, -2).amax(0)
+        maxima[key] = torch.maximum(maxima[key], largest) if key in maxima else largest
+
+    observe(model, quantizers, watched, batches, see, on_batch)
+    return maxima
+
+
+@torch.no_grad()
+def smooth(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    alpha: float,
+    on_batch: Callable[[Batch], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Smooth the inputs of the linears behind a LayerNorm, in place: weights are multiplied, quantizers divide.
+
+    With quantizers off, the model computes what it did, up to the rounding of the products. A site that is smoothed
+    already stays as it is, so that calibrating again changes nothing.
+
+    Args:
+        model: quantized, in evaluation mode, its quantizers enabled.
+        batches: keyword arguments of the model; one pass over them.
+        alpha: see `smoothing`.
+        on_batch: called after each batch.
+
+    Returns:
+        site key -> s, float (H,), of the sites smoothed now.
+
+    Raises:
+        QuantizationError: the library's quantizers have no pre_quant_scale, a site saw no data, or carries NaN.
+    """
+    quantizers, sites = model_quantizers(model), {site.key: site for site in encoder_sites(model)}
+    watched = [key for key in quantizers if sites[key].name in SMOOTHED and not _is_smoothed(key, quantizers[key])]
+    if not watched:
+        return {}
+    scales = {}
+    for key, largest in channel_maxima(model, quantizers, watched, batches, on_batch).items():
+        readers = [key.removesuffix(sites[key].name) + name for name in SMOOTHED[sites[key].name]]
+        weights = [model.get_parameter(sites[reader].parameter) for reader in readers]
+        for reader, weight in zip(readers, weights, strict=True):
+            check_finite(reader, weight)
+        scale = smoothing(largest, torch.cat([*weights]), alpha)
+        for weight in weights:
+            weight.mul_(scale)
+        quantizers[key].pre_quant_scale = 1 / scale
+        scales[key] = scale
+    missing = [key for key in watched if key not in scales]
+    if missing:
+        raise QuantizationError(f"{missing[0]} was not smoothed: no batch reached it; give more calibration data")
+    return scales
+
+
+def _is_smoothed(key: str, quantizer: Any) -> bool:
+    if not hasattr(type(quantizer), "pre_quant_scale"):
+        raise QuantizationError(
+            f"{key}: SmoothQuant needs a quantizer with a pre_quant_scale, which this library's "
+            f"{type(quantizer).__name__} has not; use --quantizer modelopt, or drop smoothquant from the recipe"
+        )
+    return quantizer.pre_quant_scale is not None

@@ -1,0 +1,109 @@
+"""A run with FP32, PTQ and "QAT" checkpoints of a tiny model, and engine folders of it without a plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import make_model, make_tokenizer
+from tiny_data import write_sts_b
+
+from q8trt.checkpoints import save_checkpoint
+from q8trt.data import DataConfig
+from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+from q8trt.export.onnx import export_onnx
+from q8trt.finetuning import FinetuneConfig
+from q8trt.runs import Run, new_run
+from q8trt.training_config import TrainingConfig
+
+ROWS = 16
+
+
+def make_run(folder: Path, architecture: str, quantized: tuple[Any, Any]) -> Run:
+    """A run whose int8 checkpoint is the ptq one with other weights, as if it had been trained."""
+    import torch
+
+    data = DataConfig(task="STS-B", data_dir=str(write_sts_b(folder / "data", dev=ROWS)), max_seq_length=32)
+    run = new_run(folder / "run", {}, "STS-B", FinetuneConfig(data, TrainingConfig()).to_dict())
+    tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
+    model, recipe = quantized
+    trained = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if name.endswith("weight") and parameter.ndim == 2:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    for stage, each in (("fp32", make_model(architecture)), ("ptq", model), ("int8", trained)):
+        save_checkpoint(run.path / stage, each, tokenizer, None if stage == "fp32" else recipe)
+        run.finish_stage(stage, {"checkpoint": stage, "scores": {}})
+    return run
+
+
+def make_engine(run: Run, stage: str, precision: str = "int8") -> Path:
+    """The engine folder of a stage, without a plan: all that ONNX Runtime needs."""
+    from q8trt.checkpoints import load_finetuned, load_quantized, load_tokenizer
+
+    config = FinetuneConfig.from_dict(run.record["config"])
+    task, checkpoint = config.data.resolved_task, run.path / stage
+    model = load_finetuned(checkpoint, task) if stage == "fp32" else load_quantized(checkpoint)[0]
+    folder, tokenizer = run.path / f"engine-{stage}", load_tokenizer(str(checkpoint))
+    names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in tokenizer.model_input_names]
+    export_onnx(model, folder / "model.onnx", precision, names)
+    tokenizer.save_pretrained(folder)
+    write_manifest(
+        folder,
+        Manifest(
+            task=TaskInfo(task.name, list(task.labels), task.is_regression, task.is_pair, task.main_metric),
+            model=ModelInfo("tiny", model.config.model_type, 1, 64, 0, 32),
+            precision=precision,
+            recipe=None,
+            inputs=names,
+            opset=20,
+            stage=stage,
+        ),
+    )
+    return folder
+
+
+def alter(folder: Path, change: Callable[[Any], object]) -> None:
+    """Change model.onnx, and sign the folder again."""
+    import onnx
+
+    manifest, path = load_manifest(folder), folder / "model.onnx"
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+    write_manifest(folder, manifest)
+
+
+def scale_weight(module: str, factor: float) -> Callable[[Any], None]:
+    """Multiply the scale of the quantized weight of `module`, a dotted path within the model."""
+    from onnx import numpy_helper
+
+    def change(model: Any) -> None:
+        wanted = f".model.{module}.weight_quantizer.DequantizeLinear"
+        [node] = [node for node in model.graph.node if node.name.replace("/", ".") == wanted]
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        constants |= {n.output[0]: n.attribute[0].t for n in model.graph.node if n.op_type == "Constant"}
+        tensor = constants[node.input[1]]
+        scale = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(scale, tensor.name))
+
+    return change
+
+
+def ignore_mask(model: Any) -> None:
+    """Let the encoder attend to padding: what reads the mask as truth values gets ones."""
+    import onnx
+
+    graph = model.graph
+    [cast] = [node for node in graph.node if "attention_mask" in node.input and node.op_type == "Cast"]
+    [position] = [index for index, node in enumerate(graph.node) if node.name == cast.name]
+    readers = [node for node in graph.node if cast.output[0] in node.input]
+    for node in readers:
+        node.input[:] = ["all_true" if name == cast.output[0] else name for name in node.input]
+    graph.node.insert(position + 1, onnx.helper.make_node("Not", [cast.output[0]], ["not_mask"], "not_mask"))
+    graph.node.insert(position + 2, onnx.helper.make_node("Or", [cast.output[0], "not_mask"], ["all_true"], "all_true"))
