@@ -235,12 +235,19 @@ def save_checkpoint(
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if recipe is not None:
-            from importlib.metadata import version
-
-            quantizer = {"library": "nvidia-modelopt", "version": version("nvidia-modelopt")}
             files.write_json(
-                temporary / QUANTIZATION_FILE, {"format": 1, "quantizer": quantizer, "recipe": recipe.to_dict()}
+                temporary / QUANTIZATION_FILE,
+                {"format": 1, "quantizer": _library_of(model), "recipe": recipe.to_dict()},
             )
+
+
+def _library_of(model: PreTrainedModel) -> dict[str, str]:
+    """Where the model's quantizers come from."""
+    from q8trt.quantization.insertion import model_quantizers
+    from q8trt.quantization.libraries import made_by
+
+    source = made_by(next(iter(model_quantizers(model).values())))
+    return {"library": source.name, "version": source.version()}
 
 
 def load_recipe_of(folder: str | Path) -> Recipe:
@@ -287,12 +294,22 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
     for site in encoder_sites(model):
         if site.key in quantizers:
             quantizers[site.key].amax = state[f"{site.quantizer}._amax"]
+            if (scale := state.get(f"{site.quantizer}._pre_quant_scale")) is not None:
+                _check_smoothing(site.key, quantizers[site.key], folder)
+                quantizers[site.key].pre_quant_scale = scale
     _load_state(model, state, folder)
     try:
         check_amax(quantizers)
     except QuantizationError as error:
         raise CheckpointError(f"{folder}: {error}") from None
     return model.eval(), recipe
+
+
+def _check_smoothing(key: str, quantizer: Any, folder: str | Path) -> None:
+    if not hasattr(type(quantizer), "pre_quant_scale"):
+        raise CheckpointError(
+            f"{folder}: {key} is smoothed (SmoothQuant), which this library's quantizers cannot do; use --quantizer modelopt"
+        )
 
 
 def _check_recipe_matches(model: nn.Module, expected: set[str], state: dict[str, Any], folder: str | Path) -> None:

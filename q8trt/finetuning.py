@@ -2,7 +2,7 @@
 
 fp32   fine-tune the floating-point model                       (or take one: --from_fp32)
 ptq    put quantizers in, calibrate: post-training quantization (ends here for calibrate.py)
-int8   fine-tune with the quantizers in, the FP32 model teaching
+int8   fine-tune with the quantizers in, the FP32 model teaching (or another: --teacher_model_name_or_path)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ from q8trt.training_config import TrainingConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from q8trt.distillation import Distillation
+    from q8trt.quantization.libraries import Library
+
 log = logging.getLogger("q8trt")
 
 
@@ -40,9 +43,12 @@ class FinetuneConfig:
         model_name_or_path: where training starts.
         from_fp32: a fine-tuned FP32 checkpoint to take in place of the first stage.
         precision: "fp32" stops after the first stage; "int8" goes on.
-        distillation: whether the FP32 model teaches the quantized one.
+        distillation: whether a floating-point model teaches the quantized one.
+        teacher_model_name_or_path: the teacher, a fine-tuned FP32 checkpoint of the same task and vocabulary; None: the
+            run's own FP32 stage.
         qat: False stops after calibration.
         recipe: what to quantize; the recipe itself, not its name, so that a run does not change with the package.
+        quantizer: the library whose quantizers and calibrators are used, one of `quantization.libraries.LIBRARIES`.
         calibration_samples: training rows that calibration looks at.
         allow_pickle: read pickled weights (pytorch_model.bin).
 
@@ -56,8 +62,10 @@ class FinetuneConfig:
     from_fp32: str | None = None
     precision: str = "int8"
     distillation: bool = True
+    teacher_model_name_or_path: str | None = None
     qat: bool = True
     recipe: Recipe = field(default_factory=lambda: load_recipe("linear"))
+    quantizer: str = "modelopt"
     calibration_samples: int = 512
     allow_pickle: bool = False
 
@@ -107,22 +115,68 @@ class Inputs:
 
 
 def load_inputs(config: FinetuneConfig) -> Inputs:
-    """Read and tokenize the rows of `config`.
+    """Read and tokenize the rows of `config`; what would fail hours later, fails now.
 
     Raises:
         DataError: the data are missing or malformed.
-        CheckpointError: the model has no usable tokenizer.
+        CheckpointError: the model has no usable tokenizer, or the teacher cannot be used.
+        ConfigError: the library of quantizers is not installed, or the teacher does not fit the model.
     """
+    if config.precision == "int8":
+        library_of(config)
     name = config.from_fp32 or config.model_name_or_path
     train, dev = load_train(config.data), load_dev(config.data)
     checkpoints.load_config(name)
     tokenizer = checkpoints.load_tokenizer(name)
+    if config.teacher_model_name_or_path and config.distillation and last_stage(config) == "int8":
+        check_teacher(config.teacher_model_name_or_path, config, tokenizer)
     length = config.data.max_seq_length
     return Inputs(
         tokenizer,
         tokenize(train, tokenizer, length),
         {split: tokenize(rows, tokenizer, length) for split, rows in dev.items()},
     )
+
+
+def library_of(config: FinetuneConfig) -> Library:
+    """Where the run's quantizers come from.
+
+    Raises:
+        ConfigError: no such library, or it is not installed.
+    """
+    from q8trt.quantization.libraries import library
+
+    return library(config.quantizer)
+
+
+def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
+    """The teacher `name` can be loaded, reads the token ids of `tokenizer`, and means the same by its outputs.
+
+    Raises:
+        CheckpointError: not a fine-tuned, BERT-like, floating-point checkpoint for the task.
+        ConfigError: another vocabulary, another order of the labels, or too few positions.
+    """
+    option, task = f"--teacher_model_name_or_path {name}", config.data.resolved_task
+    own = checkpoints.load_tokenizer(name)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"{option} has another vocabulary than the model ({len(own)} tokens, the model's has {len(tokenizer)}), "
+            "and a teacher reads the model's token ids; give a teacher of the same vocabulary"
+        )
+    if own.model_max_length < config.data.max_seq_length:
+        raise ConfigError(
+            f"{option} reads at most {own.model_max_length} tokens; lower --max_seq_length from "
+            f"{config.data.max_seq_length} to that"
+        )
+    labels = [label.casefold() for label in task.labels]
+    names = checkpoints.load_config(name).id2label or {}
+    theirs = [str(names[number]).casefold() for number in sorted(names)]
+    if not task.is_regression and theirs != labels and sorted(theirs) == sorted(labels):
+        raise ConfigError(
+            f"{option} has the labels in the order {', '.join(theirs)}, {task.name} in the order {', '.join(labels)}; "
+            "fine-tune the teacher with finetune.py --precision fp32"
+        )
+    checkpoints.load_finetuned(name, task, config.allow_pickle)  # and dropped: it is wanted after the FP32 stage
 
 
 def score(
@@ -160,19 +214,35 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
     """A calibrated, quantized copy of the floating-point `model`.
 
     Raises:
+        ConfigError: the recipe does not fit the model or the library.
         QuantizationError: a site could not be calibrated.
     """
-    from q8trt.quantization.calibration import calibrate
+    from q8trt.quantization.calibration import searched_sites
     from q8trt.quantization.insertion import insert_quantizers
 
     quantized = copy.deepcopy(model)
-    insert_quantizers(quantized, config.recipe)
-    count = min(config.calibration_samples, len(inputs.train))
-    pad_token_id, length = inputs.tokenizer.pad_token_id, config.data.max_seq_length
-    batches = calibration_batches(inputs.train, pad_token_id, length, count, config.training.seed)
-    with progress("Calibrating", count) as advance:
-        calibrate(quantized, config.recipe, batches, advance)
+    insert_quantizers(quantized, config.recipe, library_of(config))
+    passes = 1 if config.recipe.smoothquant is None else 2
+    rows = passes * min(config.calibration_samples, len(inputs.train))
+    with progress("Calibrating", rows + len(searched_sites(quantized, config.recipe))) as advance:
+        measure_ranges(quantized, config, inputs, advance)
     return quantized
+
+
+def measure_ranges(
+    quantized: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, on_progress: Callable[[int], None] | None = None
+) -> None:
+    """Calibrate a quantized model, in place, on the rows that the configuration chooses.
+
+    Raises:
+        QuantizationError: a site could not be calibrated.
+    """
+    from q8trt.quantization.calibration import calibrate
+
+    pad_token_id, length = inputs.tokenizer.pad_token_id, config.data.max_seq_length
+    count, seed = config.calibration_samples, config.training.seed
+    batches = list(calibration_batches(inputs.train, pad_token_id, length, count, seed))
+    calibrate(quantized, config.recipe, batches, on_progress, library_of(config), on_progress)
 
 
 class Finetuning:
@@ -223,19 +293,13 @@ class Finetuning:
             self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
         PartialState().wait_for_everyone()
 
-    def _train(
-        self, stage: str, model: PreTrainedModel, epochs: float, rate: float, teacher: Any = None
-    ) -> dict[str, Any]:
-        from q8trt.training import Distillation, Stage, train_stage
+    def _train(self, stage: str, model: PreTrainedModel, epochs: float, rate: float, **own: Any) -> dict[str, Any]:
+        from q8trt.training import Stage, train_stage
 
-        options = self.config.training
-        distillation = teacher and Distillation(
-            teacher, options.label_loss_weight, options.distillation_weight, options.distillation_temperature
-        )
         folder, length = self.run.path, self.config.data.max_seq_length
         dev = next(iter(self.inputs.dev.values()))
-        plan = Stage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, distillation)
-        return asdict(train_stage(plan, self.task, self.inputs.tokenizer, options, self.resume))
+        plan = Stage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, **own)
+        return asdict(train_stage(plan, self.task, self.inputs.tokenizer, self.config.training, self.resume))
 
     def _fp32(self) -> PreTrainedModel:
         config, options = self.config, self.config.training
@@ -257,16 +321,41 @@ class Finetuning:
         if "ptq" not in self._finished:
             quantized = quantize(model, self.config, self.inputs)
             self._finish("ptq", quantized, self.config.recipe, {"calibration_samples": self.config.calibration_samples})
-        return checkpoints.load_quantized(self.run.path / "ptq")[0]
+        return checkpoints.load_quantized(self.run.path / "ptq", library_of(self.config))[0]
 
-    def _int8(self, quantized: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    def _int8(self, quantized: PreTrainedModel, fp32: PreTrainedModel) -> None:
         if "int8" in self._finished:
             return
-        options = self.config.training
+        from q8trt.training import Quantization
+
+        config, options = self.config, self.config.training
         _set_seed(options.seed)
-        teaching = teacher if self.config.distillation else None
-        details = self._train("int8", quantized, options.qat_epochs, options.qat_learning_rate, teaching)
-        self._finish("int8", quantized, self.config.recipe, {**details, "distillation": self.config.distillation})
+        ranges = Quantization(config.recipe, lambda: measure_ranges(quantized, config, self.inputs))
+        details = self._train(
+            "int8",
+            quantized,
+            options.qat_epochs,
+            options.qat_learning_rate,
+            distillation=self._distillation(fp32) if config.distillation else None,
+            quantization=ranges,
+        )
+        self._finish("int8", quantized, config.recipe, {**details, "distillation": config.distillation})
+
+    def _distillation(self, fp32: PreTrainedModel) -> Distillation:
+        from q8trt.distillation import Distillation
+
+        config, options = self.config, self.config.training
+        teacher = fp32
+        if config.teacher_model_name_or_path:
+            teacher = checkpoints.load_finetuned(config.teacher_model_name_or_path, self.task, config.allow_pickle)
+        return Distillation(
+            teacher,
+            label_weight=options.label_loss_weight,
+            logit_weight=options.distillation_weight,
+            temperature=options.distillation_temperature,
+            hidden_weight=options.hidden_loss_weight,
+            attention_weight=options.attention_loss_weight,
+        )
 
 
 def _set_seed(seed: int) -> None:

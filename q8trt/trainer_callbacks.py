@@ -1,16 +1,21 @@
-"""What watches and steers a `transformers.Trainer`: the step timer, the log, Ctrl-C, and the best checkpoint."""
+"""What watches and steers a `transformers.Trainer`: the step timer, the log, Ctrl-C, the best
+checkpoint, and when quantization starts."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from tqdm.auto import tqdm
+
+from q8trt.quantization.insertion import model_quantizers
 
 
 class StepTimer(transformers.TrainerCallback):
@@ -113,3 +118,50 @@ class KeepBest(transformers.TrainerCallback):
         value = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
         if value is not None and (state.best_metric is None or value > state.best_metric):
             control.should_save = True
+
+
+class DelayedQuantization(transformers.TrainerCallback):
+    """The first steps of a quantized model train in floating point; what is evaluated or saved is always quantized.
+
+    Otherwise the best checkpoint would be one of a float model. Weights drift away from their ranges meanwhile, so all
+    ranges are measured anew whenever the quantizers come on. Only the number of the step decides, so that a resumed
+    training does the same.
+
+    Args:
+        model: the quantized model.
+        start_step: steps before the quantizers come on for good.
+        calibrate: measures every range of `model` anew, in place.
+    """
+
+    def __init__(self, model: nn.Module, start_step: int, calibrate: Callable[[], object]) -> None:
+        self.quantizers = model_quantizers(model).values()
+        self.start_step = start_step
+        self.calibrate = calibrate
+        self._calibrated_at: int | None = None
+
+    def _switch(self, on: bool) -> None:
+        # Not disable(): a disabled quantizer is passed by, and one that watches for its moving average has to be called.
+        for quantizer in self.quantizers:
+            if on:
+                quantizer.enable_quant()
+            else:
+                quantizer.disable_quant()
+
+    def _quantize(self, step: int) -> None:
+        if self._calibrated_at != step:
+            self.calibrate()
+            self._calibrated_at = step
+        self._switch(True)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Off before `start_step`. At it, for a run that was stopped there, calibrate."""
+        if state.global_step < self.start_step:
+            self._switch(False)
+        elif state.global_step == self.start_step:
+            self._quantize(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """On at `start_step`, and before it for an evaluation or a checkpoint."""
+        wanted = control.should_evaluate or control.should_save  # as at the very last step
+        if state.global_step == self.start_step or (state.global_step < self.start_step and wanted):
+            self._quantize(state.global_step)

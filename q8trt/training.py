@@ -1,12 +1,13 @@
 """Fine-tuning, quantization-aware fine-tuning and distillation, on `transformers.Trainer`.
 
 A stage trains one model. In QAT the quantizers are in the forward pass and the straight-through estimator carries the
-gradient past their rounding (Q8BERT, arXiv 1910.06188, section 2.2); the FP32 model can teach: its logits are a target
-beside the labels.
+gradient past their rounding (Q8BERT, arXiv 1910.06188, section 2.2). What becomes of their ranges is told in
+`q8trt.quantization.ranges`, how a floating-point model teaches in `q8trt.distillation`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,21 +27,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from q8trt.data import Collator, Features
-from q8trt.errors import ConfigError, InterruptedRunError
+from q8trt.distillation import PROJECTION, Distillation, Distiller, distilling
+from q8trt.errors import InterruptedRunError
 from q8trt.metrics import compute_from_logits
+from q8trt.quantization.ranges import Ranges, apply_ranges
+from q8trt.quantization.recipe import Recipe
 from q8trt.tasks import Task
-from q8trt.trainer_callbacks import KeepBest, Progress, StepTimer, StopOnInterrupt
+from q8trt.trainer_callbacks import DelayedQuantization, KeepBest, Progress, StepTimer, StopOnInterrupt
 from q8trt.training_config import TrainingConfig
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """A teacher and how much it counts: loss = label_weight * label loss + teacher_weight * distance to its logits."""
-
-    teacher: nn.Module
-    label_weight: float
-    teacher_weight: float
-    temperature: float
 
 
 @dataclass(frozen=True)
@@ -76,18 +70,26 @@ class _ByLength(LengthGroupedSampler):
 
 
 class _Trainer(transformers.Trainer):
-    """The Trainer with a teacher."""
+    """The Trainer with a teacher, and with ranges that move."""
 
     #: Our loss is a mean over the batch, so the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, task: Task, distillation: Distillation | None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        distiller: Distiller | None,
+        ranges: Ranges | None,
+        range_learning_rate: float,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self.task = task
-        self.distillation = distillation
-        if distillation is not None:
-            distillation.teacher.to(self.args.device).eval().requires_grad_(False)
+        self.distiller = distiller
+        self.ranges = ranges
+        self.range_learning_rate = range_learning_rate
+        if distiller is not None:
+            distiller.distillation.teacher.to(self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
@@ -95,33 +97,35 @@ class _Trainer(transformers.Trainer):
             return sampler
         return _ByLength(sampler.lengths, sampler.batch_size, lambda: self.args.seed + int(self.state.epoch or 0))
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, with learned ranges in a group of their own: no weight decay, and a rate relative to the range."""
+        if self.ranges is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        learned = self.ranges.parameters()
+        for amax in learned:
+            amax.requires_grad_(False)  # so that the Trainer's own groups leave it out
+        optimizer = super().create_optimizer(model)
+        for amax in learned:
+            amax.requires_grad_(True)
+        if learned:
+            # Their gradients are tiny (lsq divides them by the root of the number of elements): so must epsilon be.
+            own = {"lr": self.range_learning_rate, "weight_decay": 0.0, "eps": 1e-12}
+            optimizer.add_param_group({"params": learned, **own})
+        self.ranges.attach(optimizer)
+        return optimizer
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Label loss (mean squared error or cross entropy), mixed with the distance to the teacher's logits."""
-        outputs = model(**inputs)
-        loss = outputs.loss
-        if self.distillation is not None and model.training:
-            with torch.no_grad():
-                target = self.distillation.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
-            distance = logit_distance(outputs.logits, target, self.task.is_regression, self.distillation.temperature)
-            loss = self.distillation.label_weight * loss + self.distillation.teacher_weight * distance
+        """Label loss (mean squared error or cross entropy), mixed with the distance to the teacher while training."""
+        if self.distiller is None or not model.training:
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        with self.accelerator.autocast():
+            target = self.distiller.ask_teacher(inputs)
+        outputs = model(**inputs, **self.distiller.wanted)
+        loss = self.distiller.loss(outputs, inputs, target)
         return (loss, outputs) if return_outputs else loss
-
-
-def logit_distance(
-    student: torch.Tensor, teacher: torch.Tensor, is_regression: bool, temperature: float
-) -> torch.Tensor:
-    """Distance of logits (batch, num_labels): mean squared error for regression, else KL divergence.
-
-    The KL divergence is of softmax(logits / temperature), summed over labels, averaged over the batch, times
-    temperature^2 so that its gradient does not depend on it (Hinton et al., arXiv 1503.02531, section 2.1).
-    """
-    if is_regression:
-        return nn.functional.mse_loss(student.float(), teacher.float())
-    log_p = nn.functional.log_softmax(student.float() / temperature, dim=-1)
-    log_q = nn.functional.log_softmax(teacher.float() / temperature, dim=-1)
-    return nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -149,7 +153,8 @@ def _load_best(model: nn.Module, folder: Path, state: Any) -> None:
     """Give `model` the weights that training would have ended with."""
     best = folder / f"checkpoint-{state.best_global_step}"
     last = folder / f"checkpoint-{state.global_step}"
-    model.load_state_dict(load_file((best if state.best_global_step else last) / "model.safetensors"))
+    weights = load_file((best if state.best_global_step else last) / "model.safetensors")
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith(PROJECTION)})
 
 
 def _remove_incomplete(folder: Path) -> None:
@@ -160,11 +165,8 @@ def _remove_incomplete(folder: Path) -> None:
 
 
 def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, learning_rate: float) -> Any:
-    on_cpu = config.use_cpu or not torch.cuda.is_available()
-    if config.fp16 and on_cpu:
-        raise ConfigError(
-            "--fp16 trains with mixed precision on a CUDA GPU and there is none; leave it out, or use --bf16"
-        )
+    config.check_machine()
+    on_cpu = config.on_cpu()
     return transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
@@ -224,6 +226,19 @@ def _metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What a stage has to know of a quantized model.
+
+    Attributes:
+        recipe: what the model was quantized with; its `qat` says what becomes of the ranges.
+        calibrate: measures every range of the model anew, in place.
+    """
+
+    recipe: Recipe
+    calibrate: Callable[[], object]
+
+
+@dataclass(frozen=True)
 class Stage:
     """One training stage: which model, on what, for how long.
 
@@ -237,6 +252,7 @@ class Stage:
         folder: the run's folder.
         max_length: the longest row, in tokens; the last padding bucket.
         distillation: a teacher, or None to learn from the labels alone.
+        quantization: for a quantized model: how its ranges train; None for a float one, or to leave the ranges alone.
     """
 
     name: str
@@ -248,6 +264,12 @@ class Stage:
     folder: Path
     max_length: int
     distillation: Distillation | None = field(default=None)
+    quantization: Quantization | None = field(default=None)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the Trainer keeps its own, for `--resume`."""
+        return self.folder / "checkpoints" / self.name
 
 
 def _training_lengths(max_length: int) -> tuple[int, ...]:
@@ -255,7 +277,15 @@ def _training_lengths(max_length: int) -> tuple[int, ...]:
     return tuple(range(8, max_length + 1, 8))
 
 
-def _make_trainer(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig, arguments: Any) -> _Trainer:
+def _make_trainer(
+    stage: Stage,
+    task: Task,
+    tokenizer: Any,
+    config: TrainingConfig,
+    arguments: Any,
+    distiller: Distiller | None,
+    ranges: Ranges | None,
+) -> _Trainer:
     """The Trainer of a stage, with our own log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
     order = np.argsort(stage.dev.lengths, kind="stable").tolist()
     trainer = _Trainer(
@@ -266,8 +296,9 @@ def _make_trainer(stage: Stage, task: Task, tokenizer: Any, config: TrainingConf
         data_collator=Collator(tokenizer.pad_token_id, _training_lengths(stage.max_length), stage.max_length),
         processing_class=tokenizer,
         compute_metrics=_metrics_function(task),
-        task=task,
-        distillation=stage.distillation,
+        distiller=distiller,
+        ranges=ranges,
+        range_learning_rate=config.range_learning_rate,
     )
     for printer in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printer)
@@ -287,7 +318,7 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
     Args:
         stage: what to train.
         task: gives the loss and the metric that chooses the best checkpoint.
-        tokenizer: its padding token fills batches.
+        tokenizer: its padding token fills batches, its separator tells a teacher the token types.
         config: the options of training.
         resume: go on from the newest complete checkpoint of this stage, if there is one.
 
@@ -295,23 +326,38 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
         ConfigError: the options do not fit this machine.
         InterruptedRunError: Ctrl-C; a checkpoint was saved and `resume` continues from it.
     """
-    checkpoints = stage.folder / "checkpoints" / stage.name
+    checkpoints = stage.checkpoints
     arguments = _arguments(config, task, checkpoints, stage.epochs, stage.learning_rate)
     checkpoint = last_checkpoint(checkpoints) if resume else None
     finished = _finished_state(checkpoint) if checkpoint else None
     if finished is not None:
         _load_best(stage.model, checkpoints, finished)
         return StageResult(finished.best_metric, finished.global_step, None, None)
-    trainer = _make_trainer(stage, task, tokenizer, config, arguments)
+    with contextlib.ExitStack() as stack:
+        ranges = distiller = None
+        if stage.quantization is not None:
+            ranges = stack.enter_context(apply_ranges(stage.model, stage.quantization.recipe))
+        if stage.distillation is not None:
+            setting = distilling(stage.model, stage.distillation, task.is_regression, tokenizer.sep_token_id)
+            distiller = stack.enter_context(setting)
+        trainer = _make_trainer(stage, task, tokenizer, config, arguments, distiller, ranges)
+        return _run(trainer, stage, config.quant_start_step, checkpoint)
+
+
+def _run(trainer: _Trainer, stage: Stage, quant_start_step: int, checkpoint: Path | None) -> StageResult:
+    """Train from `checkpoint`, or from the start, to the end or to the first Ctrl-C."""
     timer, stopper = StepTimer(), StopOnInterrupt()
     trainer.add_callback(timer)
     trainer.add_callback(stopper)
+    if stage.quantization is not None and quant_start_step:
+        # The last: it reads what the others want at the end of a step.
+        trainer.add_callback(DelayedQuantization(stage.model, quant_start_step, stage.quantization.calibrate))
     try:
         with stopper:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         if trainer.is_world_process_zero():
-            _remove_incomplete(checkpoints)
+            _remove_incomplete(stage.checkpoints)
     if stopper.requested:
         raise InterruptedRunError(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {stage.name}; "

@@ -25,6 +25,10 @@ class TrainingConfig:
     learning_rate: float = _option(5e-5, "peak learning rate of FP32 fine-tuning")
     qat_epochs: float = _option(1.0, "epochs of quantization-aware fine-tuning")
     qat_learning_rate: float = _option(3e-5, "peak learning rate of quantization-aware fine-tuning")
+    range_learning_rate: float = _option(
+        1e-3, "peak learning rate of ranges that the recipe learns (lsq, pact), as a share of the range"
+    )
+    quant_start_step: int = _option(0, "steps of QAT that train in floating point before the quantizers come on")
     per_device_train_batch_size: int = _option(16, "training rows a step on each device")
     per_device_eval_batch_size: int = _option(32, "evaluation rows a step on each device")
     gradient_accumulation_steps: int = _option(1, "batches an optimizer step")
@@ -40,6 +44,12 @@ class TrainingConfig:
     )
     label_loss_weight: float = _option(0.5, "weight of the label loss while a teacher is used; 0: teacher alone")
     distillation_weight: float = _option(0.5, "weight of the distance to the teacher's logits")
+    hidden_loss_weight: float = _option(
+        0.0, "weight of the distance to the teacher's hidden states (TinyBERT: mean squared error, embeddings included)"
+    )
+    attention_loss_weight: float = _option(
+        0.0, "weight of the distance to the teacher's attention probabilities; switches attention dropout off"
+    )
     distillation_temperature: float = _option(1.0, "temperature of the teacher's logits (classification)")
     do_eval: bool = _option(True, "evaluate while training and keep the best checkpoint")
     eval_steps: int = _option(200, "steps between evaluations")
@@ -66,8 +76,26 @@ class TrainingConfig:
                 f"--save_steps {self.save_steps} must be a multiple of --eval_steps {self.eval_steps}, "
                 "so that the best evaluated step has a checkpoint"
             )
-        if self.label_loss_weight + self.distillation_weight == 0:
-            raise ConfigError("--label_loss_weight and --distillation_weight are both 0: nothing is learned")
+        weights = ("label_loss_weight", "distillation_weight", "hidden_loss_weight", "attention_loss_weight")
+        if not any(getattr(self, name) for name in weights):
+            raise ConfigError(f"{', '.join(f'--{name}' for name in weights)} are all 0: nothing is learned")
+
+    def on_cpu(self) -> bool:
+        """Whether training runs on the CPU: asked for, or for want of a GPU."""
+        import torch
+
+        return self.use_cpu or not torch.cuda.is_available()
+
+    def check_machine(self) -> None:
+        """This machine can train as configured.
+
+        Raises:
+            ConfigError: --fp16 without a CUDA GPU.
+        """
+        if self.fp16 and self.on_cpu():
+            raise ConfigError(
+                "--fp16 trains with mixed precision on a CUDA GPU and there is none; leave it out, or use --bf16"
+            )
 
     def _check_ranges(self) -> None:
         for option in fields(self):
@@ -79,12 +107,12 @@ class TrainingConfig:
             "save_steps", "save_total_limit", "logging_steps", "loss_scale_window",
         )  # fmt: skip
         above_zero = (
-            "num_train_epochs", "learning_rate", "qat_epochs", "qat_learning_rate", "lr_end", "lr_power", "adam_epsilon",
-            "distillation_temperature", "loss_scale_value",
+            "num_train_epochs", "learning_rate", "qat_epochs", "qat_learning_rate", "range_learning_rate", "lr_end",
+            "lr_power", "adam_epsilon", "distillation_temperature", "loss_scale_value",
         )  # fmt: skip
         not_negative = (
-            "weight_decay", "max_grad_norm", "label_loss_weight", "distillation_weight", "dataloader_num_workers",
-            "seed", "warmup_ratio",
+            "weight_decay", "max_grad_norm", "label_loss_weight", "distillation_weight", "hidden_loss_weight",
+            "attention_loss_weight", "quant_start_step", "dataloader_num_workers", "seed", "warmup_ratio",
         )  # fmt: skip
         for names, fits, words in (
             (at_least_one, lambda value: value >= 1, "1 or more"),

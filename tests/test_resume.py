@@ -120,6 +120,47 @@ def test_interrupted_run_resumes_bit_for_bit(
         assert record("run")["stages"][name]["scores"] == record(uninterrupted)["stages"][name]["scores"]
 
 
+RECIPE = """
+name: mine
+activations: {calibrator: max}
+weights: {axis: 0}
+qat: {ranges: RANGES, ema_decay: 0.5}
+sites: {embeddings: {}, qkv_input: {}, query.weight: {}, bmm_q: {}, ffn_residual: {}, gelu_out: {}, ffn_output.weight: {}}
+"""
+
+
+@pytest.mark.parametrize(("ranges", "step"), [("ema", 7), ("lsq", 7), ("pact", 7), ("lsq", 3), ("ema", 5)])
+def test_qat_resumes_bit_for_bit(
+    ranges: str, step: int, arguments: list[str], tiny_checkpoint: Path, tiny_model: Any, tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """With ranges that move, a start after 5 steps, and a wider teacher whose projection learns along."""
+    from q8trt.checkpoints import save_checkpoint
+
+    Path("mine.yaml").write_text(RECIPE.replace("RANGES", ranges))
+    save_checkpoint("teacher", tiny_model(seed=1, hidden_size=48, num_attention_heads=3), tiny_tokenizer)
+    # The schedule of the ranges' rate and their moments in Adam must go on, too, so let them move far.
+    own = ["--recipe", "mine.yaml", "--quant_start_step", "5", "--range_learning_rate", "0.05"]
+    teacher = [
+        "--teacher_model_name_or_path",
+        "teacher",
+        "--hidden_loss_weight",
+        "0.1",
+        "--attention_loss_weight",
+        "0.1",
+    ]
+    options = [*arguments, "--from_fp32", str(tiny_checkpoint), *own, *teacher]
+    assert run_command("finetune", [*options, "--output_dir", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, "int8", step)
+        assert run_command("finetune", [*options, "--output_dir", "run"]) == 130
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert_same_training("run", "whole", "int8")
+    calibrated, trained = weights(Path("run/ptq")), weights(Path("run/checkpoints/int8", f"checkpoint-{STEPS}"))
+    assert [name for name in calibrated if name.endswith("_amax") and (calibrated[name] == trained[name]).all()] == []
+    assert weights(Path("run/int8")).keys() == calibrated.keys(), "the projection is no part of the model"
+
+
 def test_grouped_rows_keep_their_order_over_an_interruption(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

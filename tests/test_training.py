@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,18 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.special
-import scipy.stats
 import torch
+from safetensors.torch import load_file
 from tiny_data import write_mrpc, write_sts_b
 from torch import nn
 
 from q8trt import training
 from q8trt.data import DataConfig, load_dev, load_train, tokenize
+from q8trt.distillation import Distillation
 from q8trt.errors import ConfigError
+from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.recipe import QatSpec, load_recipe
 from q8trt.tasks import get_task
 from q8trt.trainer_callbacks import StepTimer
-from q8trt.training import Distillation, Stage, logit_distance, train_stage
+from q8trt.training import Quantization, Stage, train_stage
 from q8trt.training_config import TrainingConfig
 
 QUICK = TrainingConfig(
@@ -69,47 +72,6 @@ def clone(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_kl_distance_is_scipys(temperature: float) -> None:
-    student, teacher = np.random.default_rng(0).normal(size=(2, 7, 3))
-    p, q = (scipy.special.softmax(logits / temperature, axis=1) for logits in (student, teacher))
-    expected = np.mean([scipy.stats.entropy(q[i], p[i]) for i in range(7)]) * temperature**2
-    got = logit_distance(torch.tensor(student), torch.tensor(teacher), False, temperature)
-    assert float(got) == pytest.approx(expected, rel=1e-5)
-    assert float(logit_distance(torch.tensor(teacher), torch.tensor(teacher), False, temperature)) == 0
-
-
-def test_regression_distance_is_the_mean_square() -> None:
-    student, teacher = np.random.default_rng(1).normal(size=(2, 7, 1))
-    got = logit_distance(torch.tensor(student), torch.tensor(teacher), True, 3.0)
-    assert float(got) == pytest.approx(np.mean((student - teacher) ** 2), rel=1e-5)
-
-
-class _Stub(nn.Module):
-    """Answers fixed logits and, with labels, a fixed loss."""
-
-    def __init__(self, logits: torch.Tensor, loss: float = 0.0) -> None:
-        super().__init__()
-        self.logits, self.loss, self.asked = logits, torch.tensor(loss), []
-
-    def forward(self, **inputs: Any) -> Any:
-        self.asked.append(sorted(inputs))
-        return SimpleNamespace(loss=self.loss if "labels" in inputs else None, logits=self.logits)
-
-
-@pytest.mark.parametrize("is_training", [True, False])
-def test_loss_mixes_labels_and_teacher(is_training: bool) -> None:
-    student, teacher = _Stub(torch.tensor([[1.0], [2.0]]), loss=7.0), _Stub(torch.tensor([[2.0], [5.0]]))
-    student.train(is_training)
-    trainer = SimpleNamespace(distillation=Distillation(teacher, 0.25, 2.0, 1.0), task=STS_B)
-    inputs = {"input_ids": torch.zeros(2, 3), "labels": torch.zeros(2)}
-    loss, outputs = training._Trainer.compute_loss(trainer, student, inputs, return_outputs=True)
-    # distances 1 and 3: mean square (1 + 9) / 2 = 5; while evaluating, the label loss alone
-    assert float(loss) == (0.25 * 7 + 2 * 5 if is_training else 7)
-    assert teacher.asked == ([["input_ids"]] if is_training else [])
-    assert outputs.logits is student.logits
-
-
 def test_learning_rate_warms_up_and_decays_polynomially(stage: Stage, trainers: list[Any]) -> None:
     config = replace(QUICK, max_steps=20, eval_steps=20, save_steps=20, lr_end=1e-5, lr_power=2.0)
     train_stage(stage, STS_B, _Tokenizer, config)
@@ -139,23 +101,176 @@ def test_teacher_is_used_and_left_alone(stage: Stage, tiny_model: Callable[..., 
     assert not torch.equal(alone.state_dict()[weight], taught.state_dict()[weight])
 
 
-def test_qat_moves_weights_and_freezes_amax(stage: Stage) -> None:
+@pytest.fixture
+def qat(stage: Stage) -> Callable[..., Stage]:
+    """QAT of the calibrated tiny model, `full` recipe, with the given ranges."""
     from q8trt.quantization.calibration import calibrate
     from q8trt.quantization.insertion import insert_quantizers
-    from q8trt.quantization.recipe import load_recipe
 
-    recipe = load_recipe("linear")
-    insert_quantizers(stage.model, recipe)
     rows = [stage.train[index] for index in range(8)]
-    calibrate(stage.model, recipe, [{k: torch.tensor([row[k]]) for k in row if k != "labels"} for row in rows])
+    batches = [{k: torch.tensor([row[k]]) for k in row if k != "labels"} for row in rows]
+
+    def build(ranges: str = "frozen") -> Stage:
+        recipe = replace(load_recipe("full"), qat=QatSpec(ranges, ema_decay=0.5))
+        model = copy.deepcopy(stage.model)
+        insert_quantizers(model, recipe)
+        calibrate(model, recipe, batches)
+        quantization = Quantization(recipe, lambda: calibrate(model, recipe, batches))
+        return replace(stage, name="int8", model=model, quantization=quantization)
+
+    return build
+
+
+def amax_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items() if name.endswith("_amax")}
+
+
+@pytest.mark.parametrize("ranges", ["frozen", "ema", "lsq", "pact"])
+def test_qat_moves_weights_and_what_the_recipe_says_of_amax(ranges: str, qat: Any, trainers: list[Any]) -> None:
+    stage = qat(ranges)
     before = clone(stage.model)
-    amax = [name for name in before if name.endswith("_amax")]
-    assert len(amax) == 2 * 10
-    train_stage(replace(stage, name="int8"), STS_B, _Tokenizer, QUICK)
+    train_stage(stage, STS_B, _Tokenizer, QUICK)
     after = stage.model.state_dict()
-    assert [name for name in amax if not torch.equal(before[name], after[name])] == []
-    moved = [name for name, _ in stage.model.named_parameters() if not torch.equal(before[name], after[name])]
-    assert {name for name in before if "encoder" in name and name.endswith("dense.weight")} <= set(moved)
+    assert after.keys() == before.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in before if "encoder" in name and name.endswith("dense.weight")} <= moved
+    amax = amax_of(after).keys()
+    assert len(amax) == 3 + 2 * 18
+    if ranges == "frozen":
+        assert not moved & amax
+    else:
+        still = {name for name in amax - moved if "softmax_out" not in name}
+        assert len(still) <= 4, sorted(still)
+        assert not any("softmax_out" in name for name in moved)
+    assert not any("_amax" in name for name, _ in stage.model.named_parameters())
+    assert all((after[name] > 0).all() for name in amax)
+    assert (len(trainers[0].optimizer.param_groups) == 3) == (ranges in ("lsq", "pact"))
+
+
+def test_learned_ranges_have_a_group_without_weight_decay(qat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of their own, at the range's rate, whose schedule is the other groups'."""
+    seen: list[list[dict[str, Any]]] = []
+
+    class Watch(StepTimer):
+        def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+            super().on_step_begin()
+            seen.append([{**group, "params": list(group["params"])} for group in optimizer.param_groups])
+
+    monkeypatch.setattr(training, "StepTimer", Watch)
+    stage = qat("lsq")
+    train_stage(stage, STS_B, _Tokenizer, replace(QUICK, range_learning_rate=0.05, weight_decay=0.1))
+    decayed, plain, ranges = seen[1]
+    assert [group["weight_decay"] for group in seen[1]] == [0.1, 0.0, 0.0]
+    assert len(ranges["params"]) == len(amax_of(stage.model.state_dict())) - 2  # softmax_out of two layers is fixed
+    assert not {id(p) for p in ranges["params"]} & {id(p) for p in [*decayed["params"], *plain["params"]]}
+    for groups in seen:
+        assert groups[2]["lr"] == pytest.approx(groups[0]["lr"] * 0.05 / 1e-3)
+    assert ranges["lr"] > 0
+
+
+def test_float_training_leaves_ranges_alone(qat: Any, trainers: list[Any]) -> None:
+    """Without `quantization`, which says what to do with them, even the quantizers of a recipe that learns stay."""
+    stage = replace(qat("lsq"), quantization=None)
+    before = clone(stage.model)
+    train_stage(stage, STS_B, _Tokenizer, QUICK)
+    assert all(torch.equal(before[name], amax) for name, amax in amax_of(stage.model.state_dict()).items())
+    assert len(trainers[0].optimizer.param_groups) == 2
+
+
+class _States:
+    """Whether the quantizers were on, and in training mode, at each call of the model."""
+
+    def __init__(self, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.training: list[bool] = []
+        self.evaluating: list[bool] = []
+        self.calibrated = 0
+        original = training._Trainer.compute_loss
+        quantizers = model_quantizers(model).values()
+
+        def compute_loss(trainer: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            on = {quantizer._if_quant and not quantizer._disabled for quantizer in quantizers}
+            assert len(on) == 1
+            (self.training if model.training else self.evaluating).append(on.pop())
+            return original(trainer, model, *args, **kwargs)
+
+        monkeypatch.setattr(training._Trainer, "compute_loss", compute_loss)
+
+
+@pytest.mark.parametrize("ranges", ["frozen", "ema", "lsq"])
+def test_delayed_start(ranges: str, qat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off for so many steps, then on; evaluated and saved with quantizers on, and ranges that fit the weights."""
+    stage = qat(ranges)
+    calibrated: list[int] = []
+    again = replace(stage.quantization, calibrate=lambda: calibrated.append(1) or stage.quantization.calibrate())
+    states = _States(stage.model, monkeypatch)
+    config = replace(QUICK, max_steps=6, eval_steps=2, save_steps=2, quant_start_step=3, save_total_limit=5)
+    train_stage(replace(stage, quantization=again), STS_B, _Tokenizer, config)
+    assert states.training == [False] * 3 + [True] * 3
+    assert states.evaluating
+    assert all(states.evaluating)
+    assert len(calibrated) == 2  # for the evaluation after step 2, and when quantization starts after step 3
+    saved = load_file(stage.checkpoints / "checkpoint-2" / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    quantizer = name.replace(".weight", ".weight_quantizer._amax")
+    assert torch.equal(saved[quantizer], saved[name].abs().amax(1, keepdim=True))
+
+
+def test_float_steps_are_those_of_the_float_model(qat: Any, stage: Stage) -> None:
+    """Until quantization starts, weights move as the float model's do (up to the rounding of 1 / sqrt(D) on Q)."""
+    config = replace(QUICK, max_steps=3, eval_steps=3, save_steps=3, do_eval=False)
+    delayed = qat("frozen")
+    train_stage(delayed, STS_B, _Tokenizer, replace(config, quant_start_step=3))
+    train_stage(stage, STS_B, _Tokenizer, config)
+    quantized = delayed.model.state_dict()
+    for name, tensor in stage.model.state_dict().items():
+        torch.testing.assert_close(quantized[name], tensor, atol=2e-4, rtol=1e-3)
+    assert all(quantizer._if_quant for quantizer in model_quantizers(delayed.model).values())
+
+
+def test_start_beyond_the_end_still_ends_quantized(qat: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = qat("frozen")
+    states = _States(stage.model, monkeypatch)
+    result = train_stage(stage, STS_B, _Tokenizer, replace(QUICK, quant_start_step=100))
+    assert states.training == [False] * 4
+    assert all(states.evaluating)
+    assert result.best_metric is not None
+    weight = stage.model.bert.encoder.layer[0].output.dense
+    assert torch.equal(weight.weight_quantizer.amax, weight.weight.detach().abs().amax(1, keepdim=True))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_teacher_has_no_say_in_evaluation(is_training: bool) -> None:
+    student = nn.Linear(1, 1).train(is_training)
+    student.forward = lambda **inputs: SimpleNamespace(loss=torch.tensor(7.0), asked=sorted(inputs))  # type: ignore
+    distiller = SimpleNamespace(
+        ask_teacher=lambda inputs: "target", wanted={"output_attentions": True}, loss=lambda *args: torch.tensor(3.0)
+    )
+    trainer: Any = SimpleNamespace(distiller=distiller, accelerator=SimpleNamespace(autocast=contextlib.nullcontext))
+    loss, outputs = training._Trainer.compute_loss(trainer, student, {"labels": 1}, return_outputs=True)
+    assert float(loss) == (3 if is_training else 7)
+    assert outputs.asked == (["labels", "output_attentions"] if is_training else ["labels"])
+
+
+def test_a_wider_teacher_of_hidden_states_and_attention(
+    qat: Any, tiny_model: Callable[..., Any], trainers: list[Any]
+) -> None:
+    """Its projections train, are in the Trainer's checkpoint for --resume, and not in the model afterwards."""
+    teacher = tiny_model("bert", seed=5, hidden_size=48, num_attention_heads=3, num_hidden_layers=4)
+    stage = replace(
+        qat("lsq"), distillation=Distillation(teacher, 0.5, 0.5, 1.0, hidden_weight=0.1, attention_weight=1)
+    )
+    keys = stage.model.state_dict().keys()
+    train_stage(stage, STS_B, _Tokenizer, QUICK)
+    assert stage.model.state_dict().keys() == keys
+    saved = load_file(stage.checkpoints / "checkpoint-4" / "model.safetensors")
+    projections = sorted(name for name in saved if name.startswith("distillation_projection"))
+    assert [tuple(saved[name].shape) for name in projections] == [(48, 32), (48, 32)]
+    assert {tuple(state["exp_avg"].shape) for state in trainers[0].optimizer.state.values()} >= {(48, 32)}
+    # A run that was stopped between its last step and run.json: the best weights, without the projections.
+    resumed = qat("lsq")
+    assert train_stage(resumed, STS_B, _Tokenizer, QUICK, resume=True).step_seconds_mean is None
+    final = stage.model.state_dict()
+    assert [name for name, tensor in resumed.model.state_dict().items() if not torch.equal(tensor, final[name])] == []
 
 
 def test_group_by_length_fills_batches_with_similar_lengths(stage: Stage, trainers: list[Any]) -> None:
@@ -220,6 +335,21 @@ def test_bf16_computes_in_bf16_on_the_cpu(stage: Stage, trainers: list[Any]) -> 
     assert any(not torch.equal(start[name], weights[name]) for name in start)
 
 
+def test_bf16_with_learned_ranges_and_a_teacher(qat: Any, tiny_model: Callable[..., Any], trainers: list[Any]) -> None:
+    """The teacher computes in BF16 too, which is what makes it cheap; ranges stay in float32."""
+    teacher, kinds = tiny_model("bert", seed=5), set()
+    teacher.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *args: kinds.add(args[2].dtype))
+    lesson = Distillation(teacher, 0.5, 0.5, 1.0, hidden_weight=0.1, attention_weight=0.1)
+    stage = replace(qat("lsq"), distillation=lesson)
+    before = amax_of(stage.model.state_dict())
+    train_stage(stage, STS_B, _Tokenizer, replace(QUICK, bf16=True))
+    after = amax_of(stage.model.state_dict())
+    assert kinds == {torch.bfloat16}
+    assert np.isfinite(logged(trainers[0], "loss")).all()
+    assert {amax.dtype for amax in after.values()} == {torch.float32}
+    assert sum(not torch.equal(before[name], after[name]) for name in after) > 30
+
+
 def test_best_evaluation_between_checkpoints_is_kept(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluated every step and saved every fourth: the best of all is what the model ends with."""
     scores = iter([0.1, 0.5, 0.9, 0.2])
@@ -269,6 +399,7 @@ class _TokenizerStub:
     """What `train_stage` asks of a tokenizer."""
 
     pad_token_id = 0
+    sep_token_id = 3
     model_input_names = ("input_ids", "token_type_ids", "attention_mask")
 
     def save_pretrained(self, folder: str) -> None:

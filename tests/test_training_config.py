@@ -16,12 +16,12 @@ AT_LEAST_ONE = (
     "save_steps", "save_total_limit", "logging_steps", "loss_scale_window",
 )  # fmt: skip
 ABOVE_ZERO = (
-    "num_train_epochs", "learning_rate", "qat_epochs", "qat_learning_rate", "lr_end", "lr_power", "adam_epsilon",
-    "distillation_temperature", "loss_scale_value",
+    "num_train_epochs", "learning_rate", "qat_epochs", "qat_learning_rate", "range_learning_rate", "lr_end", "lr_power",
+    "adam_epsilon", "distillation_temperature", "loss_scale_value",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "weight_decay", "max_grad_norm", "label_loss_weight", "distillation_weight", "dataloader_num_workers", "seed",
-    "warmup_ratio",
+    "weight_decay", "max_grad_norm", "label_loss_weight", "distillation_weight", "hidden_loss_weight",
+    "attention_loss_weight", "quant_start_step", "dataloader_num_workers", "seed", "warmup_ratio",
 )  # fmt: skip
 BY_HAND = {"dropout", "loss_scale_factor", "max_steps"}
 
@@ -118,7 +118,12 @@ def test_save_steps_are_a_multiple_of_eval_steps() -> None:
 
 
 def test_nothing_to_learn() -> None:
-    refused("--label_loss_weight and --distillation_weight are both 0", label_loss_weight=0, distillation_weight=0)
+    nothing = {"label_loss_weight": 0, "distillation_weight": 0}
+    refused(
+        "--label_loss_weight, --distillation_weight, --hidden_loss_weight, --attention_loss_weight are all 0", **nothing
+    )
+    assert TrainingConfig(**nothing, hidden_loss_weight=1).label_loss_weight == 0
+    assert TrainingConfig(**nothing, attention_loss_weight=1).label_loss_weight == 0
     assert TrainingConfig(label_loss_weight=0).distillation_weight == 0.5
     assert TrainingConfig(distillation_weight=0).label_loss_weight == 0.5
 
@@ -128,3 +133,9 @@ def test_nothing_to_learn() -> None:
 def test_a_number_must_be_finite(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^--{name} {value}, expected a finite number$"):
         TrainingConfig(**{name: value})
+
+
+def test_fp16_needs_a_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"^--fp16 trains .* CUDA GPU and there is none; .*--bf16$"):
+        TrainingConfig(fp16=True, use_cpu=True).check_machine()
+    TrainingConfig(bf16=True, use_cpu=True).check_machine()

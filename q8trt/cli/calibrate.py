@@ -1,4 +1,7 @@
-"""`calibrate.py`, `q8trt calibrate`: a fine-tuned FP32 checkpoint -> a post-training-quantized one."""
+"""`calibrate.py`, `q8trt calibrate`: a fine-tuned FP32 checkpoint -> a post-training-quantized one.
+
+With --sensitivity nothing is made of the checkpoint: each site is quantized alone, to see what it costs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from typing import Any
 from q8trt.cli.finetune import summary
 from q8trt.cli.fresh import fresh_run
 from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, read_data, say
+from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
 from q8trt.training_config import TrainingConfig
+
+QUANTIZERS = ("modelopt", "pytorch-quantization")
 
 
 def parser() -> Parser:
@@ -18,7 +24,8 @@ def parser() -> Parser:
         prog="calibrate.py",
         description="Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ) -> runs/<name>/",
         epilog="example: python calibrate.py                                  (the newest run's FP32 checkpoint)\n"
-        "         python calibrate.py --model_name_or_path DIR --task STS-B",
+        "         python calibrate.py --model_name_or_path DIR --task STS-B\n"
+        "         python calibrate.py --sensitivity --max_drop 1.0 --write_recipe mine.yaml",
     )
     made.add_argument(
         "--model_name_or_path",
@@ -27,7 +34,15 @@ def parser() -> Parser:
     )
     made.add_argument("--output_dir", metavar="DIR", help="the new run's folder (default: runs/<task>-<model>-<time>)")
     add_runs_dir(made)
-    made.add_argument("--recipe", default="linear", metavar="NAME|PATH", help="what to quantize (default: linear)")
+    made.add_argument(
+        "--recipe", metavar="NAME|PATH", help="what to quantize (default: linear; with --sensitivity: full)"
+    )
+    made.add_argument(
+        "--quantizer",
+        default="modelopt",
+        choices=QUANTIZERS,
+        help="whose quantizers and calibrators (default: modelopt)",
+    )
     made.add_argument(
         "--calibration_samples", type=int, default=512, metavar="N", help="rows to calibrate on (default: 512)"
     )
@@ -38,6 +53,7 @@ def parser() -> Parser:
     made.add_argument(
         "--allow_pickle", action="store_true", help="read pytorch_model.bin; only for files that you trust"
     )
+    add_sensitivity(made)
     add_data(made, "the newest run's; others need --task")
     return made
 
@@ -56,8 +72,9 @@ def read_config(args: Any) -> Any:
     common = {
         "training": training,
         "qat": False,
-        "recipe": load_recipe(args.recipe),
+        "recipe": load_recipe(args.recipe or ("full" if args.sensitivity else "linear")),
         "calibration_samples": args.calibration_samples,
+        "quantizer": args.quantizer,
         "allow_pickle": args.allow_pickle,
     }
     if args.model_name_or_path:
@@ -73,15 +90,36 @@ def read_config(args: Any) -> Any:
     return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision="int8", **common)
 
 
+def recipe_lines(config: Any) -> list[str]:
+    """How many sites of the model the recipe quantizes, and which it does not, and why; no weight is read.
+
+    Raises:
+        CheckpointError: the model is not found, or not of the BERT family.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from q8trt.checkpoints import load_config
+    from q8trt.quantization.summary import summary_lines
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(load_config(config.from_fp32))
+    return summary_lines(model, config.recipe)
+
+
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
+    check_sensitivity(args)
     config = read_config(args)
     from q8trt.checkpoints import short_name
     from q8trt.finetuning import Finetuning, load_inputs
     from q8trt.runs import run_name
 
     inputs = load_inputs(config)
+    say("\n".join(recipe_lines(config)))
+    if args.sensitivity:
+        return run_sensitivity(args, argv, config, inputs)
     task = config.data.resolved_task.name
     name = run_name(f"ptq-{'sample' if config.data.sample else task}", short_name(config.model_name_or_path))
     path = args.output_dir or Path(args.runs_dir) / name

@@ -49,8 +49,17 @@ def parser() -> Parser:
     stages.add_argument(
         "--no_distillation", action="store_true", help="QAT learns from labels alone, without the FP32 teacher"
     )
+    stages.add_argument(
+        "--teacher_model_name_or_path", metavar="DIR",
+        help="teacher of QAT: a fine-tuned FP32 checkpoint, larger if you like, of the same task and vocabulary "
+        "(default: the run's own FP32 model)",
+    )  # fmt: skip
     stages.add_argument("--no_qat", action="store_true", help="stop after calibration")
     stages.add_argument("--recipe", default="linear", metavar="NAME|PATH", help="what to quantize (default: linear)")
+    stages.add_argument(
+        "--quantizer", default="modelopt", choices=("modelopt", "pytorch-quantization"),
+        help="whose quantizers and calibrators (default: modelopt)",
+    )  # fmt: skip
     stages.add_argument(
         "--calibration_samples", type=int, default=512, metavar="N", help="rows to calibrate on (default: 512)"
     )
@@ -71,6 +80,11 @@ def read_config(args: Any) -> Any:
     from q8trt.finetuning import FinetuneConfig
     from q8trt.quantization.recipe import load_recipe
 
+    if args.teacher_model_name_or_path and (args.precision == "fp32" or args.no_qat or args.no_distillation):
+        raise ConfigError(
+            "--teacher_model_name_or_path is the teacher of QAT, which --precision fp32, --no_qat and --no_distillation "
+            "leave out; drop one of them"
+        )
     return FinetuneConfig(
         data=read_data(args),
         training=read_dataclass(TrainingConfig, args),
@@ -78,8 +92,10 @@ def read_config(args: Any) -> Any:
         from_fp32=args.from_fp32,
         precision=args.precision,
         distillation=not args.no_distillation,
+        teacher_model_name_or_path=args.teacher_model_name_or_path,
         qat=not args.no_qat,
         recipe=load_recipe(args.recipe),
+        quantizer=args.quantizer,
         calibration_samples=args.calibration_samples,
         allow_pickle=args.allow_pickle,
     )
@@ -148,6 +164,7 @@ def run(argv: list[str]) -> int:
         config, the_run = read_config(args), None
     from q8trt.finetuning import Finetuning, load_inputs
 
+    config.training.check_machine()
     inputs = load_inputs(config)
     with contextlib.ExitStack() as stack:
         the_run = the_run or stack.enter_context(fresh_run(_folder(args, config), ["finetune.py", *argv], config))

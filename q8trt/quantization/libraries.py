@@ -102,3 +102,9 @@ def library(name: str = "modelopt") -> Library:
 
         return PytorchQuantization()
     raise ConfigError(f"unknown --quantizer {name!r}{nearest(name, LIBRARIES)}; known: {', '.join(LIBRARIES)}")
+
+
+def made_by(quantizer: object) -> Library:
+    """The library that a quantizer comes from."""
+    package = type(quantizer).__module__.partition(".")[0]
+    return library("pytorch-quantization" if package == "pytorch_quantization" else "modelopt")

@@ -43,7 +43,8 @@ class RowSample:
 
     def add(self, batch: Batch) -> None:
         """Look at the rows of a batch: int64 tensors (batch, sequence)."""
-        text = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        batch = {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
+        text = batch["attention_mask"].bool()
         for number in range(len(text)):
             if self._seen % self._stride == 0:
                 self.rows.append({name: tensor[number][text[number]].cpu() for name, tensor in batch.items()})

@@ -1,0 +1,123 @@
+"""`calibrate.py --sensitivity`: what quantizing each site alone costs, and the recipe that keeps to a bound."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from q8trt.cli.options import Parser, say
+from q8trt.errors import ConfigError
+
+SAMPLES = 256
+
+
+def add_sensitivity(made: Parser) -> None:
+    """The options."""
+    group = made.add_argument_group("sensitivity, in place of a new run")
+    group.add_argument(
+        "--sensitivity", action="store_true",
+        help="score what quantizing each site, and each layer, alone costs -> sensitivity.json and .png in the run's "
+        "folder, or --output_dir",
+    )  # fmt: skip
+    group.add_argument(
+        "--sensitivity_samples", type=int, metavar="N",
+        help=f"development rows to score on (default: {SAMPLES})",
+    )  # fmt: skip
+    group.add_argument(
+        "--max_drop", type=float, metavar="X",
+        help="leave the most harmful sites in float until the task's main metric x100 on the whole development set "
+        "loses no more than X; needs --write_recipe",
+    )  # fmt: skip
+    group.add_argument("--write_recipe", metavar="PATH", help="YAML file for the recipe that meets --max_drop")
+
+
+def check_sensitivity(args: Any) -> None:
+    """The options of --sensitivity go together, and what they name can be written.
+
+    Raises:
+        ConfigError: they do not, or it cannot.
+    """
+    for name in ("sensitivity_samples", "max_drop", "write_recipe"):
+        if not args.sensitivity and getattr(args, name) is not None:
+            raise ConfigError(f"--{name} needs --sensitivity")
+    if args.sensitivity_samples is not None and args.sensitivity_samples < 2:
+        raise ConfigError(f"--sensitivity_samples {args.sensitivity_samples}, expected 2 or more")
+    if args.max_drop is not None and not 0 <= args.max_drop < float("inf"):
+        raise ConfigError(f"--max_drop {args.max_drop:g}, expected 0 or more (the main metric x100), such as 1.0")
+    if (args.max_drop is None) != (args.write_recipe is None):
+        missing = "--write_recipe PATH" if args.write_recipe is None else "--max_drop X"
+        raise ConfigError(f"--max_drop and --write_recipe go together; add {missing}")
+    if args.write_recipe is not None:
+        _check_writable(Path(args.write_recipe), "--write_recipe")
+
+
+def _check_writable(path: Path, option: str) -> None:
+    """Before the work, not after it: a file `path` can be written."""
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder; give the path of a file")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{option} {path} cannot be written: {folder} is not a folder that you can write to")
+
+
+def _run_of(config: Any) -> Any:
+    """The run that the FP32 checkpoint belongs to, or None."""
+    from q8trt.runs import RUN_FILE, open_run
+
+    folder = Path(config.from_fp32).parent
+    return open_run(folder) if (folder / RUN_FILE).is_file() else None
+
+
+def _model_name(config: Any) -> str:
+    """A word for the model: in a run, what the run began with, for there the folder's name is "fp32"."""
+    from q8trt.checkpoints import short_name
+
+    of_run = _run_of(config)
+    return short_name(of_run.record["config"]["model_name_or_path"] if of_run else config.from_fp32)
+
+
+def _sensitivity_folder(args: Any, config: Any) -> Path:
+    """Where the results go: the checkpoint's run; for a checkpoint that is in no run, a folder of its own.
+
+    The folder's name holds no time, so that the same command finds the scores of one that was stopped.
+    """
+    if args.output_dir:
+        return Path(args.output_dir)
+    of_run = _run_of(config)
+    if of_run:
+        return Path(of_run.path)
+    task = "sample" if config.data.sample else config.data.resolved_task.name
+    return Path(args.runs_dir) / f"sensitivity-{task}-{_model_name(config)}".casefold()
+
+
+def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int:
+    """Score the sites and, where asked, write the recipe that meets the bound; returns the exit code."""
+    import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
+    from rich.console import Console
+
+    from q8trt.checkpoints import load_finetuned
+    from q8trt.files import write_text
+    from q8trt.finetuning import quantize
+    from q8trt.provenance import provenance
+    from q8trt.sensitivity import measure, meet, print_sensitivity, recipe_text, write_result
+
+    folder = _sensitivity_folder(args, config)
+    _check_writable(folder / "sensitivity.json", "--output_dir")
+    model = load_finetuned(config.from_fp32, config.data.resolved_task, config.allow_pickle)
+    quantized = quantize(model, config, inputs)
+    found = measure(model, quantized, config, inputs, folder, args.sensitivity_samples or SAMPLES)
+    more: dict[str, Any] = {"provenance": provenance(["calibrate.py", *argv])}
+    name = _model_name(config)
+    paths = write_result(folder, found, name, more)
+    print_sensitivity(found, Console())
+    say(f"scores: {paths[0]}\nplot:   {paths[1]}")
+    if args.write_recipe is None:
+        return 0
+    placement = meet(model, quantized, config, inputs, found, args.max_drop)
+    write_text(args.write_recipe, recipe_text(placement.recipe))
+    write_result(folder, found, name, {**more, "max_drop": placement.to_dict(args.max_drop)})
+    say("\n".join(placement.lines(found.setup["metric"])))
+    same = ", with the same model and data" if args.model_name_or_path else ""
+    say(f"recipe: {args.write_recipe}\nnext: python calibrate.py --recipe {args.write_recipe}{same}")
+    return 0

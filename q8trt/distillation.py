@@ -1,0 +1,244 @@
+"""Learning from a teacher: its logits, hidden states and attention are targets beside the labels.
+
+    loss = label_weight * label loss + logit_weight * logits + hidden_weight * hidden states + attention_weight * attention
+
+Logits: Hinton et al., arXiv 1503.02531, section 2.1. Hidden states and attention: TinyBERT (Jiao et al., arXiv
+1909.10351, equations 7 to 9), with two differences. TinyBERT fits the attention scores, transformers gives out the
+probabilities, after softmax: those are fitted, and attention dropout, which transformers applies to what it gives out, is
+off meanwhile. Each term is a mean over layers, not a sum, so that a weight means the same for every depth. Padding counts
+in neither.
+
+Student layer m learns from teacher layer round(m * teacher layers / student layers); 0 is the embeddings' output. Where
+the teacher is wider, W_e and W_h of equations 8 and 9 are learned along, in the model but not in its final checkpoint.
+Where it has another number of heads, attention is averaged over them on both sides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from q8trt.quantization.modules import ATTENTION
+from q8trt.quantization.sites import layout_of
+
+#: Attribute of the student under which W_e and W_h lie while it trains.
+PROJECTION = "distillation_projection"
+#: Attention implementations that give out probabilities.
+_SHOW_ATTENTION = ("eager", ATTENTION)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A teacher and what counts for how much.
+
+    Attributes:
+        teacher: a floating-point model for the same labels and vocabulary.
+        label_weight: of the label loss.
+        logit_weight: of the distance to the teacher's logits.
+        temperature: softens both sides' logits (classification).
+        hidden_weight: of the distance to its hidden states, embeddings included; 0: they are not computed.
+        attention_weight: of the distance to its attention; 0: it is not computed.
+    """
+
+    teacher: nn.Module
+    label_weight: float = 0.5
+    logit_weight: float = 0.5
+    temperature: float = 1.0
+    hidden_weight: float = 0.0
+    attention_weight: float = 0.0
+
+
+def logit_distance(
+    student: torch.Tensor, teacher: torch.Tensor, is_regression: bool, temperature: float
+) -> torch.Tensor:
+    """Distance of logits (batch, num_labels): mean squared error for regression, else KL divergence.
+
+    The KL divergence is of softmax(logits / temperature), summed over labels, averaged over the batch, times
+    temperature^2 so that its gradient does not depend on it (Hinton et al., arXiv 1503.02531, section 2.1).
+    """
+    if is_regression:
+        return nn.functional.mse_loss(student.float(), teacher.float())
+    log_p = nn.functional.log_softmax(student.float() / temperature, dim=-1)
+    log_q = nn.functional.log_softmax(teacher.float() / temperature, dim=-1)
+    return nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of hidden states (B, S, H) over the tokens where `mask` (B, S) is 1."""
+    squares = (student.float() - teacher.float()).square().mean(-1)
+    return (squares * mask).sum() / mask.sum()
+
+
+def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Squared distance of attention probabilities (B, A, S, S), of queries and keys where `mask` (B, S) is 1.
+
+    Summed over keys, so that it lies between 0 and 2 however long the text is; averaged over heads and queries. Where
+    the numbers of heads A differ, both sides are averaged over their heads first.
+    """
+    student, teacher = student.float(), teacher.float()
+    if student.shape[1] != teacher.shape[1]:
+        student, teacher = student.mean(1, keepdim=True), teacher.mean(1, keepdim=True)
+    squares = (student - teacher).square() * mask[:, None, None, :]
+    return (squares.sum(-1) * mask[:, None, :]).sum() / (mask.sum() * student.shape[1])
+
+
+def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """For the student's layers 0 (embeddings) to `student_layers`, the teacher's layer that each learns from.
+
+    TinyBERT's g(m) = m * teacher_layers / student_layers, and the nearest layer where that is none.
+    """
+    return [(2 * m * teacher_layers + student_layers) // (2 * student_layers) for m in range(student_layers + 1)]
+
+
+def token_types(input_ids: torch.Tensor, mask: torch.Tensor, separator: int) -> torch.Tensor:
+    """BERT's token types of (B, S) ids, for a teacher that reads them and a student whose tokenizer makes none.
+
+    1 from behind the first separator on, 0 before and in the padding.
+    """
+    after = (input_ids == separator).long().cumsum(1) - (input_ids == separator).long()
+    return (after > 0).long() * mask
+
+
+class Distiller:
+    """Computes the loss of a training step. Made by `distilling`.
+
+    Args:
+        student: the model that trains.
+        distillation: the teacher and the weights.
+        is_regression: decides the distance of logits.
+        separator: token id between the two texts, for `token_types`.
+    """
+
+    def __init__(self, student: nn.Module, distillation: Distillation, is_regression: bool, separator: int) -> None:
+        self.student, self.distillation = student, distillation
+        self.is_regression, self.separator = is_regression, separator
+        ours: Any = student.config
+        theirs: Any = distillation.teacher.config
+        self.layers = layer_map(ours.num_hidden_layers, theirs.num_hidden_layers)
+        names = inspect.signature(distillation.teacher.forward).parameters
+        self._reads_types = "token_type_ids" in names and getattr(theirs, "type_vocab_size", 0) > 1
+
+    @property
+    def wanted(self) -> dict[str, bool]:
+        """Keyword arguments of student and teacher: what they have to give out besides logits."""
+        wanted = {
+            "output_hidden_states": self.distillation.hidden_weight > 0,
+            "output_attentions": self.distillation.attention_weight > 0,
+        }
+        return {name: True for name, value in wanted.items() if value}
+
+    def ask_teacher(self, inputs: Mapping[str, Any]) -> Any:
+        """The teacher's outputs for the student's inputs, without gradients."""
+        ids, mask, types = inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids")
+        asked = {"input_ids": ids, "attention_mask": mask}
+        if self._reads_types:
+            asked["token_type_ids"] = token_types(ids, mask, self.separator) if types is None else types
+        with torch.no_grad():
+            return self.distillation.teacher(**asked, **self.wanted)
+
+    def loss(self, outputs: Any, inputs: Mapping[str, Any], target: Any) -> torch.Tensor:
+        """The weighted sum of the module's docstring, a scalar.
+
+        Args:
+            outputs: the student's, with its label loss and what `wanted` says.
+            inputs: what it was given; ``attention_mask`` (B, S) is read.
+            target: what `ask_teacher` gave.
+        """
+        weights, mask = self.distillation, inputs["attention_mask"]
+        distance = logit_distance(outputs.logits, target.logits, self.is_regression, weights.temperature)
+        loss: torch.Tensor = weights.label_weight * outputs.loss + weights.logit_weight * distance
+        if weights.hidden_weight > 0:
+            loss = loss + weights.hidden_weight * self._hidden(outputs.hidden_states, target.hidden_states, mask)
+        if weights.attention_weight > 0:
+            loss = loss + weights.attention_weight * self._attention(outputs.attentions, target.attentions, mask)
+        return loss
+
+    def _hidden(
+        self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor
+    ) -> torch.Tensor:
+        projection: Any = getattr(self.student, PROJECTION, None)
+        distances = []
+        for number, states in enumerate(student):
+            projected = states if projection is None else projection[min(number, 1)](states)
+            distances.append(hidden_distance(projected, teacher[self.layers[number]], mask))
+        return torch.stack(distances).mean()
+
+    def _attention(
+        self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor
+    ) -> torch.Tensor:
+        # A layer's attention comes one place before its output; a student of many layers maps its first ones to 0.
+        sources = [max(number, 1) - 1 for number in self.layers[1:]]
+        pairs = zip(student, sources, strict=True)
+        return torch.stack([attention_distance(ours, teacher[source], mask) for ours, source in pairs]).mean()
+
+
+@contextlib.contextmanager
+def _showing_attention(model: Any) -> Iterator[None]:
+    """`model` computes attention by a function that gives out the probabilities."""
+    before = model.config._attn_implementation
+    if before not in _SHOW_ATTENTION:
+        model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        if before not in _SHOW_ATTENTION:
+            model.set_attn_implementation(before)
+
+
+@contextlib.contextmanager
+def _without_attention_dropout(model: Any) -> Iterator[None]:
+    layout = layout_of(model.config)
+    layers = getattr(model, model.base_model_prefix).get_submodule(layout.layers)
+    dropouts = [layer.get_submodule(layout.self_attention).dropout for layer in layers]
+    before = [dropout.p for dropout in dropouts]
+    for dropout in dropouts:
+        dropout.p = 0.0
+    try:
+        yield
+    finally:
+        for dropout, p in zip(dropouts, before, strict=True):
+            dropout.p = p
+
+
+@contextlib.contextmanager
+def _projecting(student: Any, size: int) -> Iterator[None]:
+    """W_e and W_h, from the student's hidden size to `size`, as part of the student: trained, saved and resumed with it."""
+    width = student.config.hidden_size
+    if width == size:
+        yield
+        return
+    matrices = nn.ModuleList(nn.Linear(width, size, bias=False) for _ in range(2))
+    setattr(student, PROJECTION, matrices.to(student.device))
+    try:
+        yield
+    finally:
+        delattr(student, PROJECTION)
+
+
+@contextlib.contextmanager
+def distilling(
+    student: Any, distillation: Distillation | None, is_regression: bool, separator: int
+) -> Iterator[Distiller | None]:
+    """Make student and teacher ready; what that changes of them is put back at the end.
+
+    The teacher is put into evaluation mode and its parameters frozen, for good.
+    """
+    if distillation is None:
+        yield None
+        return
+    teacher: Any = distillation.teacher
+    teacher.eval().requires_grad_(False)
+    with contextlib.ExitStack() as stack:
+        if distillation.attention_weight > 0:
+            stack.enter_context(_showing_attention(student))
+            stack.enter_context(_showing_attention(teacher))
+            stack.enter_context(_without_attention_dropout(student))
+        if distillation.hidden_weight > 0:
+            stack.enter_context(_projecting(student, teacher.config.hidden_size))
+        yield Distiller(student, distillation, is_regression, separator)

@@ -1,0 +1,256 @@
+"""SmoothQuant: the formula, the model that it leaves as it was, and what it gains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from q8trt.errors import QuantizationError
+from q8trt.quantization.calibration import calibrate
+from q8trt.quantization.insertion import insert_quantizers, model_quantizers, set_quantization
+from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.quantization.sites import encoder_sites
+from q8trt.quantization.smoothquant import SMOOTHED, channel_maxima, smooth, smoothing
+
+LINEAR = load_recipe("linear")
+
+
+def recipe_of(alpha: float | None, **sites: Any) -> Recipe:
+    return Recipe.from_dict({**LINEAR.to_dict(), "smoothquant": alpha, "sites": sites or LINEAR.to_dict()["sites"]})
+
+
+@pytest.fixture
+def batches(tiny_batch: Callable[..., Any], architecture: str) -> list[dict[str, torch.Tensor]]:
+    return [tiny_batch(architecture, (4, 17), seed) for seed in range(3)]
+
+
+@torch.no_grad()
+def logits(model: Any, batches: list[Any]) -> torch.Tensor:
+    return torch.cat([model(**batch).logits for batch in batches])
+
+
+def inputs_of_linears(model: Any, batches: list[Any]) -> dict[str, np.ndarray]:
+    """Path of a linear -> the largest magnitude of each channel of text that it reads, by plain hooks."""
+    seen: dict[str, np.ndarray] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+
+            def look(_: Any, args: Any, name: str = name) -> None:
+                tensor = args[0][mask] if args[0].ndim == 3 else args[0]
+                largest = np.abs(tensor.numpy()).max(axis=0)
+                seen[name] = np.maximum(seen.get(name, 0), largest)
+
+            hooks.append(module.register_forward_pre_hook(look))
+    with torch.no_grad():
+        for batch in batches:
+            mask = batch["attention_mask"].bool()
+            model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_the_formula(alpha: float) -> None:
+    """alpha 1 takes all from the activations, 0 all from the weights, 1/2 makes both alike."""
+    generator = np.random.default_rng(0)
+    x, w = np.abs(generator.normal(size=8)).astype(np.float32), generator.normal(size=(5, 8)).astype(np.float32)
+    columns = np.abs(w).max(axis=0)
+    scale = smoothing(torch.from_numpy(x), torch.from_numpy(w), alpha).numpy()
+    np.testing.assert_allclose(scale, x**alpha / columns ** (1 - alpha), rtol=1e-6)
+    if alpha == 0.5:
+        np.testing.assert_allclose(x / scale, columns * scale, rtol=1e-5)
+    elif alpha == 1.0:
+        np.testing.assert_allclose(x / scale, 1, rtol=1e-6)
+
+
+def test_channels_without_a_scale_and_beyond_fp16() -> None:
+    activations = torch.tensor([0.0, 2.0, 1e12, 1e-12])
+    weights = torch.tensor([[1.0, 0.0, 1e-4, 1e4]])
+    assert smoothing(activations, weights, 0.5).tolist() == pytest.approx([1.0, 1.0, 1e4, 1e-4])
+
+
+def test_channel_maxima_are_of_text(tiny_model: Callable[..., Any], batches: list[Any], architecture: str) -> None:
+    expected = inputs_of_linears(tiny_model(architecture), batches)
+    model = tiny_model(architecture)
+    quantizers = insert_quantizers(model, LINEAR)
+    keys = [key for key in quantizers if key.endswith(("qkv_input", "ffn_input"))]
+    found = channel_maxima(model, quantizers, keys, batches)
+    assert len(found) == 4
+    for site in encoder_sites(model):
+        if site.key in found:
+            path = site.module + ("" if site.name == "ffn_input" else query_name(architecture))
+            np.testing.assert_allclose(found[site.key].numpy(), expected[path], rtol=1e-5)
+
+
+def query_name(architecture: str) -> str:
+    return ".q_lin" if architecture == "distilbert" else ".query"
+
+
+def test_the_model_computes_what_it_did(tiny_model: Callable[..., Any], batches: list[Any], architecture: str) -> None:
+    float_model = tiny_model(architecture)
+    expected = logits(float_model, batches)
+    model = copy.deepcopy(float_model)
+    insert_quantizers(model, LINEAR)
+    scales = smooth(model, batches, 0.5)
+    set_quantization(model, False)
+    torch.testing.assert_close(logits(model, batches), expected, rtol=1e-4, atol=1e-5)
+    # And it is not for want of doing anything:
+    assert len(scales) == 4
+    assert all(float((scale - 1).abs().max()) > 0.1 for scale in scales.values())
+    sites = {site.key: site for site in encoder_sites(model)}
+    for key, scale in scales.items():
+        for name in SMOOTHED[sites[key].name]:
+            path = sites[key.removesuffix(sites[key].name) + name].parameter
+            assert torch.equal(model.get_parameter(path), float_model.get_parameter(path) * scale)
+    changed = [
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, float_model.get_parameter(name))
+    ]
+    assert len(changed) == 2 * 4
+
+
+def test_channels_are_smoothed_as_the_formula_says(
+    tiny_model: Callable[..., Any], batches: list[Any], architecture: str
+) -> None:
+    """With alpha 1/2, what a linear reads and its weight's columns reach equally far, channel by channel."""
+    raw = inputs_of_linears(tiny_model(architecture), batches)
+    model = tiny_model(architecture)
+    insert_quantizers(model, LINEAR)
+    smooth(model, batches, 0.5)
+    compared = 0
+    for site in encoder_sites(model):
+        if site.name not in SMOOTHED:
+            continue
+        quantizer, key = model.get_submodule(site.quantizer), site.key.removesuffix(site.name)
+        readers = [other for other in encoder_sites(model) if other.key in {key + name for name in SMOOTHED[site.name]}]
+        columns = np.max(
+            [np.abs(model.get_parameter(r.parameter).detach().numpy()).max(axis=0) for r in readers], axis=0
+        )
+        smoothed = raw[readers[0].module] * quantizer.pre_quant_scale.numpy()
+        np.testing.assert_allclose(smoothed, columns, rtol=1e-4)
+        compared += 1
+    assert compared == 4
+
+
+def test_calibration_is_of_what_is_quantized(
+    tiny_model: Callable[..., Any], batches: list[Any], architecture: str
+) -> None:
+    """amax is that of the smoothed activations, and of the weights that were multiplied."""
+    raw = inputs_of_linears(tiny_model(architecture), batches)
+    recipe = recipe_of(0.5, qkv_input={}, ffn_input={"calibrator": "max"}, **{"ffn_intermediate.weight": {"axis": 0}})
+    model, rows = tiny_model(architecture), []
+    insert_quantizers(model, recipe)
+    amax = calibrate(model, recipe, iter(batches), rows.append).amax  # an iterator, of which two passes are made
+    assert rows == [4] * 6
+    site = next(site for site in encoder_sites(model) if site.key == "layer.1.ffn_input")
+    linear = model.get_submodule(site.module)
+    scale = linear.input_quantizer.pre_quant_scale.numpy()
+    assert amax["layer.1.ffn_input"] == pytest.approx((raw[site.module] * scale).max(), rel=1e-4)
+    weight = linear.weight.detach().abs().amax(1)
+    assert torch.equal(linear.weight_quantizer.amax[:, 0], weight)
+
+
+def test_only_where_the_recipe_says_so(tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]) -> None:
+    batches = [tiny_batch("bert")]
+    smoothed = {}
+    for alpha in (None, 0.5):
+        model = tiny_model()
+        insert_quantizers(model, recipe_of(alpha))
+        calibrate(model, recipe_of(alpha), batches)
+        smoothed[alpha] = [
+            k for k, quantizer in model_quantizers(model).items() if quantizer.pre_quant_scale is not None
+        ]
+    assert smoothed[None] == []
+    assert smoothed[0.5] == ["layer.0.qkv_input", "layer.0.ffn_input", "layer.1.qkv_input", "layer.1.ffn_input"]
+
+
+def test_a_linear_with_an_outlier_channel_loses_less(
+    tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]
+) -> None:
+    """A LayerNorm whose gain is large in one channel, as in BERT: nearly all levels would be spent on that one."""
+    batches = [tiny_batch("bert", (4, 17), seed) for seed in range(3)]
+    float_model = tiny_model()
+    norm = float_model.bert.encoder.layer[0].attention.output.LayerNorm
+    norm.weight.data[5] *= 60
+    float_model.bert.encoder.layer[0].intermediate.dense.weight.data[:, 5] /= 60
+    expected, errors = logits(float_model, batches), {}
+    for alpha in (None, 0.5):
+        recipe = recipe_of(alpha, ffn_input={"calibrator": "max"}, **{"ffn_intermediate.weight": {"axis": 0}})
+        model = copy.deepcopy(float_model)
+        insert_quantizers(model, recipe)
+        calibrate(model, recipe, batches)
+        errors[alpha] = float((logits(model, batches) - expected).square().mean())
+    assert errors[0.5] < errors[None] / 10
+
+
+def test_calibrating_again_changes_nothing(tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]) -> None:
+    batches, recipe, model = [tiny_batch("bert")], recipe_of(0.5), tiny_model()
+    insert_quantizers(model, recipe)
+    first = calibrate(model, recipe, batches)
+    state = copy.deepcopy(model.state_dict())
+    assert calibrate(model, recipe, batches) == first
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_library_that_cannot(tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]) -> None:
+    class TensorQuantizer(torch.nn.Module):
+        def disable_quant(self) -> None: ...
+
+        def enable(self) -> None: ...
+
+    model = tiny_model()
+    insert_quantizers(model, LINEAR)
+    model.bert.encoder.layer[0].attention.self.input_quantizer = TensorQuantizer()
+    with pytest.raises(
+        QuantizationError,
+        match=r"^layer\.0\.qkv_input: SmoothQuant needs a quantizer with a pre_quant_scale, which this library's "
+        r"TensorQuantizer has not; use --quantizer modelopt, or drop smoothquant from the recipe$",
+    ):
+        calibrate(model, recipe_of(0.5), [tiny_batch("bert")])
+
+
+def test_no_batches(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    insert_quantizers(model, LINEAR)
+    with pytest.raises(QuantizationError, match=r"^layer\.0\.qkv_input was not smoothed: no batch reached it"):
+        calibrate(model, recipe_of(0.5), [])
+
+
+def test_values_that_are_not_finite(tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]) -> None:
+    model = tiny_model()
+    model.bert.encoder.layer[0].attention.output.LayerNorm.bias.data[3] = float("nan")
+    insert_quantizers(model, LINEAR)
+    with pytest.raises(QuantizationError, match=r"^layer\.0\.ffn_input carries NaN or infinity"):
+        calibrate(model, recipe_of(0.5), [tiny_batch("bert")])
+    # Also of a weight that has no quantizer, and is looked at by nobody else.
+    model = tiny_model()
+    model.bert.encoder.layer[1].attention.self.value.weight.data[3, 3] = float("inf")
+    insert_quantizers(model, recipe_of(0.5, qkv_input={}))
+    with pytest.raises(QuantizationError, match=r"^layer\.1\.value\.weight carries NaN or infinity"):
+        smooth(model, [tiny_batch("bert")], 0.5)
+
+
+def test_the_state_dict_holds_the_scale(tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]) -> None:
+    """What load_quantized has to put back: one buffer beside amax."""
+    model, recipe, batches = tiny_model(), recipe_of(0.5), [tiny_batch("bert")]
+    insert_quantizers(model, recipe)
+    calibrate(model, recipe, batches)
+    state = model.state_dict()
+    other = tiny_model(seed=1)
+    insert_quantizers(other, recipe)
+    for site in encoder_sites(other):
+        if f"{site.quantizer}._pre_quant_scale" in state:
+            other.get_submodule(site.quantizer).pre_quant_scale = state[f"{site.quantizer}._pre_quant_scale"]
+        if f"{site.quantizer}._amax" in state:
+            other.get_submodule(site.quantizer).amax = state[f"{site.quantizer}._amax"]
+    other.load_state_dict(state, strict=True)
+    assert torch.equal(logits(other, batches), logits(model, batches))
+    assert len([name for name in state if name.endswith("_pre_quant_scale")]) == 4
