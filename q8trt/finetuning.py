@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from q8trt.distillation import Distillation
+    from q8trt.quantization.calibration import Calibration
     from q8trt.quantization.libraries import Library
 
 log = logging.getLogger("q8trt")
@@ -210,8 +212,8 @@ def calibration_batches(
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> PreTrainedModel:
-    """A calibrated, quantized copy of the floating-point `model`.
+def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> tuple[PreTrainedModel, Calibration]:
+    """A calibrated, quantized copy of the floating-point `model`, and what calibration found.
 
     Raises:
         ConfigError: the recipe does not fit the model or the library.
@@ -225,13 +227,13 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
     passes = 1 if config.recipe.smoothquant is None else 2
     rows = passes * min(config.calibration_samples, len(inputs.train))
     with progress("Calibrating", rows + len(searched_sites(quantized, config.recipe))) as advance:
-        measure_ranges(quantized, config, inputs, advance)
-    return quantized
+        calibration = measure_ranges(quantized, config, inputs, advance)
+    return quantized, calibration
 
 
 def measure_ranges(
     quantized: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, on_progress: Callable[[int], None] | None = None
-) -> None:
+) -> Calibration:
     """Calibrate a quantized model, in place, on the rows that the configuration chooses.
 
     Raises:
@@ -242,7 +244,7 @@ def measure_ranges(
     pad_token_id, length = inputs.tokenizer.pad_token_id, config.data.max_seq_length
     count, seed = config.calibration_samples, config.training.seed
     batches = list(calibration_batches(inputs.train, pad_token_id, length, count, seed))
-    calibrate(quantized, config.recipe, batches, on_progress, library_of(config), on_progress)
+    return calibrate(quantized, config.recipe, batches, on_progress, library_of(config), on_progress)
 
 
 class Finetuning:
@@ -319,8 +321,14 @@ class Finetuning:
 
     def _ptq(self, model: PreTrainedModel) -> PreTrainedModel:
         if "ptq" not in self._finished:
-            quantized = quantize(model, self.config, self.inputs)
-            self._finish("ptq", quantized, self.config.recipe, {"calibration_samples": self.config.calibration_samples})
+            started = time.perf_counter()
+            quantized, calibration = quantize(model, self.config, self.inputs)
+            details = {
+                "calibration_samples": self.config.calibration_samples,
+                "calibration_seconds": round(time.perf_counter() - started, 3),
+                "percentiles": dict(calibration.percentiles),
+            }
+            self._finish("ptq", quantized, self.config.recipe, details)
         return checkpoints.load_quantized(self.run.path / "ptq", library_of(self.config))[0]
 
     def _int8(self, quantized: PreTrainedModel, fp32: PreTrainedModel) -> None:

@@ -74,7 +74,7 @@ def prepared(config_of: Callable[..., FinetuneConfig]) -> Callable[..., tuple[Fi
         config = config_of(*args, **kwargs)
         inputs = load_inputs(config)
         model = load_finetuned(str(config.from_fp32), config.data.resolved_task)
-        return config, inputs, model, quantize(model, config, inputs)
+        return config, inputs, model, quantize(model, config, inputs)[0]
 
     return build
 
@@ -347,7 +347,7 @@ def pearson_drop(recipe: Recipe, prepared: tuple[FinetuneConfig, Inputs, Any, An
     """x100, with the recipe calibrated, through the one way to score."""
     config, inputs, model, _ = prepared
     config = replace(config, recipe=recipe)
-    quantized = quantize(model, config, inputs)
+    quantized, _ = quantize(model, config, inputs)
     return 100 * (
         score(model, config, inputs, "fp32")["dev"]["pearson"]
         - score(quantized, config, inputs, "int8")["dev"]["pearson"]
@@ -376,7 +376,7 @@ def test_the_recipe_found_meets_the_bound_and_one_site_more_does_not(
     if placement.off:
         one_more = recipe_without(rough, encoder_sites(model), placement.off[:-1], bound)
         assert pearson_drop(one_more, made) > bound
-    quantizers = model_quantizers(quantize(model, replace(config, recipe=placement.recipe), inputs))
+    quantizers = model_quantizers(quantize(model, replace(config, recipe=placement.recipe), inputs)[0])
     assert set(quantizers) == set(found.ranking) - set(placement.off)
 
 
@@ -426,7 +426,7 @@ def test_the_worse_of_two_development_sets_counts(
     )
     inputs = load_inputs(config)
     model = load_finetuned(str(config.from_fp32), config.data.resolved_task)
-    quantized = quantize(model, config, inputs)
+    quantized, _ = quantize(model, config, inputs)
     drops = {"dev_matched": 0.2, "dev_mismatched": 0.7}
     monkeypatch.setattr(Probe, "cost", lambda probe, on, _: Cost(0.0, 0.0, drops[probe.rows.split]))
     found = ranked({"layer.0.gelu_out": 1.0})

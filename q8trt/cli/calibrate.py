@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q8trt.cli.finetune import summary
+from q8trt.cli.finetune import recipe_lines, summary
 from q8trt.cli.fresh import fresh_run
 from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, read_data, say
 from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
@@ -88,23 +88,6 @@ def read_config(args: Any) -> Any:
     config = FinetuneConfig.from_dict(newest.record["config"])
     data = chosen_data(args) or config.data
     return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision="int8", **common)
-
-
-def recipe_lines(config: Any) -> list[str]:
-    """How many sites of the model the recipe quantizes, and which it does not, and why; no weight is read.
-
-    Raises:
-        CheckpointError: the model is not found, or not of the BERT family.
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from q8trt.checkpoints import load_config
-    from q8trt.quantization.summary import summary_lines
-
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(load_config(config.from_fp32))
-    return summary_lines(model, config.recipe)
 
 
 def run(argv: list[str]) -> int:

@@ -152,6 +152,25 @@ def summary(run: Any, task: Any, is_sample: bool) -> str:
     return "\n".join(lines)
 
 
+def recipe_lines(config: Any) -> list[str]:
+    """How many sites of the model the recipe quantizes, and which it does not, and why; no weight is read.
+
+    Raises:
+        CheckpointError: the model is not found, or not of the BERT family.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from q8trt.checkpoints import load_config
+    from q8trt.quantization.summary import summary_lines
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            load_config(config.from_fp32 or config.model_name_or_path)
+        )
+    return summary_lines(model, config.recipe)
+
+
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     made = parser()
@@ -169,6 +188,8 @@ def run(argv: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         the_run = the_run or stack.enter_context(fresh_run(_folder(args, config), ["finetune.py", *argv], config))
         say(f"run: {the_run.path}")
+        if config.precision == "int8":
+            say("\n".join(recipe_lines(config)))
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
         Finetuning(config, the_run, inputs, resume=bool(args.resume)).execute()

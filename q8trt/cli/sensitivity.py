@@ -105,7 +105,7 @@ def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int
     folder = _sensitivity_folder(args, config)
     _check_writable(folder / "sensitivity.json", "--output_dir")
     model = load_finetuned(config.from_fp32, config.data.resolved_task, config.allow_pickle)
-    quantized = quantize(model, config, inputs)
+    quantized, _ = quantize(model, config, inputs)
     found = measure(model, quantized, config, inputs, folder, args.sensitivity_samples or SAMPLES)
     more: dict[str, Any] = {"provenance": provenance(["calibrate.py", *argv])}
     name = _model_name(config)

@@ -1,9 +1,9 @@
 """What ONNX Runtime's CPU kernels want of a Q/DQ graph that TensorRT does not. Outputs do not change by a bit.
 
-Activations. On x86, ONNX Runtime runs a GEMM in INT8 only when its activation is unsigned. It turns a signed QuantizeLinear into an
-unsigned one by itself, but not where several DequantizeLinear read it, as Q, K and V read the encoder's hidden states; those
-GEMMs then stay in float and dequantize their weights in every call. This does the same rewrite for all of them: uint8
-with zero_point 128 in place of int8 with zero_point 0, which holds exactly the same values.
+Activations. On x86, ONNX Runtime runs a GEMM in INT8 only when its activation is unsigned. It turns a signed
+QuantizeLinear into an unsigned one by itself, but not where several DequantizeLinear read it, as Q, K and V read the
+encoder's hidden states; those GEMMs then stay in float and dequantize their weights in every call. This does the same
+rewrite for all of them: uint8 with zero_point 128 in place of int8 with zero_point 0, which holds exactly the same values.
 
 Embeddings. TensorRT takes an INT8 table only straight before a DequantizeLinear, which Gather then reads; ONNX Runtime would
 dequantize all rows in every call. Here the rows are gathered first, and only they are dequantized.
@@ -113,9 +113,7 @@ def dequantize_gathered_rows(model: onnx.ModelProto) -> int:
     return len(rewritten)
 
 
-def _is_table(
-    node: onnx.NodeProto, constants: dict[str, np.ndarray], readers: dict[str, list[onnx.NodeProto]]
-) -> bool:
+def _is_table(node: onnx.NodeProto, constants: dict[str, np.ndarray], readers: dict[str, list[onnx.NodeProto]]) -> bool:
     """Whether `node` dequantizes a constant (rows, columns) int8 table, by rows or as a whole, that only Gather reads."""
     if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
         return False

@@ -147,7 +147,7 @@ def meet(
         )
     for off in range(first, len(ranking)):
         recipe = recipe_without(config.recipe, probes[0].sites, ranking[:off], max_drop)
-        fresh = quantize(model, replace(config, recipe=recipe), inputs)  # type: ignore[arg-type]
+        fresh, _ = quantize(model, replace(config, recipe=recipe), inputs)  # type: ignore[arg-type]
         drop = _drop([probe_of(fresh, rows, config, inputs) for rows in splits], ranking[off:])
         if drop <= max_drop:  # as a rule at once: a site's range does not depend on which others are quantized
             return Placement(recipe, ranking[:off], len(ranking) - off, drop)
