@@ -53,6 +53,8 @@ class FinetuneConfig:
         quantizer: the library whose quantizers and calibrators are used, one of `quantization.libraries.LIBRARIES`.
         calibration_samples: training rows that calibration looks at.
         allow_pickle: read pickled weights (pytorch_model.bin).
+        from_pytorch_quantization: a checkpoint of pytorch-quantization to take weights and ranges from in place of
+            calibration; its recipe is `recipe`.
 
     Raises:
         ConfigError: an unknown precision, or no calibration rows.
@@ -70,6 +72,7 @@ class FinetuneConfig:
     quantizer: str = "modelopt"
     calibration_samples: int = 512
     allow_pickle: bool = False
+    from_pytorch_quantization: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "int8"):
@@ -223,12 +226,31 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
     from q8trt.quantization.insertion import insert_quantizers
 
     quantized = copy.deepcopy(model)
+    if config.from_pytorch_quantization:
+        return _imported(quantized, config)
     insert_quantizers(quantized, config.recipe, library_of(config))
     passes = 1 if config.recipe.smoothquant is None else 2
     rows = passes * min(config.calibration_samples, len(inputs.train))
     with progress("Calibrating", rows + len(searched_sites(quantized, config.recipe))) as advance:
         calibration = measure_ranges(quantized, config, inputs, advance)
     return quantized, calibration
+
+
+def _imported(model: PreTrainedModel, config: FinetuneConfig) -> tuple[PreTrainedModel, Calibration]:
+    """`model` with the weights and ranges of a pytorch-quantization checkpoint."""
+    from q8trt.quantization.calibration import Calibration
+    from q8trt.quantization.insertion import model_quantizers
+    from q8trt.quantization.migration import import_checkpoint
+
+    quantized, _, _ = import_checkpoint(
+        str(config.from_pytorch_quantization),
+        model,
+        name=config.recipe.name,
+        library=library_of(config),
+        allow_pickle=config.allow_pickle,
+    )
+    amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
+    return quantized, Calibration(amax)
 
 
 def measure_ranges(

@@ -13,6 +13,7 @@ from q8trt.cli.finetune import recipe_lines, summary
 from q8trt.cli.fresh import fresh_run
 from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, read_data, say
 from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
+from q8trt.errors import ConfigError
 from q8trt.training_config import TrainingConfig
 
 QUANTIZERS = ("modelopt", "pytorch-quantization")
@@ -53,6 +54,12 @@ def parser() -> Parser:
     made.add_argument(
         "--allow_pickle", action="store_true", help="read pytorch_model.bin; only for files that you trust"
     )
+    made.add_argument(
+        "--from_pytorch_quantization",
+        metavar="PATH",
+        help="take weights and ranges from a pytorch-quantization or QDQBERT checkpoint instead of calibrating; "
+        "--model_name_or_path is then the FP32 model that it was made from",
+    )
     add_sensitivity(made)
     add_data(made, "the newest run's; others need --task")
     return made
@@ -77,6 +84,9 @@ def read_config(args: Any) -> Any:
         "quantizer": args.quantizer,
         "allow_pickle": args.allow_pickle,
     }
+    if args.from_pytorch_quantization:
+        _check_import(args)
+        common |= {"from_pytorch_quantization": args.from_pytorch_quantization, "recipe": _imported_recipe(args)}
     if args.model_name_or_path:
         return FinetuneConfig(
             data=read_data(args),
@@ -88,6 +98,40 @@ def read_config(args: Any) -> Any:
     config = FinetuneConfig.from_dict(newest.record["config"])
     data = chosen_data(args) or config.data
     return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision="int8", **common)
+
+
+def _check_import(args: Any) -> None:
+    """Options that go with --from_pytorch_quantization.
+
+    Raises:
+        ConfigError: the float model is not named, or an option would have nothing to do.
+    """
+    if not args.model_name_or_path:
+        raise ConfigError(
+            "--from_pytorch_quantization needs --model_name_or_path DIR, the FP32 checkpoint that it was made from "
+            "(for its configuration, tokenizer and scores)"
+        )
+    for option in ("recipe", "sensitivity"):
+        if getattr(args, option):
+            raise ConfigError(f"--{option} and --from_pytorch_quantization exclude each other; give one")
+
+
+def _imported_recipe(args: Any) -> Any:
+    """The recipe that a pytorch-quantization checkpoint amounts to; says what was noticed on the way."""
+    from q8trt.checkpoints import load_finetuned
+    from q8trt.quantization.libraries import library
+    from q8trt.quantization.migration import import_checkpoint
+
+    model = load_finetuned(args.model_name_or_path, read_data(args).resolved_task, args.allow_pickle)
+    _, recipe, notes = import_checkpoint(
+        args.from_pytorch_quantization,
+        model,
+        name=Path(args.from_pytorch_quantization).stem,
+        library=library(args.quantizer),
+        allow_pickle=args.allow_pickle,
+    )
+    say("\n".join(notes))
+    return recipe
 
 
 def run(argv: list[str]) -> int:
