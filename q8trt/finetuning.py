@@ -229,7 +229,7 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
     if config.from_pytorch_quantization:
         return _imported(quantized, config)
     insert_quantizers(quantized, config.recipe, library_of(config))
-    passes = 1 if config.recipe.smoothquant is None else 2
+    passes = 1 + sum(alpha is not None for alpha in (config.recipe.smoothquant, config.recipe.smooth_residuals))
     rows = passes * min(config.calibration_samples, len(inputs.train))
     with progress("Calibrating", rows + len(searched_sites(quantized, config.recipe))) as advance:
         calibration = measure_ranges(quantized, config, inputs, advance)

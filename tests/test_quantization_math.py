@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from q8trt.export.passes import quantize_array
-from q8trt.quantization.insertion import new_quantizer
+from q8trt.quantization.libraries import MODELOPT
 from q8trt.quantization.recipe import QuantizerSpec
 
 TENSOR = QuantizerSpec(axis=None)
@@ -36,7 +36,7 @@ def oracle(values: np.ndarray, amax: np.ndarray | float) -> tuple[np.ndarray, np
 
 
 def fake_quantize(values: np.ndarray, amax: np.ndarray | float, spec: QuantizerSpec) -> np.ndarray:
-    quantizer = new_quantizer(spec)
+    quantizer = MODELOPT.new_quantizer(spec)
     amax = np.asarray(amax, np.float32)
     quantizer.amax = torch.from_numpy(amax.reshape(-1, *[1] * (values.ndim - 1)) if amax.ndim else amax)
     return quantizer(torch.from_numpy(values)).detach().numpy()
@@ -87,7 +87,7 @@ def test_quantization_error_is_at_most_half_a_step() -> None:
 def test_straight_through_gradient(spec: QuantizerSpec) -> None:
     values = torch.tensor([[-9.0, -3.0001, -3.0, -2.9, 0.0, 0.01, 2.9, 3.0, 3.0001, 9.0]] * 2, requires_grad=True)
     amax = torch.tensor(3.0) if spec is TENSOR else torch.tensor([[3.0], [0.01]])
-    quantizer = new_quantizer(spec)
+    quantizer = MODELOPT.new_quantizer(spec)
     quantizer.amax = amax
     upstream = torch.arange(1.0, 21.0).reshape(2, 10)
     quantizer(values).backward(upstream)

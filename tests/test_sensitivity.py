@@ -20,6 +20,7 @@ from tiny_data import write_mnli, write_sts_b
 
 from q8trt import sensitivity
 from q8trt.checkpoints import load_finetuned
+from q8trt.cli import calibrate
 from q8trt.cli.main import run_command
 from q8trt.data import DataConfig, Features
 from q8trt.errors import DataError, InterruptedRunError, QuantizationError
@@ -398,7 +399,7 @@ def test_what_a_fresh_calibration_says_counts(
     config, inputs, model, quantized = prepared()
     sites = encoder_sites(model)
     found = ranked({site.key: 1.0 / (rank + 1) for rank, site in enumerate(sites[:4])})
-    monkeypatch.setattr(search, "quantize", lambda *_: "fresh")
+    monkeypatch.setattr(search, "quantize", lambda *_: ("fresh", None))
     monkeypatch.setattr(search, "probe_of", lambda quantized, *_: SimpleNamespace(quantized=quantized, sites=sites))
 
     def drop(probes: Any, on: Any) -> float:
@@ -567,3 +568,16 @@ def test_a_folder_that_may_not_be_written_to(
     line = refused("calibrate", *given, "--max_drop", "1", "--write_recipe", "less.yaml")
     assert "--write_recipe less.yaml cannot be written: " in line
     assert line.endswith(f"{Path.cwd()} is not a folder that you can write to")
+
+
+def test_what_the_newest_run_was_imported_from_is_not_imported_again(
+    calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(calibrated, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    record = json.loads(Path("runs/mine/run.json").read_text())
+    record["config"]["from_pytorch_quantization"] = "theirs.pth"
+    Path("runs/mine/run.json").write_text(json.dumps(record))
+    config = calibrate.read_config(calibrate.parser().parse_args(["--sensitivity"]))
+    assert config.from_pytorch_quantization is None
+    assert config.recipe == load_recipe("full")

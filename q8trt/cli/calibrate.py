@@ -83,6 +83,7 @@ def read_config(args: Any) -> Any:
         "calibration_samples": args.calibration_samples,
         "quantizer": args.quantizer,
         "allow_pickle": args.allow_pickle,
+        "from_pytorch_quantization": None,  # not what the newest run may have been made from
     }
     if args.from_pytorch_quantization:
         _check_import(args)

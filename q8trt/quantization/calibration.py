@@ -21,7 +21,7 @@ from q8trt.quantization.observation import Batch, check_finite, observe
 from q8trt.quantization.percentile_search import RowSample, search_percentiles
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
 from q8trt.quantization.sites import ACTIVATION, WEIGHT, Site, encoder_sites
-from q8trt.quantization.smoothquant import smooth
+from q8trt.quantization.smoothquant import smooth, smooth_residuals
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -115,7 +115,8 @@ def calibrate(
 ) -> Calibration:
     """Set the amax of every quantizer of `model` from its weights and from `batches`.
 
-    With `recipe.smoothquant`, the linears behind a LayerNorm are smoothed first, which takes a pass of its own.
+    With `recipe.smoothquant`, the linears behind a LayerNorm are smoothed first, with `recipe.smooth_residuals` the residual
+    Adds; each takes a pass of its own.
 
     Args:
         model: quantized by `insert_quantizers(model, recipe)`; left in evaluation mode, its quantizers on.
@@ -140,9 +141,10 @@ def calibrate(
             check_finite(key, model.get_parameter(site.parameter))
     model.eval()
     set_quantization(model, True)
-    if recipe.smoothquant is not None:
-        batches = batches if isinstance(batches, (list, tuple)) else list(batches)
-        smooth(model, batches, recipe.smoothquant, lambda batch: _advance(on_progress, batch))
+    for smoothing, alpha in ((smooth, recipe.smoothquant), (smooth_residuals, recipe.smooth_residuals)):
+        if alpha is not None:
+            batches = batches if isinstance(batches, (list, tuple)) else list(batches)
+            smoothing(model, batches, alpha, lambda batch: _advance(on_progress, batch))
     sample = RowSample()
 
     def after(batch: Batch) -> None:

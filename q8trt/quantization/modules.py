@@ -66,10 +66,15 @@ def _is_frozen(quantizer: Any) -> bool:
 
 
 def _quantized_sum(module: nn.Module, residual: str, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """The residual Add, both inputs quantized. Its output, which LayerNorm reads, is not."""
-    return _quantized(module, f"{residual}_branch_quantizer", branch) + _quantized(
-        module, f"{residual}_skip_quantizer", skip
-    )
+    """The residual Add, both inputs quantized. Its output, which LayerNorm reads, is not.
+
+    Where the inputs are smoothed (`smoothquant.smooth_residuals`), both quantizers divide by s; the sum is multiplied by it.
+    """
+    names = (f"{residual}_branch_quantizer", f"{residual}_skip_quantizer")
+    total = _quantized(module, names[0], branch) + _quantized(module, names[1], skip)
+    quantizers: list[Any] = [module._modules.get(name) for name in names]
+    scales = [getattr(quantizer, "pre_quant_scale", None) for quantizer in quantizers]
+    return total if scales[0] is None or scales[1] is None else total / scales[0]
 
 
 class QuantAttentionOutput(nn.Module):

@@ -127,6 +127,8 @@ class Recipe:
         qat: what happens to the ranges during QAT.
         smoothquant: SmoothQuant's alpha, the share of the difficulty that moves from activations to weights, for the
             linears behind a LayerNorm; None: off.
+        smooth_residuals: the same for the residual Adds, both of whose inputs are quantized: 1 gives all channels one
+            range, at the price of a multiplication after the Add; None: off.
     """
 
     name: str
@@ -134,12 +136,15 @@ class Recipe:
     sites: Mapping[str, QuantizerSpec] = field(default_factory=dict)
     qat: QatSpec = field(default_factory=QatSpec)
     smoothquant: float | None = None
+    smooth_residuals: float | None = None
 
     def __post_init__(self) -> None:
         if not any(spec.enabled for spec in self.sites.values()):
             raise ConfigError(f"recipe {self.name!r} quantizes no site; list at least one under 'sites'")
-        if self.smoothquant is not None and (not _is_number(self.smoothquant) or not 0 <= self.smoothquant <= 1):
-            raise ConfigError(f"recipe {self.name!r}: smoothquant must lie in [0, 1], got {self.smoothquant!r}")
+        for option in ("smoothquant", "smooth_residuals"):
+            alpha = getattr(self, option)
+            if alpha is not None and (not _is_number(alpha) or not 0 <= alpha <= 1):
+                raise ConfigError(f"recipe {self.name!r}: {option} must lie in [0, 1], got {alpha!r}")
         for key, spec in self.sites.items():
             self._check(key, spec, SITE_KINDS[_site_of(key, self.name)])
 
@@ -193,6 +198,7 @@ class Recipe:
             "sites": sites,
             "qat": asdict(self.qat),
             "smoothquant": self.smoothquant,
+            "smooth_residuals": self.smooth_residuals,
         }
 
     @classmethod
@@ -200,8 +206,9 @@ class Recipe:
         """Check and build a recipe from parsed YAML or JSON.
 
         Args:
-            data: ``{name, description, activations, weights, sites, qat, smoothquant}``; `activations` and `weights` are
-                the defaults of their kind, `sites` maps a site, group or key to what differs from them.
+            data: ``{name, description, activations, weights, sites, qat, smoothquant, smooth_residuals}``;
+                `activations` and `weights` are the defaults of their kind, `sites` maps a site, group or key to what
+                differs from them.
             where: what to call the source in messages.
 
         Raises:
@@ -209,7 +216,11 @@ class Recipe:
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected a mapping with 'name' and 'sites', got {type(data).__name__}")
-        _check_keys(data, ("name", "description", "activations", "weights", "sites", "qat", "smoothquant"), where)
+        _check_keys(
+            data,
+            ("name", "description", "activations", "weights", "sites", "qat", "smoothquant", "smooth_residuals"),
+            where,
+        )
         sites = data.get("sites")
         if not isinstance(data.get("name"), str) or not isinstance(sites, Mapping):
             raise ConfigError(f"{where}: expected 'name: TEXT' and 'sites: {{site: {{...}}}}'")
@@ -219,6 +230,7 @@ class Recipe:
             _specs(data, sites, where),
             _build(QatSpec, data.get("qat") or {}, f"{where}, qat"),
             data.get("smoothquant"),
+            data.get("smooth_residuals"),
         )
 
 

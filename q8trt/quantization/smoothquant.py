@@ -3,6 +3,9 @@
 X W^T = (X / s) (W s)^T for any s > 0, one per input channel; section 4.1 takes s_j = max|X_j|^alpha / max|W_j|^(1-alpha).
 That paper folds 1 / s into the LayerNorm before. BERT adds its LayerNorm's output to the residual too, so here the
 quantizer multiplies by 1 / s (ModelOpt's `pre_quant_scale`, a Mul in the ONNX graph), and the weights keep s.
+
+The residual stream has outlier channels too, the same few in every layer (MiniLM: one of 384 reaches 194 where the median
+channel reaches 1.2), and no linear behind its Adds to take an s. There, branch / s + skip / s is added up and multiplied by s.
 """
 
 from __future__ import annotations
@@ -96,16 +99,77 @@ def smooth(
             weight.mul_(scale)
         quantizers[key].pre_quant_scale = 1 / scale
         scales[key] = scale
-    missing = [key for key in watched if key not in scales]
+    _check_seen(watched, scales)
+    return scales
+
+
+#: Both inputs of a residual Add.
+_RESIDUALS = ("attention_residual", "ffn_residual")
+
+
+def residual_smoothing(maxima: torch.Tensor, alpha: float) -> torch.Tensor:
+    """s_j = max|X_j|^alpha, rounded to a power of two: dividing by s and multiplying by it again is then exact.
+
+    Args:
+        maxima: float (H,): the largest magnitude of each channel, over both inputs.
+        alpha: 0 changes nothing, 1 gives all channels one range.
+    """
+    exponents = torch.where(maxima > 0, alpha * maxima.log2(), 0.0).round().clamp(-13, 13)  # FP16 holds 2^13
+    return torch.exp2(exponents)
+
+
+@torch.no_grad()
+def smooth_residuals(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    alpha: float,
+    on_batch: Callable[[Batch], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Let both inputs of each residual Add be quantized after a division by s, and their sum be multiplied by it, in place.
+
+    With quantizers off, the model computes what it did, to the bit. An Add of which not both inputs are quantized, or that
+    is smoothed already, stays as it is.
+
+    Args:
+        model: quantized, in evaluation mode, its quantizers enabled.
+        batches: keyword arguments of the model; one pass over them.
+        alpha: see `residual_smoothing`.
+        on_batch: called after each batch.
+
+    Returns:
+        ``"layer.0.ffn_residual"`` -> s, float (H,), of the Adds smoothed now.
+
+    Raises:
+        QuantizationError: as `smooth`.
+    """
+    quantizers = model_quantizers(model)
+    adds = [key.removesuffix(".branch") for key in quantizers if key.endswith(tuple(f"{r}.branch" for r in _RESIDUALS))]
+    pairs = {add: (f"{add}.branch", f"{add}.skip") for add in adds if f"{add}.skip" in quantizers}
+    pairs = {add: pair for add, pair in pairs.items() if not _is_smoothed(pair[0], quantizers[pair[0]])}
+    if not pairs:
+        return {}
+    watched = [key for pair in pairs.values() for key in pair]
+    maxima = channel_maxima(model, quantizers, watched, batches, on_batch)
+    _check_seen(watched, maxima)
+    scales = {}
+    for add, pair in pairs.items():
+        scales[add] = residual_smoothing(torch.maximum(*(maxima[key] for key in pair)), alpha)
+        for key in pair:
+            quantizers[key].pre_quant_scale = 1 / scales[add]
+    return scales
+
+
+def _check_seen(watched: Iterable[str], seen: Mapping[str, torch.Tensor]) -> None:
+    missing = [key for key in watched if key not in seen]
     if missing:
         raise QuantizationError(f"{missing[0]} was not smoothed: no batch reached it; give more calibration data")
-    return scales
 
 
 def _is_smoothed(key: str, quantizer: Any) -> bool:
     if not hasattr(type(quantizer), "pre_quant_scale"):
         raise QuantizationError(
             f"{key}: SmoothQuant needs a quantizer with a pre_quant_scale, which this library's "
-            f"{type(quantizer).__name__} has not; use --quantizer modelopt, or drop smoothquant from the recipe"
+            f"{type(quantizer).__name__} has not; use --quantizer modelopt, or drop smoothquant and smooth_residuals from "
+            "the recipe"
         )
     return quantizer.pre_quant_scale is not None

@@ -55,7 +55,7 @@ class Probe:
 
     Args:
         model: quantized and calibrated, with a classification head.
-        rows: labelled rows, which are padded to buckets.
+        rows: labelled rows, which are sorted by length and padded to a multiple of 8.
         task: gives the metric.
         pad_token_id: of the tokenizer.
         max_length: tokens a row, at most.
@@ -81,7 +81,8 @@ class Probe:
         self.sites = tuple(site for site in sites if site.key in self._quantizers)
         self._starts = _starts(sites)
         self.rows, self._task = rows, task
-        self._batches = list(bucketed_batches(rows, batch_size, pad_token_id, max_length=max_length))
+        lengths = range(8, max_length, 8)  # fewer tokens than in the engine's buckets, which torch need not keep to
+        self._batches = list(bucketed_batches(rows, batch_size, pad_token_id, lengths, max_length))
         self._layers: Any = model.base_model.get_submodule(layout_of(model.config).layers)
         self._known, self._below, self._hidden = _Known(), 0, list[Any]()
         set_quantization(
