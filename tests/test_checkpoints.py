@@ -90,7 +90,7 @@ def test_nothing_is_pickled(quantized: Path, folder: Path) -> None:
         assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | more
     record = json.loads((quantized / "quantization.json").read_text())
     assert record["format"] == 1
-    assert record["quantizer"]["library"] == "nvidia-modelopt"
+    assert record["quantizer"]["library"] == "modelopt"
     assert [path.name for path in quantized.parent.iterdir() if path.name.startswith(".")] == []
 
 

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 HEAVY = (
     "torch",
     "transformers",
+    "matplotlib",
     "modelopt",
     "onnx",
     "onnxruntime",

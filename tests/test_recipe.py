@@ -121,6 +121,7 @@ def test_a_recipe_is_frozen() -> None:
         (changed("qat", value={"decay": 0.9}), ["qat", "unknown key 'decay'", "ema_decay"]),
         (changed("qat", value="ema"), ["expected a mapping", "got 'ema'"]),
         (changed("smoothquant", value=1.5), ["smoothquant must lie in [0, 1], got 1.5"]),
+        (changed("smooth_residuals", value=-0.1), ["smooth_residuals must lie in [0, 1], got -0.1"]),
         (changed("smoothquant", value=True), ["smoothquant must lie in [0, 1], got True"]),
         (changed("sites", value={"gelu_out": {"enabled": False}}), ["'mine' quantizes no site"]),
         (

@@ -15,7 +15,14 @@ from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers, set_quantization
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.sites import encoder_sites
-from q8trt.quantization.smoothquant import SMOOTHED, channel_maxima, smooth, smoothing
+from q8trt.quantization.smoothquant import (
+    SMOOTHED,
+    channel_maxima,
+    residual_smoothing,
+    smooth,
+    smooth_residuals,
+    smoothing,
+)
 
 LINEAR = load_recipe("linear")
 
@@ -212,7 +219,7 @@ def test_a_library_that_cannot(tiny_model: Callable[..., Any], tiny_batch: Calla
     with pytest.raises(
         QuantizationError,
         match=r"^layer\.0\.qkv_input: SmoothQuant needs a quantizer with a pre_quant_scale, which this library's "
-        r"TensorQuantizer has not; use --quantizer modelopt, or drop smoothquant from the recipe$",
+        r"TensorQuantizer has not; use --quantizer modelopt, or drop smoothquant and smooth_residuals from the recipe$",
     ):
         calibrate(model, recipe_of(0.5), [tiny_batch("bert")])
 
@@ -254,3 +261,71 @@ def test_the_state_dict_holds_the_scale(tiny_model: Callable[..., Any], tiny_bat
     other.load_state_dict(state, strict=True)
     assert torch.equal(logits(other, batches), logits(model, batches))
     assert len([name for name in state if name.endswith("_pre_quant_scale")]) == 4
+
+
+ADDS = ["layer.0.attention_residual", "layer.0.ffn_residual", "layer.1.attention_residual", "layer.1.ffn_residual"]
+RESIDUALS = Recipe.from_dict(
+    {"name": "residuals", "sites": {"attention_residual": {}, "ffn_residual": {}}, "smooth_residuals": 1.0}
+)
+
+
+def test_the_divisor_of_residuals_is_a_power_of_two() -> None:
+    maxima = torch.tensor([0.0, 1e-9, 0.3, 1.0, 1.5, 194.0, 1e9])
+    assert residual_smoothing(maxima, 1.0).tolist() == [1.0, 2**-13, 0.25, 1.0, 2.0, 256.0, 2**13]
+    assert residual_smoothing(maxima, 0.5).tolist() == [1.0, 2**-13, 0.5, 1.0, 1.0, 16.0, 2**13]
+    assert residual_smoothing(maxima, 0.0).tolist() == [1.0] * 7
+
+
+def test_smoothed_residuals_switched_off_change_no_bit(
+    tiny_model: Callable[..., Any], batches: list[Any], architecture: str
+) -> None:
+    original, model = tiny_model(architecture), tiny_model(architecture)
+    insert_quantizers(model, RESIDUALS)
+    scales = smooth_residuals(model, batches, 1.0)
+    assert list(scales) == ADDS
+    assert all(len(scale.unique()) > 1 for scale in scales.values())
+    set_quantization(model, False)
+    assert torch.equal(logits(model, batches), logits(original, batches))
+
+
+def test_an_outlier_channel_of_the_residual_costs_little(tiny_model: Callable[..., Any], tiny_batch: Any) -> None:
+    """One channel a hundred times the others, as BERT's: without smoothing the others are rounded away."""
+    batches, error = [tiny_batch(seed=seed) for seed in range(3)], {}
+    original = tiny_model()
+    for layer in original.bert.encoder.layer:
+        with torch.no_grad():
+            layer.output.dense.bias[5] += 100
+    for alpha in (None, 1.0):
+        model = copy.deepcopy(original)
+        recipe = Recipe.from_dict({**RESIDUALS.to_dict(), "smooth_residuals": alpha})
+        insert_quantizers(model, recipe)
+        calibrate(model, recipe, batches)
+        error[alpha] = (logits(model, batches) - logits(original, batches)).abs().max().item()
+    assert error[1.0] < error[None] / 5
+
+
+def test_all_channels_of_a_smoothed_residual_have_one_range(tiny_model: Callable[..., Any], batches: list[Any]) -> None:
+    model = tiny_model()
+    insert_quantizers(model, RESIDUALS)
+    smooth_residuals(model, batches, 1.0)
+    maxima = channel_maxima(model, model_quantizers(model), model_quantizers(model), batches)
+    for add in ADDS:
+        largest = torch.maximum(maxima[f"{add}.branch"], maxima[f"{add}.skip"])
+        assert largest.max() <= 2**0.5 + 1e-6  # a power of two is at most so far from the maximum
+        assert largest.min() >= 2**-0.5 - 1e-6
+    assert smooth_residuals(model, batches, 1.0) == {}  # smoothed already
+
+
+def test_an_add_with_one_quantized_input_is_not_smoothed(tiny_model: Callable[..., Any], batches: list[Any]) -> None:
+    model = tiny_model()
+    recipe = Recipe.from_dict({"name": "one", "sites": {"ffn_residual.skip": {}, "layer.1.ffn_residual.branch": {}}})
+    insert_quantizers(model, recipe)
+    assert list(smooth_residuals(model, batches, 1.0)) == ["layer.1.ffn_residual"]
+    assert model_quantizers(model)["layer.0.ffn_residual.skip"].pre_quant_scale is None
+
+
+def test_residuals_that_no_batch_reaches(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    insert_quantizers(model, RESIDUALS)
+    with pytest.raises(QuantizationError, match=r"^layer\.0\.attention_residual\.branch was not smoothed: no batch"):
+        calibrate(model, RESIDUALS, [])

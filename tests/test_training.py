@@ -103,7 +103,7 @@ def test_teacher_is_used_and_left_alone(stage: Stage, tiny_model: Callable[..., 
 
 @pytest.fixture
 def qat(stage: Stage) -> Callable[..., Stage]:
-    """QAT of the calibrated tiny model, `full` recipe, with the given ranges."""
+    """QAT of the calibrated tiny model, `full` recipe, with the given ranges. Smoothed weights would train otherwise."""
     from q8trt.quantization.calibration import calibrate
     from q8trt.quantization.insertion import insert_quantizers
 
@@ -111,7 +111,9 @@ def qat(stage: Stage) -> Callable[..., Stage]:
     batches = [{k: torch.tensor([row[k]]) for k in row if k != "labels"} for row in rows]
 
     def build(ranges: str = "frozen") -> Stage:
-        recipe = replace(load_recipe("full"), qat=QatSpec(ranges, ema_decay=0.5))
+        recipe = replace(
+            load_recipe("full"), qat=QatSpec(ranges, ema_decay=0.5), smoothquant=None, smooth_residuals=None
+        )
         model = copy.deepcopy(stage.model)
         insert_quantizers(model, recipe)
         calibrate(model, recipe, batches)
