@@ -70,17 +70,18 @@ def test_the_formula(alpha: float) -> None:
     x, w = np.abs(generator.normal(size=8)).astype(np.float32), generator.normal(size=(5, 8)).astype(np.float32)
     columns = np.abs(w).max(axis=0)
     scale = smoothing(torch.from_numpy(x), torch.from_numpy(w), alpha).numpy()
-    np.testing.assert_allclose(scale, x**alpha / columns ** (1 - alpha), rtol=1e-6)
+    exact = x**alpha / columns ** (1 - alpha)
+    np.testing.assert_array_equal(scale, 2 ** np.rint(np.log2(exact)))
     if alpha == 0.5:
-        np.testing.assert_allclose(x / scale, columns * scale, rtol=1e-5)
+        assert np.abs(np.log2(x / scale) - np.log2(columns * scale)).max() <= 1 + 1e-5
     elif alpha == 1.0:
-        np.testing.assert_allclose(x / scale, 1, rtol=1e-6)
+        assert np.abs(np.log2(x / scale)).max() <= 0.5 + 1e-5
 
 
 def test_channels_without_a_scale_and_beyond_fp16() -> None:
     activations = torch.tensor([0.0, 2.0, 1e12, 1e-12])
     weights = torch.tensor([[1.0, 0.0, 1e-4, 1e4]])
-    assert smoothing(activations, weights, 0.5).tolist() == pytest.approx([1.0, 1.0, 1e4, 1e-4])
+    assert smoothing(activations, weights, 0.5).tolist() == [1.0, 1.0, 2**13, 2**-13]
 
 
 def test_channel_maxima_are_of_text(tiny_model: Callable[..., Any], batches: list[Any], architecture: str) -> None:
@@ -107,10 +108,10 @@ def test_the_model_computes_what_it_did(tiny_model: Callable[..., Any], batches:
     insert_quantizers(model, LINEAR)
     scales = smooth(model, batches, 0.5)
     set_quantization(model, False)
-    torch.testing.assert_close(logits(model, batches), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits(model, batches), expected)
     # And it is not for want of doing anything:
     assert len(scales) == 4
-    assert all(float((scale - 1).abs().max()) > 0.1 for scale in scales.values())
+    assert any(len(scale.unique()) > 1 for scale in scales.values())
     sites = {site.key: site for site in encoder_sites(model)}
     for key, scale in scales.items():
         for name in SMOOTHED[sites[key].name]:
@@ -127,7 +128,7 @@ def test_the_model_computes_what_it_did(tiny_model: Callable[..., Any], batches:
 def test_channels_are_smoothed_as_the_formula_says(
     tiny_model: Callable[..., Any], batches: list[Any], architecture: str
 ) -> None:
-    """With alpha 1/2, what a linear reads and its weight's columns reach equally far, channel by channel."""
+    """With alpha 1/2, what a linear reads and its weight's columns reach equally far, as near as powers of two allow."""
     raw = inputs_of_linears(tiny_model(architecture), batches)
     model = tiny_model(architecture)
     insert_quantizers(model, LINEAR)
@@ -142,7 +143,7 @@ def test_channels_are_smoothed_as_the_formula_says(
             [np.abs(model.get_parameter(r.parameter).detach().numpy()).max(axis=0) for r in readers], axis=0
         )
         smoothed = raw[readers[0].module] * quantizer.pre_quant_scale.numpy()
-        np.testing.assert_allclose(smoothed, columns, rtol=1e-4)
+        assert np.abs(np.log2(smoothed / columns)).max() <= 1 + 1e-4
         compared += 1
     assert compared == 4
 

@@ -2,7 +2,8 @@
 
 X W^T = (X / s) (W s)^T for any s > 0, one per input channel; section 4.1 takes s_j = max|X_j|^alpha / max|W_j|^(1-alpha).
 That paper folds 1 / s into the LayerNorm before. BERT adds its LayerNorm's output to the residual too, so here the
-quantizer multiplies by 1 / s (ModelOpt's `pre_quant_scale`, a Mul in the ONNX graph), and the weights keep s.
+quantizer multiplies by 1 / s (ModelOpt's `pre_quant_scale`, a Mul in the ONNX graph), and the weights keep s. Every s is
+rounded to a power of two.
 
 The residual stream has outlier channels too, the same few in every layer (MiniLM: one of 384 reaches 194 where the median
 channel reaches 1.2), and no linear behind its Adds to take an s. There, branch / s + skip / s is added up and multiplied by s.
@@ -28,8 +29,16 @@ SMOOTHED = {
 }
 
 
+def power_of_two(scale: torch.Tensor) -> torch.Tensor:
+    """The nearest power of two, by ratio, within 2^-13 and 2^13: FP16 holds it and its inverse.
+
+    Dividing by one and multiplying by it again is exact, so that smoothing alone changes no result by a bit.
+    """
+    return torch.exp2(scale.log2().round().clamp(-13, 13))
+
+
 def smoothing(activations: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), within [1e-4, 1e4]; 1 for channels that are always zero.
+    """s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), as a power of two; 1 for channels that are always zero.
 
     Args:
         activations: float (H,): the largest magnitude of each channel of X.
@@ -38,8 +47,7 @@ def smoothing(activations: torch.Tensor, weights: torch.Tensor, alpha: float) ->
     """
     columns = weights.abs().amax(0)
     scale = activations**alpha / columns ** (1 - alpha)
-    # 1 / s must not overflow in an FP16 engine.
-    return torch.where((activations > 0) & (columns > 0), scale, 1.0).clamp(1e-4, 1e4)
+    return power_of_two(torch.where((activations > 0) & (columns > 0), scale, 1.0))
 
 
 def channel_maxima(
@@ -69,8 +77,8 @@ def smooth(
 ) -> dict[str, torch.Tensor]:
     """Smooth the inputs of the linears behind a LayerNorm, in place: weights are multiplied, quantizers divide.
 
-    With quantizers off, the model computes what it did, up to the rounding of the products. A site that is smoothed
-    already stays as it is, so that calibrating again changes nothing.
+    With quantizers off, the model computes what it did, to the bit. A site that is smoothed already stays as it is, so that
+    calibrating again changes nothing.
 
     Args:
         model: quantized, in evaluation mode, its quantizers enabled.
@@ -108,14 +116,13 @@ _RESIDUALS = ("attention_residual", "ffn_residual")
 
 
 def residual_smoothing(maxima: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s_j = max|X_j|^alpha, rounded to a power of two: dividing by s and multiplying by it again is then exact.
+    """s_j = max|X_j|^alpha, as a power of two; 1 for channels that are always zero.
 
     Args:
         maxima: float (H,): the largest magnitude of each channel, over both inputs.
         alpha: 0 changes nothing, 1 gives all channels one range.
     """
-    exponents = torch.where(maxima > 0, alpha * maxima.log2(), 0.0).round().clamp(-13, 13)  # FP16 holds 2^13
-    return torch.exp2(exponents)
+    return power_of_two(torch.where(maxima > 0, maxima**alpha, 1.0))
 
 
 @torch.no_grad()
