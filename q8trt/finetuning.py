@@ -188,10 +188,12 @@ def score(
     model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, precision: str
 ) -> dict[str, dict[str, float]]:
     """Metrics of the torch model on each development split."""
+    from q8trt.quantization.insertion import weights_quantized_once
+
     task, scores = config.data.resolved_task, {}
     runner = TorchRunner(model, precision)
     for split, rows in inputs.dev.items():
-        with progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
+        with weights_quantized_once(model), progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
             batch = config.training.per_device_eval_batch_size
             length = config.data.max_seq_length
             result = evaluate(runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance)

@@ -30,6 +30,7 @@ from q8trt.data import Collator, Features
 from q8trt.distillation import PROJECTION, Distillation, Distiller, distilling
 from q8trt.errors import InterruptedRunError
 from q8trt.metrics import compute_from_logits
+from q8trt.quantization.insertion import weights_quantized_once
 from q8trt.quantization.ranges import Ranges, apply_ranges
 from q8trt.quantization.recipe import Recipe
 from q8trt.tasks import Task
@@ -113,6 +114,11 @@ class _Trainer(transformers.Trainer):
             optimizer.add_param_group({"params": learned, **own})
         self.ranges.attach(optimizer)
         return optimizer
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with weights quantized once and not for each batch."""
+        with weights_quantized_once(self.accelerator.unwrap_model(self.model)):
+            return super().evaluation_loop(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

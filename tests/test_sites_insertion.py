@@ -11,7 +11,13 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from q8trt.errors import CheckpointError, ConfigError, QuantizationError
-from q8trt.quantization.insertion import insert_quantizers, model_quantizers, set_quantization
+from q8trt.quantization.calibration import calibrate
+from q8trt.quantization.insertion import (
+    insert_quantizers,
+    model_quantizers,
+    set_quantization,
+    weights_quantized_once,
+)
 from q8trt.quantization.modules import ATTENTION, QuantLinear
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.sites import ACTIVATION, OUTSIDE_LAYERS, SITE_KINDS, encoder_sites, layout_of
@@ -299,3 +305,22 @@ def test_layers_by_number_and_by_key(tiny_model: Callable[..., Any]) -> None:
     )
     keys = ["layer.0.bmm_k", "layer.1.context", "layer.1.gelu_out"]
     assert list(insert_quantizers(tiny_model(), recipe)) == keys
+
+
+def test_weights_quantized_once_are_the_same(
+    tiny_model: Callable[..., Any], tiny_batch: Callable[..., dict[str, torch.Tensor]]
+) -> None:
+    model, batch, calls = tiny_model(), tiny_batch(), []
+    quantizers = insert_quantizers(model, ALL)
+    calibrate(model, ALL, [batch])
+    with torch.no_grad():
+        expected = model(**batch).logits
+        quantizers["layer.0.key.weight"].register_forward_pre_hook(lambda *_: calls.append("weight"))
+        quantizers["layer.0.context"].register_forward_pre_hook(lambda *_: calls.append("activation"))
+        with weights_quantized_once(model):
+            assert torch.equal(model(**batch).logits, expected)
+            assert torch.equal(model(**batch).logits, expected)
+            model.bert.encoder.layer[0].attention.self.key.weight.zero_()  # too late to be seen
+            assert torch.equal(model(**batch).logits, expected)
+        assert not torch.equal(model(**batch).logits, expected)  # and seen again afterwards
+    assert calls.count("activation") == 4

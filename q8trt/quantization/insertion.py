@@ -7,14 +7,17 @@ quantizer itself is NVIDIA ModelOpt's `TensorQuantizer`, or that of its forebear
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from q8trt.errors import QuantizationError
 from q8trt.quantization.libraries import MODELOPT, Library
 from q8trt.quantization.recipe import Recipe
-from q8trt.quantization.sites import Site, encoder_sites
+from q8trt.quantization.sites import WEIGHT, Site, encoder_sites
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -96,3 +99,26 @@ def set_quantization(model: nn.Module, enabled: bool) -> None:
             quantizer.disable()
     if hasattr(model, "float_attention"):
         _route_attention(model, enabled)
+
+
+@contextlib.contextmanager
+def answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Modules that answer with what they are known to compute, for as long as this lasts."""
+    for module, answer in answers.items():
+        module.forward = lambda *args, answer=answer, **kwargs: answer
+    try:
+        yield
+    finally:
+        for module in answers:
+            del module.forward
+
+
+@contextlib.contextmanager
+def weights_quantized_once(model: nn.Module) -> Iterator[None]:
+    """For inference: weights, and their ranges, do not change meanwhile, so they are quantized here and not in each call."""
+    quantizers = model_quantizers(model)
+    weights = [site for site in encoder_sites(model) if site.kind == WEIGHT and site.key in quantizers]
+    with torch.no_grad():
+        answers = {quantizers[site.key]: quantizers[site.key](model.get_parameter(site.parameter)) for site in weights}
+    with answering(answers):
+        yield

@@ -7,8 +7,7 @@ as token ids. Sites are searched in the order of computation: those before are a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from q8trt.quantization.calibrators import SEARCH_START
 from q8trt.quantization.histogram import Histogram, percentile_amax
-from q8trt.quantization.insertion import model_quantizers, set_quantization
+from q8trt.quantization.insertion import answering, model_quantizers, set_quantization, weights_quantized_once
 from q8trt.quantization.observation import Batch
-from q8trt.quantization.sites import WEIGHT, Site, encoder_sites, layout_of
+from q8trt.quantization.sites import encoder_sites, layout_of
 
 #: The percentiles that a site may take; 100 is the largest magnitude.
 CANDIDATES = (99.9, 99.99, 99.999, 100.0)
@@ -66,18 +65,6 @@ class RowSample:
         ]
 
 
-@contextlib.contextmanager
-def _answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Modules that answer with what they are known to compute, for as long as this lasts."""
-    for module, answer in answers.items():
-        module.forward = lambda *args, answer=answer, **kwargs: answer
-    try:
-        yield
-    finally:
-        for module in answers:
-            del module.forward
-
-
 class _Tail:
     """The logits of some batches, of which the layers before a chosen one are computed only once.
 
@@ -113,19 +100,13 @@ class _Tail:
         return [self._run(index, batch) for index, batch in enumerate(self.batches)]
 
     def _run(self, index: int, batch: Batch) -> torch.Tensor:
-        with _answering(self._known[index]):
+        with answering(self._known[index]):
             return self.model(**batch).logits
 
 
 def _difference(logits: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
     """Mean squared difference."""
     return float((torch.cat(list(logits)) - torch.cat(list(reference))).double().square().mean())
-
-
-def _quantized_weights(quantizers: Mapping[str, Any], sites: Sequence[Site], model: nn.Module) -> dict[nn.Module, Any]:
-    """Quantizer -> quantized weight, of the linears in the layers: these do not change during the search."""
-    weights = [site for site in sites if site.kind == WEIGHT and site.layer is not None and site.key in quantizers]
-    return {quantizers[site.key]: quantizers[site.key](model.get_parameter(site.parameter)) for site in weights}
 
 
 @torch.no_grad()
@@ -157,7 +138,7 @@ def search_percentiles(
     set_quantization(model, True)
     quantizers, sites = model_quantizers(model), encoder_sites(model)
     chosen: dict[str, float] = {}
-    with _answering(_quantized_weights(quantizers, sites, model)):
+    with weights_quantized_once(model):
         least, start = _difference(tail.logits(), reference), -1
         for site in sites:
             if site.key not in histograms:
