@@ -161,10 +161,7 @@ def load_pretrained(
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     if dropout is not None:
-        for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
-                    "attention_dropout", "seq_classif_dropout"):  # fmt: skip
-            if hasattr(config, key):
-                setattr(config, key, dropout)
+        _configure_dropout(config, dropout)
     folder = Path(name)
     if folder.is_dir() and not allow_pickle and not list(folder.glob("*.safetensors")):
         raise CheckpointError(
@@ -187,6 +184,23 @@ def load_pretrained(
         raise _unavailable(name, error) from None
     _check_loaded(model, info, name, new_head)
     return model
+
+
+def _configure_dropout(config: Any, probability: float) -> None:
+    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
+                "attention_dropout", "seq_classif_dropout"):  # fmt: skip
+        if hasattr(config, key):
+            setattr(config, key, probability)
+
+
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Give a loaded model another dropout, everywhere, in place; its checkpoints will say so."""
+    from torch import nn
+
+    _configure_dropout(model.config, probability)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str, new_head: bool) -> None:

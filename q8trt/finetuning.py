@@ -362,6 +362,8 @@ class Finetuning:
 
         config, options = self.config, self.config.training
         _set_seed(options.seed)
+        if options.qat_dropout is not None:
+            checkpoints.set_dropout(quantized, options.qat_dropout)
         ranges = Quantization(config.recipe, lambda: measure_ranges(quantized, config, self.inputs))
         details = self._train(
             "int8",

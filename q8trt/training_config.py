@@ -42,6 +42,7 @@ class TrainingConfig:
     dropout: float | None = _option(
         None, "dropout of hidden states, attention and classifier; default: the model's own"
     )
+    qat_dropout: float | None = _option(None, "dropout during QAT; default: that of the FP32 model")
     label_loss_weight: float = _option(0.5, "weight of the label loss while a teacher is used; 0: teacher alone")
     distillation_weight: float = _option(0.5, "weight of the distance to the teacher's logits")
     hidden_loss_weight: float = _option(
@@ -124,8 +125,10 @@ class TrainingConfig:
                     raise ConfigError(f"--{name} {getattr(self, name)}, expected {words}")
         if self.warmup_ratio >= 1:
             raise ConfigError(f"--warmup_ratio {self.warmup_ratio}, expected a share of the steps below 1")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(f"--dropout {self.dropout}, expected from 0 to below 1")
+        for name in ("dropout", "qat_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"--{name} {value}, expected from 0 to below 1")
         if self.loss_scale_factor <= 1:
             raise ConfigError(f"--loss_scale_factor {self.loss_scale_factor}, expected more than 1")
         if self.max_steps != -1 and self.max_steps < 1:

@@ -23,7 +23,7 @@ NOT_NEGATIVE = (
     "weight_decay", "max_grad_norm", "label_loss_weight", "distillation_weight", "hidden_loss_weight",
     "attention_loss_weight", "quant_start_step", "dataloader_num_workers", "seed", "warmup_ratio",
 )  # fmt: skip
-BY_HAND = {"dropout", "loss_scale_factor", "max_steps"}
+BY_HAND = {"dropout", "qat_dropout", "loss_scale_factor", "max_steps"}
 
 
 def refused(words: str, **options: Any) -> None:
@@ -38,6 +38,7 @@ def test_defaults() -> None:
     assert config.seed == 42
     assert config.max_steps == -1
     assert config.dropout is None
+    assert config.qat_dropout is None
     for option in dataclasses.fields(config):
         assert option.metadata["help"], option.name
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -70,7 +71,7 @@ def test_zero_or_more(name: str) -> None:
     assert getattr(TrainingConfig(**{name: 0}), name) == 0
 
 
-@pytest.mark.parametrize("name", [*ABOVE_ZERO, *NOT_NEGATIVE, "dropout"])
+@pytest.mark.parametrize("name", [*ABOVE_ZERO, *NOT_NEGATIVE, "dropout", "qat_dropout"])
 def test_not_a_number(name: str) -> None:
     refused(f"--{name} nan, expected", **{name: math.nan})
 
@@ -83,6 +84,7 @@ def test_warmup_ratio() -> None:
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5])
 def test_dropout(value: float) -> None:
     refused(f"--dropout {value}, expected from 0 to below 1", dropout=value)
+    refused(f"--qat_dropout {value}, expected from 0 to below 1", qat_dropout=value)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
