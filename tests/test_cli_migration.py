@@ -59,3 +59,18 @@ def test_what_does_not_go_together(refused: Refused, theirs: Path, tiny_checkpoi
     assert "--sensitivity and --from_pytorch" in refused("calibrate", *flag, *model, "--sensitivity")
     missing = ["--from_pytorch_quantization", "absent.safetensors", "--task", "STS-B"]
     assert "absent.safetensors does not exist" in refused("calibrate", *missing, *model)
+
+
+def test_a_layer_that_the_model_does_not_have(
+    refused: Refused,  # noqa: F811
+    data: Path,  # noqa: F811
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    """Refused before there is a run."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("{name: mine, sites: {layer.9.gelu_out: {}}}", encoding="utf-8")
+    where = ["--task", "STS-B", "--data_dir", str(data), "--max_seq_length", "32", "--recipe", str(recipe)]
+    for command in ("calibrate", "finetune"):
+        line = refused(command, *where, "--model_name_or_path", str(tiny_checkpoint))
+        assert "layer 9, but the model's layers are 0 to 1" in line

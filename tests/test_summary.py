@@ -52,3 +52,12 @@ def test_every_site_is_accounted_for(name: str, architecture: str, tiny_model: C
     quantized = sum(recipe.spec(site) is not None for site in encoder_sites(model))
     lines = summary_lines(model, recipe)
     assert lines[0] == f"recipe {name}: {quantized} of {len(encoder_sites(model))} sites quantized"
+
+
+def test_options_without_a_site(tiny_model: Callable[..., Any]) -> None:
+    idle = {"name": "idle", "smoothquant": 0.5, "smooth_residuals": 1.0, "sites": {"ffn_residual.skip": {}}}
+    lines = summary_lines(tiny_model(), Recipe.from_dict(idle))
+    assert "  smoothquant does nothing: neither qkv_input nor ffn_input is quantized" in lines
+    assert "  smooth_residuals does nothing: no residual Add has both its inputs quantized" in lines
+    busy = {**idle, "sites": {"ffn_residual": {}, "ffn_input": {}}}
+    assert not any("does nothing" in line for line in summary_lines(tiny_model(), Recipe.from_dict(busy)))

@@ -157,17 +157,20 @@ def recipe_lines(config: Any) -> list[str]:
 
     Raises:
         CheckpointError: the model is not found, or not of the BERT family.
+        ConfigError: the recipe names a layer that the model does not have.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
     from q8trt.checkpoints import load_config
+    from q8trt.quantization.sites import encoder_sites
     from q8trt.quantization.summary import summary_lines
 
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(
             load_config(config.from_fp32 or config.model_name_or_path)
         )
+    config.recipe.check_layers(encoder_sites(model))
     return summary_lines(model, config.recipe)
 
 
@@ -185,11 +188,12 @@ def run(argv: list[str]) -> int:
 
     config.training.check_machine()
     inputs = load_inputs(config)
+    lines = recipe_lines(config) if config.precision == "int8" else []
     with contextlib.ExitStack() as stack:
         the_run = the_run or stack.enter_context(fresh_run(_folder(args, config), ["finetune.py", *argv], config))
         say(f"run: {the_run.path}")
-        if config.precision == "int8":
-            say("\n".join(recipe_lines(config)))
+        if lines:
+            say("\n".join(lines))
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
         Finetuning(config, the_run, inputs, resume=bool(args.resume)).execute()

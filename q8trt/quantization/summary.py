@@ -49,6 +49,17 @@ def _names(sites: list[Site], every_layer: int) -> str:
     return ", ".join(words)
 
 
+def _idle_options(recipe: Recipe, quantized: set[str]) -> list[str]:
+    """Options of the recipe that have no site to work on."""
+    pairs = [{f"{add}.branch", f"{add}.skip"} for add in ("attention_residual", "ffn_residual")]
+    idle = []
+    if recipe.smoothquant is not None and not quantized & {"qkv_input", "ffn_input"}:
+        idle.append("  smoothquant does nothing: neither qkv_input nor ffn_input is quantized")
+    if recipe.smooth_residuals is not None and not any(pair <= quantized for pair in pairs):
+        idle.append("  smooth_residuals does nothing: no residual Add has both its inputs quantized")
+    return idle
+
+
 def summary_lines(model: nn.Module, recipe: Recipe) -> list[str]:
     """Lines for people: the count of quantized sites, and the others with their reasons.
 
@@ -68,6 +79,7 @@ def summary_lines(model: nn.Module, recipe: Recipe) -> list[str]:
     absent = [name for name in SITE_KINDS if name in recipe.sites and name not in {site.name for site in sites}]
     if absent:
         lines.append(f"  the model has no {', '.join(absent)}")
+    lines += _idle_options(recipe, {site.name for site in quantized})
     lines.append(
         "  in float: LayerNorm, softmax, GELU and the Add of the mask: TensorRT computes them in floating point"
     )
