@@ -11,12 +11,10 @@ from typing import Any
 
 from q8trt.cli.finetune import recipe_lines, summary
 from q8trt.cli.fresh import fresh_run
-from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, read_data, say
+from q8trt.cli.options import Parser, add_data, add_quantizer, add_runs_dir, chosen_data, read_data, say
 from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
 from q8trt.errors import ConfigError
 from q8trt.training_config import TrainingConfig
-
-QUANTIZERS = ("modelopt", "pytorch-quantization")
 
 
 def parser() -> Parser:
@@ -38,12 +36,7 @@ def parser() -> Parser:
     made.add_argument(
         "--recipe", metavar="NAME|PATH", help="what to quantize (default: linear; with --sensitivity: full)"
     )
-    made.add_argument(
-        "--quantizer",
-        default="modelopt",
-        choices=QUANTIZERS,
-        help="whose quantizers and calibrators (default: modelopt)",
-    )
+    add_quantizer(made)
     made.add_argument(
         "--calibration_samples", type=int, default=512, metavar="N", help="rows to calibrate on (default: 512)"
     )

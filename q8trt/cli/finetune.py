@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.cli.fresh import fresh_run
-from q8trt.cli.options import Parser, add_data, add_dataclass, add_runs_dir, read_data, read_dataclass, say
+from q8trt.cli.options import (
+    Parser,
+    add_data,
+    add_dataclass,
+    add_quantizer,
+    add_runs_dir,
+    read_data,
+    read_dataclass,
+    say,
+)
 from q8trt.errors import ConfigError
 from q8trt.training_config import TrainingConfig
 
@@ -56,10 +65,7 @@ def parser() -> Parser:
     )  # fmt: skip
     stages.add_argument("--no_qat", action="store_true", help="stop after calibration")
     stages.add_argument("--recipe", default="linear", metavar="NAME|PATH", help="what to quantize (default: linear)")
-    stages.add_argument(
-        "--quantizer", default="modelopt", choices=("modelopt", "pytorch-quantization"),
-        help="whose quantizers and calibrators (default: modelopt)",
-    )  # fmt: skip
+    add_quantizer(stages)
     stages.add_argument(
         "--calibration_samples", type=int, default=512, metavar="N", help="rows to calibrate on (default: 512)"
     )

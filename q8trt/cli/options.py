@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from q8trt.data import DataConfig
 from q8trt.errors import ConfigError, nearest
+from q8trt.quantization.libraries import LIBRARIES
 from q8trt.runs import RUNS_DIR
 
 
@@ -81,6 +82,14 @@ def read_dataclass(cls: type, args: argparse.Namespace, **fixed: Any) -> Any:
 def add_runs_dir(parser: argparse.ArgumentParser) -> None:
     """The option that says where run folders lie."""
     parser.add_argument("--runs_dir", default=RUNS_DIR, metavar="DIR", help="folder of runs (default: runs)")
+
+
+def add_quantizer(parser: Any) -> None:
+    """``--quantizer``, of a parser or of a group of its options."""
+    parser.add_argument(
+        "--quantizer", default=LIBRARIES[0], choices=LIBRARIES,
+        help=f"whose quantizers and calibrators (default: {LIBRARIES[0]})",
+    )  # fmt: skip
 
 
 def add_data(parser: argparse.ArgumentParser, default: str = "GLUE from the hub") -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-
 from q8trt.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    import torch
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     from q8trt.quantization.recipe import QuantizerSpec
