@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import checkpoints, files
-from q8trt.engine.build import BuildConfig, PlanInfo, build_plan
+from q8trt.engine.build import build_plan
+from q8trt.engine.config import BuildConfig, PlanInfo, Progress
+from q8trt.engine.determinism import PlanDifference, compare_plans
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
-from q8trt.engine.shapes import ShapeProfile, check_positions
-from q8trt.errors import CheckpointError, ConfigError
-from q8trt.finetuning import FinetuneConfig
+from q8trt.engine.shapes import ShapeProfile, bucket_profiles, check_positions, largest
+from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
+from q8trt.export.options import ExportOptions
+from q8trt.finetune_config import FinetuneConfig
 from q8trt.runs import RUN_FILE, STAGES, Run, newest_run, open_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from q8trt.export.onnx import ExportedModel
     from q8trt.quantization.recipe import Recipe
     from q8trt.tasks import Task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,23 @@ def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: st
     )
 
 
-def default_profile(source: Source) -> ShapeProfile:
-    """The default profile reaches as far as the model was trained."""
-    length = source.config.data.max_seq_length
-    return ShapeProfile((1, 1), (16, length), (32, length))
+def profiles_for(
+    source: Source, buckets: Sequence[int] = (), opt_batch: int | None = None, max_batch: int | None = None
+) -> tuple[ShapeProfile, ...]:
+    """The profiles of a plan: one for each bucket, by default a single one as long as the model was trained.
+
+    Args:
+        source: the checkpoint.
+        buckets: the longest sequence of each profile, in tokens, ascending.
+        opt_batch: the batch to tune for; default 16, or `max_batch` where that is smaller.
+        max_batch: the largest batch; default 32, or `opt_batch` where that is larger.
+
+    Raises:
+        ConfigError: the buckets do not ascend, or the batches are not 1 <= opt <= max.
+    """
+    most = max(32, opt_batch or 1) if max_batch is None else max_batch
+    best = min(16, most) if opt_batch is None else opt_batch
+    return bucket_profiles(tuple(buckets) or (source.config.data.max_seq_length,), best, most)
 
 
 def _load(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
@@ -102,9 +122,9 @@ def _scores(source: Source) -> dict[str, Any]:
 
 def _manifest(
     source: Source, model: PreTrainedModel, recipe: Recipe | None, precision: str, inputs: tuple[str, ...],
-    tokenizer: Any, shapes: ShapeProfile, plan: PlanInfo,
+    tokenizer: Any, profiles: Sequence[ShapeProfile], plan: PlanInfo, report: dict[str, Any],
 ) -> Manifest:  # fmt: skip
-    from q8trt.export.onnx import OPSET
+    from q8trt.export.trace import OPSET
 
     task, config = source.task, model.config
     return Manifest(
@@ -122,10 +142,35 @@ def _manifest(
         inputs=list(inputs),
         opset=OPSET,
         stage=source.stage,
-        shapes=shapes,
+        profiles=list(profiles),
         backend=BackendInfo(plan.backend, plan.version, plan.sm_targets),
         metrics=_scores(source),
+        report=report,
     )
+
+
+def _report(
+    exported: ExportedModel, plan: PlanInfo, config: BuildConfig, again: PlanDifference | None
+) -> dict[str, Any]:
+    """What is known of the engine before it runs: the linter's forecast beside what was built."""
+    from q8trt.lint import LintConfig, lint
+
+    build = {
+        "seconds": round(plan.seconds, 3),
+        "peak_memory_mib": plan.peak_memory_mib and round(plan.peak_memory_mib, 1),
+        "timing_cache": plan.timing_cache,
+        "options": {name: value for name, value in asdict(config).items() if name not in ("backend", "profiles")},
+        "built_twice": again and {"identical": again.identical, "difference": str(again), **asdict(again)},
+    }
+    linted = lint(exported.path, LintConfig(max_shapes=largest(config.profiles)))
+    return {
+        "export": {"passes": [asdict(each) for each in exported.passes],
+                   "kept_fp32": [asdict(each) for each in exported.kept_fp32]},
+        "forecast": asdict(linted.forecast),
+        "findings": len(linted.findings),
+        "engine": asdict(plan.report),
+        "build": build,
+    }  # fmt: skip
 
 
 def positions(config: Any) -> int:
@@ -139,41 +184,89 @@ def build_engine(
     precision: str,
     config: BuildConfig,
     output_dir: str | Path | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
+    verify_deterministic: bool = False,
+    options: ExportOptions | None = None,
 ) -> tuple[Path, Manifest]:
-    """Export `source` and build its plan.
+    """Export `source` and build its plan. With FP16, training rows say what would overflow.
 
     Args:
         source: the checkpoint.
         precision: "fp32", "fp16", "int8" or "int8+fp16".
-        config: backend, shapes, timing cache.
+        config: backend, profiles, timing cache.
         output_dir: the engine folder, replaced when complete; None for the run's default.
         on_progress: called with (phase, step, steps) while the plan is built.
+        verify_deterministic: build the plan a second time, and note in the manifest whether the two are the same.
+        options: how the graph is exported.
 
     Returns:
         the engine folder and its manifest.
 
     Raises:
-        ConfigError: shapes beyond the position table, or a precision that does not fit the checkpoint.
+        ConfigError: shapes beyond the position table, a precision that does not fit the checkpoint, or an option that the
+            backend lacks.
         CheckpointError: the checkpoint is damaged.
         BackendError: no backend is installed.
-        EngineError: the backend refused the graph.
+        EngineError: the backend refused the graph, or crashed.
     """
     from q8trt.engine.backend import find_backend
     from q8trt.export.onnx import export_onnx
 
-    find_backend(config.backend)  # before the minutes that loading and exporting may take
-    check_positions(config.shapes, positions(checkpoints.load_config(str(source.checkpoint))))
+    config.check_supported(find_backend(config.backend))  # before the minutes that loading and exporting may take
+    check_positions(config.profiles, positions(checkpoints.load_config(str(source.checkpoint))))
     folder = Path(output_dir) if output_dir else _output(source, precision)
     model, recipe = _load(source)
     tokenizer = checkpoints.load_tokenizer(str(source.checkpoint))
     with files.atomic_folder(folder) as temporary:
-        exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer))
-        plan = build_plan(temporary / ONNX_FILE, temporary / PLAN_FILE, config, on_progress)
+        batches, rows = overflow_batches(source, tokenizer) if precision.endswith("fp16") else ([], "")
+        exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)
+        plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress)
+        again = _build_again(temporary, config, on_progress) if verify_deterministic else None
+        report = _report(exported, plan, config, again)
+        report["export"] |= {"overflow_rows": rows, "options": asdict(options or ExportOptions())}
         tokenizer.save_pretrained(temporary)
-        manifest = _manifest(source, model, recipe, precision, exported.input_names, tokenizer, config.shapes, plan)
+        inputs, profiles = exported.input_names, config.profiles
+        manifest = _manifest(source, model, recipe, precision, inputs, tokenizer, profiles, plan, report)
         manifest = write_manifest(temporary, manifest)
     return folder, manifest
+
+
+#: Rows that FP16's range is tried on: a few seconds, and outliers of BERT show on any text.
+OVERFLOW_ROWS = 64
+
+
+def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
+    """Training rows of the run's task, as (batch, sequence) int32 arrays by name, and what they are, for the manifest.
+
+    Where the data are not at hand, the built-in sentence pairs stand in: what overflows depends on the model more than on
+    the text.
+    """
+    from q8trt.data import DataConfig, bucketed_batches, load_train, tokenize
+
+    config = source.config.data
+    try:
+        examples = load_train(replace(config, max_train_samples=OVERFLOW_ROWS))
+        text = f"{OVERFLOW_ROWS} " + (
+            "built-in sentence pairs" if config.sample else f"training rows of {source.task.name}"
+        )
+    except Q8TRTError as error:
+        _log.warning("the training rows are not at hand (%s): FP16's range is tried on built-in sentences", error)
+        examples = load_train(DataConfig("STS-B", sample=True, max_train_samples=OVERFLOW_ROWS))
+        text = f"{OVERFLOW_ROWS} built-in sentence pairs, for want of the training rows"
+    features = tokenize(examples, tokenizer, config.max_seq_length)
+    names = model_inputs(tokenizer)
+    batches = bucketed_batches(features, 16, tokenizer.pad_token_id)
+    return [{name: batch.arrays[name].astype("int32") for name in names} for batch in batches], text
+
+
+def _build_again(folder: Path, config: BuildConfig, on_progress: Progress | None) -> PlanDifference:
+    """Build the plan of `folder` a second time, in another process, and compare the two."""
+    second = folder / f".{PLAN_FILE}.again"
+    try:
+        build_plan(folder / ONNX_FILE, second, config, on_progress)
+        return compare_plans(folder / PLAN_FILE, second)
+    finally:
+        second.unlink(missing_ok=True)
 
 
 def model_inputs(tokenizer: Any) -> tuple[str, ...]:
@@ -182,8 +275,8 @@ def model_inputs(tokenizer: Any) -> tuple[str, ...]:
 
 
 def _output(source: Source, precision: str) -> Path:
-    """The run's default folder; precisions with FP16 have one of their own: `engine-fp16` of FP32, `engine...-fp16`."""
+    """The run's default folder; with FP16 one of its own: `engine-fp16`, `engine-int8-fp16`, `engine-ptq-fp16`."""
     default = source.default_output
     if not precision.endswith("fp16"):
         return default
-    return default.with_name("engine-fp16" if source.stage == "fp32" else f"{default.name}-fp16")
+    return default.with_name("engine-fp16" if source.stage == "fp32" else f"engine-{source.stage}-fp16")

@@ -1,6 +1,15 @@
 import pytest
 
-from q8trt.engine.shapes import ShapeProfile, check_positions, parse_shapes
+from q8trt.engine.shapes import (
+    ShapeProfile,
+    bucket_profiles,
+    check_positions,
+    covering,
+    largest,
+    parse_buckets,
+    parse_shapes,
+    show_profiles,
+)
 from q8trt.errors import ConfigError
 
 
@@ -57,7 +66,45 @@ def test_profile_refuses_sizes_below_one() -> None:
         ShapeProfile((0, 1))
 
 
-def test_profile_stays_within_the_position_table() -> None:
-    check_positions(ShapeProfile(), 128)
+def test_profiles_stay_within_the_position_table() -> None:
+    check_positions([ShapeProfile()], 128)
     with pytest.raises(ConfigError, match=r"max has sequence 128, but the model has 64 positions; use .* 64 or less"):
-        check_positions(ShapeProfile(), 64)
+        check_positions([ShapeProfile((1, 1), (1, 8), (1, 8)), ShapeProfile()], 64)
+
+
+def test_buckets_are_read() -> None:
+    assert parse_buckets("32,64, 128") == (32, 64, 128)
+    for text in ("", "32,", "0,32", "32x64", "-1", "1.5"):
+        with pytest.raises(
+            ConfigError, match=r"cannot read the buckets .*: write sequence lengths in tokens, as 32,64,128"
+        ):
+            parse_buckets(text)
+
+
+def test_each_shape_has_one_bucket() -> None:
+    profiles = bucket_profiles((32, 64, 128), 8, 16)
+    assert [str(each) for each in profiles] == [
+        "1x1 to 16x32, best at 8x32", "1x33 to 16x64, best at 8x64", "1x65 to 16x128, best at 8x128",
+    ]  # fmt: skip
+    for length in range(1, 129):
+        [index] = [number for number, each in enumerate(profiles) if each.covers((3, length))]
+        assert covering(profiles, (3, length)) == index
+        assert profiles[index].max[1] >= length > (0, 32, 64)[index]
+    assert covering(profiles, (1, 129)) is covering(profiles, (17, 8)) is covering([], (1, 1)) is None
+    assert largest(profiles) == (16, 128)
+    assert show_profiles(profiles[:2]) == "1x1 to 16x32, best at 8x32; 1x33 to 16x64, best at 8x64"
+
+
+def test_the_tightest_of_several_profiles_is_taken() -> None:
+    wide, short, narrow = (ShapeProfile((1, 1), most, most) for most in ((8, 64), (8, 32), (1, 32)))
+    assert covering([wide, short, narrow], (1, 20)) == 2
+    assert covering([wide, short, narrow], (2, 20)) == 1
+    assert covering([wide, short, narrow], (2, 40)) == 0
+
+
+@pytest.mark.parametrize("buckets", [(), (64, 32), (32, 32)])
+def test_buckets_must_ascend(buckets: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="buckets must ascend, each longer than the one before; got"):
+        bucket_profiles(buckets, 8, 16)
+    with pytest.raises(ConfigError, match="batch must be min <= opt <= max; got 1, 16, 8"):
+        bucket_profiles((32,), 16, 8)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from q8trt.export.onnx import export_onnx
+from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.recipe import Recipe, builtin_recipes, load_recipe
@@ -42,7 +42,7 @@ def build(
         insert_quantizers(model, recipe)
         calibrate(model, recipe, [tiny_batch(architecture, seed=seed) for seed in range(3)])
         path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-        export_onnx(model, path, "int8", list(tiny_batch(architecture)))
+        export_onnx(model, path, "int8", list(tiny_batch(architecture)), ExportOptions("torchscript"))
         return model, path
 
     return made
@@ -85,7 +85,7 @@ def _is_dequantized(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
 
 def test_full_has_every_gemm_product_and_residual_in_int8(build: Callable[..., tuple[Any, Path]]) -> None:
     graph, producers, _ = _graph(build("full")[1])
-    inside = [node for node in graph.node if "/layer." in node.name]
+    inside = [node for node in graph.node if ".layer." in node.name]
     both = [
         node
         for node in inside
@@ -101,33 +101,44 @@ def test_full_has_every_gemm_product_and_residual_in_int8(build: Callable[..., t
             assert not _is_dequantized(node.input[0], producers), node.name
 
 
-def test_attention_scale_is_on_q_before_its_quantizer(build: Callable[..., tuple[Any, Path]]) -> None:
-    graph, producers, _ = _graph(build("full")[1])
-    quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear" and "bmm_q_quantizer" in n.name]
-    assert len(quantizers) == 2
-    assert all(producers[node.input[0]].op_type == "Mul" for node in quantizers)
-    scores = [n for n in graph.node if n.op_type == "MatMul" and n.name.endswith("/self/MatMul")]
-    assert len(scores) == 2
+def test_attention_scale_is_in_the_projection_of_q(build: Callable[..., tuple[Any, Path]]) -> None:
+    model, path = build("full")
+    graph, producers, constants = _graph(path)
+    quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear" and n.name.endswith("bmm_q/QuantizeLinear")]
+    assert [producers[node.input[0]].op_type for node in quantizers] == ["Transpose"] * 2
+    scores = [n for n in graph.node if n.op_type == "MatMul" and n.name.endswith(".self/MatMul")]
     readers = {name: node for node in graph.node for name in node.input}
-    assert all(readers[node.output[0]].op_type == "Add" for node in scores)  # of the mask, not a Mul
+    assert [readers[node.output[0]].op_type for node in scores] == ["Add"] * 2  # of the mask, not a Mul
+    for number in range(2):
+        (bias,) = (n.input[1] for n in graph.node if n.name == f"bert.encoder.layer.{number}.attention.self.query/Add")
+        expected = model.bert.encoder.layer[number].attention.self.query.bias.detach().numpy() / 4  # head size 16
+        assert np.array_equal(constants[bias], expected)
+
+
+def test_k_is_transposed_once_and_dequantized_right_before_the_product(build: Callable[..., tuple[Any, Path]]) -> None:
+    graph, producers, _ = _graph(build("full")[1])
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.name.endswith(".self/MatMul"):
+            dequantize = producers[node.input[1]]
+            transpose = producers[producers[dequantize.input[0]].input[0]]
+            assert (dequantize.op_type, transpose.op_type) == ("DequantizeLinear", "Transpose")
+            assert list(transpose.attribute[0].ints) == [0, 2, 3, 1]
+    assert sum(node.op_type == "Transpose" for node in graph.node) == 2 * 4
 
 
 def test_softmax_scale_is_one_over_127(build: Callable[..., tuple[Any, Path]]) -> None:
-    graph = onnx.load(build("full")[1]).graph
-    constants = {
-        node.output[0]: numpy_helper.to_array(node.attribute[0].t) for node in graph.node if node.op_type == "Constant"
-    }
+    graph, _, constants = _graph(build("full")[1])
     scales = [
         constants[node.input[1]]
         for node in graph.node
-        if node.op_type == "QuantizeLinear" and "softmax_out_quantizer" in node.name
+        if node.op_type == "QuantizeLinear" and node.name.endswith("softmax_out/QuantizeLinear")
     ]
     assert scales == [np.float32(1) / np.float32(127)] * 2
 
 
 def test_embeddings_are_int8_tables_dequantized_before_gather(build: Callable[..., tuple[Any, Path]]) -> None:
     graph, producers, constants = _graph(build("full")[1])
-    lookups = [node for node in graph.node if node.op_type == "Gather" and "embeddings/" in node.name]
+    lookups = [node for node in graph.node if node.op_type == "Gather" and "_embeddings/" in node.name]
     tables = [producers[node.input[0]] for node in lookups if node.input[0] in producers]
     tables = [node for node in tables if node.op_type == "DequantizeLinear"]
     assert len(tables) >= 2
@@ -174,9 +185,7 @@ def test_gathering_before_dequantizing_changes_no_bit(
 def test_a_table_that_something_else_reads_is_left_alone(build: Callable[..., tuple[Any, Path]]) -> None:
     model = onnx.load(build("full")[1])
     table = next(
-        node.input[0]
-        for node in model.graph.node
-        if node.op_type == "Gather" and "word_embeddings" in node.name and "weight" in node.input[0]
+        node.input[0] for node in model.graph.node if node.op_type == "Gather" and "word_embeddings" in node.name
     )
     model.graph.node.append(onnx.helper.make_node("Identity", [table], ["raw"]))
     assert dequantize_gathered_rows(model) == 2

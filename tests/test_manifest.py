@@ -24,9 +24,10 @@ MANIFEST = Manifest(
     recipe={"sites": ["qkv_input"], "percentile": 99.99},
     inputs=["input_ids", "attention_mask"],
     opset=20,
-    shapes=ShapeProfile(),
+    profiles=[ShapeProfile((1, 1), (16, 64), (32, 64)), ShapeProfile((1, 65), (8, 128), (8, 128))],
     backend=BackendInfo("tensorrt_rtx", "1.7.1.116", ["8.6", "8.9"]),
     metrics={"dev": {"f1": 0.9, "accuracy": 0.86}},
+    report={"engine": {"int8_gemms": 36, "notes": []}, "build": {"seconds": 1.5, "peak_memory_mib": None}},
 )
 
 
@@ -53,7 +54,8 @@ def test_what_is_written_is_read_back(folder: Path) -> None:
     assert replace(manifest, files={}) == MANIFEST
     assert list(manifest.files) == ["model.onnx", "model.plan"]
     assert manifest.files["model.onnx"].bytes == 400
-    assert manifest.format == 1
+    assert manifest.format == 2
+    assert manifest.largest_shape == (32, 128)
     assert manifest.created.endswith("+00:00")
 
 
@@ -62,9 +64,10 @@ def test_writing_twice_does_not_list_the_manifest(folder: Path) -> None:
 
 
 def test_a_model_without_plan_or_recipe_is_read_back(folder: Path) -> None:
-    plain = replace(MANIFEST, shapes=None, backend=None, recipe=None, precision="fp32")
+    plain = replace(MANIFEST, profiles=[], report={}, backend=None, recipe=None, precision="fp32")
     write_manifest(folder, plain)
     assert replace(load_manifest(folder), files={}) == plain
+    assert plain.largest_shape is None
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -98,9 +101,13 @@ def test_invalid_json(folder: Path, text: str) -> None:
         (lambda data: data.update(inputs="input_ids"), 'inputs must be a list, not "input_ids"'),
         (lambda data: data["inputs"].append(3), r"inputs\[2\] must be a string, not 3"),
         (lambda data: data.update(files=[]), r"files must be an object, not \[\]"),
-        (lambda data: data["shapes"].update(min=[1]), "shapes.min must have 2 entries, not 1"),
-        (lambda data: data["shapes"].update(max=[1, 1]), "batch must be min <= opt <= max; got 1, 16, 1"),
-        (lambda data: data.update(format=2), r"has format 2, this q8trt \(.*\) reads up to 1; upgrade q8trt"),
+        (lambda data: data["profiles"][1].update(min=[1]), r"profiles\[1\]\.min must have 2 entries, not 1"),
+        (lambda data: data["profiles"][0].update(max=[1, 1]), "batch must be min <= opt <= max; got 1, 16, 1"),
+        (lambda data: data.update(format=3), r"has format 3, this q8trt \(.*\) reads up to 2; upgrade q8trt"),
+        (
+            lambda data: data.update(format=1),
+            r"has format 1, of an older q8trt; rebuild the engine with `python build_en",
+        ),
     ],
 )
 def test_malformed_manifest(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:

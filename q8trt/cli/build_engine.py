@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from q8trt.cli.options import Parser, add_runs_dir, say
-from q8trt.engine.build import BuildConfig
-from q8trt.engine.shapes import Shape, parse_shapes
+from q8trt.cli.options import Parser, add_dataclass, add_runs_dir, read_dataclass, say, warn
+from q8trt.engine.config import BuildConfig, parse_sms
+from q8trt.engine.shapes import Shape, ShapeProfile, parse_buckets, parse_shapes, show_profiles
+from q8trt.errors import ConfigError
+from q8trt.export.options import ExportOptions
 from q8trt.runs import STAGES
 
 
@@ -41,23 +43,29 @@ def parser() -> Parser:
         action="store_true",
         help="with --int8: do not also build the run's FP32 engine to compare with",
     )
-    build = made.add_argument_group("build")
-    build.add_argument(
-        "--backend", metavar="NAME", help="tensorrt or tensorrt_rtx (default: tensorrt where it is installed)"
-    )
-    for name, shape in (("min", "1x1"), ("opt", "16xN"), ("max", "32xN, N as in training")):
-        build.add_argument(
+    shapes = made.add_argument_group("shapes (batch x sequence)")
+    shapes.add_argument(
+        "--buckets", metavar="N,N,...",
+        help="one optimization profile for each of these sequence lengths, as 32,64,128 (default: one, as in training)",
+    )  # fmt: skip
+    shapes.add_argument("--opt_batch", type=int, metavar="N", help="batch that profiles are tuned for (default: 16)")
+    shapes.add_argument("--max_batch", type=int, metavar="N", help="largest batch of the profiles (default: 32)")
+    for name in ("min", "opt", "max"):
+        shapes.add_argument(
             f"--{name}_shapes", metavar="BxS",
-            help=f"{name} of the profile, batch x sequence, as 16x128 or input_ids:16x128 (default: {shape})",
+            help=f"{name} of a single profile, as 16x128 or input_ids:16x128; not with --buckets and the batches above",
         )  # fmt: skip
-    build.add_argument("--timing_cache", metavar="FILE", help="timing cache to read and write")
-    build.add_argument("--workspace_mib", type=int, metavar="N", help="limit of the builder's workspace, MiB")
+    add_dataclass(made, ExportOptions, "export")
+    add_dataclass(made, BuildConfig, "build", skip=("profiles", "sm"))
+    more = made.add_argument_group("target and check")
+    more.add_argument("--sm", metavar="N,N,...", help=BuildConfig.__dataclass_fields__["sm"].metadata["help"])
+    more.add_argument(
+        "--verify_deterministic", action="store_true", help="build twice, and say whether the plans are the same"
+    )
     return made
 
 
 def _precision(args: Any) -> str:
-    from q8trt.errors import ConfigError
-
     if args.fp32 and (args.int8 or args.fp16):
         raise ConfigError("--fp32 excludes --int8 and --fp16; give one, or --int8 --fp16 for INT8 with FP16 elsewhere")
     if args.fp32:
@@ -72,13 +80,41 @@ def _given_shapes(args: Any) -> dict[str, Shape]:
     return {name: parse_shapes(text) for name, text in texts.items() if text}
 
 
-def _build(source: Any, precision: str, config: BuildConfig, output_dir: str | None) -> None:
+def _profiles(args: Any, source: Any) -> tuple[ShapeProfile, ...]:
+    """The profiles that the options ask for.
+
+    Raises:
+        ConfigError: a single profile's shapes beside buckets or batches, or values that make no profile.
+    """
+    from q8trt.building import profiles_for
+
+    given = _given_shapes(args)
+    others = [name for name in ("buckets", "opt_batch", "max_batch") if getattr(args, name) is not None]
+    if given and others:
+        raise ConfigError(
+            f"--{others[0]} excludes --{next(iter(given))}_shapes: give buckets and batches, or the shapes of one profile"
+        )
+    buckets = () if args.buckets is None else parse_buckets(args.buckets)
+    profiles = profiles_for(source, buckets, args.opt_batch, args.max_batch)
+    longest = source.config.data.max_seq_length
+    if buckets and buckets[-1] < longest:
+        warn(f"the plan takes {buckets[-1]} tokens at most; the model was trained with {longest}: longer rows are cut")
+    return (replace(profiles[0], **given),) if given else profiles
+
+
+def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_dir: str | None) -> None:
+    from rich.console import Console
+
     from q8trt.building import build_engine
     from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
-    from q8trt.progress import phases
+    from q8trt.progress import is_main_process, phases
+    from q8trt.reporting.engine_table import engine_table
 
     with phases(f"Building {precision}") as on_progress:
-        folder, manifest = build_engine(source, precision, config, output_dir, on_progress)
+        options = read_dataclass(ExportOptions, args)
+        folder, manifest = build_engine(
+            source, precision, config, output_dir, on_progress, args.verify_deterministic, options
+        )
     sizes = {name: manifest.files[name].bytes / 2**20 for name in (ONNX_FILE, PLAN_FILE)}
     built = manifest.backend
     target = (
@@ -86,26 +122,42 @@ def _build(source: Any, precision: str, config: BuildConfig, output_dir: str | N
     )
     say(f"{precision} engine: {folder}")
     say(f"  {ONNX_FILE}  {sizes[ONNX_FILE]:8.1f} MiB")
-    say(f"  {PLAN_FILE}  {sizes[PLAN_FILE]:8.1f} MiB  {target}, batch x sequence {manifest.shapes}")
+    say(f"  {PLAN_FILE}  {sizes[PLAN_FILE]:8.1f} MiB  {target}, batch x sequence {show_profiles(manifest.profiles)}")
+    if is_main_process():
+        Console().print(engine_table(manifest.report))
+    twice = manifest.report["build"]["built_twice"]
+    if twice and not twice["identical"]:
+        say(f"  built twice: {twice['difference']}")
+    kept = manifest.report["export"]["kept_fp32"]
+    if precision.endswith("fp16"):
+        rows = manifest.report["export"]["overflow_rows"]
+        say(f"  kept in FP32: {len(kept)} operations, looked for on {rows}")
+    for op in kept:
+        say(f"    {op['name']}: {op['reason']}")
+    for note in manifest.report["engine"]["notes"]:
+        say(f"  note: {note}")
+    if manifest.report["findings"]:
+        say(f"  {manifest.report['findings']} findings of the linter: q8trt lint {folder / ONNX_FILE}")
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
-    precision, shapes = _precision(args), _given_shapes(args)
-    from q8trt.building import default_profile, find_source
+    precision = _precision(args)
+    _given_shapes(args)  # what cannot be read is refused before a run is looked for
+    args.sm = () if args.sm is None else parse_sms(args.sm)
+    read_dataclass(BuildConfig, args, profiles=(ShapeProfile(),))
+    read_dataclass(ExportOptions, args)
+    from q8trt.building import find_source
 
     source = find_source(precision, args.checkpoint, args.runs_dir, args.stage)
-    config = BuildConfig(
-        backend=args.backend, shapes=replace(default_profile(source), **shapes), timing_cache=args.timing_cache,
-        workspace_mib=args.workspace_mib,
-    )  # fmt: skip
+    config = read_dataclass(BuildConfig, args, profiles=_profiles(args, source))
     say(f"checkpoint: {source.checkpoint}")
-    _build(source, precision, config, args.output_dir)
+    _build(source, precision, config, args, args.output_dir)
     baseline = source.run.path / "engine-fp32"
     wants_baseline = precision.startswith("int8") and not args.no_baseline and args.output_dir is None
     if wants_baseline and source.run.checkpoint("fp32") and not baseline.exists():
         say("the run's FP32 engine, to compare with:")
-        _build(find_source("fp32", str(source.run.path), args.runs_dir), "fp32", config, None)
+        _build(find_source("fp32", str(source.run.path), args.runs_dir), "fp32", config, args, None)
     say("next: python benchmark.py")
     return 0

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -51,7 +52,8 @@ class Backend:
     def logger(self) -> Any:
         """The process's one `trt.ILogger` of this package (TensorRT keeps the first it is given).
 
-        It forwards to the Python logger "q8trt.tensorrt" and remembers errors: see `last_error`, `forget_errors`.
+        It forwards to the Python logger "q8trt.tensorrt" and to the callable `listener`, where one is set, and remembers
+        errors: see `last_error`, `forget_errors`.
         """
         if self.name not in _loggers:
             _loggers[self.name] = _make_logger(self.module)
@@ -66,15 +68,19 @@ class Backend:
         errors = self.logger().errors
         return errors[-1] if errors else "no reason was logged"
 
+    def supported_sms(self) -> list[str]:
+        """The compute capabilities that a plan can be built for, such as ["7.5", "8.0"]; [] if only the GPU at hand's."""
+        if self.name != "tensorrt_rtx":
+            return []
+        return [sm for name in self.module.ComputeCapability.__members__ if (sm := sm_name(name))]
+
     def portable_sms(self) -> list[str]:
         """The compute capabilities that a plan covers when none is asked for, such as ["8.0", "8.6"]; [] if only one.
 
         TensorRT-RTX plans run on every architecture it names except Turing (7.5), which must be asked for alone; see
         "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU at hand.
         """
-        if self.name != "tensorrt_rtx":
-            return []
-        return [sm for name in self.module.ComputeCapability.__members__ if (sm := sm_name(name)) and sm != "7.5"]
+        return [sm for sm in self.supported_sms() if sm != "7.5"]
 
 
 def sm_name(member: str) -> str | None:
@@ -98,8 +104,11 @@ def _make_logger(trt: ModuleType) -> Any:
         def __init__(self) -> None:
             base.__init__(self)
             self.errors: deque[str] = deque(maxlen=32)
+            self.listener: Callable[[str], None] | None = None
 
         def log(self, severity: Any, msg: str) -> None:
+            if self.listener is not None:
+                self.listener(msg)
             level = levels.get(severity, logging.INFO)
             if level == logging.ERROR:
                 self.errors.append(one_line(msg))

@@ -7,20 +7,18 @@ first. Its keys are the fields of `Manifest`, no more and no fewer: a file of an
 from __future__ import annotations
 
 import dataclasses
-import json
-import types
-import typing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import q8trt
-from q8trt.engine.shapes import ShapeProfile
+from q8trt.engine.decoding import MalformedError, decode
+from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
 from q8trt.files import read_json, sha256, write_json
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
@@ -81,9 +79,11 @@ class Manifest:
         inputs: the names of the model's inputs, in its order; each is integer (batch, sequence).
         opset: the ONNX opset of ``model.onnx``.
         stage: the stage of the run that the model comes from: "fp32", "ptq" or "int8"; "" where there is none.
-        shapes: the plan's optimization profile; None without a plan.
+        profiles: the plan's optimization profiles, shortest sequences first; [] without a plan.
         backend: what built the plan; None without a plan.
         metrics: numbers under nested names, such as {"dev": {"pearson": 0.8739}}.
+        report: what is known of the engine before it runs: "engine" (`EngineReport`, as read back), "build" (seconds,
+            memory, determinism), "forecast" (the linter's, of the graph); {} without a plan.
         files: every file of the folder but the manifest; filled in by `write_manifest`.
         created: ISO 8601, UTC.
         q8trt_version: the version of q8trt that wrote the folder.
@@ -96,13 +96,19 @@ class Manifest:
     inputs: list[str]
     opset: int
     stage: str = ""
-    shapes: ShapeProfile | None = None
+    profiles: list[ShapeProfile] = field(default_factory=list)
     backend: BackendInfo | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
     created: str = field(default_factory=_now)
     q8trt_version: str = q8trt.__version__
     format: int = MANIFEST_FORMAT
+
+    @property
+    def largest_shape(self) -> Shape | None:
+        """The largest batch and the longest sequence that the plan takes; None without a plan."""
+        return largest(self.profiles) if self.profiles else None
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
@@ -138,7 +144,7 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
         verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
 
     Raises:
-        EngineError: the folder or its manifest is missing, the manifest is malformed or of a newer format, or a file is
+        EngineError: the folder or its manifest is missing, the manifest is malformed or of another format, or a file is
             missing, truncated or changed.
     """
     folder = Path(folder)
@@ -181,59 +187,9 @@ def _parse(path: Path, data: Any) -> Manifest:
         raise EngineError(
             f"{path} has format {found}, this q8trt ({q8trt.__version__}) reads up to {MANIFEST_FORMAT}; upgrade q8trt"
         )
+    if type(found) is int and found < MANIFEST_FORMAT:
+        raise EngineError(f"{path} has format {found}, of an older q8trt; rebuild the engine with `{_BUILD}`")
     try:
-        return _decode(Manifest, data, "")
-    except (_Malformed, ConfigError) as error:
+        return decode(Manifest, data)
+    except (MalformedError, ConfigError) as error:
         raise EngineError(f"{path}: {error}") from None
-
-
-class _Malformed(Exception):
-    """A value of the manifest is not what its field says."""
-
-
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """Turn JSON into what the annotation `kind` says: a dataclass, a container, a scalar, or one of these or None."""
-    if kind is Any:
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _decode(arguments[0], value, where)
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(kind, value, where)
-    expected = origin or kind
-    if expected is tuple:
-        expected = list  # JSON has no tuples
-    if type(value) is not expected:
-        raise _Malformed(f"{where} must be {_JSON_NAMES[expected]}, not {json.dumps(value)[:40]}")
-    if origin is list:
-        return [_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if origin is tuple:
-        if len(value) != len(arguments):
-            raise _Malformed(f"{where} must have {len(arguments)} entries, not {len(value)}")
-        return tuple(_decode(each, item, where) for each, item in zip(arguments, value, strict=True))
-    if origin is dict:
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    return value
-
-
-def _decode_fields(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise _Malformed(f"{where or 'the manifest'} must be an object")
-    hints = typing.get_type_hints(kind)
-    within = f" in {where}" if where else ""
-    if missing := sorted(hints.keys() - value.keys()):
-        raise _Malformed(f"missing key{within}: {', '.join(missing)}")
-    if unknown := sorted(value.keys() - hints.keys()):
-        raise _Malformed(f"unknown key{within}: {', '.join(unknown)}")
-    prefix = f"{where}." if where else ""
-    return kind(**{name: _decode(hint, value[name], prefix + name) for name, hint in hints.items()})
-
-
-_JSON_NAMES = {
-    str: "a string",
-    int: "a whole number",
-    bool: "true or false",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from q8trt.errors import ConfigError
 
@@ -73,14 +75,68 @@ def parse_shapes(text: str) -> Shape:
     return shapes[0]
 
 
-def check_positions(profile: ShapeProfile, max_positions: int) -> None:
-    """Refuse a profile that reaches beyond the model's position table of `max_positions` rows.
+def parse_buckets(text: str) -> tuple[int, ...]:
+    """Read sequence lengths such as "32,64,128".
 
     Raises:
-        ConfigError: `profile.max` has a longer sequence; such a token would read outside the table.
+        ConfigError: an entry is no positive number, or the lengths do not ascend.
     """
-    if profile.max[1] > max_positions:
-        raise ConfigError(
-            f"shapes: max has sequence {profile.max[1]}, but the model has {max_positions} positions; "
-            f"use a max sequence of {max_positions} or less"
-        )
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d*", part) for part in parts):
+        raise ConfigError(f"cannot read the buckets {text!r}: write sequence lengths in tokens, as 32,64,128")
+    return tuple(int(part) for part in parts)
+
+
+def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> tuple[ShapeProfile, ...]:
+    """One profile for each sequence bucket, tuned for `opt_batch` sequences of the bucket's full length.
+
+    A profile begins where the one before it ends, so each shape has exactly one profile, and a kernel need not serve
+    lengths that another profile serves better: only a profile's `opt` is tuned for (TensorRT documentation,
+    "Optimization Profiles").
+
+    Args:
+        buckets: the longest sequence of each bucket, in tokens, ascending.
+        opt_batch: the batch to tune for.
+        max_batch: the largest batch.
+
+    Raises:
+        ConfigError: there is no bucket, the buckets do not ascend, or the batches are not 1 <= opt <= max.
+    """
+    if not buckets or any(low >= high for low, high in pairwise(buckets)):
+        raise ConfigError(f"buckets must ascend, each longer than the one before; got {','.join(map(str, buckets))}")
+    starts = (1, *(bucket + 1 for bucket in buckets[:-1]))
+    return tuple(
+        ShapeProfile((1, start), (opt_batch, bucket), (max_batch, bucket))
+        for start, bucket in zip(starts, buckets, strict=True)
+    )
+
+
+def largest(profiles: Iterable[ShapeProfile]) -> Shape:
+    """The largest batch and the longest sequence of `profiles`; one profile need not take both at once."""
+    shapes = [profile.max for profile in profiles]
+    return max(batch for batch, _ in shapes), max(sequence for _, sequence in shapes)
+
+
+def covering(profiles: Sequence[ShapeProfile], shape: tuple[int, ...]) -> int | None:
+    """The index of the tightest of `profiles` that takes a (batch, sequence) shape; None when none does."""
+    fitting = [index for index, profile in enumerate(profiles) if profile.covers(shape)]
+    return min(fitting, key=lambda index: profiles[index].max[::-1], default=None)
+
+
+def show_profiles(profiles: Sequence[ShapeProfile]) -> str:
+    """``"1x1 to 32x32, best at 16x32; 1x33 to 32x64, best at 16x64"``."""
+    return "; ".join(map(str, profiles))
+
+
+def check_positions(profiles: Iterable[ShapeProfile], max_positions: int) -> None:
+    """Refuse profiles that reach beyond the model's position table of `max_positions` rows.
+
+    Raises:
+        ConfigError: a `max` has a longer sequence; such a token would read outside the table.
+    """
+    for profile in profiles:
+        if profile.max[1] > max_positions:
+            raise ConfigError(
+                f"shapes: max has sequence {profile.max[1]}, but the model has {max_positions} positions; "
+                f"use a max sequence of {max_positions} or less"
+            )

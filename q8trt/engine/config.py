@@ -1,0 +1,145 @@
+"""What is asked of a build and what comes of it: plain data, for it crosses from one process to another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from q8trt.engine.backend import Backend
+from q8trt.engine.report import EngineReport
+from q8trt.engine.shapes import ShapeProfile
+from q8trt.errors import ConfigError
+
+COMPATIBILITY_LEVELS = ("none", "ampere+", "same_compute_capability")
+_LEVEL_NAMES = dict(zip(COMPATIBILITY_LEVELS, ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"), strict=True))
+
+Progress = Callable[[str, int, int], None]
+"""Called as (phase, steps done, steps in all); phases nest."""
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How a plan is built. The options of the command line and their help come from the fields.
+
+    Raises:
+        ConfigError: a value is out of its range or not one of those known.
+    """
+
+    backend: str | None = field(
+        default=None, metadata={"help": "tensorrt or tensorrt_rtx; default: TensorRT if installed, else TensorRT-RTX"}
+    )
+    profiles: tuple[ShapeProfile, ...] = field(
+        default=(ShapeProfile(),), metadata={"help": "optimization profiles: the (batch, sequence) that the plan takes"}
+    )
+    sm: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "compute capabilities the plan is for, as 8.6,8.9,12.0 (TensorRT-RTX; default: 8.0 and newer)"
+        },
+    )
+    timing_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "file or folder that keeps kernel timings between builds, one file for each GPU (TensorRT only)"
+        },
+    )
+    workspace_mib: int | None = field(
+        default=None,
+        metadata={"help": "scratch memory, MiB, of a layer (TensorRT-RTX: of the network); default: all of the GPU's"},
+    )
+    builder_optimization_level: int | None = field(
+        default=None, metadata={"help": "0 (fast build) to 5 (tries most kernels); default: TensorRT's own, 3"}
+    )
+    version_compatible: bool = field(
+        default=False,
+        metadata={"help": "the plan also runs on newer TensorRT of the same major version (TensorRT only)"},
+    )
+    hardware_compatibility_level: str = field(
+        default="none",
+        metadata={"help": f"GPUs the plan runs on beside this one: {', '.join(COMPATIBILITY_LEVELS)} (TensorRT only)"},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.profiles:
+            raise ConfigError("a plan needs at least one optimization profile")
+        if self.workspace_mib is not None and self.workspace_mib < 1:
+            raise ConfigError(f"--workspace_mib must be at least 1; got {self.workspace_mib}")
+        level = self.builder_optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise ConfigError(f"--builder_optimization_level must be 0 to 5; got {level}")
+        if self.hardware_compatibility_level not in COMPATIBILITY_LEVELS:
+            raise ConfigError(
+                f"--hardware_compatibility_level must be one of {', '.join(COMPATIBILITY_LEVELS)}; "
+                f"got {self.hardware_compatibility_level!r}"
+            )
+        if len(set(self.sm)) < len(self.sm):
+            raise ConfigError(f"--sm {','.join(self.sm)} names a compute capability twice")
+
+    @property
+    def compatibility_member(self) -> str:
+        """The level's name in `trt.HardwareCompatibilityLevel`."""
+        return _LEVEL_NAMES[self.hardware_compatibility_level]
+
+    def check_supported(self, backend: Backend) -> None:
+        """Refuse what `backend` does not have, before the minutes that an export may take.
+
+        TensorRT-RTX 1.7 has `setHardwareCompatibilityLevel` but only warns that it is unsupported, and accepts
+        `VERSION_COMPATIBLE` but its packages lack the lean runtime which that needs.
+
+        Raises:
+            ConfigError: an option is not the backend's; the line says so.
+        """
+        trt, rtx = backend.module, backend.name == "tensorrt_rtx"
+        if self.sm and not rtx:
+            raise ConfigError(f"--sm is TensorRT-RTX's; {backend.title} builds for the GPU at hand: leave --sm out")
+        if unknown := [sm for sm in self.sm if sm not in backend.supported_sms()]:
+            raise ConfigError(
+                f"{backend.title} has no SM {unknown[0]}; it builds for {', '.join(backend.supported_sms())}"
+            )
+        if self.version_compatible and (rtx or not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE")):
+            raise ConfigError(f"{backend.title} makes no version-compatible plans: leave --version_compatible out")
+        levels = getattr(trt, "HardwareCompatibilityLevel", None)
+        if self.hardware_compatibility_level != "none" and (rtx or not hasattr(levels, self.compatibility_member)):
+            hint = "its plans run on every GPU from SM 8.0 on, or those of --sm" if rtx else "use a newer TensorRT"
+            raise ConfigError(
+                f"{backend.title} has no --hardware_compatibility_level {self.hardware_compatibility_level}: {hint}"
+            )
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """What was built.
+
+    Attributes:
+        backend: "tensorrt" or "tensorrt_rtx".
+        version: the backend's version.
+        sm_targets: the compute capabilities the plan is for, such as ["8.6", "8.9"]; [] when unknown.
+        seconds: wall time of parsing and building, without the start of the process that does it.
+        bytes: size of the plan.
+        timing_cache: "none" (not asked for), "new", "loaded", or "unsupported" (TensorRT-RTX has none).
+        peak_memory_mib: the most memory, in MiB, that the building process held at once, host only; None where the system
+            does not tell.
+        report: what the engine holds.
+    """
+
+    backend: str
+    version: str
+    sm_targets: list[str]
+    seconds: float
+    bytes: int
+    timing_cache: str
+    peak_memory_mib: float | None
+    report: EngineReport
+
+
+def parse_sms(text: str) -> tuple[str, ...]:
+    """Read compute capabilities such as "8.6,8.9,12.0".
+
+    Raises:
+        ConfigError: an entry does not look like one.
+    """
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
+        raise ConfigError(f"cannot read --sm {text!r}: write compute capabilities, as 8.6,8.9,12.0")
+    return parts

@@ -1,0 +1,197 @@
+"""The layers of a built engine, from either of the two texts in which TensorRT tells them.
+
+Both need a plan built with ``ProfilingVerbosity.DETAILED``:
+
+- JSON from `trt.EngineInspector`, which needs a deserialized engine and so a GPU. TensorRT 8 to 10 write a tensor's type
+  into "Format/Datatype" ("Row major linear FP16 format"), 11 splits it into "Datatype" and "Format" ("Engine Inspector",
+  and "Migrating IEngineInspector Usage from TensorRT 10.x to 11.x", in TensorRT's documentation).
+- the message that begins with "Layers:" in the builder's VERBOSE log, one line a layer. TensorRT-RTX 1.7 writes it
+  without a GPU, too.
+
+The second was run against tensorrt_rtx 1.7.1; the first is written from NVIDIA's documentation and published samples and
+has not been run here, for want of a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LOG_PREFIX = "Layers:"
+#: From narrow to wide; a kernel that reads several types computes in the widest.
+TYPES = ("INT4", "FP4", "INT8", "FP8", "BF16", "FP16", "FP32")
+_SPELLINGS = {
+    "int4": "INT4", "fp4": "FP4", "int8": "INT8", "fp8": "FP8", "bf16": "BF16", "bfloat16": "BF16",
+    "fp16": "FP16", "half": "FP16", "fp32": "FP32", "float": "FP32",
+}  # fmt: skip
+_TYPE_WORD = re.compile(rf"\b({'|'.join(_SPELLINGS)})\b", re.IGNORECASE)
+_MATRIX_KINDS = re.compile(r"gemm|matrixmultiply|matmul|convolution|fullyconnected", re.IGNORECASE)
+# Myelin names a generated kernel after its operations, "__myl_FcAddMul_myl1_7": four letters each, "Etc" when cut short.
+_MYELIN_NAME = re.compile(r"__myl_([A-Za-z]+)_myl\d+_\d+$")
+_MYELIN_MATRIX = {"Fc", "Gemm", "Bmm", "Conv"}
+_MYELIN_MOVES = {"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a layer: its type, one of TYPES, or None for integers of shapes and where it is not told; its dims."""
+
+    datatype: str | None
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of an engine: one kernel, or one step of its schedule.
+
+    Attributes:
+        name: TensorRT's name of it.
+        kind: its "LayerType", such as "gemm", "kgen" (a generated kernel), "Reformat", "wait".
+        inputs: activations it reads.
+        constants: weights it reads.
+        outputs: what it writes.
+        sources: names of the ONNX nodes it computes, in whole or in part.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    sources: frozenset[str]
+
+    @property
+    def _operations(self) -> set[str]:
+        match = _MYELIN_NAME.match(self.name)
+        return set(re.findall(r"[A-Z][a-z]+", match[1])) if match else set()
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it multiplies matrices: a GEMM, a fused attention, a convolution."""
+        told = bool(_MATRIX_KINDS.search(self.kind)) or self.name.startswith("_gemm")
+        return told or self.is_attention or bool(self._operations & _MYELIN_MATRIX)
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether it is a fused attention: both products and the softmax between them in one kernel."""
+        return "mha" in f"{self.kind} {self.name.rpartition('/')[2]}".casefold()
+
+    @property
+    def is_reformat(self) -> bool:
+        """Whether it only moves or converts data: a Reformat layer, or a generated kernel of such operations alone."""
+        operations = self._operations
+        return self.kind.casefold() == "reformat" or (bool(operations) and operations <= _MYELIN_MOVES)
+
+    @property
+    def precision(self) -> str | None:
+        """The type it computes in, one of TYPES; None for steps of the schedule and for shapes.
+
+        A matrix product computes in the wider type of its two operands, a fused attention in the widest of Q, K and V
+        (its mask may be wider). Any other layer computes in the widest type that it reads, or, reading none, writes.
+        """
+        read = [tensor.datatype for tensor in self.inputs if tensor.datatype]
+        if self.is_matrix and read:
+            weights = [tensor for tensor in self.constants if tensor.datatype and _is_matrix_shape(tensor.dims)]
+            if weights:
+                largest = max(weights, key=lambda tensor: _size(tensor.dims))
+                return _widest([read[0], largest.datatype])
+            return _widest(sorted(read, key=TYPES.index)[:3] if self.is_attention else read[:2])
+        return _widest(read or [tensor.datatype for tensor in self.outputs])
+
+
+def _is_matrix_shape(dims: tuple[int, ...]) -> bool:
+    """Whether these are the dims of weights, not of a bias or a scale; a flat count (old inspectors) is of weights."""
+    return (len(dims) > 1 and sum(size > 1 for size in dims) > 1) or (len(dims) == 1 and dims[0] > 1)
+
+
+def _size(dims: tuple[int, ...]) -> int:
+    size = 1
+    for each in dims:
+        size *= each
+    return size
+
+
+def _widest(types: Iterable[str | None]) -> str | None:
+    return max((each for each in types if each), key=TYPES.index, default=None)
+
+
+def layers_of_inspector(text: str) -> list[Layer]:
+    """The layers in what `EngineInspector.get_engine_information(LayerInformationFormat.JSON)` gave.
+
+    Raises:
+        ValueError: it is no such JSON, or the plan was built without detailed layer information.
+    """
+    data = json.loads(text)
+    entries = data.get("Layers") if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError('the inspector\'s JSON has no list "Layers"')
+    if not all(isinstance(entry, dict) and "LayerType" in entry for entry in entries):
+        raise ValueError(
+            "the plan holds the names of its layers only: it was not built with detailed layer information"
+        )
+    return [_layer(entry) for entry in entries]
+
+
+def layers_of_log(message: str) -> list[Layer]:
+    """The layers in the builder's message that begins with LOG_PREFIX; lines that are no layers are passed over.
+
+    Raises:
+        ValueError: no line of the message describes a layer.
+    """
+    entries = []
+    for line in message.split("\n"):  # not splitlines: control characters part the metadata
+        match = re.match(r"Name: (.*?), LayerType: ([^,]*),", line)
+        if match:
+            tensors = {key: _tensors(_section(line, key)) for key in ("Inputs", "Constants", "Outputs")}
+            metadata = line.rpartition(", Metadata: ")[2]
+            entries.append({"Name": match[1], "LayerType": match[2], "Metadata": metadata, **tensors})
+    if not entries:
+        raise ValueError("the builder's log has no layer information in a form known here")
+    return [_layer(entry) for entry in entries]
+
+
+def _section(line: str, key: str) -> str:
+    """What stands between the brackets of ``, Inputs: [ ... ]``; "" where the line has no such list."""
+    start = line.find(f", {key}: [")
+    if start < 0:
+        return ""
+    start += len(f", {key}: [")
+    depth = 1
+    for position in range(start, len(line)):
+        depth += {"[": 1, "]": -1}.get(line[position], 0)
+        if not depth:
+            return line[start:position]
+    return ""
+
+
+def _tensors(section: str) -> list[dict[str, Any]]:
+    found = re.finditer(r"Dimensions: \[([-\d,]*)\][^{}]*?Datatype: (\w+)", section)
+    return [{"Dimensions": [int(size) for size in each[1].split(",") if size], "Datatype": each[2]} for each in found]
+
+
+def _layer(entry: Mapping[str, Any]) -> Layer:
+    constants = [_tensor(each) for each in entry.get("Constants", [])]
+    weights = entry.get("Weights")
+    if isinstance(weights, dict) and weights.get("Count"):
+        constants.append(Tensor(_type(str(weights.get("Type", ""))), (int(weights["Count"]),)))
+    return Layer(
+        name=str(entry.get("Name", "")),
+        kind=str(entry["LayerType"]),
+        inputs=tuple(map(_tensor, entry.get("Inputs", []))),
+        constants=tuple(constants),
+        outputs=tuple(map(_tensor, entry.get("Outputs", []))),
+        sources=frozenset(re.findall(r"\[ONNX Layer: (.*?)\]", str(entry.get("Metadata", "")))),
+    )
+
+
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    told = str(entry.get("Datatype") or entry.get("Format/Datatype") or "")
+    return Tensor(_type(told), tuple(int(size) for size in entry.get("Dimensions", [])))
+
+
+def _type(text: str) -> str | None:
+    match = _TYPE_WORD.search(text)
+    return _SPELLINGS[match[1].casefold()] if match else None

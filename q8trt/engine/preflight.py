@@ -1,0 +1,281 @@
+"""Whether a plan can run on this machine, told before it is loaded: a plan that cannot fails at load with obscure words.
+
+Each problem says what is wrong and how to mend it; where a rebuild does, the command is exact: it gives the manifest's own
+build options again, changed by no more than the problems ask for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend
+from q8trt.engine.config import BuildConfig
+from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, load_manifest
+from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
+from q8trt.errors import BackendError
+from q8trt.files import sha256
+from q8trt.gpu import Gpu, gpus
+from q8trt.runs import RUN_FILE
+
+_REBUILD = "rebuild it"
+_PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that keeps a plan from running here: `what` is wrong, and how to `mend` it."""
+
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.mend}"
+
+
+def preflight(
+    folder: str | Path,
+    backend: str | None = None,
+    shapes: Sequence[Shape] = (),
+    cards: Sequence[Gpu] | None = None,
+    verify: bool = True,
+) -> list[Problem]:
+    """What keeps the plan of an engine folder from running on this machine; [] when nothing does.
+
+    Nothing is loaded and no GPU is touched. Sources: "Engine Compatibility" in TensorRT's and TensorRT-RTX's
+    documentation.
+
+    Args:
+        folder: what `build_engine.py` wrote.
+        backend: "tensorrt" or "tensorrt_rtx", where the plan is wanted on that one.
+        shapes: the (batch, sequence) that the plan must take.
+        cards: the GPUs of the machine, of which the first is used; default: those that `nvidia-smi` tells of.
+        verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
+
+    Raises:
+        EngineError: the folder or its manifest is missing, or the manifest is malformed or of another format.
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder, verify=False)
+    built = manifest.backend
+    broken = damage(folder, manifest) if verify else []
+    if built is None or PLAN_FILE not in manifest.files:
+        return [*broken, _rebuild(f"{folder} has no plan", rebuild_command(folder, manifest, backend=backend))]
+    if backend not in (None, built.name):
+        what = f"its plan was built by {TITLES.get(built.name, built.name)}"
+        return [*broken, _rebuild(what, rebuild_command(folder, manifest, backend=backend))]
+    rebuilt: dict[str, Any] = {}
+    problems = [*_backend_problems(manifest, built), *_gpu_problems(manifest, built, cards, rebuilt)]
+    problems += _shape_problems(manifest, shapes, rebuilt)
+    command = rebuild_command(folder, manifest, **rebuilt)
+    told = [Problem(each.what, _REBUILD) for each in broken] + problems
+    return [_rebuild(each.what, command) if each.mend == _REBUILD else each for each in told]
+
+
+def damage(folder: Path, manifest: Manifest) -> list[Problem]:
+    """The files of the manifest that are missing or are not what it says."""
+    found = []
+    for name, info in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{path} is missing, but the manifest lists it")
+        elif (size := path.stat().st_size) != info.bytes:
+            found.append(f"{path} is {size:,} bytes, the manifest says {info.bytes:,}: it is truncated or was replaced")
+        elif (digest := sha256(path)) != info.sha256:
+            found.append(f"{path} has SHA-256 {digest[:12]}…, the manifest says {info.sha256[:12]}…: it was changed")
+    return [_rebuild(what, rebuild_command(folder, manifest)) for what in found]
+
+
+def _rebuild(what: str, command: str) -> Problem:
+    return Problem(what, f"rebuild it: {command}")
+
+
+def describe(problems: Sequence[Problem]) -> str:
+    """All of `problems` in one line; what mends several is said once, after the last of them."""
+    last = {problem.mend: index for index, problem in enumerate(problems)}
+    return "; ".join(
+        str(problem) if last[problem.mend] == index else problem.what for index, problem in enumerate(problems)
+    )
+
+
+def rebuild_command(
+    folder: Path,
+    manifest: Manifest,
+    profiles: Sequence[ShapeProfile] | None = None,
+    backend: str | None = None,
+    sm: Sequence[str] | None = None,
+) -> str:
+    """The `build_engine.py` command that makes `folder` again on this machine, with the options that it was made with.
+
+    A manifest names no paths of the machine that wrote it. The checkpoint is the run that the folder lies in; where it
+    lies in none, RUN stands for it and is explained.
+
+    Args:
+        folder: the engine folder.
+        manifest: its manifest.
+        profiles: other profiles than the manifest's.
+        backend: another backend than the manifest's; the former one's own options are left out.
+        sm: other compute capabilities than were asked for; () asks for none.
+    """
+    words = ["python", "build_engine.py", *(f"--{part}" for part in manifest.precision.split("+"))]
+    run = folder.absolute().parent
+    known = (run / RUN_FILE).is_file()
+    words += ["--checkpoint", str(folder.parent) if known else "RUN"]
+    words += ["--stage", manifest.stage] if manifest.stage else []
+    words += ["--output_dir", str(folder)]
+    words += _shape_options(manifest.profiles if profiles is None else profiles)
+    built = manifest.backend
+    name = backend or (built.name if built else None)
+    words += ["--backend", name] if name else []
+    given = dict(manifest.report.get("build", {}).get("options", {})) if backend is None else {}
+    if sm is not None:
+        given["sm"] = list(sm)
+    words += _build_options(given)
+    words += ["--fuse_qkv"] if manifest.report.get("export", {}).get("options", {}).get("fuse_qkv") else []
+    model = "" if known else f" (RUN: the run of {manifest.model.name} on {manifest.task.name} that it was made from)"
+    return f"`{shlex.join(words)}`{model}"
+
+
+def _shape_options(profiles: Sequence[ShapeProfile]) -> list[str]:
+    """The options that make `profiles`: buckets and batches where these do, else the shapes of the single profile."""
+    if not profiles:
+        return []
+    first = profiles[0]
+    buckets = tuple(sorted({profile.max[1] for profile in profiles}))
+    if tuple(profiles) == bucket_profiles(buckets, first.opt[0], first.max[0]):
+        lengths = ",".join(map(str, buckets))
+        return ["--buckets", lengths, "--opt_batch", str(first.opt[0]), "--max_batch", str(first.max[0])]
+    return [word for name in ("min", "opt", "max") for word in (f"--{name}_shapes", show(getattr(first, name)))]
+
+
+def _build_options(given: dict[str, Any]) -> list[str]:
+    """The options of `BuildConfig` whose value is not its default."""
+    words = []
+    for field in fields(BuildConfig):
+        value = given.get(field.name, field.default)
+        value = tuple(value) if isinstance(value, list) else value
+        if field.name in ("backend", "profiles") or value == field.default:
+            continue
+        words.append(f"--{field.name}")
+        if value is not True:
+            words.append(",".join(value) if isinstance(value, tuple) else str(value))
+    return words
+
+
+def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
+    try:
+        backend = find_backend(built.name)
+    except BackendError as error:
+        what, _, mend = str(error).rpartition(": ")
+        return [Problem(what, mend)] if mend == INSTALL.get(built.name) else [Problem(str(error), _ONNXRUNTIME)]
+    problems = []
+    if not _loads(manifest, built, backend):
+        what = f"its plan was built by version {built.version}, {backend.version} is installed"
+        package = f"{_PACKAGES[built.name]}=={built.version}"
+        problems.append(Problem(f"{what}, and {_rule(manifest, built)} (pip install {package})", _REBUILD))
+    if not _has_cuda_python():
+        problems.append(Problem("cuda-python is not installed", INSTALL[built.name]))
+    return problems
+
+
+def _loads(manifest: Manifest, built: BackendInfo, backend: Backend) -> bool:
+    """Whether `backend` is a version that loads the plan."""
+    theirs, ours = _numbers(built.version)[:3], _numbers(backend.version)[:3]
+    if _option(manifest, "version_compatible") and backend.name == "tensorrt":
+        return ours >= theirs and ours[:1] == theirs[:1]
+    return ours == theirs
+
+
+def _rule(manifest: Manifest, built: BackendInfo) -> str:
+    """What the documentation says of versions."""
+    if built.name == "tensorrt_rtx":
+        return "TensorRT-RTX plans load in the release that built them, no other"
+    if _option(manifest, "version_compatible"):
+        return "a version-compatible plan loads in its version and newer ones of the same major version"
+    return "TensorRT plans load in the version that built them, no other"
+
+
+def _option(manifest: Manifest, name: str) -> Any:
+    """An option of the build; None where the manifest does not tell."""
+    return manifest.report.get("build", {}).get("options", {}).get(name)
+
+
+def needs_host_code(manifest: Manifest) -> bool:
+    """Whether the plan brings code of its own for the host: the lean runtime of a version-compatible plan."""
+    return bool(_option(manifest, "version_compatible"))
+
+
+def _has_cuda_python() -> bool:
+    return importlib.util.find_spec("cuda") is not None
+
+
+def _gpu_problems(
+    manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu] | None, rebuilt: dict[str, Any]
+) -> list[Problem]:
+    """Problems of the GPU; what a rebuild must ask for because of them is put into `rebuilt`."""
+    cards = gpus() if cards is None else cards
+    if not cards:
+        return [Problem("no NVIDIA driver or GPU was found", _ONNXRUNTIME)]
+    card, targets = cards[0], built.sm_targets
+    if _fits(card, manifest, built):
+        return []
+    what = f"its plan is for compute capability {', '.join(targets)}; {card.name} has {card.sm}"
+    if built.name == "tensorrt_rtx":
+        try:
+            offered = find_backend(built.name).supported_sms()
+        except BackendError:  # told by `_backend_problems`
+            offered = [card.sm]
+        if card.sm not in offered:
+            return [Problem(f"{what}, for which {TITLES[built.name]} cannot build", _ONNXRUNTIME)]
+        asked = _option(manifest, "sm") or ()
+        # Turing (7.5) shares no plan with others
+        together = [*asked, card.sm] if asked and "7.5" not in (*asked, card.sm) else [card.sm]
+        rebuilt["sm"] = sorted(together, key=_numbers)
+    return [Problem(what, _REBUILD)]
+
+
+def _fits(card: Gpu, manifest: Manifest, built: BackendInfo) -> bool:
+    """Whether the plan may run on `card`; TensorRT-RTX also covers architectures newer than it names."""
+    targets = [_numbers(sm) for sm in built.sm_targets]
+    sm = _numbers(card.sm)
+    if not targets or sm in targets:
+        return True
+    if built.name == "tensorrt_rtx":
+        return sm > max(targets)
+    return _option(manifest, "hardware_compatibility_level") == "ampere+" and sm >= (8, 0)
+
+
+def _shape_problems(manifest: Manifest, shapes: Sequence[Shape], rebuilt: dict[str, Any]) -> list[Problem]:
+    """Shapes that no profile takes; the profiles that would are put into `rebuilt`."""
+    missing = [shape for shape in shapes if covering(manifest.profiles, shape) is None]
+    if not missing:
+        return []
+    positions = manifest.model.max_position_embeddings
+    what = f"the plan takes {show_profiles(manifest.profiles)}, not {', '.join(map(show, missing))}"
+    if max(sequence for _, sequence in missing) > positions:
+        return [Problem(f"{what}, and the model has {positions} positions", f"use sequences of {positions} or less")]
+    rebuilt["profiles"] = _widened(manifest.profiles, missing)
+    return [Problem(what, _REBUILD)]
+
+
+def _widened(profiles: Sequence[ShapeProfile], shapes: Sequence[Shape]) -> tuple[ShapeProfile, ...]:
+    """`profiles` made as large as `shapes` need: by larger batches and a further bucket, or a wider single profile."""
+    first = profiles[0]
+    buckets = {profile.max[1] for profile in profiles}
+    if len(profiles) > 1 or first == bucket_profiles((first.max[1],), first.opt[0], first.max[0])[0]:
+        longest = max(sequence for _, sequence in shapes)
+        buckets |= {longest} if longest > max(buckets) else set()
+        return bucket_profiles(sorted(buckets), first.opt[0], max(first.max[0], *(batch for batch, _ in shapes)))
+    all_of = [first.min, first.max, *shapes]
+    low, high = (tuple(pick(shape[axis] for shape in all_of) for axis in (0, 1)) for pick in (min, max))
+    return (ShapeProfile((low[0], low[1]), first.opt, (high[0], high[1])),)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """``"8.9"`` -> ``(8, 9)``."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())

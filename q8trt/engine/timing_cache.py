@@ -1,0 +1,93 @@
+"""Kernel timings kept between builds, one file for each backend, version and GPU.
+
+Timings of another GPU or version are worse than none: TensorRT would choose its kernels by them. It refuses most such
+caches itself; here they are never even opened, for what they belong to is in the file's name. See "Timing Cache" in
+TensorRT's documentation.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from q8trt import files
+from q8trt.engine.backend import Backend
+from q8trt.gpu import Gpu
+
+_log = logging.getLogger(__name__)
+
+
+def cache_path(given: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
+    """Where the timings for this backend and GPU lie.
+
+    Args:
+        given: a folder, or a file whose name the key is added to: ``timings.cache`` -> ``timings-<key>.cache``. A path
+            without suffix is a folder.
+        backend: what builds.
+        gpu: what it times on; None where `nvidia-smi` does not tell.
+    """
+    where = (f"sm{gpu.sm}", gpu.name) if gpu else ("unknown-gpu",)
+    key = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (backend.name, backend.version, *where))
+    path = Path(given)
+    if path.is_dir() or not path.suffix:
+        return path / f"{key}.cache"
+    return path.with_name(f"{path.stem}-{key}{path.suffix}")
+
+
+class TimingCache:
+    """The timings of one build: read before it, written after it.
+
+    Attributes:
+        state: "new" or "loaded".
+    """
+
+    def __init__(self, config: Any, path: Path) -> None:
+        """Attach to the `trt.IBuilderConfig` `config` what `path` holds, or an empty cache where that is nothing usable."""
+        self._config, self._path = config, path
+        self._loaded = path.read_bytes() if path.is_file() else b""
+        self.state = "new"
+        if self._loaded and attach(config, self._loaded) is not None:
+            self.state = "loaded"
+            return
+        if self._loaded:
+            _log.warning("timing cache %s is damaged or of another version or GPU; starting a new one", path)
+        attach(config, b"")
+
+    def save(self) -> None:
+        """Write the timings, with those that another build has written meanwhile.
+
+        The file is replaced whole, so builds beside each other never see half of one; of two that end within the same
+        moment one may lose its new timings, never the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        cache = self._config.get_timing_cache()
+        if cache is None:
+            return
+        now = self._path.read_bytes() if self._path.is_file() else b""
+        if now and now != self._loaded:
+            _combine(self._config, cache, now)
+        files.write_bytes(self._path, bytes(memoryview(cache.serialize())))
+
+
+def attach(config: Any, data: bytes) -> Any:
+    """The cache made of `data`, in use by `config`; None when TensorRT refuses it: by null, by False or by raising."""
+    try:
+        cache = config.create_timing_cache(data)
+        return cache if cache is not None and config.set_timing_cache(cache, False) else None
+    except Exception as error:
+        _log.debug("timing cache refused: %s", error)
+        return None
+
+
+def _combine(config: Any, cache: Any, data: bytes) -> None:
+    """Add the timings of `data` to `cache`; where both have one, `cache` keeps its own."""
+    try:
+        other = config.create_timing_cache(data)
+        if other is None or not cache.combine(other, False):
+            _log.debug("the timing cache written meanwhile cannot be combined with this build's")
+    except Exception as error:
+        _log.debug("the timing cache written meanwhile cannot be combined with this build's: %s", error)

@@ -1,0 +1,117 @@
+"""What of a graph FP16 cannot hold, found on data: tensors beyond its range, scales below it.
+
+FP16 ends at 65504. A checkpoint's residual stream or feed-forward output may pass that on some tokens, and one infinity
+turns the logits into NaN; so the FP32 graph is run on calibration rows by ONNX Runtime, every float tensor watched.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from q8trt.export.graph import constant, nodes, readers
+from q8trt.export.passes.half import LARGEST, SMALLEST_NORMAL
+
+#: Rows not seen may reach further than those seen: what reaches beyond half of FP16's range is kept in FP32.
+MARGIN = 2.0
+
+
+@dataclass(frozen=True)
+class KeptOp:
+    """An operation left in FP32: the node's `name`, its `op_type`, and the `reason`."""
+
+    name: str
+    op_type: str
+    reason: str
+
+
+def tensor_ranges(model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Run an FP32 graph by ONNX Runtime and watch it.
+
+    Args:
+        model: float32, its tensors named and typed; left as it was.
+        batches: input name -> int32 (batch, sequence).
+
+    Returns:
+        tensor -> the largest magnitude seen, for each float tensor that a node computes.
+    """
+    import onnx
+    import onnxruntime
+
+    watched = [output for node in model.graph for output in node.outputs if output.dtype is ir.DataType.FLOAT]
+    names = [str(value.name) for value in watched]
+    proto = ir.to_proto(model)
+    present = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in present
+    )
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    largest = dict.fromkeys(names, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(proto, Path(folder) / "watched.onnx")
+        del proto
+        session = onnxruntime.InferenceSession(
+            Path(folder) / "watched.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        for batch in batches:
+            for name, array in zip(names, session.run(names, dict(batch)), strict=True):
+                if array.size:
+                    largest[name] = max(largest[name], float(np.max(np.abs(array))))
+    return largest
+
+
+def ops_to_keep(model: ir.Model, ranges: Mapping[str, float]) -> list[KeptOp]:
+    """The nodes that FP16 would break: those that compute or read what it cannot hold.
+
+    Args:
+        model: the graph, in FP32.
+        ranges: from `tensor_ranges`; empty if there was no data, and then constants alone are judged.
+    """
+    kept: dict[str, KeptOp] = {}
+
+    def keep(node: ir.Node, reason: str) -> None:
+        kept.setdefault(str(node.name), KeptOp(str(node.name), node.op_type, reason))
+
+    for node in nodes(model.graph):
+        for value in node.inputs:
+            array = constant(value)
+            if array is not None and array.dtype == np.float32 and np.abs(array).max(initial=0.0) > LARGEST:
+                keep(node, f"its constant {value.name} reaches {np.abs(array).max():.3g}")
+        for output in node.outputs:
+            # `not <=` also catches NaN
+            if not ranges.get(str(output.name), 0.0) <= LARGEST / MARGIN:
+                reason = f"{output.name} reaches {ranges[str(output.name)]:.3g}; FP16 ends at {LARGEST:.0f}"
+                for each in (node, *readers(output)):
+                    if each.op_type != "QuantizeLinear":
+                        keep(each, reason)
+        _keep_tiny_scale(node, keep)
+    _keep_weights(model, kept)
+    return [kept[str(node.name)] for node in model.graph if node.name in kept]
+
+
+def _keep_tiny_scale(node: ir.Node, keep: Callable[[ir.Node, str], None]) -> None:
+    """An activation's scale below FP16's normal numbers: the pair, and what reads it, stay in FP32."""
+    scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
+    if scale is None or constant(node.inputs[0]) is not None or (scale >= SMALLEST_NORMAL).all():
+        return
+    reason = f"the scale {float(scale.min()):.3g} of {node.name} is below what FP16 holds in full"
+    keep(node, reason)
+    for reader in readers(node.outputs[0]):
+        keep(reader, reason)
+
+
+def _keep_weights(model: ir.Model, kept: dict[str, KeptOp]) -> None:
+    """The DequantizeLinear of a weight stays with the only node that reads it: a Cast between would part the two."""
+    for node in nodes(model.graph):
+        if node.op_type != "DequantizeLinear" or constant(node.inputs[0]) is None:
+            continue
+        uses = readers(node.outputs[0])
+        if uses and all(use.name in kept for use in uses):
+            kept.setdefault(str(node.name), KeptOp(str(node.name), node.op_type, kept[str(uses[0].name)].reason))

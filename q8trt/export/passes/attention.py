@@ -1,0 +1,247 @@
+"""Passes over attention: what TensorRT's fused INT8 attention wants around its two products.
+
+Its pattern, as NVIDIA describes it (TensorRT documentation, "Working with Quantized Types"; NVIDIA/TensorRT issues 3243 and
+2981): Q/DQ right before BMM1 on Q and K, the scale on Q before its quantizer rather than on the scores, Q/DQ after softmax,
+on V, and on what leaves BMM2.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from q8trt.export.graph import (
+    FACTOR,
+    MODULES,
+    SCOPE,
+    attribute,
+    constant,
+    make,
+    new_constant,
+    nodes,
+    note_factor,
+    only_reader,
+    operands,
+    producer,
+    replace,
+    set_input,
+)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The nodes of one attention: softmax, and the product that it is of, with what lies between them."""
+
+    softmax: Any
+    scores_scale: Any
+    bmm1: Any
+
+
+def find_attentions(graph: ir.Graph) -> list[Attention]:
+    """Softmax <- [Add of the mask] <- [Mul by a constant] <- MatMul of two computed tensors."""
+    found = []
+    for softmax in nodes(graph, "Softmax"):
+        add = producer(softmax.inputs[0], "Add")
+        for value in add.inputs if add is not None else softmax.inputs:
+            scale = producer(value, "Mul", "Div")
+            scaled = operands(scale) if scale is not None else None
+            bmm1 = producer(value if scaled is None else scaled[0], "MatMul")
+            if bmm1 is not None and all(constant(each) is None for each in bmm1.inputs):
+                found.append(Attention(softmax, scale if scaled is not None else None, bmm1))
+                break
+    return found
+
+
+def _above_qdq(value: ir.Value) -> ir.Value:
+    """What enters the Q/DQ pair that `value` leaves; `value` itself where there is none."""
+    dequantize = producer(value, "DequantizeLinear")
+    quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
+    return value if quantize is None else quantize.inputs[0]
+
+
+def _projection_of(value: ir.Value) -> Any:
+    """The Add of the bias of the linear that `value` is a rearrangement of, and that nothing else reads."""
+    while (node := producer(value, "Transpose", "Reshape")) is not None:
+        if only_reader(value, *_READERS) is None:
+            return None
+        value = node.inputs[0]
+    add = producer(value, "Add")
+    if add is None or operands(add) is None or only_reader(value, *_READERS) is None:
+        return None
+    return add
+
+
+_READERS = ("Transpose", "Reshape", "Mul", "QuantizeLinear", "MatMul", "Div")
+
+
+def scale_linear(add: Any, factor: np.ndarray) -> bool:
+    """Multiply what the linear MatMul(x, W) + b answers by `factor`, in its constants; False where it is no such linear.
+
+    Args:
+        add: the Add of the bias.
+        factor: float32, () or (out_features,).
+    """
+    graph, found = add.graph, operands(add)
+    matmul = producer(found[0], "MatMul") if found is not None else None
+    if graph is None or found is None or matmul is None or only_reader(matmul.outputs[0], "Add") is None:
+        return False
+    weight, dequantize = matmul.inputs[1], producer(matmul.inputs[1], "DequantizeLinear")
+    if constant(weight) is None and (dequantize is None or constant(dequantize.inputs[0]) is None):
+        return False
+    if dequantize is not None:
+        if only_reader(dequantize.outputs[0], "MatMul") is None:
+            return False
+        _scale_dequantized(graph, dequantize, factor)
+    else:
+        set_input(
+            matmul, 1, new_constant(graph, f"{weight.name}.scaled", (constant(weight) * factor).astype(np.float32))
+        )
+    bias = next(index for index, value in enumerate(add.inputs) if constant(value) is not None)
+    set_input(add, bias, new_constant(graph, f"{add.inputs[bias].name}.scaled", (found[1] * factor).astype(np.float32)))
+    note_factor(add, factor)
+    return True
+
+
+def _scale_dequantized(graph: ir.Graph, dequantize: Any, factor: np.ndarray) -> None:
+    scale = (constant(dequantize.inputs[1]) * factor).astype(np.float32)
+    if scale.ndim and not constant(dequantize.inputs[1]).ndim:  # one scale becomes one a column
+        dequantize.attributes["axis"] = ir.Attr("axis", ir.AttributeType.INT, 1)
+    set_input(dequantize, 1, new_constant(graph, "scale", scale))
+
+
+def fold_attention_scale(model: ir.Model) -> int:
+    """1 / sqrt(head size) goes into the weight's scale and the bias of the Q projection, wherever it stood.
+
+    As exact as a product is: the same to the bit where the head size is a power of four, as BERT's 64.
+    """
+    folded = 0
+    for attention in find_attentions(model.graph):
+        query = _above_qdq(attention.bmm1.inputs[0])
+        scale = attention.scores_scale or producer(query, "Mul", "Div")
+        found = operands(scale) if scale is not None else None
+        if (
+            scale is None
+            or found is None
+            or found[1].size != 1
+            or (scale.op_type == "Div" and constant(scale.inputs[0]) is not None)
+        ):
+            continue
+        if attention.scores_scale is not None and query is not attention.bmm1.inputs[0]:
+            continue  # scores scaled after a quantized product: Q's range would change with it
+        add = _projection_of(query if attention.scores_scale is not None else found[0])
+        factor = found[1].reshape(()) if scale.op_type == "Mul" else 1 / found[1].reshape(())
+        if add is not None and scale_linear(add, factor.astype(np.float32)):
+            replace(scale.outputs[0], found[0])
+            folded += 1
+    return folded
+
+
+def merge_key_transposes(model: ir.Model) -> int:
+    """K is rearranged once, before its quantizer: Transpose -> Q -> DQ -> Transpose -> BMM1 loses the second Transpose.
+
+    DequantizeLinear then feeds the product itself, and TensorRT need not move it over a Transpose. Exact.
+    """
+    merged = 0
+    for attention in find_attentions(model.graph):
+        last = producer(attention.bmm1.inputs[1], "Transpose")
+        dequantize = producer(last.inputs[0], "DequantizeLinear") if last is not None else None
+        quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
+        first = producer((quantize or last).inputs[0], "Transpose") if last is not None else None
+        if last is None or first is None:
+            continue
+        chain = [first, last] if quantize is None else [first, quantize, dequantize, last]
+        if any(only_reader(node.outputs[0], *_CHAIN) is None for node in chain[:-1]):
+            continue
+        inner, outer = attribute(first, "perm", ()), attribute(last, "perm", ())
+        transpose = make("Transpose", [first.inputs[0]], first, perm=[inner[axis] for axis in outer])
+        replace(first.outputs[0], transpose.outputs[0])
+        replace(last.outputs[0], last.inputs[0])
+        merged += 1
+    return merged
+
+
+_CHAIN = ("Transpose", "QuantizeLinear", "DequantizeLinear", "MatMul")
+
+
+def fuse_qkv(model: ir.Model) -> int:
+    """The projections of Q, K and V become one GEMM of three times the width, and a Split.
+
+    One scale per output channel, so the integers and their scales are put side by side: exact.
+    """
+    fused = 0
+    for attention in find_attentions(model.graph):
+        adds = _projections(attention)
+        if adds is not None and _fuse(model.graph, adds):
+            fused += 1
+    return fused
+
+
+def _projections(attention: Attention) -> list[Any] | None:
+    """The bias Adds of Q, K and V."""
+    after = attention.softmax.outputs[0]
+    while (node := only_reader(after, "QuantizeLinear", "DequantizeLinear")) is not None:
+        after = node.outputs[0]
+    bmm2 = only_reader(after, "MatMul")
+    if bmm2 is None:
+        return None
+    values = [_above_qdq(value) for value in (*attention.bmm1.inputs, bmm2.inputs[1])]
+    adds = [_projection_of(_unscaled(value)) for value in values]
+    return None if any(add is None for add in adds) else [add for add in adds if add is not None]
+
+
+def _unscaled(value: ir.Value) -> ir.Value:
+    """What a Mul by a constant reads, for a scale that could not be folded."""
+    scale = producer(value, "Mul")
+    return operands(scale)[0] if scale is not None and operands(scale) is not None else value
+
+
+def _fuse(graph: ir.Graph, adds: list[Any]) -> bool:
+    matmuls = [producer(operands(add)[0], "MatMul") for add in adds]
+    if any(matmul is None or matmul.inputs[0] is not matmuls[0].inputs[0] for matmul in matmuls):
+        return False
+    weights = [matmul.inputs[1] for matmul in matmuls]
+    biases = [operands(add)[1] for add in adds]
+    like = min(matmuls, key=list(graph).index)
+    scope = like.metadata_props[SCOPE].rpartition(".")[0]
+    weight = _side_by_side(graph, weights, like)
+    if weight is None:
+        return False
+    product = make("MatMul", [matmuls[0].inputs[0], weight], like)
+    total = make("Add", [product.outputs[0], new_constant(graph, "bias", np.concatenate(biases))], like)
+    sizes = new_constant(graph, "sizes", np.array([len(bias) for bias in biases], np.int64))
+    split = ir.Node("", "Split", [total.outputs[0], sizes], [ir.Attr("axis", ir.AttributeType.INT, -1)], num_outputs=3)
+    graph.insert_before(like, split)
+    for node in (product, total, split):
+        node.metadata_props[SCOPE] = f"{scope}.qkv"
+    split.metadata_props[MODULES] = json.dumps([add.metadata_props[SCOPE] for add in adds])
+    split.metadata_props[FACTOR] = json.dumps([json.loads(add.metadata_props.get(FACTOR, "[1.0]")) for add in adds])
+    for add, output in zip(adds, split.outputs, strict=True):
+        replace(add.outputs[0], output)
+    return True
+
+
+def _side_by_side(graph: ir.Graph, weights: list[ir.Value], like: ir.Node) -> ir.Value | None:
+    """The three weights as one constant, or one DequantizeLinear with a scale for each column."""
+    arrays = [constant(weight) for weight in weights]
+    if all(array is not None for array in arrays):
+        return new_constant(graph, "qkv.weight", np.concatenate(arrays, axis=1))
+    dequantized = [producer(weight, "DequantizeLinear") for weight in weights]
+    if any(node is None or constant(node.inputs[0]) is None for node in dequantized):
+        return None
+    integers = [constant(node.inputs[0]) for node in dequantized]
+    scales = [
+        np.broadcast_to(constant(node.inputs[1]), each.shape[1:])
+        for node, each in zip(dequantized, integers, strict=True)
+    ]
+    scale = np.concatenate(scales)
+    inputs = [
+        new_constant(graph, "qkv.weight.int8", np.concatenate(integers, axis=1)),
+        new_constant(graph, "qkv.scale", scale),
+    ]
+    made = make("DequantizeLinear", inputs, like, axis=1)
+    made.metadata_props[SCOPE] = dequantized[0].metadata_props[SCOPE].replace("query", "qkv")
+    return made.outputs[0]

@@ -1,0 +1,118 @@
+"""FP32 to FP16, everywhere but where it cannot hold the values.
+
+TensorRT networks are strongly typed, so the types of the graph decide. Scales of quantizers turn FP16 with the tensors they
+belong to (opset 19). What overflows keeps FP32, between Cast nodes: see `q8trt.export.overflow`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from q8trt.export.graph import SCOPE, constant, new_constant, nodes, set_input
+
+FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+#: FP16's largest number and its smallest that has all eleven bits.
+LARGEST, SMALLEST_NORMAL = 65504.0, 2.0**-14
+
+
+def to_fp16(model: ir.Model, kept: Iterable[str] = ()) -> int:
+    """Turn every float32 tensor into float16, in place, but for the nodes named in `kept` and the graph's outputs.
+
+    A QuantizeLinear takes the type of what it reads. A scale of weights that FP16 would round away is raised to the smallest
+    that it holds in full, and its integers are rounded anew: off by 2^-15 at most.
+
+    Args:
+        model: types of all tensors known (`passes.normal.infer_shapes`).
+        kept: names of the nodes to leave in FP32.
+
+    Returns:
+        number of Cast nodes that it took.
+    """
+    converter = _Converter(model.graph, frozenset(kept))
+    for node in nodes(model.graph):
+        converter.convert(node)
+    converter.restore_outputs()
+    return converter.casts
+
+
+class _Converter:
+    """One conversion: what was made so far, to be used again."""
+
+    def __init__(self, graph: ir.Graph, kept: frozenset[str]) -> None:
+        self.graph, self.kept = graph, kept
+        self.casts = 0
+        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+
+    def convert(self, node: Any) -> None:
+        """Give `node` inputs of its type, and its outputs theirs."""
+        wanted = self._type_of(node)
+        if node.op_type == "Cast" and wanted is HALF and node.attributes["to"].value == FLOAT:
+            node.attributes["to"] = ir.Attr("to", ir.AttributeType.INT, int(HALF))
+        if node.op_type == "DequantizeLinear" and wanted is HALF and constant(node.inputs[0]) is not None:
+            self._raise_scale(node)
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype in (FLOAT, HALF):
+                set_input(node, index, self._as(value, wanted, node))
+        for output in node.outputs:
+            if output.dtype is FLOAT:
+                output.dtype = wanted
+
+    def _type_of(self, node: Any) -> ir.DataType:
+        if node.op_type == "QuantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype is FLOAT:
+            return FLOAT  # what was kept in FP32 need not pass FP16 on its way to INT8
+        return FLOAT if node.name in self.kept else HALF
+
+    def _as(self, value: ir.Value, wanted: Any, node: ir.Node) -> ir.Value:
+        """`value` in the type `wanted`: itself, a converted constant, or what a Cast makes of it before `node`."""
+        if value.dtype is wanted:
+            return value
+        if (value, wanted) not in self._made:
+            self._made[value, wanted] = self._converted(value, wanted, node)
+        return self._made[value, wanted]
+
+    def _converted(self, value: ir.Value, wanted: Any, node: ir.Node) -> ir.Value:
+        array = constant(value)
+        if array is not None:
+            made = new_constant(self.graph, f"{value.name}.{wanted.name.lower()}", array.astype(wanted.numpy()))
+            made.dtype = wanted
+            return made
+        cast = ir.Node("", "Cast", [value], [ir.Attr("to", ir.AttributeType.INT, int(wanted))], num_outputs=1)
+        cast.metadata_props[SCOPE] = str(node.name).rpartition("/")[0]
+        cast.outputs[0].dtype = wanted
+        self.graph.insert_before(node, cast)
+        self.casts += 1
+        return cast.outputs[0]
+
+    def _raise_scale(self, node: Any) -> None:
+        """Requantize a constant whose scale lies below what FP16 holds in full."""
+        integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
+        if integers is None or scale is None or (scale >= SMALLEST_NORMAL).all():
+            return
+        raised = np.maximum(scale, np.float32(SMALLEST_NORMAL))
+        ratio = scale / raised
+        if scale.ndim:
+            axis = node.attributes["axis"].value
+            ratio = ratio.reshape([-1 if dim == axis else 1 for dim in range(integers.ndim)])
+        name = node.inputs[0].name
+        set_input(node, 0, new_constant(self.graph, f"{name}.raised", np.rint(integers * ratio).astype(np.int8)))
+        value = new_constant(self.graph, f"{name}.scale", raised.astype(np.float32))
+        set_input(node, 1, value)
+
+    def restore_outputs(self) -> None:
+        """The graph answers in FP32."""
+        for index, output in enumerate(self.graph.outputs):
+            if output.dtype is not HALF:
+                continue
+            node = output.producer()
+            name, shape = output.name, output.shape
+            output.name = f"{name}.float16"
+            cast = ir.Node("", "Cast", [output], [ir.Attr("to", ir.AttributeType.INT, int(FLOAT))], num_outputs=1)
+            cast.metadata_props[SCOPE] = "" if node is None else str(node.name).rpartition("/")[0]
+            cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, FLOAT, shape
+            self.graph.append(cast)
+            self.graph.outputs[index] = cast.outputs[0]
+            self.casts += 1

@@ -1,0 +1,108 @@
+"""Passes that turn the exporters' `QuantizeDequantize` nodes into QuantizeLinear, DequantizeLinear and INT8 constants."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from q8trt.export.graph import (
+    SCOPE,
+    attribute,
+    constant,
+    make,
+    new_constant,
+    nodes,
+    only_reader,
+    producer,
+    replace,
+    set_input,
+)
+
+_FAKE = "QuantizeDequantize"
+
+
+def quantize_array(values: np.ndarray, scale: np.ndarray, axis: int | None) -> np.ndarray:
+    """What QuantizeLinear computes with zero_point 0: int8, saturate(round_half_even(values / scale)).
+
+    FP16 is divided in FP32, as ONNX Runtime does it; in FP16 the quotient, rounded twice, would be off by one now and then.
+
+    Args:
+        values: float32 or float16, any shape.
+        scale: one positive scale, or one per index of `axis`.
+        axis: dimension that the scales run along; None for one scale.
+
+    Source: ONNX operator QuantizeLinear, opset 19.
+    """
+    values, scale = values.astype(np.float32), scale.astype(np.float32)
+    if scale.size > 1:
+        shape = [1] * values.ndim
+        shape[axis if axis is not None else 1] = -1
+        scale = scale.reshape(shape)
+    return np.clip(np.rint(values / scale), -128, 127).astype(np.int8)
+
+
+def _zero_point(graph: ir.Graph, scale: ir.Value) -> ir.Value:
+    return new_constant(graph, "zero_point", np.zeros(constant(scale).shape, np.int8))
+
+
+def fold_weights(model: ir.Model) -> int:
+    """A quantized constant becomes an INT8 constant behind a DequantizeLinear; a Transpose that follows is applied to it.
+
+    The integers are those that QuantizeLinear would compute at run time, so outputs do not change by a bit; the file holds
+    one byte a weight in place of four, and an embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8.
+    """
+    folded = 0
+    for node in nodes(model.graph, _FAKE):
+        values, scale = constant(node.inputs[0]), constant(node.inputs[1])
+        if values is None or scale is None:
+            continue
+        axis = attribute(node, "axis", -1)
+        integers, target = quantize_array(values, scale, axis), node.outputs[0]
+        transpose = only_reader(target, "Transpose")
+        if transpose is not None and integers.ndim == 2:
+            integers, target = np.ascontiguousarray(integers.T), transpose.outputs[0]
+            axis = 1 - axis if scale.ndim else axis
+        table = new_constant(model.graph, f"{node.inputs[0].name}.int8", integers)
+        # No zero point: it is 0 by default, and one a row of an embedding table is 30 KB of zeros.
+        dequantize = make("DequantizeLinear", [table, node.inputs[1]], node, **({"axis": axis} if scale.ndim else {}))
+        dequantize.metadata_props[SCOPE] = attribute(node, "site", "")
+        replace(target, dequantize.outputs[0])
+        folded += 1
+    common.RemoveUnusedNodesPass()(model)
+    return folded
+
+
+def insert_qdq(model: ir.Model) -> int:
+    """A quantized activation passes a QuantizeLinear and a DequantizeLinear of constant scale and zero_point 0."""
+    inserted = 0
+    for node in nodes(model.graph, _FAKE):
+        scale = node.inputs[1]
+        zero_point = _zero_point(model.graph, scale)
+        value = node.inputs[0]
+        smoothing = producer(value, "Mul")
+        if smoothing is not None and smoothing.metadata_props.get(SCOPE, "").endswith("quantizer"):
+            smoothing.metadata_props[SCOPE] = attribute(node, "site", "")
+        axis = {"axis": attribute(node, "axis", -1)} if constant(scale).ndim else {}
+        for op_type in ("QuantizeLinear", "DequantizeLinear"):
+            made = make(op_type, [value, scale, zero_point], node, **axis)
+            made.metadata_props[SCOPE] = attribute(node, "site", "")
+            value = made.outputs[0]
+        replace(node.outputs[0], value)
+        inserted += 1
+    common.RemoveUnusedNodesPass()(model)
+    model.opset_imports.pop("q8trt", None)
+    model.graph.opset_imports.pop("q8trt", None)
+    return inserted
+
+
+def read_shapes_before_quantization(model: ir.Model) -> int:
+    """Shape nodes read what enters a Q/DQ pair in place of what leaves it: the same shape, and a DQ is read by GEMMs alone."""
+    moved = 0
+    for node in nodes(model.graph, "Shape"):
+        dequantize = producer(node.inputs[0], "DequantizeLinear")
+        quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
+        if quantize is not None:
+            set_input(node, 0, quantize.inputs[0])
+            moved += 1
+    return moved

@@ -1,0 +1,89 @@
+"""Passes that fold the per-channel factors of SmoothQuant and of smoothed residuals into constants.
+
+The factors are powers of two (`quantization.smoothquant`), so nothing changes by a bit, in FP32 or FP16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from q8trt.export.graph import (
+    constant,
+    make,
+    new_constant,
+    nodes,
+    note_factor,
+    only_reader,
+    operands,
+    power_of_two,
+    producer,
+    readers,
+    replace,
+    set_input,
+)
+from q8trt.export.passes.attention import scale_linear
+
+
+def _channel_factor(node: ir.Node) -> Any:
+    """The factors of a Mul by one constant a channel; None for any other node."""
+    found = operands(node) if node.op_type == "Mul" else None
+    return found[1] if found is not None and found[1].ndim == 1 and found[1].size > 1 else None
+
+
+def fold_branch_factors(model: ir.Model) -> int:
+    """linear -> Mul by a factor a channel -> Q: the factor goes into the weight's scales and the bias."""
+    folded = 0
+    for mul in nodes(model.graph, "Mul"):
+        factor = _channel_factor(mul)
+        add = producer(operands(mul)[0], "Add") if factor is not None else None
+        if (
+            add is None
+            or only_reader(add.outputs[0], "Mul") is None
+            or only_reader(mul.outputs[0], "QuantizeLinear") is None
+        ):
+            continue
+        if power_of_two(factor) and scale_linear(add, factor):
+            replace(mul.outputs[0], add.outputs[0])
+            folded += 1
+    return folded
+
+
+def fold_layernorm_factors(model: ir.Model) -> int:
+    """Where all that read a LayerNorm multiply it by factors of their own, one of these goes into its weight and bias.
+
+    That of the residual: its reader then quantizes what LayerNorm answers, and the others multiply by what is left.
+    """
+    folded = 0
+    for norm in nodes(model.graph, "LayerNormalization"):
+        output = norm.outputs[0]
+        muls = readers(output)
+        factors = [_channel_factor(mul) for mul in muls]
+        if not muls or output.is_graph_output() or any(factor is None for factor in factors) or len(norm.inputs) < 3:
+            continue
+        chosen = max(range(len(muls)), key=lambda index: _feeds_add(muls[index]))
+        if not power_of_two(factors[chosen]):
+            continue
+        for index in (1, 2):
+            array = constant(norm.inputs[index])
+            scaled = new_constant(model.graph, f"{norm.inputs[index].name}.scaled", array * factors[chosen])
+            set_input(norm, index, scaled)
+        note_factor(norm, factors[chosen])
+        for mul, factor in zip(muls, factors, strict=True):
+            rest = factor / factors[chosen]
+            if np.all(rest == 1):
+                replace(mul.outputs[0], output)
+            else:
+                made = make("Mul", [output, new_constant(model.graph, "factor", rest)], mul)
+                replace(mul.outputs[0], made.outputs[0])
+        folded += 1
+    return folded
+
+
+def _feeds_add(mul: ir.Node) -> bool:
+    """Whether what `mul` answers reaches an Add through one Q/DQ pair: the way around a residual branch."""
+    quantize = only_reader(mul.outputs[0], "QuantizeLinear")
+    dequantize = only_reader(quantize.outputs[0], "DequantizeLinear") if quantize is not None else None
+    return dequantize is not None and only_reader(dequantize.outputs[0], "Add") is not None

@@ -1,0 +1,228 @@
+"""A torch model, float or fake-quantized, to a raw ONNX graph, by either of torch's exporters.
+
+Neither exporter need know a quantizer. For the length of the export, each one stands in the model as a module that makes a
+single node, ``q8trt.QuantizeDequantize(x, scale)``, which `q8trt.export.passes` then turns into QuantizeLinear and
+DequantizeLinear. So nothing hangs on ModelOpt's own symbolic function, which the exporter of today (torch.export) does not
+read, nor on the older one (TorchScript), which torch is retiring. After the passes both give the same graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from q8trt.errors import ConfigError
+from q8trt.export.options import EXPORTERS
+from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.modules import ATTENTION
+from q8trt.quantization.sites import encoder_sites
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from transformers import PreTrainedModel
+
+#: LayerNormalization is one op from 17 on, FP16 scales exist from 19 on, Gelu is one op from 20 on.
+OPSET = 20
+#: Domain and name of the node that stands for a quantizer; attribute `axis`, -1 for one scale, and `site`, its key.
+DOMAIN, QUANTIZE_DEQUANTIZE = "q8trt", "QuantizeDequantize"
+#: Added to the scores of padding. FP16 holds it, and exp(MASKED + any score) is zero in FP32 and FP16 alike; the smallest
+#: float, which transformers takes, is -infinity once a score is added in FP16.
+MASKED = -10000.0
+
+
+class _Emitter(torch.autograd.Function):
+    """The node, for the TorchScript exporter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, axis: int, site: str) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, scale: Any, axis: int, site: str) -> Any:
+        node = g.op(f"{DOMAIN}::{QUANTIZE_DEQUANTIZE}", x, scale, axis_i=axis, site_s=site)
+        return node.setType(x.type())
+
+
+def _emit_dynamo(x: torch.Tensor, scale: torch.Tensor, axis: int, site: str) -> torch.Tensor:
+    """The node, for torch.export."""
+    attributes: dict[str, Any] = {"axis": axis, "site": site}
+    name = f"{DOMAIN}::{QUANTIZE_DEQUANTIZE}"
+    return torch.onnx.ops.symbolic(name, (x, scale), attributes, dtype=x.dtype, shape=x.shape, version=1)
+
+
+_EMITTERS: dict[str, Callable[..., torch.Tensor]] = {"dynamo": _emit_dynamo, "torchscript": _Emitter.apply}
+
+
+class _ExportQuantizer(nn.Module):
+    """Stands for a quantizer while its model is exported; for tracing alone, it does not compute."""
+
+    _disabled = False
+    pre_quant_scale: torch.Tensor | None
+
+    def __init__(self, quantizer: Any, site: str, emit: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        amax = quantizer.amax.detach().float()
+        # Weights are quantized by output channel, tables by row: axis 0 both.
+        self.axis = 0 if amax.numel() > 1 else -1
+        self.site, self.emit = site, emit
+        self.register_buffer("scale", (amax / 127).reshape(-1 if amax.numel() > 1 else ()))
+        pre = getattr(quantizer, "pre_quant_scale", None)
+        self.register_buffer("pre_quant_scale", None if pre is None else pre.detach().float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pre_quant_scale is not None:
+            x = x * self.pre_quant_scale
+        return self.emit(x, self.scale, self.axis, self.site)
+
+
+class _Logits(nn.Module):
+    """The model with positional inputs and one output, as the exporters want it.
+
+    The mask is made here, (B, 1, 1, S), added to the scores as it is: what transformers makes of a 2D mask depends on its
+    version, and is forty nodes of shape arithmetic in the file. So are RoBERTa's positions, counted from its padding index.
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = tuple(names)
+        self.counts_positions = model.config.model_type == "roberta"
+        self.pad_token_id = model.config.pad_token_id
+
+    def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
+        inputs = dict(zip(self.names, arrays, strict=True))
+        if (mask := inputs.get("attention_mask")) is not None:
+            inputs["attention_mask"] = (1.0 - mask.unsqueeze(1).unsqueeze(2).float()) * MASKED
+        if self.counts_positions:
+            ids = inputs["input_ids"]
+            text = ids.ne(torch.tensor(self.pad_token_id, dtype=ids.dtype)).int()
+            inputs["position_ids"] = torch.cumsum(text, 1, dtype=torch.int32) * text + self.pad_token_id
+            inputs.setdefault("token_type_ids", ids * 0)
+        return self.model(**inputs).logits
+
+
+def _widen_weights(model: PreTrainedModel) -> None:
+    """Let weights of 4 or 2 bits be written as INT8 constants that hold the same few values, in place.
+
+    TensorRT has no INT4 GEMM with per-channel scales: such weights gain nothing in speed, and are exported to be measured.
+    """
+    quantizers = model_quantizers(model)
+    for site in encoder_sites(model):
+        quantizer = quantizers.get(site.key)
+        if quantizer is None or quantizer.num_bits == 8:
+            continue
+        with torch.no_grad():
+            weight = model.get_parameter(site.parameter)
+            weight.copy_(quantizer(weight))
+        quantizer.amax = quantizer.amax / (2 ** (quantizer.num_bits - 1) - 1) * 127
+        quantizer.num_bits = 8
+
+
+def _prepared(model: PreTrainedModel, exporter: str) -> PreTrainedModel:
+    """A copy in FP32 on the CPU, in evaluation mode, attention spelled out op by op, quantizers ready to be traced."""
+    prepared = copy.deepcopy(model).cpu().eval().float()
+    if prepared.config._attn_implementation != ATTENTION:
+        prepared.set_attn_implementation("eager")
+    _widen_weights(prepared)
+    quantizers = model_quantizers(prepared)
+    for site in encoder_sites(prepared):
+        if site.key in quantizers:
+            stand_in = _ExportQuantizer(quantizers[site.key], site.key, _EMITTERS[exporter])
+            setattr(prepared.get_submodule(site.module), site.attribute, stand_in)
+    return prepared
+
+
+def _examples(names: Sequence[str]) -> tuple[torch.Tensor, ...]:
+    """Two rows of different lengths, so that nothing in the graph can be mistaken for a constant shape."""
+    ids = torch.full((2, 8), 5, dtype=torch.int32)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    known = {"attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return tuple(known.get(name, ids) for name in names)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on their own workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _trace_dynamo(module: nn.Module, names: Sequence[str]) -> ir.Model:
+    axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=2)}
+    program = torch.onnx.export(
+        module,
+        _examples(names),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(names),
+        output_names=["logits"],
+        dynamic_shapes=((axes,) * len(names),),
+        verbose=False,
+    )
+    if program is None:
+        raise ConfigError("torch's exporter made no program; try --exporter torchscript")
+    return program.model
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return any(isinstance(each, _ExportQuantizer) for each in module.modules())
+
+
+def _trace_torchscript(module: nn.Module, names: Sequence[str]) -> ir.Model:
+    import onnx_ir as ir
+
+    axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "raw.onnx"
+        torch.onnx.export(
+            module,
+            _examples(names),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(names),
+            output_names=["logits"],
+            dynamic_axes=axes,
+            custom_opsets={DOMAIN: 1} if _is_quantized(module) else None,
+        )
+        return ir.load(path)
+
+
+_TRACERS = {"dynamo": _trace_dynamo, "torchscript": _trace_torchscript}
+
+
+def trace(model: PreTrainedModel, names: Sequence[str], exporter: str) -> ir.Model:
+    """The raw FP32 graph of `model`, quantizers as `QuantizeDequantize` nodes, batch and sequence dynamic.
+
+    Args:
+        model: a transformers sequence classification model; left as it was.
+        names: its inputs, in order: int32 (batch, sequence).
+        exporter: one of EXPORTERS.
+
+    Raises:
+        ConfigError: unknown exporter.
+    """
+    if exporter not in EXPORTERS:
+        raise ConfigError(f"unknown exporter {exporter!r}; known: {', '.join(EXPORTERS)}")
+    module = _Logits(_prepared(model, exporter), names).eval()
+    with torch.no_grad(), _quiet():
+        return _TRACERS[exporter](module, names)

@@ -1,0 +1,228 @@
+"""The linter's rules: stable id -> why it matters for TensorRT, what to do, and where that is written.
+
+Sources: TRT is NVIDIA's TensorRT documentation (docs.nvidia.com/deeplearning/tensorrt) by section; T#n is issue n of
+NVIDIA/TensorRT, MO#n of NVIDIA/Model-Optimizer. "Built" means tried with TensorRT-RTX 1.7.1. What no source states is worded so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Why a finding matters, how to fix it in one line, and the source of both."""
+
+    why: str
+    fix: str
+    source: str
+
+
+_EXPLICIT = 'TRT "Explicit Quantization", Q/DQ Layer-Placement Recommendations'
+_SYMMETRIC = 'TRT "Working with Quantized Types": symmetric quantization, signed INT8'
+_MHA = 'TRT 10 developer guide "MHA Fusion", as quoted in T#2981 and T#4167'
+_ATTENTION = 'TRT "Fused Attention"'
+
+RULES = {
+    # Refused, or something else than the file says.
+    "unsupported-op": Rule(
+        "TensorRT's ONNX parser has no importer for it and refuses the file",
+        "quantize statically in Q/DQ format (QuantizeLinear/DequantizeLinear), and export without runtime-specific fusions",
+        "onnx-tensorrt docs/operators.md; built: MatMulInteger, DynamicQuantizeLinear, QLinearMatMul and "
+        "com.microsoft ops other than those named like ONNX's own are refused",
+    ),
+    "zero-point": Rule(
+        "TensorRT quantizes symmetrically; its parser refuses a zero point other than 0 (except for DLA)",
+        "quantize again with symmetric INT8 (onnxruntime: ActivationSymmetric and WeightSymmetric, QInt8)",
+        f"{_SYMMETRIC}; T#2774, T#4698; built: refused",
+    ),
+    "unsigned-integers": Rule(
+        "TensorRT refuses UINT8 constants, and reads UINT8 activations as INT8: values above 127 saturate",
+        "quantize again with signed INT8 (onnxruntime: activation_type=QInt8, weight_type=QInt8)",
+        f"{_SYMMETRIC}; built: a UINT8 weight is refused, a UINT8 zero point gives the warning 'Defaulting to INT8'",
+    ),
+    "int32-dequantize": Rule(
+        "TensorRT's DequantizeLinear takes INT8, INT4, FP8 or FP4 and refuses INT32",
+        "leave biases in floating point (onnxruntime: extra_options={'QuantizeBias': False})",
+        "T#3360, onnx-tensorrt#850; built: refused",
+    ),
+    "scale-not-positive": Rule(
+        "TensorRT refuses scales that are zero or negative; one that is not finite makes every value zero or not a number",
+        "calibrate again: such a channel or tensor was all zeros; use a tiny positive amax for it",
+        "built: zero and negative scales are refused, an infinite one is not; ModelOpt replaces zero scales before export",
+    ),
+    "gather-before-dequantize": Rule(
+        "TensorRT accepts a quantized constant only straight before a DequantizeLinear and refuses to build this table",
+        "dequantize the table and gather from that: DequantizeLinear -> Gather stays INT8 in the plan",
+        "built: 'Quantized constant is only allowed before DQ'",
+    ),
+    # Not INT8 where it could be.
+    "gemm-not-int8": Rule(
+        "a GEMM runs in INT8 only when both its activation and its weight come through Q/DQ",
+        "put a pair of symmetric INT8 Q/DQ on the named side",
+        f"{_EXPLICIT}: quantize all inputs of weighted operations; T#4073",
+    ),
+    "bmm-not-int8": Rule(
+        "a BMM of attention without INT8 on both sides runs in floating point, with reformats around it",
+        "put Q/DQ on Q and K before the first BMM, on the probabilities and V before the second",
+        "T#3243 (explicit Q/DQ before both batched GEMMs), T#2981",
+    ),
+    "residual-not-int8": Rule(
+        "a residual Add with a float input keeps its neighbours' outputs in floating point: more memory traffic",
+        "put a pair of symmetric INT8 Q/DQ on each of the Add's inputs",
+        f"{_EXPLICIT}: quantize the residual input in skip connections; T#3243 (Q/DQ before the residual Add)",
+    ),
+    "weight-axis": Rule(
+        "scales along the dimension that is summed over cannot be taken out of the sum, so no INT8 GEMM can apply them",
+        "give the weight one scale per output channel",
+        "arithmetic of the product; TRT: per-channel scales run along the output channels",
+    ),
+    "activation-per-channel": Rule(
+        "an activation has one scale in TensorRT; several cannot be taken out of the GEMM's sum",
+        "quantize the activation per tensor (move outliers into the weights: SmoothQuant)",
+        f"{_EXPLICIT}: per-tensor for activations, per-channel for weights",
+    ),
+    "not-quantized": Rule(
+        "without Q/DQ every op runs in the float type that it has in the graph: TensorRT 11 has no INT8 flag",
+        "calibrate and export with Q/DQ: q8trt calibrate, then build-engine --int8",
+        'TRT "Strong Typing"; implicit quantization is gone from TensorRT 11',
+    ),
+    # Attention.
+    "attention-head-size": Rule(
+        "the fused INT8 kernel exists for head sizes 16, 32 and 64; in FP16/BF16 for 16 to 256 in steps of 8",
+        "choose a model with such heads; otherwise attention runs as two BMMs and a softmax",
+        f"{_MHA}; T#3714",
+    ),
+    "attention-sequence": Rule(
+        "the fused INT8 kernel exists for sequences up to 512 tokens",
+        "lower the longest sequence of the profile to 512",
+        f"{_MHA}; T#3714",
+    ),
+    "attention-scale": Rule(
+        "TensorRT requires the attention scale on Q or K, before the first BMM; quantized, before Q's quantizer",
+        "multiply Q by 1/sqrt(head size) before its Q/DQ, or fold the factor into the query projection",
+        f"{_ATTENTION}: Q or K to be multiplied with the attention scale before the first BMM",
+    ),
+    "attention-qkv-qdq": Rule(
+        "INT8 attention is fused only with Q/DQ on both inputs of the first BMM, and both of the second",
+        "put symmetric INT8 Q/DQ on the named input",
+        f"{_MHA}; T#3243",
+    ),
+    "attention-softmax-qdq": Rule(
+        "INT8 attention is fused only with Q/DQ after Softmax",
+        "quantize the probabilities (amax 1)",
+        _MHA,
+    ),
+    "attention-output-qdq": Rule(
+        "INT8 attention is fused only with Q/DQ after the second BMM",
+        "put Q/DQ between the second BMM and the output projection",
+        _MHA,
+    ),
+    "attention-mask-qdq": Rule(
+        "Q/DQ between the first BMM and Softmax is none of the documented places, and the mask spans a range that no scale holds",
+        "remove the Q/DQ around the mask Add",
+        f"{_MHA} lists the places; accuracy: T#2382",
+    ),
+    "attention-float-type": Rule(
+        "fused attention takes FP16, BF16 or INT8 inputs, not FP32",
+        "export in FP16, or quantize the BMMs",
+        _MHA,
+    ),
+    # Accuracy and float types.
+    "layernorm-input-quantized": Rule(
+        "LayerNorm's input holds the residual stream's outliers: INT8 there costs accuracy (STS-B 86.8 -> 62.9 on MiniLM)",
+        "quantize the inputs of the residual Add, not its sum",
+        "measured with q8trt (all-MiniLM-L6-v2); LayerNorm itself runs in floating point",
+    ),
+    "fp32-leftover": Rule(
+        "the graph is strongly typed: this op runs in FP32 or wider, with casts on both sides, in a graph otherwise FP16",
+        "export it in FP16, unless it was kept in FP32 against overflow",
+        'TRT "Strong Typing"; T#2843, MO#59',
+    ),
+    "scale-fp32": Rule(
+        "FP32 scales make DequantizeLinear give FP32: casts, or FP32 ops, follow in a graph that is FP16 elsewhere",
+        "store the scales in FP16 (opset 19 or later)",
+        "ONNX DequantizeLinear 19: the output has the scale's type; MO#2321",
+    ),
+    "scale-not-constant": Rule(
+        "the builder has to fold the scale first; per-channel scales computed in the graph doubled the plan",
+        "fold constants before building",
+        "built: the plan of MiniLM doubled",
+    ),
+    "mask-constant": Rule(
+        "FP16 ends at 65504: the constant becomes infinity, and infinity times 0 or minus itself is not a number",
+        "use a mask constant within FP16, such as -10000",
+        "T#2466, T#1568",
+    ),
+    "constant-overflow": Rule(
+        "a constant holds infinity or NaN: a weight beyond FP16's 65504, or a damaged file",
+        "keep the op that reads it in FP32, or rescale the weight",
+        "T#3101",
+    ),
+    "decomposed-layernorm": Rule(
+        "spelled out, LayerNorm's squares and sums can overflow FP16, and TensorRT must recognize the pattern",
+        "export LayerNormalization as one op (opset 17 or later)",
+        "TensorRT's own build warning, pytorch/TensorRT#4061; T#2564",
+    ),
+    "decomposed-gelu": Rule(
+        "TensorRT must recognize the pattern to run it as one; an op of its own leaves nothing to recognize",
+        "export Gelu as one op (opset 20 or later)",
+        'TRT "Layer Fusion Catalog"; which formulas it recognizes in INT8 graphs is not documented',
+    ),
+    "opset-too-low": Rule(
+        "older operator sets lack what the graph needs",
+        "export with opset 20",
+        "ONNX: LayerNormalization is one op from 17, FP16 scales of Q/DQ exist from 19; MO#2321",
+    ),
+    # Q/DQ without purpose, sizes, shapes.
+    "dangling-qdq": Rule(
+        "what reads the dequantized tensor cannot run in INT8: the pair costs accuracy and time and gains nothing",
+        "remove the Q/DQ pair",
+        f"{_EXPLICIT}: be conservative when adding Q/DQ",
+    ),
+    "quantize-alone": Rule(
+        "TensorRT fuses pairs; an integer tensor without DequantizeLinear leads nowhere",
+        "add the DequantizeLinear, or remove the QuantizeLinear",
+        f"{_EXPLICIT}",
+    ),
+    "requantized": Rule(
+        "DequantizeLinear -> QuantizeLinear rounds twice, or, with equal scales, does nothing",
+        "keep one Q/DQ pair",
+        "arithmetic; whether TensorRT merges such pairs is not documented",
+    ),
+    "duplicate-qdq": Rule(
+        "the same tensor is quantized again with the same scale; whether the builder merges the copies is not documented",
+        "let the readers share one Q/DQ pair",
+        "no source on merging",
+    ),
+    "float-weights": Rule(
+        "the file holds four bytes a weight (two in FP16) in place of one; the builder must quantize them",
+        "fold QuantizeLinear into the constant: INT8 weights, then DequantizeLinear",
+        'TRT "Explicit Quantization", Quantized Weights: both are accepted',
+    ),
+    "weights-per-tensor": Rule(
+        "one scale for a whole weight is less accurate than one per output channel",
+        "quantize weights per channel (onnxruntime: per_channel=True)",
+        f"{_EXPLICIT}: per-tensor for activations, per-channel for weights",
+    ),
+    "embedding-float": Rule(
+        "the table keeps its float size in the plan; embeddings are a large part of a small BERT",
+        "store it as INT8 -> DequantizeLinear -> Gather",
+        "built: stays INT8 in the plan",
+    ),
+    "int64-input": Rule(
+        "the engine's binding is INT64: callers must pass INT64, and ids are cast before they are used",
+        "export INT32 inputs",
+        "built: 'Make sure input has Int64 binding'",
+    ),
+    "dynamic-shapes": Rule(
+        "TensorRT builds a network with dynamic inputs only with an optimization profile, and tunes for its opt shape alone",
+        "give min, opt and max (batch x sequence) to the build; --max_shapes lets the linter judge by them",
+        'TRT "Working with Dynamic Shapes"; T#1166; built: refused without one',
+    ),
+    "not-recognised": Rule(
+        "the linter knows transformer encoders; what it does not recognize it cannot judge",
+        "none needed; the rules on Q/DQ, types and ops hold for any graph",
+        "this linter",
+    ),
+}

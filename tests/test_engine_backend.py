@@ -1,0 +1,73 @@
+"""The seam to TensorRT: which package, which GPUs, what it logs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from q8trt.engine import backend as seam
+from q8trt.engine.backend import Backend, backend_status, find_backend, sm_name
+from q8trt.errors import BackendError, ConfigError
+
+
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX", "rtx", " RTX "])
+def test_spellings_of_tensorrt_rtx(rtx: Backend, name: str) -> None:
+    assert find_backend(name).name == "tensorrt_rtx"
+    assert find_backend(name).logger() is rtx.logger()
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ConfigError, match=r"unknown backend 'tensort'; choose .* \(did you mean 'tensorrt'\?\)"):
+        find_backend("tensort")
+
+
+@pytest.mark.parametrize(("name", "extra"), [("trt", "tensorrt"), ("rtx", "rtx")])
+def test_absent_backend(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
+    monkeypatch.setattr(seam.importlib, "import_module", absent)
+    with pytest.raises(BackendError, match=rf'is not installed: pip install "q8trt\[{extra}\]"'):
+        find_backend(name)
+    with pytest.raises(BackendError, match=r"TensorRT is not installed: .*; TensorRT-RTX is not installed: "):
+        find_backend()
+    assert all("is not installed" in reason for reason in backend_status().values())
+
+
+def absent(name: str) -> Any:
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_broken_backend_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise ImportError("libnvinfer.so.10: cannot open\nshared object file")
+
+    monkeypatch.setattr(seam.importlib, "import_module", broken)
+    with pytest.raises(BackendError, match=r"cannot be imported: libnvinfer\.so\.10: cannot open shared object file$"):
+        find_backend("tensorrt")
+
+
+def test_tensorrt_comes_before_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = types.ModuleType("tensorrt")
+    fake.__version__ = "10.13.2.6"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    backend = find_backend()
+    assert (backend.name, backend.title) == ("tensorrt", "TensorRT 10.13.2.6")
+    assert backend.portable_sms() == []
+
+
+def test_names_of_architectures() -> None:
+    assert [sm_name(name) for name in ("SM75", "SM120", "NONE", "CURRENT")] == ["7.5", "12.0", None, None]
+
+
+def test_the_logger_forwards_and_remembers_errors(rtx: Backend, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "q8trt.tensorrt")
+    log, severity = rtx.logger(), rtx.module.ILogger.Severity
+    rtx.forget_errors()
+    assert rtx.last_error() == "no reason was logged"
+    log.log(severity.WARNING, "careful")
+    log.log(severity.ERROR, "first")
+    log.log(severity.INTERNAL_ERROR, "second\n line")
+    assert rtx.last_error() == "second line"
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "ERROR"]
