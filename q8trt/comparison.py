@@ -11,14 +11,22 @@ from typing import Any
 import numpy as np
 
 from q8trt import checkpoints
-from q8trt.benchmarking import BenchmarkConfig, Latency, measure, random_inputs
+from q8trt.benchmarking.config import BenchmarkConfig
+from q8trt.benchmarking.hardware import GpuState, clock_warning, gpu_states, peak_tops
+from q8trt.benchmarking.lengths import measure_lengths
+from q8trt.benchmarking.timing import Latency, measure, random_inputs
+from q8trt.benchmarking.work import rated, work_of_onnx
 from q8trt.data import DataConfig, Features, load_dev, tokenize
+from q8trt.data.batches import DEFAULT_BUCKETS
 from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, load_manifest
+from q8trt.engine.shapes import covering, largest, show_profiles
 from q8trt.errors import ConfigError
 from q8trt.evaluation import evaluate, predict
-from q8trt.finetuning import FinetuneConfig
+from q8trt.finetune_config import FinetuneConfig
+from q8trt.lint import LintConfig, lint
 from q8trt.progress import progress
-from q8trt.reporting import Parity, Report, Row
+from q8trt.provenance import portable
+from q8trt.reporting import Gate, Parity, Report, Row
 from q8trt.runners import open_runner
 from q8trt.runners.base import Runner
 from q8trt.runs import RUN_FILE, Run
@@ -96,6 +104,7 @@ def compare(
     backend: str | None = None,
     batch_size: int = 32,
     parity: bool = False,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
 ) -> Report:
     """Score and time `engines` on this machine.
 
@@ -107,6 +116,7 @@ def compare(
         backend: "tensorrt", "tensorrt_rtx" or "onnxruntime"; None for the best that this machine can run.
         batch_size: rows a batch while scoring.
         parity: also run each engine's torch checkpoint and state how far the logits are apart.
+        buckets: lengths that batches of the development set are padded to, while its throughput is measured.
 
     Raises:
         Q8TRTError: bad data, a damaged engine, a backend that is absent.
@@ -116,12 +126,17 @@ def compare(
         runners = [stack.enter_context(open_runner(engine.folder, backend)) for engine in engines]
         largest = _largest_batch(engines, data, batch_size)
         splits = _tokenized(engines[0], data, largest[1]) if data else {}
-        rows = [
+        scored = [
             _score(engine, runner, splits, largest, parity) for engine, runner in zip(engines, runners, strict=True)
         ]
-        latencies = _time(engines, runners, config)
-    first = next(iter(splits.values()), None)
-    task = engines[0].manifest.task
+        first = next(iter(splits.values()), None)
+        lengths = _lengths(engines, runners, first, largest, buckets, config.max_seconds)
+        latencies, states = _time(engines, runners, config)
+    rows = [
+        Row(**fields, latencies=_with_work(engine, runner, times), lengths=each)
+        for engine, runner, fields, times, each in zip(engines, runners, scored, latencies, lengths, strict=True)
+    ]
+    task, warning = engines[0].manifest.task, clock_warning(states)
     return Report(
         task=task.name,
         split=first.split if first else "-",
@@ -130,14 +145,66 @@ def compare(
         rows_evaluated=len(first) if first else 0,
         data_fingerprint=first.fingerprint if first else "",
         main_metric=task.main_metric,
-        rows=[Row(**row, latencies=list(times)) for row, times in zip(rows, latencies, strict=True)],
+        rows=rows,
         provenance=provenance,
+        gpus=states[-1:],
+        notes=[warning] if warning else [],
     )
+
+
+def check_gate(gate: Gate, engines: Sequence[Engine], data: DataConfig | None) -> None:
+    """Refuse, before anything is measured, a gate that these engines cannot answer.
+
+    Raises:
+        ConfigError: there is nothing to judge, or nothing to judge it by.
+    """
+    option = "--max_drop" if gate.max_drop is not None else "--min_speedup"
+    precisions = {engine.manifest.precision for engine in engines}
+    if gate and precisions == {"fp32"}:
+        raise ConfigError(
+            f"{option} judges INT8 and FP16 engines by FP32, and only FP32 is here; add --engine DIR of another"
+        )
+    if gate.max_drop is not None and data is None:
+        raise ConfigError("--max_drop needs the score on the development set; drop --no_accuracy")
+    if gate.min_speedup is not None and "fp32" not in precisions:
+        raise ConfigError(
+            "--min_speedup needs an FP32 engine to compare with: python build_engine.py --fp32, then --engine"
+        )
+    unknown = [engine.folder for engine in engines if not engine.manifest.metrics.get("torch_fp32")]
+    if gate.max_drop is not None and "fp32" not in precisions and unknown:
+        raise ConfigError(
+            f"--max_drop needs an FP32 score, and {unknown[0]} records none; add an FP32 engine with --engine"
+        )
+
+
+def _lengths(
+    engines: Sequence[Engine],
+    runners: Sequence[Runner],
+    rows: Features | None,
+    largest: tuple[int, int],
+    buckets: Sequence[int],
+    max_seconds: float,
+) -> list[Any]:
+    """`Lengths` of each runner; None each without rows."""
+    if rows is None:
+        return [None] * len(runners)
+    batch_size, max_length = largest
+    pad_token_id = engines[0].manifest.model.pad_token_id
+    with progress("Timing length buckets", len(rows)) as advance:
+        return measure_lengths(runners, rows, pad_token_id, max_length, batch_size, buckets, max_seconds, advance)
+
+
+def _with_work(engine: Engine, runner: Runner, latencies: Sequence[Latency]) -> list[Latency]:
+    """The latencies with the rate of the model's matrix products, and its share of the peak."""
+    path = engine.folder / ONNX_FILE
+    work = work_of_onnx(path) if path.is_file() else None
+    peak = peak_tops(runner.device, engine.manifest.precision)
+    return [rated(latency, work, peak) for latency in latencies]
 
 
 def _largest_batch(engines: Sequence[Engine], data: DataConfig | None, batch_size: int) -> tuple[int, int]:
     """Rows a batch and tokens a row, at most, while scoring: what was asked for, cut to what every plan accepts."""
-    limits = [engine.manifest.shapes.max for engine in engines if engine.manifest.shapes]
+    limits = [shape for engine in engines if (shape := engine.manifest.largest_shape)]
     wanted = (batch_size, data.max_seq_length if data else 1)
     return min([wanted[0], *(batch for batch, _ in limits)]), min([wanted[1], *(length for _, length in limits)])
 
@@ -152,17 +219,15 @@ def _score(
 ) -> dict[str, Any]:
     """The fields of the engine's row, latency apart; `largest` is (rows a batch, tokens a row)."""
     metrics: dict[str, float] = {}
-    rate, pad_token_id, measured = None, engine.manifest.model.pad_token_id, None
+    pad_token_id, measured = engine.manifest.model.pad_token_id, None
     batch_size, max_length = largest
     for number, (split, rows) in enumerate(splits.items()):
         with progress(f"Scoring {engine.name} on {split}", len(rows)) as advance:
             result = evaluate(runner, rows, rows.task, pad_token_id, max_length, batch_size, advance)
         # MNLI has two development sets; the first one's metrics go by their own names.
         metrics |= {name if number == 0 else f"{split}.{name}": value for name, value in result.metrics.items()}
-        rate = rate or result.samples_per_second
         if parity and measured is None:
             measured = _parity(engine, rows, result.logits, largest)
-    torch_scores = engine.manifest.metrics.get(f"torch_{engine.manifest.stage}") or {}
     return {
         "name": engine.name,
         "label": runner.label,
@@ -172,10 +237,25 @@ def _score(
         "metrics": metrics,
         "onnx_mib": _mib(engine, ONNX_FILE),
         "plan_mib": _mib(engine, PLAN_FILE),
-        "torch_metrics": next(iter(torch_scores.values()), None),
-        "eval_samples_per_s": rate,
+        "torch_metrics": _torch_scores(engine, engine.manifest.stage),
+        "fp32_metrics": _torch_scores(engine, "fp32"),
         "parity": measured,
+        "folder": portable(engine.folder),
+        "findings": findings_of(engine.folder / ONNX_FILE, engine.manifest.precision, engine.manifest.largest_shape),
     }
+
+
+def _torch_scores(engine: Engine, stage: str) -> dict[str, float] | None:
+    """What the torch model of a stage of the run scored on its (first) development set, as the manifest has it."""
+    return next(iter((engine.manifest.metrics.get(f"torch_{stage}") or {}).values()), None)
+
+
+def findings_of(path: Path, precision: str, largest_shape: tuple[int, int] | None) -> tuple[str, ...]:
+    """What the linter holds against the graph on TensorRT, the worst first; FP32 is not meant to be quantized."""
+    if precision == "fp32" or not path.is_file():
+        return ()
+    report = lint(path, LintConfig(max_shapes=largest_shape))
+    return tuple(f"{each.rule}: {each.what}" for each in report.findings if each.level != "info")
 
 
 def _mib(engine: Engine, name: str) -> float | None:
@@ -207,25 +287,35 @@ def _within_profiles(config: BenchmarkConfig, engines: Sequence[Engine]) -> Benc
     Raises:
         ConfigError: a chosen shape lies outside the profile of an engine.
     """
-    profiles = [(engine.folder, engine.manifest.shapes) for engine in engines if engine.manifest.shapes]
-    if config == replace(config, shapes=BenchmarkConfig().shapes) and profiles:
-        batches, sequences = zip(*(profile.max for _, profile in profiles), strict=True)
+    plans = [(engine.folder, engine.manifest.profiles) for engine in engines if engine.manifest.profiles]
+    if config == replace(config, shapes=BenchmarkConfig().shapes) and plans:
+        batches, sequences = zip(*(largest(profiles) for _, profiles in plans), strict=True)
         limits = (min(batches), min(sequences))
         fitting = dict.fromkeys((min(b, limits[0]), min(s, limits[1])) for b, s in config.shapes)
         config = replace(config, shapes=tuple(fitting))
     for shape in config.shapes:
-        for folder, profile in profiles:
-            if not profile.covers(shape):
-                raise ConfigError(f"--shapes {shape[0]}x{shape[1]} lies outside the profile of {folder}: {profile}")
+        for folder, profiles in plans:
+            if covering(profiles, shape) is None:
+                raise ConfigError(
+                    f"--shapes {shape[0]}x{shape[1]} lies outside the profile of {folder}: {show_profiles(profiles)}"
+                )
     return config
 
 
-def _time(engines: Sequence[Engine], runners: Sequence[Runner], config: BenchmarkConfig) -> list[list[Latency]]:
+def _time(
+    engines: Sequence[Engine], runners: Sequence[Runner], config: BenchmarkConfig
+) -> tuple[list[list[Latency]], list[GpuState]]:
+    """Latencies of each runner, and the GPU that they ran on, looked at after each shape; [] where none ran on a GPU."""
     names = engines[0].manifest.inputs
     vocab_size = min(1000, *(len(checkpoints.load_tokenizer(str(engine.folder))) for engine in engines))
+    devices, states = {runner.device for runner in runners}, []
 
     def inputs(batch: int, sequence: int) -> dict[str, np.ndarray]:
         return random_inputs(batch, sequence, vocab_size, input_names=names)
 
+    def look() -> None:
+        if devices != {"cpu"}:
+            states.extend([state for state in gpu_states() if state.name in devices][:1])
+
     with progress("Timing", config.rounds) as advance:
-        return measure(runners, config, inputs, advance)
+        return measure(runners, config, inputs, advance, on_shape=look), states

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
-from q8trt.benchmarking import (
+from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
+from q8trt.benchmarking.timing import (
     WHAT_IS_TIMED,
-    BenchmarkConfig,
+    WHAT_IS_TIMED_ON_DEVICES,
     measure,
-    parse_shapes_list,
     random_inputs,
     summarize,
 )
 from q8trt.errors import ConfigError, DataError
-from q8trt.runners.base import Runner
+from q8trt.runners.base import Runner, Timing
 
 
 class World:
@@ -72,7 +73,10 @@ def test_summarize_by_hand() -> None:
     assert latency.p90_ms == pytest.approx(7.6)
     assert latency.p95_ms == pytest.approx(8.8)
     assert latency.p99_ms == pytest.approx(9.76)
-    assert latency.samples_per_s == pytest.approx(16 / 0.003)
+    # trtexec's: queries over the sum of their host wall times.
+    assert latency.queries_per_s == pytest.approx(5 / 0.020)
+    assert latency.samples_per_s == pytest.approx(16 * 5 / 0.020)
+    assert (latency.clock, latency.parts, latency.compute_ms) == ("host", {}, latency.median_ms)
 
 
 def test_summarize_one_iteration() -> None:
@@ -114,7 +118,7 @@ def test_each_shape_gets_its_own_figures() -> None:
     ((small, large),) = measure([runner], config(shapes=((1, 4), (2, 8))), make_inputs, clock=world.clock)
     assert runner.shapes == [(1, 4)] * 4 + [(2, 8)] * 4
     assert (small.shape, large.shape) == ("1x4", "2x8")
-    assert large.samples_per_s == pytest.approx(5.0)
+    assert (large.queries_per_s, large.samples_per_s) == (pytest.approx(2.5), pytest.approx(5.0))
     assert small.median_ms == pytest.approx(100.0)
 
 
@@ -137,6 +141,77 @@ def test_max_seconds_leaves_time_after_the_warmup() -> None:
 
 def test_a_slow_model_is_timed_in_both_directions() -> None:
     assert run(World(), "AB", warmup=5, iterations=30, max_seconds=0.1) == ["AB", "AB", "BA"]
+
+
+def test_duration_goes_on_beyond_the_iterations() -> None:
+    # Rounds of 2 s: the sixth is the last to start before 12 s are over; two iterations alone would be 4 s.
+    assert len(run(World(), "AB", iterations=2, duration_s=11.0)) == 6
+    assert len(run(World(), "AB", iterations=7, duration_s=11.0)) == 7
+    assert len(run(World(), "AB", iterations=2, duration_s=50.0, max_seconds=51.0)) == 25
+
+
+def test_progress_adds_up_with_a_duration() -> None:
+    rounds: list[int] = []
+    world = World()
+    measure([FakeRunner(world, "A", 1.0)], config(duration_s=20), make_inputs, rounds.append, world.clock)
+    assert len(world.calls) == 20
+    assert sum(rounds) == config().rounds == 4
+
+
+class TimedFake(FakeRunner):
+    """Has device timings: H2D 1, GPU `gpu`, D2H 2 ms."""
+
+    device = "NVIDIA L4"
+
+    def __init__(self, gpu: list[float], enqueue: float = 0.1) -> None:
+        super().__init__(World(), "T", 1.0)
+        self.gpu, self.enqueue = gpu, enqueue
+
+    def infer_timed(self, arrays: Mapping[str, np.ndarray]) -> Timing:
+        gpu = self.gpu.pop(0)
+        return Timing(1.0, gpu, 2.0, self.enqueue, host_ms=gpu + 10.0, cuda_graph=True)
+
+
+def timed(gpu: list[float], enqueue: float = 0.1) -> Any:
+    ((latency,),) = measure([TimedFake(gpu, enqueue)], config(shapes=((2, 4),)), make_inputs)
+    return latency
+
+
+def test_device_timings_are_what_the_latency_is() -> None:
+    latency = timed([10.0, 10.0, 30.0, 20.0])
+    assert latency.clock == "device"
+    assert latency.median_ms == pytest.approx(15 + 3)  # H2D + GPU + D2H
+    assert {name: part.median_ms for name, part in latency.parts.items()} == {
+        "h2d": 1.0, "gpu": 15.0, "d2h": 2.0, "enqueue": 0.1, "host": 25.0
+    }  # fmt: skip
+    assert latency.queries_per_s == pytest.approx(4 / 0.110)  # host wall time, not GPU time
+    assert (latency.cuda_graph, latency.transfers, latency.compute_ms) == (True, True, 15.0)
+
+
+def test_warnings_of_device_timings() -> None:
+    assert timed([10.0] * 4).warnings == ()
+    (enqueue,) = timed([10.0] * 4, enqueue=8.1).warnings
+    assert enqueue.startswith("enqueue-bound: ")
+    (transfer,) = timed([2.9] * 4).warnings
+    assert transfer.startswith("transfer-bound: ")
+    (unstable,) = timed([10.0, 10.0, 10.0, 10.5]).warnings  # standard deviation 0.2165 of a mean of 10.125
+    assert unstable == "unstable: GPU compute varies by 2.1% (standard deviation over mean)"
+
+
+def test_warning_of_a_wide_spread_on_the_host() -> None:
+    assert summarize(1, 8, [1.0] * 19 + [1.19]).warnings == ()
+    assert summarize(1, 8, [1.0, 1.0, 1.0, 2.0]).warnings == ("unstable: p95 is 1.85 times the median",)
+
+
+def test_each_shape_is_looked_at_once() -> None:
+    looks: list[int] = []
+    world = World()
+    shapes = ((1, 4), (2, 8))
+    measure(
+        [FakeRunner(world, "A", 1.0)], config(shapes=shapes), make_inputs, None, world.clock,
+        lambda: looks.append(len(world.calls)),
+    )  # fmt: skip
+    assert looks == [4, 8]
 
 
 def test_nothing_to_time() -> None:
@@ -183,6 +258,9 @@ def test_parse_shapes_list_names_the_item(text: str) -> None:
         ({"iterations": 0}, "--iterations 0, expected 1 or more"),
         ({"max_seconds": 0.0}, "--max_seconds 0.0, expected a positive"),
         ({"max_seconds": float("nan")}, "--max_seconds nan"),
+        ({"duration_s": -1.0}, "--duration -1.0, expected from 0 to below --max_seconds 60.0"),
+        ({"duration_s": 60.0}, "--duration 60.0, expected"),
+        ({"duration_s": float("nan")}, "--duration nan"),
     ],
 )
 def test_config_refusals(changes: dict[str, object], message: str) -> None:
@@ -192,3 +270,15 @@ def test_config_refusals(changes: dict[str, object], message: str) -> None:
 
 def test_what_is_timed_names_the_copies() -> None:
     assert "copies to and from the device are inside" in WHAT_IS_TIMED
+    assert WHAT_IS_TIMED_ON_DEVICES.startswith("H2D + GPU compute + D2H of one query")
+
+
+def test_grid() -> None:
+    batches, lengths = parse_sizes("--batch_sizes", "1, 8"), parse_sizes("--seq_lengths", "32,128")
+    assert grid(batches, lengths) == ((1, 32), (8, 32), (1, 128), (8, 128))
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,", "8,8", "-1", "a", "1.5"])
+def test_parse_sizes_names_the_option(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--seq_lengths .*, expected different whole numbers of 1 or more"):
+        parse_sizes("--seq_lengths", text)

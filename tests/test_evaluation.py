@@ -74,10 +74,10 @@ def test_rows_without_labels_are_refused() -> None:
 
 
 def engine(tmp_path, largest: tuple[int, int] | None) -> Engine:
-    shapes = ShapeProfile((1, 1), (1, 1), largest) if largest else None
+    profiles = [ShapeProfile((1, 1), (1, 1), largest)] if largest else []
     manifest = Manifest(
         TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("tiny", "bert", 1, 64, 0, 128), "fp32", None,
-        ["input_ids"], 20, shapes=shapes,
+        ["input_ids"], 20, profiles=profiles,
     )  # fmt: skip
     return Engine(tmp_path, manifest)
 

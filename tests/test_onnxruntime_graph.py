@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from q8trt.runners.onnxruntime_graph import use_unsigned_activations
+from q8trt.runners.onnxruntime_graph import fuse_linears, use_unsigned_activations
 from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 SCALE = np.float32(0.05)
@@ -96,3 +96,57 @@ def test_the_runner_gives_what_the_file_gives(tmp_path) -> None:
     onnx.save(model, path)
     with OnnxRuntimeRunner(path, "int8") as runner:
         np.testing.assert_allclose(runner.infer({"input_ids": ids}), logits(model, ids, optimize=False), rtol=1e-5)
+
+
+def linear(axis: int | None = 1, bias_rank: int = 1, read_twice: bool = False) -> onnx.ModelProto:
+    """logits = dequantized(x) @ dequantized(W) + b; W (16, 16), so that either axis could carry its scales."""
+    rng = np.random.default_rng(1)
+    constants = {
+        "scale": np.array(SCALE), "zero": np.array(0, np.int8), "w": rng.integers(-128, 128, (16, 16)).astype(np.int8),
+        "w_scale": rng.uniform(0.001, 0.01, () if axis is None else 16).astype(np.float32),
+        "w_zero": np.zeros(() if axis is None else 16, np.int8),
+        "b": rng.normal(size=(16,) if bias_rank == 1 else (1, 16)).astype(np.float32),
+    }  # fmt: skip
+    attributes = {} if axis is None else {"axis": axis}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["dw"], **attributes),
+        helper.make_node("MatMul", ["dq", "dw"], ["y"], "here/MatMul"),
+        helper.make_node("Add", ["y", "b"], ["logits"]),
+    ]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", "s", 16])]
+    if read_twice:
+        nodes.append(helper.make_node("Tanh", ["y"], ["also"]))
+        outputs.append(helper.make_tensor_value_info("also", TensorProto.FLOAT, ["b", "s", 16]))
+    graph = helper.make_graph(
+        nodes, "linear", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", "s", 16])], outputs,
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.mark.parametrize("unsigned", [False, True])
+@pytest.mark.parametrize("axis", [None, 1])
+def test_linear_with_its_bias_is_one_node_of_integer_sums(axis: int | None, unsigned: bool) -> None:
+    model = linear(axis)
+    if unsigned:
+        assert use_unsigned_activations(model) == 1
+    assert fuse_linears(model) == 1
+    assert [node.op_type for node in model.graph.node] == ["QuantizeLinear", "MatMulIntegerToFloat"]
+    assert model.graph.node[1].name == "here/MatMul"
+    x = np.random.default_rng(2).normal(size=(2, 3, 16)).astype(np.float32) * 3
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    sums = np.clip(np.rint(x / SCALE), -128, 127).astype(np.int64) @ weights["w"].astype(np.int64)
+    expected = sums * (np.float64(SCALE) * weights["w_scale"].astype(np.float64)) + weights["b"]
+    session = ort.InferenceSession(model.SerializeToString())
+    np.testing.assert_allclose(session.run(["logits"], {"x": x})[0], expected, rtol=2e-6, atol=2e-6)
+    assert fuse_linears(model) == 0
+
+
+@pytest.mark.parametrize("case", [{"axis": 0}, {"bias_rank": 2}, {"read_twice": True}], ids=lambda case: str(*case))
+def test_what_is_no_linear_is_left_alone(case: dict[str, int]) -> None:
+    model = linear(**case)
+    untouched = model.SerializeToString()
+    assert fuse_linears(model) == 0
+    assert model.SerializeToString() == untouched

@@ -8,58 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from report_fixtures import FP32, H100, INT8, TRT, make_report, row
 from rich.console import Console
 
-from q8trt.benchmarking import WHAT_IS_TIMED, summarize
-from q8trt.reporting import Parity, Report, Row, markdown, print_report, verdict, write_report
+from q8trt.benchmarking.hardware import GpuState
+from q8trt.benchmarking.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
+from q8trt.reporting import (
+    Gate,
+    Parity,
+    Report,
+    markdown,
+    print_report,
+    report_dict,
+    verdict,
+    write_report,
+)
 
-SHAPES = ((1, 128), (16, 128))
-H100 = "NVIDIA H100 80GB HBM3"
 NO_GPU = "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
-
-
-def row(name: str, precision: str, score: float, medians_ms: tuple[float, ...], tensorrt: bool = False) -> Row:
-    """A row whose medians, one per shape, are the given milliseconds."""
-    backend, device = ("tensorrt", H100) if tensorrt else ("onnxruntime", "cpu")
-    place = f"TensorRT, {H100}" if tensorrt else "ONNX Runtime, CPU"
-    latencies = [
-        summarize(*shape, [ms / 1000 * factor for factor in (0.9, 1.0, 1.3)])
-        for shape, ms in zip(SHAPES, medians_ms, strict=False)
-    ]
-    return Row(
-        name=name,
-        label=f"{place}, {precision}",
-        backend=backend,
-        device=device,
-        precision=precision,
-        metrics={"pearson": score, "spearman": score - 0.01},
-        onnx_mib=86.8 if precision == "fp32" else 21.7,
-        plan_mib=None if precision == "fp32" else 25.04,
-        latencies=latencies,
-        torch_metrics={"pearson": score + 0.001},
-        eval_samples_per_s=123.4,
-    )
-
-
-FP32 = row("FP32", "fp32", 0.8676, (10.0, 1520.0))
-INT8 = row("QAT INT8", "int8", 0.8739, (10.31, 1000.0))
-TRT = row("QAT INT8", "int8", 0.8738, (0.5, 2.0), tensorrt=True)
 
 
 @pytest.fixture
 def report() -> Report:
-    return Report(
-        task="STS-B",
-        split="dev",
-        data_source="nyu-mll/glue from the hub",
-        is_sample=False,
-        rows_evaluated=1500,
-        data_fingerprint="0123abcd",
-        main_metric="pearson",
-        rows=[FP32, INT8],
-        provenance={"command": "python benchmark.py --sample", "git_commit": None, "hardware": {"gpus": []}},
-        notes=["a note of the caller's"],
-    )
+    return make_report()
 
 
 def printed(report: Report, width: int) -> str:
@@ -102,24 +72,44 @@ def test_each_row_is_compared_with_fp32_of_its_own_place(report: Report) -> None
     mixed = replace(report, rows=[FP32, INT8, trt_fp32, TRT])
     assert mixed.baseline(TRT) is trt_fp32
     assert mixed.speed(TRT, "16x128") == pytest.approx(4.0)
-    assert f"QAT INT8 is 4.00x as fast as FP32 at 16x128 on TensorRT, {H100}" in verdict(mixed)
+    assert f"QAT INT8 is faster than FP32 on TensorRT, {H100} at 1x128 (2.00x), 16x128 (4.00x)" in verdict(mixed)
 
 
 def test_faster_only_where_measured(report: Report) -> None:
     assert verdict(report) == [
-        "QAT INT8 is NOT faster than FP32 at 1x128 on ONNX Runtime, CPU (0.97x)",
-        "QAT INT8 is 1.52x as fast as FP32 at 16x128 on ONNX Runtime, CPU",
+        "QAT INT8 is faster than FP32 on ONNX Runtime, CPU at 16x128 (1.52x)",
+        "QAT INT8 is NOT faster than FP32 on ONNX Runtime, CPU at 1x128 (0.97x)",
+        "QAT INT8: the linter finds nothing in this graph that keeps TensorRT from INT8 (q8trt lint runs/x/engine)",
     ]
+
+
+def test_where_int8_is_not_faster_the_linters_reasons_stand(report: Report) -> None:
+    found = replace(INT8, findings=("attention-head-size: head size 48", "mixed-types: 3 ops in FP32"))
+    assert verdict(replace(report, rows=[FP32, found]))[-1] == (
+        "QAT INT8: what stands in the way on TensorRT, by the linter: attention-head-size: head size 48 and 1 more; "
+        "see q8trt lint runs/x/engine"
+    )
+    fast = replace(report, rows=[FP32, replace(found, latencies=INT8.latencies[1:])])
+    assert not any("linter" in line for line in verdict(fast))
+
+
+def test_int8_is_also_held_against_fp16_of_its_place(report: Report) -> None:
+    half = row("FP16", "fp16", 0.87, (5.0, 2000.0))
+    lines = verdict(replace(report, rows=[FP32, half, INT8, TRT]))
+    assert "QAT INT8 is faster than FP16 on ONNX Runtime, CPU at 16x128 (2.00x)" in lines
+    assert "QAT INT8 is NOT faster than FP16 on ONNX Runtime, CPU at 1x128 (0.48x)" in lines
+    assert not any("FP16" in line and H100 in line for line in lines)
 
 
 def test_a_hair_faster_is_not_faster(report: Report) -> None:
     close = replace(report, rows=[FP32, row("QAT INT8", "int8", 0.87, (9.9, 1520.0))])
-    assert all("NOT faster" in line for line in verdict(close))
+    assert verdict(close)[0] == "QAT INT8 is NOT faster than FP32 on ONNX Runtime, CPU at 1x128 (1.01x), 16x128 (1.00x)"
+    assert not any(" is faster " in line for line in verdict(close))
 
 
 def test_a_shape_not_timed_is_not_judged(report: Report) -> None:
     partial = replace(report, rows=[FP32, replace(INT8, latencies=INT8.latencies[:1])])
-    assert len(verdict(partial)) == 1
+    assert len(verdict(partial)) == 2  # not faster at 1x128, and why
     assert partial.ratios(FP32)[1].latency["16x128"] is None
 
 
@@ -128,7 +118,7 @@ def test_no_number_is_cut(report: Report, width: int) -> None:
     text = printed(report, width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    tokens = set(text.split())
+    tokens = set(text.replace(",", " ").split())
     expected = {"86.76", "87.39", "+0.63", "86.8", "21.7", "25.0", "10.00", "10.31", "1520.0", "1000.0", "0.97x"}
     assert {*expected, "1.52x", "1x128", "16x128", "pearson", "x100", "MiB"} <= tokens
 
@@ -136,7 +126,9 @@ def test_no_number_is_cut(report: Report, width: int) -> None:
 @pytest.mark.parametrize("width", [100, 160])
 def test_one_line_per_row_names_its_place(report: Report, width: int) -> None:
     lines = [line.split("  ") for line in printed(report, width).splitlines()]
-    assert [line[0] for line in lines if "ONNX Runtime, CPU" in map(str.strip, line)] == ["FP32", "QAT INT8"]
+    names = [line[0] for line in lines if "ONNX Runtime, CPU" in map(str.strip, line)]
+    # the summary, the details of two shapes each, the length buckets
+    assert names == ["FP32", "QAT INT8", "FP32", "FP32", "QAT INT8", "QAT INT8", "FP32", "QAT INT8"]
 
 
 @pytest.mark.parametrize("width", [80, 100])
@@ -166,7 +158,8 @@ def test_sample_is_labelled_everywhere(report: Report) -> None:
 
 
 def test_note_without_tensorrt(report: Report) -> None:
-    assert report.all_notes == ["a note of the caller's", NO_GPU]
+    steady = [replace(row, latencies=[replace(each, warnings=()) for each in row.latencies]) for row in report.rows]
+    assert replace(report, rows=steady).all_notes == ["a note of the caller's", NO_GPU]
     assert report.to_dict()["notes"] == report.all_notes
     assert f"Note: {NO_GPU}" in unwrapped(printed(report, 80))
     assert f"Note: {NO_GPU}" in markdown(report)
@@ -179,12 +172,12 @@ def test_note_without_tensorrt(report: Report) -> None:
 
 def test_to_dict_has_units_in_its_keys(report: Report) -> None:
     data = report.to_dict()
-    assert (data["schema"], data["what_is_timed"]) == (1, WHAT_IS_TIMED)
+    assert (data["schema"], data["what_is_timed"]) == (2, WHAT_IS_TIMED)
     int8 = data["rows"][1]
     assert int8["latencies"][1]["median_ms"] == pytest.approx(1000.0)
     assert int8["metrics"]["pearson"] == 0.8739
     assert int8["score_x100"] == pytest.approx(87.39)
-    assert (int8["onnx_mib"], int8["plan_mib"], int8["eval_samples_per_s"]) == (21.7, 25.04, 123.4)
+    assert (int8["onnx_mib"], int8["plan_mib"], int8["lengths"]["ratio"]) == (21.7, 25.04, 3.0)
     assert int8["against"]["baseline"] == "FP32"
     assert int8["against"]["median_latency_ratio"]["16x128"] == pytest.approx(1000 / 1520)
 
@@ -194,10 +187,12 @@ def test_markdown(report: Report) -> None:
     assert (
         "| QAT INT8 | ONNX Runtime, CPU | int8 | 87.39 | +0.63 | 21.7 | 25.0 | 10.31 | 0.97x | 1000.0 | 1.52x |" in text
     )
-    assert "| QAT INT8 | ONNX Runtime, CPU | 87.39 | 86.39 | 87.49 | - | 123.4 |" in text
-    # Percentiles of 0.9, 1 and 1.3 s: p90 is 0.8 of the way from the second to the third.
-    percentiles = "1000.0 | 1066.7 | 1240.0 | 1270.0 | 1294.0 | 900.0 | 170.0"
-    assert f"| QAT INT8 | ONNX Runtime, CPU | 16x128 | 3 | {percentiles} | 16.0 |" in text
+    assert "| QAT INT8 | ONNX Runtime, CPU | 87.39 | 86.39 | 87.49 | - |" in text
+    # Percentiles of 0.9, 1 and 1.3 s: p90 is 0.8 of the way from the second to the third. 3 queries in 3.2 s.
+    percentiles = "1000.0 | 1066.7 | 1240.0 | 1270.0 | 1294.0"
+    assert f"| QAT INT8 | ONNX Runtime, CPU | 16x128 | {percentiles} | 0.94 | 15.0 | - | - | 1.52x | 3 |" in text
+    assert "## Length buckets 16, 128 against fixed 128, all rows" in text
+    assert "| QAT INT8 | ONNX Runtime, CPU | 1500 | 32 | 31.5 | 300 | 100 | 3.00x |" in text
     assert WHAT_IS_TIMED in text
     assert "- command: `python benchmark.py --sample`" in text
     assert "- git_commit: unknown" in text
@@ -205,7 +200,7 @@ def test_markdown(report: Report) -> None:
 
 
 def test_nothing_scored_or_timed(report: Report) -> None:
-    bare = replace(FP32, metrics={}, latencies=[], torch_metrics=None, eval_samples_per_s=None)
+    bare = replace(FP32, metrics={}, latencies=[], torch_metrics=None, lengths=None)
     for rows in ([], [bare]):
         empty = replace(report, rows=rows)
         assert verdict(empty) == []
@@ -228,11 +223,12 @@ def test_rounding_leaves_no_minus_zero(report: Report) -> None:
 
 
 def test_write_report(report: Report, tmp_path: Path) -> None:
-    json_path, markdown_path = write_report(tmp_path / "out", report)
-    assert (json_path.name, markdown_path.name) == ("benchmark.json", "benchmark.md")
-    assert json.loads(json_path.read_text(encoding="utf-8")) == json.loads(json.dumps(report.to_dict()))
-    assert markdown_path.read_text(encoding="utf-8") == markdown(report)
-    assert {path.name for path in write_report(tmp_path / "other", report, name="sts-b")} == {"sts-b.json", "sts-b.md"}
+    paths = write_report(tmp_path / "out", report)
+    assert [path.name for path in paths] == ["benchmark.json", "benchmark.md", "benchmark.html"]
+    assert json.loads(paths[0].read_text(encoding="utf-8")) == json.loads(json.dumps(report_dict(report)))
+    assert paths[1].read_text(encoding="utf-8") == markdown(report)
+    assert paths[2].read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert {path.stem for path in write_report(tmp_path / "other", report, name="sts-b")} == {"sts-b"}
 
 
 def test_write_report_refuses_nan_and_leaves_nothing(report: Report, tmp_path: Path) -> None:
@@ -242,10 +238,82 @@ def test_write_report_refuses_nan_and_leaves_nothing(report: Report, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_throughput_is_on_the_terminal(report: Report) -> None:
-    assert "samples/s on dev, in length buckets: FP32 123, QAT INT8 123" in unwrapped(printed(report, 100))
-    silent = replace(report, rows=[replace(row, eval_samples_per_s=None) for row in report.rows])
-    assert "samples/s" not in printed(silent, 100)
+def test_length_buckets_are_on_the_terminal(report: Report) -> None:
+    text = unwrapped(printed(report, 100))
+    assert "Length buckets 16, 128 against fixed 128, all rows" in text
+    assert "QAT INT8 ONNX Runtime, CPU 1500 32 31.5 300 100 3.00x" in text
+    silent = replace(report, rows=[replace(row, lengths=None) for row in report.rows])
+    assert "buckets" not in printed(silent, 100)
+    some = replace(report, rows=[replace(INT8, lengths=replace(INT8.lengths, rows=300))])
+    assert "against fixed 128, 300 evenly spaced rows" in printed(some, 100)
+
+
+@pytest.fixture
+def on_gpu(report: Report) -> Report:
+    """A row with device timings on an H100 and its share of peak, beside the CPU's."""
+    parts = {
+        name: [ms] * 3 for name, ms in (("h2d", 0.02), ("gpu", 0.5), ("d2h", 0.01), ("enqueue", 0.45), ("host", 0.6))
+    }
+    latency = replace(
+        summarize(16, 128, [0.0006] * 3, parts), cuda_graph=False, transfers=True, gemm_tops=712.44, peak_share=0.36
+    )
+    state = GpuState(H100, "570.1", 1755.0, 1980.0, 2300.0, None, 410.0)
+    return replace(report, rows=[FP32, INT8, replace(TRT, latencies=[latency])], gpus=[state])
+
+
+def test_device_timings_say_what_was_on(on_gpu: Report) -> None:
+    line = f"| QAT INT8 | TensorRT, {H100} | 16x128 | 0.020 | 0.500 | 0.010 | 0.450 | 0.600 | off | on |"
+    assert line in markdown(on_gpu)
+    assert markdown(on_gpu).count("| off | on |") == 1  # the CPU's rows have no such parts
+    assert "0.020 0.500 0.010 0.450" in unwrapped(printed(on_gpu, 100))
+    assert f"| QAT INT8 | TensorRT, {H100} | 16x128 | 0.53 |" in markdown(on_gpu)
+    assert "| 712.4 | 36% |" in markdown(on_gpu)
+    assert on_gpu.what_is_timed == f"{WHAT_IS_TIMED_ON_DEVICES}; or, where a row says so, {WHAT_IS_TIMED}"
+
+
+def test_doubtful_times_peaks_and_the_gpus_state_are_told(on_gpu: Report) -> None:
+    where = f"QAT INT8 on TensorRT, {H100}: enqueue-bound at 16x128: launching takes about as long as computing"
+    assert any(note.startswith(where) for note in on_gpu.all_notes)
+    assert any(f"dense tensor-core peak of the {H100} by NVIDIA H100" in note for note in on_gpu.all_notes)
+    state = f"{H100} right after timing: driver 570.1, SM clock 1755 of 1980 MHz, memory used 2300 MiB (all processes)"
+    assert state in unwrapped(printed(on_gpu, 160))
+    assert state in markdown(on_gpu)
+    # Both shapes of the CPU's rows have a p95 of 1.27 medians.
+    assert (
+        "FP32 on ONNX Runtime, CPU: unstable at every shape: at 1x128, p95 is 1.27 times the median" in on_gpu.all_notes
+    )
+
+
+def test_many_shapes_leave_the_summary(report: Report) -> None:
+    latencies = [summarize(batch, 128, [0.1 * batch]) for batch in (1, 2, 4, 8, 16)]
+    many = replace(report, rows=[replace(FP32, latencies=latencies)])
+    assert "16x128 ms" not in markdown(many)
+    assert "| FP32 | ONNX Runtime, CPU | 16x128 | 1600.0 |" in markdown(many)
+
+
+def keys(value: object) -> set[str]:
+    """Every key of nested JSON, but those that are names of things: metrics, shapes, versions."""
+    if isinstance(value, list):
+        return {key for each in value for key in keys(each)}
+    if not isinstance(value, dict):
+        return set()
+    named = {"metrics", "torch_metrics", "fp32_metrics", "median_latency_ratio", "provenance"}
+    inner = [keys(each) for key, each in value.items() if key not in named]
+    return set(value).union(*inner)
+
+
+def test_every_key_is_documented(on_gpu: Report) -> None:
+    from q8trt.provenance import provenance
+    from q8trt.reporting.side_by_side import side_by_side
+
+    text = (Path(__file__).parents[1] / "docs" / "benchmark-schema.md").read_text(encoding="utf-8")
+    rows = [replace(row, parity=Parity(0.1, 0.01, 4.0), fp32_metrics={"pearson": 0.87}) for row in on_gpu.rows]
+    data = report_dict(replace(on_gpu, rows=rows), Gate(1.0, 1.0))
+    origin = provenance(["benchmark.py"])
+    origin.pop("versions")
+    used = keys(data) | keys(origin) | keys(side_by_side(data, data))
+    assert used - {word for word in used if f"`{word}`" in text} == set()
+    assert "h2d" in used  # the parts of a query were among them
 
 
 def test_parity_is_told_in_notes_and_json(report: Report) -> None:

@@ -1,9 +1,7 @@
-import ast
-import ctypes
 import logging
 import sys
 import types
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +9,18 @@ import numpy as np
 import pytest
 
 from q8trt import runners
-from q8trt.engine.backend import Backend, find_backend
-from q8trt.engine.build import BuildConfig, build_plan
+from q8trt.engine import preflight
+from q8trt.engine.backend import Backend
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
-from q8trt.gpu import Gpu, gpus
+from q8trt.gpu import Gpu
 from q8trt.runners import open_runner, tensorrt_runner
 from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runners.tensorrt_runner import CheckedCuda, TensorRTRunner, cuda_runtime
+from q8trt.runners.tensorrt_engine import TensorRTOptions
 from q8trt.runners.torch_runner import TorchRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
-from test_engine_build import SMALL, TABLE, tiny_logits, tiny_onnx
+from engine_fixtures import SMALL, TABLE, tiny_logits, tiny_onnx
 
 RANDOM = np.random.default_rng(1)
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
@@ -159,258 +157,13 @@ def test_torch_without_the_device() -> None:
         TorchRunner(torch_model(), "fp32", device="nonsense")
 
 
-# TensorRT: the names it calls are checked against the real packages, its behaviour against stand-ins
-
-
-def attributes(source: Path) -> dict[str, set[str]]:
-    """For each owner (the last name before the dot) the attributes that `source` reads of it."""
-    found: dict[str, set[str]] = {}
-    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute):
-            owner = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
-            found.setdefault(owner.strip("_"), set()).add(node.attr)
-    return found
-
-
-def test_every_call_exists_in_tensorrt_rtx_and_cuda_python() -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    used = attributes(Path(tensorrt_runner.__file__))
-    owners = {"context": trt.IExecutionContext, "engine": trt.ICudaEngine, "trt": trt}
-    for owner, real in owners.items():
-        assert len(used[owner]) > 2
-        assert [name for name in used[owner] if not hasattr(real, name)] == []
-    assert hasattr(trt.Runtime, "deserialize_cuda_engine")
-    cuda = {name for name in used["cuda"] | used["runtime"] if name.startswith("cuda")}
-    assert {"cudaMalloc", "cudaFree", "cudaMemcpyAsync", "cudaGetErrorName"} <= cuda
-    assert [name for name in cuda if not hasattr(cudart, name)] == []
-
-
-@dataclass
-class FakeCuda:
-    """The CUDA runtime in host memory: what is allocated, copied and freed is real, and one call can be made to fail."""
-
-    fail: str = ""
-    memory: dict[int, Any] = field(default_factory=dict)
-    streams: set[int] = field(default_factory=set)
-    cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == object.__getattribute__(self, "fail"):
-            return lambda *arguments: (2, None)
-        return object.__getattribute__(self, name)
-
-    def cudaSetDevice(self, device: int) -> tuple[int]:
-        return (0,)
-
-    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:
-        return 0, types.SimpleNamespace(name=b"NVIDIA Fake\0\0")
-
-    def cudaMalloc(self, size: int) -> tuple[int, int]:
-        block = ctypes.create_string_buffer(size)
-        self.memory[ctypes.addressof(block)] = block
-        return 0, ctypes.addressof(block)
-
-    def cudaFree(self, pointer: int) -> tuple[int]:
-        del self.memory[pointer]
-        return (0,)
-
-    def cudaStreamCreate(self) -> tuple[int, int]:
-        self.streams.add(7)
-        return 0, 7
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[int]:
-        self.streams.remove(stream)
-        return (0,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        return (0,)
-
-    def cudaMemcpyAsync(self, target: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:
-        device = target if kind == 1 else source
-        assert size <= len(self.memory[device])
-        assert stream in self.streams
-        ctypes.memmove(target, source, size)
-        return (0,)
-
-    def cudaGetErrorName(self, code: int) -> tuple[int, bytes]:
-        return 0, b"cudaErrorMemoryAllocation"
-
-    def cudaGetErrorString(self, code: int) -> tuple[int, bytes]:
-        return 0, b"out of memory"
-
-
-class FakeEngine:
-    """Engine and execution context of `tiny_onnx`, in NumPy, over the addresses that it is given."""
-
-    num_io_tensors = 3
-    names = ("input_ids", "attention_mask", "logits")
-    refuse = False
-
-    def __init__(self) -> None:
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.address: dict[str, int] = {}
-
-    def create_execution_context(self) -> "FakeEngine":
-        return self
-
-    def get_tensor_name(self, index: int) -> str:
-        return self.names[index]
-
-    def get_tensor_mode(self, name: str) -> str:
-        return "output" if name == "logits" else "input"
-
-    def get_tensor_dtype(self, name: str) -> Any:
-        return np.float32 if name == "logits" else np.int32
-
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, int]]:
-        return [SMALL.min, SMALL.opt, SMALL.max]
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.shapes[name] = shape
-        return True
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.shapes["input_ids"][0], 3) if name == "logits" else self.shapes[name]
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.address[name] = address
-        return True
-
-    def view(self, name: str, kind: Any) -> np.ndarray:
-        shape = self.get_tensor_shape(name)
-        block = (ctypes.c_char * (4 * int(np.prod(shape)))).from_address(self.address[name])
-        return np.frombuffer(block, kind).reshape(shape)
-
-    def execute_async_v3(self, stream: int) -> bool:
-        if not self.refuse:
-            inputs = {name: self.view(name, np.int32) for name in self.names[:2]}
-            self.view("logits", np.float32)[:] = tiny_logits(**inputs)
-        return not self.refuse
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    """TensorRT and CUDA stand-ins in place of the real packages."""
-    fake = types.SimpleNamespace(cuda=FakeCuda(), engine=FakeEngine(), log=types.SimpleNamespace(errors=[]))
-
-    def deserialize(plan: bytes) -> Any:
-        if fake.engine is None:
-            fake.log.errors.append("the plan is of version 10.1, this is 10.13")
-        return fake.engine
-
-    trt = types.ModuleType("tensorrt")
-    vars(trt).update(
-        TensorIOMode=types.SimpleNamespace(INPUT="input"),
-        nptype=lambda kind: kind,
-        Runtime=lambda log: types.SimpleNamespace(deserialize_cuda_engine=deserialize),
-    )
-    monkeypatch.setattr(Backend, "logger", lambda self: fake.log)
-    monkeypatch.setattr(tensorrt_runner, "find_backend", lambda name: Backend("tensorrt", trt, "10.13.2.6"))
-    monkeypatch.setattr(tensorrt_runner, "cuda_runtime", lambda name: CheckedCuda(fake.cuda))
-    return fake
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    path = tmp_path / "model.plan"
-    path.write_bytes(b"plan")
-    return path
-
-
-def test_tensorrt_runs_batches_and_frees_everything(fake: types.SimpleNamespace, plan: Path) -> None:
-    runner = TensorRTRunner(plan, "int8")
-    assert runner.label == "TensorRT, NVIDIA Fake, int8"
-    assert runner.input_names == ("input_ids", "attention_mask")
-    assert runner.shapes == SMALL
-    assert sorted(map(len, fake.cuda.memory.values())) == [4 * 3 * 4, 4 * 16 * 4, 4 * 16 * 4]
-    for rows, length in ((1, 1), (4, 16), (2, 3)):
-        arrays = batch(rows, length)
-        transposed = {name: np.asfortranarray(array) for name, array in arrays.items()}
-        np.testing.assert_array_equal(runner.infer(transposed), tiny_logits(**arrays))
-    runner.close()
-    runner.close()
-    assert (fake.cuda.memory, fake.cuda.streams) == ({}, set())
-    with pytest.raises(BackendError, match="runner is closed"):
-        runner.infer(batch())
-
-
-def test_tensorrt_states_the_profile(fake: types.SimpleNamespace, plan: Path) -> None:
-    with TensorRTRunner(plan, "int8") as runner, pytest.raises(DataError) as caught:
-        runner.infer(batch(5, 16))
-    assert "shape (5, 16); the plan takes (batch, sequence) from 1x1 to 4x16, best at 2x8" in str(caught.value)
-
-
-def test_tensorrt_quotes_why_a_plan_is_refused(fake: types.SimpleNamespace, plan: Path) -> None:
-    fake.engine = None
-    with pytest.raises(
-        EngineError, match=r"TensorRT 10\.13\.2\.6 cannot load .* on NVIDIA Fake; rebuild .*10\.1, this"
-    ):
-        TensorRTRunner(plan, "int8")
-
-
-def test_tensorrt_quotes_why_a_batch_is_refused(fake: types.SimpleNamespace, plan: Path) -> None:
-    with TensorRTRunner(plan, "int8") as runner:
-        fake.engine.refuse = True
-        with pytest.raises(BackendError, match="execute_async_v3 was refused: no reason was logged"):
-            runner.infer(batch())
-
-
-def test_a_failed_allocation_frees_the_rest(fake: types.SimpleNamespace, plan: Path) -> None:
-    fake.cuda.fail = "cudaMalloc"
-    message = "CUDA: cudaMalloc failed with cudaErrorMemoryAllocation: out of memory"
-    with pytest.raises(BackendError, match=message):
-        TensorRTRunner(plan, "int8")
-    assert fake.cuda.streams == set()
-
-
-def test_closing_after_a_cuda_error_warns(
-    fake: types.SimpleNamespace, plan: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    runner = TensorRTRunner(plan, "int8")
-    fake.cuda.fail = "cudaFree"
-    runner.close()
-    assert "while closing: CUDA: cudaFree failed with cudaErrorMemoryAllocation" in caplog.text
-    assert fake.cuda.streams == set()
-
-
-def test_tensorrt_without_the_plan(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"gone\.plan does not exist; build the engine first"):
-        TensorRTRunner(tmp_path / "gone.plan", "int8")
-
-
-def test_cuda_python_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda", None)
-    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(BackendError, match=r'cuda-python is not usable .*: pip install "q8trt\[rtx\]"'):
-        cuda_runtime("tensorrt_rtx")
-
-
-@pytest.mark.skipif(bool(gpus()), reason="there is an NVIDIA driver here")
-def test_no_driver_is_one_clear_line(plan: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
-    with pytest.raises(BackendError, match=r"^no NVIDIA driver .*: run on ONNX Runtime instead .*`q8trt doctor`$"):
-        TensorRTRunner(plan, "int8", "rtx")
-
-
-@pytest.mark.gpu
-def test_tensorrt_equals_onnxruntime(ort: Any, model: Path, tmp_path: Path) -> None:
-    name = find_backend().name
-    build_plan(model, tmp_path / "model.plan", BuildConfig(name, SMALL))
-    with TensorRTRunner(tmp_path / "model.plan", "int8", name) as runner:
-        for rows, length in ((1, 1), (4, 16), (2, 3)):
-            arrays = batch(rows, length)
-            expected = OnnxRuntimeRunner(model, "int8").infer(arrays)
-            np.testing.assert_allclose(runner.infer(arrays), expected, rtol=1e-3, atol=1e-3)
-
-
 # open_runner
 
 
 @pytest.fixture
-def folder(tmp_path: Path, model: Path, plan: Path) -> Path:
+def folder(tmp_path: Path, model: Path) -> Path:
     """An engine folder with a plan that TensorRT-RTX 1.7.1 built for SM 8.6 and 8.9."""
+    (tmp_path / "model.plan").write_bytes(b"plan")
     write_manifest(tmp_path, MANIFEST)
     return tmp_path
 
@@ -422,7 +175,7 @@ MANIFEST = Manifest(
     recipe=None,
     inputs=["input_ids", "attention_mask"],
     opset=20,
-    shapes=SMALL,
+    profiles=[SMALL],
     backend=BackendInfo("tensorrt_rtx", "1.7.1.116", ["8.6", "8.9"]),
 )
 
@@ -432,25 +185,51 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A machine with an L40S and TensorRT-RTX 1.7.1, where opening a plan returns the arguments."""
     machine = types.SimpleNamespace(cards=[L40S], version="1.7.1.99")
     runners._say_once.cache_clear()
-    monkeypatch.setattr(runners, "gpus", lambda: machine.cards)
-    monkeypatch.setattr(runners, "find_backend", lambda name: Backend(name, types.ModuleType(name), machine.version))
-    monkeypatch.setattr(tensorrt_runner, "TensorRTRunner", lambda *arguments: arguments)
+
+    def find(name: str) -> Backend:
+        sms = dict.fromkeys(("SM75", "SM86", "SM89", "SM120"))
+        return Backend(
+            name, types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__=sms)), machine.version
+        )
+
+    monkeypatch.setattr(preflight, "gpus", lambda: machine.cards)
+    monkeypatch.setattr(preflight, "find_backend", find)
+    monkeypatch.setattr(preflight, "_has_cuda_python", lambda: True)
+    monkeypatch.setattr(tensorrt_runner, "TensorRTRunner", lambda *arguments, **named: (arguments, named))
     return machine
+
+
+def opened(folder: Path, **named: Any) -> Any:
+    return (folder / "model.plan", "int8", "tensorrt_rtx"), {"options": None, "host_code": False} | named
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "tensorrt_rtx", "TensorRT-RTX"])
 def test_the_plan_is_taken_where_it_fits(folder: Path, machine: types.SimpleNamespace, choice: str | None) -> None:
-    assert open_runner(folder, choice) == (folder / "model.plan", "int8", "tensorrt_rtx")
+    assert open_runner(folder, choice) == opened(folder)
+    options = TensorRTOptions(cuda_graph=False)
+    assert open_runner(folder, choice, [(4, 16)], options) == opened(folder, options=options)
+
+
+def test_a_version_compatible_plan_may_bring_its_own_code(folder: Path, machine: types.SimpleNamespace) -> None:
+    machine.version = "10.13.2.6"
+    report = {"build": {"options": {"version_compatible": True}}}
+    built = BackendInfo("tensorrt", "10.13.0.1", ["8.9"])
+    write_manifest(folder, replace(MANIFEST, report=report, backend=built))
+    arguments, named = open_runner(folder)
+    assert (arguments[2], named["host_code"]) == ("tensorrt", True)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"cards": []}, "no NVIDIA driver or GPU was found"),
-        ({"version": "1.8.0.1"}, r"built by version 1\.7\.1\.116, 1\.8\.0\.1 is installed; rebuild the plan"),
+        ({"cards": []}, "no NVIDIA driver or GPU was found; run on ONNX Runtime"),
+        (
+            {"version": "1.8.0.1"},
+            r"built by version 1\.7\.1\.116, 1\.8\.0\.1 is installed, .*; rebuild it: `python build_",
+        ),
         (
             {"cards": [replace(L40S, name="NVIDIA T4", sm="7.5")]},
-            r"for compute capability 8\.6, 8\.9; NVIDIA T4 has 7\.5",
+            r"for compute capability 8\.6, 8\.9; NVIDIA T4 has 7\.5; rebuild it: `python build_engine.py --int8 .* --sm 7\.5`",
         ),
     ],
 )
@@ -470,43 +249,34 @@ def test_else_onnxruntime_and_why(
     open_runner(folder)
     assert len(caplog.records) == 1  # said once, however many runners are opened
     assert "running on ONNX Runtime on the CPU: " in caplog.text
-    with pytest.raises(BackendError, match=rf"cannot run on TensorRT-RTX here: .*{reason}"):
+    with pytest.raises(BackendError, match=rf"cannot run on TensorRT-RTX here: .*{reason}") as caught:
         open_runner(folder, "tensorrt_rtx")
-
-
-def test_rtx_covers_architectures_newer_than_it_names(folder: Path, machine: types.SimpleNamespace) -> None:
-    machine.cards = [replace(L40S, sm="12.0")]
-    assert open_runner(folder) == (folder / "model.plan", "int8", "tensorrt_rtx")
+    assert "\n" not in str(caught.value)
 
 
 def test_explicit_choices(ort: Any, folder: Path, machine: types.SimpleNamespace) -> None:
     assert open_runner(folder, "onnxruntime").backend == "onnxruntime"
-    with pytest.raises(BackendError, match=r"plan was built by TensorRT-RTX; rebuild it with --backend tensorrt$"):
+    with pytest.raises(BackendError, match=r"plan was built by TensorRT-RTX; rebuild it: `.* --backend tensorrt`"):
         open_runner(folder, "tensorrt")
+    with pytest.raises(BackendError, match=r"here: the plan takes 1x1 to 4x16, best at 2x8, not 8x16; rebuild it"):
+        open_runner(folder, "tensorrt_rtx", [(8, 16)])
     with pytest.raises(ConfigError, match=r"unknown backend 'onnxruntme'; .*\(did you mean 'onnxruntime'\?\)"):
         open_runner(folder, "onnxruntme")
-
-
-def test_an_absent_backend_is_the_reason(ort: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> Any:
-        raise BackendError("TensorRT-RTX is not installed: pip install it")
-
-    monkeypatch.setattr(runners, "find_backend", absent)
-    assert open_runner(folder).backend == "onnxruntime"
-    with pytest.raises(BackendError, match="here: TensorRT-RTX is not installed: pip install it"):
-        open_runner(folder, "tensorrt_rtx")
 
 
 def test_folders_that_lack_a_model(ort: Any, folder: Path, machine: types.SimpleNamespace) -> None:
     (folder / "model.onnx").unlink()
     write_manifest(folder, replace(MANIFEST, backend=None))
-    with pytest.raises(BackendError, match="here: it has no plan"):
+    with pytest.raises(BackendError, match=r"here: .* has no plan; rebuild it: `.* --backend tensorrt_rtx`"):
         open_runner(folder, "tensorrt_rtx")
     with pytest.raises(EngineError, match=r"has no model\.onnx to run on ONNX Runtime"):
         open_runner(folder)
 
 
-def test_a_damaged_folder_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize("choice", [None, "onnxruntime", "tensorrt_rtx"])
+def test_a_damaged_folder_is_refused(folder: Path, machine: types.SimpleNamespace, choice: str | None) -> None:
     (folder / "model.plan").write_bytes(b"pla")
-    with pytest.raises(EngineError, match=r"model\.plan is 3 bytes, the manifest says 4"):
-        open_runner(folder)
+    with pytest.raises(
+        EngineError, match=r"model\.plan is 3 bytes, the manifest says 4: .*; rebuild it: `python build"
+    ):
+        open_runner(folder, choice)

@@ -1,12 +1,16 @@
-"""`benchmark.py`, `q8trt benchmark`: newest engine -> accuracy on the development set, latency, throughput, report."""
+"""`benchmark.py`, `q8trt benchmark`: newest engine -> accuracy on the development set, latency, throughput, report.
+
+Exit codes beside those of every command: 1 where --max_drop or --min_speedup is not met.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from q8trt.benchmarking import BenchmarkConfig, parse_shapes_list
-from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say
+from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
+from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say, warn
 from q8trt.errors import ConfigError
 
 
@@ -16,7 +20,10 @@ def parser() -> Parser:
         prog="benchmark.py",
         description="Score and time the newest engine beside the other engines of its run; without a GPU, ONNX Runtime runs "
         "the same graphs on the CPU and every line says so.",
-        epilog="example: python benchmark.py\n         python benchmark.py --engine runs/NAME/engine --shapes 1x128,8x128,32x128",
+        epilog="example: python benchmark.py\n"
+        "         python benchmark.py --engine runs/NAME/engine --batch_sizes 1,8,32 --seq_lengths 32,128\n"
+        "         python benchmark.py --max_drop 1.0 --min_speedup 1.5           # exit code 1 where that is not met\n"
+        "         python benchmark.py --compare runs/A/benchmark.json runs/B/benchmark.json",
     )
     made.add_argument(
         "--engine", action="append", default=[], metavar="DIR", help="engine folder; repeat to compare several"
@@ -28,29 +35,58 @@ def parser() -> Parser:
     made.add_argument("--no_accuracy", action="store_true", help="time only")
     made.add_argument("--parity", action="store_true", help="also state how far logits are from the torch checkpoint's")
     made.add_argument(
-        "--output_dir", metavar="DIR", help="where benchmark.json and benchmark.md go (default: beside the engine)"
+        "--output_dir", metavar="DIR", help="where benchmark.json, .md and .html go (default: beside the engine)"
     )
-    made.add_argument("--name", default="benchmark", metavar="TEXT", help="stem of the two files (default: benchmark)")
+    made.add_argument("--name", default="benchmark", metavar="TEXT", help="stem of the files (default: benchmark)")
+    made.add_argument(
+        "--json",
+        action="store_true",
+        help="print the report as JSON, the last line of stdout (docs/benchmark-schema.md)",
+    )
+    made.add_argument(
+        "--compare", nargs=2, metavar=("A.json", "B.json"), help="put two reports side by side; nothing is measured"
+    )
+    gate = made.add_argument_group("gate: exit code 1 where a row other than FP32's does not pass")
+    gate.add_argument(
+        "--max_drop", type=float, metavar="X", help="points of the main metric that may be lost against FP32"
+    )
+    gate.add_argument("--min_speedup", type=float, metavar="X", help="times as fast as FP32, at each timed shape")
     timing = made.add_argument_group("timing")
     timing.add_argument(
         "--shapes", default="1x128,16x128", metavar="BxS,...", help="batch x sequence to time (default: 1x128,16x128)"
     )
+    timing.add_argument("--batch_sizes", metavar="N,...", help="a grid instead of --shapes, with --seq_lengths: 1,8,16")
+    timing.add_argument("--seq_lengths", metavar="N,...", help="tokens a row, of the grid: 32,128")
     timing.add_argument("--warmup", type=int, default=5, metavar="N", help="iterations before timing (default: 5)")
     timing.add_argument(
-        "--iterations", type=int, default=30, metavar="N", help="timed iterations a shape (default: 30)"
+        "--iterations", type=int, default=30, metavar="N", help="timed iterations a shape, at least (default: 30)"
+    )
+    timing.add_argument(
+        "--duration", type=float, default=0.0, metavar="S", help="and at least so many seconds a shape (default: 0)"
     )
     timing.add_argument(
         "--max_seconds", type=float, default=60, metavar="N", help="limit a shape, seconds (default: 60)"
     )
-    made.add_argument(
-        "--per_device_eval_batch_size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="rows a batch while scoring (default: 32)",
+    lengths = made.add_argument_group("development set")
+    lengths.add_argument(
+        "--per_device_eval_batch_size", type=int, default=32, metavar="N", help="rows a batch (default: 32)"
     )
+    lengths.add_argument(
+        "--buckets", default="16,32,64,128,256,512", metavar="N,...",
+        help="lengths that batches are padded to while throughput is compared with fixed length (default: 16,32,...,512)",
+    )  # fmt: skip
     add_data(made, "the run's; others need --task")
     return made
+
+
+def _shapes(args: Any, given: set[str]) -> tuple[tuple[int, int], ...]:
+    if args.batch_sizes is None and args.seq_lengths is None:
+        return parse_shapes_list(args.shapes)
+    if args.batch_sizes is None or args.seq_lengths is None:
+        raise ConfigError("--batch_sizes and --seq_lengths make a grid together; give both, or --shapes")
+    if "shapes" in given:
+        raise ConfigError("--shapes and the grid of --batch_sizes and --seq_lengths exclude each other; give one")
+    return grid(parse_sizes("--batch_sizes", args.batch_sizes), parse_sizes("--seq_lengths", args.seq_lengths))
 
 
 def _data(args: Any, engines: Any) -> Any:
@@ -63,29 +99,66 @@ def _data(args: Any, engines: Any) -> Any:
     return data_config(engines, chosen_data(args))
 
 
-def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
-    args = parser().parse_args(argv)
-    timing = BenchmarkConfig(parse_shapes_list(args.shapes), args.warmup, args.iterations, args.max_seconds)
+def _compare(paths: list[str], as_json: bool) -> int:
     from rich.console import Console
 
-    from q8trt.comparison import compare, find_engines
-    from q8trt.engine.manifest import PLAN_FILE
-    from q8trt.provenance import provenance
-    from q8trt.reporting import print_report, write_report
+    from q8trt.reporting.side_by_side import print_side_by_side, read_report, side_by_side
 
+    both = side_by_side(read_report(paths[0]), read_report(paths[1]))
+    print_side_by_side(both, Console())
+    if as_json:
+        say(json.dumps(both, ensure_ascii=False, allow_nan=False))
+    return 0
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    made = parser()
+    args = made.parse_args(argv)
+    if args.compare:
+        extra = sorted(made.given(argv) - {"compare", "json"})
+        if extra:
+            raise ConfigError(f"--compare reads two reports and measures nothing; drop --{extra[0]}")
+        return _compare(args.compare, args.json)
+    shapes = _shapes(args, made.given(argv))
+    timing = BenchmarkConfig(shapes, args.warmup, args.iterations, args.duration, args.max_seconds)
+    buckets = parse_sizes("--buckets", args.buckets)
+    from q8trt.comparison import check_gate, compare, find_engines
+    from q8trt.provenance import provenance
+    from q8trt.reporting import Gate
+
+    gate = Gate(args.max_drop, args.min_speedup)
     engines = find_engines(args.engine, args.runs_dir)
     data = _data(args, engines)
+    check_gate(gate, engines, data)
     for engine in engines:
         say(f"engine: {engine.folder}")
     origin = provenance(["benchmark.py", *argv])
-    report = compare(engines, data, timing, origin, args.backend, args.per_device_eval_batch_size, args.parity)
+    batch_size = args.per_device_eval_batch_size
+    report = compare(engines, data, timing, origin, args.backend, batch_size, args.parity, buckets)
+    return _answer(report, engines, gate, args)
+
+
+def _answer(report: Any, engines: Any, gate: Any, args: Any) -> int:
+    """Print the report, write its files, and judge it."""
+    from rich.console import Console
+
+    from q8trt.engine.manifest import PLAN_FILE
+    from q8trt.reporting import print_report, report_dict, write_report
+
     print_report(report, Console())
-    paths = write_report(args.output_dir or engines[-1].folder.parent, report, args.name)
+    paths = write_report(args.output_dir or engines[-1].folder.parent, report, args.name, gate)
     # The plan to deploy: a QAT engine's before a calibrated one's before FP32's.
     best = max(engines, key=lambda engine: ("fp32", "", "ptq", "int8").index(engine.manifest.stage))
     plan = best.folder / PLAN_FILE
     if plan.is_file():
         say(f"plan:   {plan}")
-    say(f"report: {Path(paths[1])} and {Path(paths[0]).name}")
-    return 0
+    say(f"report: {Path(paths[2])}, {Path(paths[1]).name} and {Path(paths[0]).name}")
+    failures = gate.failures(report) if gate else []
+    if gate and not failures:
+        say("gate:   passed")
+    if args.json:
+        say(json.dumps(report_dict(report, gate), ensure_ascii=False, allow_nan=False))
+    if failures:
+        warn(f"benchmark: gate not passed: {'; '.join(failures)}")
+    return 1 if failures else 0

@@ -64,7 +64,7 @@ def read_config(args: Any) -> Any:
     Raises:
         ConfigError: no run to calibrate, or options that do not go together.
     """
-    from q8trt.finetuning import FinetuneConfig
+    from q8trt.finetune_config import FinetuneConfig
     from q8trt.quantization.recipe import load_recipe
     from q8trt.runs import newest_run
 

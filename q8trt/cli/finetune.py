@@ -83,7 +83,7 @@ def read_config(args: Any) -> Any:
     Raises:
         ConfigError: options out of range or excluding each other.
     """
-    from q8trt.finetuning import FinetuneConfig
+    from q8trt.finetune_config import FinetuneConfig
     from q8trt.quantization.recipe import load_recipe
 
     if args.teacher_model_name_or_path and (args.precision == "fp32" or args.no_qat or args.no_distillation):
@@ -108,7 +108,7 @@ def read_config(args: Any) -> Any:
 
 
 def _unfinished(runs_dir: str) -> Any:
-    from q8trt.finetuning import FinetuneConfig, last_stage
+    from q8trt.finetune_config import FinetuneConfig, last_stage
     from q8trt.runs import find_runs
 
     for run in find_runs(runs_dir):
@@ -118,7 +118,7 @@ def _unfinished(runs_dir: str) -> Any:
 
 
 def _resumed(args: Any, given: set[str]) -> tuple[Any, Any]:
-    from q8trt.finetuning import FinetuneConfig
+    from q8trt.finetune_config import FinetuneConfig
     from q8trt.runs import open_run
 
     extra = given - {"resume", "runs_dir"}

@@ -15,7 +15,7 @@ from q8trt.provenance import provenance
 from q8trt.runs import RUN_FILE, STAGES, Run, new_run
 
 if TYPE_CHECKING:
-    from q8trt.finetuning import FinetuneConfig
+    from q8trt.finetune_config import FinetuneConfig
 
 
 @contextlib.contextmanager

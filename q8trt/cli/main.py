@@ -1,7 +1,7 @@
 """`q8trt COMMAND ...`, and the one place where errors become a line on stderr and an exit code.
 
-Exit codes: 0 done; 1 what was checked is not so (doctor, parity); 2 bad input or a machine that lacks something; 130
-stopped by Ctrl-C.
+Exit codes: 0 done; 1 what was checked is not so (doctor, lint, parity, gpu-check); 2 bad input or a machine that lacks
+something; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ COMMANDS = {
     "build-engine": ("build_engine", "newest run -> ONNX with Q/DQ, TensorRT plan, manifest"),
     "benchmark": ("benchmark", "newest engine -> GLUE accuracy, latency, throughput"),
     "parity": ("parity", "newest engine -> where it parts from the torch model, stage by stage and layer by layer"),
+    "lint": ("lint", "an ONNX file -> what TensorRT will run in INT8, what it can fuse, and what stands in the way"),
+    "gpu-check": ("gpu_check", "on a machine with a GPU: build, check and time everything there -> JSON and one page"),
     "doctor": ("doctor", "what this machine can do, and which steps will run"),
 }
 

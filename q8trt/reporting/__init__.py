@@ -1,7 +1,12 @@
-"""A benchmark's figures as data, on the terminal, as JSON and as Markdown."""
+"""A benchmark's figures as data, on the terminal, as JSON, Markdown and one HTML page."""
 
-from q8trt.reporting.markdown import markdown, write_report
-from q8trt.reporting.report import Parity, Ratio, Report, Row, verdict
+from q8trt.reporting.html import html
+from q8trt.reporting.markdown import markdown
+from q8trt.reporting.output import report_dict, write_report
+from q8trt.reporting.report import Parity, Ratio, Report, Row
 from q8trt.reporting.table import print_report
+from q8trt.reporting.verdict import Gate, verdict
 
-__all__ = ["Parity", "Ratio", "Report", "Row", "markdown", "print_report", "verdict", "write_report"]
+__all__ = [
+    "Gate", "Parity", "Ratio", "Report", "Row", "html", "markdown", "print_report", "report_dict", "verdict", "write_report"
+]  # fmt: skip

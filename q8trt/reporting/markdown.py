@@ -1,13 +1,28 @@
-"""A report as Markdown, and the pair of files a benchmark leaves."""
+"""A report as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from q8trt import files
-from q8trt.reporting.report import SAMPLE_LABEL, SPEEDUP_LEGEND, Report, Row, ms, score_cells, time_cells, verdict, x100
+from q8trt.reporting.cells import (
+    DETAILS,
+    DEVICE_PARTS,
+    LENGTHS,
+    LENGTHS_LEGEND,
+    SPEEDUP_LEGEND,
+    SUMMARY_SHAPES,
+    detail_cells,
+    gpu_line,
+    length_cells,
+    lengths_title,
+    part_cells,
+    score_cells,
+    time_cells,
+    x100,
+)
+from q8trt.reporting.report import SAMPLE_LABEL, Report, Row
+from q8trt.reporting.verdict import verdict
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> list[str]:
@@ -23,15 +38,17 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int) ->
 def _figures(report: Report) -> list[str]:
     """The table of the terminal: score, sizes, and median and speed at each shape."""
 
+    shapes = report.shapes if len(report.shapes) <= SUMMARY_SHAPES else []
+
     def cells(row: Row) -> list[str]:
-        times = [cell for shape in report.shapes for cell in time_cells(report, row, shape)]
+        times = [cell for shape in shapes for cell in time_cells(report, row, shape)]
         return [row.name, row.place, row.precision, *score_cells(report, row).values(), *times]
 
     columns = score_cells(report, report.rows[0]) if report.rows else {}
     headers = [" ".join(column) for column in columns]
     if report.is_sample and headers:
         headers[0] += f" ({SAMPLE_LABEL})"
-    times = [f"{shape} {unit}" for shape in report.shapes for unit in ("ms", "speed")]
+    times = [f"{shape} {unit}" for shape in shapes for unit in ("ms", "speed")]
     lines = _table(["", "runs on", "precision", *headers, *times], [cells(row) for row in report.rows], 3)
     return [*lines, f"{SPEEDUP_LEGEND}; -: not measured, or nothing comparable.", ""]
 
@@ -49,28 +66,39 @@ def _scores(report: Report) -> list[str]:
             row.place,
             *(x100(row.metrics.get(name)) for name in names),
             *(x100((row.torch_metrics or {}).get(name)) for name in names if torch),
-            "-" if row.eval_samples_per_s is None else f"{row.eval_samples_per_s:.1f}",
         ]
         for row in report.rows
     ]
     label = f"Scores, {SAMPLE_LABEL}" if report.is_sample else "Scores"
-    return [f"## {label}", "", *_table(["", "runs on", *headers, "samples/s"], rows, 2)]
+    return [f"## {label}", "", *_table(["", "runs on", *headers], rows, 2)]
+
+
+def _header(columns: Sequence[tuple[str, str]]) -> list[str]:
+    return ["", "runs on", *(" ".join(column).strip() for column in columns)]
 
 
 def _latencies(report: Report) -> list[str]:
-    """Percentiles per row and shape."""
+    """Percentiles, throughput and arithmetic per row and shape; the parts of a query where the backend tells them."""
     if not report.shapes:
         return []
-    headers = ["", "runs on", "batch x sequence", "iterations"]
-    headers += [f"{name} ms" for name in ("median", "mean", "p90", "p95", "p99", "min", "std")]
-    rows = []
-    for row in report.rows:
-        for one in row.latencies:
-            times = (one.median_ms, one.mean_ms, one.p90_ms, one.p95_ms, one.p99_ms, one.min_ms, one.std_ms)
-            figures = [str(one.iterations), *map(ms, times), f"{one.samples_per_s:.1f}"]
-            rows.append([row.name, row.place, one.shape, *figures])
-    timed = report.what_is_timed
-    return ["## Latency", "", f"Timed is the {timed}.", "", *_table([*headers, "samples/s"], rows, 3)]
+    rows = [
+        [row.name, row.place, *detail_cells(report, row, latency), str(latency.iterations)]
+        for row in report.rows
+        for latency in row.latencies
+    ]
+    lines = ["## Latency", "", f"Timed is the {report.what_is_timed}.", ""]
+    lines += _table([*_header(DETAILS), "iterations"], rows, 3)
+    parts = [
+        [row.name, row.place, *part_cells(latency)] for row in report.rows for latency in row.latencies if latency.parts
+    ]
+    return [*lines, *(_table(_header(DEVICE_PARTS), parts, 3) if parts else [])]
+
+
+def _lengths(report: Report) -> list[str]:
+    rows = [[row.name, row.place, *length_cells(row)] for row in report.rows if row.lengths]
+    if not rows:
+        return []
+    return [f"## {lengths_title(report)}", "", *_table(_header(LENGTHS), rows, 2), f"{LENGTHS_LEGEND}.", ""]
 
 
 def _bullets(values: Mapping[str, Any], indent: str = "") -> list[str]:
@@ -87,23 +115,10 @@ def _bullets(values: Mapping[str, Any], indent: str = "") -> list[str]:
 
 
 def markdown(report: Report) -> str:
-    """The report as Markdown: figures, verdict, notes, every metric, latency percentiles, provenance."""
+    """The report as Markdown: figures, verdict, notes, every metric, latency, length buckets, provenance."""
     lines = [f"# {report.title}", "", *_figures(report)]
-    remarks = [*verdict(report), *(f"Note: {note}" for note in report.all_notes)]
+    remarks = [*verdict(report), *(f"Note: {note}" for note in report.all_notes), *map(gpu_line, report.gpus)]
     lines += [f"- {remark}" for remark in remarks] + ([""] if remarks else [])
-    lines += [*_scores(report), *_latencies(report), "## Provenance", ""]
+    lines += [*_scores(report), *_latencies(report), *_lengths(report), "## Provenance", ""]
     lines += _bullets({"data": report.data_label, "data_fingerprint": report.data_fingerprint, **report.provenance})
     return "\n".join(lines) + "\n"
-
-
-def write_report(folder: str | Path, report: Report, name: str = "benchmark") -> tuple[Path, Path]:
-    """Write ``<name>.json`` and ``<name>.md`` into `folder`, each whole or not at all; returns the two paths.
-
-    Raises:
-        OSError: the folder cannot be written.
-        ValueError: a figure is NaN or infinite, which JSON has no word for; nothing is written.
-    """
-    json_path, markdown_path = Path(folder) / f"{name}.json", Path(folder) / f"{name}.md"
-    files.write_json(json_path, report.to_dict())
-    files.write_text(markdown_path, markdown(report))
-    return json_path, markdown_path

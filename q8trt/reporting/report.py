@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from q8trt.benchmarking import WHAT_IS_TIMED, Latency
+from q8trt.benchmarking.hardware import GpuState, peak_source
+from q8trt.benchmarking.lengths import Lengths
+from q8trt.benchmarking.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 
-SCHEMA = 1
+#: docs/benchmark-schema.md describes it.
+SCHEMA = 2
 SAMPLE_LABEL = "built-in sample, not GLUE"
-SPEEDUP_LEGEND = "speed: FP32's median time over this row's, same backend and device; above 1 is faster than FP32"
-# Even interleaved medians wobble: a difference smaller than this is not called one.
-FASTER_FROM = 1.02
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,11 @@ class Row:
         plan_mib: size of the engine plan, MiB; None where there is none.
         latencies: one per shape.
         torch_metrics: what the torch model scored before export, metric -> fraction; None where that is not known.
-        eval_samples_per_s: rows scored per second of inference; None where nothing was scored.
+        fp32_metrics: what the run's torch FP32 model scored on its own development set; None where that is not known.
+        lengths: throughput on the rows scored, with length buckets and without; None where nothing was scored.
         parity: distance to the torch model's logits; None where it was not measured.
+        folder: the engine folder, without the machine in it.
+        findings: what the linter says against this graph on TensorRT, "rule: what", the worst first; info left out.
     """
 
     name: str
@@ -58,8 +61,11 @@ class Row:
     plan_mib: float | None = None
     latencies: list[Latency] = field(default_factory=list)
     torch_metrics: dict[str, float] | None = None
-    eval_samples_per_s: float | None = None
+    fp32_metrics: dict[str, float] | None = None
+    lengths: Lengths | None = None
     parity: Parity | None = None
+    folder: str = ""
+    findings: tuple[str, ...] = ()
 
     @property
     def place(self) -> str:
@@ -70,9 +76,14 @@ class Row:
         """Whether times of the two may be divided: same backend, same device."""
         return (self.backend, self.device) == (other.backend, other.device)
 
+    def latency(self, shape: str) -> Latency | None:
+        """The times at `shape`, e.g. ``"16x128"``; None where that shape was not timed."""
+        return next((latency for latency in self.latencies if latency.shape == shape), None)
+
     def median_ms(self, shape: str) -> float | None:
-        """Median latency at `shape`, e.g. ``"16x128"``, in ms; None where that shape was not timed."""
-        return next((latency.median_ms for latency in self.latencies if latency.shape == shape), None)
+        """Median latency at `shape`, in ms; None where that shape was not timed."""
+        latency = self.latency(shape)
+        return latency.median_ms if latency else None
 
 
 @dataclass(frozen=True)
@@ -116,6 +127,7 @@ class Report:
         main_metric: the metric of the tables; a key of ``Row.metrics``.
         rows: one per model, precision and device; the first FP32 row of a backend and device is its baseline.
         provenance: see `q8trt.provenance.provenance`.
+        gpus: the machine's GPUs as they were right after timing; [] without `nvidia-smi`.
         notes: what else a reader must know; `all_notes` adds what follows from the rows.
     """
 
@@ -128,7 +140,7 @@ class Report:
     main_metric: str
     rows: list[Row]
     provenance: dict[str, Any]
-    what_is_timed: str = WHAT_IS_TIMED
+    gpus: list[GpuState] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
@@ -150,20 +162,44 @@ class Report:
         return list(dict.fromkeys(latency.shape for row in self.rows for latency in row.latencies))
 
     @property
+    def what_is_timed(self) -> str:
+        """The definition of the latencies, for each clock that the rows were timed by."""
+        clocks = {latency.clock for row in self.rows for latency in row.latencies}
+        return "; or, where a row says so, ".join(
+            text
+            for clock, text in (("device", WHAT_IS_TIMED_ON_DEVICES), ("host", WHAT_IS_TIMED))
+            if clock in clocks or (clock == "host" and not clocks)
+        )
+
+    @property
+    def places(self) -> list[str]:
+        """Every backend and device of the rows, ``"ONNX Runtime, CPU"``, in order of first appearance."""
+        return list(dict.fromkeys(row.place for row in self.rows))
+
+    @property
     def all_notes(self) -> list[str]:
-        """`notes`, the parity of each row, and a warning when no figure was taken on TensorRT."""
+        """`notes`, the parity of each row, doubtful times, the source of peaks, and whether TensorRT had no part in it."""
         notes = [*self.notes, *(_parity_note(row, row.parity) for row in self.rows if row.parity)]
+        notes += [note for row in self.rows for note in _timing_notes(row)]
+        notes += _peak_notes(self.rows)
+        return [*notes, self.place_note] if self.place_note else notes
+
+    @property
+    def place_note(self) -> str:
+        """Says so where no figure was taken on TensorRT; "" where one was."""
         if not self.rows or any(row.backend.startswith("tensorrt") for row in self.rows):
-            return notes
-        places = list(dict.fromkeys(row.place for row in self.rows))
-        gpus = self.provenance.get("hardware", {}).get("gpus")
-        if places == ["ONNX Runtime, CPU"] and not gpus:
-            return [*notes, "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"]
-        return [*notes, f"No figure was taken on TensorRT: they are those of {' and of '.join(places)}"]
+            return ""
+        if self.places == ["ONNX Runtime, CPU"] and not self.provenance.get("hardware", {}).get("gpus"):
+            return "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
+        return f"No figure was taken on TensorRT: they are those of {' and of '.join(self.places)}"
 
     def baseline(self, row: Row) -> Row | None:
         """The first FP32 row on the backend and device of `row`; None when there is none."""
         return next((other for other in self.rows if other.precision == "fp32" and row.is_comparable(other)), None)
+
+    def fp16_row(self, row: Row) -> Row | None:
+        """The first FP16 row on the backend and device of `row`; None when there is none."""
+        return next((other for other in self.rows if other.precision == "fp16" and row.is_comparable(other)), None)
 
     def score_x100(self, row: Row) -> float | None:
         """The main metric of `row` times 100; None where it was not scored."""
@@ -212,7 +248,7 @@ class Report:
             "data_fingerprint": self.data_fingerprint,
             "main_metric": self.main_metric,
             "rows": [self._row_dict(row) for row in self.rows],
-            "verdict": verdict(self),
+            "gpus": [asdict(gpu) for gpu in self.gpus],
             "what_is_timed": self.what_is_timed,
             "notes": self.all_notes,
             "provenance": self.provenance,
@@ -230,7 +266,8 @@ class Report:
                 "onnx_size_ratio": ratio.onnx_size,
                 "plan_size_ratio": ratio.plan_size,
             }
-        return {**asdict(row), "score_x100": self.score_x100(row), "against": against}
+        lengths = {**asdict(row.lengths), "ratio": row.lengths.ratio} if row.lengths else None
+        return {**asdict(row), "lengths": lengths, "score_x100": self.score_x100(row), "against": against}
 
 
 def _parity_note(row: Row, parity: Parity) -> str:
@@ -241,60 +278,24 @@ def _parity_note(row: Row, parity: Parity) -> str:
     )
 
 
-def verdict(report: Report) -> list[str]:
-    """One sentence per row and shape: is it faster than FP32 *there*? Says so only where it was measured so."""
-    lines = []
-    for row in report.rows:
-        baseline = report.baseline(row)
-        if row is baseline or not row.latencies:
-            continue
-        if baseline is None:
-            lines.append(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")
-            continue
-        for shape in report.shapes:
-            speed = report.speed(row, shape)
-            if speed is None:
-                continue
-            where = f"at {shape} on {row.place}"
-            if speed >= FASTER_FROM:
-                lines.append(f"{row.name} is {speed:.2f}x as fast as {baseline.name} {where}")
-            else:
-                lines.append(f"{row.name} is NOT faster than {baseline.name} {where} ({speed:.2f}x)")
-    return lines
+def _timing_notes(row: Row) -> list[str]:
+    """One note for each kind of warning, with the shapes that it holds for and the words of the first."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for latency in row.latencies:
+        for warning in latency.warnings:
+            kind, _, what = warning.partition(": ")
+            found.setdefault(kind, []).append((latency.shape, what))
+    notes = []
+    for kind, where in found.items():
+        shapes = "every shape" if len(where) == len(row.latencies) > 1 else ", ".join(shape for shape, _ in where)
+        first = f"at {where[0][0]}, " if len(where) > 1 else ""
+        notes.append(f"{row.name} on {row.place}: {kind} at {shapes}: {first}{where[0][1]}")
+    return notes
 
 
-Column = tuple[str, str]
-
-
-def _cell(value: float | None, form: str) -> str:
-    """`value` formatted, ``"-"`` for None; a zero that rounding left with a minus sign loses it."""
-    if value is None:
-        return "-"
-    text = format(value, form)
-    return text.replace("-", "+" if "+" in form else "") if float(text) == 0 else text
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds: two decimals below 100, else one; ``"-"`` for None."""
-    return _cell(value, ".2f" if value is None or value < 100 else ".1f")
-
-
-def x100(fraction: float | None) -> str:
-    """A fraction as printed: times 100, two decimals."""
-    return _cell(None if fraction is None else 100 * fraction, ".2f")
-
-
-def score_cells(report: Report, row: Row) -> dict[Column, str]:
-    """Score and sizes of `row`: column (two header lines) -> text."""
-    return {
-        (report.main_metric, "x100"): x100(row.metrics.get(report.main_metric)),
-        ("vs", "FP32"): _cell(report.score_delta_x100(row), "+.2f"),
-        ("ONNX", "MiB"): _cell(row.onnx_mib, ".1f"),
-        ("plan", "MiB"): _cell(row.plan_mib, ".1f"),
-    }
-
-
-def time_cells(report: Report, row: Row, shape: str) -> tuple[str, str]:
-    """Median ms at `shape`, and speed against FP32 with an ``x``."""
-    speed = _cell(report.speed(row, shape), ".2f")
-    return ms(row.median_ms(shape)), speed if speed == "-" else f"{speed}x"
+def _peak_notes(rows: list[Row]) -> list[str]:
+    """Where the peaks come from that shares are of."""
+    devices = dict.fromkeys(
+        row.device for row in rows if any(latency.peak_share is not None for latency in row.latencies)
+    )
+    return [f"Share of peak: dense tensor-core peak of the {device} by {peak_source(device)}" for device in devices]

@@ -10,7 +10,23 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from q8trt.reporting.report import SPEEDUP_LEGEND, Report, Row, score_cells, time_cells, verdict
+from q8trt.reporting.cells import (
+    DETAILS,
+    DEVICE_PARTS,
+    LENGTHS,
+    LENGTHS_LEGEND,
+    SPEEDUP_LEGEND,
+    Column,
+    detail_cells,
+    gpu_line,
+    length_cells,
+    lengths_title,
+    part_cells,
+    score_cells,
+    time_cells,
+)
+from q8trt.reporting.report import Report, Row
+from q8trt.reporting.verdict import verdict
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], padding: int) -> Table:
@@ -44,25 +60,50 @@ def _score_headers(report: Report) -> list[str]:
     return ["", "runs on", *("\n".join(column) for column in columns)]
 
 
-def _narrow(report: Report) -> list[Table]:
-    """Scores and sizes, then one line per row and shape: for many shapes or a narrow terminal."""
-    scores = [[row.name, row.place, *score_cells(report, row).values()] for row in report.rows]
-    times = [
-        [row.name, row.place, shape, *time_cells(report, row, shape)] for row in report.rows for shape in report.shapes
+def _scores(report: Report) -> Table:
+    return _table(
+        _score_headers(report), [[row.name, row.place, *score_cells(report, row).values()] for row in report.rows], 1
+    )
+
+
+def _fitting(console: Console, tables: Sequence[Table]) -> list[Table]:
+    """The first of `tables` that needs no wrapping, else the first that cuts no number, else none; in a list."""
+
+    def width(table: Table) -> Measurement:
+        # The console's own width would clamp the measure to itself, and everything would seem to fit.
+        return Measurement.get(console, console.options.update(max_width=10_000), table)
+
+    whole = [table for table in tables if width(table).maximum <= console.width]
+    return (whole or [table for table in tables if width(table).minimum <= console.width])[:1]
+
+
+def _without(columns: Sequence[Column], rows: Sequence[Sequence[str]], dropped: Sequence[str]) -> Table:
+    """A table of rows that begin with name and place, without the columns whose header begins with one of `dropped`."""
+    kept = [index for index, column in enumerate(columns) if column[0] not in dropped]
+    cells = [[*row[:2], *(row[2 + index] for index in kept)] for row in rows]
+    return _table(["", "runs on", *("\n".join(columns[index]).strip() for index in kept)], cells, 1)
+
+
+def _details(report: Report) -> list[Table]:
+    """Percentiles, throughput and arithmetic, one line per row and shape; from all columns to few."""
+    rows = [[row.name, row.place, *detail_cells(report, row, each)] for row in report.rows for each in row.latencies]
+    fewer = [
+        (),
+        ("mean", "p90"),
+        ("mean", "p90", "p95", "queries"),
+        ("mean", "p90", "p95", "queries", "GEMM", "of", "samples"),
     ]
-    tables = [_table(_score_headers(report), scores, 1)]
-    return [*tables, _table(["", "runs on", "batch x\nsequence", "median\nms", "speed"], times, 1)] if times else tables
+    return [_without(DETAILS, rows, dropped) for dropped in fewer] if rows else []
 
 
-def _fits(table: Table, console: Console) -> bool:
-    # The console's own width would clamp the measure to itself, and everything would seem to fit.
-    return Measurement.get(console, console.options.update(max_width=10_000), table).minimum <= console.width
+def _device_parts(report: Report) -> list[Table]:
+    rows = [[row.name, row.place, *part_cells(each)] for row in report.rows for each in row.latencies if each.parts]
+    return [_without(DEVICE_PARTS, rows, dropped) for dropped in ((), ("host wall", "copies"))] if rows else []
 
 
-def _throughput(report: Report) -> str:
-    """Rows scored per second, of each row; "" where nothing was scored."""
-    rates = [f"{row.name} {row.eval_samples_per_s:.0f}" for row in report.rows if row.eval_samples_per_s is not None]
-    return f"samples/s on {report.split}, in length buckets: {', '.join(rates)}" if rates else ""
+def _lengths(report: Report) -> list[Table]:
+    rows = [[row.name, row.place, *length_cells(row)] for row in report.rows if row.lengths]
+    return [_without(LENGTHS, rows, dropped) for dropped in ((), ("batch", "tokens"))] if rows else []
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -73,15 +114,21 @@ def print_report(report: Report, console: Console) -> None:
 
     say(report.title, "bold")
     console.print()
-    tables = next(([table] for table in (_wide(report, 1), _wide(report, 0)) if _fits(table, console)), None)
-    for table in tables or _narrow(report):
+    summary = _fitting(console, (_wide(report, 1), _wide(report, 0))) or [_scores(report)]
+    for table in (*summary, *_fitting(console, _details(report)), *_fitting(console, _device_parts(report))):
         console.print(table)
         console.print()
+    if title := lengths_title(report):
+        say(title, "bold")
+        for table in _fitting(console, _lengths(report)):
+            console.print(table)
+        console.print()
+        say(LENGTHS_LEGEND, "dim")
     if report.shapes:
         say(SPEEDUP_LEGEND, "dim")
         say(f"ms: median of {report.what_is_timed}", "dim")
-    if throughput := _throughput(report):
-        say(throughput)
+    for gpu in report.gpus:
+        say(gpu_line(gpu))
     for line in verdict(report):
         say(line)
     for note in report.all_notes:

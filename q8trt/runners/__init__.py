@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from q8trt.engine.backend import BACKENDS, TITLES, find_backend
+from q8trt.engine.backend import BACKENDS, TITLES
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
+from q8trt.engine.preflight import damage, describe, needs_host_code, preflight
+from q8trt.engine.shapes import Shape
 from q8trt.errors import BackendError, ConfigError, EngineError, nearest
-from q8trt.gpu import Gpu, gpus
 from q8trt.runners.base import Runner
+
+if TYPE_CHECKING:
+    from q8trt.runners.tensorrt_engine import TensorRTOptions
 
 __all__ = ["CHOICES", "Runner", "open_runner"]
 
@@ -18,35 +24,48 @@ CHOICES = ("auto", "onnxruntime", *BACKENDS)
 _log = logging.getLogger(__name__)
 
 
-def open_runner(engine_folder: str | Path, backend: str | None = None) -> Runner:
+def open_runner(
+    engine_folder: str | Path,
+    backend: str | None = None,
+    shapes: Sequence[Shape] = (),
+    options: TensorRTOptions | None = None,
+) -> Runner:
     """Open a verified engine folder on the best backend that this machine has.
 
     Args:
         engine_folder: what `build_engine.py` wrote.
-        backend: one of `CHOICES`. None or "auto" takes the plan where its backend and a GPU it was built for are at
-            hand, else ``model.onnx`` on ONNX Runtime on the CPU (the reason is logged).
+        backend: one of `CHOICES`. None or "auto" takes the plan where `preflight` finds nothing against it, else
+            ``model.onnx`` on ONNX Runtime on the CPU (the reason is logged).
+        shapes: the (batch, sequence) that a plan must take, where they are known beforehand.
+        options: how a plan is run; no concern of ONNX Runtime.
 
     Raises:
         ConfigError: the backend is unknown.
-        EngineError: the folder fails `load_manifest`, or has no model for the backend.
-        BackendError: the backend that was asked for cannot be used here.
+        EngineError: the folder has no readable manifest, a file of it is missing or changed, or it has no model for the
+            backend.
+        BackendError: the backend that was asked for cannot be used here; each reason and the command that rebuilds the
+            plan are in the line.
     """
     choice = (backend or "auto").strip().casefold().replace("-", "_")
     if choice not in CHOICES:
         raise ConfigError(f"unknown backend {backend!r}; choose one of {', '.join(CHOICES)}{nearest(choice, CHOICES)}")
     folder = Path(engine_folder)
-    manifest = load_manifest(folder)
+    manifest = load_manifest(folder, verify=False)
+    if broken := damage(folder, manifest):
+        raise EngineError(describe(broken))
     if choice == "onnxruntime":
         return _onnxruntime(folder, manifest)
-    obstacle = _obstacle(manifest, None if choice == "auto" else choice)
-    if obstacle is None:
+    problems = preflight(folder, None if choice == "auto" else choice, shapes, verify=False)
+    if not problems:
         from q8trt.runners.tensorrt_runner import TensorRTRunner
 
         name = None if manifest.backend is None else manifest.backend.name
-        return TensorRTRunner(folder / PLAN_FILE, manifest.precision, name)
+        return TensorRTRunner(
+            folder / PLAN_FILE, manifest.precision, name, options=options, host_code=needs_host_code(manifest)
+        )
     if choice != "auto":
-        raise BackendError(f"{folder} cannot run on {TITLES[choice]} here: {obstacle}")
-    _say_once(obstacle)
+        raise BackendError(f"{folder} cannot run on {TITLES[choice]} here: {describe(problems)}")
+    _say_once(describe(problems))
     return _onnxruntime(folder, manifest)
 
 
@@ -62,42 +81,3 @@ def _onnxruntime(folder: Path, manifest: Manifest) -> Runner:
     from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
 
     return OnnxRuntimeRunner(folder / ONNX_FILE, manifest.precision)
-
-
-def _obstacle(manifest: Manifest, wanted: str | None) -> str | None:
-    """Why the folder's plan cannot run here (on `wanted`, if given); None when nothing speaks against it."""
-    built = manifest.backend
-    if built is None or PLAN_FILE not in manifest.files:
-        return "it has no plan"
-    if wanted not in (None, built.name):
-        return f"its plan was built by {TITLES.get(built.name, built.name)}; rebuild it with --backend {wanted}"
-    try:
-        backend = find_backend(built.name)
-    except BackendError as error:
-        return str(error)
-    if _release(backend.version) != _release(built.version):
-        return f"its plan was built by version {built.version}, {backend.version} is installed; rebuild the plan"
-    cards = gpus()
-    if not cards:
-        return "no NVIDIA driver or GPU was found; see `q8trt doctor`"
-    return None if _fits(cards[0], built.name, built.sm_targets) else _wrong_gpu(cards[0], built.sm_targets)
-
-
-def _release(version: str) -> str:
-    """``"10.13.2.6"`` -> ``"10.13.2"``: plans do not load across releases."""
-    return ".".join(version.split(".")[:3])
-
-
-def _fits(card: Gpu, backend: str, targets: list[str]) -> bool:
-    """Whether a plan for `targets` may run on `card`; TensorRT-RTX also covers architectures newer than it names."""
-    if not targets or card.sm in targets:
-        return True
-    return backend == "tensorrt_rtx" and _number(card.sm) > max(_number(sm) for sm in targets)
-
-
-def _number(sm: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in sm.split(".") if part.isdigit())
-
-
-def _wrong_gpu(card: Gpu, targets: list[str]) -> str:
-    return f"its plan is for compute capability {', '.join(targets)}; {card.name} has {card.sm}"

@@ -4,11 +4,47 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from q8trt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one batch went, in milliseconds, by the definitions of trtexec (TensorRT documentation, "trtexec").
+
+    Attributes:
+        h2d_ms: copies of the inputs to the device; near 0 where they lie there already.
+        gpu_ms: from the first kernel to the last, on the device.
+        d2h_ms: copy of the logits to the host.
+        enqueue_ms: the host's time in the call that launches the kernels or the CUDA graph.
+        host_ms: wall time of the whole call, the checks of the inputs and the host's own copies included.
+        cuda_graph: whether a CUDA graph was launched; None where the library decides that by itself and does not tell.
+    """
+
+    h2d_ms: float
+    gpu_ms: float
+    d2h_ms: float
+    enqueue_ms: float
+    host_ms: float
+    cuda_graph: bool | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """trtexec's latency: H2D + GPU + D2H."""
+        return self.h2d_ms + self.gpu_ms + self.d2h_ms
+
+
+@runtime_checkable
+class TimedRunner(Protocol):
+    """What a runner that can time the device has besides `Runner`'s methods."""
+
+    def infer_timed(self, arrays: Mapping[str, Any]) -> Timing:
+        """Run one batch as `Runner.infer` does, and say where its time went."""
 
 
 class Runner(ABC):
@@ -67,11 +103,21 @@ class Runner(ABC):
 
     def checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The arrays named by `input_names`, checked for presence and one common (batch, sequence) shape."""
+        chosen = {name: np.asarray(array) for name, array in self.needed(arrays).items()}
+        common_shape({name: array.shape for name, array in chosen.items()})
+        return chosen
+
+    def needed(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays named by `input_names`, in the model's order. Raises DataError when one is missing."""
         missing = [name for name in self.input_names if name not in arrays]
         if missing:
             raise DataError(f"the model needs the inputs {list(self.input_names)}; {missing} missing from the batch")
-        chosen = {name: np.asarray(arrays[name]) for name in self.input_names}
-        shapes = {name: array.shape for name, array in chosen.items()}
-        if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 2:
-            raise DataError(f"inputs must share one (batch, sequence) shape; got {shapes}")
-        return chosen
+        return {name: arrays[name] for name in self.input_names}
+
+
+def common_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The one (batch, sequence) shape of a batch's inputs. Raises DataError when they differ or have other dimensions."""
+    first = next(iter(shapes.values()))
+    if len(set(shapes.values())) != 1 or len(first) != 2:
+        raise DataError(f"inputs must share one (batch, sequence) shape; got {dict(shapes)}")
+    return first

@@ -98,10 +98,10 @@ def _for_the_cpu(path: Path) -> bytes | None:
         import onnx
     except ImportError:
         return None
-    from q8trt.runners.onnxruntime_graph import dequantize_gathered_rows, use_unsigned_activations
+    from q8trt.runners.onnxruntime_graph import dequantize_gathered_rows, fuse_linears, use_unsigned_activations
 
     model = onnx.load(path)
-    rewritten = use_unsigned_activations(model) + dequantize_gathered_rows(model)
+    rewritten = use_unsigned_activations(model) + dequantize_gathered_rows(model) + fuse_linears(model)
     return bytes(model.SerializeToString()) if rewritten else None
 
 

@@ -1,12 +1,14 @@
 """Runners that also show what flows inside the model: the output of a module, by the module's path.
 
-A module of the torch model and a node of the exported file are one place when the node's scope is the module's path:
-"bert.encoder.layer.0.output.LayerNorm" and "/model/bert/encoder/layer.0/output/LayerNorm/LayerNormalization". The tracer
-that `q8trt.export` uses writes these names. A TensorRT plan has fused such places away, so it has no runner here.
+A module of the torch model and a node of the exported file are one place when the node is named after the module:
+"bert.encoder.layer.0.output.LayerNorm" and "bert.encoder.layer.0.output.LayerNorm/LayerNormalization", as `q8trt.export`
+names them. Where a pass folded a factor into a module, the file's metadata says so. A TensorRT plan has fused such places
+away, so it has no runner here.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +24,6 @@ from q8trt.runners.torch_runner import TorchRunner
 if TYPE_CHECKING:
     import onnx
 
-#: The exporter wraps the model in a module that calls it `model`.
-_ROOT = "/model/"
 #: Ends the name of an input that stands in for a module's output.
 _GIVEN = ".given"
 _Places = tuple[tuple[str, ...], tuple[str, ...]]
@@ -88,6 +88,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         super().__init__(path, precision)
         self._path = Path(path)
         self._watched: tuple[_Places, Any] = ((), ()), None
+        self._factors: dict[str, np.ndarray] = {}
 
     def outputs(
         self, arrays: Mapping[str, np.ndarray], modules: Sequence[str], given: Mapping[str, np.ndarray] | None = None
@@ -100,13 +101,15 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         session = self._watching((tuple(modules), tuple(given or ())))
         feed = {name: array.astype(self._types[name], copy=False) for name, array in self.checked(arrays).items()}
         kind = np.float16 if self.precision.endswith("fp16") else np.float32
-        feed |= {f"{module}{_GIVEN}": array.astype(kind, copy=False) for module, array in (given or {}).items()}
+        for module, array in (given or {}).items():
+            feed[f"{module}{_GIVEN}"] = (array * self._factors.get(module, 1)).astype(kind)
         names = [output.name for output in session.get_outputs()][-len(modules) :]
         try:
             found = session.run(names, feed, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise BackendError(f"ONNX Runtime refused the batch: {one_line(error)}") from error
-        return {module: np.asarray(each, np.float32) for module, each in zip(modules, found, strict=True)}
+        outputs = {module: np.asarray(each, np.float32) for module, each in zip(modules, found, strict=True)}
+        return {module: each / self._factors.get(module, np.float32(1)) for module, each in outputs.items()}
 
     def _watching(self, places: _Places) -> Any:
         """A session with (modules to show, modules to replace) as last outputs and inputs; the latest one is kept."""
@@ -114,7 +117,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
             import onnx
 
             model = onnx.load(self._path)
-            tensors = module_outputs(model)
+            tensors, self._factors = module_outputs(model)
             for name in {*places[0], *places[1]} - tensors.keys():
                 raise EngineError(f"{self._path} has no node of {name}; export it again with build_engine.py")
             _open_up(
@@ -134,17 +137,26 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         self._watched = ((), ()), None
 
 
-def module_outputs(model: onnx.ModelProto) -> dict[str, str]:
-    """Module path -> the tensor that leaves it: the output of the last node in exactly its scope.
+def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Where the file holds what leaves a module: the output of the last node named after it, or what its metadata says.
 
     True of modules that compute in themselves, such as a linear, not of those whose last step is a module of their own.
+
+    Returns:
+        module path -> tensor; module path -> the factor that this tensor carries, float32, () or (features,), where not 1.
     """
-    found = {}
+    tensors, factors = {}, {}
     for node in model.graph.node:
         scope, _, operation = node.name.rpartition("/")
-        if scope.startswith(_ROOT) and operation and node.op_type != "Constant":
-            found[scope.removeprefix(_ROOT).replace("/", ".")] = node.output[0]
-    return found
+        if scope and operation:
+            tensors[scope] = node.output[0]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    noted = json.loads(metadata.get("modules", '{"modules": {}, "factors": []}'))
+    for module, (tensor, number) in noted["modules"].items():
+        written = noted["factors"][number]
+        factor = 2.0 ** np.array(written["log2"]) if isinstance(written, dict) else np.array(written)
+        tensors[module], factors[module] = tensor, factor.astype(np.float32)
+    return tensors, factors
 
 
 def _open_up(model: onnx.ModelProto, tensors: Mapping[str, str], places: _Places, kind: int) -> None:

@@ -1,98 +1,49 @@
 """A plan on TensorRT or TensorRT-RTX, with CUDA called through cuda-python: no torch is needed to serve an engine.
 
-The life of one batch: host arrays -> device buffers -> `execute_async_v3` -> host logits, all on one stream. Buffers
-are as large as the profile's largest shape and are made once. A runner is not safe to share between threads. See
-"Performing Inference" (Python API documentation) in TensorRT's documentation.
+The plan is deserialized once (`tensorrt_engine`); each optimization profile has a context, a stream, buffers and a CUDA
+graph (`tensorrt_bucket`). The life of one batch: pinned host memory -> device buffers -> `execute_async_v3` or the graph
+-> pinned host memory -> logits, all on the profile's stream. Arrays that lie on the GPU are read where they are.
+
+A runner belongs to one thread at a time. For more threads over the same engine, each takes a `fork`::
+
+    with TensorRTRunner("model.plan", "int8") as runner, ThreadPoolExecutor(8) as pool:
+        forks = [runner.fork() for _ in range(8)]
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import INSTALL, Backend, find_backend, one_line
-from q8trt.engine.shapes import ShapeProfile
+from q8trt.engine.backend import find_backend
+from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import BackendError, DataError, EngineError
-from q8trt.runners.base import Runner
-
-_log = logging.getLogger(__name__)
-_NO_DRIVER = (
-    "no NVIDIA driver or GPU can be used ({reason}): run on ONNX Runtime instead (backend onnxruntime), "
-    "or see `q8trt doctor`"
-)
-
-
-class CheckedCuda:
-    """`cuda.bindings.runtime` whose functions raise BackendError instead of returning an error code.
-
-    `cuda.cudaMalloc(n)` returns the pointer alone; a function with several results returns a tuple, with none None.
-    """
-
-    def __init__(self, runtime: ModuleType) -> None:
-        self._runtime = runtime
-        self.host_to_device = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self.device_to_host = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-
-    def __getattr__(self, name: str) -> Any:
-        function: Callable[..., Any] = getattr(self._runtime, name)
-
-        def checked(*arguments: Any) -> Any:
-            try:
-                code, *results = function(*arguments)
-            except RuntimeError as error:  # cuda-python could not open libcuda
-                raise BackendError(_NO_DRIVER.format(reason=one_line(error))) from error
-            if int(code) != 0:
-                raise BackendError(self._message(name, code))
-            return results[0] if len(results) == 1 else tuple(results) or None
-
-        return checked
-
-    def _message(self, name: str, code: Any) -> str:
-        title = _text(self._runtime.cudaGetErrorName(code)[1])
-        text = _text(self._runtime.cudaGetErrorString(code)[1])
-        if title in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary"):
-            return _NO_DRIVER.format(reason=f"{title}: {text}")
-        return f"CUDA: {name} failed with {title}: {text}"
-
-
-def cuda_runtime(backend: str = "tensorrt") -> CheckedCuda:
-    """The CUDA runtime of cuda-python. Raises BackendError when it is not installed."""
-    try:
-        from cuda.bindings import runtime
-    except ImportError:
-        try:
-            from cuda import cudart as runtime  # cuda-python before 12.8
-        except ImportError as error:
-            raise BackendError(f"cuda-python is not usable ({one_line(error)}): {INSTALL[backend]}") from error
-    return CheckedCuda(runtime)
-
-
-@dataclass(frozen=True)
-class _Buffer:
-    """Device memory of one tensor: its address, its size in bytes and the NumPy type of its elements."""
-
-    pointer: int
-    size: int
-    dtype: Any
+from q8trt.runners.base import Runner, Timing, common_shape
+from q8trt.runners.cuda import attempt, cuda_runtime
+from q8trt.runners.device_arrays import DeviceArray, on_gpu
+from q8trt.runners.tensorrt_bucket import Bucket
+from q8trt.runners.tensorrt_engine import SharedEngine, TensorRTOptions
 
 
 class TensorRTRunner(Runner):
-    """Runs a serialized plan.
+    """Runs a serialized plan. All memory that batches need is taken here, none while they run.
 
     Args:
         plan_path: the plan.
         precision: what it computes in, for reports: see `Runner`.
         backend: "tensorrt" or "tensorrt_rtx": the one that built the plan; default as `find_backend`.
         device: index of the CUDA device.
+        options: CUDA graphs, and what TensorRT-RTX compiles at run time.
+        host_code: let the plan bring code for the host, as a version-compatible plan does (its own lean runtime). Such a
+            plan is a program: load it only where you trust its maker.
 
     Attributes:
-        shapes: the plan's optimization profile.
+        profiles: the plan's optimization profiles; each batch runs in the tightest that takes it.
 
     Raises:
         ConfigError: the backend is unknown.
@@ -100,115 +51,118 @@ class TensorRTRunner(Runner):
         EngineError: the plan is missing, damaged, or of another version or GPU; TensorRT's own line is quoted.
     """
 
-    def __init__(self, plan_path: str | Path, precision: str, backend: str | None = None, device: int = 0) -> None:
-        self.precision = precision
-        self._device = device
-        self._buffers: dict[str, _Buffer] = {}
-        self._runtime: Any = None
-        self._engine: Any = None
-        self._context: Any = None
-        self._stream: Any = None
+    def __init__(
+        self,
+        plan_path: str | Path,
+        precision: str,
+        backend: str | None = None,
+        device: int = 0,
+        options: TensorRTOptions | None = None,
+        host_code: bool = False,
+    ) -> None:
         path = Path(plan_path)
         if not path.is_file():
             raise EngineError(f"{path} does not exist; build the engine first")
-        self._backend: Backend = find_backend(backend)
-        self.backend = self._backend.name
-        self._cuda = cuda_runtime(self.backend)
+        found = find_backend(backend)
+        options = options or TensorRTOptions()
+        engine = SharedEngine(path, found, cuda_runtime(found.name), device, options, host_code)
+        self._start(engine, precision)
+
+    def _start(self, engine: SharedEngine, precision: str) -> None:
+        self.precision, self._engine = precision, engine
+        self.backend, self.device = engine.backend.name, engine.gpu
+        self.input_names, self.profiles = engine.input_names, engine.profiles
+        self._busy = threading.Lock()
+        self._buckets: list[Bucket] = []
+        self._closed = False
         try:
-            self._open(path)
+            for index in range(len(self.profiles)):
+                self._buckets.append(Bucket(engine, index))
         except BaseException:
             self.close()
             raise
 
-    def _open(self, path: Path) -> None:
-        cuda, trt = self._cuda, self._backend.module
-        cuda.cudaSetDevice(self._device)
-        self.device = _text(cuda.cudaGetDeviceProperties(self._device).name)
-        self._backend.forget_errors()
+    def fork(self) -> TensorRTRunner:
+        """A runner for another thread: its own contexts, streams, buffers and graphs over the same engine.
+
+        The engine's memory goes back when the last of them is closed, in whatever order.
+
+        Raises:
+            BackendError: this runner is closed, or memory is short.
+        """
+        with self._busy:
+            self._open()
+            self._engine.cuda.cudaSetDevice(self._engine.device)
+            fork = object.__new__(TensorRTRunner)
+            fork._start(self._engine.retain(), self.precision)
+            return fork
+
+    def infer(self, arrays: Mapping[str, Any]) -> np.ndarray:
+        """See `Runner.infer`. An input may also be an array on this GPU that speaks DLPack or `__cuda_array_interface__`.
+
+        Such an array is read in place, so it must be of the plan's type (int32) and C-contiguous.
+
+        Raises:
+            DataError: also when the shape lies outside the plan's profiles, or an array on the GPU cannot be read there.
+            BackendError: also when another thread is using this runner.
+        """
+        return self._infer(arrays, None)[0]
+
+    def infer_timed(self, arrays: Mapping[str, Any]) -> Timing:
+        """See `q8trt.runners.base.TimedRunner`: CUDA events around the copies and the kernels. Raises as `infer`."""
+        timing = self._infer(arrays, time.perf_counter())[1]
+        assert timing is not None
+        return timing
+
+    def _infer(self, arrays: Mapping[str, Any], started: float | None) -> tuple[np.ndarray, Timing | None]:
+        if not self._busy.acquire(blocking=False):
+            raise BackendError("this runner is busy in another thread; give each thread its own: runner.fork()")
         try:
-            self._runtime = trt.Runtime(self._backend.logger())
-        except TypeError as error:  # pybind11's word for TensorRT's null pointer
-            raise BackendError(f"{self._backend.title} cannot start: {self._backend.last_error()}") from error
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise EngineError(
-                f"{self._backend.title} cannot load {path} on {self.device}; "
-                f"rebuild it with this version on this GPU: {self._backend.last_error()}"
-            )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise BackendError(f"{self._backend.title} made no execution context: {self._backend.last_error()}")
-        self._stream = cuda.cudaStreamCreate()
-        self._allocate(path)
+            self._open()
+            self._engine.cuda.cudaSetDevice(self._engine.device)  # the current device is the thread's, not the runner's
+            needed = self.needed(arrays)
+            shape = common_shape({name: tuple(np.shape(each)) for name, each in needed.items()})
+            index = covering(self.profiles, shape)
+            if index is None:
+                taken = show_profiles(self.profiles)
+                raise DataError(f"the batch has shape {shape}; the plan takes (batch, sequence) from {taken}")
+            bucket = self._buckets[index]
+            batch = {name: self._input(name, each, bucket) for name, each in needed.items()}
+            return bucket.run(batch, shape, started)
+        finally:
+            self._busy.release()
 
-    def _allocate(self, path: Path) -> None:
-        """Find the tensors, read the profile, and make a buffer for each tensor at the largest shape."""
-        engine, context, trt = self._engine, self._context, self._backend.module
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self.input_names = tuple(name for name in names if is_input[name])
-        outputs = [name for name in names if not is_input[name]]
-        if not self.input_names or not outputs:
-            raise EngineError(f"{path} has inputs {list(self.input_names)} and outputs {outputs}; both are needed")
-        self._output = "logits" if "logits" in outputs else outputs[0]
-        low, best, high = (tuple(shape) for shape in engine.get_tensor_profile_shape(self.input_names[0], 0))
-        self.shapes = ShapeProfile(low, best, high)
-        for name in self.input_names:
-            context.set_input_shape(name, high)
-        for name in names:
-            dtype = np.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-            size = dtype.itemsize * int(np.prod(tuple(context.get_tensor_shape(name))))
-            self._buffers[name] = _Buffer(int(self._cuda.cudaMalloc(size)), size, dtype)
-            context.set_tensor_address(name, self._buffers[name].pointer)
+    def _input(self, name: str, array: Any, bucket: Bucket) -> np.ndarray | DeviceArray:
+        engine = self._engine
+        found = on_gpu(name, array, engine.dtypes[name], engine.device, int(bucket.stream), engine.cuda)
+        if isinstance(found, DeviceArray):
+            return found
+        host = np.asarray(array)
+        if host.dtype.kind not in "iub":
+            raise DataError(f"{name} is {host.dtype}; the engine takes integers")
+        return host
 
-    def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """See `Runner.infer`. Raises DataError also when the shape lies outside the plan's profile."""
-        if self._context is None:
-            raise BackendError(f"this {self._backend.title} runner is closed")
-        batch = self.checked(arrays)
-        shape = next(iter(batch.values())).shape
-        if not self.shapes.covers(shape):
-            raise DataError(f"the batch has shape {shape}; the plan takes (batch, sequence) from {self.shapes}")
-        cuda = self._cuda
-        cuda.cudaSetDevice(self._device)  # the current device is the thread's, not the runner's
-        self._backend.forget_errors()
-        hosts = {name: np.ascontiguousarray(each, self._buffers[name].dtype) for name, each in batch.items()}
-        for name, host in hosts.items():
-            self._copy(self._buffers[name].pointer, host.ctypes.data, host.nbytes, cuda.host_to_device)
-            self._accepted(self._context.set_input_shape(name, shape), f"set_input_shape of {name}")
-        self._accepted(self._context.execute_async_v3(int(self._stream)), "execute_async_v3")
-        logits = np.empty(tuple(self._context.get_tensor_shape(self._output)), self._buffers[self._output].dtype)
-        self._copy(logits.ctypes.data, self._buffers[self._output].pointer, logits.nbytes, cuda.device_to_host)
-        cuda.cudaStreamSynchronize(self._stream)
-        return logits.astype(np.float32, copy=False)
+    def _open(self) -> None:
+        if self._closed:
+            raise BackendError(f"this {self._engine.backend.title} runner is closed")
 
-    def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
-        self._cuda.cudaMemcpyAsync(target, source, size, kind, self._stream)
+    def save_runtime_cache(self) -> None:
+        """Keep what TensorRT-RTX compiled so far, as `close` does: for services that are ended rather than closed."""
+        self._engine.save_runtime_cache()
 
-    def _accepted(self, accepted: bool, what: str) -> None:
-        if not accepted:
-            raise BackendError(f"{self._backend.title}: {what} was refused: {self._backend.last_error()}")
+    @property
+    def runtime_cache_state(self) -> str:
+        """ "none" (TensorRT has no such cache), "new", or "loaded" where this start needed not compile all again."""
+        return self._engine.runtime_cache_state
 
     def close(self) -> None:
-        """Free the device memory, the stream, the context, the engine and the runtime, in this order."""
-        buffers, stream = self._buffers, self._stream
-        self._buffers, self._stream = {}, None
-        for buffer in buffers.values():
-            self._release(self._cuda.cudaFree, buffer.pointer)
-        if stream is not None:
-            self._release(self._cuda.cudaStreamDestroy, stream)
-        self._context = None
-        self._engine = None
-        self._runtime = None
-
-    def _release(self, function: Callable[[Any], None], handle: Any) -> None:
-        """Call `function`; after a CUDA error every later call fails too, and must not hide the first one."""
-        try:
-            function(handle)
-        except BackendError as error:
-            _log.warning("while closing: %s", error)
-
-
-def _text(name: bytes | str) -> str:
-    """cuda-python gives names as bytes, in some versions padded with zeros."""
-    return (name.decode() if isinstance(name, bytes) else name).rstrip("\0")
+        """Free memory, streams, graphs and contexts, and the engine where no fork uses it; waits for a batch under way."""
+        with self._busy:
+            if self._closed:
+                return
+            self._closed = True
+            attempt(self._engine.cuda.cudaSetDevice, self._engine.device)
+            for bucket in self._buckets:
+                bucket.close()
+            self._buckets = []
+            self._engine.release()

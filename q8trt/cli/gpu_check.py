@@ -1,0 +1,116 @@
+"""`q8trt gpu-check`: everything that only a GPU can show, into one JSON file and one page.
+
+Exit codes beside those of every command: 1 where a check failed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from q8trt.cli.options import Parser, say
+from q8trt.errors import BackendError, ConfigError
+
+RESULTS = Path("benchmarks") / "results"
+
+
+def parser() -> Parser:
+    """The options of the command."""
+    made = Parser(
+        prog="q8trt gpu-check",
+        description="On a machine with an NVIDIA GPU: build FP32, FP16 and INT8 engines of MiniLM, BERT-base and BERT-large, "
+        "check their logits against torch and their score on the development set, time them with and without CUDA graph "
+        "beside torch and ONNX Runtime, share one engine among threads, and load one again and again. Exit code 0: all "
+        "passed; 1: a check failed; 2: no GPU, no backend or bad input.",
+        epilog="example: q8trt gpu-check --quick\n"
+        "         q8trt gpu-check --run runs/NAME --data_dir glue --backend tensorrt_rtx",
+    )
+    made.add_argument(
+        "--run", metavar="DIR", help="a finished run of MiniLM (default: makes one, finetune.py --demo --recipe full)"
+    )
+    made.add_argument("--data_dir", metavar="DIR", help="the GLUE folder (default: the built-in sample, not GLUE)")
+    made.add_argument("--backend", metavar="NAME", help="tensorrt or tensorrt_rtx (default: TensorRT where installed)")
+    made.add_argument("--quick", action="store_true", help="MiniLM alone, two shapes: a few minutes")
+    made.add_argument("--output_dir", metavar="DIR", help=f"default: {RESULTS.as_posix()}/<gpu>-<date>")
+    return made
+
+
+def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
+    """Run the command; returns the exit code.
+
+    Args:
+        argv: its arguments.
+        bench: where engines are built and run; None for the GPU (see `q8trt.gpu_check.bench.Bench`).
+        config: what is run; None for what --quick says.
+    """
+    args = parser().parse_args(argv)
+    from q8trt.gpu_check.bench import GpuBench
+    from q8trt.gpu_check.config import QUICK, CheckConfig
+
+    config = config or (QUICK if args.quick else CheckConfig())
+    _check_input(args)
+    try:
+        bench = bench or GpuBench(args.backend)
+    except BackendError as error:
+        raise BackendError(f"{error}; nothing was run; where it can: {config}") from error
+    return _check(args, argv, bench, config)
+
+
+def _check_input(args: Any) -> None:
+    """Refuse bad paths before the minutes that a check takes. Raises ConfigError."""
+    if args.data_dir is not None and not Path(args.data_dir).is_dir():
+        raise ConfigError(f"--data_dir {args.data_dir} is no folder; expected the GLUE folder")
+    if args.run is not None:
+        from q8trt.gpu_check.models import dev_data, finished_checkpoints
+        from q8trt.runs import open_run
+
+        found = open_run(args.run)
+        finished_checkpoints(found)
+        dev_data(found, args.data_dir)
+
+
+def _check(args: Any, argv: list[str], bench: Any, config: Any) -> int:
+    import tempfile
+
+    from rich.console import Console
+
+    from q8trt.gpu_check.checks import run_checks
+    from q8trt.gpu_check.journal import Journal
+    from q8trt.gpu_check.models import Models
+    from q8trt.gpu_check.page import line, print_table, write
+    from q8trt.provenance import provenance
+
+    origin = provenance(["q8trt", "gpu-check", *argv])
+    folder = Path(args.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
+
+    def keep(journal: Journal) -> None:
+        write(folder, journal, bench, config, origin)
+        if not journal.finished:
+            say(line(journal.checks[-1]))
+
+    say(f"{bench.title} on {bench.device}: {config}")
+    with tempfile.TemporaryDirectory(prefix="q8trt-gpu-check-") as work:
+        journal = Journal(keep, hidden=f"{work}/")
+        makers = Models(lambda: _run(args.run), args.data_dir, config).makers
+        run_checks(bench, makers, config, journal, Path(work), origin)
+    say()
+    print_table(journal, Console())
+    say(f"report: {folder / 'gpu-check.html'} and gpu-check.json")
+    return 1 if journal.failed else 0
+
+
+def _run(path: str | None) -> Any:
+    """The run given, else the demo's, which is made now."""
+    from q8trt.cli import finetune
+    from q8trt.runs import RUNS_DIR, open_run, run_name
+
+    if path is None:
+        path = str(Path(RUNS_DIR) / run_name("gpu-check", "minilm"))
+        finetune.run(["--demo", "--recipe", "full", "--output_dir", path])
+    return open_run(path)
+
+
+def slug(device: str) -> str:
+    """``"NVIDIA H100 80GB HBM3"`` -> ``"nvidia-h100-80gb-hbm3"``."""
+    return re.sub(r"[^a-z0-9]+", "-", device.casefold()).strip("-")

@@ -1,0 +1,108 @@
+"""Where engines are built and run: the GPU. Tests put ONNX Runtime on the CPU in its place."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from q8trt.engine.backend import find_backend
+from q8trt.engine.build import build_plan
+from q8trt.engine.config import BuildConfig, PlanInfo
+from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
+from q8trt.engine.shapes import ShapeProfile
+from q8trt.errors import BackendError
+from q8trt.gpu import Gpu, gpus
+from q8trt.runners.base import Runner
+from q8trt.runners.cuda import cuda_runtime
+
+if TYPE_CHECKING:
+    from q8trt.gpu_check.models import Subject
+
+CUDA = "CUDAExecutionProvider"
+
+
+class Bench(Protocol):
+    """What the checks need of a machine. An engine folder holds `ONNX_FILE` and, once built, `PLAN_FILE`.
+
+    Attributes:
+        title: what runs the engines, "TensorRT-RTX 1.7.1.116".
+        device: the name of the GPU.
+        captures_graphs: whether the runner must report a CUDA graph where one is asked for.
+    """
+
+    title: str
+    device: str
+    captures_graphs: bool
+
+    def build(self, folder: Path, profiles: tuple[ShapeProfile, ...]) -> PlanInfo:
+        """Build the plan of an engine folder. Raises as `build_plan` does."""
+
+    def open(self, folder: Path, precision: str, cuda_graph: bool) -> Runner:
+        """The plan, loaded; its runner has ``fork``, see `TensorRTRunner`. Raises EngineError, BackendError."""
+
+    def free_bytes(self) -> int:
+        """Free device memory."""
+
+    def references(self, subject: Subject, folders: dict[str, Path]) -> dict[str, Callable[[], Runner]]:
+        """What an engine is to beat on the same GPU: row name -> what opens it, or raises a Q8TRTError where it is absent."""
+
+
+class GpuBench:
+    """The first GPU, on TensorRT or TensorRT-RTX; see `Bench`.
+
+    Args:
+        backend: "tensorrt" or "tensorrt_rtx"; None for TensorRT, else TensorRT-RTX.
+
+    Raises:
+        ConfigError: the backend is unknown.
+        BackendError: there is no GPU, no such backend, or no cuda-python.
+    """
+
+    def __init__(self, backend: str | None = None) -> None:
+        found = gpus()
+        if not found:
+            raise BackendError("no NVIDIA GPU here (nvidia-smi lists none)")
+        self.gpu: Gpu = found[0]
+        self._backend = find_backend(backend)
+        self._cuda = cuda_runtime(self._backend.name)
+        self.title, self.device = self._backend.title, self.gpu.name
+        self.captures_graphs = self._backend.name == "tensorrt"
+
+    def build(self, folder: Path, profiles: tuple[ShapeProfile, ...]) -> PlanInfo:
+        """See `Bench.build`."""
+        return build_plan(folder / ONNX_FILE, folder / PLAN_FILE, BuildConfig(self._backend.name, profiles))
+
+    def open(self, folder: Path, precision: str, cuda_graph: bool) -> Runner:
+        """See `Bench.open`; TensorRT-RTX compiles at once, so that no kernel is compiled while others are timed."""
+        from q8trt.runners.tensorrt_engine import TensorRTOptions
+        from q8trt.runners.tensorrt_runner import TensorRTRunner
+
+        options = TensorRTOptions(cuda_graph=cuda_graph, specialization="eager")
+        return TensorRTRunner(folder / PLAN_FILE, precision, self._backend.name, options=options)
+
+    def free_bytes(self) -> int:
+        """See `Bench.free_bytes`."""
+        self._cuda.cudaSetDevice(0)
+        return int(self._cuda.cudaMemGetInfo()[0])
+
+    def references(self, subject: Subject, folders: dict[str, Path]) -> dict[str, Callable[[], Runner]]:
+        """See `Bench.references`: torch in FP32 and FP16, and ONNX Runtime's CUDA provider on the float graphs."""
+        from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+        from q8trt.runners.torch_runner import TorchRunner
+
+        def torch(precision: str) -> Runner:
+            model = copy.deepcopy(subject.float_model)
+            return TorchRunner(model.half() if precision == "fp16" else model, precision, "cuda:0")
+
+        found: dict[str, Callable[[], Runner]] = {}
+        for precision in ("fp32", "fp16"):
+            found[f"torch {precision.upper()}"] = functools.partial(torch, precision)
+            if precision in folders:
+                path = folders[precision] / ONNX_FILE
+                found[f"ONNX Runtime CUDA {precision.upper()}"] = functools.partial(
+                    OnnxRuntimeRunner, path, precision, [CUDA]
+                )
+        return found

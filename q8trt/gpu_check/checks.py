@@ -1,0 +1,342 @@
+"""The steps, model by model: build, load, logits, score, threads, loads, latency."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from q8trt.comparison import findings_of
+from q8trt.engine.manifest import ONNX_FILE
+from q8trt.errors import BackendError, DataError
+from q8trt.evaluation import predict
+from q8trt.gpu_check.bench import Bench
+from q8trt.gpu_check.config import TOLERANCES, CheckConfig
+from q8trt.gpu_check.grid import Entry, LatencyGrid
+from q8trt.gpu_check.journal import Journal, Outcome
+from q8trt.gpu_check.models import Subject
+from q8trt.metrics import compute_from_logits
+from q8trt.runners.base import Runner
+
+MIB = 2**20
+#: Answers of two threads, or of two runs, may differ by so much, absolute and relative: kernels may sum in another order.
+SAME = 1e-3
+#: Loads after which the driver's own pools are filled.
+_SETTLED = 10
+_THREAD_BATCHES = 16
+_THREAD_ROUNDS = 3
+_OVERFLOW_BATCHES = 4
+
+
+def run_checks(
+    bench: Bench,
+    makers: Mapping[str, Callable[[], Subject]],
+    config: CheckConfig,
+    journal: Journal,
+    work: Path,
+    provenance: dict[str, Any],
+) -> None:
+    """Go through all steps with each model. What fails is in `journal`; nothing but Ctrl-C and a full disk ends the rest.
+
+    Args:
+        bench: where engines are built and run.
+        makers: model name -> what makes it.
+        config: what is run.
+        journal: takes the results.
+        work: an empty folder for the engines, gigabytes of them; each model's are removed when it is done.
+        provenance: of the reports.
+    """
+    loads_done = False
+    for name, make in makers.items():
+        with TemporaryDirectory(dir=work, prefix=f"{name}-") as folder, contextlib.ExitStack() as stack:
+            check = ModelCheck(bench, name, config, journal, Path(folder), stack)
+            if check.prepare(make):
+                check.build()
+                check.logits()
+                check.threads()
+                loads_done = check.loads(loads_done)
+                check.latency(provenance)
+    journal.finish()
+
+
+class ModelCheck:
+    """The steps with one model; each needs those before it, and skips what failed in them."""
+
+    def __init__(
+        self, bench: Bench, name: str, config: CheckConfig, journal: Journal, work: Path, stack: contextlib.ExitStack
+    ) -> None:
+        self._bench, self._name, self._config = bench, name, config
+        self._journal, self._work, self._stack = journal, work, stack
+        self._subject: Subject | None = None
+        self._expected: dict[str, np.ndarray] = {}
+        self._folders: dict[str, Path] = {}
+        self._findings: dict[str, tuple[str, ...]] = {}
+        self._plans: dict[str, float] = {}
+        self._running: dict[str, Runner] = {}
+        self._metrics: dict[str, dict[str, float]] = {}
+
+    @property
+    def subject(self) -> Subject:
+        """The model; there from `prepare` on."""
+        assert self._subject is not None
+        return self._subject
+
+    def _step(self, what: str, step: Callable[..., Outcome[Any]], *arguments: Any, optional: bool = False) -> Any:
+        return self._journal.attempt(f"{self._name}: {what}", partial(step, *arguments), optional)
+
+    def prepare(self, make: Callable[[], Subject]) -> bool:
+        """Make the model and its logits in torch; False where that failed."""
+
+        def made() -> Outcome[Subject]:
+            subject = make()
+            rows = f"{len(subject.features)} rows of {subject.features.source}"
+            return Outcome(f"{subject.weights} weights, {rows}", details={"weights": subject.weights}, value=subject)
+
+        self._subject = self._step("model", made)
+        if self._subject is None:
+            return False
+        self._expected = self._step("torch, FP32 and fake-quantized", self._torch_logits) or {}
+        return bool(self._expected)
+
+    def _torch_logits(self) -> Outcome[dict[str, np.ndarray]]:
+        from q8trt.runners.torch_runner import TorchRunner
+
+        found = {}
+        for kind, precision in (("fp32", "fp32"), ("fake_quant", "int8")):
+            with TorchRunner(self.subject.model(precision), precision) as runner:
+                found[kind] = self._predict(runner)
+        details: dict[str, Any] = {
+            "largest_logit": float(np.abs(found["fp32"]).max()),
+            "fake_quant_against_fp32": difference(found["fake_quant"], found["fp32"]),
+        }
+        figure = f"logits to {details['largest_logit']:.2g}"
+        if self.subject.weights == "real":
+            scores = {kind: self._score(logits) for kind, logits in found.items()}
+            details["metrics"] = scores
+            metric = self.subject.features.task.main_metric
+            figure = f"{metric} x100 " + ", ".join(f"{k} {100 * each[metric]:.2f}" for k, each in scores.items())
+        return Outcome(figure, details=details, value=found)
+
+    def _predict(self, runner: Runner) -> np.ndarray:
+        """Logits of every row, (rows, num_labels). Raises DataError where one is not finite."""
+        most, length = self._config.largest
+        size = min(self._config.batch_size, most)
+        logits, _ = predict(runner, self.subject.features, self.subject.pad_token_id, length, size)
+        if not np.isfinite(logits).all():
+            raise DataError(f"{np.sum(~np.isfinite(logits))} of {logits.size} logits are not finite")
+        return logits
+
+    def _score(self, logits: np.ndarray) -> dict[str, float]:
+        labels = self.subject.features.labels
+        if labels is None:
+            raise DataError(f"{self.subject.features.source} has no labels to score by")
+        return compute_from_logits(self.subject.features.task, logits, labels)
+
+    def build(self) -> None:
+        """Export and build an engine of each precision."""
+        for precision in self._config.precisions:
+            self._step(f"build {precision.upper()}", self._build, precision)
+
+    def _build(self, precision: str) -> Outcome[None]:
+        from q8trt.export.onnx import export_onnx
+
+        folder = self._work / precision
+        folder.mkdir()
+        subject = self.subject
+        batches = subject.batches(16, _OVERFLOW_BATCHES) if precision.endswith("fp16") else []
+        exported = export_onnx(
+            subject.model(precision), folder / ONNX_FILE, precision, subject.input_names, batches=batches
+        )
+        self._findings[precision] = findings_of(exported.path, precision, self._config.largest)
+        self._folders[precision] = folder  # from here on, references have a graph to run
+        plan = self._bench.build(folder, self._config.profiles)
+        self._plans[precision] = plan.bytes / MIB
+        details: dict[str, Any] = {"onnx_bytes": exported.path.stat().st_size, "findings": self._findings[precision]}
+        details["kept_fp32"] = [asdict(op) for op in exported.kept_fp32]
+        memory = f", {plan.peak_memory_mib:.0f} MiB at most" if plan.peak_memory_mib else ""
+        return Outcome(
+            f"plan {plan.bytes / MIB:.1f} MiB in {plan.seconds:.1f} s{memory}", True, {**details, "plan": asdict(plan)}
+        )
+
+    def logits(self) -> None:
+        """Load each engine, hold its logits against torch's, and score it where the weights are real."""
+        for precision in self._config.precisions:
+            label = precision.upper()
+            if precision not in self._plans:
+                self._journal.skip(f"{self._name}: load {label}", "it was not built")
+                continue
+            runner = self._step(f"load {label}", self._load, precision)
+            if runner is None:
+                continue
+            logits = self._step(f"logits {label}", self._compare, precision, runner)
+            if logits is None:
+                continue
+            self._running[precision] = runner
+            if self.subject.weights == "real":
+                self._step(f"score {label}", self._compare_scores, precision, logits)
+
+    def _load(self, precision: str) -> Outcome[Runner]:
+        runner = self._stack.enter_context(self._bench.open(self._folders[precision], precision, True))
+        return Outcome(f"on {runner.label}", True, value=runner)
+
+    def _compare(self, precision: str, runner: Runner) -> Outcome[np.ndarray]:
+        logits = self._predict(runner)
+        against = {kind: difference(logits, expected) for kind, expected in self._expected.items()}
+        reference = "fake_quant" if precision.startswith("int8") else "fp32"
+        found, allowed = against[reference], TOLERANCES[self.subject.weights][precision]
+        passed = found["largest"] <= allowed.largest and found["mean"] <= allowed.mean
+        figure = (
+            f"to torch {reference}: {found['largest']:.2g}, mean {found['mean']:.2g} "
+            f"(allowed {allowed.largest:g}, {allowed.mean:g})"
+        )
+        details = {"rows": len(logits), "against": against, "reference": reference, "allowed": asdict(allowed)}
+        return Outcome(figure, passed, details, logits)
+
+    def _compare_scores(self, precision: str, logits: np.ndarray) -> Outcome[None]:
+        metrics, expected = self._score(logits), self._score(self._expected["fp32"])
+        self._metrics[precision] = metrics
+        metric = self.subject.features.task.main_metric
+        drop = 100 * (expected[metric] - metrics[metric])
+        sample = ", built-in sample, not GLUE" if self.subject.features.is_sample else ""
+        figure = f"{metric} x100 {100 * metrics[metric]:.2f}, torch FP32 {100 * expected[metric]:.2f}{sample}"
+        details = {"metrics": metrics, "torch_fp32": expected, "drop_points": drop}
+        return Outcome(figure, drop <= self._config.max_drop_points, details)
+
+    def threads(self) -> None:
+        """Several threads, each with its fork, over one engine."""
+        precision, runner = self._last_running()
+        what = f"{self._config.threads} threads over one engine"
+        if runner is None:
+            self._journal.skip(f"{self._name}: {what}", f"no {precision.upper()} engine runs")
+        else:
+            batches = self.subject.batches(min(8, self._config.largest[0]), _THREAD_BATCHES)
+            self._step(what, share, runner, batches, self._config.threads)
+
+    def loads(self, done: bool) -> bool:
+        """Load an engine again and again, unless another model's was (`done`); whether that has been done now."""
+        precision, runner = self._last_running()
+        if done or runner is None:
+            return done
+        batch = self.subject.batches(1, 1)[0]
+        folder, config = self._folders[precision], self._config
+
+        def once() -> None:
+            with self._bench.open(folder, precision, True) as again:
+                again.infer(batch)
+                again.infer(batch)
+
+        self._step(
+            f"{config.loads} loads",
+            repeat,
+            once,
+            self._bench.free_bytes,
+            config.loads,
+            config.memory_growth_mib,
+        )
+        return True
+
+    def _last_running(self) -> tuple[str, Runner | None]:
+        precision = self._config.precisions[-1]
+        return precision, self._running.get(precision)
+
+    def latency(self, provenance: dict[str, Any]) -> None:
+        """Time engines with and without CUDA graph and the references in turn, a step for each shape."""
+        entries = [self._entry(precision, runner, True) for precision, runner in self._running.items()]
+        for precision in self._running:
+            name = f"load {precision.upper()} without CUDA graph"
+            runner = self._step(name, self._without_graph, precision)
+            if runner is not None:
+                entries.append(self._entry(precision, runner, False))
+        for name, make in self._bench.references(self.subject, self._folders).items():
+            runner = self._step(f"reference {name}", self._reference, make, optional=True)
+            if runner is not None:
+                entries.append(Entry(name, runner))
+        if not entries:
+            self._journal.skip(f"{self._name}: latency", "neither an engine nor a reference runs")
+            return
+        grid = LatencyGrid(self._name, self.subject, self._config, entries, provenance, self._bench.captures_graphs)
+        for shape in self._config.shapes:
+            report = self._step(f"latency {shape[0]}x{shape[1]}", grid.measure, shape)
+            if report is not None:
+                self._journal.reports[self._name] = report
+
+    def _without_graph(self, precision: str) -> Outcome[Runner]:
+        runner = self._stack.enter_context(self._bench.open(self._folders[precision], precision, False))
+        return Outcome(f"on {runner.label}", value=runner)
+
+    def _reference(self, make: Callable[[], Runner]) -> Outcome[Runner]:
+        runner = self._stack.enter_context(make())
+        runner.infer(self.subject.batches(1, 1)[0])  # one that opens but cannot run must not spoil the grid
+        return Outcome(f"on {runner.label}", value=runner)
+
+    def _entry(self, precision: str, runner: Runner, graph: bool) -> Entry:
+        return Entry(
+            precision.upper(), runner, graph, self._folders[precision] / ONNX_FILE, self._plans[precision],
+            self._metrics.get(precision, {}) if graph else {}, self._findings[precision],
+        )  # fmt: skip
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Of the magnitudes of the differences, over all elements: the "largest" and the "mean"."""
+    apart = np.abs(one.astype(np.float64) - other)
+    return {"largest": float(apart.max()), "mean": float(apart.mean())}
+
+
+def share(runner: Any, batches: Sequence[Mapping[str, np.ndarray]], threads: int) -> Outcome[None]:
+    """Run `batches` in `threads` threads, each with its own ``runner.fork()``, and compare each answer with the sequential one.
+
+    Each thread starts at another batch and runs each `_THREAD_ROUNDS` times in a row, so that graphs are captured in some
+    while others compute. An answer is wrong where it differs by more than `SAME` + `SAME` x the largest logit of its batch.
+
+    Raises:
+        BackendError: a thread was refused; the first one's error.
+    """
+    right = [runner.infer(batch) for batch in batches]
+
+    def work(fork: Runner, start: int) -> list[tuple[float, float]]:
+        found = []
+        for turn in range(len(batches)):
+            index = (start + turn) % len(batches)
+            for _ in range(_THREAD_ROUNDS):
+                apart = float(np.abs(fork.infer(batches[index]) - right[index]).max())
+                found.append((apart, SAME + SAME * float(np.abs(right[index]).max())))
+        return found
+
+    with contextlib.ExitStack() as stack:
+        forks = [stack.enter_context(runner.fork()) for _ in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            answers = [each for found in pool.map(work, forks, range(threads)) for each in found]
+    wrong = sum(not apart <= allowed for apart, allowed in answers)
+    largest = float(np.nanmax([apart for apart, _ in answers])) if wrong < len(answers) else None
+    figure = f"{len(answers)} answers, {wrong} wrong" + (
+        "" if largest is None else f", largest difference {largest:.2g}"
+    )
+    return Outcome(figure, not wrong, {"answers": len(answers), "wrong": wrong, "largest_difference": largest})
+
+
+def repeat(once: Callable[[], None], free_bytes: Callable[[], int], loads: int, allowed_mib: float) -> Outcome[None]:
+    """Do `once` again and again and see whether free memory shrinks after the first ten times.
+
+    Raises:
+        BackendError: there are too few loads to tell.
+    """
+    if loads <= _SETTLED:
+        raise BackendError(f"{loads} loads cannot show a leak: the first {_SETTLED} fill the driver's own pools")
+    before, free = free_bytes(), []
+    for _ in range(loads):
+        once()
+        free.append(free_bytes())
+    growth = (free[_SETTLED - 1] - free[-1]) / MIB
+    figure = (
+        f"free device memory: {before / MIB:.0f} MiB before, {free[_SETTLED - 1] / MIB:.0f} after {_SETTLED} loads, "
+        f"{free[-1] / MIB:.0f} after {loads} (growth {growth:.1f}, allowed {allowed_mib:g})"
+    )
+    details = {"free_mib_before": before / MIB, "free_mib_after_each": [each / MIB for each in free]}
+    return Outcome(figure, growth <= allowed_mib, details | {"growth_mib": growth})

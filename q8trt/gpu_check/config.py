@@ -1,0 +1,89 @@
+"""What a check of a GPU runs, and by how much engines may differ from torch: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from q8trt.benchmarking.config import BenchmarkConfig, Shape, grid
+from q8trt.engine.shapes import ShapeProfile, bucket_profiles, largest
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest and mean absolute difference of logits that is let pass."""
+
+    largest: float
+    mean: float
+
+
+#: weights -> precision -> tolerance, against the torch model that the engine was exported from (INT8: the fake-quantized one).
+#: Two to ten times what benchmarks/results/export-*-full.json measured on ONNX Runtime's CPU, where FP32 is exact: MiniLM
+#: 0.0028 (mean 0.0004) in FP16 and 0.76 (0.044) in INT8 with FP16, over logits to 5; BERT-base and -large 0.0005 (0.0001) and
+#: 0.056 (0.020), over logits to 0.3. FP32 has FP16's, for GPUs multiply FP32 in TF32, whose mantissa is as short as FP16's.
+TOLERANCES = {
+    "real": {"fp32": Tolerance(0.03, 0.004), "fp16": Tolerance(0.03, 0.004), "int8+fp16": Tolerance(1.5, 0.1)},
+    "random": {"fp32": Tolerance(0.005, 0.0015), "fp16": Tolerance(0.005, 0.0015), "int8+fp16": Tolerance(0.12, 0.05)},
+}
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """What is run. The defaults are the full check.
+
+    Attributes:
+        models: names of the models, in order; the loop of loads takes the first whose engine runs.
+        precisions: of the engines; the last one is the one that threads share and that is loaded again and again.
+        shapes: (batch, sequence) to time, each with and without CUDA graph.
+        warmup: untimed iterations a shape and runner; `iterations` timed ones, ended after `max_seconds` a shape.
+        max_rows: development rows of a model with real weights; None for all.
+        random_rows: development rows of a model with random weights.
+        batch_size: rows a batch while scoring.
+        threads: how many share one engine.
+        loads: how often an engine is loaded, run and closed.
+        memory_growth_mib: device memory that the loads after the first ten may take, for CUDA allocates in pages of 2 MiB.
+        max_drop_points: what an engine's score, times 100, may lack of torch FP32's.
+    """
+
+    models: tuple[str, ...] = ("minilm", "bert-base", "bert-large")
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8+fp16")
+    shapes: tuple[Shape, ...] = grid((1, 8, 32, 128), (128, 32))
+    warmup: int = 10
+    iterations: int = 100
+    max_seconds: float = 30.0
+    max_rows: int | None = None
+    random_rows: int = 64
+    batch_size: int = 32
+    threads: int = 8
+    loads: int = 100
+    memory_growth_mib: float = 8.0
+    max_drop_points: float = 1.0
+
+    @property
+    def profiles(self) -> tuple[ShapeProfile, ...]:
+        """One optimization profile for each sequence length, tuned for batch 32."""
+        most = max(batch for batch, _ in self.shapes)
+        return bucket_profiles(sorted({sequence for _, sequence in self.shapes}), min(32, most), most)
+
+    @property
+    def largest(self) -> Shape:
+        """The largest batch and the longest sequence that the plans take."""
+        return largest(self.profiles)
+
+    def timing(self, shape: Shape) -> BenchmarkConfig:
+        """How one shape is timed."""
+        return BenchmarkConfig((shape,), self.warmup, self.iterations, max_seconds=self.max_seconds)
+
+    def __str__(self) -> str:
+        """What would be run, in one line."""
+        shapes = ", ".join(f"{batch}x{sequence}" for batch, sequence in self.shapes)
+        return (
+            f"{', '.join(self.precisions)} engines of {', '.join(self.models)}: build, logits against torch, score of the "
+            f"development set, latency at {shapes} with and without CUDA graph, {self.threads} threads over one engine, "
+            f"{self.loads} loads"
+        )
+
+
+#: A few minutes: MiniLM alone, two shapes.
+QUICK = CheckConfig(
+    models=("minilm",), shapes=grid((1, 32), (128,)), iterations=50, max_seconds=10.0, max_rows=256, loads=20
+)

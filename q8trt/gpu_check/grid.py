@@ -1,0 +1,142 @@
+"""Latencies of one model's engines and references, shape by shape, all taking turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from q8trt.benchmarking.config import Shape
+from q8trt.benchmarking.hardware import GpuState, clock_warning, gpu_states, peak_tops
+from q8trt.benchmarking.timing import Latency, measure, random_inputs
+from q8trt.benchmarking.work import rated, work_of_onnx
+from q8trt.gpu_check.config import CheckConfig
+from q8trt.gpu_check.journal import Outcome
+from q8trt.gpu_check.models import Subject
+from q8trt.reporting import Report, Row
+from q8trt.runners.base import Runner
+
+NO_GRAPH = "no CUDA graph"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is timed.
+
+    Attributes:
+        name: of the row.
+        runner: what runs.
+        graph: whether it was asked for a CUDA graph; None for a reference, which is not.
+        onnx: the engine's graph, whose matrix products are counted; None for a reference.
+        plan_mib: size of the plan.
+        metrics: the engine's score; {} where it was not scored.
+        findings: what the linter says against the graph, as `Row.findings`.
+    """
+
+    name: str
+    runner: Runner
+    graph: bool | None = None
+    onnx: Path | None = None
+    plan_mib: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    findings: tuple[str, ...] = ()
+
+
+class LatencyGrid:
+    """Times `entries` at one shape after another; `measure` returns the report of all shapes so far.
+
+    Args:
+        name: of the model.
+        subject: the model.
+        config: iterations and time.
+        entries: what takes turns; at least one.
+        provenance: of the report.
+        must_capture: whether a runner that was asked for a CUDA graph must say that it launched one.
+    """
+
+    def __init__(
+        self, name: str, subject: Subject, config: CheckConfig, entries: Sequence[Entry],
+        provenance: dict[str, Any], must_capture: bool,
+    ) -> None:  # fmt: skip
+        self._name, self._subject, self._config = name, subject, config
+        self._entries, self._provenance, self._must_capture = entries, provenance, must_capture
+        self._latencies: list[list[Latency]] = [[] for _ in entries]
+        self._states: list[GpuState] = []
+
+    def measure(self, shape: Shape) -> Outcome[Report]:
+        """Time one shape, (batch, sequence); fails where a CUDA graph that was asked for was not launched."""
+        names, vocabulary = self._subject.input_names, min(1000, self._subject.vocab_size)
+
+        def inputs(batch: int, sequence: int) -> Any:
+            return random_inputs(batch, sequence, vocabulary, input_names=names)
+
+        runners = [entry.runner for entry in self._entries]
+        found = [each for (each,) in measure(runners, self._config.timing(shape), inputs, on_shape=self._look)]
+        for entry, latency, known in zip(self._entries, found, self._latencies, strict=True):
+            known.append(self._rated(entry, latency))
+        missing = [
+            entry.name
+            for entry, latency in zip(self._entries, found, strict=True)
+            if self._must_capture and entry.graph and latency.cuda_graph is not True
+        ]
+        figure = self._figure(found)
+        if missing:
+            figure += f"; no CUDA graph was launched for {', '.join(missing)}"
+        return Outcome(figure, False if missing else None, value=self.report())
+
+    def _look(self) -> None:
+        devices = {entry.runner.device for entry in self._entries}
+        self._states.extend([state for state in gpu_states() if state.name in devices][:1])
+
+    def _rated(self, entry: Entry, latency: Latency) -> Latency:
+        if entry.onnx is None:
+            return latency
+        return rated(latency, work_of_onnx(entry.onnx), peak_tops(entry.runner.device, entry.runner.precision))
+
+    def _figure(self, found: Sequence[Latency]) -> str:
+        """``"FP32 0.81, INT8+FP16 0.40; no CUDA graph: FP32 0.95, INT8+FP16 0.62; torch FP32 3.10 ms"``."""
+        groups: list[str] = []
+        for graph, title in ((True, ""), (False, f"{NO_GRAPH}: "), (None, "")):
+            items = [
+                f"{entry.name} {latency.median_ms:.3g}"
+                for entry, latency in zip(self._entries, found, strict=True)
+                if entry.graph is graph
+            ]
+            if items:
+                groups.append(title + ", ".join(items))
+        return "median " + "; ".join(groups) + " ms"
+
+    def report(self) -> Report:
+        """The figures so far. Engines without CUDA graph are a place of their own: ratios hold within one way of launching."""
+        features, warning = self._subject.features, clock_warning(self._states)
+        scored = any(entry.metrics for entry in self._entries)
+        return Report(
+            task=f"{self._name} ({self._subject.weights} weights), {features.task.name}",
+            split=features.split,
+            data_source=features.source,
+            is_sample=features.is_sample,
+            rows_evaluated=len(features) if scored else 0,
+            data_fingerprint=features.fingerprint if scored else "",
+            main_metric=features.task.main_metric,
+            rows=[self._row(*pair) for pair in zip(self._entries, self._latencies, strict=True)],
+            provenance=self._provenance,
+            gpus=self._states[-1:],
+            notes=[warning] if warning else [],
+        )
+
+    def _row(self, entry: Entry, latencies: Sequence[Latency]) -> Row:
+        runner = entry.runner
+        how = f", {NO_GRAPH}" if entry.graph is False else ""
+        return Row(
+            name=entry.name,
+            label=f"{runner.label.removesuffix(f', {runner.precision}')}{how}, {runner.precision}",
+            backend=runner.backend,
+            device=runner.device + how,
+            precision=runner.precision,
+            metrics=entry.metrics,
+            onnx_mib=entry.onnx.stat().st_size / 2**20 if entry.onnx else None,
+            plan_mib=entry.plan_mib,
+            latencies=list(latencies),
+            findings=entry.findings,
+        )

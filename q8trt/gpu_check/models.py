@@ -1,0 +1,183 @@
+"""The models that are checked: a finished run's, and BERT-base and BERT-large with weights at random."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from q8trt import checkpoints
+from q8trt.benchmarking.lengths import evenly_spaced
+from q8trt.building import model_inputs
+from q8trt.data import DataConfig, Features, bucketed_batches, load_dev, tokenize
+from q8trt.errors import ConfigError
+from q8trt.finetune_config import FinetuneConfig
+from q8trt.gpu_check.config import CheckConfig
+from q8trt.runs import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: name -> hidden size, layers, heads, intermediate size
+SIZES = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096)}
+#: The placement that INT8 BERT is about: linears, attention products and residual Adds.
+RECIPE = "full"
+_CALIBRATION_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under check.
+
+    Attributes:
+        name: "minilm".
+        weights: "real" or "random"; only the former are scored.
+        float_model: in FP32, on the CPU; `quantized` with calibrated quantizers, the same.
+        features: the rows that logits are compared on.
+        input_names: what the tokenizer makes, in the model's order.
+        pad_token_id: fills the padding.
+        vocab_size: ids are below it.
+    """
+
+    name: str
+    weights: str
+    float_model: PreTrainedModel
+    quantized: PreTrainedModel
+    features: Features
+    input_names: tuple[str, ...]
+    pad_token_id: int
+    vocab_size: int
+
+    def model(self, precision: str) -> PreTrainedModel:
+        """What an engine of `precision` is exported from, and measured against."""
+        return self.quantized if precision.startswith("int8") else self.float_model
+
+    def batches(self, batch_size: int, count: int) -> list[dict[str, np.ndarray]]:
+        """At most `count` batches of all lengths, input name -> int32 (batch, sequence)."""
+        rows = evenly_spaced(self.features, batch_size * count)
+        return batches_of(rows, self.input_names, self.pad_token_id, batch_size)
+
+
+def batches_of(features: Features, names: Sequence[str], pad_token_id: int, size: int) -> list[dict[str, np.ndarray]]:
+    """Rows in length buckets, the shortest first: input name -> int32 (batch, sequence)."""
+    found = bucketed_batches(features, size, pad_token_id)
+    return [{name: batch.arrays[name].astype(np.int32) for name in names} for batch in found]
+
+
+def random_bert(name: str) -> Any:
+    """BERT-base or BERT-large with weights at random, as transformers initializes them; the same at every call."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    hidden, layers, heads, intermediate = SIZES[name]
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": intermediate, "num_labels": 1,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    config = BertConfig(**sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertForSequenceClassification(config).eval()
+
+
+def random_pair(name: str, recipe_name: str, batches: Sequence[Mapping[str, np.ndarray]]) -> tuple[Any, Any]:
+    """`random_bert` in FP32, and quantized by a recipe and calibrated on `batches`, integer (batch, sequence) by name."""
+    import torch
+
+    from q8trt.quantization.calibration import calibrate
+    from q8trt.quantization.insertion import insert_quantizers
+    from q8trt.quantization.recipe import load_recipe
+
+    quantized, recipe = random_bert(name), load_recipe(recipe_name)
+    insert_quantizers(quantized, recipe)
+    calibrate(
+        quantized, recipe, [{key: torch.from_numpy(array).long() for key, array in batch.items()} for batch in batches]
+    )
+    return random_bert(name), quantized
+
+
+class Models:
+    """Makes each model when its turn comes, so that one that cannot be made does not keep the others from it.
+
+    Args:
+        run: gives the finished run, of a model with BERT's vocabulary; asked once, when the first model needs it.
+        data_dir: the GLUE folder; None for the built-in sample.
+        config: which models, and how many rows of which length.
+    """
+
+    def __init__(self, run: Callable[[], Run], data_dir: str | None, config: CheckConfig) -> None:
+        self._run, self._data_dir, self._config = run, data_dir, config
+
+    @property
+    def makers(self) -> dict[str, Callable[[], Subject]]:
+        """Model name -> what makes it. Raises as `of_run` and `at_random` do when called."""
+        return {
+            name: functools.partial(self.at_random, name) if name in SIZES else functools.partial(self.of_run, name)
+            for name in self._config.models
+        }
+
+    def of_run(self, name: str) -> Subject:
+        """The FP32 and the best quantized checkpoint of the run.
+
+        Raises:
+            ConfigError: the run is not finished, or the built-in sample does not fit its task.
+        """
+        run = self._run()
+        task = FinetuneConfig.from_dict(run.record["config"]).data.resolved_task
+        fp32, int8 = finished_checkpoints(run)
+        tokenizer = checkpoints.load_tokenizer(str(fp32))
+        features = self._features(dev_data(run, self._data_dir), tokenizer)
+        if self._config.max_rows is not None:
+            features = evenly_spaced(features, self._config.max_rows)
+        float_model = checkpoints.load_finetuned(fp32, task)
+        return _subject(name, "real", float_model, checkpoints.load_quantized(int8)[0], features, tokenizer)
+
+    def at_random(self, name: str) -> Subject:
+        """A model of `SIZES`, recipe full, calibrated on development rows of STS-B or the sample."""
+        tokenizer = checkpoints.load_tokenizer("minilm")  # BERT's own vocabulary
+        data = DataConfig("STS-B", data_dir=self._data_dir, sample=self._data_dir is None)
+        features = self._features(data, tokenizer)
+        names, pad = model_inputs(tokenizer), tokenizer.pad_token_id
+        pair = random_pair(name, RECIPE, batches_of(evenly_spaced(features, _CALIBRATION_ROWS), names, pad, 16))
+        return _subject(name, "random", *pair, evenly_spaced(features, self._config.random_rows), tokenizer)
+
+    def _features(self, data: DataConfig, tokenizer: Any) -> Features:
+        return tokenize(next(iter(load_dev(data).values())), tokenizer, self._config.largest[1])
+
+
+def _subject(name: str, weights: str, model: Any, quantized: Any, features: Features, tokenizer: Any) -> Subject:
+    return Subject(
+        name, weights, model, quantized, features, model_inputs(tokenizer), tokenizer.pad_token_id, len(tokenizer)
+    )
+
+
+def finished_checkpoints(run: Run) -> tuple[Path, Path]:
+    """The FP32 checkpoint of `run` and its best quantized one. Raises ConfigError where the run is not finished."""
+    fp32, int8 = run.checkpoint("fp32"), run.best_quantized()
+    if fp32 is None or int8 is None:
+        raise ConfigError(
+            f"{run.path} has no finished {'FP32' if fp32 is None else 'quantized'} checkpoint; "
+            f"finish it: python finetune.py --resume {run.path}"
+        )
+    return fp32, int8
+
+
+def dev_data(run: Run, data_dir: str | None) -> DataConfig:
+    """The development set to score `run` on.
+
+    Raises:
+        ConfigError: without `data_dir`, and the run's task is not the built-in sample's.
+    """
+    data = FinetuneConfig.from_dict(run.record["config"]).data
+    if data_dir is not None:
+        return replace(data, data_dir=data_dir, sample=False, train_file=None, validation_file=None)
+    if data.resolved_task.name != "STS-B":
+        raise ConfigError(
+            f"{run.path} answers {data.resolved_task.name}, and the built-in sample is STS-B's; give --data_dir"
+        )
+    return DataConfig("STS-B", sample=True)

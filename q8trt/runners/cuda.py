@@ -1,0 +1,126 @@
+"""The CUDA runtime through cuda-python: calls that raise, and handles that are given back in the reverse order.
+
+cuda-python is imported when the first runner opens, never by importing this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from q8trt.engine.backend import INSTALL, one_line
+from q8trt.errors import BackendError
+
+_log = logging.getLogger(__name__)
+_NO_DRIVER = (
+    "no NVIDIA driver or GPU can be used ({reason}): run on ONNX Runtime instead (backend onnxruntime), "
+    "or see `q8trt doctor`"
+)
+
+
+class CheckedCuda:
+    """`cuda.bindings.runtime` whose functions raise BackendError instead of returning an error code.
+
+    `cuda.cudaMalloc(n)` returns the pointer alone; a function with several results returns a tuple, with none None.
+    What is no function, such as `cudaHostAllocPortable`, is passed through.
+    """
+
+    def __init__(self, runtime: ModuleType) -> None:
+        self._runtime = runtime
+        self.host_to_device = runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.device_to_host = runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+
+    def __getattr__(self, name: str) -> Any:
+        function: Callable[..., Any] = getattr(self._runtime, name)
+        if not callable(function) or isinstance(function, type):
+            return function
+
+        def checked(*arguments: Any) -> Any:
+            try:
+                code, *results = function(*arguments)
+            except RuntimeError as error:  # cuda-python could not open libcuda
+                raise BackendError(_NO_DRIVER.format(reason=one_line(error))) from error
+            if int(code) != 0:
+                raise BackendError(self._message(name, code))
+            return results[0] if len(results) == 1 else tuple(results) or None
+
+        return checked
+
+    def forget_error(self) -> None:
+        """Clear the error that CUDA keeps for the thread, so that the next call does not report it again."""
+        self._runtime.cudaGetLastError()
+
+    def _message(self, name: str, code: Any) -> str:
+        title = text(self._runtime.cudaGetErrorName(code)[1])
+        reason = text(self._runtime.cudaGetErrorString(code)[1])
+        if title in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary"):
+            return _NO_DRIVER.format(reason=f"{title}: {reason}")
+        return f"CUDA: {name} failed with {title}: {reason}"
+
+
+def cuda_runtime(backend: str = "tensorrt") -> CheckedCuda:
+    """The CUDA runtime of cuda-python. Raises BackendError when it is not installed."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        try:
+            from cuda import cudart as runtime  # cuda-python before 12.8
+        except ImportError as error:
+            raise BackendError(f"cuda-python is not usable ({one_line(error)}): {INSTALL[backend]}") from error
+    return CheckedCuda(runtime)
+
+
+class Handles:
+    """What was taken from CUDA, given back in the reverse order by `close`, which may be called twice."""
+
+    def __init__(self, cuda: CheckedCuda) -> None:
+        self._cuda = cuda
+        self._stack = contextlib.ExitStack()
+
+    def keep(self, release: Callable[..., Any], handle: Any) -> Any:
+        """`handle`, which `close` will give to `release`."""
+        self._stack.callback(attempt, release, handle)
+        return handle
+
+    def device_memory(self, size: int) -> int:
+        """The address of `size` bytes on the device."""
+        return int(self.keep(self._cuda.cudaFree, self._cuda.cudaMalloc(size)))
+
+    def pinned(self, size: int) -> np.ndarray:
+        """`size` bytes of page-locked host memory, uint8: from such memory alone copies are asynchronous."""
+        cuda = self._cuda
+        address = int(self.keep(cuda.cudaFreeHost, cuda.cudaHostAlloc(size, cuda.cudaHostAllocPortable)))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def stream(self) -> Any:
+        """A stream that does not wait for the legacy default stream, which would end another thread's capture."""
+        return self.keep(
+            self._cuda.cudaStreamDestroy, self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking)
+        )
+
+    def event(self) -> Any:
+        """An event that takes the time."""
+        return self.keep(self._cuda.cudaEventDestroy, self._cuda.cudaEventCreate())
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._stack.close()
+
+
+def attempt(function: Callable[[Any], Any], handle: Any) -> None:
+    """Call `function` while closing: after a CUDA error every later call fails too, and must not hide the first one."""
+    try:
+        function(handle)
+    except BackendError as error:
+        _log.warning("while closing: %s", error)
+
+
+def text(name: bytes | str) -> str:
+    """cuda-python gives names as bytes, in some versions padded with zeros."""
+    return (name.decode() if isinstance(name, bytes) else name).rstrip("\0")

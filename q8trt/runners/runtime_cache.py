@@ -1,0 +1,71 @@
+"""What TensorRT-RTX compiles at run time, kept between starts.
+
+A plan of TensorRT-RTX holds no machine code of a GPU: kernels are compiled when they are first needed. Those of one plan,
+version and GPU lie in one file; the library refuses a file of another environment itself. See "Working with Runtime
+Cache" in TensorRT-RTX's documentation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from q8trt import files
+
+_log = logging.getLogger(__name__)
+
+
+def cache_path(folder: Path, plan: bytes, version: str, gpu: str) -> Path:
+    """The file for a plan, a version of the library and a GPU: ``.runtime-<hash>-<version>-<gpu>.cache`` in `folder`.
+
+    Hidden, so that beside a plan it is no file of the engine folder's manifest.
+    """
+    key = "-".join((hashlib.sha256(plan).hexdigest()[:16], version, gpu))
+    return folder / f".runtime-{re.sub(r'[^A-Za-z0-9.-]+', '_', key)}.cache"
+
+
+class RuntimeCache:
+    """A `trt.IRuntimeCache` and its file.
+
+    Attributes:
+        path: the file.
+        state: "new", or "loaded" where the library took what the file held.
+    """
+
+    def __init__(self, runtime_config: Any, path: Path) -> None:
+        """Put a cache in use by the `trt.IRuntimeConfig`, filled from `path` where that is usable."""
+        self.path, self.state = path, "new"
+        self._cache = runtime_config.create_runtime_cache()
+        self._saved = _read(path)
+        if self._saved and self._cache.deserialize(self._saved):
+            self.state = "loaded"
+        elif self._saved:
+            _log.warning("runtime cache %s is damaged or of another environment; starting a new one", path)
+        if not runtime_config.set_runtime_cache(self._cache):
+            _log.warning("runtime cache %s was refused; kernels are compiled again at every start", path)
+
+    def save(self) -> None:
+        """Write what was compiled since the last time; a folder that cannot be written is a warning, not an error.
+
+        The file is replaced whole. Of two processes that save at once, the later one's stays.
+        """
+        held = self._cache.serialize()
+        data = b"" if held is None else bytes(memoryview(held))
+        if not data or data == self._saved:
+            return
+        try:
+            files.write_bytes(self.path, data)
+        except OSError as error:
+            _log.warning("the runtime cache is not kept, %s cannot be written: %s", self.path, error.strerror or error)
+        self._saved = data
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        _log.warning("runtime cache %s cannot be read: %s", path, error.strerror or error)
+        return b""

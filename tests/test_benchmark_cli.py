@@ -1,0 +1,143 @@
+"""`benchmark.py` from end to end on ONNX Runtime: files, JSON on stdout, gate and exit codes, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tiny_data import write_sts_b
+
+from q8trt.cli.main import run_command
+from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from cli_fixtures import Refused
+
+pytest_plugins = ("cli_fixtures",)
+INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
+QUICK = ["--shapes", "1x8,2x16", "--warmup", "1", "--iterations", "3", "--backend", "onnxruntime"]
+
+
+@pytest.fixture(scope="module")
+def built(
+    tiny_model: Callable[..., Any],
+    tiny_quantized: Callable[..., Any],
+    tiny_tokenizer: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder with the engines "fp32" and "int8", without plans, and "data". Do not change it."""
+    from q8trt.export.onnx import export_onnx
+
+    root = tmp_path_factory.mktemp("engines")
+    for precision, model in (("fp32", tiny_model()), ("int8", tiny_quantized()[0])):
+        folder = root / precision
+        folder.mkdir()
+        export_onnx(model, folder / "model.onnx", precision, INPUTS)
+        tiny_tokenizer.save_pretrained(folder)
+        manifest = Manifest(
+            TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("tiny", "bert", 1, 64, 0, 32), precision, None,
+            INPUTS, 20, stage=precision, metrics={"torch_fp32": {"dev": {"pearson": 0.9}}},
+        )  # fmt: skip
+        write_manifest(folder, manifest)
+    write_sts_b(root / "data")
+    return root
+
+
+@pytest.fixture
+def argv(built: Path, tmp_path: Path) -> list[str]:
+    """Both engines, scored and timed; the report goes to `tmp_path`."""
+    engines = ["--engine", str(built / "fp32"), "--engine", str(built / "int8")]
+    data = ["--task", "STS-B", "--data_dir", str(built / "data"), "--max_seq_length", "32"]
+    return [*engines, *data, *QUICK, "--output_dir", str(tmp_path / "out")]
+
+
+def test_one_run_leaves_three_files_and_json_as_its_last_line(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("benchmark", [*argv, "--json", "--buckets", "8,16,32"]) == 0
+    out = capsys.readouterr().out
+    data = json.loads(out.splitlines()[-1])
+    assert data == json.loads((tmp_path / "out/benchmark.json").read_text())
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".md", ".html"}
+    assert (data["schema"], data["gate"], data["gpus"]) == (2, None, [])
+    fp32, int8 = data["rows"]
+    for row in (fp32, int8):
+        assert row["label"].startswith("ONNX Runtime, CPU")
+        assert (row["lengths"]["rows"], row["lengths"]["buckets"]) == (data["rows_evaluated"], [8, 16, 32])
+        for latency in row["latencies"]:
+            # 2 layers of hidden size 32 and 64 in between.
+            tokens = latency["sequence"]
+            flop = latency["batch"] * 2 * (2 * tokens * (4 * 32**2 + 2 * 32 * 64) + 4 * tokens**2 * 32)
+            assert latency["gemm_tops"] == pytest.approx(flop / latency["median_ms"] / 1e9)
+            assert (latency["clock"], latency["peak_share"], latency["iterations"]) == ("host", None, 3)
+    assert int8["fp32_metrics"] == {"pearson": 0.9}
+    assert fp32["findings"] == []  # FP32 is not meant to be quantized
+    assert int8["findings"]
+    assert int8["folder"].endswith("int8")
+
+
+def test_a_grid_in_place_of_shapes(argv: list[str], tmp_path: Path) -> None:
+    argv = [each for each in argv if each not in ("--shapes", "1x8,2x16")]
+    options = ["--batch_sizes", "1,2", "--seq_lengths", "8,16", "--no_accuracy"]
+    assert run_command("benchmark", [*argv, *options]) == 0
+    (row, _) = json.loads((tmp_path / "out/benchmark.json").read_text())["rows"]
+    shapes = [(latency["batch"], latency["sequence"]) for latency in row["latencies"]]
+    assert shapes == [(1, 8), (2, 8), (1, 16), (2, 16)]
+    assert row["lengths"] is None
+    assert "Throughput against sequence, batch 2" in (tmp_path / "out/benchmark.html").read_text()
+
+
+def test_gate_decides_the_exit_code(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("benchmark", [*argv, "--max_drop", "200", "--min_speedup", "0.0001"]) == 0
+    assert "gate:   passed" in capsys.readouterr().out
+    assert run_command("benchmark", [*argv, "--max_drop", "-200", "--min_speedup", "1000"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("benchmark: gate not passed: QAT INT8 on ONNX Runtime, CPU loses ")
+    assert "more than --max_drop -200" in error
+    assert "as fast as FP32 at 2x16, less than --min_speedup 1000" in error
+    gate = json.loads((tmp_path / "out/benchmark.json").read_text())["gate"]
+    assert (gate["passed"], len(gate["failures"])) == (False, 3)
+
+
+def test_gate_of_int8_alone_counts_from_torchs_score(
+    argv: list[str], built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("benchmark", [*argv[2:], "--max_drop", "-200"]) == 1
+    assert "against torch FP32 as recorded in its run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("engines", "options", "says"),
+    [
+        (["fp32"], ["--max_drop", "1"], "--max_drop judges INT8 and FP16 engines by FP32, and only FP32 is here"),
+        (["fp32"], ["--min_speedup", "1"], "--min_speedup judges INT8 and FP16 engines"),
+        (["int8"], ["--min_speedup", "1"], "--min_speedup needs an FP32 engine"),
+        (["fp32", "int8"], ["--no_accuracy", "--max_drop", "1"], "--max_drop needs the score"),
+        (["fp32", "int8"], ["--min_speedup", "0"], "--min_speedup 0.0, expected a positive factor"),
+        (["int8"], ["--batch_sizes", "1"], "--batch_sizes and --seq_lengths make a grid together"),
+        (["int8"], ["--batch_sizes", "1", "--seq_lengths", "8", "--shapes", "1x8"], "exclude each other"),
+        (["int8"], ["--batch_sizes", "0", "--seq_lengths", "8"], "--batch_sizes '0', expected"),
+        (["int8"], ["--buckets", "16,16"], "--buckets '16,16', expected"),
+        (["int8"], ["--duration", "90"], "--duration 90.0, expected from 0 to below --max_seconds 60"),
+    ],
+)
+def test_refusals(engines: list[str], options: list[str], says: str, built: Path, refused: Refused) -> None:
+    chosen = [argument for name in engines for argument in ("--engine", str(built / name))]
+    accuracy = [] if "--no_accuracy" in options else ["--task", "STS-B", "--data_dir", str(built / "data")]
+    assert says in refused("benchmark", *chosen, *accuracy, *options)
+
+
+def test_max_drop_without_any_fp32_score(built: Path) -> None:
+    from q8trt.comparison import Engine, check_gate
+    from q8trt.data import DataConfig
+    from q8trt.errors import ConfigError
+    from q8trt.reporting import Gate
+
+    manifest = replace(load_manifest(built / "int8"), metrics={})
+    with pytest.raises(ConfigError, match="records none; add an FP32 engine with --engine"):
+        check_gate(Gate(max_drop=1.0), [Engine(built / "int8", manifest)], DataConfig("STS-B", sample=True))
+    check_gate(Gate(), [Engine(built / "fp32", load_manifest(built / "fp32"))], None)

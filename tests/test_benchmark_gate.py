@@ -1,0 +1,62 @@
+"""The gate: which figures pass, which do not, and what is said of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from report_fixtures import FP32, INT8, TRT, make_report
+
+from q8trt.errors import ConfigError
+from q8trt.reporting import Gate, Report, report_dict
+
+
+@pytest.fixture
+def report() -> Report:
+    return make_report()
+
+
+def test_gate(report: Report) -> None:
+    assert Gate(max_drop=0.0).failures(report) == []  # INT8 gains
+    worse = replace(report, rows=[FP32, replace(INT8, metrics={"pearson": 0.8576})])
+    assert Gate(max_drop=1.0).failures(worse) == []  # exactly 1.00
+    assert Gate(max_drop=0.99).failures(worse) == [
+        "QAT INT8 on ONNX Runtime, CPU loses 1.00 points of pearson against the FP32 engine (85.76 of 86.76), "
+        "more than --max_drop 0.99"
+    ]
+    assert Gate(min_speedup=0.96).failures(report) == []
+    assert Gate(min_speedup=1.5).failures(report) == [
+        "QAT INT8 on ONNX Runtime, CPU is 0.97x as fast as FP32 at 1x128, less than --min_speedup 1.5"
+    ]
+    assert len(Gate(0.99, 1.5).failures(worse)) == 2
+    assert bool(Gate()) is False
+
+
+def test_gate_without_fp32_here_takes_torchs(report: Report) -> None:
+    alone = replace(report, rows=[replace(INT8, fp32_metrics={"pearson": 0.88})])
+    (failure,) = Gate(max_drop=0.5).failures(alone)
+    assert "loses 0.61 points of pearson against torch FP32 as recorded in its run (87.39 of 88.00)" in failure
+    assert Gate(max_drop=0.62).failures(alone) == []
+
+
+def test_what_was_not_measured_does_not_pass_the_gate(report: Report) -> None:
+    elsewhere = replace(report, rows=[FP32, replace(TRT, metrics={})])
+    assert [failure.partition(": ")[2] for failure in Gate(1.0, 1.0).failures(elsewhere)] == [
+        "drop of pearson unknown, for want of a score",
+        "speed at 1x128 unknown, for want of FP32 on the same backend and device",
+        "speed at 16x128 unknown, for want of FP32 on the same backend and device",
+    ]
+    assert Gate(1.0).failures(replace(report, rows=[FP32])) == ["no row but FP32's to judge"]
+
+
+@pytest.mark.parametrize("values", [(float("nan"), None), (None, 0.0), (None, -1.0), (None, float("inf"))])
+def test_gate_refusals(values: tuple[float | None, float | None]) -> None:
+    with pytest.raises(ConfigError, match=r"--max_drop nan, expected points|--min_speedup .*, expected a positive"):
+        Gate(*values)
+
+
+def test_gate_is_in_the_json(report: Report) -> None:
+    assert report_dict(report)["gate"] is None
+    gate = report_dict(report, Gate(min_speedup=1.5))["gate"]
+    assert (gate["passed"], gate["min_speedup_ratio"], gate["max_drop_points"]) == (False, 1.5, None)
+    assert len(gate["failures"]) == 1

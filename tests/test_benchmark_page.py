@@ -1,0 +1,182 @@
+"""The HTML page: whole, self-contained, and no figure under another place's name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from q8trt.benchmarking.lengths import Lengths
+from q8trt.benchmarking.timing import summarize
+from q8trt.reporting import Report, Row, html
+from q8trt.reporting.svg import Point, Series, bars, chart, choice_axis, numbers, value_axis
+
+H100 = "NVIDIA H100 80GB HBM3"
+VOID = {"meta", "br", "circle", "rect", "path", "line", "polyline"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and collects each figure's caption, legend and tooltips."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.figures: list[dict[str, list[str]]] = []
+        self.links: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag == "figure":
+            self.figures.append({"figcaption": [], "title": [], "span": []})
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "figure" in self.open:
+            for tag, texts in self.figures[-1].items():
+                if tag in self.open:
+                    texts.append(data)
+
+
+def row(name: str, precision: str, factor: float, tensorrt: bool = False, share: float | None = None) -> Row:
+    place = f"TensorRT, {H100}" if tensorrt else "ONNX Runtime, CPU"
+    latencies = [
+        replace(summarize(batch, length, [factor * batch * length / 1e5] * 3), peak_share=share)
+        for length in (32, 128)
+        for batch in (1, 8)
+    ]
+    return Row(
+        name, f"{place}, {precision}", "tensorrt" if tensorrt else "onnxruntime", H100 if tensorrt else "cpu", precision,
+        {"pearson": 0.86 + factor / 100}, 86.8, 91.0, latencies, fp32_metrics={"pearson": 0.868},
+        lengths=Lengths(1500, 32, (16, 128), 128, 31.5, 300 / factor, 100 / factor),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def report() -> Report:
+    rows = [
+        row("FP32", "fp32", 1.0),
+        row("QAT INT8", "int8", 0.5),
+        row("FP32", "fp32", 0.1, True),
+        row("FAST INT8", "int8", 0.01, True, 0.54),
+    ]
+    provenance = {"command": "python benchmark.py", "date_utc": "2026-01-01", "hardware": {"cpu": "a CPU", "gpus": []}}
+    return Report("STS-B", "dev", "GLUE <folder>", False, 1500, "01", "pearson", rows, provenance)
+
+
+def test_the_page_is_whole_and_needs_no_network(report: Report) -> None:
+    text = html(report)
+    page = Page(text)
+    assert page.open == []
+    assert page.links == []
+    assert not re.search(r"https?:|url\(|@import|<script", text)
+    assert "prefers-color-scheme: dark" in text
+    assert "GLUE &lt;folder&gt;" in text
+
+
+def test_every_plot_has_one_place_and_its_own_rows_only(report: Report) -> None:
+    figures = Page(html(report)).figures
+    for figure in figures:
+        _, place = figure["figcaption"]
+        assert place in ("ONNX Runtime, CPU", f"TensorRT, {H100}")
+        other = "FAST" if place.endswith("CPU") else "QAT"
+        assert not any(other in text for text in (*figure["title"], *figure["span"]))
+    titles = [figure["figcaption"][0] for figure in figures if figure["figcaption"][1].startswith("TensorRT")]
+    assert titles == [
+        "Median latency against batch, 32 tokens",
+        "Median latency against batch, 128 tokens",
+        "Throughput against sequence, batch 1",
+        "Throughput against sequence, batch 8",
+        "Accuracy against latency, 8x128",
+        "Share of the GPU's peak against batch, 32 tokens",
+        "Share of the GPU's peak against batch, 128 tokens",
+        "Throughput of the development set",
+    ]
+
+
+def test_marks_carry_the_figures(report: Report) -> None:
+    figures = {tuple(figure["figcaption"]): figure["title"] for figure in Page(html(report)).figures}
+    cpu = "ONNX Runtime, CPU"
+    latency = figures["Median latency against batch, 128 tokens", cpu]
+    assert "QAT INT8, 8x128: 5.12 ms, p95 5.12 ms" in latency
+    assert len(latency) == 4
+    assert "FP32, 8x32: 391 samples/s".replace("391", "3125") in figures["Throughput against sequence, batch 8", cpu]
+    assert figures["Accuracy against latency, 8x128", cpu] == ["FP32: 87.00, 10.24 ms", "QAT INT8: 86.50, 5.12 ms"]
+    assert "FAST INT8, 1x32: 54%" in figures["Share of the GPU's peak against batch, 32 tokens", f"TensorRT, {H100}"]
+    assert "QAT INT8, length buckets: 600 (3.00x)" in figures["Throughput of the development set", cpu]
+
+
+def test_a_share_is_shown_of_the_whole(report: Report) -> None:
+    page = html(report)
+    drawing = page[page.index("<figcaption><b>Share of the GPU") :].partition("</figure>")[0]
+    assert all(f">{tick}</text>" in drawing for tick in (0, 20, 40, 60, 80, 100))
+    assert "logarithmic" not in drawing
+
+
+def test_what_cannot_be_drawn_is_said(report: Report) -> None:
+    text = html(report)
+    assert "Share of peak: no peak is known for CPU at these precisions." in text
+    assert text.count("Per-layer times: none") == 2
+    one = [replace(row, latencies=row.latencies[:1], lengths=None, metrics={}) for row in report.rows[:2]]
+    bare = html(replace(report, rows=one, rows_evaluated=0))
+    assert "Latency against batch: needs two batch sizes" in bare
+    assert "Throughput against sequence: needs two lengths" in bare
+    assert Page(bare).figures == []
+    assert Page(html(replace(report, rows=[]))).open == []
+
+
+def test_the_built_in_sample_and_the_cpu_are_named(report: Report) -> None:
+    sample = html(replace(report, rows=report.rows[:2], is_sample=True))
+    assert sample.count("built-in sample, not GLUE") >= 3
+    assert sample.count("No GPU: figures are ONNX Runtime&#x27;s on the CPU, not TensorRT&#x27;s") == 1
+
+
+def test_axes() -> None:
+    assert value_axis([3.0, 19.0]).ticks == (0, 5, 10, 15, 20)
+    assert value_axis([86.6, 86.9], from_zero=False).ticks[0] <= 86.25
+    wide = value_axis([2.5, 310.0])
+    assert (wide.is_log, wide.low, wide.high) == (True, 2, 500)
+    assert wide.place(2) == 0
+    assert wide.place(500) == 1
+    assert wide.place(10**1.5) == pytest.approx(0.5)  # the geometric mean of the ends
+    batches = choice_axis([8, 1, 8, 64])
+    assert batches.ticks == (1, 8, 64)
+    assert batches.place(8) == pytest.approx(0.5)
+    assert 0 < batches.place(1) < 0.1
+    assert choice_axis([16]).place(16) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("values", [[0.004, 0.005], [1.0], [7.0, 8000.0], [99.0, 101.0], [0.3, 0.0], [12345.0]])
+def test_every_value_lies_on_its_axis(values: list[float]) -> None:
+    for axis in (value_axis(values), value_axis(values, from_zero=False)):
+        assert all(-1e-9 <= axis.place(value) <= 1 + 1e-9 for value in values)
+        assert 2 <= len(axis.ticks) <= 9
+
+
+def test_tick_labels_agree_in_decimals() -> None:
+    assert numbers((86.5, 87.0), False) == ["86.5", "87.0"]
+    assert numbers((0.0, 20_000.0), False) == ["0k", "20k"]
+    assert numbers((0.5, 1.0, 20.0), True) == ["0.5", "1", "20"]
+
+
+def test_points_lie_where_the_axes_say() -> None:
+    series = Series("A & B", 1, (Point(1, 10, "low"), Point(64, 20, "<high>")))
+    drawn = chart([series], choice_axis([1, 64]), value_axis([10, 20]), ("x", "y"), "t")
+    marks = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"', drawn)
+    (left, lower), (right, upper) = [(float(x), float(y)) for x, y in marks]
+    assert left < right
+    assert lower > upper  # y grows downwards
+    assert "&lt;high&gt;" in drawn
+    shown = bars([("all", 100.0, 0, "100"), ("half", 50.0, 1, "50")], "t", "unit")
+    whole, half = map(float, re.findall(r'class="bar s\d" x="4" y="\d+" width="([\d.]+)"', shown))
+    assert whole == pytest.approx(2 * half, abs=0.1)

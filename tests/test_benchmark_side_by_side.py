@@ -1,0 +1,141 @@
+"""Two reports side by side: a ratio across machines or backends never stands alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from q8trt.benchmarking.timing import summarize
+from q8trt.cli.main import run_command
+from q8trt.reporting import Report, Row, report_dict
+from q8trt.reporting.side_by_side import print_side_by_side, side_by_side
+
+
+def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: bool = False) -> dict[str, Any]:
+    place = "TensorRT, NVIDIA L4" if tensorrt else "ONNX Runtime, CPU"
+    rows = [
+        Row(
+            name, f"{place}, {precision}", "tensorrt" if tensorrt else "onnxruntime", "NVIDIA L4" if tensorrt else "cpu",
+            precision, {"pearson": score}, latencies=[summarize(*shape, [0.01 / speed]) for shape in ((1, 32), (8, 32))],
+        )
+        for name, precision in (("FP32", "fp32"), ("QAT INT8", "int8"))
+    ]  # fmt: skip
+    origin = {
+        "git_commit": "0123456789abcdef", "date_utc": "2026-01-01", "versions": {"onnxruntime": "1.32"},
+        "hardware": {"cpu": cpu, "cores": 2, "gpus": []},
+    }  # fmt: skip
+    return json.loads(json.dumps(report_dict(Report("STS-B", "dev", "GLUE", False, 9, "f", "pearson", rows, origin))))
+
+
+def test_like_for_like() -> None:
+    both = side_by_side(made(), made(speed=2.0, score=0.87))
+    assert [(row["name"], row["shape"]) for row in both["rows"]] == [
+        ("FP32", "1x32"), ("FP32", "8x32"), ("QAT INT8", "1x32"), ("QAT INT8", "8x32")
+    ]  # fmt: skip
+    for row in both["rows"]:
+        assert (row["a_median_ms"], row["b_median_ms"]) == (pytest.approx(10), pytest.approx(5))
+        assert row["b_over_a_speed_ratio"] == pytest.approx(2.0)
+        assert row["across"] == []
+    assert both["scores"][1]["b_minus_a_points"] == pytest.approx(1.0)
+
+
+def test_across_machines_and_backends_each_row_says_so() -> None:
+    other_cpu = side_by_side(made(), made(cpu="Xeon"))
+    assert {tuple(row["across"]) for row in other_cpu["rows"]} == {("device: EPYC, 2 cores | Xeon, 2 cores",)}
+    gpu = side_by_side(made(), made(tensorrt=True))
+    for row in gpu["rows"]:
+        assert row["across"] == ["backend: onnxruntime | tensorrt", "device: EPYC, 2 cores | NVIDIA L4"]
+        assert (row["a_place"][:4], row["b_place"][:8]) == ("ONNX", "TensorRT")
+    text = printed(gpu, 200)
+    assert text.count("backend and device") == text.count("A: ONNX Runtime, CPU; B: TensorRT, NVIDIA L4") == 4
+    assert "like for like" not in text
+    assert printed(side_by_side(made(), made()), 200).count("like for like") == 4
+
+
+def printed(both: dict[str, Any], width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    print_side_by_side(both, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_different_clocks_and_data_are_said() -> None:
+    a, b = made(), made()
+    b["rows"][0]["latencies"][0]["clock"] = "device"
+    b["data_fingerprint"] = "other"
+    both = side_by_side(a, b)
+    assert both["rows"][0]["across"] == ["clock: host | device"]
+    assert both["rows"][1]["across"] == []
+    assert both["scores"][0]["b_minus_a_points"] is None
+    assert both["scores"][0]["across"][0].startswith("data: ")
+
+
+def test_rows_of_one_name_are_matched_within_their_place_first() -> None:
+    a, b = made(), made(speed=2.0)
+    a["rows"] += made(tensorrt=True)["rows"][:1]
+    b["rows"] = made(speed=8.0, tensorrt=True)["rows"][:1] + b["rows"]
+    both = side_by_side(a, b)
+    found = [(row["name"], row["a_place"], round(row["b_over_a_speed_ratio"]), row["across"]) for row in both["rows"]]
+    assert found[::2] == [
+        ("FP32", "ONNX Runtime, CPU", 2, []),
+        ("QAT INT8", "ONNX Runtime, CPU", 2, []),
+        ("FP32", "TensorRT, NVIDIA L4", 8, []),
+    ]
+    assert (both["only_in_a"], both["only_in_b"]) == ([], [])
+
+
+def test_what_only_one_has_is_named() -> None:
+    a, b = made(), made()
+    del b["rows"][1], b["rows"][0]["latencies"][1]
+    both = side_by_side(a, b)
+    assert (both["only_in_a"], both["only_in_b"]) == (["QAT INT8"], [])
+    assert both["rows"][1]["b_median_ms"] is both["rows"][1]["b_over_a_speed_ratio"] is None
+    assert "only in A: QAT INT8" in printed(both, 120)
+    assert printed(both, 120).count("not timed in B") == 1
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_no_number_is_cut(width: int) -> None:
+    words = set(printed(side_by_side(made(), made(speed=2.0, cpu="Xeon")), width).split())
+    assert {"10.00", "5.00", "2.00x", "1x32", "86.00"} <= words
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "a.json", tmp_path / "b.json"
+    for path, data in zip(paths, (made(), made(speed=2.0)), strict=True):
+        path.write_text(json.dumps(data), encoding="utf-8")
+    return paths
+
+
+def test_command(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("benchmark", ["--compare", *map(str, files), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[-1])["rows"][0]["b_over_a_speed_ratio"] == pytest.approx(2.0)
+    assert "2.00x" in out.split()
+
+
+def test_command_refuses(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, other = map(str, files)
+    old = copy.deepcopy(made())
+    old["schema"] = 1
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    (tmp_path / "text.json").write_text("hello")
+    (tmp_path / "list.json").write_text("[]")
+    for name, says in (
+        ("absent.json", "absent.json does not exist; expected a benchmark.json"),
+        ("old.json", "has schema 1, this q8trt reads 2; run benchmark.py again"),
+        ("text.json", "is no JSON file"),
+        ("list.json", "is no benchmark report"),
+    ):
+        assert run_command("benchmark", ["--compare", good, str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert run_command("benchmark", ["--compare", good, other, "--warmup", "3"]) == 2
+    assert "--compare reads two reports and measures nothing; drop --warmup" in capsys.readouterr().err
