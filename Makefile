@@ -23,13 +23,8 @@ lint: $(STAMP)  ## ruff and mypy
 
 check: lint test
 
-gpu-check: $(STAMP)  ## on a machine with an NVIDIA GPU: the GPU tests, then the demo with its engines on the GPU
-	$(BIN)/q8trt doctor || true
-	$(BIN)/python -m pytest -m gpu --require-gpu
-	$(BIN)/python finetune.py --demo
-	$(BIN)/python build_engine.py --int8 --fp16
-	$(BIN)/python build_engine.py --int8
-	$(BIN)/python benchmark.py --parity --shapes 1x64,8x64,32x64 --backend $$($(BIN)/python -c "from q8trt.engine.backend import find_backend; print(find_backend().name)")
+gpu-check: $(STAMP)  ## on a machine with an NVIDIA GPU: its tests, then `q8trt gpu-check $(OPTIONS)`, whose exit code make shows
+	@tests=0; $(BIN)/python -m pytest -m gpu || tests=$$?; $(BIN)/q8trt gpu-check $(OPTIONS) || exit $$?; exit $$tests
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

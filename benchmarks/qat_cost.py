@@ -22,7 +22,8 @@ import torch
 from q8trt import checkpoints, files
 from q8trt.data import Collator
 from q8trt.distillation import logit_distance
-from q8trt.finetuning import FinetuneConfig, load_inputs, quantize
+from q8trt.finetune_config import FinetuneConfig
+from q8trt.finetuning import load_inputs, quantize
 from q8trt.provenance import provenance
 from q8trt.quantization.recipe import load_recipe
 from q8trt.runs import open_run

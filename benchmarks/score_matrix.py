@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from q8trt import checkpoints, files
 from q8trt.data import load_dev, tokenize
 from q8trt.evaluation import evaluate
 from q8trt.export.onnx import export_onnx
-from q8trt.finetuning import FinetuneConfig
+from q8trt.finetune_config import FinetuneConfig
 from q8trt.provenance import provenance
 from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
 from q8trt.runs import STAGES, Run, open_run
@@ -84,7 +84,7 @@ def _cells(path: str) -> list[dict[str, Any]]:
                 for split, metrics in record["stages"][stage]["scores"].items()
             },
             "step_seconds_median": record["stages"][stage].get("step_seconds_median"),
-            "training": record["provenance"],
+            "training": record.get("provenance") or {"command": record["command"], "date_utc": record["created"]},
             "scoring": scores["provenance"],
         }
         for stage, entry in scores["stages"].items()
@@ -97,9 +97,10 @@ def _summary(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
 
 
-def table(paths: Sequence[str], name: str) -> None:
-    """Write benchmarks/results/NAME.json and .md from scored runs of one task."""
+def table(paths: Sequence[str], name: str, renamed: Mapping[str, str]) -> None:
+    """Write benchmarks/results/NAME.json and .md from scored runs of one task; `renamed` maps recipes' old names to new."""
     cells = [cell for path in paths if (Path(path) / SCORE_FILE).exists() for cell in _cells(path)]
+    cells = [{**cell, "recipe": renamed.get(cell["recipe"], cell["recipe"])} for cell in cells]
     configs = [FinetuneConfig.from_dict(open_run(path).record["config"]) for path in paths]
     task = configs[0].data.resolved_task
     metric, groups = task.main_metric, defaultdict(dict)  # type: ignore[var-annotated]
@@ -129,12 +130,15 @@ def main() -> None:
     parser.add_argument("action", choices=("score", "table"))
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--name", default="score-matrix", help="of the files that `table` writes")
+    parser.add_argument(
+        "--renamed", nargs="*", default=[], metavar="OLD=NEW", help="recipes that have another name by now, for `table`"
+    )
     parser.add_argument("--threads", type=int, help="of ONNX Runtime; default: the physical cores")
     options = parser.parse_args()
     if options.action == "score":
         score(options.runs, options.threads)
     else:
-        table(options.runs, options.name)
+        table(options.runs, options.name, dict(pair.split("=", 1) for pair in options.renamed))
 
 
 if __name__ == "__main__":

@@ -213,6 +213,15 @@ def tiny_checkpoint(tiny_checkpoint_of: Callable[..., Path]) -> Path:
     return tiny_checkpoint_of("bert", 1)
 
 
+@pytest.fixture
+def rtx() -> Any:
+    """TensorRT-RTX, the backend that builds without a GPU."""
+    from q8trt.engine.backend import find_backend
+
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    return find_backend("rtx")
+
+
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def architecture(request: pytest.FixtureRequest) -> str:
     """Each architecture in turn."""

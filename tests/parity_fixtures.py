@@ -14,8 +14,8 @@ from tiny_data import write_sts_b
 from q8trt.checkpoints import save_checkpoint
 from q8trt.data import DataConfig
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
-from q8trt.export.onnx import export_onnx
-from q8trt.finetuning import FinetuneConfig
+from q8trt.export.onnx import ExportOptions, export_onnx
+from q8trt.finetune_config import FinetuneConfig
 from q8trt.runs import Run, new_run
 from q8trt.training_config import TrainingConfig
 
@@ -51,7 +51,7 @@ def make_engine(run: Run, stage: str, precision: str = "int8") -> Path:
     model = load_finetuned(checkpoint, task) if stage == "fp32" else load_quantized(checkpoint)[0]
     folder, tokenizer = run.path / f"engine-{stage}", load_tokenizer(str(checkpoint))
     names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in tokenizer.model_input_names]
-    export_onnx(model, folder / "model.onnx", precision, names)
+    export_onnx(model, folder / "model.onnx", precision, names, ExportOptions("torchscript"))
     tokenizer.save_pretrained(folder)
     write_manifest(
         folder,
@@ -84,10 +84,9 @@ def scale_weight(module: str, factor: float) -> Callable[[Any], None]:
     from onnx import numpy_helper
 
     def change(model: Any) -> None:
-        wanted = f".model.{module}.weight_quantizer.DequantizeLinear"
-        [node] = [node for node in model.graph.node if node.name.replace("/", ".") == wanted]
+        [product] = [node for node in model.graph.node if node.name == f"{module}/MatMul"]
+        [node] = [node for node in model.graph.node if node.output[0] == product.input[1]]
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        constants |= {n.output[0]: n.attribute[0].t for n in model.graph.node if n.op_type == "Constant"}
         tensor = constants[node.input[1]]
         scale = numpy_helper.to_array(tensor) * np.float32(factor)
         tensor.CopyFrom(numpy_helper.from_array(scale, tensor.name))
@@ -96,14 +95,10 @@ def scale_weight(module: str, factor: float) -> Callable[[Any], None]:
 
 
 def ignore_mask(model: Any) -> None:
-    """Let the encoder attend to padding: what reads the mask as truth values gets ones."""
-    import onnx
+    """Let the encoder attend to padding: what is added to its scores becomes zero."""
+    from onnx import numpy_helper
 
-    graph = model.graph
-    [cast] = [node for node in graph.node if "attention_mask" in node.input and node.op_type == "Cast"]
-    [position] = [index for index, node in enumerate(graph.node) if node.name == cast.name]
-    readers = [node for node in graph.node if cast.output[0] in node.input]
-    for node in readers:
-        node.input[:] = ["all_true" if name == cast.output[0] else name for name in node.input]
-    graph.node.insert(position + 1, onnx.helper.make_node("Not", [cast.output[0]], ["not_mask"], "not_mask"))
-    graph.node.insert(position + 2, onnx.helper.make_node("Or", [cast.output[0], "not_mask"], ["all_true"], "all_true"))
+    [inverse] = [node for node in model.graph.node if node.op_type == "Sub"]
+    [product] = [node for node in model.graph.node if inverse.output[0] in node.input]
+    [masked] = [tensor for tensor in model.graph.initializer if tensor.name == product.input[1]]
+    masked.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(masked) * 0, masked.name))

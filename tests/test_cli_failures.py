@@ -61,6 +61,17 @@ def test_recipe_that_does_not_match(
         (["--opt_shapes", "64x32"], "min <= opt <= max; got 1, 64, 32"),
         (["--min_shapes", "1x64"], "min <= opt <= max; got 64, 32, 32"),
         (["--max_shapes", "32x16"], "min <= opt <= max; got 1, 32, 16"),
+        (["--buckets", "16,16"], "buckets must ascend, each longer than the one before; got 16,16"),
+        (["--buckets", "16,2x"], "cannot read the buckets '16,2x': write sequence lengths in tokens, as 32,64,128"),
+        (["--buckets", "32,128"], "max has sequence 128, but the model has 64 positions"),
+        (["--buckets", "32", "--max_shapes", "8x16"], "--buckets excludes --max_shapes"),
+        (["--max_batch", "8", "--opt_shapes", "8x16"], "--max_batch excludes --opt_shapes"),
+        (["--opt_batch", "16", "--max_batch", "8"], "batch must be min <= opt <= max; got 1, 16, 8"),
+        (["--sm", "9.0"], "has no SM 9.0; it builds for 7.5, 8.0, 8.6"),
+        (["--sm", "sm89"], "cannot read --sm 'sm89': write compute capabilities, as 8.6,8.9,12.0"),
+        (["--builder_optimization_level", "9"], "--builder_optimization_level must be 0 to 5; got 9"),
+        (["--version_compatible"], "makes no version-compatible plans"),
+        (["--hardware_compatibility_level", "ampere+"], "has no --hardware_compatibility_level ampere+"),
         (["--fp32", "--stage", "ptq"], "the ptq checkpoint cannot make an engine of precision fp32"),
         (["--stage", "int8"], "no finished int8 checkpoint"),
         (["--backend", "tensorflow"], "'tensorflow'"),
@@ -68,7 +79,8 @@ def test_recipe_that_does_not_match(
 )
 def test_build_refuses(argv: list[str], says: str, calibrated: Path, refused: Refused) -> None:
     pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs tensorrt_rtx")
-    assert says in refused("build-engine", "--checkpoint", str(calibrated), "--output_dir", "engine", *argv)
+    options = ["--backend", "tensorrt_rtx", *argv]
+    assert says in refused("build-engine", "--checkpoint", str(calibrated), "--output_dir", "engine", *options)
 
 
 @pytest.mark.parametrize(("backend", "extra"), [("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")])
@@ -180,12 +192,15 @@ def test_disk_full_while_training(
         assert not Path("run").exists()
 
 
-def test_disk_full_while_building(refused: Refused, calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_full_while_building(
+    refused: Refused, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("tensorrt_rtx", reason="building without a GPU needs tensorrt_rtx")
-
-    def full(path: Path, data: bytes) -> int:
-        raise FULL
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    (tmp_path / "sitecustomize.py").write_text(  # the plan is written by another process
+        "import pathlib\n"
+        "def full(self, data): raise OSError(28, 'No space left on device', str(self))\n"
+        "pathlib.Path.write_bytes = full\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
     line = refused("build-engine", "--checkpoint", str(calibrated), "--output_dir", "engine")
     assert "no space left on" in line.lower()

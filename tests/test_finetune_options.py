@@ -12,7 +12,7 @@ from tiny_data import SHORT, write_mnli, write_sts_b
 
 from q8trt.cli.main import run_command
 from q8trt.errors import ConfigError, Q8TRTError
-from q8trt.finetuning import FinetuneConfig
+from q8trt.finetune_config import FinetuneConfig
 
 TEACHER = "--teacher_model_name_or_path"
 
@@ -205,3 +205,29 @@ def test_a_run_of_an_earlier_version_still_resumes() -> None:
     assert config.training == TrainingConfig()
     with pytest.raises(ConfigError, match="cannot be read"):
         FinetuneConfig.from_dict({**data, "unheard_of": 1})
+
+
+def test_qat_starts_from_the_ranges_that_the_recipe_gives_it(options: list[str]) -> None:
+    """The calibrated checkpoint has the recipe's own: here one that clips nothing and one that clips almost all."""
+    from safetensors.torch import load_file
+
+    recipe = """
+        name: two
+        activations: {calibrator: max}
+        weights: {axis: 0}
+        sites: {gelu_out: {}, ffn_output.weight: {}}
+        smoothquant: 0.5
+        qat: {start: {activations: {calibrator: percentile, percentile: 60}, smoothquant: null}}
+    """
+    Path("two.yaml").write_text(recipe)
+    assert run_command("finetune", [*options, "--recipe", "two.yaml", "--output_dir", "a"]) == 0
+    key = "bert.encoder.layer.1.output.dense.input_quantizer._amax"
+    widest, clipped = (float(load_file(f"a/{stage}/model.safetensors")[key]) for stage in ("ptq", "int8"))
+    assert clipped < 0.5 * widest
+    noted = {stage: json.loads(Path(f"a/{stage}/quantization.json").read_text()) for stage in ("ptq", "int8")}
+    recipes = {stage: data.get("recipe", data) for stage, data in noted.items()}
+    assert recipes["ptq"]["sites"]["gelu_out"]["calibrator"] == "max"
+    assert recipes["int8"]["sites"]["gelu_out"]["calibrator"] == "percentile"
+    assert recipes["int8"]["smoothquant"] is None
+    again = FinetuneConfig.from_dict(json.loads(Path("a/run.json").read_text())["config"])
+    assert again.recipe.qat_start is not None

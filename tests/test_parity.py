@@ -277,7 +277,7 @@ def test_every_recipe_keeps_the_places(
 def test_file_of_another_exporter_is_refused(run: Run) -> None:
     def rename(model: Any) -> None:
         for node in model.graph.node:
-            node.name = node.name.replace("/layer.1/", "/block.1/")
+            node.name = node.name.replace(".layer.1.", ".block.1.")
 
     alter(run.path / "engine-ptq", rename)
     with pytest.raises(EngineError, match=r"no node of bert\.encoder\.layer\.1\..*; export it again with build_engine"):
@@ -326,7 +326,7 @@ def test_fault_of_the_head_is_found(run: Run) -> None:
     def change(model: Any) -> None:
         from onnx import numpy_helper
 
-        [tensor] = [each for each in model.graph.initializer if each.name == "model.bert.pooler.dense.weight"]
+        [tensor] = [each for each in model.graph.initializer if each.name == "bert.pooler.dense/MatMul.1"]
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.3), tensor.name))
 
     alter(run.path / "engine-fp32", change)
@@ -377,8 +377,8 @@ def with_plan(folder: Path, smallest: tuple[int, int] = (1, 1)) -> None:
     from q8trt.engine.shapes import ShapeProfile
 
     (folder / "model.plan").write_bytes(b"plan")
-    shapes, backend = ShapeProfile(smallest, (8, 32), (8, 32)), BackendInfo("tensorrt_rtx", "1.7.1", [])
-    write_manifest(folder, replace(load_manifest(folder), shapes=shapes, backend=backend))
+    profile, backend = ShapeProfile(smallest, (8, 32), (8, 32)), BackendInfo("tensorrt_rtx", "1.7.1", [])
+    write_manifest(folder, replace(load_manifest(folder), profiles=[profile], backend=backend))
 
 
 class Twisted(OnnxRuntimeRunner):

@@ -177,10 +177,81 @@ def test_build_makes_the_engine_and_its_baseline(engines: Path) -> None:
         assert files <= {path.name for path in (engines / folder).iterdir()}
         manifest = load_manifest(engines / folder)
         assert (manifest.precision, manifest.stage, manifest.task.name) == (precision, stage, "STS-B")
-        assert manifest.shapes is not None
-        assert manifest.shapes.max == (32, 32), "the default profile ends where training did"
+        [profile] = manifest.profiles
+        assert profile.max == (32, 32), "the default profile ends where training did"
         assert manifest.metrics[f"torch_{stage}"] == stages(engines)[stage]["scores"]
     assert not list(engines.glob("*.tmp")) + list(engines.glob(".*.tmp"))
+
+
+@needs_rtx
+def test_forecast_and_engine_are_told_and_kept(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from q8trt.engine.manifest import load_manifest
+
+    options = ["--checkpoint", str(engines), "--output_dir", str(tmp_path / "engine"), "--verify_deterministic"]
+    capsys.readouterr()
+    assert run_command("build-engine", [*options, "--buckets", "8,16", "--max_batch", "8", "--sm", "8.9"]) == 0
+    out, err = capsys.readouterr()
+    assert "the plan takes 16 tokens at most; the model was trained with 32: longer rows are cut" in err
+    manifest = load_manifest(tmp_path / "engine")
+    assert [str(each) for each in manifest.profiles] == ["1x1 to 8x8, best at 8x8", "1x9 to 8x16, best at 8x16"]
+    assert manifest.backend is not None
+    assert manifest.backend.sm_targets == ["8.9"]
+    report = manifest.report
+    forecast, engine, build = report["forecast"], report["engine"], report["build"]
+    # two layers, recipe linear: six projections each; pooler and classifier stay in float
+    assert (forecast["int8_gemms"], forecast["gemms"]) == (engine["int8_gemms"], engine["gemms"]) == (12, 14)
+    assert engine["profiles"] == 2
+    # on so small a model the compiler's threads race for the numbers of its temporary tensors; no more than names differ
+    assert build["built_twice"]["text_regions"] == build["built_twice"]["regions"]
+    assert build["built_twice"]["identical"] == (build["built_twice"]["regions"] == 0)
+    assert build["seconds"] > 0
+    assert build["options"]["sm"] == ["8.9"]
+    assert {each["name"] for each in report["export"]["passes"]} >= {"fold_weights"}
+    assert report["export"]["kept_fp32"] == []
+    for words in ("GEMMs in INT8", "12 of 14", "reformats", "built twice", "batch x sequence 1x1 to 8x8"):
+        assert words in out
+    assert not list(tmp_path.glob("engine/.*"))
+
+
+@needs_rtx
+def test_fp16_is_tried_on_training_rows_and_says_so(
+    engines: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from q8trt.engine.manifest import load_manifest
+
+    monkeypatch.chdir(home)
+    options = ["--checkpoint", str(engines), "--int8", "--fp16", "--fuse_qkv", "--exporter", "torchscript"]
+    assert run_command("build-engine", [*options, "--output_dir", str(tmp_path / "engine")]) == 0
+    assert "kept in FP32: 0 operations, looked for on 64 training rows of STS-B" in capsys.readouterr().out
+    report = load_manifest(tmp_path / "engine").report
+    assert report["export"]["overflow_rows"] == "64 training rows of STS-B"
+    assert {each["name"]: each["changed"] for each in report["export"]["passes"]}["fuse_qkv"] == 2
+    assert report["forecast"]["fp32_compute_ops"] == []
+
+
+@needs_rtx
+def test_without_training_rows_built_in_sentences_stand_in(
+    engines: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from q8trt import building, checkpoints, data
+    from q8trt.errors import DataError
+
+    load = data.load_train
+
+    def absent(config: Any) -> Any:
+        if not config.sample:
+            raise DataError("no such file")
+        return load(config)
+
+    monkeypatch.setattr(data, "load_train", absent)
+    source = building.find_source("int8+fp16", str(engines), str(engines.parent))
+    batches, rows = building.overflow_batches(source, checkpoints.load_tokenizer(str(source.checkpoint)))
+    assert rows == "64 built-in sentence pairs, for want of the training rows"
+    assert sum(len(batch["input_ids"]) for batch in batches) == building.OVERFLOW_ROWS
+    assert {str(array.dtype) for batch in batches for array in batch.values()} == {"int32"}
+    assert "the training rows are not at hand (no such file)" in caplog.text
 
 
 def ort_pearson(engine: Path, dev: Path) -> float:

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from q8trt.export.passes import quantize_array
+from q8trt.export.passes.quantize import quantize_array
 from q8trt.quantization.libraries import MODELOPT
 from q8trt.quantization.recipe import QuantizerSpec
 

@@ -243,3 +243,44 @@ def test_placement_of_the_builtin_recipes(name: str) -> None:
         activations = [spec.calibrator for site, spec in recipe.sites.items() if SITE_KINDS[site] == ACTIVATION]
         assert set(activations) == {"ema"}
         assert recipe.qat.ranges == "ema"
+
+
+# What QAT starts from
+
+
+def test_qat_may_start_from_other_ranges_of_the_same_sites() -> None:
+    start = {"activations": {"calibrator": "max"}, "smoothquant": 0.25}
+    recipe = Recipe.from_dict({**GOOD, "qat": {"ranges": "lsq", "start": start}})
+    assert recipe.qat.ranges == "lsq"
+    made = recipe.qat_start
+    assert made is not None
+    assert (made.name, made.qat, made.smoothquant, made.qat_start) == ("mine", recipe.qat, 0.25, None)
+    assert list(made.sites) == list(recipe.sites)
+    assert recipe.sites["gelu_out"].calibrator == "percentile"
+    assert made.sites["gelu_out"].calibrator == "max"
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_full_is_smoothed_for_calibration_and_clipped_for_qat() -> None:
+    recipe = load_recipe("full")
+    assert recipe.qat_start is not None
+    assert (recipe.smoothquant, recipe.qat_start.smoothquant) == (0.5, None)
+    assert recipe.smooth_residuals == recipe.qat_start.smooth_residuals == 0.75
+    assert (recipe.sites["gelu_out"].calibrator, recipe.qat_start.sites["gelu_out"].calibrator) == ("mse", "percentile")
+    for part in (recipe, recipe.qat_start):
+        assert part.sites["ffn_residual.skip"].calibrator == "mse"
+        assert part.sites["softmax_out"].amax == 1.0
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"name": "x"}, "recipe, qat start: unknown key 'name'; known: activations, weights, sites, smoothquant"),
+        ([], r"recipe, qat start: expected a mapping such as \{calibrator: max\}, got \[\]"),
+        ({"sites": {"gelu_out": None}}, "recipe, qat start: QAT starts with other sites than the recipe has; leave 'sites' out"),
+        ({"smoothquant": 2}, r"smoothquant must lie in \[0, 1\], got 2"),
+    ],
+)  # fmt: skip
+def test_a_start_that_does_not_fit_is_refused(start: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict({**GOOD, "qat": {"start": start}})

@@ -24,7 +24,8 @@ from q8trt.cli import calibrate
 from q8trt.cli.main import run_command
 from q8trt.data import DataConfig, Features
 from q8trt.errors import DataError, InterruptedRunError, QuantizationError
-from q8trt.finetuning import FinetuneConfig, Inputs, load_inputs, quantize, score
+from q8trt.finetune_config import FinetuneConfig
+from q8trt.finetuning import Inputs, load_inputs, quantize, score
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 from q8trt.quantization.recipe import QatSpec, QuantizerSpec, Recipe, load_recipe
 from q8trt.quantization.sites import encoder_sites

@@ -12,6 +12,7 @@ from q8trt.comparison import Engine, find_engines
 from q8trt.data import DEFAULT_BUCKETS, Batch, DataConfig, Features, bucketed_batches, load_dev, tokenize
 from q8trt.engine.backend import TITLES
 from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
+from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
 from q8trt.runners import open_runner
 from q8trt.runners.base import Runner
@@ -112,7 +113,7 @@ def rows_of(engine: Engine, data: DataConfig, config: ParityConfig) -> Rows:
         DataError: the data are missing or carry no labels.
     """
     manifest = engine.manifest
-    limits = manifest.shapes.max if manifest.shapes else (max(config.batch_sizes), data.max_seq_length)
+    limits = manifest.largest_shape or (max(config.batch_sizes), data.max_seq_length)
     max_length = min(data.max_seq_length, limits[1])
     examples = next(iter(load_dev(data).values())).take(config.samples)
     features = tokenize(examples, checkpoints.load_tokenizer(str(engine.folder)), max_length)
@@ -144,12 +145,13 @@ def stages_of(engine: Engine, rows: Rows) -> tuple[list[Stage], dict[str, str]]:
         stages.append(Stage("torch fake-quant", "quantization", partial(_open_quantized, quantized, True)))
     onnx = engine.folder / ONNX_FILE
     stages.append(Stage("ONNX Runtime", "export", lambda: ProbedOnnxRuntime(onnx, manifest.precision)))
-    built, shapes = manifest.backend, manifest.shapes
-    if built is None or shapes is None:
+    built, profiles = manifest.backend, manifest.profiles
+    if built is None or not profiles:
         return stages, {"TensorRT": f"{engine.folder} holds no plan"}
     title = TITLES.get(built.name, built.name)
-    if shapes.min[0] > 1 or shapes.min[1] > rows.features.lengths.min():
-        return stages, {title: f"its profile, {shapes}, leaves out single short rows; build with --min_shapes 1x1"}
+    if covering(profiles, (1, int(rows.features.lengths.min()))) is None:
+        shown = show_profiles(profiles)
+        return stages, {title: f"its profile, {shown}, leaves out single short rows; build with --min_shapes 1x1"}
     stages.append(Stage(title, "engine", lambda: open_runner(engine.folder, built.name)))
     return stages, {}
 

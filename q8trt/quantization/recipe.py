@@ -129,6 +129,9 @@ class Recipe:
             linears behind a LayerNorm; None: off.
         smooth_residuals: the same for the residual Adds, both of whose inputs are quantized: 1 gives all channels one
             range, at the price of a multiplication after the Add; None: off.
+        qat_start: what QAT starts from in place of this, the same sites otherwise calibrated; None: from this. In YAML it
+            is ``qat: {start: {...}}``, the keys of a recipe that differ. Calibration alone and QAT want different ranges:
+            values clipped before QAT cost accuracy there and then, and QAT ends higher for it.
     """
 
     name: str
@@ -137,6 +140,7 @@ class Recipe:
     qat: QatSpec = field(default_factory=QatSpec)
     smoothquant: float | None = None
     smooth_residuals: float | None = None
+    qat_start: Recipe | None = None
 
     def __post_init__(self) -> None:
         if not any(spec.enabled for spec in self.sites.values()):
@@ -192,7 +196,7 @@ class Recipe:
             key: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
             for key, spec in self.sites.items()
         }
-        return {
+        data: dict[str, Any] = {
             "name": self.name,
             "description": self.description,
             "sites": sites,
@@ -200,6 +204,10 @@ class Recipe:
             "smoothquant": self.smoothquant,
             "smooth_residuals": self.smooth_residuals,
         }
+        if self.qat_start is not None:
+            start = self.qat_start.to_dict()
+            data["qat"]["start"] = {key: start[key] for key in ("sites", "smoothquant", "smooth_residuals")}
+        return data
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe") -> Recipe:
@@ -224,14 +232,33 @@ class Recipe:
         sites = data.get("sites")
         if not isinstance(data.get("name"), str) or not isinstance(sites, Mapping):
             raise ConfigError(f"{where}: expected 'name: TEXT' and 'sites: {{site: {{...}}}}'")
+        qat = dict(_mapping(data.get("qat") or {}, f"{where}, qat"))
+        start = qat.pop("start", None)
         return cls(
             data["name"],
             str(data.get("description", "")),
             _specs(data, sites, where),
-            _build(QatSpec, data.get("qat") or {}, f"{where}, qat"),
+            _build(QatSpec, qat, f"{where}, qat"),
             data.get("smoothquant"),
             data.get("smooth_residuals"),
+            None if start is None else _qat_start({**data, "qat": qat}, start, f"{where}, qat start"),
         )
+
+
+def _qat_start(data: Mapping[str, Any], start: Any, where: str) -> Recipe:
+    """The recipe with what `start` gives in place of it.
+
+    Raises:
+        ConfigError: a key that cannot differ, or other sites than the recipe's.
+    """
+    _check_keys(_mapping(start, where), ("activations", "weights", "sites", "smoothquant", "smooth_residuals"), where)
+    made = Recipe.from_dict({**data, **start}, where)
+    here = _specs(data, data["sites"], where)
+    if [key for key in here if here[key].enabled] != [key for key in made.sites if made.sites[key].enabled]:
+        raise ConfigError(
+            f"{where}: QAT starts with other sites than the recipe has; leave 'sites' out, or name the same"
+        )
+    return made
 
 
 def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dict[str, QuantizerSpec]:

@@ -12,7 +12,8 @@ from torch import nn
 
 from q8trt.data import Features, bucketed_batches, restore_order
 from q8trt.errors import DataError
-from q8trt.finetuning import FinetuneConfig, Inputs
+from q8trt.finetune_config import FinetuneConfig
+from q8trt.finetuning import Inputs
 from q8trt.metrics import compute_from_logits
 from q8trt.quantization.insertion import model_quantizers, set_quantization
 from q8trt.quantization.sites import Site, encoder_sites, layout_of

@@ -16,7 +16,8 @@ import q8trt
 from q8trt import files
 from q8trt.data import Features
 from q8trt.errors import InterruptedRunError
-from q8trt.finetuning import FinetuneConfig, Inputs, library_of
+from q8trt.finetune_config import FinetuneConfig
+from q8trt.finetuning import Inputs, library_of
 from q8trt.progress import progress
 from q8trt.quantization.sites import Site
 from q8trt.sensitivity.probe import Cost, Probe, choose_rows, probe_of

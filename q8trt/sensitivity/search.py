@@ -12,7 +12,8 @@ import yaml
 from torch import nn
 
 from q8trt.errors import QuantizationError
-from q8trt.finetuning import FinetuneConfig, Inputs, quantize
+from q8trt.finetune_config import FinetuneConfig
+from q8trt.finetuning import Inputs, quantize
 from q8trt.progress import progress
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
 from q8trt.quantization.sites import Site
