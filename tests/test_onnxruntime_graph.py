@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from q8trt.runners.onnxruntime_graph import fuse_linears, use_unsigned_activations
+from q8trt.runners.onnxruntime_graph import fuse_linears, saturates, use_unsigned_activations, use_unsigned_weights
 from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
 
 SCALE = np.float32(0.05)
@@ -132,12 +132,13 @@ def test_linear_with_its_bias_is_one_node_of_integer_sums(axis: int | None, unsi
     model = linear(axis)
     if unsigned:
         assert use_unsigned_activations(model) == 1
+        assert use_unsigned_weights(model) == 1
     assert fuse_linears(model) == 1
     assert [node.op_type for node in model.graph.node] == ["QuantizeLinear", "MatMulIntegerToFloat"]
     assert model.graph.node[1].name == "here/MatMul"
     x = np.random.default_rng(2).normal(size=(2, 3, 16)).astype(np.float32) * 3
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    sums = np.clip(np.rint(x / SCALE), -128, 127).astype(np.int64) @ weights["w"].astype(np.int64)
+    sums = np.clip(np.rint(x / SCALE), -128, 127).astype(np.int64) @ (weights["w"].astype(np.int64) - 128 * unsigned)
     expected = sums * (np.float64(SCALE) * weights["w_scale"].astype(np.float64)) + weights["b"]
     session = ort.InferenceSession(model.SerializeToString())
     np.testing.assert_allclose(session.run(["logits"], {"x": x})[0], expected, rtol=2e-6, atol=2e-6)
@@ -150,3 +151,68 @@ def test_what_is_no_linear_is_left_alone(case: dict[str, int]) -> None:
     untouched = model.SerializeToString()
     assert fuse_linears(model) == 0
     assert model.SerializeToString() == untouched
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_unsigned_weights_are_the_same_to_the_bit(axis: int | None) -> None:
+    model = linear(axis)
+    use_unsigned_activations(model)
+    x = np.random.default_rng(2).normal(size=(2, 3, 16)).astype(np.float32) * 3
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    before = ort.InferenceSession(model.SerializeToString(), options).run(["logits"], {"x": x})[0]
+    assert use_unsigned_weights(model) == 1
+    onnx.checker.check_model(model, full_check=True)
+    assert {tensor.name: tensor.data_type for tensor in model.graph.initializer}["w"] == TensorProto.UINT8
+    after = ort.InferenceSession(model.SerializeToString(), options).run(["logits"], {"x": x})[0]
+    np.testing.assert_array_equal(after, before)
+    assert use_unsigned_weights(model) == 0
+
+
+def test_weights_of_signed_activations_stay_signed() -> None:
+    model = linear()
+    untouched = model.SerializeToString()
+    assert use_unsigned_weights(model) == 0
+    assert model.SerializeToString() == untouched
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "answer"),
+    [
+        ("x86_64", "fma avx2", True), ("AMD64", "avx512f avx512_vnni", False), ("x86_64", "avx2 avx_vnni", False),
+        ("x86_64", None, True), ("aarch64", "fp asimd", False),
+    ],
+)  # fmt: skip
+def test_which_cpus_saturate(tmp_path, monkeypatch, machine: str, flags: str | None, answer: bool) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    assert saturates(str(tmp_path / "cpuinfo")) is answer
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["fused", "weight read by ONNX Runtime's own fusion"])
+def test_no_sum_of_the_runner_saturates(tmp_path, bias: bool) -> None:
+    """The largest values that there are: two products of unsigned and signed bytes exceed 16 bits (CPUs without VNNI)."""
+    constants = {
+        "table": np.full((4, 64), 6.35, np.float32), "scale": np.array(SCALE), "zero": np.array(0, np.int8),
+        "w": np.full((64, 8), 127, np.int8), "w_scale": np.full(8, 0.01, np.float32), "b": np.ones(8, np.float32),
+        "axes": np.array([1], np.int64),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x"]),
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale"], ["dw"], axis=1),
+        helper.make_node("MatMul", ["dq", "dw"], ["y"]),
+        helper.make_node("Add", ["y", "b"], ["z"]) if bias else helper.make_node("Relu", ["y"], ["z"]),
+        helper.make_node("ReduceMean", ["z", "axes"], ["logits"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "largest", [helper.make_tensor_value_info("input_ids", TensorProto.INT32, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["b", 8])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "m.onnx")
+    with OnnxRuntimeRunner(tmp_path / "m.onnx", "int8") as runner:
+        got = runner.infer({"input_ids": np.zeros((2, 3), np.int32)})
+    np.testing.assert_allclose(got, np.full((2, 8), 64 * 6.35 * 1.27 + bias), rtol=1e-6)

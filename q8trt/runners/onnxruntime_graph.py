@@ -10,11 +10,18 @@ dequantize all rows in every call. Here the rows are gathered first, and only th
 
 Biases. ONNX Runtime makes one node of the two DequantizeLinear and the MatMul of a linear, and leaves the bias to an Add of
 its own, though that node could add it. Here it does: for short texts, each node is a good part of the time.
+
+Weights. A CPU without VNNI multiplies unsigned by signed bytes in pairs whose sum saturates at 16 bits, which falsifies the
+products (logits of a small model by half their range). There the weights are made unsigned as well: uint8 with zero_point 128,
+the same values. It costs some speed. (ONNX Runtime's own mode for this, session.x64quantprecision, refuses weights with a scale
+for each column, and zero points that several nodes share.)
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,6 +74,58 @@ def use_unsigned_activations(model: onnx.ModelProto) -> int:
             rewritten += 1
     if rewritten:
         graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), ZERO_POINT))
+    return rewritten
+
+
+def saturates(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether this CPU's products of unsigned and signed bytes may saturate: x86 without VNNI, or none can tell."""
+    if platform.machine().casefold() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = Path(cpuinfo).read_text(encoding="utf-8").split()
+    except OSError:
+        return True
+    return "avx512_vnni" not in flags and "avx_vnni" not in flags
+
+
+def use_unsigned_weights(model: onnx.ModelProto) -> int:
+    """Rewrite, in place, each int8 constant that DequantizeLinear makes the right side of products with unsigned activations.
+
+    Outputs do not change by a bit, see `use_unsigned_activations`, which comes first.
+
+    Returns:
+        number of weights rewritten.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    readers, rewritten = _readers(graph.node), 0
+
+    def multiplies_unsigned(reader: onnx.NodeProto, weight: str) -> bool:
+        data = producers.get(reader.input[0])
+        if reader.op_type != "MatMul" or reader.input[1] != weight or data is None or len(data.input) < 3:
+            return False
+        zero_point = constants.get(data.input[2])
+        return zero_point is not None and zero_point.data_type == TensorProto.UINT8
+
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
+            continue
+        weight, scale, matmuls = constants[node.input[0]], constants[node.input[1]], readers.get(node.output[0], [])
+        if weight.data_type != TensorProto.INT8 or len(weight.dims) != 2 or len(readers[weight.name]) != 1:
+            continue
+        if len(node.input) > 2 and numpy_helper.to_array(constants[node.input[2]]).any():
+            continue
+        if matmuls and all(multiplies_unsigned(reader, node.output[0]) for reader in matmuls):
+            integers = (numpy_helper.to_array(weight).astype(np.int16) + 128).astype(np.uint8)
+            weight.CopyFrom(numpy_helper.from_array(integers, weight.name))
+            name = f"{weight.name}.zero_point"
+            graph.initializer.append(numpy_helper.from_array(np.full(tuple(scale.dims), 128, np.uint8), name))
+            del node.input[2:]
+            node.input.append(name)
+            rewritten += 1
     return rewritten
 
 
@@ -137,7 +196,7 @@ def _is_table(node: onnx.NodeProto, constants: dict[str, np.ndarray], readers: d
 def fuse_linears(model: onnx.ModelProto) -> int:
     """Rewrite, in place, MatMul(DequantizeLinear(x), DequantizeLinear(W)) + b to one MatMulIntegerToFloat.
 
-    x is per tensor, W an int8 constant (in, out), b a constant (out,). The sums are those of integers, as ONNX Runtime
+    x is per tensor, W a constant of bytes (in, out), b a constant (out,). The sums are those of integers, as ONNX Runtime
     computes them anyway; only the rounding of the last float operation may differ.
 
     Returns:
@@ -179,13 +238,13 @@ def fuse_linears(model: onnx.ModelProto) -> int:
 
 
 def _is_linear(data: onnx.NodeProto, weight: onnx.NodeProto, constants: dict[str, np.ndarray]) -> bool:
-    """Whether `data` is per tensor and `weight` a float32-scaled int8 matrix with one scale, or one a column."""
+    """Whether `data` is per tensor and `weight` a float32-scaled matrix of bytes with one scale, or one a column."""
     scale, integers = constants.get(weight.input[1]), constants.get(weight.input[0])
     if (
         integers is None
         or scale is None
         or integers.ndim != 2
-        or integers.dtype != np.int8
+        or integers.dtype not in (np.int8, np.uint8)
         or scale.dtype != np.float32
     ):
         return False

@@ -98,10 +98,13 @@ def _for_the_cpu(path: Path) -> bytes | None:
         import onnx
     except ImportError:
         return None
-    from q8trt.runners.onnxruntime_graph import dequantize_gathered_rows, fuse_linears, use_unsigned_activations
+    from q8trt.runners import onnxruntime_graph as graph
 
     model = onnx.load(path)
-    rewritten = use_unsigned_activations(model) + dequantize_gathered_rows(model) + fuse_linears(model)
+    rewritten = graph.use_unsigned_activations(model) + graph.dequantize_gathered_rows(model)
+    if graph.saturates():
+        rewritten += graph.use_unsigned_weights(model)
+    rewritten += graph.fuse_linears(model)
     return bytes(model.SerializeToString()) if rewritten else None
 
 
