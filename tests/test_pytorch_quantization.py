@@ -360,10 +360,9 @@ def test_a_checkpoint_does_not_know_the_library(theirs: PytorchQuantization, tmp
 
 def test_export_of_a_model_with_its_quantizers(theirs: PytorchQuantization, tmp_path: Path) -> None:
     """Saved, loaded with ModelOpt's quantizers, exported: what ONNX Runtime computes is what the library computed."""
-    import onnxruntime
-
     from q8trt.checkpoints import load_quantized, save_checkpoint
     from q8trt.export.onnx import export_onnx
+    from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
 
     recipe = load_recipe("linear")
     model = quantized(theirs, recipe)
@@ -372,8 +371,8 @@ def test_export_of_a_model_with_its_quantizers(theirs: PytorchQuantization, tmp_
     loaded, _ = load_quantized(tmp_path / "int8")
     exported = export_onnx(loaded, tmp_path / "model.onnx", "int8", list(batch))
     assert exported.folded_weights == 12
-    session = onnxruntime.InferenceSession(exported.path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(["logits"], {name: tensor.int().numpy() for name, tensor in batch.items()})
+    with OnnxRuntimeRunner(exported.path, "int8") as runner:
+        logits = runner.infer({name: tensor.numpy() for name, tensor in batch.items()})
     with torch.no_grad():
         expected = model(**batch).logits
         error = np.abs(expected - make_model()(**batch).logits).max()
