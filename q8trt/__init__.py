@@ -1,3 +1,48 @@
-"""q8trt takes a BERT checkpoint to an INT8 TensorRT engine and proves what it is worth."""
+"""q8trt takes a BERT checkpoint to an INT8 TensorRT engine and proves what it is worth.
+
+An app needs three lines, and of the installed packages numpy, tokenizers and one backend::
+
+    from q8trt import Engine
+
+    engine = Engine.load("runs/sts-b/engine")
+    engine.predict([("A plane is taking off.", "An air plane is taking off.")])
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from q8trt.errors import (
+    ArrayError,
+    BackendError,
+    ClosedError,
+    ConfigError,
+    EngineError,
+    InputError,
+    PairError,
+    Q8TRTError,
+)
+
+if TYPE_CHECKING:
+    from q8trt.app import Answer, Engine
 
 __version__ = "0.1.0"
+__all__ = [
+    "Answer",
+    "ArrayError",
+    "BackendError",
+    "ClosedError",
+    "ConfigError",
+    "Engine",
+    "EngineError",
+    "InputError",
+    "PairError",
+    "Q8TRTError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`Engine` and `Answer` when they are first asked for: the commands start without them."""
+    if name in ("Answer", "Engine"):
+        from q8trt import app
+
+        return getattr(app, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -38,6 +38,30 @@ class BackendError(Q8TRTError):
     """A backend (TensorRT, TensorRT-RTX, ONNX Runtime, CUDA) is absent or refused the work."""
 
 
+class InputError(Q8TRTError):
+    """What an app gave to an `Engine` cannot be answered: an empty list, an empty text, something that is no text.
+
+    Attributes:
+        index: the position of the item in the list that was given; None where it is not about one item.
+    """
+
+    def __init__(self, message: str, index: int | None = None) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+class PairError(InputError):
+    """One text was given to a task of pairs, or a pair to a task of single texts."""
+
+
+class ArrayError(InputError):
+    """A token array is missing, or has a type, shape, device or values that the engine does not take."""
+
+
+class ClosedError(Q8TRTError):
+    """An `Engine` was used after it was closed."""
+
+
 class InterruptedRunError(Q8TRTError):
     """Training was stopped by Ctrl-C after its state was saved. Exit code 130."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -154,8 +154,23 @@ class Batch:
     labels: Labels | None
 
 
+class Tokenized(Protocol):
+    """What `bucketed_batches` reads of `Features`, or of anything like them: rows as `pad` takes them."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens per example."""
+
+    @property
+    def labels(self) -> Labels | None:
+        """(N,) labels, or None."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example."""
+
+
 def bucketed_batches(
-    features: Features,
+    features: Tokenized,
     batch_size: int,
     pad_token_id: int,
     buckets: Sequence[int] = DEFAULT_BUCKETS,

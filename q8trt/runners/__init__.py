@@ -29,6 +29,7 @@ def open_runner(
     backend: str | None = None,
     shapes: Sequence[Shape] = (),
     options: TensorRTOptions | None = None,
+    threads: int | None = None,
 ) -> Runner:
     """Open a verified engine folder on the best backend that this machine has.
 
@@ -38,6 +39,7 @@ def open_runner(
             ``model.onnx`` on ONNX Runtime on the CPU (the reason is logged).
         shapes: the (batch, sequence) that a plan must take, where they are known beforehand.
         options: how a plan is run; no concern of ONNX Runtime.
+        threads: threads within an operator of ONNX Runtime, no concern of a plan; None for its own choice.
 
     Raises:
         ConfigError: the backend is unknown.
@@ -54,7 +56,7 @@ def open_runner(
     if broken := damage(folder, manifest):
         raise EngineError(describe(broken))
     if choice == "onnxruntime":
-        return _onnxruntime(folder, manifest)
+        return _onnxruntime(folder, manifest, threads)
     problems = preflight(folder, None if choice == "auto" else choice, shapes, verify=False)
     if not problems:
         from q8trt.runners.tensorrt_runner import TensorRTRunner
@@ -66,7 +68,7 @@ def open_runner(
     if choice != "auto":
         raise BackendError(f"{folder} cannot run on {TITLES[choice]} here: {describe(problems)}")
     _say_once(describe(problems))
-    return _onnxruntime(folder, manifest)
+    return _onnxruntime(folder, manifest, threads)
 
 
 @functools.cache
@@ -75,9 +77,9 @@ def _say_once(obstacle: str) -> None:
     _log.info("running on ONNX Runtime on the CPU: %s", obstacle)
 
 
-def _onnxruntime(folder: Path, manifest: Manifest) -> Runner:
+def _onnxruntime(folder: Path, manifest: Manifest, threads: int | None) -> Runner:
     if ONNX_FILE not in manifest.files:
         raise EngineError(f"{folder} has no {ONNX_FILE} to run on ONNX Runtime; rebuild it with build_engine.py")
     from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
 
-    return OnnxRuntimeRunner(folder / ONNX_FILE, manifest.precision)
+    return OnnxRuntimeRunner(folder / ONNX_FILE, manifest.precision, threads=threads)

@@ -1,0 +1,56 @@
+"""The checks of token arrays that an app made itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from q8trt.engine.manifest import Manifest
+from q8trt.errors import ArrayError
+
+_ON_HOST = (1, 3)  # DLPack's kDLCPU and kDLCUDAHost
+
+
+def check_arrays(arrays: Mapping[str, Any], manifest: Manifest, device: str, vocabulary: int) -> dict[str, Any]:
+    """The arrays that the model reads: those of the host as NumPy arrays, checked; those on a GPU as they are.
+
+    What lies on a GPU is checked by its runner, but not for values: that would wait for the GPU.
+
+    Raises:
+        ArrayError: one is missing or not of integers, they do not share one shape (batch, sequence), a value is no token,
+            or one lies on a GPU and the engine does not.
+    """
+    if not isinstance(arrays, Mapping):
+        raise ArrayError(f"run takes a dict of arrays by name, {manifest.inputs}; got {type(arrays).__name__}")
+    if missing := [name for name in manifest.inputs if name not in arrays]:
+        raise ArrayError(f"the model needs the arrays {manifest.inputs}; {missing} missing")
+    chosen = {name: _host(name, arrays[name], device) for name in manifest.inputs}
+    shapes = {name: tuple(np.shape(array)) for name, array in chosen.items()}
+    shape = next(iter(shapes.values()))
+    if len(set(shapes.values())) != 1 or len(shape) != 2 or 0 in shape:
+        raise ArrayError(f"arrays must share one shape (batch, sequence), none of it 0; got {shapes}")
+    if shape[1] > manifest.model.max_position_embeddings:
+        raise ArrayError(f"{shape[1]} tokens, but the model has {manifest.model.max_position_embeddings} positions")
+    ids = chosen["input_ids"]
+    if isinstance(ids, np.ndarray) and (ids.min() < 0 or ids.max() >= vocabulary):
+        raise ArrayError(f"input_ids from {ids.min()} to {ids.max()}; the vocabulary has 0 to {vocabulary - 1}")
+    return chosen
+
+
+def _host(name: str, array: Any, device: str) -> Any:
+    if not isinstance(array, np.ndarray) and _on_device(array):
+        if device == "cpu":
+            raise ArrayError(f"{name} lies on a GPU, and this engine runs on the CPU; copy it to the host first")
+        return array
+    found = np.asarray(array)
+    if found.dtype.kind not in "iub":
+        raise ArrayError(f"{name} is {found.dtype}; token arrays are of integers, such as int32")
+    return found
+
+
+def _on_device(array: Any) -> bool:
+    if hasattr(array, "__dlpack_device__"):
+        return int(array.__dlpack_device__()[0]) not in _ON_HOST
+    return hasattr(array, "__cuda_array_interface__")
