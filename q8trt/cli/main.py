@@ -28,6 +28,8 @@ COMMANDS = {
     "benchmark": ("benchmark", "newest engine -> GLUE accuracy, latency, throughput"),
     "parity": ("parity", "newest engine -> where it parts from the torch model, stage by stage and layer by layer"),
     "lint": ("lint", "an ONNX file -> what TensorRT will run in INT8, what it can fuse, and what stands in the way"),
+    "pack": ("pack", "an engine folder -> one archive with hashes and a model card"),
+    "unpack": ("unpack", "an archive of q8trt pack -> the engine folder, every hash verified"),
     "gpu-check": ("gpu_check", "on a machine with a GPU: build, check and time everything there -> JSON and one page"),
     "doctor": ("doctor", "what this machine can do, and which steps will run"),
 }

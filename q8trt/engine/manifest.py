@@ -7,6 +7,7 @@ first. Its keys are the fields of `Manifest`, no more and no fewer: a file of an
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ import q8trt
 from q8trt.engine.decoding import MalformedError, decode
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
-from q8trt.files import read_json, sha256, write_json
+from q8trt.files import sha256, write_json
 
 MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
@@ -154,15 +155,29 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
     if not path.is_file():
         raise EngineError(f"{folder} has no {MANIFEST_FILE}, so it is no engine folder; build one with `{_BUILD}`")
     try:
-        data = read_json(path)
-    except (ValueError, OSError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        text = path.read_bytes()
+    except OSError as error:
         raise EngineError(f"{path} cannot be read: {error}") from error
-    manifest = _parse(path, data)
-    for name, info in manifest.files.items():
+    manifest = parse_manifest(path, text)
+    for name, info in manifest.files.items() if verify else ():
+        _verify(folder / name, info)
+    return manifest
+
+
+def parse_manifest(where: str | Path, text: bytes) -> Manifest:
+    """The manifest in the JSON `text`; `where` names it in errors.
+
+    Raises:
+        EngineError: it is no JSON, malformed, of another format, or names a file outside the folder.
+    """
+    try:
+        data = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise EngineError(f"{where} cannot be read: {error}") from error
+    manifest = _parse(where, data)
+    for name in manifest.files:
         if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
-            raise EngineError(f"{path}: file name {name!r} leaves the folder")
-        if verify:
-            _verify(folder / name, info)
+            raise EngineError(f"{where}: file name {name!r} leaves the folder")
     return manifest
 
 
@@ -181,7 +196,7 @@ def _verify(path: Path, expected: FileInfo) -> None:
         )
 
 
-def _parse(path: Path, data: Any) -> Manifest:
+def _parse(path: str | Path, data: Any) -> Manifest:
     found = data.get("format") if isinstance(data, dict) else None
     if type(found) is int and found > MANIFEST_FORMAT:
         raise EngineError(

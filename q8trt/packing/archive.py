@@ -1,0 +1,227 @@
+"""One engine folder as one file: `pack` writes it, `unpack` reads it back and takes nothing in it on trust.
+
+The file is a ZIP whose members are stored, not compressed. A ZIP's directory tells all names and sizes before anything is
+read, and every system can open it. Stored members make the bytes depend on the folder alone (what deflate writes differs
+between zlib and its successors) and cannot swell when they are read; the price is a file about a quarter larger.
+
+The hashes tell damage, and a file that someone exchanged. Who can write the whole archive can write its hashes too: against
+that, publish the archive's own SHA-256, which `pack` returns and `unpack` takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from q8trt import files
+from q8trt.engine.manifest import MANIFEST_FILE, Manifest, load_manifest, parse_manifest
+from q8trt.errors import ConfigError, EngineError
+from q8trt.packing.card import make_card
+
+SUFFIX = ".q8trt"
+CARD_FILE = "MODEL_CARD.md"
+#: In the format of `sha256sum`, so that `sha256sum -c SHA256SUMS` checks an unpacked folder without q8trt.
+SUMS_FILE = "SHA256SUMS"
+#: Members whose size no manifest tells, and the most that they may have, bytes.
+_OWN_MEMBERS = {MANIFEST_FILE: 64 * 2**20, CARD_FILE: 4 * 2**20, SUMS_FILE: 2**20}
+_BLOCK = 2**20
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows opens these as devices
+_PLAIN = re.compile(r"\w(?:[\w .+-]*[\w+-])?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An archive that was written: where, its size in bytes, its SHA-256, and its members' sizes by name."""
+
+    path: Path
+    bytes: int
+    sha256: str
+    members: Mapping[str, int]
+
+
+def pack(folder: str | Path, output: str | Path | None = None, licence: str | None = None) -> Packed:
+    """Write an engine folder as one archive; the same folder gives the same bytes.
+
+    A ``MODEL_CARD.md`` in the folder goes in as it is; without one, a card is made.
+
+    Args:
+        folder: what `build_engine.py` wrote; every file is verified first.
+        output: the archive, replaced when complete; by default beside the folder, with `SUFFIX`.
+        licence: of the base model, for the card; None for what can be found out.
+
+    Raises:
+        ConfigError: the output is a folder, or a licence is given for a folder that has its own card.
+        EngineError: the folder is damaged, or a file in it has a name that cannot be packed.
+    """
+    folder = Path(folder)
+    manifest = load_manifest(folder)
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    path = Path(output) if output else named.with_name(named.name + SUFFIX)
+    if path.is_dir():
+        raise ConfigError(f"--output {path} is a folder; give the name of a file, such as {path / ('engine' + SUFFIX)}")
+    for name in manifest.files:
+        if reason := _refusal(name):
+            raise EngineError(f"{folder / name} cannot be packed: its name {reason}")
+    if SUMS_FILE in manifest.files:
+        raise EngineError(f"{folder / MANIFEST_FILE} lists {SUMS_FILE}, a name that packing needs; rebuild the engine")
+    own = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes(), CARD_FILE: _card(folder, manifest, licence)}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in own.items()}
+    sums |= {name: info.sha256 for name, info in manifest.files.items()}
+    own[SUMS_FILE] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+    rest = sorted(set(manifest.files) - set(own))
+    with files.atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for name, data in own.items():
+            archive.writestr(_member(name, len(data)), data)
+        for name in rest:
+            member = _member(name, manifest.files[name].bytes)
+            with (folder / name).open("rb") as source, archive.open(member, "w") as target:
+                shutil.copyfileobj(source, target, _BLOCK)
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+    return Packed(path, path.stat().st_size, files.sha256(path), sizes)
+
+
+def unpack(path: str | Path, output_dir: str | Path | None = None, sha256: str | None = None) -> Path:
+    """Verify an archive and lay its engine folder down, whole or not at all.
+
+    Args:
+        path: what `pack` wrote.
+        output_dir: the folder to make; by default beside the archive, by its name without `SUFFIX`.
+        sha256: what the archive itself must have, where its maker published it.
+
+    Returns:
+        the engine folder.
+
+    Raises:
+        ConfigError: the folder exists and is not empty.
+        EngineError: no archive of `pack`, damaged, changed, or with a member that has no business in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EngineError(f"{path} does not exist; expected an archive that `q8trt pack` made")
+    folder = Path(output_dir) if output_dir else path.with_suffix("")
+    if folder.absolute() == path.absolute() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists already; choose another --output_dir, or remove it")
+    if sha256 is not None and (found := files.sha256(path)) != sha256.strip().casefold():
+        raise EngineError(f"{path} has SHA-256 {found}, expected {sha256}: it is not the archive that was published")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _unpack(path, archive, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        raise EngineError(f"{path} is no archive of `q8trt pack`, or is damaged: {error}") from error
+    return folder
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether `path` is a file that `unpack` may be able to read, rather than an engine folder."""
+    return zipfile.is_zipfile(path) if Path(path).is_file() else False
+
+
+def _card(folder: Path, manifest: Manifest, licence: str | None) -> bytes:
+    own = folder / CARD_FILE
+    if not own.is_file():
+        return make_card(folder, manifest, licence).encode()
+    if licence is not None:
+        raise ConfigError(f"--license is for a card to be made, and {own} is there; edit it, or remove it")
+    return own.read_bytes()
+
+
+def _member(name: str, size: int) -> zipfile.ZipInfo:
+    """A member without anything of the machine or the hour in it."""
+    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    info.create_system, info.external_attr, info.file_size = 3, (stat.S_IFREG | 0o644) << 16, size  # 3: Unix
+    return info
+
+
+def _refusal(name: str) -> str | None:
+    """Why a file may not have this name; None where it may."""
+    if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
+        return "leaves the folder"
+    if "/" in name or "\\" in name:
+        return "lies in a subfolder, and an engine folder has none"
+    if not _PLAIN.fullmatch(name) or _DEVICE.fullmatch(name):
+        return "is not a plain file name (letters, digits, and _ . + - within)"
+    return None
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
+    members = _members(path, archive)
+    manifest = parse_manifest(f"{path}: {MANIFEST_FILE}", archive.read(members[MANIFEST_FILE]))
+    _compare_with_manifest(path, members, manifest)
+    sums = _sums(path, archive.read(members[SUMS_FILE]))
+    for name in sorted({*sums, *members} - {SUMS_FILE}):
+        listed = manifest.files.get(name)
+        if name not in members or name not in sums or (listed and sums[name] != listed.sha256):
+            raise EngineError(f"{path}: {SUMS_FILE} and {MANIFEST_FILE} disagree on {name!r}; get the archive again")
+    with files.atomic_folder(folder) as temporary:
+        for name, member in members.items():
+            digest = _extract(archive, member, temporary / name)
+            if name != SUMS_FILE and digest != sums[name]:
+                raise EngineError(
+                    f"{path}: {name} has SHA-256 {digest[:12]}…, the archive says {sums[name][:12]}…: it is damaged or was "
+                    "changed; get it again"
+                )
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members by name, each judged by what the archive's directory says of it; nothing is read yet."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    seen: set[str] = set()
+    for info in archive.infolist():
+        name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
+        reason = _refusal(name)
+        if reason is None and kind not in (0, stat.S_IFREG):
+            reason = "is a link or a device, not a file"
+        if reason is None and name.casefold() in seen:
+            reason = "is there twice"
+        if reason is None and info.flag_bits & 1:
+            reason = "is encrypted"
+        if reason is None and (info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size):
+            reason = "is compressed, and `q8trt pack` stores members as they are"
+        if reason is None and info.file_size > _OWN_MEMBERS.get(name, info.file_size):
+            reason = f"would take {info.file_size:,} bytes, of {_OWN_MEMBERS[name]:,} allowed"
+        if reason is not None:
+            raise EngineError(f"{path} is refused: its member {name!r} {reason}; nothing was unpacked")
+        seen.add(name.casefold())
+        found[name] = info
+    for name in _OWN_MEMBERS:
+        if name not in found:
+            raise EngineError(f"{path} has no {name}, so it is no archive of `q8trt pack`, or is incomplete")
+    return found
+
+
+def _sums(path: Path, data: bytes) -> dict[str, str]:
+    """File name -> SHA-256, of a file in the format of `sha256sum`."""
+    lines = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in data.decode("utf-8").splitlines()]
+    if not all(lines):
+        raise EngineError(f"{path}: {SUMS_FILE} is damaged; expected lines of a SHA-256 and a name; get it again")
+    return {match[2]: match[1] for match in lines if match}
+
+
+def _compare_with_manifest(path: Path, members: Mapping[str, zipfile.ZipInfo], manifest: Manifest) -> None:
+    if unknown := sorted(set(members) - set(_OWN_MEMBERS) - set(manifest.files)):
+        raise EngineError(f"{path} is refused: its member {unknown[0]!r} is not in its manifest; nothing was unpacked")
+    for name, info in manifest.files.items():
+        if name not in members:
+            raise EngineError(f"{path} has no {name}, which its manifest lists: it is incomplete; get it again")
+        if members[name].file_size != info.bytes:
+            raise EngineError(
+                f"{path} is refused: its member {name!r} would take {members[name].file_size:,} bytes, the manifest says "
+                f"{info.bytes:,}; nothing was unpacked"
+            )
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> str:
+    """Write one member to `target`, a new file; returns its SHA-256."""
+    digest = hashlib.sha256()
+    with archive.open(member) as source, target.open("xb") as file:
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()

@@ -1,0 +1,187 @@
+"""``MODEL_CARD.md``: what a packed engine is, for whoever gets the archive and has nothing else.
+
+It says only what the manifest, the run and the benchmark beside the engine say, so that the same folder gives the same card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from q8trt.checkpoints import resolve_model
+from q8trt.engine.manifest import Manifest
+from q8trt.errors import Q8TRTError
+from q8trt.files import read_json
+from q8trt.runs import RUN_FILE, Run
+
+BENCHMARK_FILE = "benchmark.json"
+NOT_STATED = "not stated"
+_STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quantization in the loop"}
+
+
+def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
+    """The card of an engine folder, Markdown.
+
+    Args:
+        folder: the engine folder; its run and ``benchmark.json`` are looked for above it.
+        manifest: its manifest.
+        licence: of the base model; None for what `base_licence` finds.
+    """
+    licence = licence or base_licence(folder) or NOT_STATED
+    row, origin = measured(folder, manifest)
+    sections = [
+        _head(manifest, licence),
+        "## What it answers\n\n" + _answers(manifest),
+        "## Scores\n\n" + _scores(manifest, row),
+        "## Latency\n\n" + _latency(row, origin),
+        "## How it was made\n\n" + _table(("", ""), _made(manifest)),
+        "## Files\n\n" + _table(("file", "bytes", "SHA-256"), _files(manifest)),
+        f"## Licence\n\nOf the base model `{manifest.model.name}`: {licence}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def base_licence(folder: Path) -> str | None:
+    """The licence that the base model's own card states, where the engine lies in its run and the model is at hand."""
+    run = Run(folder.absolute().parent)
+    if not (run.path / RUN_FILE).is_file():
+        return None
+    try:
+        config: Any = run.record.get("config")
+        config = config if isinstance(config, dict) else {}
+        places = [path for stage in run.record["stages"] if (path := run.checkpoint(stage))]
+        for name in filter(None, (config.get("from_fp32"), config.get("model_name_or_path"))):
+            places.append(Path(resolve_model(str(name))))
+    except (Q8TRTError, KeyError, TypeError):
+        return None
+    return next((found for place in places if (found := _stated(place / "README.md"))), None)
+
+
+def _stated(card: Path) -> str | None:
+    """``license`` of a model card's front matter, as Hugging Face has it."""
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    front = re.match(r"---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
+    line = re.search(r"^license:[ \t]*(\S[^\r\n]*)", front[1], flags=re.MULTILINE) if front else None
+    return line[1].strip().strip("\"'") if line else None
+
+
+def measured(folder: Path, manifest: Manifest) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The engine's row of the ``benchmark.json`` beside it, and that report's provenance.
+
+    None for the row where there is no report, or only one of an earlier engine of the same name.
+    """
+    try:
+        report: Any = read_json(folder.absolute().parent / BENCHMARK_FILE)
+        origin: dict[str, Any] = report["provenance"]
+        if str(origin["date_utc"]) < manifest.created:
+            return None, {}
+        names = (folder.absolute().name, manifest.precision)
+        rows = [row for row in report["rows"] if (Path(row["folder"]).name, row["precision"]) == names]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, {}
+    return (rows[0], origin) if rows else (None, {})
+
+
+def _head(manifest: Manifest, licence: str) -> str:
+    kind = "regression" if manifest.task.is_regression else "text-classification"
+    precision = manifest.precision.upper()
+    front = (
+        f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""
+    )  # Hugging Face's identifiers
+    return (
+        f"---\n{front}tags: [q8trt, tensorrt, {kind}]\n---\n\n"
+        f"# {manifest.model.name} on {manifest.task.name}, {precision}\n\n"
+        f"An engine folder of q8trt: {precision}, {_STAGES.get(manifest.stage, 'of an unnamed stage')}.\n\n"
+        "    q8trt unpack FILE.q8trt --output_dir engine\n\n"
+        "    from q8trt import Engine\n"
+        '    engine = Engine.load("engine")\n'
+        f"    engine.predict([{_example(manifest)}])"
+    )
+
+
+def _example(manifest: Manifest) -> str:
+    first = '"A plane is taking off."'
+    return f'({first}, "An air plane is taking off.")' if manifest.task.is_pair else first
+
+
+def _answers(manifest: Manifest) -> str:
+    task, model = manifest.task, manifest.model
+    takes = "two texts" if task.is_pair else "one text"
+    gives = (
+        "one number" if task.is_regression else f"one of the labels {', '.join(f'`{label}`' for label in task.labels)}"
+    )
+    return f"Task {task.name}: {takes} in, {gives} out. Text beyond {model.max_seq_length} tokens is cut."
+
+
+def _scores(manifest: Manifest, row: dict[str, Any] | None) -> str:
+    """Every metric of the manifest and of the benchmark, each with what computed it."""
+    lines = [
+        (f"torch, {name.removeprefix('torch_')} checkpoint" if name.startswith("torch_") else name, metric, value)
+        for name, scores in manifest.metrics.items()
+        for metric, value in _flat(scores)
+    ]
+    lines += [(str(row["label"]), metric, value) for metric, value in _flat(row.get("metrics", {}))] if row else []
+    if not lines:
+        return "None recorded."
+    main = f"The task's main metric is {manifest.task.main_metric}.\n\n"
+    return main + _table(("computed by", "metric", "x100"), [(by, name, f"{100 * x:.2f}") for by, name, x in lines])
+
+
+def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers under nested names -> ``dev.pearson``, number."""
+    for name, value in scores.items() if isinstance(scores, dict) else ():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", float(value)
+
+
+def _latency(row: dict[str, Any] | None, origin: dict[str, Any]) -> str:
+    if not row or not row.get("latencies"):
+        return f"Not measured: no `{BENCHMARK_FILE}` of this engine lay beside it when it was packed."
+    hardware = origin.get("hardware", {})
+    where = f"{row['label']}; {hardware.get('cpu')}, {hardware.get('cores')} cores; {origin.get('date_utc')}"
+    columns = ("batch x sequence", "median ms", "p99 ms", "samples/s")
+    cells = [
+        (f"{each['batch']}x{each['sequence']}", f"{each['median_ms']:.2f}", f"{each['p99_ms']:.2f}",
+         f"{each['samples_per_s']:.0f}")
+        for each in row["latencies"]
+    ]  # fmt: skip
+    return f"{where}; commit {str(origin.get('git_commit'))[:12]}.\n\n{_table(columns, cells)}"
+
+
+def _made(manifest: Manifest) -> list[tuple[str, ...]]:
+    recipe, backend, model = manifest.recipe, manifest.backend, manifest.model
+    shapes = "; ".join(str(profile) for profile in manifest.profiles)
+    rows = [
+        ("base model", f"{model.name} ({model.model_type})"),
+        (
+            "recipe",
+            f"`{recipe.get('name', 'unnamed')}`: {recipe.get('description', '')}".rstrip(": ") if recipe else "none",
+        ),
+        ("precision", manifest.precision),
+        ("ONNX opset", str(manifest.opset)),
+        ("q8trt", manifest.q8trt_version),
+        ("created", manifest.created),
+    ]
+    if backend:
+        rows.insert(3, ("plan", f"{backend.name} {backend.version}, SM {', '.join(backend.sm_targets)}"))
+        rows.insert(4, ("batch x sequence", shapes))
+    return rows  # type: ignore[return-value]
+
+
+def _files(manifest: Manifest) -> Iterable[tuple[str, ...]]:
+    return [(f"`{name}`", f"{info.bytes:,}", f"`{info.sha256}`") for name, info in sorted(manifest.files.items())]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a bar or a newline in a cell would end it."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

@@ -1,0 +1,244 @@
+"""An engine folder packed and unpacked again: the same files, the same bytes, and a card that says what is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from pack_fixtures import FILES, write_engine
+
+from q8trt.cli.main import run_command
+from q8trt.engine.manifest import load_manifest, write_manifest
+from q8trt.errors import ConfigError, EngineError
+from q8trt.packing import pack, unpack
+
+if TYPE_CHECKING:
+    from cli_fixtures import Refused
+
+pytest_plugins = ("cli_fixtures",)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def packable(tmp_path: Path) -> Path:
+    return write_engine(tmp_path / "run" / "engine")
+
+
+def card(folder: Path, **options: str) -> str:
+    return zipfile.ZipFile(pack(folder, folder.parent / "card.q8trt", **options).path).read("MODEL_CARD.md").decode()
+
+
+def write_benchmark(packable: Path, date: str = "2026-11-02T00:00:00+00:00", precision: str = "int8") -> None:
+    latency = {"batch": 1, "sequence": 128, "median_ms": 7.2345, "p99_ms": 9.5, "samples_per_s": 138.2}
+    row = {"folder": f"runs/x/{packable.name}", "precision": precision, "label": "ONNX Runtime, CPU, int8"}
+    row |= {"metrics": {"f1": 0.8899}, "latencies": [latency]}
+    origin = {"date_utc": date, "git_commit": "0123456789abcdef", "hardware": {"cpu": "Some CPU", "cores": 2}}
+    (packable.parent / "benchmark.json").write_text(json.dumps({"rows": [row], "provenance": origin}))
+
+
+def test_what_is_packed_is_unpacked_byte_for_byte(packable: Path, tmp_path: Path) -> None:
+    packed = pack(packable)
+    assert packed.path == packable.with_name("engine.q8trt")
+    assert packed.bytes == packed.path.stat().st_size
+    folder = unpack(packed.path, tmp_path / "out")
+    assert folder == tmp_path / "out"
+    for name in ("manifest.json", *FILES):
+        assert (folder / name).read_bytes() == (packable / name).read_bytes()
+    assert load_manifest(folder) == load_manifest(packable)
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "MODEL_CARD.md", "SHA256SUMS", *FILES}
+    assert list(packed.members)[:3] == ["manifest.json", "MODEL_CARD.md", "SHA256SUMS"]
+
+
+def test_the_bytes_depend_on_the_folder_alone(packable: Path, tmp_path: Path) -> None:
+    first = pack(packable, tmp_path / "a.q8trt")
+    copy = tmp_path / "elsewhere" / "other"
+    shutil.copytree(packable, copy)
+    for path in copy.iterdir():
+        path.chmod(0o600)
+        os.utime(path, (0, 1_700_000_000))
+    second = pack(copy, tmp_path / "b.q8trt")
+    assert first.sha256 == second.sha256
+    third = pack(unpack(first.path, tmp_path / "out"), tmp_path / "c.q8trt")
+    assert third.sha256 == first.sha256
+
+
+def test_sha256sum_checks_an_unpacked_folder(packable: Path, tmp_path: Path) -> None:
+    folder = unpack(pack(packable).path, tmp_path / "out")
+    if shutil.which("sha256sum") is None:
+        pytest.skip("no sha256sum on this machine")
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+    assert len((folder / "SHA256SUMS").read_text().splitlines()) == 2 + len(FILES)
+
+
+def test_files_that_the_manifest_does_not_list_stay_out(packable: Path) -> None:
+    (packable / "notes.txt").write_text("mine")
+    assert "notes.txt" not in pack(packable).members
+
+
+def test_an_archive_is_found_beside_its_folder_from_anywhere(packable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(packable)
+    assert pack(".").path == packable.with_name("engine.q8trt")
+    monkeypatch.chdir(packable.parent)
+    assert pack("engine/").path == Path("engine.q8trt")
+
+
+def test_the_card_says_task_scores_recipe_versions_and_files(packable: Path) -> None:
+    text = card(packable)
+    for part in (
+        "# tiny on MRPC, INT8",
+        "Task MRPC: two texts in, one of the labels `not_equivalent`, `equivalent` out.",
+        "beyond 128 tokens",
+        "| torch, fp32 checkpoint | dev.accuracy | 87.50 |",
+        "| torch, ptq checkpoint | dev.f1 | 90.00 |",
+        "Not measured: no `benchmark.json`",
+        "| recipe | `linear`: The six linears \\| of each layer. |",
+        "| plan | tensorrt_rtx 1.7.1.116, SM 8.6, 8.9 |",
+        "1x1 to 32x64, best at 16x64",
+        "| created | 2026-11-01T10:00:00+00:00 |",
+        load_manifest(packable).files["model.plan"].sha256,
+        "Of the base model `tiny`: not stated.",
+    ):
+        assert part in text, part
+
+
+def test_the_card_of_a_float_model_without_plan(tmp_path: Path) -> None:
+    plain = {"recipe": None, "backend": None, "profiles": [], "metrics": {}, "stage": "", "precision": "fp32"}
+    text = card(write_engine(tmp_path / "plain", **plain))
+    assert "| recipe | none |" in text
+    assert "| plan |" not in text
+    assert "None recorded." in text
+
+
+def test_the_card_quotes_the_benchmark_of_this_engine(packable: Path) -> None:
+    write_benchmark(packable)
+    text = card(packable)
+    assert "ONNX Runtime, CPU, int8; Some CPU, 2 cores; 2026-11-02T00:00:00+00:00; commit 0123456789ab." in text
+    assert "| 1x128 | 7.23 | 9.50 | 138 |" in text
+    assert "| ONNX Runtime, CPU, int8 | f1 | 88.99 |" in text
+
+
+@pytest.mark.parametrize("changes", [{"date": "2026-10-31T00:00:00+00:00"}, {"precision": "fp32"}])
+def test_a_benchmark_of_another_engine_is_not_quoted(packable: Path, changes: dict[str, str]) -> None:
+    write_benchmark(packable, **changes)
+    assert "Not measured" in card(packable)
+
+
+def test_a_damaged_benchmark_is_not_quoted(packable: Path) -> None:
+    (packable.parent / "benchmark.json").write_text('{"rows": [')
+    assert "Not measured" in card(packable)
+
+
+def test_the_licence_is_the_one_given_or_the_base_models_own(packable: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text('---\nlanguage: en\nlicense: "cc-by-4.0"\n---\n# base\nlicense: no\n')
+    stages = {"fp32": {"checkpoint": "fp32"}}
+    (packable.parent / "run.json").write_text(
+        json.dumps({"stages": stages, "config": {"model_name_or_path": str(base), "from_fp32": None}})
+    )
+    assert "Of the base model `tiny`: cc-by-4.0." in card(packable)
+    assert card(packable).startswith("---\nlicense: cc-by-4.0\n")
+    assert "Of the base model `tiny`: MIT, see below." in card(packable, licence="MIT, see below")
+    (base / "README.md").write_text("# base\nlicense: no\n")
+    assert "Of the base model `tiny`: not stated." in card(packable)
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"stages": {}}', '{"stages": {"fp32": 1}, "config": 3}'])
+def test_a_run_that_cannot_be_read_states_no_licence(packable: Path, record: str) -> None:
+    (packable.parent / "run.json").write_text(record)
+    assert "not stated" in card(packable)
+
+
+def test_a_card_of_ones_own_is_kept(packable: Path, tmp_path: Path) -> None:
+    (packable / "MODEL_CARD.md").write_text("# mine\n")
+    assert card(packable) == "# mine\n"
+    assert (unpack(packable.with_name("card.q8trt"), tmp_path / "out") / "MODEL_CARD.md").read_text() == "# mine\n"
+    with pytest.raises(ConfigError, match=r"--license is for a card to be made, and .*MODEL_CARD\.md is there"):
+        pack(packable, licence="mit")
+
+
+def test_a_card_that_the_manifest_lists(packable: Path, tmp_path: Path) -> None:
+    (packable / "MODEL_CARD.md").write_text("# listed\n")
+    write_manifest(packable, load_manifest(packable))
+    assert "MODEL_CARD.md" in load_manifest(unpack(pack(packable).path, tmp_path / "out")).files
+
+
+def test_a_damaged_folder_is_not_packed(packable: Path) -> None:
+    (packable / "model.plan").write_bytes(b"other")
+    with pytest.raises(EngineError, match=r"model\.plan is 5 bytes, the manifest says 2,048"):
+        pack(packable)
+    assert [path.name for path in packable.parent.iterdir()] == ["engine"]
+
+
+@pytest.mark.parametrize("name", ["aux.txt", "two  words.txt ", "name:stream", "ümlaut.txt", "-rf"])
+def test_a_name_that_could_not_be_unpacked_everywhere_is_not_packed(packable: Path, name: str) -> None:
+    (packable / name).write_text("x")
+    write_manifest(packable, load_manifest(packable))
+    with pytest.raises(EngineError, match="cannot be packed: its name is not a plain file name"):
+        pack(packable)
+
+
+def test_a_manifest_that_lists_the_hashes_is_not_packed(packable: Path) -> None:
+    (packable / "SHA256SUMS").write_text("x")
+    write_manifest(packable, load_manifest(packable))
+    with pytest.raises(EngineError, match="lists SHA256SUMS, a name that packing needs"):
+        pack(packable)
+
+
+def test_commands_say_where_everything_is(
+    packable: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(packable.parent)
+    assert run_command("pack", ["engine", "--license", "mit", "--output", "x.q8trt"]) == 0
+    out = capsys.readouterr().out
+    digest = out.partition("SHA-256: ")[2].split()[0]
+    assert "archive: x.q8trt" in out
+    assert "next: q8trt unpack x.q8trt" in out
+    assert run_command("unpack", ["x.q8trt", "--sha256", digest.upper()]) == 0
+    assert capsys.readouterr().out == "engine: x\n"
+    assert "base model `tiny`: mit." in Path("x/MODEL_CARD.md").read_text()
+
+
+def test_pack_refuses_in_one_line(refused: Refused, packable: Path) -> None:
+    assert "engine folder nowhere does not exist" in refused("pack", "nowhere")
+    assert "--output run is a folder; give the name of a file" in refused("pack", str(packable), "--output", "run")
+    assert "unknown argument '--licence' (did you mean '--license'?)" in refused("pack", "x", "--licence", "mit")
+
+
+def test_unpack_refuses_in_one_line(refused: Refused, packable: Path, tmp_path: Path) -> None:
+    packed = str(pack(packable, tmp_path / "engine.q8trt").path)
+    assert "nowhere.q8trt does not exist; expected an archive" in refused("unpack", "nowhere.q8trt")
+    assert "exists already; choose another --output_dir" in refused("unpack", packed, "--output_dir", str(packable))
+    line = refused("unpack", packed, "--sha256", "00")
+    assert "expected 00: it is not the archive that was published" in line
+    (tmp_path / "folder").write_text("a file")
+    assert "exists already" in refused("unpack", packed, "--output_dir", "folder")
+
+
+def test_an_empty_folder_may_be_filled(packable: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert load_manifest(unpack(pack(packable).path, tmp_path / "out"))
+
+
+def test_packing_needs_neither_torch_nor_onnx(packable: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "onnx", "onnxruntime", "safetensors", "sklearn", "scipy", "rich"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Refuse())
+from q8trt.cli.main import main
+sys.exit(main(["pack", sys.argv[1]]) or main(["unpack", sys.argv[1] + ".q8trt", "--output_dir", sys.argv[2]]))
+"""
+    command = [sys.executable, "-c", code, str(packable), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "out")
