@@ -15,37 +15,82 @@ Weights. A CPU without VNNI multiplies unsigned by signed bytes in pairs whose s
 products (logits of a small model by half their range). There the weights are made unsigned as well: uint8 with zero_point 128,
 the same values. It costs some speed. (ONNX Runtime's own mode for this, session.x64quantprecision, refuses weights with a scale
 for each column, and zero points that several nodes share.)
+
+The messages are those of the onnx package or of `onnx_messages`, which needs no package that ONNX Runtime does not bring.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import onnx
+from q8trt.runners import onnx_messages as messages
+from q8trt.runners.onnx_messages import add_initializer, integer_attribute, new_node, set_array
 
+Model = Any  # onnx.ModelProto, or its like of `onnx_messages`
+Node = Any
 ZERO_POINT = "q8trt.zero_point_128"
 
 
-def _is_int8_zero(name: str, constants: dict[str, np.ndarray]) -> bool:
+def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
+    """A Q/DQ model as ONNX Runtime's CPU kernels want it: all of the rewrites below, where they apply.
+
+    Args:
+        data: the ONNX file.
+        unsigned_weights: whether the CPU that will run it needs unsigned weights; None: as this one does.
+
+    Raises:
+        ValueError: `data` are no ONNX model, or one that keeps its weights in another file.
+    """
+    model = messages.parse(data)
+    use_unsigned_activations(model)
+    dequantize_gathered_rows(model)
+    if saturates() if unsigned_weights is None else unsigned_weights:
+        use_unsigned_weights(model)
+    fuse_linears(model)
+    return bytes(model.SerializeToString())
+
+
+class _Constants:
+    """The constants of a graph by name, read when they are asked for: initializers and the values of Constant nodes."""
+
+    def __init__(self, graph: Any) -> None:
+        self.tensors = {tensor.name: tensor for tensor in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                self.tensors[node.output[0]] = node.attribute[0].t
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def get(self, name: str) -> np.ndarray | None:
+        """The values of `name`; None where it is no constant, or one of a type that no rewrite reads."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None else messages.to_array(tensor)
+
+
+def _is_int8_zero(name: str, constants: _Constants) -> bool:
+    tensor = constants.tensors.get(name)
+    if tensor is None or tensor.data_type != messages.INT8 or tensor.dims:
+        return False
     value = constants.get(name)
-    return value is not None and value.dtype == np.int8 and value.size == 1 and not value.any()
+    return value is not None and not value.any()
 
 
-def _readers(nodes: Iterable[onnx.NodeProto]) -> dict[str, list[onnx.NodeProto]]:
-    readers: dict[str, list[onnx.NodeProto]] = {}
+def _readers(nodes: Iterable[Node]) -> dict[str, list[Node]]:
+    readers: dict[str, list[Node]] = {}
     for node in nodes:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     return readers
 
 
-def use_unsigned_activations(model: onnx.ModelProto) -> int:
+def use_unsigned_activations(model: Model) -> int:
     """Rewrite, in place, each per-tensor int8 QuantizeLinear that only DequantizeLinear nodes read.
 
     Outputs do not change by a bit: saturate(round(x / scale)) + 128 is stored and (q - 128) * scale read back.
@@ -53,13 +98,8 @@ def use_unsigned_activations(model: onnx.ModelProto) -> int:
     Returns:
         number of QuantizeLinear nodes rewritten.
     """
-    from onnx import numpy_helper
-
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if not tensor.dims}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value" and not node.attribute[0].t.dims:
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    constants = _Constants(graph)
     readers, rewritten = _readers(graph.node), 0
     for quantize in graph.node:
         if quantize.op_type != "QuantizeLinear" or len(quantize.input) < 3:
@@ -73,7 +113,7 @@ def use_unsigned_activations(model: onnx.ModelProto) -> int:
                 node.input[2] = ZERO_POINT
             rewritten += 1
     if rewritten:
-        graph.initializer.append(numpy_helper.from_array(np.array(128, np.uint8), ZERO_POINT))
+        add_initializer(graph, ZERO_POINT, np.array(128, np.uint8))
     return rewritten
 
 
@@ -88,7 +128,7 @@ def saturates(cpuinfo: str = "/proc/cpuinfo") -> bool:
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
-def use_unsigned_weights(model: onnx.ModelProto) -> int:
+def use_unsigned_weights(model: Model) -> int:
     """Rewrite, in place, each int8 constant that DequantizeLinear makes the right side of products with unsigned activations.
 
     Outputs do not change by a bit, see `use_unsigned_activations`, which comes first.
@@ -96,40 +136,51 @@ def use_unsigned_weights(model: onnx.ModelProto) -> int:
     Returns:
         number of weights rewritten.
     """
-    from onnx import TensorProto, numpy_helper
-
     graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    initializers, constants = {tensor.name: tensor for tensor in graph.initializer}, _Constants(graph)
     producers = {name: node for node in graph.node for name in node.output}
     readers, rewritten = _readers(graph.node), 0
 
-    def multiplies_unsigned(reader: onnx.NodeProto, weight: str) -> bool:
+    def multiplies_unsigned(reader: Node, weight: str) -> bool:
         data = producers.get(reader.input[0])
         if reader.op_type != "MatMul" or reader.input[1] != weight or data is None or len(data.input) < 3:
             return False
-        zero_point = constants.get(data.input[2])
-        return zero_point is not None and zero_point.data_type == TensorProto.UINT8
+        zero_point = constants.tensors.get(data.input[2])
+        return zero_point is not None and zero_point.data_type == messages.UINT8
 
     for node in graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in initializers or node.input[1] not in initializers:
             continue
-        weight, scale, matmuls = constants[node.input[0]], constants[node.input[1]], readers.get(node.output[0], [])
-        if weight.data_type != TensorProto.INT8 or len(weight.dims) != 2 or len(readers[weight.name]) != 1:
+        weight, scale, matmuls = (
+            initializers[node.input[0]],
+            initializers[node.input[1]],
+            readers.get(node.output[0], []),
+        )
+        if weight.data_type != messages.INT8 or len(weight.dims) != 2 or len(readers[weight.name]) != 1:
             continue
-        if len(node.input) > 2 and numpy_helper.to_array(constants[node.input[2]]).any():
+        if not _is_symmetric(node, constants):
             continue
         if matmuls and all(multiplies_unsigned(reader, node.output[0]) for reader in matmuls):
-            integers = (numpy_helper.to_array(weight).astype(np.int16) + 128).astype(np.uint8)
-            weight.CopyFrom(numpy_helper.from_array(integers, weight.name))
+            integers = messages.to_array(weight)
+            assert integers is not None  # INT8, as was just seen
+            set_array(weight, (integers.astype(np.int16) + 128).astype(np.uint8))
             name = f"{weight.name}.zero_point"
-            graph.initializer.append(numpy_helper.from_array(np.full(tuple(scale.dims), 128, np.uint8), name))
+            add_initializer(graph, name, np.full(tuple(scale.dims), 128, np.uint8))
             del node.input[2:]
             node.input.append(name)
             rewritten += 1
     return rewritten
 
 
-def dequantize_gathered_rows(model: onnx.ModelProto) -> int:
+def _is_symmetric(node: Node, constants: _Constants) -> bool:
+    """Whether the zero point of a DequantizeLinear is left out or a constant 0."""
+    if len(node.input) < 3:
+        return True
+    value = constants.get(node.input[2])
+    return value is not None and not value.any()
+
+
+def dequantize_gathered_rows(model: Model) -> int:
     """Rewrite, in place, DequantizeLinear(table) -> Gather to Gather(table) -> Cast -> Mul by the gathered rows' scale.
 
     A row is read as float(integer) * scale, which is what DequantizeLinear with zero_point 0 computes.
@@ -137,17 +188,9 @@ def dequantize_gathered_rows(model: onnx.ModelProto) -> int:
     Returns:
         number of tables rewritten.
     """
-    from onnx import helper, numpy_helper
-
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    constants |= {
-        node.output[0]: numpy_helper.to_array(node.attribute[0].t)
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
-    readers = _readers(graph.node)
-    nodes: list[onnx.NodeProto] = []
+    constants, readers = _Constants(graph), _readers(graph.node)
+    nodes: list[Node] = []
     rewritten: set[str] = set()
     tables = {node.output[0]: node for node in graph.node if _is_table(node, constants, readers)}
     for node in graph.node:
@@ -157,43 +200,44 @@ def dequantize_gathered_rows(model: onnx.ModelProto) -> int:
             nodes.append(node)
             continue
         table, name = tables[node.input[0]], node.output[0]
-        scale = constants[table.input[1]]
+        rows, scale = constants.tensors[table.input[0]].dims[0], constants.tensors[table.input[1]]
         rewritten.add(table.output[0])
         column = f"{table.input[0]}.scale_column"
         if column not in constants:
-            constants[column] = np.broadcast_to(scale.reshape(-1, 1), (len(constants[table.input[0]]), 1)).copy()
-            graph.initializer.append(numpy_helper.from_array(constants[column], column))
-        element = helper.np_dtype_to_tensor_dtype(scale.dtype)
+            values = constants.get(table.input[1])
+            assert values is not None  # `_is_table` has read it
+            spread = np.broadcast_to(values.reshape(-1, 1), (rows, 1))
+            constants.tensors[column] = add_initializer(graph, column, spread)
+        element = scale.data_type
         nodes += [
-            helper.make_node("Gather", [table.input[0], node.input[1]], [f"{name}.int8"], f"{node.name}.int8", axis=0),
-            helper.make_node("Gather", [column, node.input[1]], [f"{name}.scale"], f"{node.name}.scale", axis=0),
-            helper.make_node("Cast", [f"{name}.int8"], [f"{name}.integers"], f"{node.name}.integers", to=element),
-            helper.make_node("Mul", [f"{name}.integers", f"{name}.scale"], [name], f"{node.name}.rows"),
+            new_node(graph, "Gather", [table.input[0], node.input[1]], f"{name}.int8", f"{node.name}.int8", axis=0),
+            new_node(graph, "Gather", [column, node.input[1]], f"{name}.scale", f"{node.name}.scale", axis=0),
+            new_node(graph, "Cast", [f"{name}.int8"], f"{name}.integers", f"{node.name}.integers", to=element),
+            new_node(graph, "Mul", [f"{name}.integers", f"{name}.scale"], name, f"{node.name}.rows"),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
     return len(rewritten)
 
 
-def _is_table(node: onnx.NodeProto, constants: dict[str, np.ndarray], readers: dict[str, list[onnx.NodeProto]]) -> bool:
+def _is_table(node: Node, constants: _Constants, readers: dict[str, list[Node]]) -> bool:
     """Whether `node` dequantizes a constant (rows, columns) int8 table, by rows or as a whole, that only Gather reads."""
     if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
         return False
-    table, scale = constants[node.input[0]], constants[node.input[1]]
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    if table.ndim != 2 or (scale.size > 1 and axis != 0):
+    table, scale = constants.tensors[node.input[0]], constants.get(node.input[1])
+    if scale is None or len(table.dims) != 2 or (scale.size > 1 and integer_attribute(node, "axis", 1) != 0):
         return False
-    if len(node.input) > 2 and (node.input[2] not in constants or constants[node.input[2]].any()):
+    if not _is_symmetric(node, constants):
         return False
 
-    def gathers_rows(reader: onnx.NodeProto) -> bool:
-        gathered = next((attribute.i for attribute in reader.attribute if attribute.name == "axis"), 0)
-        return reader.op_type == "Gather" and reader.input[0] == node.output[0] and gathered == 0
+    def gathers_rows(reader: Node) -> bool:
+        is_gather = reader.op_type == "Gather" and reader.input[0] == node.output[0]
+        return is_gather and integer_attribute(reader, "axis", 0) == 0
 
     return bool(readers.get(node.output[0])) and all(gathers_rows(reader) for reader in readers[node.output[0]])
 
 
-def fuse_linears(model: onnx.ModelProto) -> int:
+def fuse_linears(model: Model) -> int:
     """Rewrite, in place, MatMul(DequantizeLinear(x), DequantizeLinear(W)) + b to one MatMulIntegerToFloat.
 
     x is per tensor, W a constant of bytes (in, out), b a constant (out,). The sums are those of integers, as ONNX Runtime
@@ -202,13 +246,11 @@ def fuse_linears(model: onnx.ModelProto) -> int:
     Returns:
         number of linears rewritten.
     """
-    from onnx import helper, numpy_helper
-
     graph = model.graph
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     readers = _readers(graph.node)
-    fused: dict[str, onnx.NodeProto] = {}
+    fused: dict[str, Node] = {}
     gone: set[str] = set()
     for add in graph.node:
         matmul = producers.get(add.input[0]) if add.op_type == "Add" and add.input[1] in constants else None
@@ -218,12 +260,12 @@ def fuse_linears(model: onnx.ModelProto) -> int:
         if not all(side is not None and side.op_type == "DequantizeLinear" for side in sides):
             continue
         data, weight = (side for side in sides if side is not None)
-        if not _is_linear(data, weight, constants) or constants[add.input[1]].ndim != 1:
+        if not _is_linear(data, weight, constants) or len(constants[add.input[1]].dims) != 1:
             continue
         zero_points = [side.input[2] if len(side.input) > 2 else "" for side in (data, weight)]
         inputs = [data.input[0], weight.input[0], data.input[1], weight.input[1], *zero_points]
-        fused[add.output[0]] = helper.make_node(
-            "MatMulIntegerToFloat", [*inputs, add.input[1]], [add.output[0]], matmul.name, domain="com.microsoft"
+        fused[add.output[0]] = new_node(
+            graph, "MatMulIntegerToFloat", [*inputs, add.input[1]], add.output[0], matmul.name, domain="com.microsoft"
         )
         gone.add(matmul.output[0])
     if not fused:
@@ -233,21 +275,20 @@ def fuse_linears(model: onnx.ModelProto) -> int:
     del graph.node[:]
     graph.node.extend(node for node in nodes if node.op_type != "DequantizeLinear" or node.output[0] in read)
     if all(opset.domain != "com.microsoft" for opset in model.opset_import):
-        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        model.opset_import.add(domain="com.microsoft", version=1)
     return len(fused)
 
 
-def _is_linear(data: onnx.NodeProto, weight: onnx.NodeProto, constants: dict[str, np.ndarray]) -> bool:
+def _is_linear(data: Node, weight: Node, constants: dict[str, Any]) -> bool:
     """Whether `data` is per tensor and `weight` a float32-scaled matrix of bytes with one scale, or one a column."""
     scale, integers = constants.get(weight.input[1]), constants.get(weight.input[0])
-    if (
-        integers is None
-        or scale is None
-        or integers.ndim != 2
-        or integers.dtype not in (np.int8, np.uint8)
-        or scale.dtype != np.float32
-    ):
-        return False
-    axis = next((attribute.i for attribute in weight.attribute if attribute.name == "axis"), 1)
     per_tensor = constants.get(data.input[1])
-    return per_tensor is not None and per_tensor.size == 1 and (scale.size == 1 or axis == 1)
+    if integers is None or scale is None or per_tensor is None or _size(per_tensor) != 1:
+        return False
+    if len(integers.dims) != 2 or integers.data_type not in (messages.INT8, messages.UINT8):
+        return False
+    return scale.data_type == messages.FLOAT and (_size(scale) == 1 or integer_attribute(weight, "axis", 1) == 1)
+
+
+def _size(tensor: Any) -> int:
+    return math.prod(tensor.dims)

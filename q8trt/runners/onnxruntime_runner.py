@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError, EngineError
 from q8trt.gpu import gpus
-from q8trt.runners.base import Runner
+from q8trt.runners.base import LayerTime, Runner
+from q8trt.runners.layer_times import read_trace, typical
+from q8trt.runners.onnxruntime_graph import for_the_cpu
 
 CPU = "CPUExecutionProvider"
 _INTEGERS: dict[str, Any] = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
@@ -40,7 +43,8 @@ class OnnxRuntimeRunner(Runner):
         self.precision = precision
         self._ort = _import()
         wanted = list(providers or [CPU])
-        self._session: Any = self._open(Path(path), wanted, threads)
+        self._source = Path(path), wanted, threads
+        self._session: Any = self._open(*self._source)
         inputs = self._session.get_inputs()
         self.input_names = tuple(each.name for each in inputs)
         try:
@@ -54,7 +58,7 @@ class OnnxRuntimeRunner(Runner):
         self._options = self._ort.RunOptions()
         self._options.log_severity_level = _SILENT
 
-    def _open(self, path: Path, wanted: list[str], threads: int | None) -> Any:
+    def _open(self, path: Path, wanted: list[str], threads: int | None, trace: Path | None = None) -> Any:
         if not path.is_file():
             raise EngineError(f"{path} does not exist; export the model first")
         available = self._ort.get_available_providers()
@@ -67,9 +71,12 @@ class OnnxRuntimeRunner(Runner):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
+        if trace is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(trace)
         try:
-            model = _for_the_cpu(path) if wanted[0] == CPU and self.precision.startswith("int8") else None
-            session = self._ort.InferenceSession(model or str(path), options, providers=wanted)
+            rewrite = wanted[0] == CPU and self.precision.startswith("int8")
+            model = for_the_cpu(path.read_bytes()) if rewrite else str(path)
+            session = self._ort.InferenceSession(model, options, providers=wanted)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise EngineError(f"ONNX Runtime cannot load {path}, which may be damaged: {one_line(error)}") from error
         if wanted[0] not in session.get_providers():  # it falls back to the CPU without an error
@@ -78,11 +85,23 @@ class OnnxRuntimeRunner(Runner):
 
     def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Runner.infer`."""
-        if self._session is None:
+        return self._run(self._session, arrays)
+
+    def layer_times(self, arrays: Mapping[str, np.ndarray], iterations: int = 10) -> list[LayerTime]:
+        """See `q8trt.runners.base.ProfiledRunner`: nodes of the graph as ONNX Runtime fused it, in a session of their own."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = None if self._session is None else self._open(*self._source, Path(folder) / "trace")
+            for _ in range(1 + iterations):
+                self._run(session, arrays)
+            reports = read_trace(Path(session.end_profiling()))
+        return typical(reports, 1 + iterations, "ONNX Runtime's profiler")
+
+    def _run(self, session: Any, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        if session is None:
             raise BackendError("this ONNX Runtime runner is closed")
         feed = {name: array.astype(self._types[name], copy=False) for name, array in self.checked(arrays).items()}
         try:
-            logits = self._session.run([self._output], feed, self._options)[0]
+            logits = session.run([self._output], feed, self._options)[0]
         except Exception as error:
             raise BackendError(f"ONNX Runtime refused the batch: {one_line(error)}") from error
         return np.asarray(logits, dtype=np.float32)
@@ -92,25 +111,10 @@ class OnnxRuntimeRunner(Runner):
         self._session = None
 
 
-def _for_the_cpu(path: Path) -> bytes | None:
-    """The graph as the CPU's kernels want it, see `onnxruntime_graph`; None for as it is, or without the onnx package."""
-    try:
-        import onnx
-    except ImportError:
-        return None
-    from q8trt.runners import onnxruntime_graph as graph
-
-    model = onnx.load(path)
-    rewritten = graph.use_unsigned_activations(model) + graph.dequantize_gathered_rows(model)
-    if graph.saturates():
-        rewritten += graph.use_unsigned_weights(model)
-    rewritten += graph.fuse_linears(model)
-    return bytes(model.SerializeToString()) if rewritten else None
-
-
 def _import() -> Any:
     try:
+        import google.protobuf  # noqa: F401 - comes with ONNX Runtime; `onnx_messages` needs it
         import onnxruntime
     except ImportError as error:
-        raise BackendError(f'ONNX Runtime is not usable ({one_line(error)}): pip install "q8trt[train]"') from error
+        raise BackendError(f'ONNX Runtime is not usable ({one_line(error)}): pip install "q8trt[cpu]"') from error
     return onnxruntime
