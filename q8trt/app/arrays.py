@@ -33,10 +33,14 @@ def check_arrays(arrays: Mapping[str, Any], manifest: Manifest, device: str, voc
         raise ArrayError(f"arrays must share one shape (batch, sequence), none of it 0; got {shapes}")
     if shape[1] > manifest.model.max_position_embeddings:
         raise ArrayError(f"{shape[1]} tokens, but the model has {manifest.model.max_position_embeddings} positions")
-    ids = chosen["input_ids"]
-    if isinstance(ids, np.ndarray) and (ids.min() < 0 or ids.max() >= vocabulary):
-        raise ArrayError(f"input_ids from {ids.min()} to {ids.max()}; the vocabulary has 0 to {vocabulary - 1}")
+    for name, highest in (("input_ids", vocabulary - 1), ("attention_mask", 1), ("token_type_ids", 1)):
+        _check_values(name, chosen.get(name), highest)
     return chosen
+
+
+def _check_values(name: str, array: Any, highest: int) -> None:
+    if isinstance(array, np.ndarray) and (array.min() < 0 or array.max() > highest):
+        raise ArrayError(f"{name} from {array.min()} to {array.max()}; expected 0 to {highest}")
 
 
 def _host(name: str, array: Any, device: str) -> Any:

@@ -83,8 +83,8 @@ def _takes(profiles: Sequence[ShapeProfile], batch: int, length: int) -> bool:
 def _default_buckets(profiles: Sequence[ShapeProfile], longest: int, batch: int) -> tuple[int, ...]:
     if not profiles:
         return (*range(_CPU_STEP, longest, _CPU_STEP), longest)
-    lengths = {*DEFAULT_BUCKETS, longest, *(size for profile in profiles for size in (profile.min[1], profile.max[1]))}
-    taken = sorted(length for length in lengths if length > 1 and _takes(profiles, batch, length))
+    lengths = {*DEFAULT_BUCKETS, longest, *(profile.max[1] for profile in profiles)}
+    taken = sorted(length for length in lengths if _takes(profiles, batch, length))
     enough = next((length for length in taken if length >= longest), None)
     if enough is None:
         raise ConfigError(f"no profile takes a batch of {longest} tokens: {show_profiles(profiles)}")

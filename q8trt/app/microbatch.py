@@ -39,7 +39,7 @@ class MicroBatcher:
     """
 
     def __init__(self, answer: Callable[[Sequence[Row]], list[Any]], max_batch: int, max_wait_ms: float) -> None:
-        if max_batch < 1 or max_wait_ms < 0:
+        if max_batch < 1 or not max_wait_ms >= 0:
             raise ConfigError(f"max_batch must be 1 or more and max_wait_ms 0 or more; got {max_batch}, {max_wait_ms}")
         self._answer, self._max_batch, self._max_wait = answer, max_batch, max_wait_ms / 1000
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()

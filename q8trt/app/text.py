@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from q8trt.engine.backend import one_line
 from q8trt.engine.manifest import Manifest
-from q8trt.errors import EngineError, InputError, PairError
+from q8trt.errors import ConfigError, EngineError, InputError, PairError
 from q8trt.files import read_json
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -64,22 +65,18 @@ class TextEncoder:
 
     Raises:
         EngineError: the tokenizer is missing or damaged.
+        ConfigError: `max_length` leaves no room for text.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, max_length: int) -> None:
-        from tokenizers import Tokenizer
-
         self._task, self._inputs = manifest.task, manifest.inputs
         self.max_length = max_length
-        path = folder / TOKENIZER_FILE
-        if not path.is_file():
-            raise EngineError(f"{folder} has no {TOKENIZER_FILE}; build the engine again with build_engine.py")
-        try:
-            self._tokenizer: Any = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises a bare Exception
-            raise EngineError(f"{path} cannot be read: {error}") from None
-        config = folder / TOKENIZER_CONFIG
-        side = read_json(config).get("truncation_side", "right") if config.is_file() else "right"
+        self._tokenizer, side = _open(folder)
+        shortest = self._tokenizer.num_special_tokens_to_add(self._task.is_pair) + 1 + self._task.is_pair
+        if max_length < shortest:
+            raise ConfigError(
+                f"bucket {max_length} leaves no room for text: {self._task.name} needs {shortest} tokens or more"
+            )
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
 
@@ -124,6 +121,10 @@ class TextEncoder:
         for text in texts:
             if not text.strip():
                 raise InputError(f"{where}the text is empty ({text!r}); leave such items out", index)
+            if not _is_unicode(text):
+                raise InputError(
+                    f"{where}the text {text[:40]!a} holds half a surrogate pair, which is no character", index
+                )
         return tuple(texts)
 
     def encode(self, rows: Sequence[tuple[str, ...]]) -> Tokens:
@@ -136,6 +137,33 @@ class TextEncoder:
             len(each) == self.max_length and bool(whole.overflowing) for each, whole in zip(ids, encoded, strict=True)
         )
         return Tokens(ids, types, cut)
+
+
+def _open(folder: Path) -> tuple[Any, str]:
+    """The tokenizer of an engine folder, and the side on which it cuts. Raises EngineError."""
+    from tokenizers import Tokenizer
+
+    path, config = folder / TOKENIZER_FILE, folder / TOKENIZER_CONFIG
+    if not path.is_file():
+        raise EngineError(f"{folder} has no {TOKENIZER_FILE}; build the engine again with build_engine.py")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise EngineError(f"{path} cannot be read: {one_line(error)}") from None
+    try:
+        side = read_json(config).get("truncation_side", "right") if config.is_file() else "right"
+    except (OSError, ValueError, AttributeError) as error:
+        raise EngineError(f"{config} cannot be read: {error}") from None
+    return tokenizer, side
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8, as tokenizers reads it; a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

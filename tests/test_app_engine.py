@@ -1,0 +1,387 @@
+"""`q8trt.Engine` against transformers' own model and tokenizer, and how it is opened, used and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("torch", reason="torch, the reference, is not installed")
+from app_fixtures import ITEMS, LONG, MAX_LENGTH, REGRESSION, SINGLE, TASKS, changed, engine_folder, reference
+
+import q8trt
+from q8trt import Answer, ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, InputError, PairError
+from q8trt.app.answers import answers
+from q8trt.engine.shapes import ShapeProfile
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("app")
+    return {name: engine_folder(root / name, task) for name, task in TASKS.items()}
+
+
+@pytest.fixture(scope="module")
+def engines(folders: dict[str, Path]) -> Iterator[dict[str, Engine]]:
+    opened = {name: Engine.load(folder, device="cpu") for name, folder in folders.items()}
+    yield opened
+    for engine in opened.values():
+        engine.close()
+
+
+@pytest.fixture
+def engine(engines: dict[str, Engine]) -> Engine:
+    return engines["regression"]
+
+
+@pytest.fixture
+def copied(folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A folder of one's own, of the regression task."""
+    return Path(shutil.copytree(folders["regression"], tmp_path / "engine"))
+
+
+# Answers
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_logits_are_those_of_transformers(engines: dict[str, Engine], kind: str) -> None:
+    expected = reference(TASKS[kind], ITEMS[kind])
+    assert np.ptp(expected, axis=0).min() > 0.1  # items that all answer the same would show nothing
+    np.testing.assert_allclose(engines[kind].logits(ITEMS[kind]), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "distilbert", "electra"])
+def test_so_are_those_of_other_architectures(tmp_path: Path, architecture: str) -> None:
+    with Engine.load(engine_folder(tmp_path / "engine", REGRESSION, architecture), device="cpu") as engine:
+        expected = reference(REGRESSION, ITEMS["regression"], architecture)
+        np.testing.assert_allclose(engine.logits(ITEMS["regression"]), expected, atol=2e-5)
+
+
+def test_a_regression_answers_scores(engine: Engine) -> None:
+    scores = engine.predict(ITEMS["regression"])
+    assert all(type(score) is float for score in scores)
+    np.testing.assert_allclose(scores, reference(REGRESSION, ITEMS["regression"])[:, 0], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["single", "pairs"])
+def test_a_classification_answers_labels_and_probabilities(engines: dict[str, Engine], kind: str) -> None:
+    import torch
+
+    labels = TASKS[kind].labels
+    expected = torch.softmax(torch.from_numpy(reference(TASKS[kind], ITEMS[kind])), dim=1).numpy()
+    found = engines[kind].predict(ITEMS[kind])
+    for answer, row in zip(found, expected, strict=True):
+        assert isinstance(answer, Answer)
+        assert list(answer.probabilities) == labels
+        np.testing.assert_allclose(list(answer.probabilities.values()), row, atol=2e-5)
+        assert answer.label == labels[row.argmax()]
+        assert answer.score == max(answer.probabilities.values())
+
+
+def test_the_label_is_that_of_the_largest_logit() -> None:
+    logits = np.array([[2.0, 1.0, -1.0], [0.0, 0.0, 1.0], [-1e4, 1e4, 3.0], [1.0, 1.0, 1.0]], np.float32)
+    found = answers(logits, TASKS["pairs"])
+    assert [each.label for each in found] == ["entailment", "contradiction", "neutral", "entailment"]
+    assert found[0].probabilities == pytest.approx(
+        {"entailment": 0.7054, "neutral": 0.2595, "contradiction": 0.0351}, abs=1e-4
+    )
+    assert found[2].score == 1.0
+    assert sum(found[1].probabilities.values()) == pytest.approx(1)
+
+
+def test_any_number_in_input_order_whatever_the_batches(folders: dict[str, Path]) -> None:
+    words = ["a", "dog", "runs", "over", "the", "small", "white", "house"]
+    items = [(" ".join(RNG.choice(words, RNG.integers(1, 9))), str(number)) for number in range(45)]
+    expected = reference(REGRESSION, items)[:, 0]
+    for options in ({"batch_size": 1}, {"batch_size": 7}, {"buckets": (16,)}, {"buckets": (5, 9, 16)}):
+        with Engine.load(folders["regression"], device="cpu", **options) as engine:
+            np.testing.assert_allclose(engine.predict(items), expected, atol=2e-5)
+            np.testing.assert_allclose(engine.predict(iter(items)), expected, atol=2e-5)
+            np.testing.assert_allclose(engine.predict(items[:1]), expected[:1], atol=2e-5)
+
+
+def test_texts_too_long_are_cut_as_in_training_and_counted(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "q8trt.app")
+    with Engine.load(folders["regression"], device="cpu") as engine:
+        engine.predict([("short", "text"), (LONG, "short")])
+        assert engine.truncated == 1
+        engine.predict([(LONG, LONG), ("a", LONG)])
+        assert engine.truncated == 3
+    assert [record.message for record in caplog.records] == [
+        f"a text is longer than {MAX_LENGTH} tokens and was cut, as in training; Engine.truncated counts them"
+    ]
+
+
+def test_a_text_that_just_fits_is_not_counted(folders: dict[str, Path]) -> None:
+    with Engine.load(folders["single"], device="cpu") as engine:
+        engine.predict(["a " * (MAX_LENGTH - 2)])  # and [CLS] and [SEP]
+        assert engine.truncated == 0
+        engine.predict(["a " * (MAX_LENGTH - 1)])
+        assert engine.truncated == 1
+
+
+def test_shorter_buckets_cut_earlier(folders: dict[str, Path]) -> None:
+    with Engine.load(folders["single"], device="cpu", buckets=(4, 8)) as engine:
+        assert engine.limits.max_length == 8
+        np.testing.assert_allclose(engine.logits(["a dog " * 9]), engine.logits(["a dog a dog a dog"]), atol=1e-6)
+        assert engine.truncated == 1
+
+
+def test_the_side_that_the_tokenizer_cuts_is_kept(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders["single"], tmp_path / "engine"))
+    path = folder / "tokenizer_config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"truncation_side": "right"', '"truncation_side": "left"'))
+    if '"left"' not in path.read_text(encoding="utf-8"):
+        path.write_text(path.read_text(encoding="utf-8").replace("{", '{"truncation_side": "left",', 1))
+    with Engine.load(changed(folder), device="cpu") as engine:
+        end = " ".join(LONG.split()[-(MAX_LENGTH - 2) :])
+        np.testing.assert_allclose(engine.logits([LONG]), engine.logits([end]), atol=1e-6)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("items", "kind", "index", "message"),
+    [
+        ([], InputError, None, r"the list is empty, .*; give at least one: \[\(text, other\)\]"),
+        (iter(()), InputError, None, "the list is empty"),
+        ([("a", "b"), ("a", "")], InputError, 1, r"item 1: the text is empty \(''\)"),
+        ([("a", " \n")], InputError, 0, r"item 0: the text is empty \(' \\n'\)"),
+        (["one"], PairError, 0, r"item 0: one text, but STS-B takes pairs: give \(text, other\)"),
+        ([("one",)], PairError, 0, "item 0: one text"),
+        (("one", "other"), PairError, 0, "item 0: one text"),
+        ([("a", "b", "c")], PairError, 0, "item 0: 3 texts, but STS-B takes pairs"),
+        ([()], PairError, 0, "item 0: 0 texts"),
+        ([("a", "b"), None], InputError, 1, "item 1: NoneType None is not text; STS-B takes a pair of strings"),
+        ([("a", 3)], InputError, 0, r"item 0: tuple \('a', 3\) is not text"),
+        ([(b"a", b"b")], InputError, 0, "is not text"),
+        ([{"a": 1}], InputError, 0, "item 0: dict .* is not text"),
+        ([float("nan")], InputError, 0, "item 0: float nan is not text"),
+        ("one text", InputError, None, r"a list of items is expected, not str 'one text'; for one: predict\(\["),
+        (3, InputError, None, "a list of items is expected, not int 3"),
+        ([("a", "\ud800")], InputError, 0, r"item 0: the text '\\ud800' holds half a surrogate pair"),
+    ],
+)
+def test_bad_items_of_a_pair_task(engine: Engine, items: object, kind: type, index: int | None, message: str) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        engine.predict(items)  # type: ignore[arg-type]
+    assert type(caught.value) is kind
+    assert caught.value.index == index
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pair_given_to_a_task_of_single_texts(engines: dict[str, Engine]) -> None:
+    with pytest.raises(PairError, match="item 1: 2 texts, but SST-2 takes single texts: give a string"):
+        engines["single"].predict(["fine", ("a", "b")])
+    assert engines["single"].predict([("one",)]) == engines["single"].predict(["one"])
+
+
+def test_check_is_what_predict_checks(engine: Engine) -> None:
+    assert engine.check(["a", "b"]) == ("a", "b")
+    with pytest.raises(InputError, match=r"^the text is empty"):
+        engine.check(("a", ""))
+    with pytest.raises(PairError, match=r"^one text"):
+        engine.check("a")
+
+
+def test_errors_have_one_root() -> None:
+    for error in (InputError, PairError, ArrayError, ClosedError, ConfigError, EngineError, BackendError):
+        assert issubclass(error, q8trt.Q8TRTError)
+    assert issubclass(PairError, InputError)
+    assert issubclass(ArrayError, InputError)
+
+
+# Arrays
+
+
+def arrays(shape: tuple[int, ...] = (3, 7), dtype: type = np.int32) -> dict[str, np.ndarray]:
+    ids = RNG.integers(5, 50, shape).astype(dtype)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
+def test_run_answers_logits_of_token_arrays(engine: Engine, dtype: type) -> None:
+    import torch
+    from app_fixtures import model_of
+
+    given = arrays(dtype=dtype)
+    tensors = {name: torch.from_numpy(array.astype(np.int64)) for name, array in given.items()}
+    with torch.no_grad():
+        expected = model_of(REGRESSION)(**tensors).logits.numpy()
+    found = engine.run(given)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_array_equal(engine.run(tensors), found)  # whatever NumPy takes for an array
+    np.testing.assert_array_equal(engine.run(given | {"position_ids": None}), found)
+
+
+class OnGpu:
+    """What torch and CuPy show of an array on the GPU."""
+
+    __cuda_array_interface__ = {"shape": (3, 7), "typestr": "<i4", "data": (1, True), "version": 3}  # noqa: RUF012
+
+
+class OnOther:
+    """The same by DLPack: 2 is kDLCUDA."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+
+WRONG = {
+    "no dict": (lambda: [1, 2], r"run takes a dict of arrays by name, \['input_ids', .*\]; got list"),
+    "missing": (lambda: {"input_ids": arrays()["input_ids"]}, r"needs the arrays .*; \['attention_mask', 'token_type_ids'\]"),
+    "dtype": (lambda: arrays(dtype=np.float32), "input_ids is float32; token arrays are of integers, such as int32"),
+    "strings": (lambda: arrays() | {"input_ids": "text"}, "input_ids is <U4; token arrays are of integers"),
+    "shapes": (lambda: arrays() | {"attention_mask": np.ones((3, 8), int)}, r"share one shape .*'attention_mask': \(3, 8\)"),
+    "rank": (lambda: arrays((7,)), r"share one shape \(batch, sequence\), none of it 0; got .*\(7,\)"),
+    "none": (lambda: arrays((0, 7)), r"none of it 0; got .*\(0, 7\)"),
+    "positions": (lambda: arrays((1, 65)), "65 tokens, but the model has 64 positions"),
+    "vocabulary": (lambda: arrays() | {"input_ids": np.full((3, 7), 99999)}, "input_ids from 99999 to 99999; expected 0 to "),
+    "negative": (lambda: arrays() | {"input_ids": np.full((3, 7), -1)}, "input_ids from -1 to -1; expected 0 to "),
+    "types": (lambda: arrays() | {"token_type_ids": np.full((3, 7), 2)}, "token_type_ids from 2 to 2; expected 0 to 1"),
+    "mask": (lambda: arrays() | {"attention_mask": np.full((3, 7), 5)}, "attention_mask from 5 to 5; expected 0 to 1"),
+    "device": (lambda: arrays() | {"input_ids": OnGpu()}, "input_ids lies on a GPU, and this engine runs on the CPU"),
+    "dlpack": (lambda: arrays() | {"input_ids": OnOther()}, "input_ids lies on a GPU, and this engine runs on the CPU"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arrays(engine: Engine, case: str) -> None:
+    make, message = WRONG[case]
+    with pytest.raises(ArrayError, match=message):
+        engine.run(make())  # type: ignore[arg-type]
+
+
+# Threads and event loops
+
+
+def test_many_threads_get_their_own_answers(engine: Engine) -> None:
+    items = [(f"a {number} dog", "the house " * (number % 9 + 1)) for number in range(120)]
+    expected = engine.predict(items)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda item: engine.predict([item])[0], items))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_apredict_answers_each_its_own(engine: Engine) -> None:
+    items = [(f"a {number} dog", "the house " * (number % 5 + 1)) for number in range(60)]
+    expected = engine.predict(items)
+
+    async def everything() -> tuple[list[object], object]:
+        single = asyncio.gather(*(engine.apredict(item) for item in items))
+        return await single, await engine.apredict(items[:3])
+
+    found, three = asyncio.run(everything())
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(three, expected[:3], atol=1e-6)
+
+
+def test_apredict_refuses_what_predict_refuses_and_others_go_on(engine: Engine) -> None:
+    async def mixed() -> list[object]:
+        waiting = [engine.apredict(item) for item in (("a", "b"), "one", ("a", ""), [], ("c", "d"))]
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = asyncio.run(mixed())
+    assert [type(each) for each in found] == [float, PairError, InputError, InputError, float]
+
+
+# Opening and closing
+
+
+def test_a_closed_engine_says_so(copied: Path) -> None:
+    with Engine.load(copied, device="cpu") as engine:
+        engine.predict([("a", "b")])
+    engine.close()
+    for use in (lambda: engine.predict([("a", "b")]), lambda: engine.run({}), lambda: engine.logits([("a", "b")])):
+        with pytest.raises(ClosedError, match=r"this engine is closed; load it again: Engine\.load\(folder\)"):
+            use()
+    with pytest.raises(ClosedError, match="this engine is closed"):
+        asyncio.run(engine.apredict(("a", "b")))
+
+
+def test_what_an_engine_says_of_itself(engine: Engine, folders: dict[str, Path]) -> None:
+    assert (engine.backend, engine.device) == ("onnxruntime", "cpu")
+    assert engine.folder == folders["regression"]
+    assert engine.manifest.task == REGRESSION
+    assert repr(engine) == "<q8trt.Engine STS-B fp32 on onnxruntime, cpu>"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "tpu"}, "unknown device 'tpu'; choose one of cuda, cpu"),
+        ({"backend": "tensort"}, "unknown backend 'tensort'; choose one of .*did you mean 'tensorrt'"),
+        ({"backend": "onnxruntime", "device": "cuda"}, 'backend="onnxruntime" runs on the CPU'),
+        ({"backend": "tensorrt", "device": "cpu"}, 'backend="tensorrt" runs on the GPU'),
+        ({"buckets": (16, 8)}, r"buckets must be ascending lengths in tokens, .*; got \(16, 8\)"),
+        ({"buckets": ()}, "buckets must be ascending"),
+        ({"buckets": (0, 8)}, "buckets must be ascending"),
+        ({"buckets": (8, 32)}, "bucket 32 cannot run: the engine takes up to 16"),
+        ({"buckets": (2,)}, "bucket 2 leaves no room for text: STS-B needs 5 tokens or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"threads": 0}, "threads must be 1 or more, got 0"),
+        ({"contexts": 0}, "contexts must be 1 or more, got 0"),
+        ({"max_batch": 0}, "max_batch must be 1 or more"),
+        ({"max_wait_ms": -1}, "max_wait_ms 0 or more; got 16, -1|got 32, -1"),
+    ],
+)
+def test_options_that_cannot_be(folders: dict[str, Path], options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Engine.load(
+            folders["regression"], **{"device": "cpu", **options} if options.get("backend") is None else options
+        )
+
+
+def test_a_damaged_folder_is_refused_before_anything_is_opened(copied: Path) -> None:
+    (copied / "tokenizer.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"tokenizer\.json is 2 bytes, the manifest says"):
+        Engine.load(copied, device="cpu")
+    with pytest.raises(EngineError, match=r"tokenizer\.json cannot be read: "):
+        Engine.load(changed(copied), device="cpu")
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(EngineError, match=r"has no tokenizer\.json; build the engine again"):
+        Engine.load(changed(copied), device="cpu")
+    with pytest.raises(EngineError, match="does not exist"):
+        Engine.load(copied / "none")
+
+
+def test_without_a_gpu_the_cpu_is_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("q8trt.app.opening.gpus", list)
+    with Engine.load(folders["regression"]) as engine:
+        assert engine.backend == "onnxruntime"
+
+
+def test_the_lengths_are_the_plans_on_the_cpu_too(copied: Path) -> None:
+    """So that an engine answers the same wherever it runs."""
+    changed(copied, profiles=[ShapeProfile((1, 1), (2, 8), (4, 12))])
+    with Engine.load(copied, device="cpu") as engine:
+        assert engine.limits.max_length == 12
+        assert engine.limits.batch_size == 32
+        engine.predict([(LONG, "b")])
+        assert engine.truncated == 1
+
+
+def test_the_package_offers_what_an_app_needs() -> None:
+    assert q8trt.Engine is Engine
+    assert {"Engine", "Answer", "Q8TRTError"} <= set(q8trt.__all__)
+    assert all(hasattr(q8trt, name) for name in q8trt.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        q8trt.nothing  # noqa: B018
+
+
+def test_single_texts_of_a_tuple(engines: dict[str, Engine]) -> None:
+    assert engines["single"].predict(("one", "other")) == engines["single"].predict(["one", "other"])
+    assert SINGLE.is_pair is False
