@@ -30,6 +30,7 @@ COMMANDS = {
     "lint": ("lint", "an ONNX file -> what TensorRT will run in INT8, what it can fuse, and what stands in the way"),
     "pack": ("pack", "an engine folder -> one archive with hashes and a model card"),
     "unpack": ("unpack", "an archive of q8trt pack -> the engine folder, every hash verified"),
+    "triton": ("triton", "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out"),
     "gpu-check": ("gpu_check", "on a machine with a GPU: build, check and time everything there -> JSON and one page"),
     "doctor": ("doctor", "what this machine can do, and which steps will run"),
 }

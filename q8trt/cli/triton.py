@@ -1,0 +1,76 @@
+"""`q8trt triton`: engine folder -> model repository of NVIDIA's Triton Inference Server."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from q8trt.cli.options import Parser, add_dataclass, read_dataclass, say
+from q8trt.triton.config import TritonConfig
+
+if TYPE_CHECKING:
+    from q8trt.triton.repository import Repository
+
+_IMAGE = "nvcr.io/nvidia/tritonserver:YY.MM-py3"
+_MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix"
+
+
+def parser() -> Parser:
+    """The options of the command."""
+    made = Parser(
+        prog="q8trt triton",
+        description="Write a Triton model repository: a model that takes texts and answers with a score, or with a label and "
+        "probabilities, and beside it the encoder that it calls.",
+        epilog="example: q8trt triton runs/NAME/engine --output_dir models\n"
+        "         q8trt triton runs/NAME/engine --output_dir models --backend python --instances 2",
+    )
+    made.add_argument("engine", metavar="ENGINE_DIR", help="what build_engine.py wrote")
+    made.add_argument(
+        "--output_dir", required=True, metavar="MODEL_REPOSITORY", help="the repository: a new or an empty folder"
+    )
+    add_dataclass(made, TritonConfig, "serving")
+    return made
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    args: Any = parser().parse_args(argv)
+    config: TritonConfig = read_dataclass(TritonConfig, args)
+    from q8trt.triton.repository import write_repository
+
+    written = write_repository(args.engine, args.output_dir, config)
+    task, found = written.manifest.task, written.limits
+    texts = "text and text_pair" if task.is_pair else "text"
+    answer = "score" if task.is_regression else "label and probabilities"
+    say(f"model repository: {written.path}")
+    say(
+        f"  {written.models[0]}  {texts} -> {answer}; {found.batch_size} rows a request at most, {found.max_length} tokens"
+    )
+    if len(written.models) > 1:
+        say(f"  {written.models[1]}  token arrays -> logits, {config.backend} on {config.runs_on}")
+    for line in _next(written, config):
+        say(line)
+    return 0
+
+
+def _next(written: Repository, config: TritonConfig) -> list[str]:
+    """How to serve it."""
+    packages = "tokenizers onnxruntime" if config.backend == "python" else "tokenizers"
+    serve = "tritonserver --model-repository=/models"
+    built, plan = written.manifest.backend, config.backend == "tensorrt"
+    if plan and written.manifest.report.get("build", {}).get("options", {}).get("version_compatible"):
+        serve += " --backend-config=tensorrt,version-compatible=true"
+    folder = shlex.quote(str(written.path.absolute()))
+    command = [
+        "docker run --rm --shm-size 1g -p 8000:8000 -p 8001:8001 -p 8002:8002",
+        *(["--gpus all"] if config.runs_on == "cuda" else []),
+        f'-v {folder}:/models:ro {_IMAGE} sh -c "pip install {packages} && {serve}"',
+    ]
+    lines = [f"serve: {' '.join(command)}"]
+    release = (
+        f"with TensorRT {built.version}, which built the plan" if plan and built else "not much older than the engine"
+    )
+    lines.append(f"  YY.MM: a container {release}: {_MATRIX}")
+    if config.backend == "python":
+        lines.append(f"without a container: make triton && python -m q8trt.triton.local_server {written.path}")
+    return lines

@@ -1,0 +1,187 @@
+"""The Python-backend model of a Triton repository: texts in, scores or labels out.
+
+This file is copied into the repository and runs inside the server. It imports numpy, tokenizers and what the server brings,
+nothing of q8trt; onnxruntime only where it runs the encoder itself. What it needs to know stands as JSON in the parameters of
+its config.pbtxt (`q8trt.triton.config` writes them).
+
+A request holds ``text`` and, for a task of pairs, ``text_pair``: (rows, 1) strings. The dynamic batcher gives several requests
+at once; their rows go through the encoder together, and each request gets its own rows back, or its own error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "threads",
+             "needs_vnni")  # fmt: skip
+_ONNX_TYPES = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64}
+
+
+class TextError(ValueError):
+    """A request cannot be answered; the message goes to the client."""
+
+
+class TritonPythonModel:
+    """The life of a model instance, as the Python backend calls it. An instance is a process and runs one batch at a time."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the settings, the tokenizer and, where the encoder runs here, its graph."""
+        from tokenizers import Tokenizer
+
+        config = json.loads(args["model_config"])
+        given = {name: json.loads(config["parameters"][name]["string_value"]) for name in _SETTINGS}
+        if given["needs_vnni"] and not _has_vnni():
+            raise pb_utils.TritonModelException("the graph is for a CPU with VNNI; write the repository without --vnni")
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.names = [each["name"] for each in config["input"]]
+        self.labels: list[str] = given["labels"]
+        self.inputs: list[str] = given["inputs"]
+        self.type = _ONNX_TYPES[given["input_type"]]
+        self.buckets, self.apart, self.pad_token_id = given["buckets"], given["apart"], given["pad_token_id"]
+        self.tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if given["encoder"]:
+            self.encode: Any = TritonEncoder(given["encoder"])
+        else:
+            instances = sum(group.get("count", 1) for group in config["instance_group"])
+            self.encode = OnnxEncoder(folder / "model.onnx", given["threads"] or (os.cpu_count() or 1) // instances)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response for each request; a request that cannot be answered does not keep the others from theirs."""
+        rows: list[Any] = []
+        spans: list[slice | TextError] = []
+        for request in requests:
+            try:
+                added = self._rows(request)
+                spans.append(slice(len(rows), len(rows) + len(added)))
+                rows += added
+            except TextError as error:
+                spans.append(error)
+        try:
+            logits = self._logits(rows) if rows else np.empty((0, 1), np.float32)
+        except pb_utils.TritonModelException as error:
+            return [_failed(f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL) for _ in requests]
+        return [
+            _failed(str(span), pb_utils.TritonError.INVALID_ARG)
+            if isinstance(span, TextError)
+            else pb_utils.InferenceResponse(self._answer(logits[span]))
+            for span in spans
+        ]
+
+    def _rows(self, request: Any) -> list[Any]:
+        """The texts of a request: a string for each row, or a pair of strings.
+
+        Raises:
+            TextError: the inputs have different numbers of rows, or a text is empty or not UTF-8.
+        """
+        columns = []
+        for name in self.names:
+            texts = pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
+            columns.append([_text(text, name, index) for index, text in enumerate(texts)])
+        if len({len(column) for column in columns}) != 1:
+            counts = " and ".join(f"{len(column)} in {name}" for name, column in zip(self.names, columns, strict=True))
+            raise TextError(f"as many texts are expected in each input, got {counts}")
+        return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+    def _logits(self, rows: list[Any]) -> np.ndarray:
+        """(rows, labels) float32, in the order of `rows`.
+
+        Rows of one bucket run together. Where time goes with the number of tokens (a CPU), the buckets run `apart`; where a
+        call costs more than the padding (a GPU), all rows run in the bucket of the longest.
+        """
+        encoded = self.tokenizer.encode_batch_fast(rows)
+        lengths = np.array([len(each.ids) for each in encoded])
+        buckets = np.array(self.buckets)[np.searchsorted(self.buckets, lengths if self.apart else lengths.max())]
+        buckets = np.broadcast_to(buckets, lengths.shape)
+        logits: Any = None
+        for bucket in np.unique(buckets):
+            indices = np.flatnonzero(buckets == bucket)
+            found = self.encode({name: self._padded(name, encoded, indices, bucket) for name in self.inputs})
+            logits = np.empty((len(rows), found.shape[1]), np.float32) if logits is None else logits
+            logits[indices] = found
+        return logits
+
+    def _padded(self, name: str, encoded: list[Any], indices: np.ndarray, length: int) -> np.ndarray:
+        """Model input `name` of the rows at `indices`: (rows, length)."""
+        array = np.full((len(indices), length), self.pad_token_id if name == "input_ids" else 0, self.type)
+        for target, index in zip(array, indices, strict=True):
+            each = encoded[index]
+            values = {"input_ids": each.ids, "attention_mask": each.attention_mask, "token_type_ids": each.type_ids}
+            target[: len(each.ids)] = values[name]
+        return array
+
+    def _answer(self, logits: np.ndarray) -> list[Any]:
+        """The outputs for (rows, labels) logits: ``score``, or ``label`` and ``probabilities``."""
+        if not self.labels:
+            return [pb_utils.Tensor("score", logits)]
+        wide = logits.astype(np.float64)
+        powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+        probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+        names = np.array([[self.labels[index]] for index in logits.argmax(axis=1)], dtype=object)
+        return [pb_utils.Tensor("label", names), pb_utils.Tensor("probabilities", probabilities)]
+
+
+class TritonEncoder:
+    """The encoder as another model of this server (business logic scripting), which holds the GPU."""
+
+    def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
+        self.memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+
+    def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits (rows, labels). Raises TritonModelException with the words of the encoder's error."""
+        request = pb_utils.InferenceRequest(
+            model_name=self.model_name,
+            requested_output_names=["logits"],
+            inputs=[pb_utils.Tensor(name, array) for name, array in arrays.items()],
+            preferred_memory=self.memory,
+        )
+        response = request.exec()
+        if response.has_error():
+            raise pb_utils.TritonModelException(response.error().message())
+        return np.asarray(pb_utils.get_output_tensor_by_name(response, "logits").as_numpy(), np.float32)
+
+
+class OnnxEncoder:
+    """The encoder on the CPU, in this process, by ONNX Runtime."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = max(1, threads)
+        # Threads that spin for work take the cores from the other instances and from the server.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits (rows, labels). Raises TritonModelException with the words of ONNX Runtime's error."""
+        try:
+            return np.asarray(self.session.run(["logits"], arrays)[0], np.float32)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise pb_utils.TritonModelException(str(error)) from error
+
+
+def _has_vnni(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    flags = Path(cpuinfo).read_text(encoding="utf-8").split()
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def _text(value: Any, name: str, index: int) -> str:
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise TextError(f"{name}[{index}] is not UTF-8") from None
+    if not text.strip():
+        raise TextError(f"{name}[{index}] is empty; leave such rows out")
+    return text
+
+
+def _failed(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
