@@ -28,6 +28,7 @@ COMMANDS = {
     "benchmark": ("benchmark", "newest engine -> GLUE accuracy, latency, throughput"),
     "parity": ("parity", "newest engine -> where it parts from the torch model, stage by stage and layer by layer"),
     "lint": ("lint", "an ONNX file -> what TensorRT will run in INT8, what it can fuse, and what stands in the way"),
+    "predict": ("predict", "a file of rows and an engine -> the same rows with their answers"),
     "pack": ("pack", "an engine folder -> one archive with hashes and a model card"),
     "unpack": ("unpack", "an archive of q8trt pack -> the engine folder, every hash verified"),
     "triton": ("triton", "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out"),

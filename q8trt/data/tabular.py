@@ -68,11 +68,21 @@ def _value(record: Mapping[str, Any], column: str, where: str) -> Any:
     return value
 
 
+def text_column_names(
+    is_pair: bool, task: Task | None = None, given: Sequence[str] | None = None
+) -> list[Sequence[str]]:
+    """The names that text columns may have, the preferred ones first: those given and no other; else the task's own, as
+    the official TSV or the hub names them; then common ones."""
+    if given:
+        return [given]
+    own = filter(None, [task.text_columns, task.hub_columns]) if task else ()
+    return [*own, *(_PAIRS if is_pair else _SINGLES)]
+
+
 def _choose_columns(
     path: Path, found: Sequence[str], task: Task, text_columns: Sequence[str] | None, label_column: str | None
 ) -> tuple[Sequence[str], str]:
-    generic = _PAIRS if task.is_pair else _SINGLES
-    texts = [text_columns] if text_columns else [task.text_columns, *filter(None, [task.hub_columns]), *generic]
+    texts = text_column_names(task.is_pair, task, text_columns)
     labels = [label_column] if label_column else [task.label_column, *_LABELS]
     chosen = next((names for names in texts if set(names) <= set(found)), None)
     label = next((name for name in labels if name in found), None)

@@ -149,6 +149,11 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
             missing, truncated or changed.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise EngineError(
+            f"{folder} is a file, expected an engine folder; an archive of `q8trt pack` is unpacked first: "
+            f"q8trt unpack {folder}"
+        )
     if not folder.is_dir():
         raise EngineError(f"engine folder {folder} does not exist; build it with `{_BUILD}`")
     path = folder / MANIFEST_FILE

@@ -1,0 +1,227 @@
+"""A scoring job that was interrupted anywhere ends with the bytes of one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scoring_fixtures import StandIn, write_real_engine
+
+from q8trt.cli.main import run_command
+from q8trt.errors import BackendError, ConfigError, InterruptedRunError
+from q8trt.scoring import ScoringConfig, Summary, job, score_file
+
+ROOT = Path(__file__).parents[1]
+#: Quoted newlines, blank lines and bad rows at many places of a chunk.
+TEXT = "sentence1,sentence2,id\n" + "".join(
+    f'"a{"b" * (number % 5)}\nc",d,{number}\n' if number % 3 else f"a,{'b' * (number % 4)},{number}\n\n"
+    for number in range(40)
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "engine").mkdir()
+    path = tmp_path / "in.csv"
+    path.write_text(TEXT)
+    return path
+
+
+def run(source: Path, output: str, fail_at: int = 0, error: BaseException | None = None, **options: Any) -> Summary:
+    engine = StandIn(source.parent / "engine", fail_at=fail_at, error=error or KeyboardInterrupt())
+    config = ScoringConfig(source, source.with_name(output), **{"chunk_rows": 4, **options})
+    return score_file(engine, config)  # type: ignore[arg-type]
+
+
+def results(source: Path, output: str) -> tuple[bytes, bytes]:
+    return tuple(source.with_name(output + ending).read_bytes() for ending in ("", ".rejected.csv"))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("fail_at", [2, 3, 7, 10])
+def test_ctrl_c_between_two_chunks(source: Path, fail_at: int) -> None:
+    whole = run(source, "whole.csv")
+    with pytest.raises(InterruptedRunError, match=r"stopped after \d+ rows; the same command goes on from there"):
+        run(source, "out.csv", fail_at)
+    assert not source.with_name("out.csv").exists()
+    summary = run(source, "out.csv")
+    assert results(source, "out.csv") == results(source, "whole.csv")
+    assert (summary.rows, summary.rejected, summary.truncated) == (whole.rows, whole.rejected, whole.truncated)
+    assert 0 < summary.resumed < summary.rows
+    assert sorted(path.name for path in source.parent.glob("out*")) == ["out.csv", "out.csv.rejected.csv"]
+
+
+def test_interrupted_after_every_chunk_in_turn(source: Path) -> None:
+    run(source, "whole.csv")
+    for _ in range(20):
+        try:
+            run(source, "out.csv", fail_at=2)
+            break
+        except InterruptedRunError:
+            continue
+    else:
+        pytest.fail("no progress")
+    assert results(source, "out.csv") == results(source, "whole.csv")
+
+
+@pytest.mark.parametrize("place", ["note", "answers", "rejected"])
+@pytest.mark.parametrize("at", [2, 3, 6])
+def test_a_crash_between_any_two_writes(source: Path, monkeypatch: pytest.MonkeyPatch, place: str, at: int) -> None:
+    """What was written and not noted is dropped; half a line is."""
+    run(source, "whole.csv")
+    calls = 0
+
+    def crashing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at + (place == "note"):
+                raise MemoryError("crash")
+            return function(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if place == "note":
+            patch.setattr(job, "write_json", crashing(job.write_json))
+        elif place == "rejected":
+            patch.setattr(job._Job, "_reject", crashing(job._Job._reject))
+        else:
+            patch.setattr(job.Layout, "lines", crashing(job.Layout.lines))
+        with pytest.raises(MemoryError):
+            run(source, "out.csv")
+    for ending in (".partial", ".rejected.csv"):  # a write that the crash cut in two
+        with source.with_name(f"out.csv{ending}").open("ab") as file:
+            file.write(b'"half a li')
+    run(source, "out.csv")
+    assert results(source, "out.csv") == results(source, "whole.csv")
+
+
+def test_a_backend_that_fails_keeps_what_was_done(source: Path) -> None:
+    with pytest.raises(BackendError, match="out of memory"):
+        run(source, "out.csv", 5, BackendError("out of memory"))
+    assert run(source, "out.csv").resumed > 0
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BackendError("refused")])
+def test_a_job_that_fails_at_once_leaves_nothing(source: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        run(source, "out.csv", 1, error)
+    assert sorted(path.name for path in source.parent.iterdir()) == ["engine", "in.csv"]
+
+
+def interrupted(source: Path) -> Path:
+    with pytest.raises(InterruptedRunError):
+        run(source, "out.csv", 4)
+    return source.with_name("out.csv.state.json")
+
+
+def test_another_job_does_not_go_on(source: Path) -> None:
+    interrupted(source)
+    match = "is unfinished, and of a job with another {}; finish that one first, or start anew with --overwrite"
+    with pytest.raises(ConfigError, match=match.format("chunk size")):
+        run(source, "out.csv", chunk_rows=5)
+    with pytest.raises(ConfigError, match=match.format("text columns")):
+        run(source, "out.csv", text_columns=("sentence2", "sentence1"))
+    os.utime(source, (0, 0))
+    with pytest.raises(ConfigError, match=match.format("input")):
+        run(source, "out.csv")
+    assert run(source, "out.csv", overwrite=True).resumed == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"backend": "tensorrt"}, "backend"),
+        ({"limits": None}, "batch size or buckets"),
+    ],
+)
+def test_another_engine_does_not_go_on(source: Path, change: dict[str, Any], what: str) -> None:
+    from q8trt.app.batching import Limits
+
+    interrupted(source)
+    change = {"limits": Limits(16, (16,), 32)} if "limits" in change else change
+    config = ScoringConfig(source, source.with_name("out.csv"), chunk_rows=4)
+    with pytest.raises(ConfigError, match=f"another {what}"):
+        score_file(StandIn(source.parent / "engine", **change), config)  # type: ignore[arg-type]
+    engine = StandIn(source.parent / "engine")
+    (engine.folder / "manifest.json").write_text('{"rebuilt": true}')
+    with pytest.raises(ConfigError, match="another engine"):
+        score_file(engine, config)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"job": {}}', "\udcff"])
+def test_a_damaged_state(source: Path, text: str) -> None:
+    interrupted(source).write_text(text, errors="surrogateescape")
+    with pytest.raises(ConfigError, match=r"out\.csv\.state\.json cannot be read; start anew with --overwrite"):
+        run(source, "out.csv")
+
+
+def test_a_state_of_another_version(source: Path) -> None:
+    path = interrupted(source)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(ConfigError, match="a job with another q8trt"):
+        run(source, "out.csv")
+
+
+@pytest.mark.parametrize("ending", [".partial", ".rejected.csv"])
+def test_an_output_that_lost_its_end(source: Path, ending: str) -> None:
+    """As after a power cut, which may keep the note and lose what it is about."""
+    interrupted(source)
+    source.with_name(f"out.csv{ending}").write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"out\.csv{ending} is shorter than out\.csv\.state\.json says"):
+        run(source, "out.csv")
+
+
+def test_a_state_without_its_output_is_nothing(source: Path) -> None:
+    interrupted(source)
+    source.with_name("out.csv.partial").unlink()
+    assert run(source, "out.csv").resumed == 0
+
+
+SLOW = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from q8trt.app import Engine
+from q8trt.cli.main import run_command
+predict = Engine.predict
+Engine.predict = lambda self, items: time.sleep(0.2) or predict(self, items)
+sys.exit(run_command("predict", sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: int) -> None:
+    engine = write_real_engine(tmp_path / "engine")
+    source = tmp_path / "in.tsv"
+    lines = (f"{'a cat runs ' * (row % 4 + 1)}\t{'a dog' if row % 700 else ''}\n" for row in range(6000))
+    source.write_text("sentence1\tsentence2\n" + "".join(lines))
+    options = ["--engine", str(engine), "--input", str(source), "--device", "cpu"]
+    assert run_command("predict", [*options, "--output", str(tmp_path / "whole.csv")]) == 0
+    output = tmp_path / "out.csv"
+    command = [sys.executable, "-c", SLOW, *options, "--output", str(output)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        state = output.with_name("out.csv.state.json")
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if state.is_file() and json.loads(state.read_text())["rows"]:
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+    if code == 130:
+        assert err.splitlines()[-1].startswith("predict: stopped after ")
+        assert "the same command goes on from there" in err
+    assert not output.exists()
+    assert run_command("predict", [*options, "--output", str(output)]) == 0
+    for ending in ("", ".rejected.csv"):
+        assert output.with_name(f"out.csv{ending}").read_bytes() == (tmp_path / f"whole.csv{ending}").read_bytes()
+    assert not state.exists()
