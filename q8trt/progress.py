@@ -19,13 +19,35 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     if not is_main_process() or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:  # a machine that only runs engines
+        with _counter(description, total) as advance:
+            yield advance
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(description, total=total)
         yield lambda advance: bars.advance(task, advance)
+
+
+@contextlib.contextmanager
+def _counter(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A line that counts, in place of a bar; gone when the block ends."""
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        sys.stderr.write(f"\r{description} {done}/{total}")
+        sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import make_model, make_tokenizer
+from conftest import make_batch, make_model, make_tokenizer
 
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
 
@@ -34,20 +34,32 @@ def model_of(task: TaskInfo, architecture: str = "bert") -> Any:
     return make_model(architecture, len(task.labels) or 1)
 
 
-def engine_folder(folder: Path, task: TaskInfo, architecture: str = "bert") -> Path:
-    """An FP32 engine folder of a random model for `task`, fine-tuned, so to say, at `MAX_LENGTH` tokens."""
+def engine_folder(folder: Path, task: TaskInfo, architecture: str = "bert", precision: str = "fp32") -> Path:
+    """An engine folder of a random model for `task`, fine-tuned, so to say, at `MAX_LENGTH` tokens."""
     from q8trt.export.onnx import ExportOptions, export_onnx
 
     folder.mkdir(parents=True)
     tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
     model = model_of(task, architecture)
-    export_onnx(model, folder / "model.onnx", "fp32", names, ExportOptions("torchscript"))
+    if precision == "int8":
+        _quantize(model, architecture)
+    export_onnx(model, folder / "model.onnx", precision, names, ExportOptions("torchscript"))
     tokenizer.save_pretrained(folder)
     config = model.config
     info = ModelInfo("tiny", config.model_type, len(task.labels) or 1, 64, tokenizer.pad_token_id, MAX_LENGTH)
-    write_manifest(folder, Manifest(task, info, "fp32", None, names, 20))
+    write_manifest(folder, Manifest(task, info, precision, None, names, 20))
     return folder
+
+
+def _quantize(model: Any, architecture: str) -> None:
+    from q8trt.quantization.calibration import calibrate
+    from q8trt.quantization.insertion import insert_quantizers
+    from q8trt.quantization.recipe import load_recipe
+
+    recipe = load_recipe("linear")
+    insert_quantizers(model, recipe)
+    calibrate(model, recipe, [make_batch(architecture, seed=seed) for seed in range(3)])
 
 
 def changed(folder: Path, **fields: Any) -> Path:
