@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRITON_VENV := .venv-triton
 EXTRAS := train,rtx,demo,dev
 
-.PHONY: demo test lint check gpu-check clean
+.PHONY: demo test lint check gpu-check triton clean
 
 demo: $(STAMP)  ## FP32, PTQ and QAT INT8 of MiniLM on the built-in sample: fine-tune, build, benchmark
 	$(BIN)/python finetune.py --demo
@@ -26,10 +27,18 @@ check: lint test
 gpu-check: $(STAMP)  ## on a machine with an NVIDIA GPU: its tests, then `q8trt gpu-check $(OPTIONS)`, whose exit code make shows
 	@tests=0; $(BIN)/python -m pytest -m gpu || tests=$$?; $(BIN)/q8trt gpu-check $(OPTIONS) || exit $$?; exit $$tests
 
+triton: $(STAMP) $(TRITON_VENV)/.installed  ## a Triton server in $(TRITON_VENV), half a GB, and the tests that need it
+	$(BIN)/python -m pytest tests/test_triton_server.py
+
+$(TRITON_VENV)/.installed: requirements-triton.txt
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-triton.txt
+	touch $@
+
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(TRITON_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
