@@ -1,0 +1,68 @@
+"""An engine behind HTTP. Requests that come at the same time share a batch.
+
+pip install "q8trt[examples,cpu]"                 # rtx or tensorrt in place of cpu on a GPU
+Q8TRT_ENGINE=runs/NAME/engine uvicorn --app-dir examples --factory fastapi_service:create_app
+curl localhost:8000/predict -H "Content-Type: application/json" -d '{"items": [["A plane.", "An air plane."]]}'
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from q8trt import Answer, Engine, InputError
+
+#: Items of one request, at most: one client must not keep the others waiting.
+MOST = 256
+
+
+class Items(BaseModel):
+    """Texts, or pairs of texts."""
+
+    items: list[str] | list[tuple[str, str]] = Field(min_length=1, max_length=MOST)
+
+
+def create_app() -> FastAPI:
+    """The service of the engine folder that the variable Q8TRT_ENGINE names; Q8TRT_DEVICE may be "cuda" or "cpu"."""
+
+    folder = os.environ.get("Q8TRT_ENGINE") or sys.exit(
+        "set Q8TRT_ENGINE to an engine folder, such as runs/NAME/engine"
+    )
+
+    @asynccontextmanager
+    async def opened(app: FastAPI) -> AsyncIterator[None]:
+        with Engine.load(folder, os.environ.get("Q8TRT_DEVICE")) as engine:
+            app.state.engine = engine
+            yield
+
+    app = FastAPI(title="q8trt", lifespan=opened)
+
+    @app.post("/predict")
+    async def predict(body: Items) -> dict[str, Any]:
+        answers = await app.state.engine.apredict(body.items)
+        return {"answers": [_plain(answer) for answer in answers]}
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        engine: Engine = app.state.engine
+        task = engine.manifest.task.name
+        return {"task": task, "backend": engine.backend, "device": engine.device, "truncated": engine.truncated}
+
+    @app.exception_handler(InputError)
+    async def refuse(request: Request, error: InputError) -> JSONResponse:
+        return JSONResponse({"detail": str(error), "item": error.index}, status_code=422)
+
+    return app
+
+
+def _plain(answer: float | Answer) -> dict[str, Any]:
+    if isinstance(answer, float):
+        return {"score": answer}
+    return {"label": answer.label, "score": answer.score, "probabilities": answer.probabilities}
