@@ -36,7 +36,7 @@ def main() -> None:
             }
             stream.synchronize()  # a GPUArray does not tell which stream makes it, so the engine cannot wait for it
             print(engine.run(arrays))
-            del arrays  # their memory goes back while its context is there
+            del arrays, stream  # given back while their context is there
     finally:
         context.pop()
 

@@ -69,6 +69,17 @@ def test_the_bytes_depend_on_the_folder_alone(packable: Path, tmp_path: Path) ->
     assert third.sha256 == first.sha256
 
 
+def test_files_beyond_4_gib_have_other_headers(packable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZIP64, at a limit that small files reach."""
+    plain = pack(packable, tmp_path / "a.q8trt")
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    large = pack(packable, tmp_path / "b.q8trt")
+    assert large.bytes > plain.bytes
+    assert large.sha256 == pack(packable, tmp_path / "c.q8trt").sha256
+    monkeypatch.undo()
+    assert (unpack(large.path, tmp_path / "out") / "model.plan").read_bytes() == FILES["model.plan"]
+
+
 def test_sha256sum_checks_an_unpacked_folder(packable: Path, tmp_path: Path) -> None:
     folder = unpack(pack(packable).path, tmp_path / "out")
     if shutil.which("sha256sum") is None:
