@@ -22,7 +22,7 @@ from q8trt.scoring import ScoringConfig, Summary, job, score_file
 ROOT = Path(__file__).parents[1]
 #: Quoted newlines, blank lines and bad rows at many places of a chunk.
 TEXT = "sentence1,sentence2,id\n" + "".join(
-    f'"a{"b" * (number % 5)}\nc",d,{number}\n' if number % 3 else f"a,{'b' * (number % 4)},{number}\n\n"
+    f'"a{"b" * (number % 5 * 8)}\nc",d,{number}\n' if number % 3 else f"a,{'b' * (number % 4)},{number}\n\n"
     for number in range(40)
 )
 
@@ -54,8 +54,21 @@ def test_ctrl_c_between_two_chunks(source: Path, fail_at: int) -> None:
     summary = run(source, "out.csv")
     assert results(source, "out.csv") == results(source, "whole.csv")
     assert (summary.rows, summary.rejected, summary.truncated) == (whole.rows, whole.rejected, whole.truncated)
+    assert whole.truncated == 10
     assert 0 < summary.resumed < summary.rows
     assert sorted(path.name for path in source.parent.glob("out*")) == ["out.csv", "out.csv.rejected.csv"]
+
+
+def test_long_rows_make_short_chunks(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk also ends by its bytes, the same ones after an interruption; the stand-in's answers tell its rows."""
+    monkeypatch.setattr(job, "_CHUNK_BYTES", 100)
+    run(source, "whole.csv", chunk_rows=1000)
+    sizes = {line.rpartition(b".")[2] for line in results(source, "whole.csv")[0].splitlines()[1:] if b"." in line}
+    assert {int(size) for size in sizes} <= set(range(1, 10))
+    with pytest.raises(InterruptedRunError):
+        run(source, "out.csv", 5, chunk_rows=1000)
+    run(source, "out.csv", chunk_rows=1000)
+    assert results(source, "out.csv") == results(source, "whole.csv")
 
 
 def test_interrupted_after_every_chunk_in_turn(source: Path) -> None:
@@ -99,7 +112,7 @@ def test_a_crash_between_any_two_writes(source: Path, monkeypatch: pytest.Monkey
             run(source, "out.csv")
     for ending in (".partial", ".rejected.csv"):  # a write that the crash cut in two
         with source.with_name(f"out.csv{ending}").open("ab") as file:
-            file.write(b'"half a li')
+            file.write(b'"half a li' * 1000)
     run(source, "out.csv")
     assert results(source, "out.csv") == results(source, "whole.csv")
 
