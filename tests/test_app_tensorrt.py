@@ -6,6 +6,7 @@ import ctypes
 import threading
 import time
 import types
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from q8trt import ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, runners
 from q8trt.app import opening
-from q8trt.app.batching import Limits, limits
+from q8trt.app.batching import Limits, in_parallel, limits
 from q8trt.app.opening import choose
 from q8trt.app.pool import RunnerPool
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
@@ -200,9 +201,10 @@ def test_lengths_and_batches_follow_the_plan(profiles: Any, trained: int, found:
     assert limits(plan(*profiles, trained=trained), True, None, 32) == found
 
 
-def test_without_a_plan_lengths_are_multiples_of_8() -> None:
-    assert limits(plan(trained=20), False, None, 5) == Limits(20, (8, 16, 20), 5)
-    assert limits(plan(ShapeProfile((4, 1), (4, 12), (4, 12)), trained=20), False, None, 32) == Limits(12, (8, 12), 32)
+def test_without_a_plan_every_length_runs_as_it_is() -> None:
+    assert limits(plan(trained=5), False, None, 5) == Limits(5, (1, 2, 3, 4, 5), 5)
+    profile = ShapeProfile((4, 1), (4, 12), (4, 12))
+    assert limits(plan(profile, trained=20), False, None, 32) == Limits(12, tuple(range(1, 13)), 32)
 
 
 def test_buckets_that_the_plan_does_not_take() -> None:
@@ -226,6 +228,27 @@ def test_batches_are_filled_up_to_what_the_plan_takes(folder: Path, fake: types.
         assert len(engine.predict(TEXTS)) == len(TEXTS)
         assert engine.logits(["a"]).shape == (1, 3)
     assert shapes == [(4, 16)] * 3
+
+
+def test_batches_in_parallel_keep_their_order_and_are_made_as_they_are_needed() -> None:
+    made: list[int] = []
+    most = 0
+
+    def numbers() -> Iterator[int]:
+        for number in range(40):
+            made.append(number)
+            yield number
+
+    def slow(number: int) -> int:
+        nonlocal most
+        most = max(most, len(made) - number)
+        time.sleep(0.001 * (number % 3))
+        return number * 2
+
+    assert in_parallel(slow, numbers(), 3) == [number * 2 for number in range(40)]
+    assert most <= 8
+    with pytest.raises(ZeroDivisionError):
+        in_parallel(lambda number: 1 // (number - 20), numbers(), 3)
 
 
 # The pool

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,8 +15,8 @@ from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering, show_profiles
 from q8trt.errors import ConfigError
 
-#: Without a plan any length runs as it is; a few lengths keep the kernels' memory plans few.
-_CPU_STEP = 8
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def limits(manifest: Manifest, plan: bool, buckets: Sequence[int] | None, batch_
         manifest: the engine's.
         plan: whether the plan runs, which takes the shapes of its profiles and no other.
         buckets: lengths to pad to; None for those of the plan's profiles and the usual ones between them, or without a
-            plan for multiples of 8.
+            plan no padding but to the longest row.
         batch_size: rows of a batch, at most.
 
     Raises:
@@ -76,13 +79,25 @@ def limits(manifest: Manifest, plan: bool, buckets: Sequence[int] | None, batch_
     return Limits(chosen[-1], chosen, batch_size, min_batch)
 
 
+def in_parallel(function: Callable[[T], R], batches: Iterable[T], workers: int) -> list[R]:
+    """`function` of each batch in `workers` threads; the results in order. Few batches are made before they are needed."""
+    done: list[R] = []
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for batch in batches:
+            if len(waiting) == 2 * workers:
+                done.append(waiting.popleft().result())
+            waiting.append(threads.submit(function, batch))
+        return done + [future.result() for future in waiting]
+
+
 def _takes(profiles: Sequence[ShapeProfile], batch: int, length: int) -> bool:
     return covering(profiles, (batch, length)) is not None
 
 
 def _default_buckets(profiles: Sequence[ShapeProfile], longest: int, batch: int) -> tuple[int, ...]:
     if not profiles:
-        return (*range(_CPU_STEP, longest, _CPU_STEP), longest)
+        return tuple(range(1, longest + 1))  # any length runs as it is, and padding is work
     lengths = {*DEFAULT_BUCKETS, longest, *(profile.max[1] for profile in profiles)}
     taken = sorted(length for length in lengths if _takes(profiles, batch, length))
     enough = next((length for length in taken if length >= longest), None)

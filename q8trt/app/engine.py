@@ -14,12 +14,12 @@ import numpy as np
 
 from q8trt.app.answers import Answer, answers
 from q8trt.app.arrays import check_arrays
-from q8trt.app.batching import Limits, limits
+from q8trt.app.batching import Limits, in_parallel, limits
 from q8trt.app.microbatch import MicroBatcher
 from q8trt.app.opening import open_runners
 from q8trt.app.pool import RunnerPool
 from q8trt.app.text import Item, TextEncoder
-from q8trt.data.batches import bucketed_batches, restore_order
+from q8trt.data.batches import Batch, bucketed_batches, restore_order
 from q8trt.engine.manifest import Manifest, load_manifest
 from q8trt.errors import ArrayError, DataError
 
@@ -40,11 +40,18 @@ class Engine:
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, pool: RunnerPool, limits: Limits, max_batch: int, max_wait_ms: float
+        self,
+        folder: Path,
+        manifest: Manifest,
+        pool: RunnerPool,
+        limits: Limits,
+        contexts: int,
+        max_batch: int,
+        max_wait_ms: float,
     ) -> None:
         self.folder, self.manifest, self.limits = folder, manifest, limits
         self.backend, self.device = pool.first.backend, pool.first.device
-        self._pool = pool
+        self._pool, self._contexts = pool, contexts
         self._text = TextEncoder(folder, manifest, limits.max_length)
         self._batcher = MicroBatcher(self._answer, max_batch, max_wait_ms)
         self._truncated, self._lock = 0, threading.Lock()
@@ -73,7 +80,8 @@ class Engine:
                 None: those of the plan and the usual ones between them.
             batch_size: rows of a batch, at most; no more than the plan takes.
             threads: threads within an operator of ONNX Runtime; None: its own choice.
-            contexts: batches that TensorRT may run at the same time, each with memory of its own on the GPU.
+            contexts: batches of one `predict` that run at the same time; on TensorRT, of all together, each with memory of
+                its own on the GPU.
             max_batch: rows that start a micro-batch of `apredict`; None: `batch_size`.
             max_wait_ms: how long `apredict` waits for others to share a batch with, in milliseconds.
 
@@ -89,7 +97,7 @@ class Engine:
         try:
             found = limits(manifest, runners[0].backend != "onnxruntime", buckets, batch_size)
             gathered = found.batch_size if max_batch is None else max_batch
-            return cls(folder, manifest, pool, found, gathered, max_wait_ms)
+            return cls(folder, manifest, pool, found, contexts, gathered, max_wait_ms)
         except BaseException:
             pool.close()
             raise
@@ -192,13 +200,18 @@ class Engine:
     def _logits(self, rows: Sequence[tuple[str, ...]]) -> np.ndarray:
         tokens = self._text.encode(rows)
         self._count(tokens.truncated)
-        chunks, order = [], []
-        limits, pad_token_id = self.limits, self.manifest.model.pad_token_id
-        for batch in bucketed_batches(tokens, limits.batch_size, pad_token_id, limits.buckets):
-            with self._pool.runner() as runner:
-                chunks.append(runner.infer(limits.fill(batch.arrays))[: len(batch.indices)])
-            order.append(batch.indices)
-        return restore_order(chunks, order)
+        limits = self.limits
+        batches = bucketed_batches(tokens, limits.batch_size, self.manifest.model.pad_token_id, limits.buckets)
+        if len(rows) <= limits.batch_size:
+            done = [self._infer(batch) for batch in batches]
+        else:
+            done = in_parallel(self._infer, batches, self._contexts)
+        return restore_order(*zip(*done, strict=True))
+
+    def _infer(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Logits of a batch, and where its rows belong."""
+        with self._pool.runner() as runner:
+            return runner.infer(self.limits.fill(batch.arrays))[: len(batch.indices)], batch.indices
 
     def _count(self, truncated: int) -> None:
         """Add to `truncated`, and say so the first time."""
