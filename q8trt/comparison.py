@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from q8trt import checkpoints
 from q8trt.benchmarking.config import BenchmarkConfig
 from q8trt.benchmarking.hardware import GpuState, clock_warning, gpu_states, peak_tops
+from q8trt.benchmarking.layers import LayerTimes, measure_layers
 from q8trt.benchmarking.lengths import measure_lengths
 from q8trt.benchmarking.timing import Latency, measure, random_inputs
 from q8trt.benchmarking.work import rated, work_of_onnx
@@ -29,9 +30,18 @@ from q8trt.provenance import portable
 from q8trt.reporting import Gate, Parity, Report, Row
 from q8trt.runners import open_runner
 from q8trt.runners.base import Runner
+from q8trt.runners.onnxruntime_graph import saturates
+from q8trt.runners.tensorrt_engine import TensorRTOptions
 from q8trt.runs import RUN_FILE, Run
 
 MIB = 2**20
+#: Kernels are compiled before they are timed, not in the background meanwhile; a shape that is timed comes again and again.
+OPTIONS = TensorRTOptions(specialization="eager")
+#: What the CPU's INT8 figures say of the CPU.
+SATURATES = (
+    "this CPU has no VNNI instructions, and INT8 gains less here than on one that has: the products of bytes take more "
+    "instructions, and weights are made unsigned, so that no sum saturates"
+)
 #: Stage of a run -> what its rows are called, in the order in which a reader compares them.
 _NAMES = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT", "": ""}
 
@@ -105,6 +115,8 @@ def compare(
     batch_size: int = 32,
     parity: bool = False,
     buckets: Sequence[int] = DEFAULT_BUCKETS,
+    options: TensorRTOptions = OPTIONS,
+    layer_times: bool = True,
 ) -> Report:
     """Score and time `engines` on this machine.
 
@@ -116,27 +128,33 @@ def compare(
         backend: "tensorrt", "tensorrt_rtx" or "onnxruntime"; None for the best that this machine can run.
         batch_size: rows a batch while scoring.
         parity: also run each engine's torch checkpoint and state how far the logits are apart.
-        buckets: lengths that batches of the development set are padded to, while its throughput is measured.
+        buckets: lengths that batches of the development set are padded to, while they are scored and their throughput measured.
+        options: how plans are run.
+        layer_times: also profile the layers of each engine, at the last shape.
 
     Raises:
         Q8TRTError: bad data, a damaged engine, a backend that is absent.
     """
     config = _within_profiles(config, engines)
     with contextlib.ExitStack() as stack:
-        runners = [stack.enter_context(open_runner(engine.folder, backend)) for engine in engines]
+        runners = [stack.enter_context(open_runner(each.folder, backend, config.shapes, options)) for each in engines]
         largest = _largest_batch(engines, data, batch_size)
         splits = _tokenized(engines[0], data, largest[1]) if data else {}
         scored = [
-            _score(engine, runner, splits, largest, parity) for engine, runner in zip(engines, runners, strict=True)
+            _score(engine, runner, splits, largest, buckets, parity)
+            for engine, runner in zip(engines, runners, strict=True)
         ]
         first = next(iter(splits.values()), None)
         lengths = _lengths(engines, runners, first, largest, buckets, config.max_seconds)
-        latencies, states = _time(engines, runners, config)
+        inputs = _inputs(engines)
+        latencies, states = _time(runners, config, inputs)
+        layers = measure_layers(runners, config.shapes[-1], inputs) if layer_times else []
     rows = [
         Row(**fields, latencies=_with_work(engine, runner, times), lengths=each)
         for engine, runner, fields, times, each in zip(engines, runners, scored, latencies, lengths, strict=True)
     ]
-    task, warning = engines[0].manifest.task, clock_warning(states)
+    rows, notes = with_layers(rows, layers)
+    task = engines[0].manifest.task
     return Report(
         task=task.name,
         split=first.split if first else "-",
@@ -148,8 +166,26 @@ def compare(
         rows=rows,
         provenance=provenance,
         gpus=states[-1:],
-        notes=[warning] if warning else [],
+        notes=[*_notes(states, rows), *notes],
     )
+
+
+def _notes(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
+    """What a reader must know of the machine."""
+    cpu = [row.precision for row in rows if (row.backend, row.device) == ("onnxruntime", "cpu")]
+    saturated = any(precision.startswith("int8") for precision in cpu) and saturates()
+    return [note for note in (clock_warning(list(states)), SATURATES if saturated else None) if note]
+
+
+def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tuple[list[Row], list[str]]:
+    """`rows` with what `measure_layers` found, and a note for each that has none; [] leaves all as they are."""
+    if not layers:
+        return list(rows), []
+    pairs = list(zip(rows, layers, strict=True))
+    kept = [replace(row, layer_times=None if isinstance(found, str) else found) for row, found in pairs]
+    return kept, [
+        f"{row.name} on {row.place}: no layer times: {found}" for row, found in pairs if isinstance(found, str)
+    ]
 
 
 def check_gate(gate: Gate, engines: Sequence[Engine], data: DataConfig | None) -> None:
@@ -215,7 +251,12 @@ def _tokenized(engine: Engine, data: DataConfig, max_length: int) -> dict[str, F
 
 
 def _score(
-    engine: Engine, runner: Runner, splits: dict[str, Features], largest: tuple[int, int], parity: bool
+    engine: Engine,
+    runner: Runner,
+    splits: dict[str, Features],
+    largest: tuple[int, int],
+    buckets: Sequence[int],
+    parity: bool,
 ) -> dict[str, Any]:
     """The fields of the engine's row, latency apart; `largest` is (rows a batch, tokens a row)."""
     metrics: dict[str, float] = {}
@@ -223,11 +264,11 @@ def _score(
     batch_size, max_length = largest
     for number, (split, rows) in enumerate(splits.items()):
         with progress(f"Scoring {engine.name} on {split}", len(rows)) as advance:
-            result = evaluate(runner, rows, rows.task, pad_token_id, max_length, batch_size, advance)
+            result = evaluate(runner, rows, rows.task, pad_token_id, max_length, batch_size, advance, buckets)
         # MNLI has two development sets; the first one's metrics go by their own names.
         metrics |= {name if number == 0 else f"{split}.{name}": value for name, value in result.metrics.items()}
         if parity and measured is None:
-            measured = _parity(engine, rows, result.logits, largest)
+            measured = _parity(engine, rows, result.logits, largest, buckets)
     return {
         "name": engine.name,
         "label": runner.label,
@@ -263,7 +304,9 @@ def _mib(engine: Engine, name: str) -> float | None:
     return entry.bytes / MIB if entry else None
 
 
-def _parity(engine: Engine, rows: Features, logits: np.ndarray, largest: tuple[int, int]) -> Parity:
+def _parity(
+    engine: Engine, rows: Features, logits: np.ndarray, largest: tuple[int, int], buckets: Sequence[int]
+) -> Parity:
     """How far the engine's logits lie from those of the torch model that it was exported from."""
     from q8trt.runners.torch_runner import TorchRunner
 
@@ -276,7 +319,7 @@ def _parity(engine: Engine, rows: Features, logits: np.ndarray, largest: tuple[i
         model = checkpoints.load_finetuned(checkpoint, rows.task)
     pad_token_id, (batch_size, max_length) = engine.manifest.model.pad_token_id, largest
     with TorchRunner(model, engine.manifest.precision) as runner, progress("torch, for parity", len(rows)) as advance:
-        reference, _ = predict(runner, rows, pad_token_id, max_length, batch_size, advance)
+        reference, _ = predict(runner, rows, pad_token_id, max_length, batch_size, advance, buckets)
     difference = np.abs(logits - reference)
     return Parity(float(difference.max()), float(difference.mean()), float(np.abs(reference).max()))
 
@@ -297,21 +340,24 @@ def _within_profiles(config: BenchmarkConfig, engines: Sequence[Engine]) -> Benc
         for folder, profiles in plans:
             if covering(profiles, shape) is None:
                 raise ConfigError(
-                    f"--shapes {shape[0]}x{shape[1]} lies outside the profile of {folder}: {show_profiles(profiles)}"
+                    f"--shapes {shape[0]}x{shape[1]} lies outside the profile of {folder}: {show_profiles(profiles)}; "
+                    "time smaller ones, or build it again with larger --max_shapes"
                 )
     return config
 
 
-def _time(
-    engines: Sequence[Engine], runners: Sequence[Runner], config: BenchmarkConfig
-) -> tuple[list[list[Latency]], list[GpuState]]:
-    """Latencies of each runner, and the GPU that they ran on, looked at after each shape; [] where none ran on a GPU."""
+def _inputs(engines: Sequence[Engine]) -> Callable[[int, int], dict[str, np.ndarray]]:
+    """What makes a batch that every engine takes, from (batch, sequence)."""
     names = engines[0].manifest.inputs
     vocab_size = min(1000, *(len(checkpoints.load_tokenizer(str(engine.folder))) for engine in engines))
-    devices, states = {runner.device for runner in runners}, []
+    return lambda batch, sequence: random_inputs(batch, sequence, vocab_size, input_names=names)
 
-    def inputs(batch: int, sequence: int) -> dict[str, np.ndarray]:
-        return random_inputs(batch, sequence, vocab_size, input_names=names)
+
+def _time(
+    runners: Sequence[Runner], config: BenchmarkConfig, inputs: Callable[[int, int], dict[str, np.ndarray]]
+) -> tuple[list[list[Latency]], list[GpuState]]:
+    """Latencies of each runner, and the GPU that they ran on, looked at after each shape; [] where none ran on a GPU."""
+    devices, states = {runner.device for runner in runners}, []
 
     def look() -> None:
         if devices != {"cpu"}:

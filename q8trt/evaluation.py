@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from q8trt.data import Features, bucketed_batches, restore_order
+from q8trt.data.batches import DEFAULT_BUCKETS
 from q8trt.errors import DataError
 from q8trt.metrics import compute_from_logits
 from q8trt.runners.base import Runner
@@ -42,15 +43,16 @@ def predict(
     max_length: int,
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
 ) -> tuple[np.ndarray, float]:
     """Logits of every row, (rows, num_labels) float32 in input order, and the seconds spent inside the runner.
 
-    Rows are sorted by length and each batch is padded to the smallest bucket that holds it, `max_length` being the last.
+    Rows are sorted by length and each batch is padded to the smallest of `buckets` that holds it, `max_length` being the last.
     """
     chunks: list[np.ndarray] = []
     order: list[np.ndarray] = []
     seconds = 0.0
-    for batch in bucketed_batches(features, batch_size, pad_token_id, max_length=max_length):
+    for batch in bucketed_batches(features, batch_size, pad_token_id, buckets, max_length):
         started = time.perf_counter()
         chunks.append(runner.infer(batch.arrays))
         seconds += time.perf_counter() - started
@@ -68,6 +70,7 @@ def evaluate(
     max_length: int,
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
 ) -> Evaluation:
     """Score `runner` on labelled `features` with the metrics of `task`.
 
@@ -77,5 +80,5 @@ def evaluate(
     """
     if features.labels is None:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
-    logits, seconds = predict(runner, features, pad_token_id, max_length, batch_size, on_progress)
+    logits, seconds = predict(runner, features, pad_token_id, max_length, batch_size, on_progress, buckets)
     return Evaluation(compute_from_logits(task, logits, features.labels), logits, seconds)

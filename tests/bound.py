@@ -56,10 +56,14 @@ def _takes(signature: inspect.Signature, arguments: tuple[Any, ...]) -> bool:
 
 
 class Bound:
-    """A stand-in whose every use is one that the real class or module allows."""
+    """A stand-in whose every use is one that the real class or module allows.
 
-    def __init__(self, fake: Any, owner: Any) -> None:
-        self.__dict__.update(fake=fake, owner=owner)
+    With `converts`, the real function is called as well, its answer ignored: types that it does not take raise TypeError, as
+    they would on a GPU. Only for machines where all that it can do is to convert its arguments and to find no driver.
+    """
+
+    def __init__(self, fake: Any, owner: Any, converts: bool = False) -> None:
+        self.__dict__.update(fake=fake, owner=owner, converts=converts)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.fake, name)
@@ -74,6 +78,8 @@ class Bound:
         def called(*arguments: Any) -> Any:
             full = arguments if inspect.ismodule(self.owner) else (self.fake, *arguments)
             assert any(_takes(each, full) for each in known), f"{name}{arguments} fits none of {known}"
+            if self.converts:
+                getattr(self.owner, name)(*arguments)
             return value(*arguments)
 
         called.__name__ = name

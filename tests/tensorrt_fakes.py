@@ -1,12 +1,14 @@
 """TensorRT and CUDA in host memory, for the runner's logic; whatever is called is checked against the real packages.
 
 Where tensorrt_rtx and cuda-python are installed, a name that they lack or arguments that their functions do not take fail
-the call (`Bound`): the stand-ins cannot drift from what they stand for.
+the call (`Bound`): the stand-ins cannot drift from what they stand for. Where there is no driver, each call of CUDA is made
+of the real cuda-python too, which converts the arguments before it finds that out.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import inspect
 import types
 import weakref
@@ -170,6 +172,7 @@ class FakeContext:
 
     def __init__(self, engine: FakeEngine) -> None:
         self.of, self.profile = engine, -1
+        self.profiler, self.enqueue_emits_profile = None, True
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.address: dict[str, int] = {}
         engine.contexts.add(self)
@@ -206,6 +209,9 @@ class FakeContext:
             engine.cuda.clock += 10
 
         self.of.runs.append((self.profile, shapes["input_ids"]))
+        if self.profiler is not None and self.enqueue_emits_profile:
+            for layer, ms in self.of.layers:
+                self.profiler.report_layer_time(layer, ms * len(self.of.runs))
         if stream in self.of.cuda.recording:
             self.of.cuda.recording[stream].append(work)
         else:
@@ -226,6 +232,11 @@ class FakeEngine:
         self.runs: list[tuple[int, tuple[int, ...]]] = []
         self.made_with: list[Any] = []
         self.configs: list[FakeConfig] = []
+        self.layers = [
+            ("table", 0.1),
+            ("mean", 0.2),
+            ("mean", 0.3),
+        ]  # ms in the first batch, twice that in the second, ...
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -287,6 +298,16 @@ def _of(owner: Any, name: str) -> Any:
     return None if owner is None else getattr(owner, name)
 
 
+@functools.cache
+def has_driver() -> bool:
+    """Whether CUDA calls would reach a GPU."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def install(name: str = "tensorrt", patch: Any = setattr) -> types.SimpleNamespace:
     """Put the stand-ins in the place of TensorRT and CUDA by `patch(object, name, value)`; returns them."""
     from q8trt.runners import tensorrt_runner
@@ -314,6 +335,7 @@ def install(name: str = "tensorrt", patch: Any = setattr) -> types.SimpleNamespa
     trt: Any = types.ModuleType(name)
     trt.TensorIOMode = types.SimpleNamespace(INPUT="input")
     trt.nptype = lambda kind: kind
+    trt.IProfiler = owner.IProfiler if owner else object
     trt.Runtime = lambda log: Bound(FakeRuntime(log), _of(owner, "Runtime"))
     trt.ExecutionContextAllocationStrategy = types.SimpleNamespace(ON_PROFILE_CHANGE="on profile change")
     if name == "tensorrt_rtx":
@@ -325,7 +347,8 @@ def install(name: str = "tensorrt", patch: Any = setattr) -> types.SimpleNamespa
     version = "10.13.2.6" if name == "tensorrt" else "1.7.1.116"
     patch(Backend, "logger", lambda self: fake.log)
     patch(tensorrt_runner, "find_backend", lambda wanted: Backend(name, trt, version))
-    patch(tensorrt_runner, "cuda_runtime", lambda wanted: CheckedCuda(Bound(cuda, cudart)))
+    converts = cudart is not None and not has_driver()
+    patch(tensorrt_runner, "cuda_runtime", lambda wanted: CheckedCuda(Bound(cuda, cudart, converts)))
     return fake
 
 

@@ -13,6 +13,10 @@ from tiny_data import write_sts_b
 
 from q8trt.cli.main import run_command
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+from q8trt.errors import BackendError
+from q8trt.runners import open_runner
+from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+from q8trt.runners.tensorrt_engine import TensorRTOptions
 
 if TYPE_CHECKING:
     from cli_fixtures import Refused
@@ -78,6 +82,84 @@ def test_one_run_leaves_three_files_and_json_as_its_last_line(
     assert fp32["findings"] == []  # FP32 is not meant to be quantized
     assert int8["findings"]
     assert int8["folder"].endswith("int8")
+
+
+def test_layers_are_profiled_at_the_last_shape(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q8trt.comparison.saturates", lambda: True)
+    assert run_command("benchmark", [*argv, "--no_accuracy"]) == 0
+    data = json.loads((tmp_path / "out/benchmark.json").read_text())
+    for row in data["rows"]:
+        times = row["layer_times"]
+        assert (times["batch"], times["sequence"], times["iterations"]) == (2, 16, 10)
+        assert any("intermediate.dense" in layer["name"] for layer in times["layers"])
+    assert "Time by layer, QAT INT8, 2x16" in (tmp_path / "out/benchmark.html").read_text()
+    assert any(note.startswith("this CPU has no VNNI instructions, and INT8 gains less here") for note in data["notes"])
+    capsys.readouterr()
+
+    def fails(self: Any, arrays: Any, iterations: int) -> Any:
+        raise BackendError("no profiler")
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "layer_times", fails)
+    monkeypatch.setattr("q8trt.comparison.saturates", lambda: False)
+    assert run_command("benchmark", [*argv, "--no_accuracy"]) == 0
+    assert "Note: QAT INT8 on ONNX Runtime, CPU: no layer times: no profiler" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert run_command("benchmark", [*argv, "--no_accuracy", "--no_layer_times"]) == 0
+    assert "layer times" not in capsys.readouterr().out
+    data = json.loads((tmp_path / "out/benchmark.json").read_text())
+    assert {row["layer_times"] for row in data["rows"]} == {None}
+    assert not any("VNNI" in note for note in data["notes"])
+
+
+def test_a_cpu_without_vnni_is_named_only_beside_int8(
+    argv: list[str], built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q8trt.comparison.saturates", lambda: True)
+    alone = [each for each in argv if each != str(built / "int8")]
+    alone.pop(2)
+    assert run_command("benchmark", [*alone, "--no_accuracy"]) == 0
+    assert not any("VNNI" in note for note in json.loads((tmp_path / "out/benchmark.json").read_text())["notes"])
+
+
+def test_scores_and_throughput_are_of_the_same_buckets(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: set[tuple[int, ...]] = set()
+    infer = OnnxRuntimeRunner.infer
+
+    def seen(self: Any, arrays: Any) -> Any:
+        shapes.add(arrays["input_ids"].shape)
+        return infer(self, arrays)
+
+    monkeypatch.setattr(OnnxRuntimeRunner, "infer", seen)
+    assert (
+        run_command("benchmark", [*argv, "--buckets", "20,32", "--no_layer_times", "--per_device_eval_batch_size", "4"])
+        == 0
+    )
+    assert {length for _, length in shapes - {(1, 8), (2, 16)}} == {20, 32}  # those two are timed
+    rows = json.loads((tmp_path / "out/benchmark.json").read_text())["rows"]
+    assert rows[0]["lengths"]["buckets"] == [20, 32]
+
+
+def test_how_plans_are_run_is_passed_on(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def opened(folder: Path, backend: str, shapes: Any, options: Any) -> Any:
+        seen.append((shapes, options))
+        return open_runner(folder, backend)
+
+    monkeypatch.setattr("q8trt.comparison.open_runner", opened)
+    timing = [*argv, "--no_accuracy", "--no_layer_times"]
+    for more in ([], ["--no_cuda_graph", "--runtime_cache", "kept"]):
+        assert run_command("benchmark", [*timing, *more]) == 0
+    shapes = ((1, 8), (2, 16))
+    assert seen[::2] == [
+        (shapes, TensorRTOptions(cuda_graph=True, specialization="eager")),
+        (shapes, TensorRTOptions(cuda_graph=False, runtime_cache="kept", specialization="eager")),
+    ]
 
 
 def test_a_grid_in_place_of_shapes(argv: list[str], tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from q8trt.benchmarking.layers import LayerTimes, by_kind
 from q8trt.benchmarking.lengths import Lengths
 from q8trt.benchmarking.timing import summarize
 from q8trt.reporting import Report, Row, html
 from q8trt.reporting.svg import Point, Series, bars, chart, choice_axis, numbers, value_axis
+from q8trt.runners.base import LayerTime
 
 H100 = "NVIDIA H100 80GB HBM3"
 VOID = {"meta", "br", "circle", "rect", "path", "line", "polyline"}
@@ -116,6 +118,38 @@ def test_marks_carry_the_figures(report: Report) -> None:
     assert "QAT INT8, length buckets: 600 (3.00x)" in figures["Throughput of the development set", cpu]
 
 
+def test_time_by_layer_is_summed_over_the_encoders_layers(report: Report) -> None:
+    names = [f"bert.encoder.layer.{layer}.{name}" for layer in range(3) for name in ("query", "key")]
+    layers = (
+        *(LayerTime(name, 2.0 if name.endswith("query") else 1.0) for name in names),
+        LayerTime("pooler", 0.5),
+        *(LayerTime(f"{letter * 80}.end", 0.01) for letter in "abcdefgh"),
+    )
+    times = LayerTimes(8, 128, 10, layers)
+    assert by_kind(times)[:3] == [
+        ("bert.encoder.layer.*.query", 6.0, 3), ("bert.encoder.layer.*.key", 3.0, 3), ("pooler", 0.5, 1)
+    ]  # fmt: skip
+    assert times.total_ms == pytest.approx(9.58)
+    rows = [
+        replace(report.rows[0], layer_times=replace(times, layers=layers[:2])),
+        replace(report.rows[1], layer_times=times),
+    ]
+    text = html(replace(report, rows=rows))
+    figures = {figure["figcaption"][0]: figure for figure in Page(text).figures}
+    assert {"Time by layer, FP32, 8x128", "Time by layer, QAT INT8, 8x128"} <= set(figures)
+    tips = figures["Time by layer, QAT INT8, 8x128"]["title"]
+    assert len(tips) == 10
+    assert tips[0] == "bert.encoder.layer.*.query (3): 6.00 ms, 63%"
+    assert tips[-1] == "all others (2): 0.02 ms, 0%"
+    assert f"{'a' * 30}…{'a' * 27}.end</text>" in text  # cut in the middle; the tooltip has all of it
+    # On one scale: FP32's 2 ms are a third of INT8's 6 ms.
+    (fp32, *_), (int8, *_) = (
+        [float(width) for width in re.findall(r'class="bar s\d" x="4" y="\d+" width="([\d.]+)"', part)]
+        for part in re.split("<figcaption><b>Time by layer", text)[1:]
+    )
+    assert fp32 / int8 == pytest.approx(1 / 3, rel=0.02)
+
+
 def test_a_share_is_shown_of_the_whole(report: Report) -> None:
     page = html(report)
     drawing = page[page.index("<figcaption><b>Share of the GPU") :].partition("</figure>")[0]
@@ -126,7 +160,7 @@ def test_a_share_is_shown_of_the_whole(report: Report) -> None:
 def test_what_cannot_be_drawn_is_said(report: Report) -> None:
     text = html(report)
     assert "Share of peak: no peak is known for CPU at these precisions." in text
-    assert text.count("Per-layer times: none") == 2
+    assert text.count("Time by layer: not profiled.") == 2
     one = [replace(row, latencies=row.latencies[:1], lengths=None, metrics={}) for row in report.rows[:2]]
     bare = html(replace(report, rows=one, rows_evaluated=0))
     assert "Latency against batch: needs two batch sizes" in bare

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from test_benchmark_page import Page
 
 from q8trt.benchmarking.timing import summarize
 from q8trt.cli.main import run_command
-from q8trt.reporting import Report, Row, report_dict
+from q8trt.reporting import Report, Row, report_dict, side_by_side_page
 from q8trt.reporting.side_by_side import print_side_by_side, side_by_side
+from q8trt.reporting.side_by_side_page import write_side_by_side
 
 
 def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: bool = False) -> dict[str, Any]:
@@ -118,6 +120,43 @@ def test_command(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     assert json.loads(out.splitlines()[-1])["rows"][0]["b_over_a_speed_ratio"] == pytest.approx(2.0)
     assert "2.00x" in out.split()
+
+
+def test_page(tmp_path: Path) -> None:
+    a, b = made(), made(speed=2.0, tensorrt=True)
+    b["rows"][1]["latencies"].pop()
+    b["rows"].append(made(tensorrt=True)["rows"][0] | {"name": "<B> alone"})
+    both = side_by_side(a, b)
+    paths = write_side_by_side(tmp_path / "new", both, "l4")
+    assert [path.name for path in paths] == ["l4.html", "l4.json"]
+    assert json.loads(paths[1].read_text(encoding="utf-8")) == json.loads(json.dumps(both))
+    text = paths[0].read_text(encoding="utf-8")
+    page = Page(text)
+    assert (page.open, page.links) == ([], [])
+    place = "A: ONNX Runtime, CPU; B: TensorRT, NVIDIA L4; backend and device"
+    assert [figure["figcaption"] for figure in page.figures] == [
+        ["FP32, median latency", place], ["QAT INT8, median latency", place]
+    ]  # fmt: skip
+    assert page.figures[0]["title"] == [
+        "1x32, A: 10.00 ms", "1x32, B: 5.00 ms, 2.00x", "8x32, A: 10.00 ms", "8x32, B: 5.00 ms, 2.00x"
+    ]  # fmt: skip
+    assert len(page.figures[1]["title"]) == 2  # 8x32 was not timed in B
+    assert text.count("not timed in B") == 1
+    assert "only in B: &lt;B&gt; alone" in text
+    assert "<h2>Scores</h2>" in text
+    for report in (a, b):
+        for row in report["rows"]:
+            row["score_x100"] = None
+    assert "<h2>Scores</h2>" not in side_by_side_page.html(side_by_side(a, b))
+    assert Page(side_by_side_page.html(side_by_side(a | {"rows": []}, b))).figures == []
+
+
+def test_command_writes_a_page_where_told(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("benchmark", ["--compare", *map(str, files), "--output_dir", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["compare.html", "compare.json"]
+    assert capsys.readouterr().out.rstrip().endswith("compare.html and compare.json")
 
 
 def test_command_refuses(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

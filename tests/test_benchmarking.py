@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
+from q8trt.benchmarking.layers import measure_layers
 from q8trt.benchmarking.timing import (
     WHAT_IS_TIMED,
     WHAT_IS_TIMED_ON_DEVICES,
@@ -166,10 +167,11 @@ class TimedFake(FakeRunner):
     def __init__(self, gpu: list[float], enqueue: float = 0.1) -> None:
         super().__init__(World(), "T", 1.0)
         self.gpu, self.enqueue = gpu, enqueue
+        self.graphs: list[bool | None] = [True] * len(gpu)
 
     def infer_timed(self, arrays: Mapping[str, np.ndarray]) -> Timing:
         gpu = self.gpu.pop(0)
-        return Timing(1.0, gpu, 2.0, self.enqueue, host_ms=gpu + 10.0, cuda_graph=True)
+        return Timing(1.0, gpu, 2.0, self.enqueue, host_ms=gpu + 10.0, cuda_graph=self.graphs.pop(0))
 
 
 def timed(gpu: list[float], enqueue: float = 0.1) -> Any:
@@ -186,6 +188,20 @@ def test_device_timings_are_what_the_latency_is() -> None:
     }  # fmt: skip
     assert latency.queries_per_s == pytest.approx(4 / 0.110)  # host wall time, not GPU time
     assert (latency.cuda_graph, latency.transfers, latency.compute_ms) == (True, True, 15.0)
+
+
+def test_a_cuda_graph_is_claimed_only_where_every_query_had_one() -> None:
+    for graphs, claimed in (
+        ([True] * 4, True), ([False, True, True, True], False), ([False] * 4, False), ([None] * 4, None)
+    ):  # fmt: skip
+        runner = TimedFake([10.0] * 4)
+        runner.graphs = list(graphs)
+        ((latency,),) = measure([runner], config(shapes=((2, 4),)), make_inputs)
+        assert latency.cuda_graph is claimed
+
+
+def test_a_runner_without_profiler_is_told() -> None:
+    assert measure_layers([TimedFake([])], (1, 4), make_inputs) == ["onnxruntime has no layer profiler"]
 
 
 def test_warnings_of_device_timings() -> None:

@@ -149,7 +149,7 @@ def test_the_whole_flow(
     assert code == 0, found
     assert record["finished"]
     assert record["passed"]
-    assert record["counts"] == {"passed": 24, "failed": 0, "measured": 16, "skipped": 2}
+    assert record["counts"] == {"passed": 24, "failed": 0, "measured": 18, "skipped": 2}
     assert "pearson x100 " in found["minilm: score INT8+FP16"][1]
     assert "bert-base: score FP32" not in found
     assert found["minilm: logits INT8+FP16"][1].startswith("to torch fake_quant: ")
@@ -159,9 +159,10 @@ def test_the_whole_flow(
     assert "bert-base: 11 loads" not in found
     assert found["minilm: reference torch FP32 CUDA"][0] == "skipped"
     assert "; no CUDA graph: FP32 " in found["minilm: latency 4x32"][1]
+    assert found["minilm: time by layer"] == ("measured", "3 of 3 engines at 4x32")
     out = capsys.readouterr().out
     assert "passed    minilm: build FP32: plan 1.0 MiB in 0.5 s" in out
-    assert "24 passed, 0 failed, 16 measured, 2 skipped" in out
+    assert "24 passed, 0 failed, 18 measured, 2 skipped" in out
     page = (tmp_path / "gpu-check.html").read_text()
     assert "rehearsal" in page
     assert "minilm (real weights), STS-B dev, 16 rows" in page
@@ -178,6 +179,9 @@ def test_report_of_a_model(checked: Callable[..., tuple[int, dict[str, Any]]]) -
         ("FP32", "cpu, no CUDA graph"), ("FP16", "cpu, no CUDA graph"), ("INT8+FP16", "cpu, no CUDA graph"),
         ("torch FP32", "cpu"),
     ]  # fmt: skip
+    assert [row["layer_times"] is not None for row in rows] == [*[True] * 3, *[False] * 4]
+    assert (rows[2]["layer_times"]["batch"], rows[2]["layer_times"]["sequence"]) == (4, 32)
+    assert rows[2]["layer_times"]["layers"][0]["ms"] > 0
     assert rows[5]["label"] == "ONNX Runtime, CPU, no CUDA graph, int8+fp16"
     assert [each["cuda_graph"] for row in rows for each in row["latencies"][:1]] == [*[True] * 3, *[False] * 3, None]
     assert {(each["batch"], each["sequence"]) for row in rows for each in row["latencies"]} == {(1, 16), (4, 32)}
@@ -204,7 +208,23 @@ def test_a_refusal_is_the_result_and_the_references_are_timed(
         assert found[f"minilm: load {precision}"] == ("failed", REFUSAL)
     assert found["minilm: 3 threads over one engine"] == ("skipped", "no INT8+FP16 engine runs")
     assert found["minilm: latency 4x32"][0] == "measured"
+    assert "minilm: time by layer" not in found
     assert [row["name"] for row in record["reports"]["minilm"]["rows"]] == ["torch FP32"]
+
+
+def test_a_profiler_that_fails_costs_its_own_figures(
+    checked: Callable[..., tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, arrays: Any, iterations: int) -> Any:
+        raise BackendError("TensorRT-RTX's profiler reported no layer")
+
+    monkeypatch.setattr(Rehearsed, "layer_times", fails)
+    code, record = checked()
+    assert code == 0
+    assert results(record)["minilm: time by layer"] == (
+        "measured", "0 of 3 engines at 4x32; TensorRT-RTX's profiler reported no layer",
+    )  # fmt: skip
+    assert record["reports"]["minilm"]["rows"][0]["layer_times"] is None
 
 
 def test_one_failed_build_keeps_the_rest(checked: Callable[..., tuple[int, dict[str, Any]]]) -> None:

@@ -12,17 +12,20 @@ from report_fixtures import FP32, H100, INT8, TRT, make_report, row
 from rich.console import Console
 
 from q8trt.benchmarking.hardware import GpuState
+from q8trt.benchmarking.layers import LayerTimes
 from q8trt.benchmarking.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
 from q8trt.reporting import (
     Gate,
     Parity,
     Report,
+    html,
     markdown,
     print_report,
     report_dict,
     verdict,
     write_report,
 )
+from q8trt.runners.base import LayerTime
 
 NO_GPU = "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
 
@@ -307,7 +310,9 @@ def test_every_key_is_documented(on_gpu: Report) -> None:
     from q8trt.reporting.side_by_side import side_by_side
 
     text = (Path(__file__).parents[1] / "docs" / "benchmark-schema.md").read_text(encoding="utf-8")
-    rows = [replace(row, parity=Parity(0.1, 0.01, 4.0), fp32_metrics={"pearson": 0.87}) for row in on_gpu.rows]
+    times = LayerTimes(1, 128, 10, (LayerTime("gemm", 1.0),))
+    measured = {"parity": Parity(0.1, 0.01, 4.0), "fp32_metrics": {"pearson": 0.87}, "layer_times": times}
+    rows = [replace(row, **measured) for row in on_gpu.rows]
     data = report_dict(replace(on_gpu, rows=rows), Gate(1.0, 1.0))
     origin = provenance(["benchmark.py"])
     origin.pop("versions")
@@ -325,6 +330,17 @@ def test_parity_is_told_in_notes_and_json(report: Report) -> None:
     assert f"Note: QAT INT8: {note}" in markdown(told)
     assert told.to_dict()["rows"][1]["parity"]["largest_logit_difference"] == 0.125
     assert not any("logits" in remark for remark in report.all_notes)
+
+
+def test_torchs_score_stands_beside_the_engines(report: Report) -> None:
+    rows = [replace(row, fp32_metrics={"pearson": 0.8676}) for row in report.rows]
+    told = replace(report, rows=rows)
+    line = "torch FP32 scored pearson x100 86.76 on the run's development set, as recorded there"
+    assert markdown(told).count(line) == html(told).count(line.replace("'", "&#x27;")) == 1
+    assert line in unwrapped(printed(told, 120))
+    assert not any("torch FP32" in note for note in report.all_notes)
+    timed = replace(told, rows=[replace(row, metrics={}) for row in rows])
+    assert not any("torch FP32" in note for note in timed.all_notes)
 
 
 def test_a_report_without_scores_is_called_timing_only(report: Report) -> None:

@@ -1,4 +1,6 @@
+import json
 import logging
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -15,6 +17,7 @@ from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, wr
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.gpu import Gpu
 from q8trt.runners import open_runner, tensorrt_runner
+from q8trt.runners.layer_times import read_trace, typical
 from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
 from q8trt.runners.tensorrt_engine import TensorRTOptions
 from q8trt.runners.torch_runner import TorchRunner
@@ -94,6 +97,42 @@ def test_onnxruntime_refusals(ort: Any, model: Path, capfd: pytest.CaptureFixtur
     runner.close()
     with pytest.raises(BackendError, match="is closed"):
         runner.infer(batch())
+
+
+def test_onnxruntime_times_its_nodes(ort: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with OnnxRuntimeRunner(model, "int8", threads=1) as runner:
+        before = runner.infer(arrays := batch())
+        found = runner.layer_times(arrays, iterations=3)
+        names = [each.name for each in found]
+        assert len(set(names)) == len(names)
+        assert all(each.ms > 0 for each in found)
+        assert "matmul" in names
+        np.testing.assert_array_equal(runner.infer(arrays), before)
+        with pytest.raises(DataError, match="missing from the batch"):
+            runner.layer_times({})
+    assert list(tmp_path.glob("*trace*")) == []  # where the profiler would write by itself
+    with pytest.raises(BackendError, match="is closed"):
+        runner.layer_times(arrays)
+
+
+def test_typical_times_of_layers() -> None:
+    # Three batches, the first of which does not count; "b" is the name of two layers.
+    found = typical({"a": [9.0, 1.0, 2.0], "b": [9.0, 9.0, 1.0, 2.0, 3.0, 4.0], "once": [5.0]}, 3, "it")
+    assert [(each.name, each.ms) for each in found] == [("a", 1.5), ("b", 5.0), ("once", 5.0)]
+    with pytest.raises(BackendError, match="it reported no layer"):
+        typical({}, 3, "it")
+
+
+def test_a_trace_is_read(tmp_path: Path) -> None:
+    events = [
+        {"cat": "Session", "name": "model_run", "dur": 99},
+        {"cat": "Node", "name": "gemm_fence_before", "dur": 1},
+        {"cat": "Node", "name": "gemm_kernel_time", "dur": 1500},
+        {"cat": "Node", "name": "gemm_kernel_time", "dur": 500},
+    ]
+    (tmp_path / "trace.json").write_text(json.dumps(events))
+    assert read_trace(tmp_path / "trace.json") == {"gemm": [1.5, 0.5]}
 
 
 def test_onnxruntime_without_the_provider(ort: Any, model: Path) -> None:
@@ -280,3 +319,28 @@ def test_a_damaged_folder_is_refused(folder: Path, machine: types.SimpleNamespac
         EngineError, match=r"model\.plan is 3 bytes, the manifest says 4: .*; rebuild it: `python build"
     ):
         open_runner(folder, choice)
+
+
+# Imports
+
+
+def test_an_engine_folder_runs_on_onnxruntime_without_torch_and_transformers(ort: Any, folder: Path) -> None:
+    """Nor with what else training and export need: in a fresh process, where none of it can be imported."""
+    code = (
+        "import sys\n"
+        f"for name in {TRAINING!r}: sys.modules[name] = None\n"
+        "import numpy as np; from q8trt.runners import open_runner\n"
+        f"with open_runner({str(folder)!r}, 'onnxruntime') as runner:\n"
+        "    batch = dict.fromkeys(runner.input_names, np.ones((2, 3), int))\n"
+        "    assert runner.infer(batch).shape == (2, 3)\n"
+        "    assert runner.layer_times(batch)\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert (answer.returncode, answer.stderr.strip()) == (0, "")
+
+
+#: What an engine does not need.
+TRAINING = (
+    "torch", "transformers", "modelopt", "datasets", "accelerate", "scipy", "sklearn", "pandas", "onnx", "onnx_ir",
+    "onnxscript", "matplotlib", "rich", "tensorrt", "tensorrt_rtx",
+)  # fmt: skip

@@ -38,6 +38,18 @@ def test_rtx_captures_graphs_itself(rtx: types.SimpleNamespace, plan: Path) -> N
         assert rtx.engine.configs[1].cuda_graph_strategy == "disabled"
 
 
+def test_layers_are_timed_without_rtxs_graphs(rtx: types.SimpleNamespace, plan: Path) -> None:
+    with TensorRTRunner(plan, "int8") as runner:
+        assert [each.name for each in runner.layer_times(batch(), 2)] == ["table", "mean"]
+        ours, profiled = rtx.engine.configs
+        assert (profiled.cuda_graph_strategy, profiled.dynamic_shapes_kernel_specialization_strategy) == (
+            "disabled", "eager",
+        )  # fmt: skip
+        assert profiled.cache is ours.cache  # what was compiled once is not compiled again
+        assert (ours.cuda_graph_strategy, rtx.engine.made_with[-1].fake) == ("whole", profiled)
+    assert nothing_left(rtx)
+
+
 def test_what_rtx_compiled_is_kept_beside_the_plan(rtx: types.SimpleNamespace, plan: Path) -> None:
     with TensorRTRunner(plan, "int8") as runner:
         assert runner.runtime_cache_state == "new"

@@ -17,13 +17,13 @@ from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.gpu import gpus
 from q8trt.runners.base import TimedRunner
 from q8trt.runners.cuda import cuda_runtime
-from q8trt.runners.tensorrt_engine import TensorRTOptions
+from q8trt.runners.tensorrt_engine import TensorRTOptions, layer_profiler
 from q8trt.runners.tensorrt_runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 from bound import Bound, real
 from engine_fixtures import SMALL, tiny_logits
-from tensorrt_fakes import batch, check, install, nothing_left
+from tensorrt_fakes import batch, check, has_driver, install, nothing_left
 
 
 @pytest.fixture
@@ -67,6 +67,19 @@ def test_stand_ins_refuse_what_the_real_packages_lack() -> None:
         context.nonsense = 1
     with pytest.raises(AssertionError, match="cudaMalloc"):
         Bound(Invented(), cudart).cudaMalloc(1, 2)
+    if not has_driver():
+        assert Bound(Invented(), cudart, converts=True).cudaMalloc(1) == 0
+        with pytest.raises(TypeError):
+            Bound(Invented(), cudart, converts=True).cudaMalloc("many")
+
+
+def test_what_is_read_of_real_structures_is_there() -> None:
+    cudart = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    assert hasattr(cudart.cudaDeviceProp, "name")
+    assert hasattr(cudart.cudaPointerAttributes, "type")
+    assert hasattr(cudart.cudaPointerAttributes, "device")
+    for name in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary"):
+        assert name in cudart.cudaError_t.__members__
 
 
 # Batches
@@ -194,6 +207,42 @@ def test_inference_records_no_events(fake: types.SimpleNamespace, plan: Path) ->
     with TensorRTRunner(plan, "int8") as runner:
         runner.infer(batch())
     assert "cudaEventRecord" not in fake.cuda.calls
+
+
+# Layers
+
+
+def test_layers_are_timed_in_a_context_of_their_own(fake: types.SimpleNamespace, plan: Path) -> None:
+    with TensorRTRunner(plan, "int8") as runner:
+        check(runner)
+        fake.engine.runs.clear()
+        # Batches 1 to 4, of which the first does not count: the median factor is 3; two layers of one name are one.
+        found = runner.layer_times(batch(2, 3), iterations=3)
+        assert [(each.name, pytest.approx(each.ms)) for each in found] == [("table", 0.3), ("mean", 1.5)]
+        assert fake.engine.runs == [(0, (2, 3))] * 4
+        assert "cudaStreamBeginCapture" not in fake.cuda.calls[-20:]
+        assert len(fake.engine.contexts) == 1  # the other one is gone
+        check(runner)
+        with pytest.raises(DataError, match=r"shape \(5, 16\); the plan takes"):
+            runner.layer_times(batch(5, 16))
+        fake.engine.layers.clear()
+        with pytest.raises(BackendError, match=r"^TensorRT 10\.13\.2\.6's profiler reported no layer"):
+            runner.layer_times(batch())
+        fake.engine.refuse = "execute_async_v3"
+        with pytest.raises(BackendError, match="execute_async_v3 was refused"):
+            runner.layer_times(batch())
+    assert nothing_left(fake)
+    with pytest.raises(BackendError, match="is closed"):
+        runner.layer_times(batch())
+
+
+def test_the_profiler_is_one_of_tensorrts() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    profiler = layer_profiler(trt)
+    assert isinstance(profiler, trt.IProfiler)
+    for ms in (1.0, 2.0):
+        profiler.report_layer_time("gemm", ms)
+    assert profiler.reports == {"gemm": [1.0, 2.0]}
 
 
 # Threads
@@ -345,14 +394,23 @@ def test_host_code_is_allowed_only_when_asked(fake: types.SimpleNamespace, plan:
 
 # Imports
 
+#: What training, export and other backends need, and an engine does not.
+TRAINING = (
+    "torch", "transformers", "modelopt", "datasets", "accelerate", "scipy", "sklearn", "pandas", "onnxruntime", "onnx_ir",
+    "matplotlib", "rich",
+)  # fmt: skip
+
 
 def test_running_an_engine_needs_neither_torch_nor_transformers(plan: Path) -> None:
     code = (
         "import sys; from tensorrt_fakes import install; install()\n"
-        "import numpy as np; from q8trt.runners.tensorrt_runner import TensorRTRunner\n"
+        "import numpy as np; from q8trt.runners import open_runner\n"
+        "from q8trt.runners.tensorrt_runner import TensorRTRunner\n"
         f"with TensorRTRunner({str(plan)!r}, 'int8') as runner:\n"
-        "    for _ in range(3): runner.infer_timed(dict.fromkeys(runner.input_names, np.ones((2, 3), int)))\n"
-        "sys.exit(', '.join({'torch', 'transformers', 'onnxruntime', 'modelopt'} & set(sys.modules)) or None)"
+        "    batch = dict.fromkeys(runner.input_names, np.ones((2, 3), int))\n"
+        "    for _ in range(3): runner.infer_timed(batch)\n"
+        "    runner.layer_times(batch)\n"
+        f"sys.exit(', '.join(set({TRAINING!r}) & set(sys.modules)) or None)"
     )
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=60, capture_output=True, text=True

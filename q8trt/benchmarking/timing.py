@@ -63,7 +63,8 @@ class Latency(Spread):
         queries_per_s: queries over the sum of their host wall times; `samples_per_s` is `batch` times that.
         clock: what the latency is: "device" (H2D + GPU + D2H) or "host" (wall time).
         parts: the `PARTS` of a query; {} where the runner has no device timings.
-        cuda_graph: whether a CUDA graph was launched; None where there is none to launch or the runner does not say.
+        cuda_graph: whether each query was launched from a CUDA graph; None where there is none to launch or the runner does
+            not say.
         transfers: whether the copies to and from the device are in the latency; None where the runner does not time them.
         gemm_tops: matrix products of the model, 10^12 operations a second, over GPU compute (host wall time on a CPU) at the
             median; None where the model's work is not known.
@@ -217,7 +218,7 @@ class Stopwatch:
         self._runner, self._clock = runner, clock
         self.seconds: list[float] = []
         self.parts: dict[str, list[float]] = {name: [] for name in PARTS} if isinstance(runner, TimedRunner) else {}
-        self.cuda_graph: bool | None = None
+        self._graphs: set[bool | None] = set()
 
     def query(self, inputs: Inputs) -> None:
         """Run and time one batch."""
@@ -228,9 +229,14 @@ class Stopwatch:
             return
         timing = self._runner.infer_timed(inputs)
         self.seconds.append(timing.host_ms / 1000)
-        self.cuda_graph = timing.cuda_graph
+        self._graphs.add(timing.cuda_graph)
         for name in PARTS:
             self.parts[name].append(getattr(timing, f"{name}_ms"))
+
+    @property
+    def cuda_graph(self) -> bool | None:
+        """Whether every query was launched from a CUDA graph; None where the runner does not say."""
+        return None if None in self._graphs or not self._graphs else self._graphs == {True}
 
     def latency(self, batch: int, sequence: int) -> Latency:
         """The figures of the queries so far, all of one shape."""

@@ -6,6 +6,7 @@ Exit codes beside those of every command: 1 where --max_drop or --min_speedup is
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,24 @@ def parser() -> Parser:
         "--backend", metavar="NAME", help="tensorrt, tensorrt_rtx or onnxruntime (default: the best that runs here)"
     )
     made.add_argument("--no_accuracy", action="store_true", help="time only")
+    made.add_argument(
+        "--no_layer_times", action="store_true", help="do not profile the layers of each engine, at the last shape"
+    )
     made.add_argument("--parity", action="store_true", help="also state how far logits are from the torch checkpoint's")
     made.add_argument(
         "--output_dir", metavar="DIR", help="where benchmark.json, .md and .html go (default: beside the engine)"
     )
-    made.add_argument("--name", default="benchmark", metavar="TEXT", help="stem of the files (default: benchmark)")
+    made.add_argument("--name", metavar="TEXT", help="stem of the files (default: benchmark, or compare)")
     made.add_argument(
         "--json",
         action="store_true",
         help="print the report as JSON, the last line of stdout (docs/benchmark-schema.md)",
     )
     made.add_argument(
-        "--compare", nargs=2, metavar=("A.json", "B.json"), help="put two reports side by side; nothing is measured"
+        "--compare",
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="put two reports side by side; nothing is measured; --output_dir also takes a page and a JSON file of it",
     )
     gate = made.add_argument_group("gate: exit code 1 where a row other than FP32's does not pass")
     gate.add_argument(
@@ -67,13 +74,21 @@ def parser() -> Parser:
     timing.add_argument(
         "--max_seconds", type=float, default=60, metavar="N", help="limit a shape, seconds (default: 60)"
     )
+    plans = made.add_argument_group("plans (TensorRT and TensorRT-RTX)")
+    plans.add_argument(
+        "--no_cuda_graph", action="store_true", help="launch kernel by kernel (default: each shape from a CUDA graph)"
+    )
+    plans.add_argument(
+        "--runtime_cache", metavar="DIR",
+        help="folder that keeps what TensorRT-RTX compiles at run time (default: beside the plan)",
+    )  # fmt: skip
     lengths = made.add_argument_group("development set")
     lengths.add_argument(
         "--per_device_eval_batch_size", type=int, default=32, metavar="N", help="rows a batch (default: 32)"
     )
     lengths.add_argument(
         "--buckets", default="16,32,64,128,256,512", metavar="N,...",
-        help="lengths that batches are padded to while throughput is compared with fixed length (default: 16,32,...,512)",
+        help="lengths that batches are padded to, as against fixed length (default: 16,32,...,512)",
     )  # fmt: skip
     add_data(made, "the run's; others need --task")
     return made
@@ -99,14 +114,18 @@ def _data(args: Any, engines: Any) -> Any:
     return data_config(engines, chosen_data(args))
 
 
-def _compare(paths: list[str], as_json: bool) -> int:
+def _compare(args: Any) -> int:
     from rich.console import Console
 
     from q8trt.reporting.side_by_side import print_side_by_side, read_report, side_by_side
+    from q8trt.reporting.side_by_side_page import write_side_by_side
 
-    both = side_by_side(read_report(paths[0]), read_report(paths[1]))
+    both = side_by_side(*map(read_report, args.compare))
     print_side_by_side(both, Console())
-    if as_json:
+    if args.output_dir:
+        page, _ = write_side_by_side(args.output_dir, both, args.name or "compare")
+        say(f"report: {page} and {page.with_suffix('.json').name}")
+    if args.json:
         say(json.dumps(both, ensure_ascii=False, allow_nan=False))
     return 0
 
@@ -116,14 +135,14 @@ def run(argv: list[str]) -> int:
     made = parser()
     args = made.parse_args(argv)
     if args.compare:
-        extra = sorted(made.given(argv) - {"compare", "json"})
+        extra = sorted(made.given(argv) - {"compare", "json", "name", "output_dir"})
         if extra:
             raise ConfigError(f"--compare reads two reports and measures nothing; drop --{extra[0]}")
-        return _compare(args.compare, args.json)
+        return _compare(args)
     shapes = _shapes(args, made.given(argv))
     timing = BenchmarkConfig(shapes, args.warmup, args.iterations, args.duration, args.max_seconds)
     buckets = parse_sizes("--buckets", args.buckets)
-    from q8trt.comparison import check_gate, compare, find_engines
+    from q8trt.comparison import OPTIONS, check_gate, compare, find_engines
     from q8trt.provenance import provenance
     from q8trt.reporting import Gate
 
@@ -135,7 +154,10 @@ def run(argv: list[str]) -> int:
         say(f"engine: {engine.folder}")
     origin = provenance(["benchmark.py", *argv])
     batch_size = args.per_device_eval_batch_size
-    report = compare(engines, data, timing, origin, args.backend, batch_size, args.parity, buckets)
+    options = replace(OPTIONS, cuda_graph=not args.no_cuda_graph, runtime_cache=args.runtime_cache)
+    report = compare(
+        engines, data, timing, origin, args.backend, batch_size, args.parity, buckets, options, not args.no_layer_times
+    )
     return _answer(report, engines, gate, args)
 
 
@@ -147,7 +169,7 @@ def _answer(report: Any, engines: Any, gate: Any, args: Any) -> int:
     from q8trt.reporting import print_report, report_dict, write_report
 
     print_report(report, Console())
-    paths = write_report(args.output_dir or engines[-1].folder.parent, report, args.name, gate)
+    paths = write_report(args.output_dir or engines[-1].folder.parent, report, args.name or "benchmark", gate)
     # The plan to deploy: a QAT engine's before a calibrated one's before FP32's.
     best = max(engines, key=lambda engine: ("fp32", "", "ptq", "int8").index(engine.manifest.stage))
     plan = best.folder / PLAN_FILE

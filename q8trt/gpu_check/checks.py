@@ -23,6 +23,7 @@ from q8trt.gpu_check.grid import Entry, LatencyGrid
 from q8trt.gpu_check.journal import Journal, Outcome
 from q8trt.gpu_check.models import Subject
 from q8trt.metrics import compute_from_logits
+from q8trt.reporting import Report
 from q8trt.runners.base import Runner
 
 MIB = 2**20
@@ -263,9 +264,13 @@ class ModelCheck:
             return
         grid = LatencyGrid(self._name, self.subject, self._config, entries, provenance, self._bench.captures_graphs)
         for shape in self._config.shapes:
-            report = self._step(f"latency {shape[0]}x{shape[1]}", grid.measure, shape)
-            if report is not None:
-                self._journal.reports[self._name] = report
+            self._keep(self._step(f"latency {shape[0]}x{shape[1]}", grid.measure, shape))
+        if self._running:
+            self._keep(self._step("time by layer", grid.profile))
+
+    def _keep(self, report: Report | None) -> None:
+        if report is not None:
+            self._journal.reports[self._name] = report
 
     def _without_graph(self, precision: str) -> Outcome[Runner]:
         runner = self._stack.enter_context(self._bench.open(self._folders[precision], precision, False))

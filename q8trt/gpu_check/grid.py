@@ -9,6 +9,7 @@ from typing import Any
 
 from q8trt.benchmarking.config import Shape
 from q8trt.benchmarking.hardware import GpuState, clock_warning, gpu_states, peak_tops
+from q8trt.benchmarking.layers import LayerTimes, measure_layers
 from q8trt.benchmarking.timing import Latency, measure, random_inputs
 from q8trt.benchmarking.work import rated, work_of_onnx
 from q8trt.gpu_check.config import CheckConfig
@@ -63,16 +64,12 @@ class LatencyGrid:
         self._entries, self._provenance, self._must_capture = entries, provenance, must_capture
         self._latencies: list[list[Latency]] = [[] for _ in entries]
         self._states: list[GpuState] = []
+        self._layers: dict[int, LayerTimes] = {}
 
     def measure(self, shape: Shape) -> Outcome[Report]:
         """Time one shape, (batch, sequence); fails where a CUDA graph that was asked for was not launched."""
-        names, vocabulary = self._subject.input_names, min(1000, self._subject.vocab_size)
-
-        def inputs(batch: int, sequence: int) -> Any:
-            return random_inputs(batch, sequence, vocabulary, input_names=names)
-
         runners = [entry.runner for entry in self._entries]
-        found = [each for (each,) in measure(runners, self._config.timing(shape), inputs, on_shape=self._look)]
+        found = [each for (each,) in measure(runners, self._config.timing(shape), self._inputs, on_shape=self._look)]
         for entry, latency, known in zip(self._entries, found, self._latencies, strict=True):
             known.append(self._rated(entry, latency))
         missing = [
@@ -84,6 +81,20 @@ class LatencyGrid:
         if missing:
             figure += f"; no CUDA graph was launched for {', '.join(missing)}"
         return Outcome(figure, False if missing else None, value=self.report())
+
+    def profile(self) -> Outcome[Report]:
+        """Look into a batch of the largest shape on each engine, which so far as its backend has a profiler joins the report."""
+        engines = [index for index, entry in enumerate(self._entries) if entry.graph]
+        shape = self._config.largest
+        found = measure_layers([self._entries[index].runner for index in engines], shape, self._inputs)
+        self._layers = {i: each for i, each in zip(engines, found, strict=True) if isinstance(each, LayerTimes)}
+        reasons = dict.fromkeys(each for each in found if isinstance(each, str))
+        profiled = f"{len(self._layers)} of {len(engines)} engines at {shape[0]}x{shape[1]}"
+        return Outcome("; ".join((profiled, *reasons)), value=self.report())
+
+    def _inputs(self, batch: int, sequence: int) -> dict[str, Any]:
+        names, vocabulary = self._subject.input_names, min(1000, self._subject.vocab_size)
+        return random_inputs(batch, sequence, vocabulary, input_names=names)
 
     def _look(self) -> None:
         devices = {entry.runner.device for entry in self._entries}
@@ -119,13 +130,13 @@ class LatencyGrid:
             rows_evaluated=len(features) if scored else 0,
             data_fingerprint=features.fingerprint if scored else "",
             main_metric=features.task.main_metric,
-            rows=[self._row(*pair) for pair in zip(self._entries, self._latencies, strict=True)],
+            rows=[self._row(index, entry) for index, entry in enumerate(self._entries)],
             provenance=self._provenance,
             gpus=self._states[-1:],
             notes=[warning] if warning else [],
         )
 
-    def _row(self, entry: Entry, latencies: Sequence[Latency]) -> Row:
+    def _row(self, index: int, entry: Entry) -> Row:
         runner = entry.runner
         how = f", {NO_GRAPH}" if entry.graph is False else ""
         return Row(
@@ -137,6 +148,7 @@ class LatencyGrid:
             metrics=entry.metrics,
             onnx_mib=entry.onnx.stat().st_size / 2**20 if entry.onnx else None,
             plan_mib=entry.plan_mib,
-            latencies=list(latencies),
+            latencies=list(self._latencies[index]),
             findings=entry.findings,
+            layer_times=self._layers.get(index),
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from q8trt.benchmarking.layers import LayerTimes, by_kind
 from q8trt.benchmarking.timing import Latency
 from q8trt.reporting.cells import (
     DETAILS,
@@ -143,7 +144,8 @@ def _tables(report: Report) -> Iterator[tuple[str, str]]:
     yield lengths_title(report), f"{lengths}<p class='faint'>{escape(LENGTHS_LEGEND)}</p>" if lengths else ""
 
 
-def _figure(title: str, place: str, drawing: str, names: Sequence[tuple[int, str]] = (), dashed: str = "") -> str:
+def figure(title: str, place: str, drawing: str, names: Sequence[tuple[int, str]] = (), dashed: str = "") -> str:
+    """A drawing under its title and the place of its figures; `names` are the series of the legend, `dashed` its reference."""
     legend = "".join(f"<span>{swatch(index)}{escape(name)}</span>" for index, name in names)
     legend += f"<span>{dashed_swatch()}{escape(dashed)}</span>" if dashed else ""
     caption = f"<figcaption><b>{escape(title)}</b><span class='faint'>{escape(place)}</span></figcaption>"
@@ -156,8 +158,7 @@ def _plots(report: Report, place: str) -> Iterator[str]:
     rows = list(enumerate(row for row in report.rows if row.place == place))
     shapes = {(latency.batch, latency.sequence) for _, row in rows for latency in row.latencies}
     batches, sequences = sorted({batch for batch, _ in shapes}), sorted({sequence for _, sequence in shapes})
-    missing = ["Per-layer times: none, these runs had no layer profiler."]
-    figures = []
+    missing, figures = [], []
     if len(batches) > 1:
         charts = {f"{sequence} tokens": _curves(rows, "batch", _median, sequence=sequence) for sequence in sequences}
         figures += _family("Median latency against batch", charts, place, ("batch", "ms; whiskers to p95"))
@@ -181,6 +182,10 @@ def _plots(report: Report, place: str) -> Iterator[str]:
     else:
         missing.append(f"Share of peak: no peak is known for {place.rpartition(', ')[2]} at these precisions.")
     figures += _buckets(rows, place)
+    if layers := _layers(rows, place):
+        figures += layers
+    else:
+        missing.append("Time by layer: not profiled.")
     yield f"<div class='plots'>{''.join(figures)}</div>"
     yield f"<p class='faint'>{escape(' '.join(missing))}</p>"
 
@@ -238,7 +243,7 @@ def _family(
         if series:
             whole = f"{title}, {at}"
             legend = [(each.index, each.name) for each in series]
-            figures.append(_figure(whole, place, chart(series, x, y, labels, f"{whole}, {place}"), legend))
+            figures.append(figure(whole, place, chart(series, x, y, labels, f"{whole}, {place}"), legend))
     return figures
 
 
@@ -258,7 +263,7 @@ def _accuracy(report: Report, rows: Sequence[tuple[int, Row]], place: str, shape
     x, y = value_axis([0.0, *(each.points[0].x for each in series)]), value_axis(scores, from_zero=False)
     drawn = chart(series, x, y, ("median ms; left is faster", label), f"{title}, {place}", lines=False, reference=torch)
     return [
-        _figure(
+        figure(
             title,
             place,
             drawn,
@@ -280,7 +285,40 @@ def _buckets(rows: Sequence[tuple[int, Row]], place: str) -> list[str]:
     if not items:
         return []
     title = "Throughput of the development set"
-    return [_figure(title, place, bars(items, f"{title}, {place}", "samples/s"))]
+    return [figure(title, place, bars(items, f"{title}, {place}", "samples/s"))]
+
+
+#: Bars of a plot of layers; the rest is one bar more.
+_LAYERS = 9
+
+
+def _layers(rows: Sequence[tuple[int, Row]], place: str) -> list[str]:
+    """Where the time of a batch goes: a figure for each row, all on one scale."""
+    profiled = [(row, row.layer_times, _layer_bars(index, row.layer_times)) for index, row in rows if row.layer_times]
+    most = max((value for _, _, items in profiled for _, value, _, _ in items), default=0.0)
+    figures = []
+    for row, times, items in profiled:
+        title = f"Time by layer, {row.name}, {times.batch}x{times.sequence}"
+        unit = f"ms, median of {times.iterations} batches, by the backend's profiler"
+        figures.append(figure(title, place, bars(items, f"{title}, {place}", unit, most)))
+    return figures
+
+
+def _layer_bars(index: int, times: LayerTimes) -> list[tuple[str, float, int, str]]:
+    """The kinds of layer that take longest, and all others as one, as items of `bars`."""
+    kinds = by_kind(times)
+    rest = kinds[_LAYERS:]
+    if rest:
+        kinds[_LAYERS:] = [("all others", sum(ms for _, ms, _ in rest), sum(count for _, _, count in rest))]
+    return [
+        (
+            name if count == 1 else f"{name} ({count})",
+            value,
+            index,
+            f"{ms(value)} ms, {percent(value / (times.total_ms or 1))}",
+        )
+        for name, value, count in kinds
+    ]
 
 
 def provenance_section(origin: Mapping[str, Any]) -> str:

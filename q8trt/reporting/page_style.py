@@ -17,7 +17,7 @@ h2 { font-size: 1.1rem; margin: 32px 0 10px; padding-bottom: 4px; border-bottom:
 .places { display: flex; flex-wrap: wrap; gap: 6px; list-style: none; margin: 0; padding: 0; }
 .place { background: var(--panel); border: 1px solid var(--rule); border-radius: 999px; padding: 1px 12px; font-size: 0.85rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--rule); text-align: left; white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
 .number { text-align: right; }

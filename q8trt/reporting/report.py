@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from q8trt.benchmarking.hardware import GpuState, peak_source
+from q8trt.benchmarking.layers import LayerTimes
 from q8trt.benchmarking.lengths import Lengths
 from q8trt.benchmarking.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 
@@ -49,6 +50,7 @@ class Row:
         parity: distance to the torch model's logits; None where it was not measured.
         folder: the engine folder, without the machine in it.
         findings: what the linter says against this graph on TensorRT, "rule: what", the worst first; info left out.
+        layer_times: by the backend's profiler; None where there was none.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Row:
     parity: Parity | None = None
     folder: str = ""
     findings: tuple[str, ...] = ()
+    layer_times: LayerTimes | None = None
 
     @property
     def place(self) -> str:
@@ -178,11 +181,21 @@ class Report:
 
     @property
     def all_notes(self) -> list[str]:
-        """`notes`, the parity of each row, doubtful times, the source of peaks, and whether TensorRT had no part in it."""
-        notes = [*self.notes, *(_parity_note(row, row.parity) for row in self.rows if row.parity)]
+        """`notes`, torch's score, parity, doubtful times, sources of peaks, and whether TensorRT had no part in it."""
+        notes = [*self.notes, *self._torch_notes(), *(_parity_note(row, row.parity) for row in self.rows if row.parity)]
         notes += [note for row in self.rows for note in _timing_notes(row)]
         notes += _peak_notes(self.rows)
         return [*notes, self.place_note] if self.place_note else notes
+
+    def _torch_notes(self) -> list[str]:
+        """What torch FP32 scored, which every engine stands beside."""
+        if not any(row.metrics for row in self.rows):
+            return []
+        scores = {(row.fp32_metrics or {}).get(self.main_metric) for row in self.rows}
+        return [
+            f"torch FP32 scored {self.main_metric} x100 {100 * score:.2f} on the run's development set, as recorded there"
+            for score in sorted(each for each in scores if each is not None)
+        ]
 
     @property
     def place_note(self) -> str:

@@ -149,7 +149,8 @@ def _about(report: Json) -> dict[str, Any]:
     return {"title": report["title"], **kept}
 
 
-def _about_line(letter: str, about: Json) -> str:
+def about_line(letter: str, about: Json) -> str:
+    """Report `letter` in a line: title, machine, date, commit, libraries."""
     hardware, versions = about["hardware"] or {}, about["versions"] or {}
     machine = ", ".join(hardware.get("gpus") or [f"{hardware.get('cpu')}, {hardware.get('cores')} cores"])
     commit = f", commit {about['git_commit'][:10]}" if about["git_commit"] else ""
@@ -159,11 +160,29 @@ def _about_line(letter: str, about: Json) -> str:
     return f"{letter}: {about['title']}; {machine}; {about['date_utc']}{commit}; {libraries}"
 
 
-def _across(row: Json) -> str:
+def across_words(row: Json) -> str:
     """The names of what differs; "like for like" where nothing does."""
     if row["b_median_ms"] is None:
         return "not timed in B"
     return " and ".join(each.partition(":")[0] for each in row["across"]) or "like for like"
+
+
+def place_words(row: Json) -> str:
+    """Where a matched row ran, once where that is the same."""
+    return str(row["a_place"]) if row["a_place"] == row["b_place"] else f"A: {row['a_place']}; B: {row['b_place']}"
+
+
+def score_rows(both: Json) -> list[list[str]]:
+    """Name, both scores, their difference and what is to be said of the data; [] where neither report has scores."""
+    if all(row["a_score_x100"] is None and row["b_score_x100"] is None for row in both["scores"]):
+        return []
+    return [
+        [
+            row["name"], _text(row["a_score_x100"], ".2f"), _text(row["b_score_x100"], ".2f"),
+            _text(row["b_minus_a_points"], "+.2f"), "; ".join(row["across"]) or "the same rows",
+        ]
+        for row in both["scores"]
+    ]  # fmt: skip
 
 
 def _text(value: float | None, form: str) -> str:
@@ -185,31 +204,24 @@ def _print_table(console: Console, headers: Sequence[str], rows: Sequence[Sequen
 def print_side_by_side(both: Json, console: Console) -> None:
     """Print what `side_by_side` made."""
     for letter in "ab":
-        console.print(Text(_about_line(letter.upper(), both[letter])))
+        console.print(Text(about_line(letter.upper(), both[letter])))
     console.print()
     rows = [
         [
             row["name"],
-            row["a_place"] if row["a_place"] == row["b_place"] else f"A: {row['a_place']}; B: {row['b_place']}",
+            place_words(row),
             row["shape"],
             _text(row["a_median_ms"], ".2f"),
             _text(row["b_median_ms"], ".2f"),
             "-" if row["b_median_ms"] is None else f"{row['b_over_a_speed_ratio']:.2f}x",
-            _across(row),
+            across_words(row),
         ]
         for row in both["rows"]
     ]
     headers = ["", "runs on", "batch x\nsequence", "A\nmedian ms", "B\nmedian ms", "speed\nB over A", "ratio\nacross"]
     _print_table(console, headers, rows, 2)
-    scores = [
-        [
-            row["name"], _text(row["a_score_x100"], ".2f"), _text(row["b_score_x100"], ".2f"),
-            _text(row["b_minus_a_points"], "+.2f"), "; ".join(row["across"]) or "the same rows",
-        ]
-        for row in both["scores"]
-    ]  # fmt: skip
-    metric = both["scores"][0]["metric"] if scores else ""
-    if any(row["a_score_x100"] is not None or row["b_score_x100"] is not None for row in both["scores"]):
+    if scores := score_rows(both):
+        metric = both["scores"][0]["metric"]
         _print_table(console, ["", f"A\n{metric} x100", f"B\n{metric} x100", "B - A\npoints", "data"], scores, 1)
     for letter in "ab":
         if names := both[f"only_in_{letter}"]:

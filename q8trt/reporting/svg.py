@@ -188,21 +188,32 @@ def chart(
     return _svg(HEIGHT, title, parts)
 
 
-def bars(items: Sequence[tuple[str, float, int, str]], title: str, unit: str) -> str:
+#: A name longer than this many letters is wider than a chart.
+_LETTERS = 62
+
+
+def _shortened(name: str) -> str:
+    """The beginning and the end of a long name."""
+    half = _LETTERS // 2
+    return name if len(name) <= _LETTERS else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def bars(items: Sequence[tuple[str, float, int, str]], title: str, unit: str, most: float = 0.0) -> str:
     """Horizontal bars from zero, each with its name above and its figure at the end.
 
     Args:
         items: (name, value, series index, figure as text).
         title: for screen readers.
         unit: what the bars are in.
+        most: what must fit too, so that several charts have one scale.
     """
-    axis = value_axis([0.0, *(value for _, value, _, _ in items)])
-    height, room = 24 + 38 * len(items), WIDTH - 90
+    axis = value_axis([0.0, most, *(value for _, value, _, _ in items)])
+    height, room = 24 + 38 * len(items), WIDTH - 16 - 8 * max(len(text) for _, _, _, text in items)
     parts = [f'<text class="label" x="4" y="12">{escape(unit)}</text>']
     for index, (name, value, colour, text) in enumerate(items):
         top = 24 + 38 * index
         length = max(1.0, axis.place(value) * room)
-        parts.append(f'<text class="tick" x="4" y="{top + 10}">{escape(name)}</text>')
+        parts.append(f'<text class="tick" x="4" y="{top + 10}">{escape(_shortened(name))}</text>')
         parts.append(
             f'<rect class="bar s{colour % 6}" x="4" y="{top + 14}" width="{length:.1f}" height="15" rx="2">'
             f"<title>{escape(f'{name}: {text}')}</title></rect>"

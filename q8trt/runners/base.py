@@ -47,6 +47,33 @@ class TimedRunner(Protocol):
         """Run one batch as `Runner.infer` does, and say where its time went."""
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """What one layer of an engine took, by the backend's own profiler.
+
+    Attributes:
+        name: as the backend names it; fused layers go by names of its own.
+        ms: a batch, the median over the batches profiled; layers of one name are added up.
+    """
+
+    name: str
+    ms: float
+
+
+@runtime_checkable
+class ProfiledRunner(Protocol):
+    """What a runner whose backend has a profiler has besides `Runner`'s methods."""
+
+    def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
+        """Run one batch `iterations` times, after once that is not counted; layers in the order in which they ran.
+
+        Profiled, a batch takes longer than `Runner.infer`: the times tell shares and not latency.
+
+        Raises:
+            DataError, BackendError: as `Runner.infer`; BackendError also where the backend reports no layer.
+        """
+
+
 class Runner(ABC):
     """Runs one model at one precision on one device.
 

@@ -90,7 +90,7 @@ class OnnxRuntimeRunner(Runner):
     def layer_times(self, arrays: Mapping[str, np.ndarray], iterations: int = 10) -> list[LayerTime]:
         """See `q8trt.runners.base.ProfiledRunner`: nodes of the graph as ONNX Runtime fused it, in a session of their own."""
         with tempfile.TemporaryDirectory() as folder:
-            session = None if self._session is None else self._open(*self._source, Path(folder) / "trace")
+            session: Any = None if self._session is None else self._open(*self._source, Path(folder) / "trace")
             for _ in range(1 + iterations):
                 self._run(session, arrays)
             reports = read_trace(Path(session.end_profiling()))

@@ -44,8 +44,12 @@ class RuntimeCache:
             self.state = "loaded"
         elif self._saved:
             _log.warning("runtime cache %s is damaged or of another environment; starting a new one", path)
+        self.share(runtime_config)
+
+    def share(self, runtime_config: Any) -> None:
+        """Put the cache in use by one more `trt.IRuntimeConfig`."""
         if not runtime_config.set_runtime_cache(self._cache):
-            _log.warning("runtime cache %s was refused; kernels are compiled again at every start", path)
+            _log.warning("runtime cache %s was refused; kernels are compiled again at every start", self.path)
 
     def save(self) -> None:
         """Write what was compiled since the last time; a folder that cannot be written is a warning, not an error.

@@ -39,31 +39,36 @@ class _Buffer:
 class Bucket:
     """Runs the batches of one profile. Not for several threads at once.
 
+    Args:
+        engine: whose.
+        index: of the profile.
+        profiler: a `trt.IProfiler`, to see single layers; no CUDA graph is captured then.
+
     Raises:
         BackendError: memory is short, or the library refused; nothing stays allocated.
     """
 
-    def __init__(self, engine: SharedEngine, index: int) -> None:
+    def __init__(self, engine: SharedEngine, index: int, profiler: Any = None) -> None:
         self._engine, self._cuda = engine, engine.cuda
         self._handles = Handles(engine.cuda)
         self._context: Any = None
         self._buffers: dict[str, _Buffer] = {}
         self._bound: tuple[Any, ...] | None = None  # the shape and addresses that the context was given last
         self._graph: Any = None
-        self._captures = engine.captures
+        self._captures = engine.captures and profiler is None
         try:
-            self._open(index)
+            self._open(index, profiler)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # an exception that is kept must not keep the context
             self.close()
             raise
 
-    def _open(self, index: int) -> None:
+    def _open(self, index: int, profiler: Any) -> None:
         engine, handles = self._engine, self._handles
         self.stream = handles.stream()
         self._events = [handles.event() for _ in range(4)]
         self._produced = handles.event()
-        self._context = context = engine.new_context()
+        self._context = context = engine.new_context(profiler)
         engine.ask(context.set_optimization_profile_async, index, int(self.stream))
         self._cuda.cudaStreamSynchronize(self.stream)
         for name in engine.input_names:

@@ -127,14 +127,17 @@ class SharedEngine:
 
     def _configure(self, options: TensorRTOptions, path: Path) -> None:
         """What only TensorRT-RTX has: kernels compiled at run time, their cache, and CUDA graphs of its own."""
-        trt, engine = self.backend.module, self._engine
-        config = self.ask(engine.create_runtime_config)
+        self._config = self._runtime_config(options.specialization, options.cuda_graph)
+        self._cache = RuntimeCache(self._config, path)
+
+    def _runtime_config(self, specialization: str, cuda_graph: bool) -> Any:
+        trt = self.backend.module
+        config = self.ask(self._engine.create_runtime_config)
         strategies = trt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, options.specialization.upper())
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.upper())
         graphs = trt.CudaGraphStrategy
-        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if options.cuda_graph else graphs.DISABLED
-        self._cache = RuntimeCache(config, path)
-        self._config = config
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if cuda_graph else graphs.DISABLED
+        return config
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What `function` of the library answers; null and False are how it says no.
@@ -154,13 +157,25 @@ class SharedEngine:
             raise BackendError(f"{self.backend.title}: {function.__name__} was refused: {reason}")
         return answer
 
-    def new_context(self) -> Any:
-        """An execution context; several threads may ask. Its memory is that of the profile it is switched to."""
-        engine, how = self._engine, self._config
-        if how is None:
-            how = self.backend.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+    def new_context(self, profiler: Any = None) -> Any:
+        """An execution context; several threads may ask. Its memory is that of the profile it is switched to.
+
+        Args:
+            profiler: a `trt.IProfiler` that each batch reports its layers to; such a context launches no CUDA graph.
+        """
         with self._lock:
-            return self.ask(engine.create_execution_context, how)
+            how = self._config
+            if how is None:
+                how = self.backend.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+            elif profiler is not None:
+                how = self._runtime_config("eager", cuda_graph=False)
+                if self._cache is not None:
+                    self._cache.share(how)
+            context = self.ask(self._engine.create_execution_context, how)
+        if profiler is not None:
+            context.profiler = profiler
+            context.enqueue_emits_profile = True
+        return context
 
     def save_runtime_cache(self) -> None:
         """Keep what was compiled so far; nothing on TensorRT, which compiles nothing at run time."""
@@ -192,3 +207,18 @@ class SharedEngine:
             self._config = self._cache = None
             self._engine = None
             self._runtime = None
+
+
+def layer_profiler(trt: Any) -> Any:
+    """A `trt.IProfiler` whose `reports` are layer -> ms, batch after batch, in the order in which layers first ran."""
+    base: Any = trt.IProfiler
+
+    class LayerProfiler(base):
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.reports: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.reports.setdefault(layer_name, []).append(float(ms))
+
+    return LayerProfiler()

@@ -12,9 +12,10 @@ A runner belongs to one thread at a time. For more threads over the same engine,
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ import numpy as np
 from q8trt.engine.backend import find_backend
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import BackendError, DataError, EngineError
-from q8trt.runners.base import Runner, Timing, common_shape
+from q8trt.runners.base import LayerTime, Runner, Timing, common_shape
 from q8trt.runners.cuda import attempt, cuda_runtime
 from q8trt.runners.device_arrays import DeviceArray, on_gpu
+from q8trt.runners.layer_times import typical
 from q8trt.runners.tensorrt_bucket import Bucket
-from q8trt.runners.tensorrt_engine import SharedEngine, TensorRTOptions
+from q8trt.runners.tensorrt_engine import SharedEngine, TensorRTOptions, layer_profiler
 
 
 class TensorRTRunner(Runner):
@@ -114,23 +116,48 @@ class TensorRTRunner(Runner):
         assert timing is not None
         return timing
 
+    def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
+        """See `q8trt.runners.base.ProfiledRunner`: by `trt.IProfiler`, in a context of its own and without CUDA graphs."""
+        with self._held():
+            shape, index = self._shape_and_profile(arrays)
+            profiler = layer_profiler(self._engine.backend.module)
+            bucket = Bucket(self._engine, index, profiler)
+            try:
+                for _ in range(1 + iterations):
+                    bucket.run(self._batch(arrays, bucket), shape, None)
+            finally:
+                bucket.close()
+            return typical(profiler.reports, 1 + iterations, f"{self._engine.backend.title}'s profiler")
+
     def _infer(self, arrays: Mapping[str, Any], started: float | None) -> tuple[np.ndarray, Timing | None]:
+        with self._held():
+            shape, index = self._shape_and_profile(arrays)
+            bucket = self._buckets[index]
+            return bucket.run(self._batch(arrays, bucket), shape, started)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """This runner for this thread alone, its device made the thread's."""
         if not self._busy.acquire(blocking=False):
             raise BackendError("this runner is busy in another thread; give each thread its own: runner.fork()")
         try:
             self._open()
             self._engine.cuda.cudaSetDevice(self._engine.device)  # the current device is the thread's, not the runner's
-            needed = self.needed(arrays)
-            shape = common_shape({name: tuple(np.shape(each)) for name, each in needed.items()})
-            index = covering(self.profiles, shape)
-            if index is None:
-                taken = show_profiles(self.profiles)
-                raise DataError(f"the batch has shape {shape}; the plan takes (batch, sequence) from {taken}")
-            bucket = self._buckets[index]
-            batch = {name: self._input(name, each, bucket) for name, each in needed.items()}
-            return bucket.run(batch, shape, started)
+            yield
         finally:
             self._busy.release()
+
+    def _shape_and_profile(self, arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+        """The (batch, sequence) of a batch, and the index of the profile that takes it."""
+        shape = common_shape({name: tuple(np.shape(each)) for name, each in self.needed(arrays).items()})
+        index = covering(self.profiles, shape)
+        if index is None:
+            taken = show_profiles(self.profiles)
+            raise DataError(f"the batch has shape {shape}; the plan takes (batch, sequence) from {taken}")
+        return shape, index
+
+    def _batch(self, arrays: Mapping[str, Any], bucket: Bucket) -> dict[str, np.ndarray | DeviceArray]:
+        return {name: self._input(name, each, bucket) for name, each in self.needed(arrays).items()}
 
     def _input(self, name: str, array: Any, bucket: Bucket) -> np.ndarray | DeviceArray:
         engine = self._engine
