@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,7 +131,7 @@ def compare(
         parity: also run each engine's torch checkpoint and state how far the logits are apart.
         buckets: lengths that batches of the development set are padded to, while they are scored and their throughput measured.
         options: how plans are run.
-        layer_times: also profile the layers of each engine, at the last shape.
+        layer_times: also profile the layers of each engine, at the shape of most tokens.
 
     Raises:
         Q8TRTError: bad data, a damaged engine, a backend that is absent.
@@ -148,7 +149,7 @@ def compare(
         lengths = _lengths(engines, runners, first, largest, buckets, config.max_seconds)
         inputs = _inputs(engines)
         latencies, states = _time(runners, config, inputs)
-        layers = measure_layers(runners, config.shapes[-1], inputs) if layer_times else []
+        layers = measure_layers(runners, max(config.shapes, key=math.prod), inputs) if layer_times else []
     rows = [
         Row(**fields, latencies=_with_work(engine, runner, times), lengths=each)
         for engine, runner, fields, times, each in zip(engines, runners, scored, latencies, lengths, strict=True)

@@ -84,7 +84,7 @@ def test_one_run_leaves_three_files_and_json_as_its_last_line(
     assert int8["folder"].endswith("int8")
 
 
-def test_layers_are_profiled_at_the_last_shape(
+def test_layers_are_profiled_at_the_largest_shape(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("q8trt.comparison.saturates", lambda: True)

@@ -12,6 +12,7 @@ from q8trt.benchmarking.layers import LayerTimes, by_kind
 from q8trt.benchmarking.lengths import Lengths
 from q8trt.benchmarking.timing import summarize
 from q8trt.reporting import Report, Row, html
+from q8trt.reporting.html import table
 from q8trt.reporting.svg import Point, Series, bars, chart, choice_axis, numbers, value_axis
 from q8trt.runners.base import LayerTime
 
@@ -155,6 +156,19 @@ def test_a_share_is_shown_of_the_whole(report: Report) -> None:
     drawing = page[page.index("<figcaption><b>Share of the GPU") :].partition("</figure>")[0]
     assert all(f">{tick}</text>" in drawing for tick in (0, 20, 40, 60, 80, 100))
     assert "logarithmic" not in drawing
+
+
+def test_cells_of_a_table() -> None:
+    drawn = table(["", "ms", "said"], [["a", "1", "passed"], ["b", "2", "it passed"]], 1, 1)
+    assert "<th></th><th class=number>ms</th><th>said</th>" in drawn
+    assert "<td>a</td><td class=number>1</td><td class=passed>passed</td>" in drawn
+    assert "<td>it passed</td>" in drawn
+
+
+def test_accuracy_stands_against_the_largest_shape(report: Report) -> None:
+    backwards = [replace(row, latencies=row.latencies[::-1]) for row in report.rows]
+    assert replace(report, rows=backwards).largest_shape == report.largest_shape == "8x128"
+    assert replace(report, rows=[]).largest_shape == ""
 
 
 def test_what_cannot_be_drawn_is_said(report: Report) -> None:

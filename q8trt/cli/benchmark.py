@@ -35,7 +35,7 @@ def parser() -> Parser:
     )
     made.add_argument("--no_accuracy", action="store_true", help="time only")
     made.add_argument(
-        "--no_layer_times", action="store_true", help="do not profile the layers of each engine, at the last shape"
+        "--no_layer_times", action="store_true", help="do not profile the layers of each engine, at the largest shape"
     )
     made.add_argument("--parity", action="store_true", help="also state how far logits are from the torch checkpoint's")
     made.add_argument(

@@ -89,14 +89,20 @@ def _verdict(report: Report) -> str:
     return f"<ul class='verdict'>{''.join(lines)}</ul>{_summary(report)}"
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int) -> str:
-    """A table that scrolls sideways in a narrow window; the first column, whose row it is, stays."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int, trailing: int = 0) -> str:
+    """A table that scrolls sideways in a narrow window; the first column, whose row it is, stays.
+
+    The first `words` and the last `trailing` columns hold words, the others figures. A cell that says no more than "passed"
+    or "failed" has their colour.
+    """
+
+    def kind(index: int, text: str) -> str:
+        if text in ("passed", "failed"):
+            return f" class={text}"
+        return "" if index < words or index >= len(headers) - trailing else " class=number"
 
     def cells(tag: str, texts: Sequence[str]) -> str:
-        return "".join(
-            f"<{tag}{'' if index < words else ' class=number'}>{escape(text)}</{tag}>"
-            for index, text in enumerate(texts)
-        )
+        return "".join(f"<{tag}{kind(index, text)}>{escape(text)}</{tag}>" for index, text in enumerate(texts))
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
@@ -169,7 +175,7 @@ def _plots(report: Report, place: str) -> Iterator[str]:
         figures += _family("Throughput against sequence", charts, place, ("tokens a row", "samples/s"))
     else:
         missing.append("Throughput against sequence: needs two lengths, see --seq_lengths.")
-    figures += _accuracy(report, rows, place, report.shapes[-1] if report.shapes else "")
+    figures += _accuracy(report, rows, place, report.largest_shape)
     charts = {f"{sequence} tokens": _curves(rows, "batch", _share, sequence=sequence) for sequence in sequences}
     if any(charts.values()):
         figures += _family(

@@ -21,6 +21,7 @@ table { border-collapse: separate; border-spacing: 0; font-size: 0.85rem; font-v
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--rule); text-align: left; white-space: nowrap; }
 th { color: var(--faint); font-weight: 600; vertical-align: bottom; }
 .number { text-align: right; }
+.passed { color: var(--good); } .failed { color: var(--bad); font-weight: 600; }
 .prose td:nth-child(3) { white-space: normal; min-width: 18em; overflow-wrap: anywhere; }
 section + header { margin-top: 48px; }
 @media (max-width: 700px) { .prose td:first-child { white-space: normal; min-width: 7em; }

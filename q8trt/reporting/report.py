@@ -165,6 +165,12 @@ class Report:
         return list(dict.fromkeys(latency.shape for row in self.rows for latency in row.latencies))
 
     @property
+    def largest_shape(self) -> str:
+        """The timed shape of most tokens; "" where none was timed."""
+        latencies = [latency for row in self.rows for latency in row.latencies]
+        return max(latencies, key=lambda each: each.batch * each.sequence).shape if latencies else ""
+
+    @property
     def what_is_timed(self) -> str:
         """The definition of the latencies, for each clock that the rows were timed by."""
         clocks = {latency.clock for row in self.rows for latency in row.latencies}

@@ -16,7 +16,7 @@ from q8trt.reporting.svg import bars
 Json = Mapping[str, Any]
 TITLE = "Two benchmarks side by side"
 _LEGEND = (
-    "speed: A's median time over B's; above 1, B is faster. Where the last column names a backend or a device, the ratio "
+    "speed: A's median time over B's; above 1, B is faster. Where the ratio is across a backend or a device, it "
     "compares those and not the models."
 )
 
@@ -30,21 +30,21 @@ def html(both: Json) -> str:
     times = [
         [
             row["name"],
-            place_words(row),
             row["shape"],
             ms(row["a_median_ms"]),
             ms(row["b_median_ms"]),
             "-" if row["b_over_a_speed_ratio"] is None else f"{row['b_over_a_speed_ratio']:.2f}x",
             across_words(row),
+            place_words(row),
         ]
         for row in both["rows"]
     ]
-    headers = ["", "runs on", "batch x sequence", "A median ms", "B median ms", "speed, B over A", "ratio across"]
-    body.append(section("Times", table(headers, times, 2) + f"<p class='faint'>{escape(_LEGEND)}</p>"))
+    headers = ["", "batch x sequence", "A median ms", "B median ms", "speed, B over A", "ratio across", "run on"]
+    body.append(section("Times", table(headers, times, 1, 2) + f"<p class='faint'>{escape(_LEGEND)}</p>"))
     if scores := score_rows(both):
         metric = both["scores"][0]["metric"]
         named = ["", f"A {metric} x100", f"B {metric} x100", "B - A points", "data"]
-        body.append(section("Scores", table(named, scores, 1)))
+        body.append(section("Scores", table(named, scores, 1, 1)))
     lonely = [
         f"only in {letter.upper()}: {', '.join(both[f'only_in_{letter}'])}"
         for letter in "ab"
