@@ -31,7 +31,10 @@ COMMANDS = {
     "predict": ("predict", "a file of rows and an engine -> the same rows with their answers"),
     "pack": ("pack", "an engine folder -> one archive with hashes and a model card"),
     "unpack": ("unpack", "an archive of q8trt pack -> the engine folder, every hash verified"),
-    "triton": ("triton", "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out"),
+    "triton": (
+        "triton",
+        "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out",
+    ),
     "gpu-check": ("gpu_check", "on a machine with a GPU: build, check and time everything there -> JSON and one page"),
     "doctor": ("doctor", "what this machine can do, and which steps will run"),
 }

@@ -118,11 +118,6 @@ def unpack(path: str | Path, output_dir: str | Path | None = None, sha256: str |
     return folder
 
 
-def is_archive(path: str | Path) -> bool:
-    """Whether `path` is a file that `unpack` may be able to read, rather than an engine folder."""
-    return zipfile.is_zipfile(path) if Path(path).is_file() else False
-
-
 def _card(folder: Path, manifest: Manifest, licence: str | None) -> bytes:
     own = folder / CARD_FILE
     if not own.is_file():
