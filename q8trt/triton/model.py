@@ -155,6 +155,7 @@ class OnnxEncoder:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings speak of the graph's own nodes
         options.intra_op_num_threads = max(1, threads)
         # Threads that spin for work take the cores from the other instances and from the server.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
