@@ -201,6 +201,12 @@ def test_lengths_and_batches_follow_the_plan(profiles: Any, trained: int, found:
     assert limits(plan(*profiles, trained=trained), True, None, 32) == found
 
 
+def test_batches_are_as_large_as_suits_what_runs_them() -> None:
+    assert limits(plan(ShapeProfile((1, 1), (8, 128), (64, 128))), True, None).batch_size == 32
+    assert limits(plan(ShapeProfile((1, 1), (8, 128), (16, 128))), True, None).batch_size == 16
+    assert limits(plan(ShapeProfile((1, 1), (8, 128), (64, 128))), False, None).batch_size == 8
+
+
 def test_without_a_plan_every_length_runs_as_it_is() -> None:
     assert limits(plan(trained=5), False, None, 5) == Limits(5, (1, 2, 3, 4, 5), 5)
     profile = ShapeProfile((4, 1), (4, 12), (4, 12))
@@ -220,11 +226,10 @@ def test_batches_are_filled_up_to_what_the_plan_takes(folder: Path, fake: types.
     write_manifest(folder, replace(MANIFEST, profiles=[fixed]))
     fake.engine.profiles = (fixed,)
     shapes = []
-    with Engine.load(folder) as engine:
-        with engine._pool.runner() as runner:
-            infer = runner.infer
-        for each in engine._pool._runners:
-            each.infer = lambda arrays: shapes.append(arrays["input_ids"].shape) or infer(arrays)  # type: ignore
+    with Engine.load(folder, contexts=1) as engine:
+        runner = engine._pool.first
+        infer = runner.infer
+        runner.infer = lambda arrays: shapes.append(arrays["input_ids"].shape) or infer(arrays)  # type: ignore
         assert len(engine.predict(TEXTS)) == len(TEXTS)
         assert engine.logits(["a"]).shape == (1, 3)
     assert shapes == [(4, 16)] * 3

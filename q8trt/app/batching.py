@@ -15,6 +15,9 @@ from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering, show_profiles
 from q8trt.errors import ConfigError
 
+#: Rows of a batch where none are asked for. A GPU wants many; a CPU is as quick with few, and pads less.
+DEFAULT_BATCH = {"plan": 32, "cpu": 8}
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -43,7 +46,7 @@ class Limits:
         return {name: np.pad(array, ((0, missing), (0, 0)), mode="edge") for name, array in arrays.items()}
 
 
-def limits(manifest: Manifest, plan: bool, buckets: Sequence[int] | None, batch_size: int) -> Limits:
+def limits(manifest: Manifest, plan: bool, buckets: Sequence[int] | None, batch_size: int | None = None) -> Limits:
     """The limits of an engine.
 
     An example is as long as the model was trained for and the plan takes, on whatever backend: so that all of them give
@@ -54,11 +57,13 @@ def limits(manifest: Manifest, plan: bool, buckets: Sequence[int] | None, batch_
         plan: whether the plan runs, which takes the shapes of its profiles and no other.
         buckets: lengths to pad to; None for those of the plan's profiles and the usual ones between them, or without a
             plan no padding but to the longest row.
-        batch_size: rows of a batch, at most.
+        batch_size: rows of a batch, at most; None for the best that is known.
 
     Raises:
         ConfigError: a bucket or the batch size is not positive, or beyond what model and plan take.
     """
+    if batch_size is None:
+        batch_size = DEFAULT_BATCH["plan" if plan else "cpu"]
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
     longest = manifest.model.max_seq_length

@@ -63,10 +63,10 @@ class Engine:
         device: str | None = None,
         backend: str | None = None,
         buckets: Sequence[int] | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         threads: int | None = None,
         contexts: int = 2,
-        max_batch: int | None = None,
+        max_batch: int = 32,
         max_wait_ms: float = 2.0,
     ) -> Engine:
         """Verify an engine folder and open it.
@@ -77,13 +77,13 @@ class Engine:
                 else the CPU. A plan that the GPU cannot run is an error, never a reason to take the CPU.
             backend: "tensorrt", "tensorrt_rtx" or "onnxruntime", where only that one will do.
             buckets: lengths in tokens that batches are padded to, ascending; longer texts are cut at the last one.
-                None: those of the plan and the usual ones between them.
-            batch_size: rows of a batch, at most; no more than the plan takes.
+                None: those of the plan and the usual ones between them; on the CPU any length.
+            batch_size: rows of a batch, at most; no more than the plan takes. None: 32, on the CPU 8.
             threads: threads within an operator of ONNX Runtime; None: its own choice.
             contexts: batches of one `predict` that run at the same time; on TensorRT, of all together, each with memory of
                 its own on the GPU.
-            max_batch: rows that start a micro-batch of `apredict`; None: `batch_size`.
-            max_wait_ms: how long `apredict` waits for others to share a batch with, in milliseconds.
+            max_batch: rows that `apredict` waits for no longer than `max_wait_ms`; then they run as those of `predict`.
+            max_wait_ms: how long, in milliseconds.
 
         Raises:
             ConfigError: an option has a value that cannot be used, or two contradict each other.
@@ -96,8 +96,7 @@ class Engine:
         pool = RunnerPool(runners, shared=runners[0].backend == "onnxruntime")
         try:
             found = limits(manifest, runners[0].backend != "onnxruntime", buckets, batch_size)
-            gathered = found.batch_size if max_batch is None else max_batch
-            return cls(folder, manifest, pool, found, contexts, gathered, max_wait_ms)
+            return cls(folder, manifest, pool, found, contexts, max_batch, max_wait_ms)
         except BaseException:
             pool.close()
             raise
