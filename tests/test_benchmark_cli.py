@@ -204,6 +204,11 @@ def test_gate_of_int8_alone_counts_from_torchs_score(
         (["int8"], ["--batch_sizes", "1", "--seq_lengths", "8", "--shapes", "1x8"], "exclude each other"),
         (["int8"], ["--batch_sizes", "0", "--seq_lengths", "8"], "--batch_sizes '0', expected"),
         (["int8"], ["--buckets", "16,16"], "--buckets '16,16', expected"),
+        (["int8"], ["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0, expected 1 or more"),
+        (["int8"], ["--output_dir", __file__], "is a file"),
+        (["int8"], ["--output_dir", f"{__file__}/deep/er"], "/deep/er cannot be a folder: "),
+        (["int8"], ["--name", "a/b"], "--name 'a/b', expected the stem of a file, without a folder"),
+        (["int8"], ["--name", ""], "--name '', expected"),
         (["int8"], ["--duration", "90"], "--duration 90.0, expected from 0 to below --max_seconds 60"),
     ],
 )
@@ -211,6 +216,14 @@ def test_refusals(engines: list[str], options: list[str], says: str, built: Path
     chosen = [argument for name in engines for argument in ("--engine", str(built / name))]
     accuracy = [] if "--no_accuracy" in options else ["--task", "STS-B", "--data_dir", str(built / "data")]
     assert says in refused("benchmark", *chosen, *accuracy, *options)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    built: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q8trt.cli.options.os.access", lambda *arguments: False)
+    line = refused("benchmark", "--engine", str(built / "int8"), "--output_dir", "locked/out")
+    assert "--output_dir locked/out cannot be written: no permission for " in line
 
 
 def test_max_drop_without_any_fp32_score(built: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from q8trt.benchmarking.lengths import evenly_spaced, measure_lengths
+from q8trt.benchmarking.lengths import evenly_spaced, evenly_spaced_batches, measure_lengths
 from q8trt.data import Features
 from q8trt.runners.base import Runner
 from q8trt.tasks import get_task
@@ -79,14 +79,22 @@ def test_every_shape_is_warmed_before_it_is_timed() -> None:
     assert {(2, 16), (2, 32), (2, 64)} <= set(before)
 
 
-def test_evenly_spaced_rows_stand_for_a_set_that_would_take_too_long() -> None:
+def test_evenly_spaced_batches_stand_for_a_set_that_would_take_too_long() -> None:
     # A batch of 2 x 64 takes 0.128 s, and twice that with buckets: 0.6 s pay for two batches.
     rows: list[int] = []
-    (found,), _ = run(max_seconds=0.6, on_progress=rows.append)
+    (found,), calls = run(max_seconds=0.6, on_progress=rows.append)
     assert found.rows == 4
     assert sum(rows) == 8
+    assert {shape for _, shape, _ in calls[-4:]} == {(2, 16), (2, 64)}  # the shortest rows and the longest, not mixed
+    assert found.ratio == pytest.approx(2 * 64 / (16 + 64))
+
+
+def test_which_rows_are_kept() -> None:
     kept = evenly_spaced(features(), 4)
     assert kept.lengths.tolist() == [10, 12, 8, 16]
     assert kept.labels is not None
     assert kept.labels.tolist() == [0, 2, 5, 7]
     assert evenly_spaced(features(), 9).lengths.tolist() == list(LENGTHS)
+    # Sorted: 8 10 12 | 16 20 30 | 40 64.
+    assert evenly_spaced_batches(features(), 3, 2).lengths.tolist() == [8, 10, 12, 40, 64]
+    assert evenly_spaced_batches(features(), 3, 3).lengths.tolist() == list(LENGTHS)

@@ -166,10 +166,17 @@ def test_command_refuses(files: tuple[Path, Path], tmp_path: Path, capsys: pytes
     (tmp_path / "old.json").write_text(json.dumps(old))
     (tmp_path / "text.json").write_text("hello")
     (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "rows.json").write_text(json.dumps(made() | {"rows": 3}))
+    (tmp_path / "cut.json").write_text(json.dumps(made() | {"rows": [{"name": "FP32"}]}))
+    untitled = {key: value for key, value in made().items() if key != "title"}
+    (tmp_path / "untitled.json").write_text(json.dumps(untitled))
     for name, says in (
         ("absent.json", "absent.json does not exist; expected a benchmark.json"),
         ("old.json", "has schema 1, this q8trt reads 2; run benchmark.py again"),
-        ("text.json", "is no JSON file"),
+        ("text.json", "is no JSON file (Expecting value"),
+        ("rows.json", "is no benchmark report"),
+        ("cut.json", "cut.json is damaged: precision is missing; run benchmark.py again"),
+        ("untitled.json", "untitled.json is damaged: title is missing"),
         ("list.json", "is no benchmark report"),
     ):
         assert run_command("benchmark", ["--compare", good, str(tmp_path / name)]) == 2

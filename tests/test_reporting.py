@@ -248,7 +248,7 @@ def test_length_buckets_are_on_the_terminal(report: Report) -> None:
     silent = replace(report, rows=[replace(row, lengths=None) for row in report.rows])
     assert "buckets" not in printed(silent, 100)
     some = replace(report, rows=[replace(INT8, lengths=replace(INT8.lengths, rows=300))])
-    assert "against fixed 128, 300 evenly spaced rows" in printed(some, 100)
+    assert "against fixed 128, 300 rows in evenly spaced batches" in printed(some, 100)
 
 
 @pytest.fixture

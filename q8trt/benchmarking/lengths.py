@@ -24,7 +24,7 @@ class Lengths:
     """One runner's throughput on a data set.
 
     Attributes:
-        rows: rows run, all of the split or evenly spaced ones.
+        rows: rows run, all of the split or those of evenly spaced batches.
         batch_size: rows a batch.
         buckets: the lengths allowed, in tokens; `fixed` is the one without buckets.
         mean_tokens: tokens a row before padding.
@@ -48,9 +48,27 @@ class Lengths:
 
 def evenly_spaced(features: Features, count: int) -> Features:
     """At most `count` rows, evenly spaced over the split, in its order."""
-    if count >= len(features):
+    return features if count >= len(features) else _rows(features, _spaced(len(features), count))
+
+
+def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Features:
+    """The rows of at most `count` whole batches, evenly spaced over those of the split sorted by length.
+
+    Batched again, they make the same batches: few rows spread over all lengths would make batches of unlike rows, which are
+    mostly padding, and buckets would seem to be worth less than they are.
+    """
+    order = np.argsort(features.lengths, kind="stable")
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if count >= len(batches):
         return features
-    kept = np.linspace(0, len(features) - 1, count).round().astype(int).tolist()
+    return _rows(features, np.concatenate([batches[index] for index in _spaced(len(batches), count)]).tolist())
+
+
+def _spaced(size: int, count: int) -> list[int]:
+    return [int(index) for index in np.linspace(0, size - 1, count).round()]
+
+
+def _rows(features: Features, kept: list[int]) -> Features:
     return replace(
         features,
         input_ids=[features.input_ids[index] for index in kept],
@@ -95,7 +113,7 @@ def measure_lengths(
         max_length: the fixed length, and the longest bucket.
         batch_size: rows a batch; the last batch may be smaller.
         buckets: lengths allowed, those above `max_length` left out.
-        max_seconds: where the whole would take longer, as the time of one batch says, evenly spaced rows stand for it.
+        max_seconds: where the whole would take longer, as the time of one batch says, evenly spaced batches stand for it.
         on_progress: called with a number of rows; they add up to the rows of `features`.
         clock: seconds, monotonic.
 
@@ -105,8 +123,8 @@ def measure_lengths(
     allowed = buckets_up_to(max_length, buckets)
     probe = _batches(features.take(batch_size), batch_size, pad_token_id, (max_length,))
     per_batch = 2 * _warm(runners, probe, clock)  # with buckets and without: an upper bound
-    affordable = max(2, int(max_seconds / per_batch)) * batch_size if per_batch > 0 else len(features)
-    rows = evenly_spaced(features, affordable)
+    affordable = max(2, int(max_seconds / per_batch)) if per_batch > 0 else len(features)
+    rows = evenly_spaced_batches(features, batch_size, affordable)
     kinds = [_batches(rows, batch_size, pad_token_id, lengths) for lengths in (allowed, (max_length,))]
     for batches in kinds:
         _warm(runners, batches, clock)

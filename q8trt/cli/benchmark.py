@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
-from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say, warn
+from q8trt.cli.options import Parser, add_data, add_runs_dir, check_folder, chosen_data, say, warn
 from q8trt.errors import ConfigError
 
 
@@ -94,6 +94,16 @@ def parser() -> Parser:
     return made
 
 
+def _check_output(args: Any) -> None:
+    """Refuse what could not be written, before the minutes that measuring takes."""
+    if args.output_dir is not None:
+        check_folder("--output_dir", args.output_dir)
+    if args.name is not None and (not args.name or Path(args.name).name != args.name):
+        raise ConfigError(
+            f"--name {args.name!r}, expected the stem of a file, without a folder: --output_dir names that"
+        )
+
+
 def _shapes(args: Any, given: set[str]) -> tuple[tuple[int, int], ...]:
     if args.batch_sizes is None and args.seq_lengths is None:
         return parse_shapes_list(args.shapes)
@@ -134,6 +144,7 @@ def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     made = parser()
     args = made.parse_args(argv)
+    _check_output(args)
     if args.compare:
         extra = sorted(made.given(argv) - {"compare", "json", "name", "output_dir"})
         if extra:
@@ -142,6 +153,9 @@ def run(argv: list[str]) -> int:
     shapes = _shapes(args, made.given(argv))
     timing = BenchmarkConfig(shapes, args.warmup, args.iterations, args.duration, args.max_seconds)
     buckets = parse_sizes("--buckets", args.buckets)
+    batch_size = args.per_device_eval_batch_size
+    if batch_size < 1:
+        raise ConfigError(f"--per_device_eval_batch_size {batch_size}, expected 1 or more")
     from q8trt.comparison import OPTIONS, check_gate, compare, find_engines
     from q8trt.provenance import provenance
     from q8trt.reporting import Gate
@@ -153,7 +167,6 @@ def run(argv: list[str]) -> int:
     for engine in engines:
         say(f"engine: {engine.folder}")
     origin = provenance(["benchmark.py", *argv])
-    batch_size = args.per_device_eval_batch_size
     options = replace(OPTIONS, cuda_graph=not args.no_cuda_graph, runtime_cache=args.runtime_cache)
     report = compare(
         engines, data, timing, origin, args.backend, batch_size, args.parity, buckets, options, not args.no_layer_times

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from q8trt.cli.options import Parser, say
+from q8trt.cli.options import Parser, check_folder, say
 from q8trt.errors import BackendError, ConfigError
 
 RESULTS = Path("benchmarks") / "results"
@@ -61,6 +61,8 @@ def _check_input(args: Any) -> None:
     """Refuse bad paths before the minutes that a check takes. Raises ConfigError."""
     if args.data_dir is not None and not Path(args.data_dir).is_dir():
         raise ConfigError(f"--data_dir {args.data_dir} is no folder; expected the GLUE folder")
+    if args.output_dir is not None:
+        check_folder("--output_dir", args.output_dir)
     if args.run is not None:
         from q8trt.gpu_check.models import dev_data, finished_checkpoints
         from q8trt.runs import open_run

@@ -112,7 +112,7 @@ def lengths_title(report: Report) -> str:
     found = next((row.lengths for row in report.rows if row.lengths), None)
     if found is None:
         return ""
-    rows = "all rows" if found.rows == report.rows_evaluated else f"{found.rows} evenly spaced rows"
+    rows = "all rows" if found.rows == report.rows_evaluated else f"{found.rows} rows in evenly spaced batches"
     return f"Length buckets {', '.join(map(str, found.buckets))} against fixed {found.fixed}, {rows}"
 
 

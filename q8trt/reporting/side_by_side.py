@@ -19,6 +19,8 @@ from q8trt.files import read_json
 from q8trt.reporting.report import SCHEMA
 
 Json = Mapping[str, Any]
+#: What is read of a row.
+_ROW = ("name", "precision", "backend", "device", "label", "latencies", "score_x100")
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
@@ -33,11 +35,21 @@ def read_report(path: str | Path) -> dict[str, Any]:
     try:
         data = read_json(path)
     except ValueError as error:
-        raise DataError(f"{path} is no JSON file: {error}") from error
-    if not isinstance(data, dict) or not {"schema", "rows", "provenance"} <= set(data):
+        raise DataError(
+            f"{path} is no JSON file ({error}); expected a benchmark.json that benchmark.py wrote"
+        ) from error
+    if (
+        not isinstance(data, dict)
+        or not {"schema", "rows", "provenance"} <= set(data)
+        or not isinstance(data["rows"], list)
+    ):
         raise DataError(f"{path} is no benchmark report; expected a benchmark.json that benchmark.py wrote")
     if data["schema"] != SCHEMA:
         raise DataError(f"{path} has schema {data['schema']}, this q8trt reads {SCHEMA}; run benchmark.py again")
+    missing = [key for key in ("title", "main_metric") if key not in data]
+    missing += [key for row in data["rows"] for key in _ROW if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise DataError(f"{path} is damaged: {missing[0]} is missing; run benchmark.py again")
     return data
 
 
