@@ -68,13 +68,29 @@ def test_provenance(here: Path) -> None:
     assert found["versions"].keys() <= set(module.DISTRIBUTIONS)
     assert found["versions"]["q8trt"]
     assert found["versions"]["numpy"]
-    assert set(found["hardware"]) == {"cpu", "cores", "memory_gib", "gpus"}
+    assert set(found["hardware"]) == {"cpu", "cpu_features", "cores", "memory_gib", "gpus"}
     assert found["hardware"]["cores"] >= 1
     assert found["platform"]["python"].count(".") == 2
     # A path starts a string or follows a separator; "and/or" or "glue/STS-B" have none.
     text = json.dumps(found)
     assert not re.search(r"(^|[\s\"'=:,])/\w", text), text
     assert str(here) not in text
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "features"),
+    [
+        ("flags\t\t: fpu sse2 avx2 avx512f avx512_vnni\nflags\t\t: fpu avx2\n", ["avx2", "avx512f", "avx512_vnni"]),
+        ("model name : a\nflags : amx_int8 avx_vnni avx2 avx512fx\nbugs : avx512f\n", ["avx2", "avx_vnni", "amx_int8"]),
+        ("flags : fpu\n", []),
+        ("Features : fp asimd\n", None),  # ARM
+        (None, None),
+    ],
+)
+def test_cpu_features(cpuinfo: str | None, features: list[str] | None, tmp_path: Path) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert module._cpu_features(str(tmp_path / "cpuinfo")) == features
 
 
 def test_git(tmp_path: Path) -> None:
