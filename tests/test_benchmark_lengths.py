@@ -85,7 +85,7 @@ def test_evenly_spaced_batches_stand_for_a_set_that_would_take_too_long() -> Non
     (found,), calls = run(max_seconds=0.6, on_progress=rows.append)
     assert found.rows == 4
     assert sum(rows) == 8
-    assert {shape for _, shape, _ in calls[-4:]} == {(2, 16), (2, 64)}  # the shortest rows and the longest, not mixed
+    assert {shape for _, shape, _ in calls[-4:]} == {(2, 16), (2, 64)}  # short rows and long ones, not mixed
     assert found.ratio == pytest.approx(2 * 64 / (16 + 64))
 
 
@@ -97,4 +97,6 @@ def test_which_rows_are_kept() -> None:
     assert evenly_spaced(features(), 9).lengths.tolist() == list(LENGTHS)
     # Sorted: 8 10 12 | 16 20 30 | 40 64.
     assert evenly_spaced_batches(features(), 3, 2).lengths.tolist() == [8, 10, 12, 40, 64]
+    assert evenly_spaced_batches(features(), 3, 1).lengths.tolist() == [16, 20, 30]
+    assert evenly_spaced_batches(features(), 2, 2).lengths.tolist() == [12, 16, 40, 64]
     assert evenly_spaced_batches(features(), 3, 3).lengths.tolist() == list(LENGTHS)

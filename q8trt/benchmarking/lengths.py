@@ -48,11 +48,13 @@ class Lengths:
 
 def evenly_spaced(features: Features, count: int) -> Features:
     """At most `count` rows, evenly spaced over the split, in its order."""
-    return features if count >= len(features) else _rows(features, _spaced(len(features), count))
+    if count >= len(features):
+        return features
+    return _rows(features, np.linspace(0, len(features) - 1, count).round().astype(int).tolist())
 
 
 def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Features:
-    """The rows of at most `count` whole batches, evenly spaced over those of the split sorted by length.
+    """The rows of at most `count` whole batches, each from the middle of an equal part of those of the split sorted by length.
 
     Batched again, they make the same batches: few rows spread over all lengths would make batches of unlike rows, which are
     mostly padding, and buckets would seem to be worth less than they are.
@@ -61,11 +63,8 @@ def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Fe
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if count >= len(batches):
         return features
-    return _rows(features, np.concatenate([batches[index] for index in _spaced(len(batches), count)]).tolist())
-
-
-def _spaced(size: int, count: int) -> list[int]:
-    return [int(index) for index in np.linspace(0, size - 1, count).round()]
+    middles = [int((part + 0.5) * len(batches) / count) for part in range(count)]
+    return _rows(features, np.concatenate([batches[index] for index in middles]).tolist())
 
 
 def _rows(features: Features, kept: list[int]) -> Features:
