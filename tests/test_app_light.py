@@ -28,8 +28,9 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
+import q8trt.runners.tensorrt_runner
 from q8trt import Engine
-with Engine.load(FOLDER) as engine:
+with Engine.load(FOLDER, device="cpu") as engine:
     answers = engine.predict(ITEMS)
     logits = engine.run({name: [[2, 9, 3]] if name == "input_ids" else [[1, 1, 1]] for name in engine.manifest.inputs})
 modules = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
