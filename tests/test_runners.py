@@ -116,6 +116,19 @@ def test_onnxruntime_times_its_nodes(ort: Any, model: Path, tmp_path: Path, monk
         runner.layer_times(arrays)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_a_hundred_loads_on_onnxruntime_take_no_memory(ort: Any, model: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    held = []
+    for _ in range(100):
+        with OnnxRuntimeRunner(model, "int8", threads=1) as runner:
+            runner.infer(batch())
+        held.append(resident())
+    assert held[-1] - held[19] < 4 * 2**20  # a session of this model takes 50 KiB and more
+
+
 def test_typical_times_of_layers() -> None:
     # Three batches, the first of which does not count; "b" is the name of two layers.
     found = typical({"a": [9.0, 1.0, 2.0], "b": [9.0, 9.0, 1.0, 2.0, 3.0, 4.0], "once": [5.0]}, 3, "it")

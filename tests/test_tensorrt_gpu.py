@@ -88,6 +88,15 @@ def test_bert_with_and_without_graph(bert: tuple[Path, Path]) -> None:
     np.testing.assert_allclose(logits[0], logits[1], rtol=1e-3, atol=1e-3)
 
 
+def test_layers_are_timed(bert: tuple[Path, Path]) -> None:
+    with TensorRTRunner(bert[1], "fp32") as runner:
+        before = runner.infer(batch(*BASE, 50))
+        layers = runner.layer_times(batch(*BASE, 50), iterations=5)
+        assert len({layer.name for layer in layers}) == len(layers) > 0
+        assert 0 < sum(layer.ms for layer in layers) < 1000
+        np.testing.assert_allclose(runner.infer(batch(*BASE, 50)), before, rtol=1e-3, atol=1e-3)
+
+
 def test_torch_tensors_are_read_in_place(built: tuple[Path, Path]) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     if not torch.cuda.is_available():

@@ -1,5 +1,6 @@
 """The runner's logic over stand-ins (`tensorrt_fakes`) whose every call is checked against the real packages' signatures."""
 
+import gc
 import logging
 import subprocess
 import sys
@@ -311,6 +312,21 @@ def test_a_plan_without_outputs_is_refused(
     assert nothing_left(fake), caught  # though the exception is still held
 
 
+def test_a_plan_of_types_that_numpy_lacks_is_refused(
+    fake: types.SimpleNamespace, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacks(self: Any, name: str) -> Any:
+        trt = real("tensorrt_rtx")
+        return trt.nptype(trt.bfloat16) if trt else np.dtype("bfloat16")
+
+    monkeypatch.setattr(type(fake.engine), "get_tensor_dtype", lacks)
+    with pytest.raises(
+        EngineError, match=r"model\.plan has an input or output of a type that NumPy lacks \(\S"
+    ) as caught:
+        TensorRTRunner(plan, "int8")
+    assert nothing_left(fake), caught
+
+
 def test_why_a_batch_is_refused_is_quoted(fake: types.SimpleNamespace, plan: Path) -> None:
     with TensorRTRunner(plan, "int8") as runner:
         fake.engine.refuse = "execute_async_v3"
@@ -369,6 +385,26 @@ def test_a_failed_fork_leaves_the_runner_whole(fake: types.SimpleNamespace, plan
         assert len(fake.cuda.memory) == held
         check(runner)
     assert nothing_left(fake)
+
+
+def test_a_hundred_loads_leave_nothing(fake: types.SimpleNamespace, plan: Path) -> None:
+    """Of the device, nor of Python: blocks that the interpreter holds after a first hundred and after another."""
+    held = []
+    for load in range(200):
+        with TensorRTRunner(plan, "int8") as runner, runner.fork() as fork:
+            for each in (runner, fork):
+                check(each)
+                check(each)
+        assert nothing_left(fake)
+        fake.cuda.calls.clear()
+        fake.cuda.graphs.clear()
+        fake.cuda.times.clear()
+        fake.engine.runs.clear()
+        fake.engine.made_with.clear()
+        if load in (99, 199):
+            gc.collect()
+            held.append(sys.getallocatedblocks())
+    assert held[1] - held[0] < 80  # not one block a load
 
 
 def test_closing_after_a_cuda_error_warns(

@@ -118,7 +118,12 @@ class SharedEngine:
                 f"{path} has inputs {list(self.input_names)} and outputs {list(self.output_names)}; both are needed"
             )
         self.logits = "logits" if "logits" in self.output_names else self.output_names[0]
-        self.dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+        try:
+            self.dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+        except TypeError as error:
+            raise EngineError(
+                f"{path} has an input or output of a type that NumPy lacks ({one_line(error)})"
+            ) from error
         shapes = (
             engine.get_tensor_profile_shape(self.input_names[0], each)
             for each in range(engine.num_optimization_profiles)
