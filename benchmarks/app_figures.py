@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--concurrent", type=int, default=200)
-    parser.add_argument("--tolerance", type=float, default=0.1, help="beyond which an answer is wrong: see `compared`")
+    parser.add_argument("--tolerance", type=float, default=0.01, help="beyond which an answer is wrong: see `compared`")
     parser.add_argument("--name", default="app")
     parser.add_argument("--output_dir", type=Path, default=RESULTS)
     options = parser.parse_args()
