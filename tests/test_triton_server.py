@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from app_fixtures import ITEMS, MAX_LENGTH, REGRESSION, TASKS, engine_folder, re
 from q8trt.engine.manifest import Manifest, ModelInfo, write_manifest
 from q8trt.errors import BackendError, Q8TRTError
 from q8trt.triton import TritonConfig, write_repository
-from q8trt.triton.local_server import Address, find_installation, serve
+from q8trt.triton.local_server import Address, find_installation, free_ports, main, serve
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-triton"
@@ -223,6 +225,35 @@ def processes_of(repository: Path) -> list[str]:
                 continue
             found += [words] if str(repository) in words else []
     return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_serves_until_a_signal(tmp_path: Path, stop: signal.Signals) -> None:
+    installed = environment()
+    written = write_repository(
+        engine_folder(tmp_path / "engine", REGRESSION), tmp_path / "models", TritonConfig("python")
+    )
+    ports = [str(port) for port in free_ports(3)]
+    command = [sys.executable, "-m", "q8trt.triton.local_server", str(written.path), "--environment", str(installed)]
+    with subprocess.Popen([*command, "--ports", *ports], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert f"HTTP 127.0.0.1:{ports[0]}, gRPC 127.0.0.1:{ports[1]}" in process.stdout.readline()
+        process.send_signal(stop)
+        assert process.wait(60) == 0
+    assert not processes_of(written.path)
+
+
+def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main([str(tmp_path), "--environment", str(tmp_path)]) == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"local_server: error: {tmp_path} holds no nvidia-pytriton")
+    assert told.err.count("\n") == 1
 
 
 def test_without_the_package(tmp_path: Path) -> None:

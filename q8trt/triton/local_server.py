@@ -16,9 +16,10 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -181,23 +182,28 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def main() -> int:
-    """Serve until Ctrl-C."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C or SIGTERM; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m q8trt.triton.local_server", description=__doc__.partition("\n")[0])
     parser.add_argument("repository", metavar="MODEL_REPOSITORY", help="what `q8trt triton --backend python` wrote")
     parser.add_argument("--environment", default=ENVIRONMENT, metavar="DIR", help=f"default: {ENVIRONMENT}")
     parser.add_argument(
         "--ports", type=int, nargs=3, default=(8000, 8001, 8002), metavar="N", help="HTTP, gRPC, metrics"
     )
-    args: Any = parser.parse_args()
-    with (
-        contextlib.suppress(KeyboardInterrupt),
-        serve(args.repository, args.environment, ports=tuple(args.ports)) as at,
-    ):
-        print(f"HTTP {at.http}, gRPC {at.grpc}, metrics {at.metrics}; Ctrl-C stops the server", flush=True)
-        signal.pause()
+    args: Any = parser.parse_args(argv)
+    # What ends this process must end the server, which has a session of its own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with serve(args.repository, args.environment, ports=tuple(args.ports)) as at:
+            print(f"HTTP {at.http}, gRPC {at.grpc}, metrics {at.metrics}; Ctrl-C stops the server", flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        return 0
+    except BackendError as error:
+        print(f"local_server: error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())
