@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -219,33 +220,51 @@ def test_sites_are_told_by_what_feeds_them(rtx: Backend, tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def full(
+def exported(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]
-) -> Path:
-    """A tiny BERT of two layers with every site of the recipe `full`, as ONNX; heads of 16, which TensorRT fuses."""
-    from q8trt.export.onnx import export_onnx
+) -> Callable[..., Path]:
+    """``exported(recipe, fuse_qkv=False)``: a tiny BERT of two layers as ONNX; heads of 16, which TensorRT fuses."""
+    from q8trt.export.onnx import ExportOptions, export_onnx
     from q8trt.quantization.calibration import calibrate
     from q8trt.quantization.insertion import insert_quantizers
     from q8trt.quantization.recipe import load_recipe
 
-    model, recipe = tiny_model(), load_recipe("full")
-    insert_quantizers(model, recipe)
-    calibrate(model, recipe, [tiny_batch(seed=seed) for seed in range(3)])
-    path = tmp_path_factory.mktemp("full") / "model.onnx"
-    export_onnx(model, path, "int8", list(tiny_batch()))
-    return path
+    @functools.cache
+    def build(recipe: str, fuse_qkv: bool = False) -> Path:
+        model, loaded = tiny_model(), load_recipe(recipe)
+        insert_quantizers(model, loaded)
+        calibrate(model, loaded, [tiny_batch(seed=seed) for seed in range(3)])
+        path = tmp_path_factory.mktemp(recipe) / "model.onnx"
+        export_onnx(model, path, "int8", list(tiny_batch()), ExportOptions("torchscript", fuse_qkv=fuse_qkv))
+        return path
+
+    return build
 
 
 @pytest.mark.parametrize("profiles", [(SMALL,), bucket_profiles((8, 16), 2, 4)], ids=["one profile", "two"])
 def test_every_int8_product_of_the_graph_runs_in_int8(
     rtx: Backend,
-    full: Path,
+    exported: Callable[..., Path],
     tmp_path: Path,
     profiles: Any,
 ) -> None:
-    report = build_here(full, tmp_path / "m.plan", BuildConfig("rtx", tuple(profiles))).report
+    report = build_here(exported("full"), tmp_path / "m.plan", BuildConfig("rtx", tuple(profiles))).report
     assert (report.gemms, report.int8_gemms) == (2 * 6 + 2, 2 * 6), "pooler and classifier stay in float"
     assert (report.bmms, report.int8_bmms) == (4, 4)
     assert report.residual_adds == 4
     assert report.layers_by_precision["INT8"] >= len(profiles) * 2 * 4
     assert report.profiles == len(profiles)
+
+
+@pytest.mark.parametrize("recipe", ["linear", "full"])
+def test_the_fused_qkv_gemm_runs_in_int8_in_fewer_layers(
+    rtx: Backend, exported: Callable[..., Path], tmp_path: Path, recipe: str
+) -> None:
+    """Where its result is split matters: split before the heads are, the builder takes the wide GEMM in float."""
+    config = BuildConfig("rtx", (SMALL,))
+    plain, fused = (
+        build_here(exported(recipe, fuse_qkv), tmp_path / "m.plan", config).report for fuse_qkv in (False, True)
+    )
+    assert (fused.gemms, fused.int8_gemms) == (2 * 4 + 2, 2 * 4)
+    assert fused.int8_bmms == plain.int8_bmms == (4 if recipe == "full" else 0)
+    assert fused.layers < plain.layers

@@ -17,8 +17,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from q8trt.errors import ConfigError
-from q8trt.export.onnx import PRECISIONS, export_onnx
-from q8trt.quantization.insertion import model_quantizers, set_quantization
+from q8trt.export.onnx import PRECISIONS, ExportOptions, export_onnx
+from q8trt.quantization.calibration import calibrate
+from q8trt.quantization.insertion import insert_quantizers, model_quantizers, set_quantization
+from q8trt.quantization.recipe import load_recipe
 
 SHAPES = ((1, 8), (3, 17), (2, 64))
 #: Bounds on |ONNX Runtime's logits - torch's|: of the median row and of any row. The logits are of the order of 1.
@@ -254,6 +256,25 @@ def test_precision_must_fit_the_model(
     with pytest.raises(ConfigError, match=f"^--{precision.split('+')[0]} {words}"):
         export_onnx(model, tmp_path / "model.onnx", precision, ["input_ids"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantizer_that_takes_no_part_is_named(
+    tmp_path: Path, tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]
+) -> None:
+    """Else the file would hold fewer quantizers than the recipe, and nothing would say so."""
+    model, recipe = tiny_model(), load_recipe("attention")
+    insert_quantizers(model, recipe)
+    calibrate(model, recipe, [tiny_batch()])
+    model.set_attn_implementation("eager")
+    with pytest.raises(
+        ConfigError,
+        match=r"^the quantizer layer\.0\.bmm_q and 7 others took no part .*set_attn_implementation\('q8trt'\)",
+    ):
+        export_onnx(model, tmp_path / "m.onnx", "int8", inputs_of(tiny_batch()), ExportOptions("torchscript"))
+    assert list(tmp_path.iterdir()) == []
+    model.set_attn_implementation("q8trt")
+    result = export_onnx(model, tmp_path / "m.onnx", "int8", inputs_of(tiny_batch()), ExportOptions("torchscript"))
+    assert result.quantize_nodes + result.folded_weights == len(model_quantizers(model))
 
 
 def test_unknown_precision(tmp_path: Path, tiny_model: Callable[..., Any]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from q8trt.export.graph import constant, nodes, power_of_two
+from q8trt.export.graph import attribute, constant, nodes, power_of_two
 from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.export.options import EXPORTERS
 from q8trt.export.passes import PASSES, attention, normal, quantize, run_passes, smoothing
@@ -22,6 +22,7 @@ from q8trt.export.trace import trace
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.recipe import load_recipe
+from q8trt.runners.probed import ProbedOnnxRuntime, ProbedTorch
 
 #: The first pass after which ONNX Runtime knows every node.
 RUNNABLE = "insert_qdq"
@@ -150,12 +151,48 @@ def test_fused_qkv_is_one_gemm_a_layer_to_the_bit_the_same(
         for graph in graphs
     ]
     assert gemms[0] - gemms[1] == 2 * 2
-    assert len(nodes(graphs[1].graph, "Split")) == 2
+    splits = nodes(graphs[1].graph, "Split")
+    assert len(splits) == 2
+    for split in splits:  # MatMul -> Add -> Reshape -> Transpose -> Split of the heads, which TensorRT-RTX runs in INT8
+        assert (attribute(split, "axis", None), split.inputs[0].producer().op_type) == (1, "Transpose")
+        assert constant(split.inputs[0].producer().inputs[0].producer().inputs[1]).tolist() == [0, 0, 3 * 2, 16]
+        assert constant(split.inputs[1]).tolist() == [2, 2, 2]
 
 
 def _weight(node: Any) -> bool:
     dequantize = node.inputs[1].producer()
     return dequantize is not None and constant(dequantize.inputs[0]) is not None
+
+
+def test_heads_that_are_split_otherwise_are_not_fused(
+    tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]
+) -> None:
+    graph = trace(tiny_model(), list(tiny_batch()), "torchscript")
+    run_passes(graph)
+    for transpose in nodes(
+        graph.graph, "Transpose"
+    ):  # (batch, sequence, heads, size) -> (heads, batch, sequence, size)
+        if list(attribute(transpose, "perm", ())) == [0, 2, 3, 1]:
+            transpose.attributes["perm"] = ir.Attr("perm", ir.AttributeType.INTS, (2, 0, 3, 1))
+    before = len(graph.graph)
+    assert attention.fuse_qkv(graph) == 0
+    assert len(graph.graph) == before
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "full"])
+def test_a_fused_file_still_shows_what_leaves_each_module(
+    quantized: bool, tmp_path: Path, full: Callable[[str], Any], tiny_model: Callable[..., Any],
+    tiny_batch: Callable[..., Any],
+) -> None:  # fmt: skip
+    """The parity check compares Q, K and V too, which lie by heads, Q times the attention scale."""
+    model, batch = full("bert") if quantized else tiny_model(), tiny_batch(shape=(2, 9))
+    arrays, precision = {name: tensor.numpy() for name, tensor in batch.items()}, "int8" if quantized else "fp32"
+    export_onnx(model, tmp_path / "m.onnx", precision, list(batch), ExportOptions("torchscript", fuse_qkv=True))
+    names = [f"bert.encoder.layer.0.attention.self.{name}" for name in ("query", "key", "value")]
+    with ProbedTorch(model, precision) as torch_runner, ProbedOnnxRuntime(tmp_path / "m.onnx", precision) as runner:
+        expected, found = torch_runner.outputs(arrays, names), runner.outputs(arrays, names)
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_smoothing_leaves_two_products_a_block(full: Callable[[str], Any], tiny_batch: Callable[..., Any]) -> None:

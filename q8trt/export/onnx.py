@@ -16,15 +16,18 @@ import numpy as np
 
 from q8trt import __version__, files
 from q8trt.errors import ConfigError
+from q8trt.export.graph import attribute, nodes
 from q8trt.export.options import ExportOptions
+from q8trt.export.overflow import KeptOp, ops_to_keep, tensor_ranges
 from q8trt.export.passes import PassReport, normal, run_passes
+from q8trt.export.passes.half import to_fp16
+from q8trt.export.trace import QUANTIZE_DEQUANTIZE, trace
 from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.modules import ATTENTION
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from transformers import PreTrainedModel
-
-    from q8trt.export.overflow import KeptOp
 
 PRECISIONS = ("fp32", "fp16", "int8", "int8+fp16")
 #: Of opset 20, the oldest that has it.
@@ -74,14 +77,14 @@ def export_onnx(
             constants are judged.
 
     Raises:
-        ConfigError: the precision is unknown or does not fit the model, or the file would be larger than 2 GiB.
+        ConfigError: the precision is unknown or does not fit the model, some of the model's quantizers do not take part when it
+            computes, or the file would be larger than 2 GiB.
     """
-    from q8trt.export.trace import trace
-
     _check_precision(model, precision)
     options = options or ExportOptions()
     graph = trace(model, input_names, options.exporter)
-    reports = run_passes(graph, frozenset({"fuse_qkv"} if options.fuse_qkv else ()))
+    _check_quantizers(model, graph)
+    reports = run_passes(graph, options.passes)
     kept: list[KeptOp] = []
     if precision.endswith("fp16"):
         kept, report = _halve(graph, batches)
@@ -105,11 +108,20 @@ def _check_precision(model: PreTrainedModel, precision: str) -> None:
         raise ConfigError(f"--{precision.split('+')[0]} needs {needs} checkpoint; this one {has}")
 
 
+def _check_quantizers(model: PreTrainedModel, graph: ir.Model) -> None:
+    """Each quantizer of the model must have left its node: a file that lacks some would pass for a poorer recipe."""
+    traced = {attribute(node, "site", "") for node in nodes(graph.graph, QUANTIZE_DEQUANTIZE)}
+    missing = [key for key in model_quantizers(model) if key not in traced]
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise ConfigError(
+            f"the quantizer {missing[0]}{others} took no part when the model was traced; if its attention implementation was "
+            f"changed, call set_attn_implementation({ATTENTION!r}), or load the checkpoint again"
+        )
+
+
 def _halve(graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[list[KeptOp], PassReport]:
     """FP32 to FP16, but for what overflows on `batches`."""
-    from q8trt.export.overflow import ops_to_keep, tensor_ranges
-    from q8trt.export.passes.half import to_fp16
-
     normal.infer_shapes(graph)
     batches = list(batches)
     kept = ops_to_keep(graph, tensor_ranges(graph, batches) if batches else {})

@@ -22,8 +22,16 @@ class ExportOptions:
     exporter: str = field(
         default="dynamo", metadata={"help": "torch's exporter: dynamo or torchscript, the same graph"}
     )
-    fuse_qkv: bool = field(default=False, metadata={"help": "one GEMM for Q, K and V, of three times the width"})
+    fuse_qkv: bool = field(
+        default=False,
+        metadata={"help": "one GEMM for Q, K and V, of three times the width: fewer layers and a smaller plan"},
+    )
 
     def __post_init__(self) -> None:
         if self.exporter not in EXPORTERS:
             raise ConfigError(f"unknown --exporter {self.exporter!r}; known: {', '.join(EXPORTERS)}")
+
+    @property
+    def passes(self) -> frozenset[str]:
+        """The optional passes that are asked for."""
+        return frozenset({"fuse_qkv"} if self.fuse_qkv else ())

@@ -170,4 +170,21 @@ def _open_up(model: onnx.ModelProto, tensors: Mapping[str, str], places: _Places
             node.input[position] = stand_ins.get(tensor, tensor)
     for name in stand_ins.values():
         graph.input.append(onnx.helper.make_tensor_value_info(name, kind, ["batch", "sequence", None]))
-    graph.output.extend(onnx.ValueInfoProto(name=tensors[name]) for name in places[0])
+    shown = [_joined(graph, tensors[name]) for name in places[0]]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
+
+
+def _joined(graph: onnx.GraphProto, tensor: str) -> str:
+    """A tensor of (B, S, A * D) where `tensor` is (B, A, S, D), the heads split off a fused QKV projection; else itself.
+
+    In the graph, for as an output of its own ONNX Runtime may show such a tensor as its quantizer leaves it.
+    """
+    from onnx import helper, numpy_helper
+
+    if not any(node.op_type == "Split" and tensor in node.output for node in graph.node):
+        return tensor
+    rows, joined, shape = f"{tensor}.rows", f"{tensor}.joined", f"{tensor}.shape"
+    graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), shape))
+    graph.node.append(helper.make_node("Transpose", [tensor], [rows], rows, perm=[0, 2, 1, 3]))
+    graph.node.append(helper.make_node("Reshape", [rows, shape], [joined], joined))
+    return joined
