@@ -5,10 +5,11 @@
     python benchmarks/export_figures.py latency --run RUN --name export-latency-minilm-full
     python benchmarks/export_figures.py summary export-minilm-full export-bert-base-full --name export-full
 
-`graph` exports FP32, FP16, INT8 and INT8 with FP16, lints each file, builds each plan, and compares the logits of each
-file, run by ONNX Runtime, with torch's, FP32 and fake-quantized, over rows of the STS-B development set. RUN is a finished
-run of finetune.py; --random takes weights at random, calibrated on the same rows, for sizes and builds. `latency` times
-FP32, INT8 and ONNX Runtime's own dynamic quantization of the FP32 file in turn, in one process.
+`graph` exports FP32, FP16, INT8 and INT8 with FP16, the latter two also with --fuse_qkv, lints each file, builds each plan, and
+compares the logits of each file, run by ONNX Runtime, with torch's, FP32 and fake-quantized, over rows of the STS-B development
+set. RUN is a finished run of finetune.py; --random takes weights at random, calibrated on the same rows, for sizes and builds.
+`latency` times FP32, INT8 and ONNX Runtime's own dynamic quantization of the FP32 file in turn, in one process: of signed
+weights, its default, and of unsigned ones, which a CPU without VNNI needs for right sums.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ RESULTS = Path(__file__).parent / "results"
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 SHAPES = ((1, 32), (1, 128), (16, 128))
 MAX_SHAPES = (32, 128)
+#: What `graph` measures: name -> (precision, whether Q, K and V are one GEMM).
+VARIANTS = {name: (name, False) for name in PRECISIONS} | {
+    f"{name} --fuse_qkv": (name, True) for name in ("int8", "int8+fp16")
+}
 
 
 def batches_of(args: argparse.Namespace, tokenizer: Any) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
@@ -113,24 +118,24 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
     expected = {"torch_fp32": logits_of_torch(float_model, batches), "fake_quant": logits_of_torch(quantized, batches)}
     config = BuildConfig(profiles=(ShapeProfile((1, 1), (16, 128), MAX_SHAPES),))
     found: dict[str, Any] = {}
-    for precision in PRECISIONS:
+    for name, (precision, fuse_qkv) in VARIANTS.items():
         model = quantized if precision.startswith("int8") else float_model
         with tempfile.TemporaryDirectory() as folder:
             path, started = Path(folder) / "model.onnx", time.perf_counter()
-            exported = export_onnx(model, path, precision, NAMES, ExportOptions(args.exporter), batches[:4])
+            exported = export_onnx(model, path, precision, NAMES, ExportOptions(args.exporter, fuse_qkv), batches[:4])
             seconds = time.perf_counter() - started
             plan = build_plan(path, Path(folder) / "model.plan", config)
             entry = figures_of(path, precision, exported, plan, seconds)
             logits = logits_of_file(path, precision, batches)
-        entry["logits"] = {name: difference(logits, reference) for name, reference in expected.items()}
+        entry["logits"] = {source: difference(logits, reference) for source, reference in expected.items()}
         if args.run:
             entry["pearson"] = round(float(np.corrcoef(logits[:, 0], labels)[0, 1]), 4)
-        found[precision] = entry
-        yield f"{precision:10} onnx {entry['onnx_bytes'] / 2**20:8.1f} MiB, plan {entry['plan_bytes'] / 2**20:8.1f} MiB"
+        found[name] = entry
+        yield f"{name:20} onnx {entry['onnx_bytes'] / 2**20:8.1f} MiB, plan {entry['plan_bytes'] / 2**20:8.1f} MiB"
     base = found["fp32"]
     for entry in found.values():
-        entry["onnx_ratio"] = round(entry["onnx_bytes"] / base["onnx_bytes"], 3)
-        entry["plan_ratio"] = round(entry["plan_bytes"] / base["plan_bytes"], 3)
+        entry["onnx_ratio"] = round(entry["onnx_bytes"] / base["onnx_bytes"], 4)
+        entry["plan_ratio"] = round(entry["plan_bytes"] / base["plan_bytes"], 4)
     rows = sum(len(batch["input_ids"]) for batch in batches)
     record = {
         "model": open_run(args.run).path.name if args.run else args.random,
@@ -174,10 +179,12 @@ def latency(args: argparse.Namespace) -> Iterator[str]:
     float_model, quantized, _ = models_of(args)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: Path(folder) / f"{name}.onnx" for name in ("fp32", "int8", "dynamic")}
+        names = ("fp32", "int8", "dynamic", "dynamic_unsigned")
+        paths = {name: Path(folder) / f"{name}.onnx" for name in names}
         export_onnx(float_model, paths["fp32"], "fp32", NAMES, ExportOptions(args.exporter))
         export_onnx(quantized, paths["int8"], "int8", NAMES, ExportOptions(args.exporter))
         quantize_dynamic(paths["fp32"], paths["dynamic"], weight_type=QuantType.QInt8)
+        quantize_dynamic(paths["fp32"], paths["dynamic_unsigned"], weight_type=QuantType.QUInt8)
         runners = {name: OnnxRuntimeRunner(path, "int8" if name == "int8" else "fp32") for name, path in paths.items()}
         for shape in SHAPES:
             milliseconds = timed(runners, shape, args.iterations if shape[0] == 1 else max(args.iterations // 10, 10))
