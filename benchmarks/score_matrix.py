@@ -3,6 +3,7 @@
     python finetune.py ... --recipe full --seed 43 --output_dir runs/full-43      for each cell
     python benchmarks/score_matrix.py score runs/*                                exports and scores each finished stage
     python benchmarks/score_matrix.py table runs/* --name sts-b-minilm-recipes    -> benchmarks/results/NAME.{json,md}
+    python benchmarks/score_matrix.py table runs/* --name ... --merge             keeps the cells that no run given replaces
 
 A run's `score.json` holds what `score` found, so that it does nothing twice.
 """
@@ -97,10 +98,27 @@ def _summary(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
 
 
-def table(paths: Sequence[str], name: str, renamed: Mapping[str, str]) -> None:
-    """Write benchmarks/results/NAME.json and .md from scored runs of one task; `renamed` maps recipes' old names to new."""
+def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a cell is of; only FP32 models differ in epochs."""
+    return cell["recipe"], cell["method"], cell["seed"], cell["fp32_epochs"] if cell["method"] == "FP32" else None
+
+
+def table(paths: Sequence[str], name: str, renamed: Mapping[str, str], merge: bool = False) -> None:
+    """Write benchmarks/results/NAME.json and .md from scored runs of one task.
+
+    Args:
+        paths: run folders.
+        name: of the two files.
+        renamed: recipes' old names -> new ones.
+        merge: keep the cells of an earlier NAME.json for which `paths` have none.
+    """
     cells = [cell for path in paths if (Path(path) / SCORE_FILE).exists() for cell in _cells(path)]
     cells = [{**cell, "recipe": renamed.get(cell["recipe"], cell["recipe"])} for cell in cells]
+    if merge:
+        measured = {_key(cell) for cell in cells}
+        earlier = files.read_json(RESULTS / f"{name}.json")["cells"]
+        # The last of several runs of one cell is the one that the table showed.
+        cells = [*{_key(cell): cell for cell in earlier if _key(cell) not in measured}.values(), *cells]
     configs = [FinetuneConfig.from_dict(open_run(path).record["config"]) for path in paths]
     task = configs[0].data.resolved_task
     metric, groups = task.main_metric, defaultdict(dict)  # type: ignore[var-annotated]
@@ -133,12 +151,15 @@ def main() -> None:
     parser.add_argument(
         "--renamed", nargs="*", default=[], metavar="OLD=NEW", help="recipes that have another name by now, for `table`"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="keep earlier cells of NAME that no run replaces, for `table`"
+    )
     parser.add_argument("--threads", type=int, help="of ONNX Runtime; default: the physical cores")
     options = parser.parse_args()
     if options.action == "score":
         score(options.runs, options.threads)
     else:
-        table(options.runs, options.name, dict(pair.split("=", 1) for pair in options.renamed))
+        table(options.runs, options.name, dict(pair.split("=", 1) for pair in options.renamed), options.merge)
 
 
 if __name__ == "__main__":
