@@ -117,6 +117,7 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
     batches, labels = batches_of(args, tokenizer)
     expected = {"torch_fp32": logits_of_torch(float_model, batches), "fake_quant": logits_of_torch(quantized, batches)}
     config = BuildConfig(profiles=(ShapeProfile((1, 1), (16, 128), MAX_SHAPES),))
+    fixed = BuildConfig(profiles=(ShapeProfile(MAX_SHAPES, MAX_SHAPES, MAX_SHAPES),))
     found: dict[str, Any] = {}
     for name, (precision, fuse_qkv) in VARIANTS.items():
         model = quantized if precision.startswith("int8") else float_model
@@ -126,6 +127,7 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
             seconds = time.perf_counter() - started
             plan = build_plan(path, Path(folder) / "model.plan", config)
             entry = figures_of(path, precision, exported, plan, seconds)
+            entry["plan_fixed_bytes"] = build_plan(path, Path(folder) / "fixed.plan", fixed).bytes
             logits = logits_of_file(path, precision, batches)
         entry["logits"] = {source: difference(logits, reference) for source, reference in expected.items()}
         if args.run:
@@ -136,6 +138,7 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
     for entry in found.values():
         entry["onnx_ratio"] = round(entry["onnx_bytes"] / base["onnx_bytes"], 4)
         entry["plan_ratio"] = round(entry["plan_bytes"] / base["plan_bytes"], 4)
+        entry["plan_fixed_ratio"] = round(entry["plan_fixed_bytes"] / base["plan_fixed_bytes"], 4)
     rows = sum(len(batch["input_ids"]) for batch in batches)
     record = {
         "model": open_run(args.run).path.name if args.run else args.random,

@@ -99,9 +99,9 @@ class CpuBench:
         }
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Each model and precision is exported once for all tests: the exporter takes seconds, and is tested elsewhere."""
+    """Each model and precision is exported once for this file's tests: the exporter takes seconds, and is tested elsewhere."""
     from q8trt.export import onnx as module
     from q8trt.export.options import ExportOptions
 
