@@ -188,7 +188,10 @@ def latency(args: argparse.Namespace) -> Iterator[str]:
         export_onnx(quantized, paths["int8"], "int8", NAMES, ExportOptions(args.exporter))
         quantize_dynamic(paths["fp32"], paths["dynamic"], weight_type=QuantType.QInt8)
         quantize_dynamic(paths["fp32"], paths["dynamic_unsigned"], weight_type=QuantType.QUInt8)
-        runners = {name: OnnxRuntimeRunner(path, "int8" if name == "int8" else "fp32") for name, path in paths.items()}
+        runners = {
+            name: OnnxRuntimeRunner(path, "int8" if name == "int8" else "fp32", threads=args.threads)
+            for name, path in paths.items()
+        }
         for shape in SHAPES:
             milliseconds = timed(runners, shape, args.iterations if shape[0] == 1 else max(args.iterations // 10, 10))
             row = {"batch": shape[0], "sequence": shape[1]}
@@ -197,7 +200,8 @@ def latency(args: argparse.Namespace) -> Iterator[str]:
                 row[f"{name}_to_fp32"] = float(np.median(times) / np.median(milliseconds["fp32"]))
             rows.append({key: round(value, 3) for key, value in row.items()})
             yield "  ".join(f"{key} {value}" for key, value in rows[-1].items())
-    note = "median of interleaved calls, host wall time, ONNX Runtime CPU, spinning off, default threads"
+    threads = "default threads" if args.threads is None else f"{args.threads} threads"
+    note = f"median of interleaved calls, host wall time, ONNX Runtime CPU, spinning off, {threads}"
     files.write_json(
         RESULTS / f"{args.name}.json",
         {"model": open_run(args.run).path.name, "measured": note, "rows": rows, "provenance": provenance(sys.argv)},
@@ -234,6 +238,7 @@ def main() -> int:
         "--batches", type=int, help="compare logits on N batches of 16 of all lengths (default: all rows)"
     )
     parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--threads", type=int, help="of ONNX Runtime, with `latency`; default: the physical cores")
     parser.add_argument("--name", required=True, help="of the file under benchmarks/results")
     args = parser.parse_args()
     if args.what != "summary" and not (args.run or (args.random and args.what == "graph")):

@@ -49,14 +49,14 @@ def score_stage(run: Run, stage: str, config: FinetuneConfig, threads: int | Non
         return {"metrics": result.metrics, "onnx_bytes": path.stat().st_size, "rows": len(rows)}
 
 
-def score(paths: Sequence[str], threads: int | None) -> None:
-    """Score every finished stage of every run that has no score yet."""
+def score(paths: Sequence[str], threads: int | None, stages: Sequence[str] = STAGES) -> None:
+    """Score those of `stages` that every run has finished and that have no score yet."""
     for path in paths:
         run = open_run(path)
         target, config = run.path / SCORE_FILE, FinetuneConfig.from_dict(run.record["config"])
         known: dict[str, Any] = files.read_json(target) if target.exists() else {"stages": {}}
         # The FP32 stage of a run that was given one is the teacher's, scored once, in the teacher's own run.
-        wanted = [stage for stage in STAGES if run.stage(stage) and not (stage == "fp32" and config.from_fp32)]
+        wanted = [stage for stage in stages if run.stage(stage) and not (stage == "fp32" and config.from_fp32)]
         for stage in wanted:
             if stage not in known["stages"]:
                 known["stages"][stage] = score_stage(run, stage, config, threads)

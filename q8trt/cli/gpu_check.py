@@ -31,6 +31,7 @@ def parser() -> Parser:
     )
     made.add_argument("--data_dir", metavar="DIR", help="the GLUE folder (default: the built-in sample, not GLUE)")
     made.add_argument("--backend", metavar="NAME", help="tensorrt or tensorrt_rtx (default: TensorRT where installed)")
+    made.add_argument("--sm", metavar="N,N,...", help="compute capabilities of the plans, as build_engine.py's --sm")
     made.add_argument("--quick", action="store_true", help="MiniLM alone, two shapes: a few minutes")
     made.add_argument("--output_dir", metavar="DIR", help=f"default: {RESULTS.as_posix()}/<gpu>-<date>")
     return made
@@ -45,13 +46,15 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
         config: what is run; None for what --quick says.
     """
     args = parser().parse_args(argv)
+    from q8trt.engine.config import parse_sms
     from q8trt.gpu_check.bench import GpuBench
     from q8trt.gpu_check.config import QUICK, CheckConfig
 
+    sm = () if args.sm is None else parse_sms(args.sm)
     config = config or (QUICK if args.quick else CheckConfig())
     _check_input(args)
     try:
-        bench = bench or GpuBench(args.backend)
+        bench = bench or GpuBench(args.backend, sm)
     except BackendError as error:
         raise BackendError(f"{error}; nothing was run; where it can: {config}") from error
     return _check(args, argv, bench, config)

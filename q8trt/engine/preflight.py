@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend
-from q8trt.engine.config import BuildConfig
+from q8trt.engine.config import CURRENT_SM, BuildConfig
 from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, load_manifest
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
 from q8trt.errors import BackendError
@@ -232,7 +232,7 @@ def _gpu_problems(
             offered = [card.sm]
         if card.sm not in offered:
             return [Problem(f"{what}, for which {TITLES[built.name]} cannot build", _ONNXRUNTIME)]
-        asked = _option(manifest, "sm") or ()
+        asked = [sm for sm in _option(manifest, "sm") or () if sm != CURRENT_SM]
         # Turing (7.5) shares no plan with others
         together = [*asked, card.sm] if asked and "7.5" not in (*asked, card.sm) else [card.sm]
         rebuilt["sm"] = sorted(together, key=_numbers)

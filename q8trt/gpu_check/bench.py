@@ -55,25 +55,28 @@ class GpuBench:
 
     Args:
         backend: "tensorrt" or "tensorrt_rtx"; None for TensorRT, else TensorRT-RTX.
+        sm: see `BuildConfig.sm`.
 
     Raises:
-        ConfigError: the backend is unknown.
+        ConfigError: the backend is unknown, or builds for no such `sm`.
         BackendError: there is no GPU, no such backend, or no cuda-python.
     """
 
-    def __init__(self, backend: str | None = None) -> None:
+    def __init__(self, backend: str | None = None, sm: tuple[str, ...] = ()) -> None:
         found = gpus()
         if not found:
             raise BackendError("no NVIDIA GPU here (nvidia-smi lists none)")
         self.gpu: Gpu = found[0]
         self._backend = find_backend(backend)
+        self._sm = sm
+        BuildConfig(self._backend.name, sm=sm).check_supported(self._backend)
         self._cuda = cuda_runtime(self._backend.name)
         self.title, self.device = self._backend.title, self.gpu.name
         self.captures_graphs = self._backend.name == "tensorrt"
 
     def build(self, folder: Path, profiles: tuple[ShapeProfile, ...]) -> PlanInfo:
         """See `Bench.build`."""
-        return build_plan(folder / ONNX_FILE, folder / PLAN_FILE, BuildConfig(self._backend.name, profiles))
+        return build_plan(folder / ONNX_FILE, folder / PLAN_FILE, BuildConfig(self._backend.name, profiles, self._sm))
 
     def open(self, folder: Path, precision: str, cuda_graph: bool) -> Runner:
         """See `Bench.open`; TensorRT-RTX compiles at once, so that no kernel is compiled while others are timed."""

@@ -1,0 +1,171 @@
+"""The whole table of recipes on a machine with a GPU: FP32, then every recipe x PTQ, QAT, QAT + distillation, several at once.
+
+    python benchmarks/recipe_matrix.py --data_dir GLUE --output_dir runs/matrix --workers 12
+    python benchmarks/score_matrix.py table runs/matrix/sts-b-* --name sts-b-minilm-recipes
+
+One small model leaves most of a GPU idle, and each step waits for Python; so the cells share it, a process and a core each.
+A finished cell is not computed again, so what was stopped or has failed is continued by the same command. No stage looks at the
+development set before its end: all cells, FP32 too, end with their last step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SEEDS = (42, 43, 44)
+RECIPES = ("linear", "attention", "full", "q8bert")
+LOW_BITS = ("weights-4bit", "embeddings-2bit")
+#: What a small model wants; see experiments.md.
+FP32 = ("--model_name_or_path", "minilm", "--precision", "fp32", "--learning_rate", "1e-4", "--dropout", "0")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of finetune.py.
+
+    Attributes:
+        name: of its folder, "sts-b-full-qat-42".
+        options: of finetune.py, without data, seed and folder.
+        task: of GLUE.
+        seed: of everything.
+        needs: the cell whose FP32 checkpoint it starts from.
+        stages: those to score.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    task: str
+    seed: int
+    needs: str | None
+    stages: tuple[str, ...]
+
+
+def cells() -> list[Cell]:
+    """All cells, what others wait for first."""
+    tasks = {"STS-B": "sts-b", "MRPC": "mrpc", "RTE": "rte"}
+    found = [Cell(f"{tasks[task]}-fp32-{seed}", FP32, task, seed, None, ("fp32",)) for task in tasks for seed in SEEDS]
+    longer = (*FP32, "--num_train_epochs", "4")
+    found += [Cell(f"sts-b-fp32-4-epochs-{seed}", longer, "STS-B", seed, None, ("fp32",)) for seed in SEEDS]
+
+    def quantized(task: str, recipe: str, seed: int, taught: bool) -> Cell:
+        path = str(HERE / "recipes" / f"{recipe}.yaml") if recipe in LOW_BITS else recipe
+        options = ("--recipe", path, *(() if taught else ("--no_distillation",)))
+        name = f"{tasks[task]}-{recipe}-{'kd' if taught else 'qat'}-{seed}"
+        # PTQ is the same with and without a teacher: it is scored once.
+        stages = ("ptq", "int8") if taught else ("int8",)
+        return Cell(name, options, task, seed, f"{tasks[task]}-fp32-{seed}", stages)
+
+    found += [quantized("STS-B", recipe, seed, True) for recipe in RECIPES for seed in SEEDS]
+    found += [quantized(task, "full", seed, True) for task in ("MRPC", "RTE") for seed in SEEDS]
+    found += [quantized("STS-B", recipe, seed, False) for recipe in RECIPES for seed in SEEDS]
+    found += [quantized("STS-B", recipe, seed, True) for recipe in LOW_BITS for seed in SEEDS]
+    return found
+
+
+def compute(cell: Cell, args: argparse.Namespace) -> None:
+    """Train and score `cell`, in a process of its own; its output goes to the cell's log."""
+    log = args.output_dir / f"{cell.name}.log"
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    import torch
+
+    from q8trt.cli import finetune
+
+    torch.set_num_threads(1)
+    folder = args.output_dir / cell.name
+    shutil.rmtree(folder, ignore_errors=True)
+    words = ["--data_dir", args.data_dir, "--task", cell.task, *cell.options, "--seed", str(cell.seed), "--no_do_eval"]
+    words += ["--output_dir", str(folder), "--save_steps", "1000000", *args.more]
+    if cell.needs is not None:
+        words += ["--from_fp32", str(args.output_dir / cell.needs / "fp32")]
+    try:
+        finetune.run(words)
+        import score_matrix
+
+        sys.argv = ["benchmarks/score_matrix.py", "score", str(folder), "--threads", "1"]
+        score_matrix.score([str(folder)], 1, cell.stages)
+    except BaseException:
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the Trainer's own, three times the size of the model
+
+
+def finished(cell: Cell, folder: Path) -> bool:
+    """Whether `cell` has its scores."""
+    return (folder / cell.name / "score.json").exists()
+
+
+def compute_all(args: argparse.Namespace) -> int:
+    """Keep `args.workers` processes busy until all cells are there or time is up; the number of cells that failed."""
+    context, started = multiprocessing.get_context("fork"), time.monotonic()
+    waiting = [cell for cell in cells() if not finished(cell, args.output_dir)]
+    running: dict[str, tuple[Cell, multiprocessing.process.BaseProcess, float]] = {}
+    failed: set[str] = set()
+    while running or waiting:
+        late = args.max_minutes is not None and time.monotonic() - started > 60 * args.max_minutes
+        if late and not running:
+            break
+        for name, (cell, process, since) in list(running.items()):
+            if process.exitcode is not None:
+                del running[name]
+                if not finished(cell, args.output_dir):
+                    failed.add(name)
+                word = "FAILED" if name in failed else "done"
+                print(
+                    f"{time.monotonic() - started:6.0f} s  {word} {name} ({time.monotonic() - since:.0f} s)", flush=True
+                )
+        open_names = {cell.name for cell in waiting} | set(running)
+        for cell in list(waiting):
+            if cell.needs in failed:
+                waiting.remove(cell)
+                failed.add(cell.name)
+            elif not late and len(running) < args.workers and cell.needs not in open_names:
+                waiting.remove(cell)
+                process = context.Process(target=compute, args=(cell, args))
+                process.start()
+                running[cell.name] = (cell, process, time.monotonic())
+        time.sleep(0.2)
+    for cell in waiting:
+        print(f"not begun: {cell.name}", flush=True)
+    return len(failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and call."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, help="the GLUE folder")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/matrix"))
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="cells at a time")
+    parser.add_argument("--max_minutes", type=float, help="begin no further cell after so many")
+    parser.add_argument("more", nargs="*", help="further options of finetune.py, after --")
+    args = parser.parse_args(argv)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    sys.path.insert(0, str(HERE))
+    # Imported once, before the cells' processes are forked; CUDA is first touched in those.
+    import accelerate  # noqa: F401
+    import modelopt.torch.quantization  # noqa: F401
+    import onnx  # noqa: F401
+    import onnxruntime  # noqa: F401
+    import score_matrix  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)
+    return 1 if compute_all(args) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
