@@ -109,7 +109,8 @@ def finished(cell: Cell, folder: Path) -> bool:
 
 def compute_all(args: argparse.Namespace) -> int:
     """Keep `args.workers` processes busy until all cells are there or time is up; the number of cells that failed."""
-    context, started = multiprocessing.get_context("fork"), time.monotonic()
+    # Not forked: importing the libraries has touched CUDA, which a forked process may not use.
+    context, started = multiprocessing.get_context("spawn"), time.monotonic()
     waiting = [cell for cell in cells() if not finished(cell, args.output_dir)]
     running: dict[str, tuple[Cell, multiprocessing.process.BaseProcess, float]] = {}
     failed: set[str] = set()
@@ -154,16 +155,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     sys.path.insert(0, str(HERE))
-    # Imported once, before the cells' processes are forked; CUDA is first touched in those.
-    import accelerate  # noqa: F401
-    import modelopt.torch.quantization  # noqa: F401
-    import onnx  # noqa: F401
-    import onnxruntime  # noqa: F401
-    import score_matrix  # noqa: F401
-    import torch
-    import transformers  # noqa: F401
-
-    torch.set_num_threads(1)
     return 1 if compute_all(args) else 0
 
 

@@ -98,6 +98,12 @@ def _summary(values: list[float]) -> str:
     return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
 
 
+def _trained_on(cell: Mapping[str, Any]) -> str:
+    """``"NVIDIA H100 80GB HBM3"``, or the name of the CPU, or "unknown hardware"."""
+    hardware = cell["training"].get("hardware", {})
+    return ", ".join(hardware.get("gpus") or [hardware.get("cpu") or "unknown hardware"])
+
+
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a cell is of; only FP32 models differ in epochs."""
     return cell["recipe"], cell["method"], cell["seed"], cell["fp32_epochs"] if cell["method"] == "FP32" else None
@@ -126,10 +132,11 @@ def table(paths: Sequence[str], name: str, renamed: Mapping[str, str], merge: bo
         epochs = f", {cell['fp32_epochs']:g} epochs" if cell["method"] == "FP32" else ""
         # Two runs of one recipe and seed share their PTQ, which is the same to the bit.
         groups[cell["recipe"], cell["method"] + epochs][cell["seed"]] = cell["metrics_x100"][metric]
+    trained = " and ".join(sorted({_trained_on(cell) for cell in cells}))
     lines = [
         f"# {task.name}: {metric} x100 of the exported ONNX files on ONNX Runtime (CPU), development set",
         "",
-        "Mean ± sample standard deviation (number of seeds). Not TensorRT's scores.",
+        f"Mean ± sample standard deviation (number of seeds). Not TensorRT's scores. Trained on {trained}.",
         "",
         "| recipe | method | " + metric + " x100 | by seed |",
         "|---|---|---:|---|",
