@@ -172,9 +172,10 @@ def _plan_obstacle(cards: list[Gpu]) -> str | None:
         return f"the plan needs a backend: {error}"
     if _version("cuda-python") is None:
         return f"the plan needs cuda-python: {INSTALL[backend.name]}"
-    covered = backend.portable_sms()
-    if covered and cards[0].sm not in covered:
-        return f"{backend.title} supports compute capability {', '.join(covered)}, {cards[0].name} has {cards[0].sm}"
+    if refusal := backend.refusal(cards[0]):
+        return refusal
+    if backend.name == "tensorrt_rtx" and cards[0].sm == "7.5":
+        return f"a plan for {cards[0].name} must be built with --sm 7.5"
     return None
 
 

@@ -46,10 +46,24 @@ def interruptible() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and (obstacle := gpu_obstacle()):
+        (pytest.fail if item.config.getoption("--require-gpu") else pytest.skip)(obstacle)
+
+
+@functools.cache
+def gpu_obstacle() -> str | None:
+    """Why tests that load a plan on a GPU cannot run here; None where they can."""
+    from q8trt.engine.backend import find_backend
+    from q8trt.errors import BackendError
     from q8trt.gpu import gpus
 
-    if item.get_closest_marker("gpu") and not gpus():
-        (pytest.fail if item.config.getoption("--require-gpu") else pytest.skip)("no NVIDIA GPU")
+    cards = gpus()
+    if not cards:
+        return "no NVIDIA GPU"
+    try:
+        return find_backend().refusal(cards[0])
+    except BackendError as error:
+        return str(error)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from q8trt.gpu import Gpu, gpus
 SMI = "GPU-1a, NVIDIA L40S, 8.9, 46068, 570.86.15\nGPU-2b, NVIDIA H100 80GB HBM3, 9.0, 81559, 570.86.15\n"
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559, "570.86.15")
+T4 = Gpu("Tesla T4", "7.5", 15360, "570.86.15")
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         if not machine.backends:
             raise BackendError("TensorRT is not installed")
         name = name or min(machine.backends)
-        members = dict.fromkeys(("NONE", "SM75", "SM89"))
+        members = dict.fromkeys(("NONE", "SM75", "SM80", "SM86", "SM89", "SM120"))
         module: Any = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__=members))
         return Backend(name, module, machine.backends[name])
 
@@ -98,7 +99,13 @@ def test_building_lacks(machine: types.SimpleNamespace) -> None:
 
 def test_benchmarking_lacks(machine: types.SimpleNamespace) -> None:
     machine.cards = [H100]
-    assert "TensorRT-RTX 1.7.1 supports compute capability 8.9, NVIDIA H100 80GB HBM3 has 9.0" in how("benchmark")[1]
+    assert how("benchmark")[1].endswith(
+        "TensorRT-RTX 1.7.1 runs on compute capability 7.5, 8.0, 8.6, 8.9, 12.0 and newer, NVIDIA H100 80GB HBM3 has 9.0: "
+        'use TensorRT there (pip install "q8trt[tensorrt]")'
+    )
+    machine.cards = [T4]
+    assert how("benchmark")[1].endswith("a plan for Tesla T4 must be built with --sm 7.5")
+    machine.cards = [H100]
     del machine.packages["cuda-python"]
     assert how("benchmark")[1].endswith('the plan needs cuda-python: pip install "q8trt[rtx]"')
     machine.backends, machine.providers = {}, []

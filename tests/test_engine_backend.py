@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import types
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from q8trt.engine import backend as seam
 from q8trt.engine.backend import Backend, backend_status, find_backend, sm_name
 from q8trt.errors import BackendError, ConfigError
+from q8trt.gpu import Gpu
 
 
 @pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX", "rtx", " RTX "])
@@ -55,6 +57,22 @@ def test_tensorrt_comes_before_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = find_backend()
     assert (backend.name, backend.title) == ("tensorrt", "TensorRT 10.13.2.6")
     assert backend.portable_sms() == []
+
+
+@pytest.mark.parametrize(
+    ("sm", "runs"),
+    [("7.0", False), ("7.5", True), ("8.7", False), ("8.9", True), ("9.0", False), ("12.1", True), ("13.0", True)],
+)
+def test_gpus_that_rtx_refuses(rtx: Backend, sm: str, runs: bool) -> None:
+    refusal = rtx.refusal(Gpu("NVIDIA H100", sm, 0, ""))
+    assert (refusal is None) is runs
+    if refusal:
+        assert re.fullmatch(
+            rf"TensorRT-RTX [\d.]+ runs on compute capability 7\.5, .* and newer, NVIDIA H100 has {sm}: use TensorRT there "
+            r'\(pip install "q8trt\[tensorrt\]"\)',
+            refusal,
+        )
+    assert Backend("tensorrt", rtx.module, "11.1").refusal(Gpu("NVIDIA H100", sm, 0, "")) is None
 
 
 def test_names_of_architectures() -> None:

@@ -16,7 +16,6 @@ from q8trt.engine.builder import build_here, peak_memory_mib
 from q8trt.engine.config import BuildConfig, parse_sms
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import BackendError, ConfigError, EngineError
-from q8trt.gpu import Gpu
 
 
 def small(**options: Any) -> BuildConfig:
@@ -69,24 +68,6 @@ def test_options_reach_the_builder(rtx: Backend, model: Path, seen: list[Seen]) 
     assert config.profiling_verbosity == rtx.module.ProfilingVerbosity.DETAILED
     assert info.sm_targets == ["8.6", "12.0"]
     assert info.bytes == model.with_suffix(".plan").stat().st_size > 0
-
-
-def test_current_is_the_gpu_at_hand(
-    rtx: Backend, model: Path, seen: list[Seen], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(
-        ConfigError, match=r"--sm current builds for the GPU at hand and there is none .*; give numbers"
-    ):
-        build_here(model, model.with_suffix(".plan"), small(sm=("current",)))
-    card = Gpu("NVIDIA L4", "8.9", 23034, "580.0")
-    for module in ("config", "builder"):
-        monkeypatch.setattr(f"q8trt.engine.{module}.gpus", lambda: [card])
-    # Without a driver the library refuses it, so the builder goes no further than asking.
-    asked = []
-    monkeypatch.setattr(Seen, "set_compute_capability", lambda _, *each: bool(asked.append(each)), raising=False)
-    with pytest.raises(EngineError, match="refused SM current"):
-        build_here(model, model.with_suffix(".plan"), small(sm=("current",)))
-    assert asked == [(rtx.module.ComputeCapability.CURRENT, 0)]
 
 
 def test_without_options_the_builder_keeps_its_own(rtx: Backend, model: Path, seen: list[Seen]) -> None:
@@ -167,7 +148,6 @@ def test_an_old_tensorrt_lacks_a_level() -> None:
             r"must be one of none, ampere\+, same_compute_capability; got 'hopper'",
         ),
         ({"sm": ("8.9", "8.9")}, r"--sm 8\.9,8\.9 names a compute capability twice"),
-        ({"sm": ("8.9", "current")}, r"--sm 8\.9,current: current stands alone, or give the numbers of all"),
     ],
 )
 def test_values_out_of_range(options: dict[str, Any], message: str) -> None:
@@ -179,11 +159,8 @@ def test_values_out_of_range(options: dict[str, Any], message: str) -> None:
 
 def test_sms_are_read() -> None:
     assert parse_sms("8.6, 12.0") == ("8.6", "12.0")
-    assert parse_sms("current") == ("current",)
     for text in ("", "8", "sm_89", "8.6,"):
-        with pytest.raises(
-            ConfigError, match=r"cannot read --sm .*: write compute capabilities, as 8\.6,8\.9,12\.0, or current"
-        ):
+        with pytest.raises(ConfigError, match=r"cannot read --sm .*: write compute capabilities, as 8\.6,8\.9,12\.0"):
             parse_sms(text)
 
 

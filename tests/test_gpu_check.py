@@ -20,7 +20,7 @@ from q8trt.engine.config import PlanInfo
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile, covering
-from q8trt.errors import BackendError, EngineError
+from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.gpu import Gpu
 from q8trt.gpu_check import bench as bench_module
 from q8trt.gpu_check import models
@@ -431,6 +431,12 @@ def test_the_gpu_bench_builds_with_the_real_builder(tmp_path: Path, monkeypatch:
     assert bench.title.startswith("TensorRT-RTX ")
     assert not bench.captures_graphs
     assert bench.build(tmp_path, TINY.profiles).bytes == (tmp_path / PLAN_FILE).stat().st_size > 0
+    assert GpuBench("rtx", ("8.9",)).build(tmp_path, TINY.profiles).sm_targets == ["8.9"]
+    with pytest.raises(ConfigError, match=r"has no SM 9\.0; it builds for"):
+        GpuBench("rtx", ("9.0",))
+    monkeypatch.setattr(bench_module, "gpus", lambda: [Gpu("NVIDIA H100", "9.0", 81559, "580")])
+    with pytest.raises(BackendError, match=r"TensorRT-RTX .* NVIDIA H100 has 9\.0: use TensorRT there"):
+        GpuBench("rtx")
 
 
 def test_shared_random_models(tiny_batch: Any, monkeypatch: Any) -> None:

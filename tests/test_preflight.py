@@ -139,8 +139,19 @@ def test_rtx_and_gpus(folder: Path) -> None:
     (problem,) = preflight(folder, cards=[H100])
     assert str(problem) == (
         "its plan is for compute capability 8.0, 8.6, 8.9, 12.0; NVIDIA H100 has 9.0, for which TensorRT-RTX cannot "
-        "build; run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
+        'build; use TensorRT there (pip install "q8trt[tensorrt]"), or ONNX Runtime on the CPU (backend onnxruntime)'
     )
+
+
+def test_rtx_asked_for_some_covers_no_newer_gpu(folder: Path) -> None:
+    """On an H100 a plan for 8.9 alone was refused with "Supported compute capabilities: 8.9"."""
+    change(folder, backend=replace(RTX, sm_targets=["8.9"]), report=options(sm=("8.9",)))
+    (problem,) = preflight(folder, cards=[H100])
+    assert problem.what.endswith(
+        "is for compute capability 8.9; NVIDIA H100 has 9.0, for which TensorRT-RTX cannot build"
+    )
+    (problem,) = preflight(folder, cards=[replace(L40S, sm="13.0")])
+    assert "--sm" not in command(problem)  # without it, plans cover newer ones
 
 
 @pytest.mark.parametrize(("asked", "card", "sms"), [(("8.6", "12.0"), L40S, "8.6,8.9,12.0"), (("8.6",), T4, "7.5")])

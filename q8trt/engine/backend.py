@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from q8trt.errors import BackendError, ConfigError, nearest
+from q8trt.gpu import Gpu
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
@@ -81,6 +82,25 @@ class Backend:
         "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU at hand.
         """
         return [sm for sm in self.supported_sms() if sm != "7.5"]
+
+    def refusal(self, card: Gpu) -> str | None:
+        """Why no plan of this package runs on `card`, whatever it was built for; None where some plan does.
+
+        TensorRT-RTX runs on the architectures that it names and on newer ones. What lies between it refuses: 1.7 loads no
+        plan on an H100 (9.0), see `benchmarks/results/tensorrt-rtx-on-h100.json`.
+        """
+        named = self.supported_sms()
+        if not named or card.sm in named or numbers(card.sm) > max(map(numbers, named)):
+            return None
+        return (
+            f"{self.title} runs on compute capability {', '.join(named)} and newer, {card.name} has {card.sm}: "
+            f"use TensorRT there ({INSTALL['tensorrt']})"
+        )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """``"12.0"`` -> ``(12, 0)``, which has an order."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def sm_name(member: str) -> str | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from q8trt.engine.backend import Backend, find_backend, one_line, sm_name
-from q8trt.engine.config import CURRENT_SM, BuildConfig, PlanInfo, Progress
+from q8trt.engine.config import BuildConfig, PlanInfo, Progress
 from q8trt.engine.report import BuildLog, EngineReport, GraphSites, engine_report
 from q8trt.engine.timing_cache import TimingCache, cache_path
 from q8trt.errors import BackendError, EngineError
@@ -147,8 +147,7 @@ class _Build:
         if options.sm:
             config.num_compute_capabilities = len(options.sm)
             for index, sm in enumerate(options.sm):
-                member = "CURRENT" if sm == CURRENT_SM else f"SM{sm.replace('.', '')}"
-                capability = getattr(trt.ComputeCapability, member)
+                capability = getattr(trt.ComputeCapability, f"SM{sm.replace('.', '')}")
                 if not config.set_compute_capability(capability, index):
                     raise EngineError(f"{self.backend.title} refused SM {sm}: {self.backend.last_error()}")
         if self.monitor is not None:
@@ -185,7 +184,7 @@ class _Build:
         return cache
 
     def _targets(self, config: Any) -> list[str]:
-        if self.backend.name == "tensorrt" or CURRENT_SM in self.options.sm:
+        if self.backend.name == "tensorrt":
             return [gpu.sm for gpu in gpus()[:1]]
         asked = (config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
         return [sm for name in asked if (sm := sm_name(name))] or self.backend.portable_sms()

@@ -10,11 +10,8 @@ from q8trt.engine.backend import Backend
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import ConfigError
-from q8trt.gpu import gpus
 
 COMPATIBILITY_LEVELS = ("none", "ampere+", "same_compute_capability")
-#: Of --sm: the GPU at hand, also one that TensorRT-RTX has no name for.
-CURRENT_SM = "current"
 _LEVEL_NAMES = dict(zip(COMPATIBILITY_LEVELS, ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"), strict=True))
 
 Progress = Callable[[str, int, int], None]
@@ -38,8 +35,7 @@ class BuildConfig:
     sm: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "compute capabilities the plan is for, as 8.6,8.9,12.0, or current for the GPU at hand "
-            "(TensorRT-RTX; default: 8.0 and newer)"
+            "help": "compute capabilities the plan is for, as 8.6,8.9,12.0 (TensorRT-RTX; default: 8.0 and newer)"
         },
     )
     timing_cache: str | None = field(
@@ -79,8 +75,6 @@ class BuildConfig:
             )
         if len(set(self.sm)) < len(self.sm):
             raise ConfigError(f"--sm {','.join(self.sm)} names a compute capability twice")
-        if CURRENT_SM in self.sm and len(self.sm) > 1:
-            raise ConfigError(f"--sm {','.join(self.sm)}: {CURRENT_SM} stands alone, or give the numbers of all")
 
     @property
     def compatibility_member(self) -> str:
@@ -99,12 +93,7 @@ class BuildConfig:
         trt, rtx = backend.module, backend.name == "tensorrt_rtx"
         if self.sm and not rtx:
             raise ConfigError(f"--sm is TensorRT-RTX's; {backend.title} builds for the GPU at hand: leave --sm out")
-        if self.sm == (CURRENT_SM,):
-            if not gpus():
-                raise ConfigError(
-                    f"--sm {CURRENT_SM} builds for the GPU at hand and there is none (nvidia-smi lists none); give numbers"
-                )
-        elif unknown := [sm for sm in self.sm if sm not in backend.supported_sms()]:
+        if unknown := [sm for sm in self.sm if sm not in backend.supported_sms()]:
             raise ConfigError(
                 f"{backend.title} has no SM {unknown[0]}; it builds for {', '.join(backend.supported_sms())}"
             )
@@ -145,12 +134,12 @@ class PlanInfo:
 
 
 def parse_sms(text: str) -> tuple[str, ...]:
-    """Read compute capabilities such as "8.6,8.9,12.0", or "current".
+    """Read compute capabilities such as "8.6,8.9,12.0".
 
     Raises:
         ConfigError: an entry does not look like one.
     """
     parts = tuple(part.strip() for part in text.split(","))
-    if not all(part == CURRENT_SM or re.fullmatch(r"\d+\.\d", part) for part in parts):
-        raise ConfigError(f"cannot read --sm {text!r}: write compute capabilities, as 8.6,8.9,12.0, or {CURRENT_SM}")
+    if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
+        raise ConfigError(f"cannot read --sm {text!r}: write compute capabilities, as 8.6,8.9,12.0")
     return parts

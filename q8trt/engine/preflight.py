@@ -13,8 +13,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend
-from q8trt.engine.config import CURRENT_SM, BuildConfig
+from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend, numbers
+from q8trt.engine.config import BuildConfig
 from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, load_manifest
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
 from q8trt.errors import BackendError
@@ -24,6 +24,7 @@ from q8trt.runs import RUN_FILE
 
 _REBUILD = "rebuild it"
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+_OTHER_BACKEND = f"use TensorRT there ({INSTALL['tensorrt']}), or ONNX Runtime on the CPU (backend onnxruntime)"
 _ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
 
 
@@ -185,7 +186,7 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
 
 def _loads(manifest: Manifest, built: BackendInfo, backend: Backend) -> bool:
     """Whether `backend` is a version that loads the plan."""
-    theirs, ours = _numbers(built.version)[:3], _numbers(backend.version)[:3]
+    theirs, ours = numbers(built.version)[:3], numbers(backend.version)[:3]
     if _option(manifest, "version_compatible") and backend.name == "tensorrt":
         return ours >= theirs and ours[:1] == theirs[:1]
     return ours == theirs
@@ -227,26 +228,29 @@ def _gpu_problems(
     what = f"its plan is for compute capability {', '.join(targets)}; {card.name} has {card.sm}"
     if built.name == "tensorrt_rtx":
         try:
-            offered = find_backend(built.name).supported_sms()
+            backend = find_backend(built.name)
         except BackendError:  # told by `_backend_problems`
-            offered = [card.sm]
-        if card.sm not in offered:
-            return [Problem(f"{what}, for which {TITLES[built.name]} cannot build", _ONNXRUNTIME)]
-        asked = [sm for sm in _option(manifest, "sm") or () if sm != CURRENT_SM]
-        # Turing (7.5) shares no plan with others
-        together = [*asked, card.sm] if asked and "7.5" not in (*asked, card.sm) else [card.sm]
-        rebuilt["sm"] = sorted(together, key=_numbers)
+            backend = None
+        if backend and backend.refusal(card):
+            return [Problem(f"{what}, for which {TITLES[built.name]} cannot build", _OTHER_BACKEND)]
+        asked = _option(manifest, "sm") or ()
+        if backend and card.sm not in backend.supported_sms():
+            rebuilt["sm"] = ()  # newer than all that can be named
+        else:
+            # Turing (7.5) shares no plan with others
+            together = [*asked, card.sm] if asked and "7.5" not in (*asked, card.sm) else [card.sm]
+            rebuilt["sm"] = sorted(together, key=numbers)
     return [Problem(what, _REBUILD)]
 
 
 def _fits(card: Gpu, manifest: Manifest, built: BackendInfo) -> bool:
-    """Whether the plan may run on `card`; TensorRT-RTX also covers architectures newer than it names."""
-    targets = [_numbers(sm) for sm in built.sm_targets]
-    sm = _numbers(card.sm)
+    """Whether the plan may run on `card`; one of TensorRT-RTX also covers newer architectures, unless --sm named some."""
+    targets = [numbers(sm) for sm in built.sm_targets]
+    sm = numbers(card.sm)
     if not targets or sm in targets:
         return True
     if built.name == "tensorrt_rtx":
-        return sm > max(targets)
+        return not _option(manifest, "sm") and sm > max(targets)
     return _option(manifest, "hardware_compatibility_level") == "ampere+" and sm >= (8, 0)
 
 
@@ -274,8 +278,3 @@ def _widened(profiles: Sequence[ShapeProfile], shapes: Sequence[Shape]) -> tuple
     all_of = [first.min, first.max, *shapes]
     low, high = (tuple(pick(shape[axis] for shape in all_of) for axis in (0, 1)) for pick in (min, max))
     return (ShapeProfile((low[0], low[1]), first.opt, (high[0], high[1])),)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """``"8.9"`` -> ``(8, 9)``."""
-    return tuple(int(part) for part in version.split(".") if part.isdigit())

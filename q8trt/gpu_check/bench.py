@@ -59,7 +59,7 @@ class GpuBench:
 
     Raises:
         ConfigError: the backend is unknown, or builds for no such `sm`.
-        BackendError: there is no GPU, no such backend, or no cuda-python.
+        BackendError: there is no GPU, no such backend or one that runs nothing on this GPU, or no cuda-python.
     """
 
     def __init__(self, backend: str | None = None, sm: tuple[str, ...] = ()) -> None:
@@ -68,6 +68,8 @@ class GpuBench:
             raise BackendError("no NVIDIA GPU here (nvidia-smi lists none)")
         self.gpu: Gpu = found[0]
         self._backend = find_backend(backend)
+        if refusal := self._backend.refusal(self.gpu):
+            raise BackendError(refusal)
         self._sm = sm
         BuildConfig(self._backend.name, sm=sm).check_supported(self._backend)
         self._cuda = cuda_runtime(self._backend.name)
