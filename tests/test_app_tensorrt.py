@@ -123,11 +123,11 @@ def test_arrays_of_any_kind_are_the_runners_to_judge(folder: Path, fake: types.S
 
 
 def device_array(fake: types.SimpleNamespace, array: np.ndarray) -> Any:
-    """`array` in memory that the stand-in takes for the GPU's, as CuPy would show it."""
+    """`array` in memory that the stand-in takes for the GPU's, shown by nothing but `__cuda_array_interface__`."""
     pointer = fake.cuda.cudaMalloc(array.nbytes)[1]
     ctypes.memmove(pointer, array.ctypes.data, array.nbytes)
     interface = {"shape": array.shape, "typestr": array.dtype.str, "data": (pointer, False), "version": 3}
-    return types.SimpleNamespace(shape=array.shape, __cuda_array_interface__=interface)
+    return types.SimpleNamespace(__cuda_array_interface__=interface)
 
 
 def test_memory_that_is_short_for_a_second_context_frees_the_first(folder: Path, fake: types.SimpleNamespace) -> None:

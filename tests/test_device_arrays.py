@@ -44,7 +44,7 @@ class Interface:
     """Speaks `__cuda_array_interface__` only, as PyCUDA does."""
 
     def __init__(self, cuda: Any, array: np.ndarray, **more: Any) -> None:
-        self.array, self.shape = array, array.shape
+        self.array = array
         pointer = array.ctypes.data
         cuda.memory[pointer] = array  # the stand-in takes it for memory of the device
         whole = {"shape": array.shape, "typestr": array.dtype.str, "data": (pointer, False), "version": 3}

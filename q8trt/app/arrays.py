@@ -9,6 +9,7 @@ import numpy as np
 
 from q8trt.engine.manifest import Manifest
 from q8trt.errors import ArrayError
+from q8trt.runners.device_arrays import shape_of
 
 _ON_HOST = (1, 3)  # DLPack's kDLCPU and kDLCUDAHost
 
@@ -27,7 +28,7 @@ def check_arrays(arrays: Mapping[str, Any], manifest: Manifest, device: str, voc
     if missing := [name for name in manifest.inputs if name not in arrays]:
         raise ArrayError(f"the model needs the arrays {manifest.inputs}; {missing} missing")
     chosen = {name: _host(name, arrays[name], device) for name in manifest.inputs}
-    shapes = {name: tuple(np.shape(array)) for name, array in chosen.items()}
+    shapes = {name: shape_of(array) for name, array in chosen.items()}
     shape = next(iter(shapes.values()))
     if len(set(shapes.values())) != 1 or len(shape) != 2 or 0 in shape:
         raise ArrayError(f"arrays must share one shape (batch, sequence), none of it 0; got {shapes}")

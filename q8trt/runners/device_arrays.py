@@ -70,6 +70,13 @@ class DeviceArray:
         return True
 
 
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The sizes of an array on the host or a GPU; what has only ``__cuda_array_interface__`` need have no ``shape``."""
+    if not hasattr(array, "shape") and hasattr(array, "__cuda_array_interface__"):
+        return tuple(array.__cuda_array_interface__["shape"])
+    return tuple(np.shape(array))
+
+
 def on_gpu(name: str, array: Any, dtype: np.dtype[Any], device: int, stream: int, cuda: CheckedCuda) -> Any:
     """`array` as a `DeviceArray` that an engine can read in place; None when it is an array of the host.
 

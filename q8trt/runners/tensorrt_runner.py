@@ -26,7 +26,7 @@ from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.runners.base import LayerTime, Runner, Timing, common_shape
 from q8trt.runners.cuda import attempt, cuda_runtime
-from q8trt.runners.device_arrays import DeviceArray, on_gpu
+from q8trt.runners.device_arrays import DeviceArray, on_gpu, shape_of
 from q8trt.runners.layer_times import typical
 from q8trt.runners.tensorrt_bucket import Bucket
 from q8trt.runners.tensorrt_engine import SharedEngine, TensorRTOptions, layer_profiler
@@ -149,7 +149,7 @@ class TensorRTRunner(Runner):
 
     def _shape_and_profile(self, arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
         """The (batch, sequence) of a batch, and the index of the profile that takes it."""
-        shape = common_shape({name: tuple(np.shape(each)) for name, each in self.needed(arrays).items()})
+        shape = common_shape({name: shape_of(each) for name, each in self.needed(arrays).items()})
         index = covering(self.profiles, shape)
         if index is None:
             taken = show_profiles(self.profiles)
