@@ -14,8 +14,8 @@ demo: $(STAMP)  ## FP32, PTQ and QAT INT8 of MiniLM on the built-in sample: fine
 	$(BIN)/python build_engine.py --int8 --stage ptq
 	$(BIN)/python benchmark.py --parity
 
-test: $(STAMP)  ## all tests; those that need a GPU say why they are skipped
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, a file of them on each core; those that need a GPU say why they are skipped
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -132,6 +132,7 @@ def compute_all(args: argparse.Namespace) -> int:
             if cell.needs in failed:
                 waiting.remove(cell)
                 failed.add(cell.name)
+                print(f"not begun, {cell.needs} failed: {cell.name}", flush=True)
             elif not late and len(running) < args.workers and cell.needs not in open_names:
                 waiting.remove(cell)
                 process = context.Process(target=compute, args=(cell, args))
