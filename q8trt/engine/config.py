@@ -35,7 +35,7 @@ class BuildConfig:
     sm: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "compute capabilities the plan is for, as 8.6,8.9,12.0 (TensorRT-RTX; default: 8.0 and newer)"
+            "help": "compute capabilities the plan is for, as 8.6,8.9,12.0 (TensorRT-RTX; default: 8.0, 8.6, 8.9, 12.0 and newer)"
         },
     )
     timing_cache: str | None = field(
