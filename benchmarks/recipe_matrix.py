@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (42, 43, 44)
@@ -107,41 +108,59 @@ def finished(cell: Cell, folder: Path) -> bool:
     return (folder / cell.name / "score.json").exists()
 
 
-def compute_all(args: argparse.Namespace) -> int:
-    """Keep `args.workers` processes busy until all cells are there or time is up; the number of cells that failed."""
-    # Not forked: importing the libraries has touched CUDA, which a forked process may not use.
-    context, started = multiprocessing.get_context("spawn"), time.monotonic()
-    waiting = [cell for cell in cells() if not finished(cell, args.output_dir)]
-    running: dict[str, tuple[Cell, multiprocessing.process.BaseProcess, float]] = {}
-    failed: set[str] = set()
-    while running or waiting:
-        late = args.max_minutes is not None and time.monotonic() - started > 60 * args.max_minutes
-        if late and not running:
-            break
-        for name, (cell, process, since) in list(running.items()):
-            if process.exitcode is not None:
-                del running[name]
-                if not finished(cell, args.output_dir):
-                    failed.add(name)
-                word = "FAILED" if name in failed else "done"
-                print(
-                    f"{time.monotonic() - started:6.0f} s  {word} {name} ({time.monotonic() - since:.0f} s)", flush=True
-                )
-        open_names = {cell.name for cell in waiting} | set(running)
-        for cell in list(waiting):
-            if cell.needs in failed:
-                waiting.remove(cell)
-                failed.add(cell.name)
-                print(f"not begun, {cell.needs} failed: {cell.name}", flush=True)
-            elif not late and len(running) < args.workers and cell.needs not in open_names:
-                waiting.remove(cell)
-                process = context.Process(target=compute, args=(cell, args))
-                process.start()
-                running[cell.name] = (cell, process, time.monotonic())
-        time.sleep(0.2)
-    for cell in waiting:
-        print(f"not begun: {cell.name}", flush=True)
-    return len(failed)
+class Matrix:
+    """Keeps a number of processes busy with cells, those first that others wait for.
+
+    Args:
+        args: of the command.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.started = args, time.monotonic()
+        # Not forked: importing the libraries has touched CUDA, which a forked process may not use.
+        self.context = multiprocessing.get_context("spawn")
+        self.waiting = [cell for cell in cells() if not finished(cell, args.output_dir)]
+        self.running: dict[Cell, Any] = {}
+        self.failed: set[str] = set()
+
+    def compute(self) -> int:
+        """Compute all cells, or as many as time allows; the number of those that failed."""
+        while self.running or (self.waiting and not self.late):
+            self._gather()
+            self._begin()
+            time.sleep(0.2)
+        for cell in self.waiting:
+            self._say(f"not begun: {cell.name}")
+        return len(self.failed)
+
+    @property
+    def late(self) -> bool:
+        """Whether no further cell may begin."""
+        minutes = self.args.max_minutes
+        return minutes is not None and time.monotonic() - self.started > 60 * minutes
+
+    def _gather(self) -> None:
+        for cell in [cell for cell, process in self.running.items() if process.exitcode is not None]:
+            del self.running[cell]
+            good = finished(cell, self.args.output_dir)
+            if not good:
+                self.failed.add(cell.name)
+            self._say(f"done {cell.name}" if good else f"FAILED {cell.name}: see {cell.name}.log")
+
+    def _begin(self) -> None:
+        unfinished = {cell.name for cell in (*self.waiting, *self.running)}
+        for cell in list(self.waiting):
+            if cell.needs in self.failed:
+                self.waiting.remove(cell)
+                self.failed.add(cell.name)
+                self._say(f"not begun, {cell.needs} failed: {cell.name}")
+            elif not self.late and len(self.running) < self.args.workers and cell.needs not in unfinished:
+                self.waiting.remove(cell)
+                self.running[cell] = self.context.Process(target=compute, args=(cell, self.args))
+                self.running[cell].start()
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self.started:6.0f} s  {text}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     sys.path.insert(0, str(HERE))
-    return 1 if compute_all(args) else 0
+    return 1 if Matrix(args).compute() else 0
 
 
 if __name__ == "__main__":

@@ -82,13 +82,13 @@ def test_what_others_need_comes_first_and_nothing_twice(matrix: Any, inline: Any
     done = tmp_path / "rte-fp32-44"
     done.mkdir()
     (done / "score.json").write_text("{}")
-    assert matrix.compute_all(options(tmp_path)) == 0
+    assert matrix.Matrix(options(tmp_path)).compute() == 0
     assert len(inline.order) == 47
     assert "rte-fp32-44" not in inline.order
     for cell in matrix.cells():
         if cell.needs in inline.order:
             assert inline.order.index(cell.needs) < inline.order.index(cell.name)
-    assert matrix.compute_all(options(tmp_path)) == 0
+    assert matrix.Matrix(options(tmp_path)).compute() == 0
     assert len(inline.order) == 47
 
 
@@ -96,7 +96,7 @@ def test_a_failed_cell_takes_those_that_need_it_and_no_other(
     matrix: Any, inline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inline.broken = {"mrpc-fp32-43", "sts-b-full-qat-42"}
-    assert matrix.compute_all(options(tmp_path)) == 3
+    assert matrix.Matrix(options(tmp_path)).compute() == 3
     assert "mrpc-full-kd-43" not in inline.order
     assert len(inline.order) == 47
     said = capsys.readouterr().out
@@ -109,6 +109,6 @@ def test_a_failed_cell_takes_those_that_need_it_and_no_other(
 def test_when_time_is_up_nothing_is_begun(
     matrix: Any, inline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert matrix.compute_all(options(tmp_path, max_minutes=-1.0)) == 0
+    assert matrix.Matrix(options(tmp_path, max_minutes=-1.0)).compute() == 0
     assert not inline.order
     assert capsys.readouterr().out.count("not begun: ") == 48
