@@ -150,7 +150,7 @@ def _manifest(
 
 
 def _report(
-    exported: ExportedModel, plan: PlanInfo, config: BuildConfig, again: PlanDifference | None
+    exported: ExportedModel, plan: PlanInfo, config: BuildConfig, again: PlanDifference | None, is_sample: bool
 ) -> dict[str, Any]:
     """What is known of the engine before it runs: the linter's forecast beside what was built."""
     from q8trt.lint import LintConfig, lint
@@ -164,6 +164,7 @@ def _report(
     }
     linted = lint(exported.path, LintConfig(max_shapes=largest(config.profiles)))
     return {
+        "is_sample": is_sample,
         "export": {"passes": [asdict(each) for each in exported.passes],
                    "kept_fp32": [asdict(each) for each in exported.kept_fp32]},
         "forecast": asdict(linted.forecast),
@@ -222,7 +223,7 @@ def build_engine(
         exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)
         plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress)
         again = _build_again(temporary, config, on_progress) if verify_deterministic else None
-        report = _report(exported, plan, config, again)
+        report = _report(exported, plan, config, again, source.config.data.sample)
         report["export"] |= {"overflow_rows": rows, "options": asdict(options or ExportOptions())}
         tokenizer.save_pretrained(temporary)
         inputs, profiles = exported.input_names, config.profiles

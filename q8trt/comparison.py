@@ -43,6 +43,10 @@ SATURATES = (
     "this CPU has no VNNI instructions, and INT8 gains less here than on one that has: the products of bytes take more "
     "instructions, and weights are made unsigned, so that no sum saturates"
 )
+#: What they say of FP16, which these kernels compute through conversions.
+FP16_ON_CPU = (
+    "ONNX Runtime's CPU kernels are slow in FP16: such a graph is for GPUs, its time here says nothing of TensorRT"
+)
 #: Stage of a run -> what its rows are called, in the order in which a reader compares them.
 _NAMES = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT", "": ""}
 
@@ -175,7 +179,8 @@ def _notes(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
     """What a reader must know of the machine."""
     cpu = [row.precision for row in rows if (row.backend, row.device) == ("onnxruntime", "cpu")]
     saturated = any(precision.startswith("int8") for precision in cpu) and saturates()
-    return [note for note in (clock_warning(list(states)), SATURATES if saturated else None) if note]
+    half = FP16_ON_CPU if any(precision.endswith("fp16") for precision in cpu) else None
+    return [note for note in (clock_warning(list(states)), SATURATES if saturated else None, half) if note]
 
 
 def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tuple[list[Row], list[str]]:

@@ -153,6 +153,8 @@ def _build(cards: list[Gpu]) -> Step:
 
 
 def _benchmark(cards: list[Gpu]) -> Step:
+    if _version("rich") is None:
+        return Step("benchmark", False, f"needs rich: {_TRAIN}; to run engines in an app it is not needed")
     obstacle = _plan_obstacle(cards)
     if obstacle is None:
         backend = find_backend()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tiny_data import write_sts_b
 
+from q8trt import comparison
 from q8trt.cli.main import run_command
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
 from q8trt.errors import BackendError
@@ -108,10 +110,21 @@ def test_layers_are_profiled_at_the_largest_shape(
         capsys.readouterr().out.split()
     )
     assert run_command("benchmark", [*argv, "--no_accuracy", "--no_layer_times"]) == 0
-    assert "layer times" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "layer times" not in said
+    assert "replacing the report that is there already, " in said
     data = json.loads((tmp_path / "out/benchmark.json").read_text())
     assert {row["layer_times"] for row in data["rows"]} == {None}
     assert not any("VNNI" in note for note in data["notes"])
+
+
+def test_fp16_on_a_cpu_says_nothing_of_a_gpu() -> None:
+    def notes(device: str, precision: str) -> list[str]:
+        row = types.SimpleNamespace(backend="onnxruntime", device=device, precision=precision)
+        return [note for note in comparison._notes([], [row]) if "FP16" in note]
+
+    assert notes("cpu", "int8+fp16") == notes("cpu", "fp16") == [comparison.FP16_ON_CPU]
+    assert notes("cpu", "int8") == notes("NVIDIA L4", "fp16") == []
 
 
 def test_a_cpu_without_vnni_is_named_only_beside_int8(

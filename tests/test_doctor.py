@@ -24,7 +24,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A machine described by its packages, GPUs, backends' versions and ONNX Runtime's providers."""
     training = dict.fromkeys(("transformers", "datasets", "accelerate", "nvidia-modelopt", "onnxruntime"), "1.0")
     machine = types.SimpleNamespace(
-        packages={"torch": "2.13.0", "cuda-python": "13.0", **training},
+        packages={"torch": "2.13.0", "cuda-python": "13.0", "rich": "15.0", **training},
         cards=[],
         backends={"tensorrt_rtx": "1.7.1"},
         cuda=None,
@@ -95,6 +95,14 @@ def test_building_lacks(machine: types.SimpleNamespace) -> None:
     runs, what = how("build engine")
     assert not runs
     assert what == 'needs pip install "q8trt[tensorrt]" (with a GPU) or pip install "q8trt[rtx]"'
+
+
+def test_benchmarking_in_a_light_install_lacks_its_tables(machine: types.SimpleNamespace) -> None:
+    del machine.packages["rich"]
+    assert how("benchmark") == (
+        False,
+        'needs rich: pip install "q8trt[train]"; to run engines in an app it is not needed',
+    )
 
 
 def test_benchmarking_lacks(machine: types.SimpleNamespace) -> None:

@@ -125,6 +125,16 @@ def test_the_card_says_task_scores_recipe_versions_and_files(packable: Path) -> 
         assert part in text, part
 
 
+def test_the_card_labels_scores_of_the_built_in_sample(packable: Path) -> None:
+    assert "not GLUE" not in card(packable)
+    manifest = json.loads((packable / "manifest.json").read_text())
+    manifest["report"]["is_sample"] = True
+    (packable / "manifest.json").write_text(json.dumps(manifest))
+    text = card(packable)
+    assert "# tiny on MRPC (built-in sample, not GLUE), INT8" in text
+    assert "Of q8trt's sentence pairs (built-in sample, not GLUE). The task's main metric is" in text
+
+
 def test_the_card_of_a_float_model_without_plan(tmp_path: Path) -> None:
     plain = {"recipe": None, "backend": None, "profiles": [], "metrics": {}, "stage": "", "precision": "fp32"}
     text = card(write_engine(tmp_path / "plain", **plain))

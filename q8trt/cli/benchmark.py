@@ -182,7 +182,10 @@ def _answer(report: Any, engines: Any, gate: Any, args: Any) -> int:
     from q8trt.reporting import print_report, report_dict, write_report
 
     print_report(report, Console())
-    paths = write_report(args.output_dir or engines[-1].folder.parent, report, args.name or "benchmark", gate)
+    folder, name = Path(args.output_dir or engines[-1].folder.parent), args.name or "benchmark"
+    if (folder / f"{name}.json").exists():
+        say(f"replacing the report that is there already, {folder / name}.json, .md and .html; --name NAME keeps it")
+    paths = write_report(folder, report, name, gate)
     # The plan to deploy: a QAT engine's before a calibrated one's before FP32's.
     best = max(engines, key=lambda engine: ("fp32", "", "ptq", "int8").index(engine.manifest.stage))
     plan = best.folder / PLAN_FILE

@@ -110,6 +110,7 @@ def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_d
     from q8trt.progress import is_main_process, phases
     from q8trt.reporting.engine_table import engine_table
 
+    say(f"exporting {precision} with the {args.exporter} exporter, then building: about a minute for a small model")
     with phases(f"Building {precision}") as on_progress:
         options = read_dataclass(ExportOptions, args)
         folder, manifest = build_engine(

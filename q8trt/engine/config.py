@@ -95,7 +95,8 @@ class BuildConfig:
             raise ConfigError(f"--sm is TensorRT-RTX's; {backend.title} builds for the GPU at hand: leave --sm out")
         if unknown := [sm for sm in self.sm if sm not in backend.supported_sms()]:
             raise ConfigError(
-                f"{backend.title} has no SM {unknown[0]}; it builds for {', '.join(backend.supported_sms())}"
+                f"{backend.title} has no SM {unknown[0]}; it builds for {', '.join(backend.supported_sms())}: name one of "
+                "them, or build with TensorRT on that GPU (--backend tensorrt)"
             )
         if self.version_compatible and (rtx or not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE")):
             raise ConfigError(f"{backend.title} makes no version-compatible plans: leave --version_compatible out")

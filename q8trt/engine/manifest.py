@@ -23,6 +23,8 @@ MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
+#: What every score of the sentence pairs that q8trt makes itself is labelled with.
+SAMPLE_LABEL = "built-in sample, not GLUE"
 _BUILD = "python build_engine.py --int8"
 
 
@@ -83,8 +85,9 @@ class Manifest:
         profiles: the plan's optimization profiles, shortest sequences first; [] without a plan.
         backend: what built the plan; None without a plan.
         metrics: numbers under nested names, such as {"dev": {"pearson": 0.8739}}.
-        report: what is known of the engine before it runs: "engine" (`EngineReport`, as read back), "build" (seconds,
-            memory, determinism), "forecast" (the linter's, of the graph); {} without a plan.
+        report: what is known of the engine before it runs: "is_sample" (whether `metrics` are of the built-in sample),
+            "engine" (`EngineReport`, as read back), "build" (seconds, memory, determinism), "forecast" (the linter's, of the
+            graph); {} without a plan.
         files: every file of the folder but the manifest; filled in by `write_manifest`.
         created: ISO 8601, UTC.
         q8trt_version: the version of q8trt that wrote the folder.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.checkpoints import resolve_model
-from q8trt.engine.manifest import Manifest
+from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
 from q8trt.errors import Q8TRTError
 from q8trt.files import read_json
 from q8trt.runs import RUN_FILE, Run
@@ -90,18 +90,24 @@ def measured(folder: Path, manifest: Manifest) -> tuple[dict[str, Any] | None, d
 def _head(manifest: Manifest, licence: str) -> str:
     kind = "regression" if manifest.task.is_regression else "text-classification"
     precision = manifest.precision.upper()
+    sample = f" ({SAMPLE_LABEL})" if _is_sample(manifest) else ""
     front = (
         f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""
     )  # Hugging Face's identifiers
     return (
         f"---\n{front}tags: [q8trt, tensorrt, {kind}]\n---\n\n"
-        f"# {manifest.model.name} on {manifest.task.name}, {precision}\n\n"
+        f"# {manifest.model.name} on {manifest.task.name}{sample}, {precision}\n\n"
         f"An engine folder of q8trt: {precision}, {_STAGES.get(manifest.stage, 'of an unnamed stage')}.\n\n"
         "    q8trt unpack FILE.q8trt --output_dir engine\n\n"
         "    from q8trt import Engine\n"
         '    engine = Engine.load("engine")\n'
         f"    engine.predict([{_example(manifest)}])"
     )
+
+
+def _is_sample(manifest: Manifest) -> bool:
+    """Whether the model was trained and scored on the built-in sample."""
+    return bool(manifest.report.get("is_sample"))
 
 
 def _example(manifest: Manifest) -> str:
@@ -128,7 +134,8 @@ def _scores(manifest: Manifest, row: dict[str, Any] | None) -> str:
     lines += [(str(row["label"]), metric, value) for metric, value in _flat(row.get("metrics", {}))] if row else []
     if not lines:
         return "None recorded."
-    main = f"The task's main metric is {manifest.task.main_metric}.\n\n"
+    sample = f"Of q8trt's sentence pairs ({SAMPLE_LABEL}). " if _is_sample(manifest) else ""
+    main = f"{sample}The task's main metric is {manifest.task.main_metric}.\n\n"
     return main + _table(("computed by", "metric", "x100"), [(by, name, f"{100 * x:.2f}") for by, name, x in lines])
 
 

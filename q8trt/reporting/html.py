@@ -11,6 +11,7 @@ from typing import Any
 
 from q8trt.benchmarking.layers import LayerTimes, by_kind
 from q8trt.benchmarking.timing import Latency
+from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.reporting.cells import (
     DETAILS,
     DEVICE_PARTS,
@@ -30,7 +31,7 @@ from q8trt.reporting.cells import (
     time_cells,
 )
 from q8trt.reporting.page_style import STYLE
-from q8trt.reporting.report import SAMPLE_LABEL, Report, Row
+from q8trt.reporting.report import Report, Row
 from q8trt.reporting.svg import Point, Series, bars, chart, choice_axis, dashed_swatch, swatch, value_axis
 from q8trt.reporting.verdict import verdict
 

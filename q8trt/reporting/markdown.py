@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.reporting.cells import (
     DETAILS,
     DEVICE_PARTS,
@@ -21,7 +22,7 @@ from q8trt.reporting.cells import (
     time_cells,
     x100,
 )
-from q8trt.reporting.report import SAMPLE_LABEL, Report, Row
+from q8trt.reporting.report import Report, Row
 from q8trt.reporting.verdict import verdict
 
 

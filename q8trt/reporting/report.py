@@ -12,10 +12,10 @@ from q8trt.benchmarking.hardware import GpuState, peak_source
 from q8trt.benchmarking.layers import LayerTimes
 from q8trt.benchmarking.lengths import Lengths
 from q8trt.benchmarking.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
+from q8trt.engine.manifest import SAMPLE_LABEL
 
 #: docs/benchmark-schema.md describes it.
 SCHEMA = 2
-SAMPLE_LABEL = "built-in sample, not GLUE"
 
 
 @dataclass(frozen=True)
