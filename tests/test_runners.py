@@ -301,6 +301,7 @@ def test_else_onnxruntime_and_why(
     open_runner(folder)
     assert len(caplog.records) == 1  # said once, however many runners are opened
     assert "running on ONNX Runtime on the CPU: " in caplog.text
+    assert "run on ONNX Runtime" not in caplog.text
     with pytest.raises(BackendError, match=rf"cannot run on TensorRT-RTX here: .*{reason}") as caught:
         open_runner(folder, "tensorrt_rtx")
     assert "\n" not in str(caught.value)

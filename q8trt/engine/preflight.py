@@ -25,7 +25,7 @@ from q8trt.runs import RUN_FILE
 _REBUILD = "rebuild it"
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _OTHER_BACKEND = f"use TensorRT there ({INSTALL['tensorrt']}), or ONNX Runtime on the CPU (backend onnxruntime)"
-_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
+ON_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
         backend = find_backend(built.name)
     except BackendError as error:
         what, _, mend = str(error).rpartition(": ")
-        return [Problem(what, mend)] if mend == INSTALL.get(built.name) else [Problem(str(error), _ONNXRUNTIME)]
+        return [Problem(what, mend)] if mend == INSTALL.get(built.name) else [Problem(str(error), ON_ONNXRUNTIME)]
     problems = []
     if not _loads(manifest, built, backend):
         what = f"its plan was built by version {built.version}, {backend.version} is installed"
@@ -221,7 +221,7 @@ def _gpu_problems(
     """Problems of the GPU; what a rebuild must ask for because of them is put into `rebuilt`."""
     cards = gpus() if cards is None else cards
     if not cards:
-        return [Problem("no NVIDIA driver or GPU was found", _ONNXRUNTIME)]
+        return [Problem("no NVIDIA driver or GPU was found", ON_ONNXRUNTIME)]
     card, targets = cards[0], built.sm_targets
     if _fits(card, manifest, built):
         return []

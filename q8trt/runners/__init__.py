@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from q8trt.engine.backend import BACKENDS, TITLES
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
-from q8trt.engine.preflight import damage, describe, needs_host_code, preflight
+from q8trt.engine.preflight import ON_ONNXRUNTIME, damage, describe, needs_host_code, preflight
 from q8trt.engine.shapes import Shape
 from q8trt.errors import BackendError, ConfigError, EngineError, nearest
 from q8trt.runners.base import Runner
@@ -67,7 +67,8 @@ def open_runner(
         )
     if choice != "auto":
         raise BackendError(f"{folder} cannot run on {TITLES[choice]} here: {describe(problems)}")
-    _say_once(describe(problems))
+    # Not that ONNX Runtime would do: that is what is done.
+    _say_once("; ".join(each.what if each.mend == ON_ONNXRUNTIME else str(each) for each in problems))
     return _onnxruntime(folder, manifest, threads)
 
 
