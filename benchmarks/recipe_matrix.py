@@ -1,7 +1,7 @@
 """The whole table of recipes on a machine with a GPU: FP32, then every recipe x PTQ, QAT, QAT + distillation, several at once.
 
     python benchmarks/recipe_matrix.py --data_dir GLUE --output_dir runs/matrix --workers 12
-    python benchmarks/score_matrix.py table runs/matrix/sts-b-* --name sts-b-minilm-recipes
+    python benchmarks/score_matrix.py table runs/matrix/sts-b-*/ --name sts-b-minilm-recipes
 
 One small model leaves most of a GPU idle, and each step waits for Python; so the cells share it, a process and a core each.
 A finished cell is not computed again, so what was stopped or has failed is continued by the same command. No stage looks at the
