@@ -38,6 +38,10 @@ class BackendError(Q8TRTError):
     """A backend (TensorRT, TensorRT-RTX, ONNX Runtime, CUDA) is absent or refused the work."""
 
 
+class BusyError(Q8TRTError):
+    """Another process writes the same run, engine folder or output. Names its pid."""
+
+
 class InputError(Q8TRTError):
     """What an app gave to an `Engine` cannot be answered: an empty list, an empty text, something that is no text.
 

@@ -118,7 +118,7 @@ def test_malformed_manifest(folder: Path, change: Callable[[dict[str, Any]], obj
 
 def test_manifest_that_is_no_object(folder: Path) -> None:
     (folder / "manifest.json").write_text("[]")
-    with pytest.raises(EngineError, match="the manifest must be an object"):
+    with pytest.raises(EngineError, match="the document must be an object"):
         load_manifest(folder)
 
 

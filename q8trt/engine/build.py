@@ -22,9 +22,8 @@ from typing import IO, Any
 from q8trt import errors
 from q8trt.engine.backend import one_line
 from q8trt.engine.config import BuildConfig, PlanInfo, Progress
-from q8trt.engine.decoding import decode
 from q8trt.errors import BackendError, EngineError
-from q8trt.files import atomic_file
+from q8trt.files import atomic_file, decode
 
 _LOGGERS = ("q8trt", "q8trt.tensorrt")
 

@@ -21,8 +21,8 @@ from typing import Any, TextIO
 
 from q8trt.engine.builder import build_here
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.decoding import decode
 from q8trt.errors import Q8TRTError
+from q8trt.files import decode
 
 
 class _Messages:

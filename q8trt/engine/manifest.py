@@ -7,17 +7,15 @@ first. Its keys are the fields of `Manifest`, no more and no fewer: a file of an
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import q8trt
-from q8trt.engine.decoding import MalformedError, decode
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
-from q8trt.files import sha256, write_json
+from q8trt.files import MalformedError, decode, parse_json, sha256, write_json
 
 MANIFEST_FORMAT = 2
 MANIFEST_FILE = "manifest.json"
@@ -179,8 +177,8 @@ def parse_manifest(where: str | Path, text: bytes) -> Manifest:
         EngineError: it is no JSON, malformed, of another format, or names a file outside the folder.
     """
     try:
-        data = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        data = parse_json(text)
+    except MalformedError as error:
         raise EngineError(f"{where} cannot be read: {error}") from error
     manifest = _parse(where, data)
     for name in manifest.files:

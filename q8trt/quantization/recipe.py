@@ -11,18 +11,18 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from q8trt.errors import ConfigError, nearest
+from q8trt.files import Limits, MalformedError, parse_yaml, read_limited
 from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, SITE_KINDS, Site
 
 ACTIVATION_CALIBRATORS = ("max", "percentile", "entropy", "mse", "ema", "search", "fixed")
 WEIGHT_CALIBRATORS = ("max", "mse")
 CALIBRATORS = ACTIVATION_CALIBRATORS
 RANGES = ("frozen", "ema", "lsq", "pact")
+#: A recipe of every site of every layer of BERT-large is below a hundredth of these.
+_LIMITS = Limits(size=2**20, depth=16, values=50_000)
 _LAYER_KEY = re.compile(r"layer\.(\d+)\.(.+)")
 #: Softmax gives values from 0 to 1, whatever the data.
 _SITE_DEFAULTS: dict[str, dict[str, Any]] = {"softmax_out": {"calibrator": "fixed", "amax": 1.0}}
@@ -321,18 +321,22 @@ def load_recipe(name_or_path: str) -> Recipe:
     Raises:
         ConfigError: no such recipe, not YAML, or a value that is not known.
     """
-    if name_or_path in builtin_recipes():
-        text = (resources.files("q8trt") / "recipes" / f"{name_or_path}.yaml").read_bytes()
-    else:
-        path = Path(name_or_path)
-        if not path.is_file():
-            raise ConfigError(
-                f"unknown recipe {name_or_path!r}{nearest(name_or_path, builtin_recipes())}; expected the path of a YAML "
-                f"file or one of: {', '.join(builtin_recipes())}"
-            )
-        text = path.read_bytes()
     try:
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {name_or_path}: not YAML: {' '.join(str(error).split())}") from None
+        data = parse_yaml(_recipe_text(name_or_path), _LIMITS)
+    except MalformedError as error:
+        raise ConfigError(f"recipe {name_or_path}: {error}") from None
     return Recipe.from_dict(data, f"recipe {name_or_path}")
+
+
+def _recipe_text(name_or_path: str) -> bytes:
+    if name_or_path in builtin_recipes():
+        return (resources.files("q8trt") / "recipes" / f"{name_or_path}.yaml").read_bytes()
+    try:
+        return read_limited(name_or_path, _LIMITS)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise ConfigError(
+            f"unknown recipe {name_or_path!r}{nearest(name_or_path, builtin_recipes())}; expected the path of a YAML "
+            f"file or one of: {', '.join(builtin_recipes())}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"recipe {name_or_path!r} cannot be read: {error}") from None

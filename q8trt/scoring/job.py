@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q8trt.engine.decoding import MalformedError, decode
 from q8trt.engine.manifest import MANIFEST_FILE
 from q8trt.errors import ConfigError, DataError, InterruptedRunError
-from q8trt.files import read_json, sha256, write_json
+from q8trt.files import MalformedError, decode, read_json, sha256, write_json
 from q8trt.scoring.config import ScoringConfig
 from q8trt.scoring.layout import Layout, csv_line, make_layout
 from q8trt.scoring.records import Record, Records

@@ -1,0 +1,45 @@
+"""Files that survive crashes and other writers: atomic writes, advisory locks, hashes and guarded reading.
+
+`atomic` writes a file or a folder whole or not at all. `locks` keeps a second writer out. `decoding` reads JSON and YAML
+that someone else may have written, within limits.
+"""
+
+from q8trt.files.atomic import (
+    atomic_file,
+    atomic_folder,
+    remove_stale,
+    sha256,
+    sync,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from q8trt.files.decoding import (
+    Limits,
+    MalformedError,
+    decode,
+    parse_json,
+    parse_yaml,
+    read_json,
+    read_limited,
+)
+from q8trt.files.locks import exclusive
+
+__all__ = [
+    "Limits",
+    "MalformedError",
+    "atomic_file",
+    "atomic_folder",
+    "decode",
+    "exclusive",
+    "parse_json",
+    "parse_yaml",
+    "read_json",
+    "read_limited",
+    "remove_stale",
+    "sha256",
+    "sync",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

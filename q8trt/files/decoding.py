@@ -1,0 +1,206 @@
+"""Guarded reading of JSON and YAML: everything that q8trt reads back from a disk or a network goes through here.
+
+The input is untrusted. Size, depth, number of values and width of integers have limits, so that no file can exhaust the
+memory or the stack. What does not fit raises `MalformedError`, whose one line names the place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+_T = TypeVar("_T")
+_MIB = 2**20
+#: msgspec's names of JSON types, in words.
+_NAMES = {
+    "str": "a string",
+    "int": "a whole number",
+    "bool": "true or false",
+    "float": "a number",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+_WRONG_TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<actual>[^`]+)`")
+_WRONG_LENGTH = re.compile(r"Expected `array` of length (?P<expected>\d+), got (?P<actual>\d+)")
+
+
+class MalformedError(ValueError):
+    """Data that break a limit, are not JSON or YAML, or do not match their type. ``str(error)`` is one line."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one document.
+
+    Attributes:
+        size: bytes.
+        depth: levels of nesting.
+        values: values in all, keys left out.
+    """
+
+    size: int = 64 * _MIB
+    depth: int = 64
+    values: int = 5_000_000
+
+
+DEFAULT = Limits()
+
+
+def read_limited(path: str | Path, limits: Limits = DEFAULT) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        MalformedError: it is not a regular file (reading a pipe or a device may never end), or is too large.
+    """
+    # O_NONBLOCK: opening a pipe that nobody writes to would wait forever.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise MalformedError("it is not a regular file")
+        data = file.read(limits.size + 1)
+    if len(data) > limits.size:
+        raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
+    return data
+
+
+def read_json(path: str | Path, limits: Limits = DEFAULT) -> Any:
+    """Read and parse a JSON file. Raises OSError as `open` does, and MalformedError."""
+    return parse_json(read_limited(path, limits), limits)
+
+
+def parse_json(data: bytes | str, limits: Limits = DEFAULT) -> Any:
+    """Parse JSON.
+
+    Raises:
+        MalformedError: not JSON (NaN and infinity included), not UTF-8, or beyond a limit.
+    """
+    if len(data) > limits.size:
+        raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
+    try:
+        value = msgspec.json.decode(data)
+    except RecursionError:
+        raise MalformedError(f"it is nested more than {limits.depth} levels deep") from None
+    except msgspec.ValidationError as error:  # a number that no double and no 64-bit integer holds
+        raise MalformedError(_first_lower(str(error))) from None
+    except msgspec.DecodeError as error:
+        raise MalformedError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from None
+    except UnicodeError as error:
+        raise MalformedError(f"not UTF-8: {getattr(error, 'reason', error)}") from None
+    _check_limits(value, limits)
+    return value
+
+
+def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
+    """Parse one YAML document whose values JSON has too: no dates, no binary data, no recursive aliases.
+
+    Raises:
+        MalformedError: not YAML, not UTF-8, another type of value, or beyond a limit.
+    """
+    import yaml
+
+    if len(data) > limits.size:
+        raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
+    try:
+        value = yaml.safe_load(data)
+    except RecursionError:
+        raise MalformedError(f"it is nested more than {limits.depth} levels deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise MalformedError(f"not YAML: {' '.join(str(error).split())}") from None
+    _check_limits(value, limits)
+    return value
+
+
+def _check_limits(value: Any, limits: Limits) -> None:
+    """Walk `value` without recursion and raise MalformedError where it breaks a limit or has a type that JSON lacks."""
+    waiting, count = [(value, 0)], 0
+    while waiting:
+        each, depth = waiting.pop()
+        count += 1
+        if depth > limits.depth:
+            raise MalformedError(f"it is nested more than {limits.depth} levels deep")
+        if count > limits.values:
+            raise MalformedError(f"it holds more than {limits.values:,} values")
+        if isinstance(each, dict):
+            if wrong := [key for key in each if not isinstance(key, str)]:
+                raise MalformedError(f"key {wrong[0]!r} is not a string; put it in quotes")
+            waiting += [(item, depth + 1) for item in each.values()]
+        elif isinstance(each, list):
+            waiting += [(item, depth + 1) for item in each]
+        elif isinstance(each, int) and not -(2**63) <= each < 2**64:
+            raise MalformedError("it holds a whole number that does not fit 64 bits")
+        elif each is not None and not isinstance(each, bool | int | float | str):
+            raise MalformedError(f"it holds a value of type {type(each).__name__} ({each}); put it in quotes")
+
+
+def decode(cls: type[_T], data: Any) -> _T:
+    """Return the dataclass `cls` that became `data` through `dataclasses.asdict` and JSON.
+
+    Raises:
+        MalformedError: a key is missing or unknown, or a value does not have its field's type.
+    """
+    try:
+        decoded = msgspec.convert(data, type=cls)
+    except RecursionError:
+        raise MalformedError("it is nested too deep") from None
+    except msgspec.ValidationError as error:
+        raise MalformedError(_message(str(error), data)) from None
+    _compare_keys(data, decoded, "")
+    return decoded
+
+
+def _message(text: str, data: Any) -> str:
+    """Say a message of msgspec in q8trt's words: ``profiles[0].max must be a list, not "16x128"``."""
+    problem, _, place = text.partition(" - at `$")
+    where = place.rstrip("`").lstrip(".")
+    if match := _WRONG_TYPE.fullmatch(problem):
+        expected = " or ".join(_NAMES.get(name, name) for name in match["expected"].split(" | "))
+        actual = _shown(data, where) or _NAMES.get(match["actual"], match["actual"])
+        return f"{where or 'the document'} must be {expected}, not {actual}"
+    if match := _WRONG_LENGTH.fullmatch(problem):
+        return f"{where} must have {match['expected']} entries, not {match['actual']}"
+    if problem.startswith("Object missing required field "):
+        return f"missing key{f' in {where}' if where else ''}: {problem.split('`')[1]}"
+    return f"{where}: {_first_lower(problem)}" if where else _first_lower(problem)
+
+
+def _shown(data: Any, where: str) -> str:
+    """Return the first characters of the value at `where`; "" where the place holds a wildcard."""
+    for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", where):
+        try:
+            data = data[int(index)] if index else data[key]
+        except (LookupError, TypeError):
+            return ""
+    return msgspec.json.encode(data)[:40].decode("utf-8", "replace")
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _compare_keys(data: Any, decoded: Any, where: str) -> None:
+    """Raise where an object lacks a key of its dataclass, or has one more: msgspec lets both pass."""
+    if dataclasses.is_dataclass(decoded):
+        within = f" in {where}" if where else ""
+        names = {field.name for field in dataclasses.fields(decoded)}
+        if missing := sorted(names - data.keys()):
+            raise MalformedError(f"missing key{within}: {', '.join(missing)}")
+        if unknown := sorted(data.keys() - names):
+            raise MalformedError(f"unknown key{within}: {', '.join(unknown)}")
+        for name in names:
+            _compare_keys(data[name], getattr(decoded, name), f"{where}.{name}" if where else name)
+    elif isinstance(decoded, dict):
+        for key, value in decoded.items():
+            _compare_keys(data[key], value, f"{where}.{key}" if where else key)
+    elif isinstance(decoded, list | tuple):
+        for index, (value, item) in enumerate(zip(data, decoded, strict=True)):
+            _compare_keys(value, item, f"{where}[{index}]")

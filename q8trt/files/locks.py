@@ -1,0 +1,100 @@
+"""Advisory locks: one writer for each run folder, engine folder and scoring job.
+
+The lock is `flock(2)` on a hidden file beside the target. The system releases it when the process ends, however it ends,
+so a killed process never blocks the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from q8trt.errors import BusyError
+
+try:
+    import fcntl
+except ImportError:  # Windows: q8trt runs there without locks
+    fcntl = None  # type: ignore[assignment]
+
+#: Bytes of the holder's note that are read.
+_NOTE_BYTES = 4096
+
+
+def lock_path(target: str | Path) -> Path:
+    """Return the lock file of a file or folder: ``.<name>.lock`` beside it. Links to one target share one lock."""
+    target = Path(target).resolve()
+    return target.parent / f".{target.name}.lock"
+
+
+@contextlib.contextmanager
+def exclusive(target: str | Path) -> Iterator[None]:
+    """Hold the lock of `target` for the block. The target need not exist; its parent folder is made.
+
+    Raises:
+        BusyError: another process holds it, or this process does already; names the holder's pid.
+        OSError: the lock file cannot be made.
+    """
+    path = lock_path(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = _acquire(path, target)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while the lock is held: who waits for it finds that the file is gone
+        os.close(handle)
+
+
+def _acquire(path: Path, target: str | Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        if not try_lock(handle):
+            holder = _holder(handle)
+            os.close(handle)
+            raise BusyError(
+                f"{target} is in use by {holder}; wait until it ends, or stop it, and run the command again"
+            )
+        if same_file(handle, path):
+            break
+        os.close(handle)  # the holder ended, and removed its lock file, between our two calls
+    note = {"pid": os.getpid(), "host": socket.gethostname(), "command": Path(sys.argv[0]).name}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(note).encode(), 0)
+    return handle
+
+
+def _holder(handle: int) -> str:
+    """Describe the process that holds the lock."""
+    try:
+        note = json.loads(os.pread(handle, _NOTE_BYTES, 0))
+        pid, host, command = int(note["pid"]), str(note["host"]), str(note["command"])
+    except (ValueError, KeyError, TypeError):
+        return "another process"  # it has not written its note yet
+    elsewhere = "" if host == socket.gethostname() else f" on {host}"
+    return f"process {pid} ({command}){elsewhere}"
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file or folder without waiting; returns False where another descriptor holds it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, as some network mounts: writing must still work there
+        return True
+    return True
+
+
+def same_file(handle: int, path: Path) -> bool:
+    """Return whether `path` still names the open file."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(handle), there)
