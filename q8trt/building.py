@@ -127,8 +127,11 @@ def _manifest(
     from q8trt.export.trace import OPSET
 
     task, config = source.task, model.config
+    columns = source.config.data.text_column_names or task.text_columns
     return Manifest(
-        task=TaskInfo(task.name, list(task.labels), task.is_regression, task.is_pair, task.main_metric),
+        task=TaskInfo(
+            task.name, list(task.labels), task.is_regression, task.is_pair, task.main_metric, text_columns=list(columns)
+        ),
         model=ModelInfo(
             name=checkpoints.short_name(source.config.from_fp32 or source.config.model_name_or_path),
             model_type=config.model_type,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
+from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, digest_of, write_manifest
 from q8trt.engine.shapes import ShapeProfile
 
 MANIFEST = Manifest(
@@ -77,6 +77,7 @@ def listed(name: str, data: bytes) -> Change:
     def change(members: dict[str, bytes]) -> None:
         manifest = json.loads(members["manifest.json"])
         manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        manifest["digest"] = digest_of(manifest)
         members["manifest.json"] = json.dumps(manifest).encode()
         members[name] = data
 

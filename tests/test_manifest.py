@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from q8trt.engine.manifest import (
     Manifest,
     ModelInfo,
     TaskInfo,
+    digest_of,
     load_manifest,
     write_manifest,
 )
@@ -51,10 +53,10 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_what_is_written_is_read_back(folder: Path) -> None:
     manifest = load_manifest(folder)
-    assert replace(manifest, files={}) == MANIFEST
+    assert replace(manifest, files={}, digest="") == MANIFEST
     assert list(manifest.files) == ["model.onnx", "model.plan"]
     assert manifest.files["model.onnx"].bytes == 400
-    assert manifest.format == 2
+    assert manifest.format == 3
     assert manifest.largest_shape == (32, 128)
     assert manifest.created.endswith("+00:00")
 
@@ -66,7 +68,7 @@ def test_writing_twice_does_not_list_the_manifest(folder: Path) -> None:
 def test_a_model_without_plan_or_recipe_is_read_back(folder: Path) -> None:
     plain = replace(MANIFEST, profiles=[], report={}, backend=None, recipe=None, precision="fp32")
     write_manifest(folder, plain)
-    assert replace(load_manifest(folder), files={}) == plain
+    assert replace(load_manifest(folder), files={}, digest="") == plain
     assert plain.largest_shape is None
 
 
@@ -103,7 +105,23 @@ def test_invalid_json(folder: Path, text: str) -> None:
         (lambda data: data.update(files=[]), r"files must be an object, not \[\]"),
         (lambda data: data["profiles"][1].update(min=[1]), r"profiles\[1\]\.min must have 2 entries, not 1"),
         (lambda data: data["profiles"][0].update(max=[1, 1]), "batch must be min <= opt <= max; got 1, 16, 1"),
-        (lambda data: data.update(format=3), r"has format 3, this q8trt \(.*\) reads up to 2; upgrade q8trt"),
+        (
+            lambda data: data["model"].update(max_seq_length=3 * 10**8),
+            "model.max_seq_length: expected `int` <= 1048576",
+        ),
+        (lambda data: data["model"].update(pad_token_id=-1), "model.pad_token_id: expected `int` >= 0"),
+        (lambda data: data["profiles"][0].update(max=[2**40, 64]), r"profiles\[0\]\.max\[0\]: expected `int` <= "),
+        (lambda data: data["task"].update(activation="tanh"), "task.activation: invalid enum value 'tanh'"),
+        (lambda data: data["files"]["model.onnx"].update(sha256="x"), "expected `str` matching regex"),
+        (lambda data: data.update(precision="int7"), "precision: expected `str` matching regex"),
+        (
+            lambda data: data["task"].update(is_pair=False),
+            "was edited or damaged: its digest does not match; restore it",
+        ),
+        (lambda data: data["metrics"]["dev"].update(f1=0.99), "its digest does not match"),
+        (lambda data: data.update(digest="0" * 64), "its digest does not match"),
+        (lambda data: data.update(format=2), "unknown key in format 2: activation, digest, text_columns"),
+        (lambda data: data.update(format=4), r"has format 4, this q8trt \(.*\) reads up to 3; upgrade q8trt"),
         (
             lambda data: data.update(format=1),
             r"has format 1, of an older q8trt; rebuild the engine with `python build_en",
@@ -116,6 +134,39 @@ def test_malformed_manifest(folder: Path, change: Callable[[dict[str, Any]], obj
         load_manifest(folder)
 
 
+def as_format_2(data: dict[str, Any]) -> None:
+    """Turn a manifest into what q8trt wrote before format 3."""
+    data["format"] = 2
+    del data["digest"], data["task"]["text_columns"], data["task"]["activation"]
+
+
+def test_format_2_is_still_read(folder: Path) -> None:
+    before = load_manifest(folder)
+    edit(folder, as_format_2)
+    assert load_manifest(folder) == replace(before, digest="")
+    edit(folder, lambda data: data["task"].pop("labels"))
+    with pytest.raises(EngineError, match="missing key in task: labels"):
+        load_manifest(folder)
+    edit(folder, lambda data: data.update(task=3))
+    with pytest.raises(EngineError, match="task must be an object, not 3"):
+        load_manifest(folder)
+
+
+def test_the_digest_does_not_depend_on_the_order_or_layout_of_the_file(folder: Path) -> None:
+    before = load_manifest(folder)
+    data = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(dict(reversed(data.items()))))
+    assert load_manifest(folder) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_manifest_that_is_a_pipe_is_refused_without_waiting(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    os.mkfifo(folder / "manifest.json")
+    with pytest.raises(EngineError, match="no manifest.json|not a regular file"):
+        load_manifest(folder)
+
+
 def test_manifest_that_is_no_object(folder: Path) -> None:
     (folder / "manifest.json").write_text("[]")
     with pytest.raises(EngineError, match="the document must be an object"):
@@ -125,6 +176,7 @@ def test_manifest_that_is_no_object(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["../model.onnx", "a/b", "..", "/etc/passwd", "", "a\\b"])
 def test_file_names_stay_in_the_folder(folder: Path, name: str) -> None:
     edit(folder, lambda data: data["files"].update({name: data["files"]["model.onnx"]}))
+    edit(folder, lambda data: data.update(digest=digest_of(data)))
     with pytest.raises(EngineError, match="leaves the folder"):
         load_manifest(folder, verify=False)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,9 +128,8 @@ def test_the_card_says_task_scores_recipe_versions_and_files(packable: Path) -> 
 
 def test_the_card_labels_scores_of_the_built_in_sample(packable: Path) -> None:
     assert "not GLUE" not in card(packable)
-    manifest = json.loads((packable / "manifest.json").read_text())
-    manifest["report"]["is_sample"] = True
-    (packable / "manifest.json").write_text(json.dumps(manifest))
+    manifest = load_manifest(packable)
+    write_manifest(packable, replace(manifest, report={**manifest.report, "is_sample": True}))
     text = card(packable)
     assert "# tiny on MRPC (built-in sample, not GLUE), INT8" in text
     assert "Of q8trt's sentence pairs (built-in sample, not GLUE). The task's main metric is" in text

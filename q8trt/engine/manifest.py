@@ -1,40 +1,63 @@
-"""``manifest.json``: what an engine folder holds, how it was made, and the hashes that prove it is whole.
+"""``manifest.json``: the description of an engine folder, with the hashes that prove that it is whole.
 
-An engine folder can be copied to another machine and used with nothing else; the manifest is what every command reads
-first. Its keys are the fields of `Manifest`, no more and no fewer: a file of an older or newer format says so.
+An engine folder can be copied to another machine and used with nothing else. Every command reads the manifest first. Its
+keys are the fields of `Manifest`, no more and no fewer. Format 2 is still read; it lacks the columns, the activation and
+the manifest's own hash.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 import q8trt
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
-from q8trt.files import MalformedError, decode, parse_json, sha256, write_json
+from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
 
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
 #: What every score of the sentence pairs that q8trt makes itself is labelled with.
 SAMPLE_LABEL = "built-in sample, not GLUE"
 _BUILD = "python build_engine.py --int8"
+_LIMITS = Limits(size=64 * 2**20)
+
+#: Function that makes a regression's score of its logit.
+Activation = Literal["identity", "sigmoid"]
+#: A count that sizes memory: a manifest must not ask for gigabytes.
+Count = Annotated[int, Meta(ge=1, le=2**20)]
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What the model answers: a GLUE task's `name`, `labels` (in the order of the logits) and `main_metric`."""
+    """The question that the model answers.
+
+    Attributes:
+        name: the GLUE task, or "custom".
+        labels: names in the order of the logits; [] for a regression.
+        is_regression: whether the answer is a score.
+        is_pair: whether an example is two texts.
+        main_metric: the metric that chooses between checkpoints.
+        text_columns: the columns of the data that hold the text; [] if unknown.
+        activation: "sigmoid" if a regression's score is the sigmoid of its logit, "identity" if it is the logit.
+    """
 
     name: str
     labels: list[str]
     is_regression: bool
     is_pair: bool
     main_metric: str
+    text_columns: list[str] = field(default_factory=list)
+    activation: Activation = "identity"
 
 
 @dataclass(frozen=True)
@@ -43,10 +66,10 @@ class ModelInfo:
 
     name: str
     model_type: str
-    num_labels: int
-    max_position_embeddings: int
-    pad_token_id: int
-    max_seq_length: int
+    num_labels: Count
+    max_position_embeddings: Count
+    pad_token_id: Annotated[int, Meta(ge=0, le=2**31 - 1)]
+    max_seq_length: Count
 
 
 @dataclass(frozen=True)
@@ -62,8 +85,8 @@ class BackendInfo:
 class FileInfo:
     """One file of the folder: its SHA-256 in hexadecimal and its size in bytes."""
 
-    sha256: str
-    bytes: int
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Meta(ge=0)]
 
 
 def _now() -> str:
@@ -89,15 +112,16 @@ class Manifest:
         files: every file of the folder but the manifest; filled in by `write_manifest`.
         created: ISO 8601, UTC.
         q8trt_version: the version of q8trt that wrote the folder.
+        digest: SHA-256 of the manifest's other keys, see `digest_of`; filled in by `write_manifest`.
     """
 
     task: TaskInfo
     model: ModelInfo
-    precision: str
+    precision: Annotated[str, Meta(pattern=r"^(fp32|fp16|int8|int8\+fp16)$")]
     recipe: dict[str, Any] | None
-    inputs: list[str]
-    opset: int
-    stage: str = ""
+    inputs: Annotated[list[str], Meta(min_length=1)]
+    opset: Annotated[int, Meta(ge=1, le=1000)]
+    stage: Annotated[str, Meta(pattern="^(|fp32|ptq|int8)$")] = ""
     profiles: list[ShapeProfile] = field(default_factory=list)
     backend: BackendInfo | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +130,7 @@ class Manifest:
     created: str = field(default_factory=_now)
     q8trt_version: str = q8trt.__version__
     format: int = MANIFEST_FORMAT
+    digest: str = ""
 
     @property
     def largest_shape(self) -> Shape | None:
@@ -117,7 +142,7 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
     """Hash the files of `folder` (no hidden ones, no subfolders) and write ``manifest.json``: the last step of a build.
 
     Returns:
-        `manifest` with its `files` filled in.
+        `manifest` with its `files` and `digest` filled in.
 
     Raises:
         EngineError: the folder is missing or cannot be written, or a metric is not a finite number.
@@ -132,10 +157,20 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
     }
     manifest = dataclasses.replace(manifest, files=files)
     try:
+        manifest = dataclasses.replace(manifest, digest=digest_of(dataclasses.asdict(manifest)))
         write_json(folder / MANIFEST_FILE, dataclasses.asdict(manifest))
     except (OSError, TypeError, ValueError) as error:
         raise EngineError(f"cannot write {folder / MANIFEST_FILE}: {error}") from error
     return manifest
+
+
+def digest_of(data: dict[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's JSON data without the key ``digest``: any edit of a fact changes it.
+
+    Raises ValueError for NaN and infinity.
+    """
+    facts = json.loads(json.dumps({key: value for key, value in data.items() if key != "digest"}, allow_nan=False))
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
@@ -161,8 +196,8 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
     if not path.is_file():
         raise EngineError(f"{folder} has no {MANIFEST_FILE}, so it is no engine folder; build one with `{_BUILD}`")
     try:
-        text = path.read_bytes()
-    except OSError as error:
+        text = read_limited(path, _LIMITS)
+    except (OSError, MalformedError) as error:
         raise EngineError(f"{path} cannot be read: {error}") from error
     manifest = parse_manifest(path, text)
     for name, info in manifest.files.items() if verify else ():
@@ -171,13 +206,13 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
 
 
 def parse_manifest(where: str | Path, text: bytes) -> Manifest:
-    """The manifest in the JSON `text`; `where` names it in errors.
+    """Return the manifest in the JSON `text`; `where` names it in errors.
 
     Raises:
-        EngineError: it is no JSON, malformed, of another format, or names a file outside the folder.
+        EngineError: it is no JSON, malformed, of another format, was edited, or names a file outside the folder.
     """
     try:
-        data = parse_json(text)
+        data = parse_json(text, _LIMITS)
     except MalformedError as error:
         raise EngineError(f"{where} cannot be read: {error}") from error
     manifest = _parse(where, data)
@@ -203,14 +238,37 @@ def _verify(path: Path, expected: FileInfo) -> None:
 
 
 def _parse(path: str | Path, data: Any) -> Manifest:
-    found = data.get("format") if isinstance(data, dict) else None
-    if type(found) is int and found > MANIFEST_FORMAT:
+    written = data.get("format") if isinstance(data, dict) else None
+    if type(written) is int and written > MANIFEST_FORMAT:
         raise EngineError(
-            f"{path} has format {found}, this q8trt ({q8trt.__version__}) reads up to {MANIFEST_FORMAT}; upgrade q8trt"
+            f"{path} has format {written}, this q8trt ({q8trt.__version__}) reads up to {MANIFEST_FORMAT}; upgrade q8trt"
         )
-    if type(found) is int and found < MANIFEST_FORMAT:
-        raise EngineError(f"{path} has format {found}, of an older q8trt; rebuild the engine with `{_BUILD}`")
+    if type(written) is int and written < 2:
+        raise EngineError(f"{path} has format {written}, of an older q8trt; rebuild the engine with `{_BUILD}`")
     try:
-        return decode(Manifest, data)
+        manifest = decode(Manifest, _upgraded(data) if written == 2 else data)
     except (MalformedError, ConfigError) as error:
         raise EngineError(f"{path}: {error}") from None
+    if written != 2 and manifest.digest != digest_of(data):
+        raise EngineError(
+            f"{path} was edited or damaged: its digest does not match; restore it, or rebuild the engine with `{_BUILD}`"
+        )
+    return manifest
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of format 2 as one of format 3.
+
+    Raises MalformedError if it holds a key of format 3, whose digest it lacks.
+    """
+    task = data.get("task")
+    later = {"text_columns": [], "activation": "identity"}
+    present = [*({"digest"} & data.keys()), *(later.keys() & task.keys() if isinstance(task, dict) else ())]
+    if present:
+        raise MalformedError(f"unknown key in format 2: {', '.join(sorted(present))}")
+    return {
+        **data,
+        "format": MANIFEST_FORMAT,
+        "digest": "",
+        "task": {**task, **later} if isinstance(task, dict) else task,
+    }

@@ -6,10 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
+
+from msgspec import Meta
 
 from q8trt.errors import ConfigError
 
-Shape = tuple[int, int]
+#: A dimension of a shape; the bound keeps a damaged manifest from sizing memory.
+Dimension = Annotated[int, Meta(le=2**20)]
+Shape = tuple[Dimension, Dimension]
 _EXAMPLE = 'write "16x128" or "input_ids:16x128,attention_mask:16x128" (batch x sequence)'
 
 
