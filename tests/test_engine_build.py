@@ -133,6 +133,9 @@ def test_ctrl_c_ends_the_build(rtx: Backend, tmp_path: Path, monkeypatch: pytest
 
 # A builder that ends its process: a package named tensorrt that does so stands in for the real one.
 
+#: The first lines of that package: the process that imports it has a driver, without which nothing is built.
+WITH_DRIVER = "from q8trt.engine import backend\nbackend.driver_cuda = lambda: (13, 4)\n"
+
 
 @pytest.fixture
 def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
@@ -142,7 +145,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
         folder = tmp_path / "packages"
         folder.mkdir()
         (folder / "tensorrt.py").write_text(
-            "import os, signal, sys, time\n"
+            f"{WITH_DRIVER}import os, signal, sys, time\n"
             "__version__ = '11.0.0'\n"
             "class ILogger:\n"
             "    class Severity: INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)\n"
@@ -183,7 +186,7 @@ def test_the_end_of_the_builder_is_one_line(broken: Callable[[str], str], tmp_pa
 
 
 def test_a_defect_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rtx: Backend) -> None:
-    (tmp_path / "tensorrt.py").write_text("__version__ = '11.0.0'\nILogger = 3\n")
+    (tmp_path / "tensorrt.py").write_text(f"{WITH_DRIVER}__version__ = '11.0.0'\nILogger = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
         RuntimeError, match=r"the building process failed:\nTraceback[\s\S]*'int' object has no attribute"

@@ -22,6 +22,12 @@ def small(**options: Any) -> BuildConfig:
     return BuildConfig("rtx", (SMALL,), **options)
 
 
+@pytest.fixture(autouse=True)
+def driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver, without which nothing that passes for TensorRT builds."""
+    monkeypatch.setattr("q8trt.engine.backend.driver_cuda", lambda: (13, 4))
+
+
 @pytest.fixture
 def model(rtx: Backend, tmp_path: Path) -> Path:
     return tiny_onnx(tmp_path / "m.onnx")

@@ -72,7 +72,7 @@ def test_batch_csv_gives_what_the_command_gives(engine: Path, tmp_path: Path) ->
 
 @pytest.fixture
 def service(engine: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    pytest.importorskip("fastapi", reason='FastAPI is not installed: pip install "q8trt[examples]"')
+    pytest.importorskip("fastapi", reason="FastAPI is not installed: pip install fastapi uvicorn")
     pytest.importorskip("httpx2", reason="httpx2, with which FastAPI's test client speaks, is not installed")
     monkeypatch.setenv("Q8TRT_ENGINE", str(engine))
     monkeypatch.setenv("Q8TRT_DEVICE", "cpu")

@@ -18,6 +18,7 @@ from typing import TextIO
 
 from q8trt import __version__
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
+from q8trt.packages import install_module
 from q8trt.progress import is_main_process
 
 #: command -> (module under q8trt.cli, what it does)
@@ -103,7 +104,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "q8trt":
             raise
-        return _fail(prog, f'error: {error.name} is not installed; pip install "q8trt[train]"', 2)
+        return _fail(prog, f"error: {error.name} is not installed: {install_module(error.name)}", 2)
     except Exception as error:
         if _disk_is_full(error):
             message = "no space left on the disk; what was complete is kept, free some space and try again"

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from q8trt.errors import DataError
+from q8trt.packages import install_module
 from q8trt.tasks import Task
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
@@ -216,5 +217,4 @@ def require(module: str, purpose: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        raise DataError(f"{purpose} needs {package}: pip install 'q8trt[train]'") from error
+        raise DataError(f"{purpose} needs {module.partition('.')[0]}: {install_module(module)}") from error

@@ -6,6 +6,7 @@ which one it holds, except where the two truly differ (timing caches, portabilit
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import logging
@@ -16,12 +17,14 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from q8trt.errors import BackendError, ConfigError, nearest
+from q8trt.engine.driver import driver_cuda, driver_problem
+from q8trt.errors import BackendError, ConfigError, MissingPackageError, nearest
 from q8trt.gpu import Gpu
+from q8trt.packages import install_command
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-INSTALL = {"tensorrt": 'pip install "q8trt[tensorrt]"', "tensorrt_rtx": 'pip install "q8trt[rtx]"'}
+INSTALL = {"tensorrt": install_command("tensorrt"), "tensorrt_rtx": install_command("rtx")}
 _ALIASES = {"trt": "tensorrt", "rtx": "tensorrt_rtx", "trt_rtx": "tensorrt_rtx"}
 
 _log = logging.getLogger(__name__)
@@ -60,8 +63,50 @@ class Backend:
             _loggers[self.name] = _make_logger(self.module)
         return _loggers[self.name]
 
+    def check_driver(self) -> None:
+        """Compare the package's CUDA version with the driver's, before anything of the package is constructed.
+
+        Raises:
+            BackendError: the driver is too old; the line names the package that fits it.
+        """
+        if problem := driver_problem(self.name, self.title):
+            raise BackendError(problem)
+
+    def check_build(self) -> None:
+        """Check that a plan can be built here. TensorRT-RTX builds without a GPU.
+
+        Raises:
+            BackendError: TensorRT has no driver, without which its builder aborts the process, or one that is too old.
+        """
+        if self.name != "tensorrt":
+            return
+        if driver_cuda() is None:
+            raise BackendError(
+                f"{self.title} builds on an NVIDIA GPU only, and no driver was found; TensorRT-RTX builds without one: "
+                f"{INSTALL['tensorrt_rtx']}, then add --backend tensorrt_rtx"
+            )
+        self.check_driver()
+
+    def runtime(self) -> Any:
+        """Construct a `trt.Runtime`.
+
+        Raises:
+            BackendError: CUDA cannot be initialized, or the driver is too old for this package.
+        """
+        self.check_driver()
+        self.forget_errors()
+        try:
+            runtime = self.module.Runtime(self.logger())
+        except TypeError as error:  # pybind11's word for TensorRT's null pointer
+            raise BackendError(f"{self.title} cannot start: {self.last_error()}") from error
+        if self.logger().errors:
+            # TensorRT 11 returns an object around null instead. Its destructor would end the process, so it never runs.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+            raise BackendError(f"{self.title} cannot start: {self.last_error()}")
+        return runtime
+
     def forget_errors(self) -> None:
-        """Start afresh, so that `last_error` speaks of the work that follows."""
+        """Forget logged errors, so that `last_error` is about the work that follows."""
         self.logger().errors.clear()
 
     def last_error(self) -> str:
@@ -181,7 +226,7 @@ def _load(name: str) -> Backend:
         return Backend(name, module, str(module.__version__))
     except ModuleNotFoundError as error:
         if error.name == name:
-            raise BackendError(f"{title} is not installed: {INSTALL[name]}") from None
+            raise MissingPackageError(f"{title} is not installed", INSTALL[name]) from None
         raise BackendError(f"{title} is installed but cannot be imported: {one_line(error)}") from error
     except Exception as error:  # a missing shared library surfaces as ImportError, OSError or RuntimeError
         raise BackendError(f"{title} is installed but cannot be imported: {one_line(error)}") from error

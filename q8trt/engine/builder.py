@@ -113,7 +113,8 @@ class _Build:
         return engine_report(self.log, inspected, self.sites, len(self.options.profiles))
 
     def _inspect(self, plan: Any) -> str | None:
-        engine = self.trt.Runtime(self.backend.logger()).deserialize_cuda_engine(plan)
+        runtime = self.backend.runtime()  # a name: the engine needs it until it is gone
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:  # such as a plan for other GPUs than this one
             _log.info("the plan cannot be inspected here: %s", self.backend.last_error())
             return None

@@ -89,6 +89,7 @@ class BuildConfig:
 
         Raises:
             ConfigError: an option is not the backend's; the line says so.
+            BackendError: the backend cannot build here.
         """
         trt, rtx = backend.module, backend.name == "tensorrt_rtx"
         if self.sm and not rtx:
@@ -106,6 +107,7 @@ class BuildConfig:
             raise ConfigError(
                 f"{backend.title} has no --hardware_compatibility_level {self.hardware_compatibility_level}: {hint}"
             )
+        backend.check_build()
 
 
 @dataclass(frozen=True)

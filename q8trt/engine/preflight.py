@@ -15,9 +15,10 @@ from typing import Any
 
 from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend, numbers
 from q8trt.engine.config import BuildConfig
+from q8trt.engine.driver import driver_problem
 from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, load_manifest
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
-from q8trt.errors import BackendError
+from q8trt.errors import BackendError, MissingPackageError
 from q8trt.files import sha256
 from q8trt.gpu import Gpu, gpus
 from q8trt.runs import RUN_FILE
@@ -171,14 +172,17 @@ def _build_options(given: dict[str, Any]) -> list[str]:
 def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
     try:
         backend = find_backend(built.name)
+    except MissingPackageError as error:
+        return [Problem(error.problem, error.command)]
     except BackendError as error:
-        what, _, mend = str(error).rpartition(": ")
-        return [Problem(what, mend)] if mend == INSTALL.get(built.name) else [Problem(str(error), ON_ONNXRUNTIME)]
+        return [Problem(str(error), ON_ONNXRUNTIME)]
     problems = []
     if not _loads(manifest, built, backend):
         what = f"its plan was built by version {built.version}, {backend.version} is installed"
         package = f"{_PACKAGES[built.name]}=={built.version}"
         problems.append(Problem(f"{what}, and {_rule(manifest, built)} (pip install {package})", _REBUILD))
+    if problem := driver_problem(built.name, backend.title):
+        problems.append(Problem(problem, "or use ONNX Runtime on the CPU (backend onnxruntime)"))
     if not _has_cuda_python():
         problems.append(Problem("cuda-python is not installed", INSTALL[built.name]))
     return problems

@@ -12,6 +12,7 @@ import numpy as np
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError, EngineError
 from q8trt.gpu import gpus
+from q8trt.packages import install_command
 from q8trt.runners.base import LayerTime, Runner
 from q8trt.runners.layer_times import read_trace, typical
 from q8trt.runners.onnxruntime_graph import for_the_cpu
@@ -116,5 +117,5 @@ def _import() -> Any:
         import google.protobuf  # noqa: F401 - comes with ONNX Runtime; `onnx_messages` needs it
         import onnxruntime
     except ImportError as error:
-        raise BackendError(f'ONNX Runtime is not usable ({one_line(error)}): pip install "q8trt[cpu]"') from error
+        raise BackendError(f"ONNX Runtime is not usable ({one_line(error)}): {install_command('cpu')}") from error
     return onnxruntime

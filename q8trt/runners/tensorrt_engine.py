@@ -83,15 +83,11 @@ class SharedEngine:
             raise
 
     def _open(self, path: Path, options: TensorRTOptions, host_code: bool) -> None:
-        cuda, trt, backend = self.cuda, self.backend.module, self.backend
+        cuda, backend = self.cuda, self.backend
+        backend.check_driver()  # before cuda-python's less helpful word for the same
         cuda.cudaSetDevice(self.device)
         self.gpu = text(cuda.cudaGetDeviceProperties(self.device).name)
-        backend.forget_errors()
-        try:
-            runtime: Any = trt.Runtime(backend.logger())
-        except TypeError as error:  # pybind11's word for TensorRT's null pointer
-            raise BackendError(f"{backend.title} cannot start: {backend.last_error()}") from error
-        self._runtime = runtime
+        self._runtime = runtime = backend.runtime()
         if host_code:
             runtime.engine_host_code_allowed = True
         plan = path.read_bytes()

