@@ -163,7 +163,7 @@ def test_the_digest_does_not_depend_on_the_order_or_layout_of_the_file(folder: P
 def test_a_manifest_that_is_a_pipe_is_refused_without_waiting(folder: Path) -> None:
     (folder / "manifest.json").unlink()
     os.mkfifo(folder / "manifest.json")
-    with pytest.raises(EngineError, match="no manifest.json|not a regular file"):
+    with pytest.raises(EngineError, match=r"no manifest\.json|not a regular file"):
         load_manifest(folder)
 
 
