@@ -107,6 +107,27 @@ def test_a_build_is_refused_before_the_export(
     BuildConfig(profiles=(ShapeProfile(),)).check_supported(rtx)  # TensorRT-RTX builds without a GPU
 
 
+LEAN = """
+import tensorrt_lean
+from q8trt.engine.backend import Backend
+from q8trt.errors import BackendError
+try:
+    Backend("tensorrt", tensorrt_lean, tensorrt_lean.__version__).runtime()
+except BackendError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(driver_cuda() is not None, reason="needs a machine without an NVIDIA driver")
+def test_the_real_library_without_a_driver() -> None:
+    """TensorRT's lean runtime returns an object around null here; the process must end well all the same."""
+    pytest.importorskip("tensorrt_lean", reason="tensorrt-lean-cu13 is not installed")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    answer = subprocess.run([sys.executable, "-c", LEAN], capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer
+    assert re.match(r"TensorRT 11\S* cannot start: .*CUDA driver version is insufficient", answer.stdout)
+
+
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("gcc"), reason="needs a C compiler on Linux")
 @pytest.mark.parametrize(
     ("version", "code", "expected"), [(12040, 0, "(12, 4)"), (13020, 0, "(13, 2)"), (0, 3, "None")]
