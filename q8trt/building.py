@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, M
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles, check_positions, largest
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
 from q8trt.export.options import ExportOptions
-from q8trt.finetune_config import FinetuneConfig
+from q8trt.finetune_config import FinetuneConfig, config_of_run
 from q8trt.runs import RUN_FILE, STAGES, Run, newest_run, open_run
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: st
     for name in stages:
         folder = run.checkpoint(name)
         if folder:
-            return Source(folder, run, FinetuneConfig.from_dict(run.record["config"]), name)
+            return Source(folder, run, config_of_run(run), name)
     raise ConfigError(
         f"{run.path} has no finished {' or '.join(stages)} checkpoint; finish it: python finetune.py --resume {run.path}"
     )
@@ -127,7 +127,7 @@ def _manifest(
     from q8trt.export.trace import OPSET
 
     task, config = source.task, model.config
-    columns = source.config.data.text_column_names or task.text_columns
+    columns = source.config.data.columns or task.text_columns
     return Manifest(
         task=TaskInfo(
             task.name, list(task.labels), task.is_regression, task.is_pair, task.main_metric, text_columns=list(columns)
@@ -249,7 +249,7 @@ def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any
 
     config = source.config.data
     try:
-        examples = load_train(replace(config, max_train_samples=OVERFLOW_ROWS))
+        examples = load_train(config).take(OVERFLOW_ROWS)
         text = f"{OVERFLOW_ROWS} " + (
             "built-in sentence pairs" if config.sample else f"training rows of {source.task.name}"
         )

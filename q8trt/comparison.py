@@ -24,7 +24,7 @@ from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest,
 from q8trt.engine.shapes import covering, largest, show_profiles
 from q8trt.errors import ConfigError
 from q8trt.evaluation import evaluate, predict
-from q8trt.finetune_config import FinetuneConfig
+from q8trt.finetune_config import config_of_run
 from q8trt.lint import LintConfig, lint
 from q8trt.progress import progress
 from q8trt.provenance import portable
@@ -108,7 +108,7 @@ def data_config(engines: Sequence[Engine], given: DataConfig | None) -> DataConf
             f"{engines[0].folder} lies in no run folder, so its development set is not known; "
             "give --task and --data_dir (or --no_accuracy)"
         )
-    return FinetuneConfig.from_dict(run.record["config"]).data
+    return config_of_run(run, "give --task and the options of the data to score on other rows").data
 
 
 def compare(

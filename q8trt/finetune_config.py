@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import os
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
-from q8trt.data import DataConfig
+from q8trt import files
+from q8trt.data import DataConfig, DataRecord, RunData
 from q8trt.errors import ConfigError
 from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.runs import Run
 from q8trt.training_config import TrainingConfig
+
+_T = TypeVar("_T")
+#: Fields that always name a file or a folder, and those that may name a model of the hub too.
+_DATA_PATHS = ("data_dir", "train_file", "validation_file")
+_MODEL_PATHS = ("model_name_or_path", "from_fp32", "teacher_model_name_or_path", "from_pytorch_quantization")
 
 
 @dataclass(frozen=True)
@@ -57,28 +68,82 @@ class FinetuneConfig:
             raise ConfigError(f"--calibration_samples {self.calibration_samples}, expected 1 or more")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `from_dict` reads it back."""
-        return {**asdict(self), "recipe": self.recipe.to_dict()}
+        """Return the configuration ready for JSON; `from_dict` reads it back."""
+        return {**asdict(self), "data": self.data.to_dict(), "recipe": self.recipe.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FinetuneConfig:
-        """Read what `to_dict` made.
+        """Read what `to_dict` returned; options that an earlier q8trt did not have get their defaults.
 
         Raises:
             ConfigError: written by another version of q8trt, or damaged.
         """
         try:
-            lists = {k: tuple(v) for k, v in data["data"].items() if isinstance(v, list)}
-            return cls(
-                **{
-                    **data,
-                    "data": DataConfig(**{**data["data"], **lists}),
-                    "training": TrainingConfig(**data["training"]),
-                    "recipe": Recipe.from_dict(data["recipe"]),
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            plain = cls(_decoded(DataConfig, data["data"]), _decoded(TrainingConfig, data["training"]))
+            options = {name: value for name, value in {**vars(plain), **data}.items() if name not in _NESTED}
+            return replace(plain, **vars(files.decode(_Options, options)), recipe=Recipe.from_dict(data["recipe"]))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ConfigError(f"the run's configuration cannot be read ({error}); start a new run") from None
+
+    def with_paths(self, change: Callable[[str], str]) -> FinetuneConfig:
+        """Return the configuration with each path changed; names of hub models stay."""
+        data: Any = {name: change(path) for name in _DATA_PATHS if (path := getattr(self.data, name))}
+        models: Any = {name: change(path) for name in _MODEL_PATHS if (path := getattr(self, name)) and _is_path(path)}
+        return replace(self, data=replace(self.data, **data), **models)
+
+    def absolute(self) -> FinetuneConfig:
+        """Return the configuration with absolute paths, which mean the same in every working folder."""
+        return self.with_paths(lambda path: str(Path(path).absolute()))
+
+
+_NESTED = ("data", "training", "recipe")
+#: The fields of `FinetuneConfig` that are plain values, as a class to decode.
+_Options = make_dataclass(
+    "_Options", [each for each in get_type_hints(FinetuneConfig).items() if each[0] not in _NESTED]
+)
+
+
+def _decoded(cls: type[_T], data: dict[str, Any]) -> _T:
+    """Return the dataclass `cls`; fields that `data` lack get their defaults."""
+    defaults = {each.name: each.default for each in fields(cls) if each.default is not MISSING}  # type: ignore[arg-type]
+    return files.decode(cls, {**defaults, **data})
+
+
+def _is_path(name: str) -> bool:
+    return Path(name).is_absolute() or _exists(name)
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - False, where Path.exists raises for a name that is too long
+
+
+def config_of_run(run: Run, remedy: str = "") -> FinetuneConfig:
+    """Return the configuration of a run, whose data are checked against run.json when they are read.
+
+    A file that is gone is looked for in the same place relative to the run: a project may have been moved.
+
+    Args:
+        run: the run.
+        remedy: what the user may do where the rows are gone or have changed; "" for nothing.
+
+    Raises:
+        ConfigError: run.json is damaged.
+    """
+    record = run.record
+    config = FinetuneConfig.from_dict(record.get("config") or {})
+    stored, folder = record.get("data"), record.get("folder")
+    rows = None if stored is None else DataRecord.from_dict(stored)
+    if isinstance(folder, str):
+        config = config.with_paths(partial(_moved, folder, run.path))
+    return replace(config, data=RunData(**config.data.to_dict(), record=rows, remedy=remedy))
+
+
+def _moved(old_folder: str, new_folder: Path, path: str) -> str:
+    """Return `path`; or, where it is gone and the run was moved together with it, the new place of the file."""
+    if not Path(path).is_absolute() or _exists(path):
+        return path
+    moved = os.path.normpath(new_folder.absolute() / os.path.relpath(path, old_folder))
+    return moved if _exists(moved) else path
 
 
 def last_stage(config: FinetuneConfig) -> str:

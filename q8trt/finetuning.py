@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from q8trt import checkpoints
-from q8trt.data import Features, load_dev, load_train, pad, tokenize
+from q8trt.data import DataRecord, Features, load_dev, load_train, pad, record_splits, tokenize
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.evaluation import evaluate
 from q8trt.finetune_config import FinetuneConfig, last_stage
@@ -37,11 +37,12 @@ log = logging.getLogger("q8trt")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every stage reads: the tokenizer and the tokenized rows."""
+    """What every stage reads: the tokenizer and the tokenized rows, and their record for run.json."""
 
     tokenizer: Any
     train: Features
     dev: dict[str, Features]
+    data: DataRecord
 
 
 def load_inputs(config: FinetuneConfig) -> Inputs:
@@ -56,6 +57,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         library_of(config)
     name = config.from_fp32 or config.model_name_or_path
     train, dev = load_train(config.data), load_dev(config.data)
+    data = record_splits(train, dev)
     checkpoints.load_config(name)
     tokenizer = checkpoints.load_tokenizer(name)
     if config.teacher_model_name_or_path and config.distillation and last_stage(config) == "int8":
@@ -65,6 +67,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         tokenizer,
         tokenize(train, tokenizer, length),
         {split: tokenize(rows, tokenizer, length) for split, rows in dev.items()},
+        data,
     )
 
 

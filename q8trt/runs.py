@@ -37,7 +37,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """run.json: {format, provenance, created, task, config, stages}.
+        """run.json: {format, provenance, created, folder, task, config, data, stages}.
 
         Raises:
             ConfigError: the file is missing or damaged.
@@ -79,7 +79,9 @@ class Run:
         return self.checkpoint("int8") or self.checkpoint("ptq")
 
 
-def new_run(path: str | Path, provenance: dict[str, Any], task: str, config: dict[str, Any]) -> Run:
+def new_run(
+    path: str | Path, provenance: dict[str, Any], task: str, config: dict[str, Any], data: dict[str, Any] | None = None
+) -> Run:
     """Make a run folder.
 
     Args:
@@ -87,6 +89,7 @@ def new_run(path: str | Path, provenance: dict[str, Any], task: str, config: dic
         provenance: command, commit, versions, hardware and date: see `q8trt.provenance`.
         task: the task's name.
         config: JSON-ready configuration, from which `--resume` continues.
+        data: the record of the rows, see `q8trt.data.record`; None leaves them out.
 
     Raises:
         ConfigError: the folder is a run already.
@@ -96,7 +99,8 @@ def new_run(path: str | Path, provenance: dict[str, Any], task: str, config: dic
         raise ConfigError(f"{path} is a run already; choose another --output_dir, or continue it with --resume {path}")
     run = Run(path)
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    run.write({"format": 1, "provenance": provenance, "created": created, "task": task, "config": config, "stages": {}})
+    record = {"format": 1, "provenance": provenance, "created": created, "folder": str(path.absolute()), "task": task}
+    run.write({**record, "config": config, "data": data, "stages": {}})
     return run
 
 

@@ -79,7 +79,7 @@ def _change(path: Path, number: int, line: str) -> None:
         (lambda data: _change(data / "train.tsv", 5, "3\tone text"), ["train.tsv:5: 2 tab-separated fields, expected 4"]),
         (lambda data: _change(data / "dev.tsv", 3, "1\tdog\tcat\t5.5"), ["dev.tsv:3: score '5.5'", "from 0 to 5"]),
         (lambda data: _change(data / "dev.tsv", 3, "1\tdog\tcat\thigh"), ["dev.tsv:3: score 'high'"]),
-        (lambda data: (data / "dev.tsv").write_bytes(b"\xff\xfe\x00"), ["dev.tsv: not UTF-8"]),
+        (lambda data: (data / "dev.tsv").write_bytes(b"\xff\xfe\x00"), ["dev.tsv:1: not UTF-8"]),
     ],
     ids=["no folder", "empty folder", "no file", "empty file", "fields", "score out of range", "no score", "not UTF-8"],
 )  # fmt: skip

@@ -134,7 +134,7 @@ TABLE_ERRORS = {
     "blank.csv": (["sentence,label", " ,1"], ":2: text ' ', expected a string that is not empty"),
     "json.jsonl": (
         ['{"sentence": "a", "label": 1}', '{"sentence": '],
-        ":2: not JSON: Expecting value at column 13; expected one object a line",
+        ":2: not JSON: Input data was truncated; expected one JSON object a line",
     ),
     "list.jsonl": (["[1]"], ":1: a JSON list, expected one object a line"),
     "null.jsonl": (['{"sentence": "a", "label": null}'], ":1: column 'label' has no value"),
@@ -167,7 +167,7 @@ def test_table_errors_of_scores_and_parquet(tmp_path):
     assert error_of(read_table, path, SST2, "train").startswith(f"{path}: not Parquet: ")
     assert error_of(read_table, tmp_path / "b.csv", SST2, "train") == f"{tmp_path / 'b.csv'}: no such file"
     (tmp_path / "c.csv").write_bytes(b"sentence,label\ncaf\xe9,1\n")
-    assert error_of(read_table, tmp_path / "c.csv", SST2, "train").startswith(f"{tmp_path / 'c.csv'}: not UTF-8: ")
+    assert error_of(read_table, tmp_path / "c.csv", SST2, "train").startswith(f"{tmp_path / 'c.csv'}:2: not UTF-8: ")
 
 
 def test_a_custom_label_that_is_no_number_points_at_label_list(tmp_path):

@@ -115,10 +115,16 @@ def test_written_records_are_what_the_wire_format_says(tmp_path):
 
 
 RECORD_ERRORS = {
-    "int64": (bert((1,), label_ids=[0.5]), " has no int64 list 'label_ids'; its features: "),
+    "fraction": (bert((0.5,)), ": label 0.5, expected one of 0, 1"),
+    "two labels": (bert((1, 0)), " has 2 values in 'label_ids', expected one; its features: "),
+    "int64": (
+        bert(input_ids=[0.5]),
+        " has no int64 list 'input_ids'; its features: input_ids (float_list), input_mask",
+    ),
+    "segment": (bert(segment_ids=[0, 0, 0, 9, 1, 0]), ": segment id 9, expected 0 for the first text and 1 for"),
     "mask": (bert(input_mask=[1, 0, 1, 1, 1, 0]), ": input_mask is not ones followed by zeros"),
     "lengths": (bert(segment_ids=[0] * 5), ": input_ids, input_mask, segment_ids have lengths 6, 6, 5"),
-    "label": (bert((2,)), ": label 2, expected 0 to 1"),
+    "label": (bert((2,)), ": label 2, expected one of 0, 1"),
 }
 
 

@@ -181,7 +181,7 @@ def test_missing_folder_file_and_rows(tmp_path):
 def test_not_utf8(tmp_path):
     path = tmp_path / "dev.tsv"
     path.write_bytes(b"sentence\tlabel\ncaf\xe9\t1\n")
-    with pytest.raises(DataError, match=r"dev\.tsv: not UTF-8: .*convert the file to UTF-8"):
+    with pytest.raises(DataError, match=r"dev\.tsv:2: not UTF-8: .*convert the file to UTF-8"):
         read_tsv(path, get_task("SST-2"), "dev")
 
 

@@ -161,7 +161,7 @@ def test_the_teacher_teaches(
     assert torch.equal(larger.teacher.state_dict()[key], teacher.state_dict()[key])
     assert not torch.equal(own.teacher.state_dict()[key], teacher.state_dict()[key])
     config = json.loads(Path("a/run.json").read_text())["config"]
-    assert config["teacher_model_name_or_path"] == "teacher"
+    assert config["teacher_model_name_or_path"] == str(Path("teacher").absolute())
     assert config["quantizer"] == "modelopt"
     assert config["training"]["hidden_loss_weight"] == 3
 

@@ -64,7 +64,7 @@ def read_config(args: Any) -> Any:
     Raises:
         ConfigError: no run to calibrate, or options that do not go together.
     """
-    from q8trt.finetune_config import FinetuneConfig
+    from q8trt.finetune_config import FinetuneConfig, config_of_run
     from q8trt.quantization.recipe import load_recipe
     from q8trt.runs import newest_run
 
@@ -89,7 +89,7 @@ def read_config(args: Any) -> Any:
             **common,
         )
     newest = newest_run(args.runs_dir, ("fp32",))
-    config = FinetuneConfig.from_dict(newest.record["config"])
+    config = config_of_run(newest, "give --task and the options of other data to calibrate on those")
     data = chosen_data(args) or config.data
     return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision="int8", **common)
 
@@ -144,8 +144,10 @@ def run(argv: list[str]) -> int:
     task = config.data.resolved_task.name
     name = run_name(f"ptq-{'sample' if config.data.sample else task}", short_name(config.model_name_or_path))
     path = args.output_dir or Path(args.runs_dir) / name
-    with fresh_run(path, ["calibrate.py", *argv], config) as made:
+    with fresh_run(path, ["calibrate.py", *argv], config, inputs.data) as made:
         say(f"run: {made.path}")
+        if config.data.has_files and inputs.data.text_columns:
+            say(inputs.data.columns_line())
         Finetuning(config, made, inputs).execute()
     say(summary(made, config.data.resolved_task, config.data.sample))
     say("next: python build_engine.py --int8")

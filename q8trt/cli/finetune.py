@@ -118,14 +118,14 @@ def _unfinished(runs_dir: str) -> Any:
 
 
 def _resumed(args: Any, given: set[str]) -> tuple[Any, Any]:
-    from q8trt.finetune_config import FinetuneConfig
+    from q8trt.finetune_config import config_of_run
     from q8trt.runs import open_run
 
     extra = given - {"resume", "runs_dir"}
     if extra:
         raise ConfigError(f"--resume continues a run as it was configured; drop --{sorted(extra)[0]}")
     run = _unfinished(args.runs_dir) if args.resume == "newest" else open_run(args.resume)
-    return FinetuneConfig.from_dict(run.record["config"]), run
+    return config_of_run(run, "restore them to go on with this run, or start a new one"), run
 
 
 def _folder(args: Any, config: Any) -> str:
@@ -144,6 +144,10 @@ def _folder(args: Any, config: Any) -> str:
 
     PartialState(cpu=config.training.use_cpu or not torch.cuda.is_available())
     return str(broadcast_object_list([path])[0])
+
+
+def _fresh(args: Any, argv: list[str], config: Any, inputs: Any) -> Any:
+    return fresh_run(_folder(args, config), ["finetune.py", *argv], config, inputs.data)
 
 
 def summary(run: Any, task: Any, is_sample: bool) -> str:
@@ -196,12 +200,14 @@ def run(argv: list[str]) -> int:
     inputs = load_inputs(config)
     lines = recipe_lines(config) if config.precision == "int8" else []
     with contextlib.ExitStack() as stack:
-        the_run = the_run or stack.enter_context(fresh_run(_folder(args, config), ["finetune.py", *argv], config))
+        the_run = the_run or stack.enter_context(_fresh(args, argv, config, inputs))
         say(f"run: {the_run.path}")
         if lines:
             say("\n".join(lines))
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
+        if config.data.has_files and inputs.data.text_columns:
+            say(inputs.data.columns_line())
         Finetuning(config, the_run, inputs, resume=bool(args.resume)).execute()
     say(summary(the_run, config.data.resolved_task, config.data.sample))
     flag = "--int8" if config.precision == "int8" else "--fp32"

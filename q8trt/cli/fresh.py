@@ -15,11 +15,14 @@ from q8trt.provenance import provenance
 from q8trt.runs import RUN_FILE, STAGES, Run, new_run
 
 if TYPE_CHECKING:
+    from q8trt.data import DataRecord
     from q8trt.finetune_config import FinetuneConfig
 
 
 @contextlib.contextmanager
-def fresh_run(path: str | Path, command: Sequence[str], config: FinetuneConfig) -> Iterator[Run]:
+def fresh_run(
+    path: str | Path, command: Sequence[str], config: FinetuneConfig, data: DataRecord | None = None
+) -> Iterator[Run]:
     """Make a run folder and yield its run; on an error before there is anything to continue from, remove it.
 
     Under torchrun the first process makes the folder and the others wait for it.
@@ -27,7 +30,8 @@ def fresh_run(path: str | Path, command: Sequence[str], config: FinetuneConfig) 
     Args:
         path: the folder.
         command: as typed, for the record.
-        config: what the run does.
+        config: what the run does; its paths are stored absolute.
+        data: the rows that the run reads.
 
     Raises:
         ConfigError: the folder is a run already.
@@ -37,7 +41,8 @@ def fresh_run(path: str | Path, command: Sequence[str], config: FinetuneConfig) 
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         if is_main_process():
-            new_run(path, provenance(list(command)), config.data.resolved_task.name, config.to_dict())
+            rows, stored = data.to_dict() if data else None, config.absolute().to_dict()
+            new_run(path, provenance(list(command)), config.data.resolved_task.name, stored, rows)
         _wait_for_everyone()
         yield Run(path)
     except InterruptedRunError:

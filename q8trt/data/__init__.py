@@ -12,7 +12,8 @@ from q8trt.data.batches import (
     tokenize,
 )
 from q8trt.data.examples import Examples, Features
-from q8trt.data.load import DataConfig, load_dev, load_examples, load_train
+from q8trt.data.load import DataConfig, RunData, load_dev, load_examples, load_train
+from q8trt.data.record import DataRecord, record_splits
 from q8trt.data.sample import sample_examples
 from q8trt.data.tfrecord import read_tfrecord, write_tfrecord
 
@@ -21,8 +22,10 @@ __all__ = [
     "Batch",
     "Collator",
     "DataConfig",
+    "DataRecord",
     "Examples",
     "Features",
+    "RunData",
     "bucket_for",
     "bucketed_batches",
     "buckets_up_to",
@@ -31,6 +34,7 @@ __all__ = [
     "load_train",
     "pad",
     "read_tfrecord",
+    "record_splits",
     "restore_order",
     "sample_examples",
     "tokenize",

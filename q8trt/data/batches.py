@@ -48,6 +48,8 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         split=examples.split,
         source=examples.source,
         is_sample=examples.is_sample,
+        text_columns=examples.text_columns,
+        label_column=examples.label_column,
         input_ids=encoded["input_ids"],
         token_type_ids=encoded.get("token_type_ids"),
         labels=examples.labels,
@@ -59,6 +61,8 @@ def _check_features(features: Features, vocabulary: int, max_length: int) -> Fea
     if longest > max_length:
         raise DataError(f"{features.source}: {longest} tokens in one example; raise --max_seq_length from {max_length}")
     highest = max((max(ids) for ids in features.input_ids), default=0)
+    if min((min(ids) for ids in features.input_ids), default=0) < 0:
+        raise DataError(f"{features.source}: a token id below 0; the file is damaged")
     if highest >= vocabulary:
         raise DataError(
             f"{features.source}: token id {highest}, but the vocabulary has {vocabulary}; "

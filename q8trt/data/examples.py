@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from q8trt.data.labels import check_label, check_score
+from q8trt.data.opening import shown
 from q8trt.errors import DataError
 from q8trt.packages import install_module
 from q8trt.tasks import Task
@@ -28,12 +29,23 @@ Row = tuple[Sequence[str], float | int | None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Origin:
-    """Where a split came from: its task, its name, one line on its source; `is_sample` if q8trt made it up itself."""
+    """The origin of a split.
+
+    Attributes:
+        task: what its labels mean.
+        split: its name, such as "train" or "dev".
+        source: one line on where it was read from.
+        is_sample: whether q8trt wrote it itself.
+        text_columns: the columns of the file that the texts were taken from; () where the file has no columns.
+        label_column: the column that the labels were taken from, or "".
+    """
 
     task: Task
     split: str
     source: str
     is_sample: bool = False
+    text_columns: tuple[str, ...] = ()
+    label_column: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,43 +134,6 @@ def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def official_labels(task: Task) -> dict[str, int]:
-    """How the official TSV spells each label -> label id."""
-    return {label: index for index, label in enumerate(task.tsv_labels)}
-
-
-def accepted_labels(task: Task) -> dict[str, int]:
-    """Every spelling that a user's own file may use -> label id: names, official spelling, and ids.
-
-    A task whose own labels are numbers has no ids as spelling: label "1" may well be id 0.
-    """
-    spelled = {label: index for index, label in enumerate(task.labels)} | official_labels(task)
-    if any(label.lstrip("-").isdigit() for label in task.labels):
-        return spelled
-    return {str(index): index for index in range(task.num_labels)} | spelled
-
-
-def check_score(value: object, task: Task, where: str) -> float:
-    """`value` as a score of a regression task.
-
-    Raises:
-        DataError: it is no number, not finite, or outside the task's range; names `where`.
-    """
-    try:
-        score = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        score = math.nan
-    low, high = task.score_range or (-math.inf, math.inf)
-    if not math.isfinite(score) or not low <= score <= high:
-        expected = (
-            f"a number from {low:g} to {high:g}"
-            if task.score_range
-            else "a finite number (or name the labels: --label_list)"
-        )
-        raise DataError(f"{where}: score {value!r}, expected {expected}")
-    return score
-
-
 def check_row(
     texts: Sequence[object], label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None
 ) -> Row:
@@ -176,27 +151,28 @@ def check_row(
     """
     for text in texts:
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: text {text!r}, expected a string that is not empty")
+            raise DataError(f"{where}: text {shown(text)}, expected a string that is not empty")
+        if "\0" in text:
+            raise DataError(f"{where}: text {shown(text)} holds a NUL character; remove it")
     if label is None:
         return texts, None  # type: ignore[return-value]  # each was just seen to be str
     if task.is_regression:
         return texts, check_score(label, task, where)  # type: ignore[return-value]
-    spellings = official_labels(task) if spellings is None else spellings
-    # Columns with gaps come out of pandas as floats: 1.0 is label id 1.
-    written = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-    if written not in spellings:
-        raise DataError(f"{where}: label {label!r}, expected one of {', '.join(spellings)}")
-    return texts, spellings[written]  # type: ignore[return-value]
+    return texts, check_label(label, task, where, spellings)  # type: ignore[return-value]
 
 
-def collect(rows: Sequence[Row], *, task: Task, split: str, source: str, is_sample: bool = False) -> Examples:
-    """`Examples` of rows that `check_row` passed; the split is unlabelled if the first row is."""
+def collect(rows: Sequence[Row], *, task: Task, **origin: Any) -> Examples:
+    """Return `Examples` of rows that `check_row` passed; the split is unlabelled if the first row is.
+
+    Args:
+        rows: texts and labels.
+        task: what the labels mean.
+        origin: the other fields of `Origin`.
+    """
     labels = None if rows[0][1] is None else label_array([label for _, label in rows], task)
     return Examples(
         task=task,
-        split=split,
-        source=source,
-        is_sample=is_sample,
+        **origin,
         first=[texts[0] for texts, _ in rows],
         second=[texts[1] for texts, _ in rows] if task.is_pair else None,
         labels=labels,

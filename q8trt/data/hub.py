@@ -45,10 +45,14 @@ def read_hub(task: Task, split: str, loader: Callable[..., Any] | None = None) -
     names = getattr(data.features.get("label"), "names", None) if hasattr(data, "features") else None
     if names is not None and tuple(names) != task.labels:
         raise DataError(f"{where}: labels {', '.join(names)}, expected {', '.join(task.labels)}")
-    rows = _rows(data, task, split, where)
+    try:
+        rows = _rows(data, task, split, where)
+    except KeyError as error:
+        raise DataError(f"{where}: no column {error}; expected {', '.join((*task.hub_columns, 'label'))}") from None
     if not rows:
         raise DataError(f"{where}: no examples")
-    return collect(rows, task=task, split=split, source=f"hub {REPOSITORY}")
+    columns = {"text_columns": task.hub_columns, "label_column": "label"}
+    return collect(rows, task=task, split=split, source=f"hub {REPOSITORY}", **columns)
 
 
 def _rows(data: Any, task: Task, split: str, where: str) -> list[Row]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from q8trt.data import tfrecord
 from q8trt.data.examples import Examples, Features
 from q8trt.data.hub import read_hub
+from q8trt.data.record import DataRecord, SplitRecord
 from q8trt.data.sample import sample_examples
 from q8trt.data.tabular import read_table
 from q8trt.data.tsv import find_file, read_folder
-from q8trt.errors import ConfigError
+from q8trt.errors import ConfigError, DataError
 from q8trt.tasks import Task, canonical, custom_task, get_task
 
 
@@ -101,9 +104,72 @@ class DataConfig:
         """The development splits of this source: two for MNLI, except that a file is always one."""
         return ("dev",) if self.has_files else tuple(self.resolved_task.dev_splits)
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """The text columns that are known without reading the data; () if none are."""
+        return self.text_column_names or ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options, ready for JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(DataConfig)}
+
+    def load(self, split: str) -> Examples | Features:
+        """Return a split, as `load_examples` does."""
+        task = self.resolved_task
+        examples: Examples | Features
+        if self.sample:
+            examples = sample_examples(split)
+        elif self.has_files:
+            examples = _read_file(self, split)
+        elif self.data_dir is not None:
+            examples = _read_folder(Path(self.data_dir), task, split)
+        else:
+            examples = read_hub(task, split)
+        return examples.take(self.max_train_samples if split == "train" else self.max_eval_samples)
+
+
+@dataclass(frozen=True)
+class RunData(DataConfig):
+    """The rows of a run that was made before: a split that has changed since is an error.
+
+    Attributes:
+        record: what the run read; None for a run of an earlier q8trt, whose rows are not compared.
+        remedy: what the user may do where the rows are gone or have changed; "" for nothing.
+    """
+
+    record: DataRecord | None = None
+    remedy: str = ""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The text columns that the run took its texts from; () if none are known."""
+        return self.record.text_columns if self.record and self.record.text_columns else super().columns
+
+    def load(self, split: str) -> Examples | Features:
+        """Return a split.
+
+        Raises:
+            DataError: it is missing or malformed, or its rows are not those that the run read.
+        """
+        try:
+            examples = super().load(split)
+        except DataError as error:
+            raise self._error(str(error)) from None
+        expected = self.record.splits.get(split) if self.record else None
+        now = SplitRecord(len(examples), examples.fingerprint)
+        if expected is not None and expected != now:
+            raise self._error(
+                f"the {split} rows ({examples.source}) are not those of the run any more: {now.rows} rows with the "
+                f"fingerprint {now.fingerprint}, and run.json has {expected.rows} with {expected.fingerprint}"
+            )
+        return examples
+
+    def _error(self, message: str) -> DataError:
+        return DataError(f"{message}; {self.remedy}" if self.remedy else message)
+
 
 def load_examples(config: DataConfig, split: str) -> Examples | Features:
-    """One split: text, or token ids where the source is TFRecord.
+    """Return one split: text, or token ids where the source is TFRecord.
 
     Args:
         config: says where from, and how many.
@@ -111,21 +177,11 @@ def load_examples(config: DataConfig, split: str) -> Examples | Features:
 
     Raises:
         ConfigError: the source has no such split.
-        DataError: the data are missing, empty or malformed.
+        DataError: the data are missing, empty or malformed; or they are a run's, and have changed since.
     """
     if split not in ("train", *config.dev_splits):
         raise ConfigError(f"no split {split!r}; expected one of train, {', '.join(config.dev_splits)}")
-    task = config.resolved_task
-    examples: Examples | Features
-    if config.sample:
-        examples = sample_examples(split)
-    elif config.has_files:
-        examples = _read_file(config, split)
-    elif config.data_dir is not None:
-        examples = _read_folder(Path(config.data_dir), task, split)
-    else:
-        examples = read_hub(task, split)
-    return examples.take(config.max_train_samples if split == "train" else config.max_eval_samples)
+    return config.load(split)
 
 
 def load_train(config: DataConfig) -> Examples | Features:

@@ -1,23 +1,27 @@
 """BERT's TFRecord files, without TensorFlow: tokenized examples as ``tf.train.Example`` messages.
 
 A record is ``input_ids``, ``input_mask``, ``segment_ids`` (int64 lists of one length) and ``label_ids`` (one int64,
-or one float for regression), as run_classifier.py of google-research/bert writes them. TensorBoard brings the framing
-and its CRC-32C; the message classes are made here from a descriptor, for the schema is six small messages.
+or one float for regression), as run_classifier.py of google-research/bert writes them. `framing` reads the records; the
+message classes are made here from a descriptor, for the schema is six small messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from q8trt.data.examples import Features, check_score, label_array, require
+from q8trt.data.examples import Features, label_array, require
+from q8trt.data.framing import records
+from q8trt.data.labels import accepted_labels, check_label, check_score
+from q8trt.data.opening import path_name
 from q8trt.errors import DataError
 from q8trt.files import atomic_file
 from q8trt.tasks import Task
 
 EXTENSIONS = (".tfrecord", ".tf_record", ".tfrecords")
+#: Features that an error lists.
+_SHOWN_FEATURES = 20
 
 # Message -> (field, number, type, is repeated); types that are messages start with a dot.
 _SCHEMA: dict[str, tuple[tuple[str, int, str, bool], ...]] = {
@@ -68,83 +72,84 @@ def _example_class() -> Any:
     return factory.GetMessageClass(pool.FindMessageTypeByName("q8trt.Example"))
 
 
-def _records(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (where, payload) of each record; lengths and payloads have passed their CRC."""
-    errors = require("tensorboard.compat.tensorflow_stub.errors", "reading TFRecord")
-    wrapper = require("tensorboard.compat.tensorflow_stub.pywrap_tensorflow", "reading TFRecord")
-    reader = wrapper.PyRecordReader_New(str(path))
-    number = 0
-    while True:
-        number += 1
-        try:
-            reader.GetNext()
-        except errors.OutOfRangeError:
-            return
-        except errors.DataLossError as error:
-            reason = "cut short" if "truncated" in str(error) else "damaged (its checksum does not fit)"
-            raise DataError(f"{path}: record {number} is {reason}; make or copy the file again") from error
-        yield f"{path}: record {number}", reader.record()
-
-
 def _parse(payload: bytes, where: str) -> Any:
-    """The ``feature`` map of a serialized ``tf.train.Example``."""
+    """Return the ``feature`` map of a serialized ``tf.train.Example``."""
     message = require("google.protobuf.message", "reading TFRecord")
     try:
         return _example_class().FromString(payload).features.feature
-    except message.DecodeError as error:
-        raise DataError(f"{where} is not a tf.train.Example") from error
+    except message.DecodeError:
+        raise DataError(f"{where} is not a tf.train.Example") from None
 
 
 def _integers(feature: Any, name: str, where: str) -> list[int]:
     values = list(feature[name].int64_list.value) if name in feature else []
     if not values:
-        found = ", ".join(sorted(feature)) or "none"
-        raise DataError(f"{where} has no int64 list {name!r}; its features: {found}")
+        raise DataError(f"{where} has no int64 list {name!r}; its features: {_described(feature)}")
     return values
 
 
+def _described(feature: Any) -> str:
+    """Return the features and the kinds of their lists: ``input_ids (int64_list), label_ids (float_list)``."""
+    names = [f"{name} ({feature[name].WhichOneof('kind') or 'empty'})" for name in sorted(feature)[:_SHOWN_FEATURES]]
+    return ", ".join(names) or "none"
+
+
 def _label(feature: Any, task: Task, where: str) -> float | int:
-    if task.is_regression and "label_ids" in feature and feature["label_ids"].float_list.value:
-        return check_score(feature["label_ids"].float_list.value[0], task, where)
-    label = _integers(feature, "label_ids", where)[0]
+    """Return the label: an id or a score as an integer or a float, or the name of a label as bytes."""
+    kind = feature["label_ids"].WhichOneof("kind") if "label_ids" in feature else None
+    values = list(getattr(feature["label_ids"], kind).value) if kind else []
+    if len(values) != 1:
+        raise DataError(
+            f"{where} has {len(values)} values in 'label_ids', expected one; its features: {_described(feature)}"
+        )
+    value: Any = values[0]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     if task.is_regression:
-        return check_score(label, task, where)
-    if not 0 <= label < task.num_labels:
-        raise DataError(f"{where}: label {label}, expected 0 to {task.num_labels - 1}")
-    return label
+        return check_score(value, task, where)
+    # BERT's tools write ids, also where the names of the labels are numbers.
+    ids = {str(index): index for index in range(task.num_labels)}
+    return check_label(value, task, where, accepted_labels(task) if kind == "bytes_list" else ids)
+
+
+def _tokens(feature: Any, where: str) -> tuple[list[int], list[int]]:
+    """Return token ids and segment ids without padding."""
+    tokens, mask, segments = (_integers(feature, name, where) for name in ("input_ids", "input_mask", "segment_ids"))
+    length = mask.count(1)
+    if not length or mask != [1] * length + [0] * (len(mask) - length):
+        raise DataError(f"{where}: input_mask is not ones followed by zeros")
+    if not len(tokens) == len(mask) == len(segments):
+        raise DataError(
+            f"{where}: input_ids, input_mask, segment_ids have lengths {len(tokens)}, {len(mask)}, {len(segments)}"
+        )
+    tokens, segments = tokens[:length], segments[:length]
+    if min(tokens) < 0:
+        raise DataError(f"{where}: token id {min(tokens)}, expected 0 or more")
+    if wrong := [each for each in segments if each not in (0, 1)]:
+        raise DataError(f"{where}: segment id {wrong[0]}, expected 0 for the first text and 1 for the second")
+    return tokens, segments
 
 
 def read_tfrecord(path: str | Path, task: Task, split: str) -> Features:
-    """Read a BERT TFRecord file; padding is taken off, and so are examples with ``is_real_example`` 0.
+    """Read a BERT TFRecord file, gzip or plain; padding is taken off, and so are examples with ``is_real_example`` 0.
 
     Raises:
         DataError: no such file, no examples, or a record that is cut short, damaged or not BERT's (names its number).
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     ids: list[list[int]] = []
     types: list[list[int]] = []
     labels: list[float | int] = []
-    for where, payload in _records(path):
+    for where, payload in records(path):
         feature = _parse(payload, where)
         if "is_real_example" in feature and _integers(feature, "is_real_example", where)[0] == 0:
             continue
-        tokens, mask, segments = (
-            _integers(feature, name, where) for name in ("input_ids", "input_mask", "segment_ids")
-        )
-        length = sum(mask)
-        if mask != [1] * length + [0] * (len(mask) - length) or not length:
-            raise DataError(f"{where}: input_mask is not ones followed by zeros")
-        if not len(tokens) == len(mask) == len(segments):
-            raise DataError(
-                f"{where}: input_ids, input_mask, segment_ids have lengths {len(tokens)}, {len(mask)}, {len(segments)}"
-            )
-        ids.append(tokens[:length])
-        types.append(segments[:length])
+        tokens, segments = _tokens(feature, where)
+        ids.append(tokens)
+        types.append(segments)
         labels.append(_label(feature, task, where))
     if not ids:
-        raise DataError(f"{path}: no examples")
+        raise DataError(f"{path_name(path)}: no examples")
     return Features(
         task=task,
         split=split,

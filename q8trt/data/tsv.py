@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from q8trt.data.examples import Examples, Row, check_row, collect
+from q8trt.data.opening import is_data_file, path_name, shown_names, text_lines
+from q8trt.data.tabular import check_unique
 from q8trt.errors import DataError
 from q8trt.tasks import Task, canonical
 
@@ -14,28 +16,16 @@ log = logging.getLogger("q8trt")
 
 
 def tsv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number from 1, fields) of a TSV file, a byte order mark removed.
-
-    Lines end at a newline only: GLUE's texts contain other characters that Python's own ``splitlines`` cuts at.
-
-    Raises:
-        DataError: the file cannot be read or is not UTF-8.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.rstrip("\r\n").split("\t")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error.reason}; convert the file to UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    """Yield (line number from 1, fields) of a TSV file. Raises DataError as `text_lines` does."""
+    return ((number, line.rstrip("\r\n").split("\t")) for number, line in text_lines(path))
 
 
 def column_positions(columns: list[str], wanted: tuple[str, ...], where: str) -> list[int]:
-    """The position of each wanted column. Raises DataError that lists the columns found."""
+    """Return the position of each wanted column. Raises DataError where one is missing, or any is there twice."""
+    check_unique(columns, where)
     missing = [name for name in wanted if name not in columns]
     if missing:
-        raise DataError(f"{where}: no column {', '.join(map(repr, missing))}; found {', '.join(map(repr, columns))}")
+        raise DataError(f"{where}: no column {', '.join(map(repr, missing))}; found {shown_names(columns)}")
     return [columns.index(name) for name in wanted]
 
 
@@ -48,22 +38,22 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
     Raises:
         DataError: names file and line, what was found there and what was expected.
     """
-    labelled = split not in task.test_splits
+    labelled, name = split not in task.test_splits, path_name(path)
     lines = tsv_lines(path)
     columns, header = list(task.positional), ""
     if not (columns and labelled):
         columns, header = next(lines, (1, [""]))[1], " as in the header"
     wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
-    positions = column_positions(columns, wanted, f"{path}:1")
+    positions = column_positions(columns, wanted, f"{name}:1")
     rows: list[Row] = []
     broken: list[DataError] = []
     for number, fields in lines:
         try:
             if len(fields) != len(columns):
-                raise DataError(f"{path}:{number}: {len(fields)} tab-separated fields, expected {len(columns)}{header}")
+                raise DataError(f"{name}:{number}: {len(fields)} tab-separated fields, expected {len(columns)}{header}")
             values = [fields[position] for position in positions]
             texts, label = values[: len(task.text_columns)], values[-1] if labelled else None
-            rows.append(check_row(texts, label, task, f"{path}:{number}"))
+            rows.append(check_row(texts, label, task, f"{name}:{number}"))
         except DataError as error:
             if not task.has_broken_rows:
                 raise
@@ -72,18 +62,30 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
     if len(broken) > len(rows):
         raise broken[0]
     if broken:
-        log.warning("%s: skipped %d broken rows of %d", path, len(broken), len(broken) + len(rows))
+        log.warning("%s: skipped %d broken rows of %d", name, len(broken), len(broken) + len(rows))
     if not rows:
-        raise DataError(f"{path}: no examples; expected {task.name}'s official file with {', '.join(wanted)}")
-    return collect(rows, task=task, split=split, source="GLUE folder")
+        raise DataError(f"{name}: no examples; expected {task.name}'s official file with {', '.join(wanted)}")
+    columns_taken = {"text_columns": task.text_columns, "label_column": task.label_column if labelled else ""}
+    return collect(rows, task=task, split=split, source="GLUE folder", **columns_taken)
 
 
 def find_file(data_dir: Path, task: Task, name: str) -> Path | None:
-    """The file `name` of a task, in `data_dir` itself or in its subfolder named like the task (MNLI, mnli, STS_B)."""
+    """Return the file `name` of a task, or None.
+
+    It is in `data_dir` itself or in its subfolder named like the task (MNLI, mnli, STS_B).
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
     folders = [data_dir]
-    if data_dir.is_dir():
-        folders += sorted(path for path in data_dir.iterdir() if path.is_dir() and canonical(path.name) == task.key)
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+    try:
+        if data_dir.is_dir():
+            folders += sorted(path for path in data_dir.iterdir() if canonical(path.name) == task.key and path.is_dir())
+    except OSError as error:
+        raise DataError(f"--data_dir {path_name(data_dir)}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL character in the path
+        raise DataError(f"--data_dir {path_name(data_dir)}: cannot be read: {error}") from None
+    return next((folder / name for folder in folders if is_data_file(folder / name)), None)
 
 
 def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
@@ -99,6 +101,7 @@ def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
         what = f"no {name} of {task.name} in it" if folder.is_dir() else "no such folder"
         expected = ", ".join(("train.tsv", *task.dev_splits.values()))
         raise DataError(
-            f"{folder}: {what}; --data_dir takes the folder with {expected}, or the GLUE folder that holds {task.name}/"
+            f"{path_name(folder)}: {what}; --data_dir takes the folder with {expected}, "
+            f"or the GLUE folder that holds {task.name}/"
         )
     return read_tsv(path, task, split)
