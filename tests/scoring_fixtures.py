@@ -16,9 +16,11 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "runs", "sleeps"
 LABELS = ("no", "maybe", "yes")
 
 
-def manifest(labels: Sequence[str] = (), is_pair: bool = True, name: str = "mine") -> Manifest:
+def manifest(
+    labels: Sequence[str] = (), is_pair: bool = True, name: str = "mine", columns: Sequence[str] = ()
+) -> Manifest:
     return Manifest(
-        task=TaskInfo(name, [*labels], not labels, is_pair, "pearson" if not labels else "accuracy"),
+        task=TaskInfo(name, [*labels], not labels, is_pair, "pearson" if not labels else "accuracy", [*columns]),
         model=ModelInfo("tiny", "bert", len(labels) or 1, 64, 0, 16),
         precision="int8",
         recipe=None,
@@ -75,7 +77,8 @@ def write_real_engine(folder: Path, labels: Sequence[str] = (), is_pair: bool = 
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"truncation_side": "right"}))
-    write_manifest(folder, manifest(labels, is_pair))
+    columns = ("sentence1", "sentence2") if is_pair else ("sentence",)
+    write_manifest(folder, manifest(labels, is_pair, columns=columns))
     return folder
 
 

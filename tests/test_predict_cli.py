@@ -61,7 +61,7 @@ def test_scores_are_those_of_the_model(engine: Path, tmp_path: Path, capsys: pyt
     assert err == ""
     assert out.splitlines()[0].startswith(f"scores: {tmp_path / 'out.csv'}  3 rows, ")
     assert out.splitlines()[0].endswith(" rows/s, on onnxruntime, cpu")
-    assert out.splitlines()[1] == "  columns added: score"
+    assert out.splitlines()[1] == "  columns scored: sentence1, sentence2; added: score"
 
 
 def test_labels_are_those_of_the_model(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from scoring_fixtures import StandIn, write_real_engine
 
 from q8trt.cli.main import run_command
 from q8trt.errors import BackendError, ConfigError, InterruptedRunError
-from q8trt.scoring import ScoringConfig, Summary, job, score_file
+from q8trt.scoring import ScoringConfig, Summary, job, outputs, score_file
 
 ROOT = Path(__file__).parents[1]
 #: Quoted newlines, blank lines and bad rows at many places of a chunk.
@@ -25,6 +25,11 @@ TEXT = "sentence1,sentence2,id\n" + "".join(
     f'"a{"b" * (number % 5 * 8)}\nc",d,{number}\n' if number % 3 else f"a,{'b' * (number % 4)},{number}\n\n"
     for number in range(40)
 )
+
+
+@pytest.fixture(autouse=True)
+def every_chunk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_NOTE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -92,25 +97,25 @@ def test_a_crash_between_any_two_writes(source: Path, monkeypatch: pytest.Monkey
     calls = 0
 
     def crashing(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             nonlocal calls
             calls += 1
-            if calls == at + (place == "note"):
+            if calls >= at + (place == "note"):
                 raise MemoryError("crash")
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return call
 
     with monkeypatch.context() as patch:
         if place == "note":
-            patch.setattr(job, "write_json", crashing(job.write_json))
+            patch.setattr(outputs, "write_state", crashing(outputs.write_state))
         elif place == "rejected":
-            patch.setattr(job._Job, "_reject", crashing(job._Job._reject))
+            patch.setattr(job.Layout, "rejected", crashing(job.Layout.rejected))
         else:
             patch.setattr(job.Layout, "lines", crashing(job.Layout.lines))
         with pytest.raises(MemoryError):
             run(source, "out.csv")
-    for ending in (".partial", ".rejected.csv"):  # a write that the crash cut in two
+    for ending in (".partial", ".rejected.partial"):  # a write that the crash cut in two
         with source.with_name(f"out.csv{ending}").open("ab") as file:
             file.write(b'"half a li' * 1000)
     run(source, "out.csv")
@@ -138,7 +143,7 @@ def interrupted(source: Path) -> Path:
 
 def test_another_job_does_not_go_on(source: Path) -> None:
     interrupted(source)
-    match = "is unfinished, and of a job with another {}; finish that one first, or start anew with --overwrite"
+    match = "is unfinished, and of a job with another {}; finish that one first, or start over with --overwrite"
     with pytest.raises(ConfigError, match=match.format("chunk size")):
         run(source, "out.csv", chunk_rows=5)
     with pytest.raises(ConfigError, match=match.format("text columns")):
@@ -170,26 +175,28 @@ def test_another_engine_does_not_go_on(source: Path, change: dict[str, Any], wha
         score_file(engine, config)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"job": {}}', "\udcff"])
+@pytest.mark.parametrize("text", ['{\n  "job": {', '{"job": {}, "input_bytes": 1, "format": 2}', '"input_bytes"\udcff', ""])
 def test_a_damaged_state(source: Path, text: str) -> None:
     interrupted(source).write_text(text, errors="surrogateescape")
-    with pytest.raises(ConfigError, match=r"out\.csv\.state\.json cannot be read; start anew with --overwrite"):
+    with pytest.raises(ConfigError, match=r"out\.csv\.state\.json is damaged; start over with --overwrite"):
         run(source, "out.csv")
+    assert run(source, "out.csv", overwrite=True).resumed == 0
 
 
 def test_a_state_of_another_version(source: Path) -> None:
     path = interrupted(source)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(ConfigError, match="a job with another q8trt"):
+    with pytest.raises(ConfigError, match="is of another version of q8trt; start over with --overwrite"):
         run(source, "out.csv")
+    assert run(source, "out.csv", overwrite=True).resumed == 0
 
 
-@pytest.mark.parametrize("ending", [".partial", ".rejected.csv"])
+@pytest.mark.parametrize("ending", [".partial", ".rejected.partial"])
 def test_an_output_that_lost_its_end(source: Path, ending: str) -> None:
     """As after a power cut, which may keep the note and lose what it is about."""
     interrupted(source)
     source.with_name(f"out.csv{ending}").write_bytes(b"")
-    with pytest.raises(ConfigError, match=rf"out\.csv{ending} is shorter than out\.csv\.state\.json says"):
+    with pytest.raises(ConfigError, match=rf"out\.csv{ending} is not as out\.csv\.state\.json says: it was damaged or"):
         run(source, "out.csv")
 
 

@@ -1,4 +1,4 @@
-"""What to score, and the names of the files that a job writes."""
+"""The options of a scoring job, and the names of the files that it writes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ OUTPUTS = (".csv", ".tsv", ".jsonl")
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """One job.
+    """The options of one job.
 
     Attributes:
-        input: rows, told apart by the ending: .csv (quoted), .tsv (not quoted), .jsonl (one object a line), .txt (one text
-            a line). UTF-8.
-        output: the same rows and the answers: .csv, .jsonl, or .tsv for a .tsv file.
-        text_columns: the one or two columns that hold the text; None: the task's own names, else common ones.
-        overwrite: replace `output`, and start anew where an unfinished job lies.
-        chunk_rows: rows that are in memory, and lost by an interruption, at most.
+        input: the rows. The ending names the format: .csv (quoted), .tsv (not quoted), .jsonl or .json (one object a
+            line), .txt (one text a line). UTF-8.
+        output: the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file.
+        text_columns: the one or two columns that hold the text; None: those that the engine was trained on.
+        overwrite: replace `output` and its rejected rows. An unfinished job that is another one, or is damaged, starts over.
+        chunk_rows: rows that are in memory at most.
+        safe_csv: put ' before cells of CSV and TSV that a spreadsheet would run as a formula.
 
     Raises:
-        ConfigError: an ending that is none of these, one file for both, or a number below 1.
+        ConfigError: an ending is none of these, `output` is `input`, or a number is below 1.
     """
 
     input: Path
@@ -32,6 +33,7 @@ class ScoringConfig:
     text_columns: tuple[str, ...] | None = None
     overwrite: bool = False
     chunk_rows: int = 512
+    safe_csv: bool = False
 
     def __post_init__(self) -> None:
         for name, endings in (("input", INPUTS), ("output", OUTPUTS)):
@@ -58,17 +60,22 @@ class ScoringConfig:
 
     @property
     def partial(self) -> Path:
-        """The output while it is not finished."""
+        """The output of an unfinished job."""
         return _beside(self.output, ".partial")
 
     @property
+    def rejected_partial(self) -> Path:
+        """The rejected rows of an unfinished job."""
+        return _beside(self.output, ".rejected.partial")
+
+    @property
     def state(self) -> Path:
-        """How far an unfinished job is."""
+        """The journal of an unfinished job."""
         return _beside(self.output, ".state.json")
 
     @property
     def rejected(self) -> Path:
-        """The rows that could not be scored, with their line and the reason; no such file where there are none."""
+        """The rows that could not be scored, with their line and the reason; there is no such file if all could."""
         return _beside(self.output, ".rejected.csv")
 
 

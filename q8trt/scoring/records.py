@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from q8trt.errors import DataError
-from q8trt.scoring.lines import Lines
+from q8trt.files import Limits, MalformedError, parse_json
+from q8trt.scoring.lines import LONGEST, Lines
 
+_JSON_LIMITS = Limits(size=LONGEST, depth=64, values=100_000)
+_HALF_PAIR = re.compile(
+    rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
 #: The column of a plain text file.
 TEXT_COLUMN = "sentence"
 
@@ -52,10 +58,19 @@ class Records:
     """
 
     def __init__(self, path: Path, kind: str) -> None:
-        if not path.is_file():
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; give a file")
+        if not path.exists():
             raise DataError(f"{path}: no such file")
+        if not path.is_file():
+            raise DataError(
+                f"{path} is not a regular file, and cannot be read again after an interruption; copy it to one"
+            )
         self.path, self.kind = path, ".jsonl" if kind == ".json" else kind
-        self._lines = Lines(path)
+        try:
+            self._lines = Lines(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from error
         self.columns = self._header()
 
     def close(self) -> None:
@@ -89,7 +104,7 @@ class Records:
             except (csv.Error, ValueError, RecursionError) as error:  # JSON, UTF-8 and TooLongError are ValueErrors
                 # Where a quote goes wrong, so does what follows: the next line may begin a sound record.
                 self._lines.back_to_one()
-                yield Record(line, self._lines.taken, reason=_reason(error))
+                yield Record(line, self._lines.taken, reason=_reason(error, self._lines.taken))
                 continue
             if values is not None:
                 yield Record(line, self._lines.taken, values)
@@ -141,10 +156,10 @@ class Records:
         line = next(self._lines)
         if not line.strip():
             return None
-        value = json.loads(line.rstrip())
+        value = parse_json(line.rstrip(), _JSON_LIMITS)
         if not isinstance(value, dict):
             raise ValueError(f"a JSON {type(value).__name__}, expected one object a line")
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair is JSON, but no text
+        json.loads(line, object_pairs_hook=_check_keys)
         return value
 
     def _text(self) -> Mapping[str, Any] | None:
@@ -156,13 +171,19 @@ class _FieldsError(ValueError):
         super().__init__(f"{found} fields, expected {expected} as in the header")
 
 
-def _reason(error: Exception) -> str:
+def _check_keys(pairs: Sequence[tuple[str, Any]]) -> None:
+    """Raise ValueError if an object has a key twice: parsers keep one of the values, in silence."""
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise ValueError(f"key {twice!r} is there twice")
+
+
+def _reason(error: Exception, line: bytes = b"") -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason}"
-    if isinstance(error, UnicodeEncodeError):
-        return "half of a surrogate pair, which is no character"
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at column {error.colno}"
+    if isinstance(error, MalformedError):
+        return "half of a surrogate pair, which is no character" if _HALF_PAIR.search(line) else str(error)
     if isinstance(error, csv.Error):
         return f"not CSV: {str(error).partition(' - ')[0]}"
-    return str(error) if isinstance(error, ValueError) else "not JSON that can be read: nested too deep"
+    return str(error)

@@ -1,0 +1,86 @@
+"""Checks that no file which a job writes is one that it reads, or one of the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from q8trt.errors import ConfigError
+from q8trt.files.locks import lock_path
+from q8trt.scoring.config import ScoringConfig
+
+#: The first line of a file of rejected rows, by which q8trt knows it as one that it wrote.
+REJECTED_HEADER = b"line,reason,row\n"
+
+
+def check_places(config: ScoringConfig, engine: Path) -> None:
+    """Check the names of all files that a job writes, through symbolic and hard links.
+
+    Raises:
+        ConfigError: one of them is the input or a file of the engine, or the output is no regular file.
+    """
+    output = config.output
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; give the name of a file")
+    if os.path.lexists(output) and not (output.is_file() or output.is_symlink()):
+        raise ConfigError(f"--output {output} is not a regular file; give another name")
+    folder = _real(output.parent)
+    if _real(engine) in (folder, *folder.parents):
+        raise ConfigError(f"--output {output} is inside the engine folder {engine}; give a path outside it")
+    read = {config.input: "the input", **dict.fromkeys(engine.iterdir(), f"a file of the engine {engine}")}
+    for written in _written(config):
+        for path, role in read.items():
+            if _same(written, path):
+                which = "is" if written == output else f"needs the name {written} beside it, which is"
+                raise ConfigError(f"--output {output} {which} {role}; give another --output")
+
+
+def check_free(config: ScoringConfig, overwrite: bool) -> None:
+    """Check that the output and its rejected rows replace nothing of the user's.
+
+    Raises:
+        ConfigError: there is a file of that name, and `overwrite` is false; or q8trt did not write the rejected rows.
+    """
+    if os.path.lexists(config.output) and not overwrite:
+        raise ConfigError(f"{config.output} is there already; give another --output, or --overwrite")
+    if not os.path.lexists(config.rejected):
+        return
+    if not is_rejected_file(config.rejected):
+        raise ConfigError(f"{config.rejected} is not a file of q8trt predict; move it away, or give another --output")
+    if not overwrite:
+        raise ConfigError(
+            f"{config.rejected} is there already, of an earlier job; move it away, or --overwrite replaces it"
+        )
+
+
+def is_rejected_file(path: Path) -> bool:
+    """Return whether a file begins as the rejected rows of a job do."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(REJECTED_HEADER)) == REJECTED_HEADER
+
+
+def _written(config: ScoringConfig) -> Iterator[Path]:
+    yield from (config.output, config.partial, config.rejected_partial, config.state, config.rejected)
+    yield lock_path(config.output)
+    # Whoever writes the journal removes its stale temporary names.
+    prefix, endings = f".{config.state.name}.", (".tmp", ".old")
+    if config.output.parent.is_dir():
+        yield from (
+            path
+            for path in config.output.parent.iterdir()
+            if path.name.startswith(prefix) and path.name.endswith(endings)
+        )
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:  # one of them does not exist
+        return False
