@@ -175,7 +175,9 @@ def test_another_engine_does_not_go_on(source: Path, change: dict[str, Any], wha
         score_file(engine, config)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ['{\n  "job": {', '{"job": {}, "input_bytes": 1, "format": 2}', '"input_bytes"\udcff', ""])
+@pytest.mark.parametrize(
+    "text", ['{\n  "job": {', '{"job": {}, "input_bytes": 1, "format": 2}', '"input_bytes"\udcff', ""]
+)
 def test_a_damaged_state(source: Path, text: str) -> None:
     interrupted(source).write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigError, match=r"out\.csv\.state\.json is damaged; start over with --overwrite"):

@@ -111,6 +111,8 @@ def score_file(engine: Engine, config: ScoringConfig, on_progress: Callable[[Pro
         layout = make_layout(config.input, config.output_kind, records.columns, task, config, plain)
         with exclusive(config.output):
             return _Job(engine, config, layout, records).run(on_progress or (lambda _: None))
+    except OSError as error:
+        raise DataError(f"{error.filename or config.output} cannot be used: {error.strerror or error}") from error
     finally:
         records.close()
 
@@ -118,7 +120,7 @@ def score_file(engine: Engine, config: ScoringConfig, on_progress: Callable[[Pro
 class _Job:
     def __init__(self, engine: Engine, config: ScoringConfig, layout: Layout, records: Records) -> None:
         self.engine, self.config, self.layout, self.records = engine, config, layout, records
-        self._told = config.input.stat()
+        self._told = records.stat()
         self.outputs = Outputs(config)
         identity = self._identity()
         if not self.outputs.find(identity):
@@ -166,16 +168,16 @@ class _Job:
 
     def _keep(self) -> str:
         """Note what is done, or remove all if that is nothing; returns how much is kept."""
-        state = self.outputs.state
-        with contextlib.suppress(OSError):
-            if not state.begun:
+        with contextlib.suppress(OSError):  # the disk may be full: the last note stands
+            if not self.outputs.state.begun:
                 self.outputs.discard()
                 return ""
             self.outputs.note()
-        return f"{state.rows + state.rejected:,} rows"
+        state = self.outputs.noted
+        return f"{state.rows + state.rejected:,} rows" if state.begun else ""
 
     def _check_input(self) -> None:
-        """Raise DataError if the input is not the file that it was when the job began."""
+        """Raise DataError if the input is not the file that it was when it was opened."""
         told, now = self._told, self.config.input.stat()
         if (told.st_size, told.st_mtime_ns, told.st_ino) != (now.st_size, now.st_mtime_ns, now.st_ino):
             raise DataError(f"{self.config.input} changed while it was scored; score it again with --overwrite")

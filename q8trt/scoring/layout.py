@@ -196,5 +196,7 @@ def _text_columns(path: Path, header: Sequence[str], task: TaskInfo, chosen: Seq
             "(--text_column_names chooses others)"
         )
     if texts and not (chosen or known):
-        _log.info("columns scored: %s, chosen by name: the engine does not say which it was trained on", ", ".join(texts))
+        _log.info(
+            "columns scored: %s, chosen by name: the engine does not say which it was trained on", ", ".join(texts)
+        )
     return texts or ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +41,10 @@ class Lines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def stat(self) -> os.stat_result:
+        """Return the size, times and inode of the open file."""
+        return os.fstat(self._file.fileno())
 
     def begin(self) -> None:
         """What is read from here on belongs to one record."""

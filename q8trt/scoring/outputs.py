@@ -64,14 +64,15 @@ class Outputs:
     """The files that a job writes. `find` or `begin` comes first.
 
     Attributes:
-        state: how far the job is; `note` puts it onto the disk.
+        state: how far the job is.
+        noted: the state that is on the disk; `note` brings it up to date.
     """
 
     def __init__(self, config: ScoringConfig) -> None:
         self.config = config
         self.state = State({})
         self._read, self._answers = Prefix(), Growing(config.partial)
-        self._rejected, self._noted = Growing(config.rejected_partial), self.state
+        self._rejected, self.noted = Growing(config.rejected_partial), self.state
 
     def find(self, job: Mapping[str, Any]) -> bool:
         """Take up the unfinished job beside the output; returns False if there is none.
@@ -97,7 +98,7 @@ class Outputs:
         if state is None:
             return False
         self.state = dataclasses.replace(state, replaces=state.replaces or config.overwrite)
-        self._noted = state
+        self.noted = state
         return True
 
     def begin(self, job: Mapping[str, Any], offset: int, number: int) -> None:
@@ -109,7 +110,11 @@ class Outputs:
         self._rejected = Growing(config.rejected_partial)
         self._read.read(config.input, offset)
         self.state = State(dict(job), config.overwrite, offset, number, self._read.sha256)
-        self.note()
+        try:
+            self.note()
+        except BaseException:
+            self.discard()
+            raise
 
     def append(self, answers: bytes, refused: bytes, offset: int, **changes: Any) -> None:
         """Write what became of the input up to byte `offset`; `changes` are other fields of the state."""
@@ -128,12 +133,12 @@ class Outputs:
 
     def note(self) -> None:
         """Write the journal, after the data that it counts."""
-        if self.state is self._noted:
+        if self.state is self.noted:
             return
         self._answers.sync()
         self._rejected.sync()
         write_state(self.config.state, self.state)
-        self._noted = self.state
+        self.noted = self.state
 
     def finish(self) -> None:
         """Give the files of a job whose rows are all done their real names. The next `finish` completes one that crashed.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,10 @@ class Records:
     def close(self) -> None:
         """Close the file."""
         self._lines.close()
+
+    def stat(self) -> os.stat_result:
+        """Return the size, times and inode of the file that is open."""
+        return self._lines.stat()
 
     @property
     def position(self) -> tuple[int, int]:
