@@ -2,7 +2,7 @@
 
 import sys
 
-from q8trt.cli.main import run_command
+from q8trt.__main__ import run
 
 if __name__ == "__main__":
-    sys.exit(run_command("benchmark"))
+    sys.exit(run("benchmark"))

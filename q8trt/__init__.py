@@ -8,7 +8,7 @@ An app needs three lines, and of the installed packages numpy, tokenizers and on
     engine.predict([("A plane is taking off.", "An air plane is taking off.")])
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from q8trt.errors import (
     ArrayError,
@@ -21,7 +21,10 @@ from q8trt.errors import (
     Q8TRTError,
 )
 
+TYPE_CHECKING = False  # the module typing takes longer to import than all that is here
 if TYPE_CHECKING:
+    from typing import Any
+
     from q8trt.app import Answer, Engine
 
 __version__ = "0.1.0"

@@ -12,6 +12,7 @@ from typing import Any
 
 from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
 from q8trt.cli.options import Parser, add_data, add_runs_dir, check_folder, chosen_data, say, warn
+from q8trt.cli.terminal import table_console
 from q8trt.errors import ConfigError
 
 
@@ -125,13 +126,12 @@ def _data(args: Any, engines: Any) -> Any:
 
 
 def _compare(args: Any) -> int:
-    from rich.console import Console
 
     from q8trt.reporting.side_by_side import print_side_by_side, read_report, side_by_side
     from q8trt.reporting.side_by_side_page import write_side_by_side
 
     both = side_by_side(*map(read_report, args.compare))
-    print_side_by_side(both, Console())
+    print_side_by_side(both, table_console())
     if args.output_dir:
         page, _ = write_side_by_side(args.output_dir, both, args.name or "compare")
         say(f"report: {page} and {page.with_suffix('.json').name}")
@@ -176,12 +176,11 @@ def run(argv: list[str]) -> int:
 
 def _answer(report: Any, engines: Any, gate: Any, args: Any) -> int:
     """Print the report, write its files, and judge it."""
-    from rich.console import Console
 
     from q8trt.engine.manifest import PLAN_FILE
     from q8trt.reporting import print_report, report_dict, write_report
 
-    print_report(report, Console())
+    print_report(report, table_console())
     folder, name = Path(args.output_dir or engines[-1].folder.parent), args.name or "benchmark"
     if (folder / f"{name}.json").exists():
         say(f"replacing the report that is there already, {folder / name}.json, .md and .html; --name NAME keeps it")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from q8trt.cli.options import Parser, add_dataclass, add_runs_dir, read_dataclass, say, warn
+from q8trt.cli.terminal import table_console
 from q8trt.engine.config import BuildConfig, parse_sms
 from q8trt.engine.shapes import Shape, ShapeProfile, parse_buckets, parse_shapes, show_profiles
 from q8trt.errors import ConfigError
@@ -103,7 +104,6 @@ def _profiles(args: Any, source: Any) -> tuple[ShapeProfile, ...]:
 
 
 def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_dir: str | None) -> None:
-    from rich.console import Console
 
     from q8trt.building import build_engine
     from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
@@ -125,7 +125,7 @@ def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_d
     say(f"  {ONNX_FILE}  {sizes[ONNX_FILE]:8.1f} MiB")
     say(f"  {PLAN_FILE}  {sizes[PLAN_FILE]:8.1f} MiB  {target}, batch x sequence {show_profiles(manifest.profiles)}")
     if is_main_process():
-        Console().print(engine_table(manifest.report))
+        table_console().print(engine_table(manifest.report))
     twice = manifest.report["build"]["built_twice"]
     if twice and not twice["identical"]:
         say(f"  built twice: {twice['difference']}")

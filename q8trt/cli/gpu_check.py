@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.cli.options import Parser, check_folder, say
+from q8trt.cli.terminal import table_console
 from q8trt.errors import BackendError, ConfigError
 
 RESULTS = Path("benchmarks") / "results"
@@ -78,8 +79,6 @@ def _check_input(args: Any) -> None:
 def _check(args: Any, argv: list[str], bench: Any, config: Any) -> int:
     import tempfile
 
-    from rich.console import Console
-
     from q8trt.gpu_check.checks import run_checks
     from q8trt.gpu_check.journal import Journal
     from q8trt.gpu_check.models import Models
@@ -100,7 +99,7 @@ def _check(args: Any, argv: list[str], bench: Any, config: Any) -> int:
         makers = Models(lambda: _run(args.run), args.data_dir, config).makers
         run_checks(bench, makers, config, journal, Path(work), origin)
     say()
-    print_table(journal, Console())
+    print_table(journal, table_console())
     say(f"report: {folder / 'gpu-check.html'} and gpu-check.json")
     return 1 if journal.failed else 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.cli.options import Parser, say
+from q8trt.cli.terminal import table_console
 
 _LEVELS = ("error", "warning", "info")  # q8trt.lint.LEVELS; spelled out, so that --help imports nothing
 
@@ -40,8 +41,6 @@ def run(argv: list[str]) -> int:
     args: Any = parser().parse_args(argv)
     import json
 
-    from rich.console import Console
-
     from q8trt.engine.shapes import parse_shapes
     from q8trt.files import write_json
     from q8trt.lint import LintConfig, lint
@@ -56,7 +55,7 @@ def run(argv: list[str]) -> int:
     if args.json:
         say(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
-        print_report(report, Console())
+        print_report(report, table_console())
     return 1 if report.reaches(args.level) else 0
 
 

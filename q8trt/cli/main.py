@@ -6,17 +6,17 @@ something; 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from collections.abc import Callable, Sequence
 
 from q8trt import __version__
+from q8trt.cli import interrupts, terminal
+from q8trt.cli.failures import explain, was_interrupted
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
 from q8trt.packages import install_module
 from q8trt.progress import is_main_process
@@ -42,13 +42,7 @@ COMMANDS = {
 
 #: torchrun ends all processes when one ends; this long the others wait for the first one to say why and to tidy up.
 _GRACE_SECONDS = 3
-_FAILED_WRITE = (
-    "No space left on device", "os error 28", "] . unexpected pos ", "basic_ios::clear: iostream error"
-)  # fmt: skip
-#: What the system says of a path that the user chose badly.
-_UNUSABLE_PATH = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG
-)  # fmt: skip
+_STOPPED = "stopped by Ctrl-C; nothing half-written was left"
 
 
 def _usage() -> str:
@@ -70,11 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = argv[0].replace("_", "-")
     if name not in COMMANDS:
-        print(
-            f"q8trt: error: unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; expected one of {', '.join(COMMANDS)}",
-            file=sys.stderr,
+        known = ", ".join(COMMANDS)
+        return _fail(
+            "q8trt", f"error: unknown command {argv[0]!r}{nearest(argv[0], COMMANDS)}; expected one of {known}", 2
         )
-        return 2
     return run_command(name, argv[1:])
 
 
@@ -87,66 +80,43 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     prog = name.replace("-", "_")
-    _quiet()
-    command: Callable[[list[str]], int] = importlib.import_module(f"q8trt.cli.{COMMANDS[name][0]}").run
+    terminal.open_streams()
     try:
-        return command(argv)
+        with interrupts.raised():
+            _quiet()
+            command: Callable[[list[str]], int] = importlib.import_module(f"q8trt.cli.{COMMANDS[name][0]}").run
+            code = command(argv)
+            terminal.flush_output()
+            return code
     except InterruptedRunError as error:
         return _fail(prog, str(error), 130)
     except Q8TRTError as error:
         return _fail(prog, f"error: {error}", 2)
     except KeyboardInterrupt:
-        return _fail(prog, "stopped by Ctrl-C; nothing half-written was left", 130)
-    except BrokenPipeError:
-        # The reader (head, a pager) went away; without this the interpreter complains once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail(prog, _STOPPED, 130)
+    except BrokenPipeError:  # the reader (head, a pager) went away
+        terminal.discard_output()
         return 0
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "q8trt":
             raise
         return _fail(prog, f"error: {error.name} is not installed: {install_module(error.name)}", 2)
     except Exception as error:
-        if _disk_is_full(error):
-            message = "no space left on the disk; what was complete is kept, free some space and try again"
-        elif isinstance(error, OSError) and error.errno in _UNUSABLE_PATH and error.filename:
-            message = f"{error.filename} cannot be used: {error.strerror}"
-        else:
+        if was_interrupted(error):
+            return _fail(prog, _STOPPED, 130)
+        message = explain(error)
+        if message is None:
             raise
         return _fail(prog, f"error: {message}", 2)
 
 
 def _fail(prog: str, message: str, code: int) -> int:
+    terminal.discard_output()
     if is_main_process():
-        print(f"{prog}: {message}", file=sys.stderr, flush=True)
+        terminal.fail(f"{prog}: {message}")
     else:
         time.sleep(_GRACE_SECONDS)
     return code
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """torch and safetensors report a failed write in types and words of their own."""
-    return any(
-        (isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT))
-        or any(words in str(link) for words in _FAILED_WRITE)
-        for link in _chain(error)
-    )
-
-
-class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the time, not to what it was when the first command ran."""
-
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
-
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]
-        return sys.stderr
 
 
 def _quiet() -> None:
@@ -154,9 +124,7 @@ def _quiet() -> None:
     log = logging.getLogger("q8trt")
     log.setLevel(logging.INFO)
     if not log.handlers:
-        handler = _StderrHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+        log.addHandler(terminal.StderrHandler())
         log.propagate = False
     # What TensorRT logs as an error becomes the one line of our own error.
     logging.getLogger("q8trt.tensorrt").setLevel(logging.CRITICAL)

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from q8trt.data import DataConfig
 from q8trt.errors import ConfigError, nearest
+from q8trt.names import printable
 from q8trt.quantization.libraries import LIBRARIES
 from q8trt.runs import RUNS_DIR
 
@@ -149,9 +150,9 @@ def say(text: str = "") -> None:
     from q8trt.progress import is_main_process
 
     if is_main_process():
-        print(text, flush=True)
+        print(printable(text, "\n\t"), flush=True)
 
 
 def warn(text: str) -> None:
     """Print a remark on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text, "\n\t"), file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say
+from q8trt.cli.terminal import table_console
 
 
 def parser() -> Parser:
@@ -45,7 +46,6 @@ def parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Run the command; returns 0 when all stages agree, 1 when two of them part."""
     args: Any = parser().parse_args(argv)
-    from rich.console import Console
 
     from q8trt.comparison import data_config
     from q8trt.files import write_json
@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
     found = []
     for engine in engines:
         found.append(check_parity(engine, data, config))
-        print_parity(found[-1], Console())
+        print_parity(found[-1], table_console())
         say()
     path = args.json or engines[-1].folder.parent / "parity.json"
     write_json(path, report_dict(found, origin))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.cli.options import Parser, say
+from q8trt.cli.terminal import table_console
 from q8trt.errors import ConfigError
 
 SAMPLES = 256
@@ -94,7 +95,6 @@ def _sensitivity_folder(args: Any, config: Any) -> Path:
 def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int:
     """Score the sites and, where asked, write the recipe that meets the bound; returns the exit code."""
     import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
-    from rich.console import Console
 
     from q8trt.checkpoints import load_finetuned
     from q8trt.files import write_text
@@ -110,7 +110,7 @@ def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int
     more: dict[str, Any] = {"provenance": provenance(["calibrate.py", *argv])}
     name = _model_name(config)
     paths = write_result(folder, found, name, more)
-    print_sensitivity(found, Console())
+    print_sensitivity(found, table_console())
     say(f"scores: {paths[0]}\nplot:   {paths[1]}")
     if args.write_recipe is None:
         return 0

@@ -1,0 +1,38 @@
+"""Ctrl-C that is neither lost nor answered with a traceback."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+#: Seconds after which an interrupt that was swallowed comes again.
+_AGAIN_SECONDS = 0.02
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in the block.
+
+    Python drops an exception that is raised in a ``__del__`` or a callback, where a signal may arrive as well: the
+    interrupt is then delivered once more.
+    """
+    # The entry points leave the system's own action, under which a process ends in silence while it imports.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    previous = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main).start()
+        else:
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous

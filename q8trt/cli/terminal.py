@@ -1,0 +1,83 @@
+"""Standard streams that take any text, and the lines and tables that go to them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from q8trt.names import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def open_streams() -> None:
+    """Give the process the standard streams that it lacks, and let them print any character.
+
+    A file that is opened while descriptor 1 or 2 is free would get what is printed.
+    """
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(descriptor, "w", closefd=False), write_through=True))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """Flush stdout. Raises OSError, as for a full disk behind a redirection."""
+    sys.stdout.flush()
+
+
+def discard_output() -> None:
+    """Drop what stdout cannot write, so that the interpreter does not try again when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fail(text: str) -> None:
+    """Print the one line of an error on stderr, where there still is a stderr."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(" ".join(text.splitlines())), file=sys.stderr, flush=True)
+
+
+def table_console(**options: Any) -> Console:
+    """Return a console of rich that prints names as they are: no markup, no emoji codes, no escape sequences."""
+    from collections.abc import Iterable
+
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text, "\n"), style, control)
+
+    return Plain(markup=False, emoji=False, **options)
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """A handler of log records that writes to the present `sys.stderr`, not to the one of the first command."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The stream of the moment."""
+        return sys.stderr
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's message, fit for a terminal."""
+        return printable(super().format(record), "\n\t")
