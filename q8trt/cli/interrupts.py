@@ -27,7 +27,7 @@ def raised() -> Iterator[None]:
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            threading.Timer(_AGAIN_SECONDS, _thread.interrupt_main).start()
+            threading.Timer(_AGAIN_SECONDS, _interrupt).start()
         else:
             previous(unraisable)
 
@@ -36,3 +36,11 @@ def raised() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = previous
+
+
+def _interrupt() -> None:
+    """Send SIGINT to the main thread: a signal ends a wait in the system, a flag of the interpreter does not."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

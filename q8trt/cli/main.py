@@ -57,11 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `q8trt` with the arguments `argv` (default: those of the process); returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
-        return 0
+        return _answer("q8trt", lambda: print(_usage()))
     if argv[0] == "--version":
-        print(f"q8trt {__version__}")
-        return 0
+        return _answer("q8trt", lambda: print(f"q8trt {__version__}"))
     name = argv[0].replace("_", "-")
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
@@ -78,16 +76,22 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
         name: a key of COMMANDS.
         argv: its arguments; default: those of the process.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    prog = name.replace("-", "_")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        _quiet()
+        command: Callable[[list[str]], int] = importlib.import_module(f"q8trt.cli.{COMMANDS[name][0]}").run
+        return command(arguments)
+
+    return _answer(name.replace("-", "_"), run)
+
+
+def _answer(prog: str, run: Callable[[], int | None]) -> int:
+    """Call `run` and return the exit code; `prog` begins the line of an error."""
     terminal.open_streams()
     try:
-        with interrupts.raised():
-            _quiet()
-            command: Callable[[list[str]], int] = importlib.import_module(f"q8trt.cli.{COMMANDS[name][0]}").run
-            code = command(argv)
-            terminal.flush_output()
-            return code
+        with interrupts.raised(), terminal.flushed_output():
+            return run() or 0
     except InterruptedRunError as error:
         return _fail(prog, str(error), 130)
     except Q8TRTError as error:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from q8trt.names import printable
@@ -31,8 +32,14 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def flush_output() -> None:
-    """Flush stdout. Raises OSError, as for a full disk behind a redirection."""
+@contextlib.contextmanager
+def flushed_output() -> Iterator[None]:
+    """Flush stdout after the block, --help included. Raises OSError, as for a full disk behind a redirection."""
+    try:
+        yield
+    except SystemExit:
+        sys.stdout.flush()
+        raise
     sys.stdout.flush()
 
 
@@ -53,8 +60,6 @@ def fail(text: str) -> None:
 
 def table_console(**options: Any) -> Console:
     """Return a console of rich that prints names as they are: no markup, no emoji codes, no escape sequences."""
-    from collections.abc import Iterable
-
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
