@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_onnxruntime_graph import linear, shared_activation  # graphs with what the rewrites look for
 
-from q8trt.runners import onnx_messages as messages
+from q8trt.onnx_files import messages
 from q8trt.runners.onnxruntime_graph import (
     dequantize_gathered_rows,
     for_the_cpu,

@@ -24,6 +24,7 @@ from q8trt.engine.backend import one_line
 from q8trt.engine.config import BuildConfig, PlanInfo, Progress
 from q8trt.errors import BackendError, EngineError
 from q8trt.files import atomic_file, decode
+from q8trt.onnx_files import check_file
 
 _LOGGERS = ("q8trt", "q8trt.tensorrt")
 
@@ -51,6 +52,7 @@ def build_plan(
     onnx_path, plan_path = Path(onnx_path), Path(plan_path)
     if not onnx_path.is_file():
         raise EngineError(f"{onnx_path} does not exist; export the model first")
+    check_file(onnx_path)
     try:
         with atomic_file(plan_path) as temporary:
             return _build_in_child(onnx_path, temporary, config, on_progress)

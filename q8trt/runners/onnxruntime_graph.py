@@ -16,7 +16,7 @@ products (logits of a small model by half their range). There the weights are ma
 the same values. It costs some speed. (ONNX Runtime's own mode for this, session.x64quantprecision, refuses weights with a scale
 for each column, and zero points that several nodes share.)
 
-The messages are those of the onnx package or of `onnx_messages`, which needs no package that ONNX Runtime does not bring.
+The messages are those of the onnx package or of `q8trt.onnx_files`, which needs no package that ONNX Runtime does not bring.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.runners import onnx_messages as messages
-from q8trt.runners.onnx_messages import add_initializer, integer_attribute, new_node, set_array
+from q8trt.files import MalformedError
+from q8trt.onnx_files import check_tensors, messages
+from q8trt.onnx_files.messages import add_initializer, integer_attribute, new_node, set_array
 
-Model = Any  # onnx.ModelProto, or its like of `onnx_messages`
+Model = Any  # onnx.ModelProto, or its like of `q8trt.onnx_files`
 Node = Any
 ZERO_POINT = "q8trt.zero_point_128"
 
@@ -45,15 +46,29 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
         unsigned_weights: whether the CPU that will run it needs unsigned weights; None: as this one does.
 
     Raises:
-        ValueError: `data` are no ONNX model, or one that keeps its weights in another file.
+        MalformedError: `data` are no ONNX model, or one that keeps its weights in another file.
     """
     model = messages.parse(data)
+    check_tensors(model, None)
+    _check_nodes(model.graph)
     use_unsigned_activations(model)
     dequantize_gathered_rows(model)
     if saturates() if unsigned_weights is None else unsigned_weights:
         use_unsigned_weights(model)
     fuse_linears(model)
     return bytes(model.SerializeToString())
+
+
+#: Op -> how many inputs the rewrites read without looking whether they are there.
+_ARITY = {"QuantizeLinear": 2, "DequantizeLinear": 2, "Gather": 2, "MatMul": 2, "Add": 2}
+
+
+def _check_nodes(graph: Any) -> None:
+    """Raise where a node lacks what every node of its kind has; the rewrites rely on it."""
+    for node in graph.node:
+        missing = not node.output or len(node.input) < _ARITY.get(node.op_type, 0)
+        if missing or (node.op_type == "Constant" and not node.attribute):
+            raise MalformedError(f"its node {ascii(node.name)[:80]} ({ascii(node.op_type)[:80]}) lacks an input or an output")
 
 
 class _Constants:
@@ -225,7 +240,7 @@ def _is_table(node: Node, constants: _Constants, readers: dict[str, list[Node]])
     if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
         return False
     table, scale = constants.tensors[node.input[0]], constants.get(node.input[1])
-    if scale is None or len(table.dims) != 2 or (scale.size > 1 and integer_attribute(node, "axis", 1) != 0):
+    if scale is None or not scale.size or len(table.dims) != 2 or not _size(table) or (scale.size > 1 and integer_attribute(node, "axis", 1) != 0):
         return False
     if not _is_symmetric(node, constants):
         return False

@@ -12,6 +12,7 @@ import numpy as np
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError, EngineError
 from q8trt.gpu import gpus
+from q8trt.onnx_files import check_file
 from q8trt.packages import install_command
 from q8trt.runners.base import LayerTime, Runner
 from q8trt.runners.layer_times import read_trace, typical
@@ -74,15 +75,26 @@ class OnnxRuntimeRunner(Runner):
             options.intra_op_num_threads = threads
         if trace is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(trace)
+        model = self._model(path, rewrite=wanted[0] == CPU and self.precision.startswith("int8"))
         try:
-            rewrite = wanted[0] == CPU and self.precision.startswith("int8")
-            model = for_the_cpu(path.read_bytes()) if rewrite else str(path)
             session = self._ort.InferenceSession(model, options, providers=wanted)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise EngineError(f"ONNX Runtime cannot load {path}, which may be damaged: {one_line(error)}") from error
         if wanted[0] not in session.get_providers():  # it falls back to the CPU without an error
             raise BackendError(f"ONNX Runtime could not start {wanted[0]}: CUDA or cuDNN libraries are missing")
         return session
+
+    def _model(self, path: Path, rewrite: bool) -> bytes | str:
+        """Return what ONNX Runtime opens: the rewritten graph, or the name of a file that was checked."""
+        if not rewrite:
+            check_file(path)
+            return str(path)
+        try:
+            return for_the_cpu(path.read_bytes())
+        except ValueError as error:
+            raise EngineError(f"cannot load {path}, which may be damaged: {one_line(error)}") from None
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
 
     def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Runner.infer`."""
@@ -114,7 +126,7 @@ class OnnxRuntimeRunner(Runner):
 
 def _import() -> Any:
     try:
-        import google.protobuf  # noqa: F401 - comes with ONNX Runtime; `onnx_messages` needs it
+        import google.protobuf  # noqa: F401 - comes with ONNX Runtime; `q8trt.onnx_files` needs it
         import onnxruntime
     except ImportError as error:
         raise BackendError(f"ONNX Runtime is not usable ({one_line(error)}): {install_command('cpu')}") from error

@@ -218,7 +218,12 @@ def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonCon
         return
     from q8trt.runners.onnxruntime_graph import for_the_cpu
 
-    path.write_bytes(for_the_cpu((engine / ONNX_FILE).read_bytes(), unsigned_weights=not config.vnni))
+    source = engine / ONNX_FILE
+    try:
+        rewritten = for_the_cpu(source.read_bytes(), unsigned_weights=not config.vnni)
+    except ValueError as error:
+        raise EngineError(f"cannot load {source}, which may be damaged: {one_line(error)}") from None
+    path.write_bytes(rewritten)
 
 
 def _write_warmup(folder: Path, max_length: int) -> None:

@@ -1,7 +1,7 @@
 """ONNX files read and written without the onnx package, which a machine that only runs engines need not have.
 
 An ONNX file is a protobuf message, and ONNX Runtime brings protobuf along. Declared here are only the fields that
-`onnxruntime_graph` reads or changes; all others stay in a message as unknown fields and are written back as they were.
+`q8trt.runners.onnxruntime_graph` and `storage` read or change; all others stay in a message as unknown fields and are written back as they were.
 Names, numbers and types are those of onnx/onnx.proto; an enum is read as the integer that it is on the wire. The
 functions take the onnx package's own messages as well.
 """
@@ -14,14 +14,22 @@ from typing import Any
 
 import numpy as np
 
+from q8trt.files import MalformedError
+
 #: Message -> field -> (number, type, repeated); a type is a scalar of protobuf or a message.
 SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
-    "ModelProto": {"graph": (7, "GraphProto", False), "opset_import": (8, "OperatorSetIdProto", True)},
+    "ModelProto": {
+        "graph": (7, "GraphProto", False),
+        "opset_import": (8, "OperatorSetIdProto", True),
+        "functions": (25, "FunctionProto", True),
+    },
+    "FunctionProto": {"node": (7, "NodeProto", True)},
     "OperatorSetIdProto": {"domain": (1, "string", False), "version": (2, "int64", False)},
     "GraphProto": {
         "node": (1, "NodeProto", True),
         "initializer": (5, "TensorProto", True),
         "output": (12, "ValueInfoProto", True),
+        "sparse_initializer": (15, "SparseTensorProto", True),
     },
     "ValueInfoProto": {"name": (1, "string", False)},
     "NodeProto": {
@@ -36,17 +44,31 @@ SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
         "name": (1, "string", False),
         "i": (3, "int64", False),
         "t": (5, "TensorProto", False),
+        "g": (6, "GraphProto", False),
+        "tensors": (10, "TensorProto", True),
+        "graphs": (11, "GraphProto", True),
+        "sparse_tensor": (22, "SparseTensorProto", False),
+        "sparse_tensors": (23, "SparseTensorProto", True),
         "type": (20, "int32", False),
     },
+    "SparseTensorProto": {
+        "values": (1, "TensorProto", False),
+        "indices": (2, "TensorProto", False),
+        "dims": (3, "int64", True),
+    },
+    "StringStringEntryProto": {"key": (1, "string", False), "value": (2, "string", False)},
     "TensorProto": {
         "dims": (1, "int64", True),
         "data_type": (2, "int32", False),
         "float_data": (4, "float", True),
         "int32_data": (5, "int32", True),
+        "string_data": (6, "bytes", True),
         "int64_data": (7, "int64", True),
         "name": (8, "string", False),
         "raw_data": (9, "bytes", False),
         "double_data": (10, "double", True),
+        "uint64_data": (11, "uint64", True),
+        "external_data": (13, "StringStringEntryProto", True),
         "data_location": (14, "int32", False),
     },
 }
@@ -57,7 +79,7 @@ DTYPES = {
     FLOAT16: np.float16, DOUBLE: np.float64,
 }  # fmt: skip
 _TYPED = {FLOAT: "float_data", INT64: "int64_data", DOUBLE: "double_data"}
-_INT, _EXTERNAL = 2, 1  # AttributeProto.AttributeType, TensorProto.DataLocation
+_INT = 2  # AttributeProto.AttributeType
 
 
 @functools.cache
@@ -81,14 +103,12 @@ def _model_class() -> Any:
 
 
 def parse(data: bytes) -> Any:
-    """A ModelProto. Raises `ValueError` when `data` are no such message or keep tensors in other files."""
+    """Return the ModelProto. Raises `MalformedError` when `data` are no such message."""
     model = _model_class()()
     try:
         model.ParseFromString(data)
     except Exception as error:  # google.protobuf.message.DecodeError, which cannot be named without protobuf
-        raise ValueError(f"it is no ONNX model: {error}") from error
-    if any(tensor.data_location == _EXTERNAL for tensor in model.graph.initializer):
-        raise ValueError("it keeps weights in another file")
+        raise MalformedError(f"it is no ONNX model: {error}") from error
     return model
 
 
