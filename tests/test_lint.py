@@ -314,10 +314,10 @@ def test_external_data_is_not_read_and_must_be_there(tmp_path: Path) -> None:
     assert lint(path).forecast == expected.forecast
     weights = tmp_path / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(EngineError, match=r"weights\.bin is truncated"):
+    with pytest.raises(EngineError, match=r"'weights\.bin' is truncated"):
         lint(path)
     weights.unlink()
-    with pytest.raises(EngineError, match=r"weights\.bin, which does not exist; copy it"):
+    with pytest.raises(EngineError, match=r"weights\.bin', which does not exist; copy it"):
         lint(path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from q8trt.lint import checks_model, checks_quantizers
+from q8trt.lint import checks_counts, checks_model, checks_parser, checks_quantizers
 from q8trt.lint.attention import judge
 from q8trt.lint.blocks import assign_blocks
 from q8trt.lint.context import Context
@@ -16,8 +16,11 @@ from q8trt.lint.structure import find_structure
 
 #: In the order in which a reader wants to know, within one level.
 CHECKS = (
-    checks_model.check_ops,
+    checks_parser.check_ops,
+    checks_parser.check_soundness,
+    checks_parser.check_tensor_types,
     checks_quantizers.check_schemes,
+    checks_counts.check_counts,
     checks_model.check_embeddings,
     checks_model.check_products,
     checks_model.check_attention,

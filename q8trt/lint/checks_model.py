@@ -14,21 +14,6 @@ from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE
 from q8trt.lint.structure import Feed, Product
 
 FP16_MAX = 65504.0
-#: Not in the parser's list of operators, of those that quantizers write.
-_UNSUPPORTED = ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv")
-#: Domains whose ops the parser knows: TensorRT's own, and ONNX's.
-_KNOWN_DOMAINS = ("trt",)
-#: The parser looks an op up by its name alone, so these pass although they are of another domain.
-_NAMED_LIKE_ONNX = ("com.microsoft.Gelu", "com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear")
-
-
-def check_ops(context: Context) -> None:
-    """unsupported-op."""
-    for node in context.graph.nodes:
-        domain = node.proto.domain
-        foreign = domain not in ("", "ai.onnx", *_KNOWN_DOMAINS) and node.op not in _NAMED_LIKE_ONNX
-        if node.op in _UNSUPPORTED or foreign:
-            context.report("unsupported-op", "error", f"{node.op} is not in TensorRT", node)
 
 
 def check_products(context: Context) -> None:

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from q8trt.lint.attention import Verdict
 from q8trt.lint.graph import Graph, Node
 from q8trt.lint.report import Finding, LintConfig
+from q8trt.lint.soundness import show
 from q8trt.lint.structure import Structure
+
+#: Characters of a finding: names in the file may be of any length.
+_LONGEST = 400
 
 
 @dataclass
@@ -41,12 +45,13 @@ class Context:
     def report(self, rule: str, level: str, what: str, node: Node | None = None) -> None:
         """Add a finding; `node` None for the graph as a whole."""
         block = "" if node is None else self.where[node]
-        self.findings.append(Finding(rule, level, block, "" if node is None else node.name, what))
+        self.findings.append(Finding(rule, level, block, "" if node is None else node.name, show(what, _LONGEST)))
 
     @property
     def quantized(self) -> bool:
-        """Whether the graph holds any Q/DQ, or an op on integers in its place."""
-        return any("Quantize" in node.op or "Integer" in node.op or "QLinear" in node.op for node in self.graph.nodes)
+        """Whether the graph or a subgraph holds any Q/DQ, or an op on integers in its place."""
+        ops = (op for node in self.graph.nodes for op in (node.op, *(inner.op_type for inner in node.bodies.nodes)))
+        return any("Quantize" in op or "Integer" in op or "QLinear" in op for op in ops)
 
     @property
     def sequence(self) -> int | None:

@@ -7,30 +7,29 @@ external data of any size is read as fast as a small one.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q8trt.errors import EngineError
+from q8trt.files import MalformedError, parse_json
+from q8trt.lint.reading import Dims, Parts, dtype_name, read
+from q8trt.lint.soundness import ONNX_DOMAINS, show
+from q8trt.lint.subgraphs import NONE, Bodies, bodies
+from q8trt.onnx_files import load_external
+from q8trt.onnx_files.storage import elements
 
 if TYPE_CHECKING:
     import onnx
 
-#: ONNX element type -> the name used in reports; what is not listed shows under ONNX's own name.
-_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64"}
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
 QUANTIZED = ("int8", "uint8")
-#: Tensors with more elements are described to shape inference, not shown to it.
-_SMALL = 4096
+#: Arrays of more elements are not kept in memory, and those of far more not read.
+_KEPT, _LARGEST_READ = 2**18, 2**28
 _RANDOM = ("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
-
-Dims = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +43,7 @@ class Node:
         inputs: names; "" for an optional input that is left out.
         outputs: names.
         proto: the node itself.
+        bodies: its subgraphs.
     """
 
     index: int
@@ -52,6 +52,12 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     proto: onnx.NodeProto
+    bodies: Bodies = NONE
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The inputs, and what the node's subgraphs read."""
+        return (*self.inputs, *self.bodies.captured)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The value of an attribute, or `default` where it is not set."""
@@ -77,25 +83,26 @@ class Graph:
         outputs: names of the outputs.
         producers: tensor -> the node that makes it.
         readers: tensor -> the nodes that read it, each once.
+        contradiction: what shape inference finds that cannot be; "" where all shapes agree.
+        invalid: what ONNX's own checker says against the graph; "" where it passes.
         kept_fp32: node -> why q8trt's exporter left it in FP32, as the file's metadata says; {} for other exporters' files.
     """
 
-    def __init__(self, path: Path, model: onnx.ModelProto) -> None:
-        self.path = path
-        self.opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-        self.kept_fp32: dict[str, str] = _kept_fp32(model)
-        self.producer = f"{model.producer_name} {model.producer_version}".strip() or "unknown"
-        model, self._tensors = _skeleton(path, model)
-        graph = model.graph
-        self.nodes = [_node(index, proto) for index, proto in enumerate(_sorted(path, graph))]
+    def __init__(self, parts: Parts) -> None:
+        self.path, self.opset, self._tensors = parts.path, parts.opset, parts.tensors
+        self.contradiction, self.invalid = parts.contradiction, parts.invalid
+        self.kept_fp32 = _kept_fp32(parts.model)
+        self.producer = show(f"{parts.model.producer_name} {parts.model.producer_version}".strip()) or "unknown"
+        graph = parts.skeleton
+        self.nodes = [_node(index, proto) for index, proto in enumerate(graph.node)]
         self.inputs = [value.name for value in graph.input if value.name not in self._tensors]
         self.outputs = [value.name for value in graph.output]
         self.producers = {name: node for node in self.nodes for name in node.outputs if name}
         self.readers: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for name in dict.fromkeys(filter(None, node.inputs)):
+            for name in dict.fromkeys(filter(None, node.reads)):
                 self.readers.setdefault(name, []).append(node)
-        self._types = _inferred_types(path, model)
+        self._types = dict(parts.types)
         self._values: dict[str, np.ndarray | None] = {}
         self._fill_types()
 
@@ -123,7 +130,7 @@ class Graph:
     def size(self, tensor: str) -> int:
         """Number of elements of a tensor of known, fixed shape; 0 for any other."""
         shape = self.shape(tensor)
-        return int(np.prod([0 if size is None else size for size in shape])) if shape is not None else 0
+        return math.prod(0 if size is None else size for size in shape) if shape is not None else 0
 
     def tensor_bytes(self, tensor: str) -> int:
         """Bytes of a stored constant."""
@@ -135,11 +142,22 @@ class Graph:
         """Names of all stored constants: initializers and outputs of Constant nodes."""
         return list(self._tensors)
 
+    def stored_type(self, tensor: str) -> str:
+        """The type of a stored constant, as `dtype` names it."""
+        return dtype_name(self._tensors[tensor].data_type)
+
     def source(self, tensor: str) -> str:
         """`tensor`, or what it is a copy of: exporters share initializers through Identity nodes."""
-        while (node := self.producers.get(tensor)) is not None and node.op == "Identity":
-            tensor = node.inputs[0]
-        return tensor
+        return self._copies.get(tensor, tensor)
+
+    @cached_property
+    def _copies(self) -> dict[str, str]:
+        """Output of an Identity -> what it is a copy of, at the end of the chain."""
+        copies: dict[str, str] = {}
+        for node in self.nodes:
+            if node.op == "Identity":
+                copies[node.outputs[0]] = copies.get(node.inputs[0], node.inputs[0])
+        return copies
 
     def is_stored(self, tensor: str) -> bool:
         """Whether the tensor is a constant as it stands in the file, with nothing left to compute."""
@@ -154,31 +172,34 @@ class Graph:
         found = set(self._tensors)
         for node in self.nodes:
             inputs = [name for name in node.inputs if name]
-            holds_graphs = any(attribute.HasField("g") for attribute in node.proto.attribute)
-            if inputs and not holds_graphs and node.op not in _RANDOM and all(name in found for name in inputs):
+            if inputs and node.bodies is NONE and node.op not in _RANDOM and all(name in found for name in inputs):
                 found.update(node.outputs)
         return found
 
     def value(self, tensor: str) -> np.ndarray | None:
-        """The values of a stored constant, also behind Identity or Cast; None for anything else."""
-        if tensor not in self._values:
-            self._values[tensor] = self._read(tensor)
-        return self._values[tensor]
+        """The numbers of a stored constant, also behind Identity or Cast; None for anything else, and for huge ones."""
+        if tensor in self._values:
+            return self._values[tensor]
+        found = self._read(tensor)
+        if found is None or found.size <= _KEPT:
+            self._values[tensor] = found
+        return found
 
     def _read(self, tensor: str) -> np.ndarray | None:
-        from onnx import helper, numpy_helper
+        from onnx import helper
 
-        stored = self._tensors.get(tensor)
-        if stored is not None:
-            return np.asarray(numpy_helper.to_array(stored, str(self.path.parent)))
-        node = self.producers.get(tensor)
-        if node is None or node.op not in ("Identity", "Cast"):
+        source = self.source(tensor)
+        if (stored := self._tensors.get(source)) is not None:
+            return _numbers(stored, self.path) if elements(stored) <= _LARGEST_READ else None
+        node = self.producers.get(source)
+        if node is None or node.op != "Cast":
             return None
         value = self.value(node.inputs[0])
-        if value is None or node.op == "Identity":
-            return value
-        with np.errstate(over="ignore"):
-            return value.astype(helper.tensor_dtype_to_np_dtype(node.attribute("to")))
+        if value is None or node.attribute("to") not in helper.get_all_tensor_dtypes():
+            return None
+        kind = helper.tensor_dtype_to_np_dtype(node.attribute("to"))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return value.astype(kind) if kind.kind in "fiub" else value
 
     def scalar(self, tensor: str) -> float | None:
         """The value of a constant of one element."""
@@ -195,7 +216,7 @@ class Graph:
         """
         found = {name for name in self.inputs if self.dtype(name) in FLOATS}
         for node in self.nodes:
-            if is_table_lookup(self, node) or any(name in found for name in node.inputs):
+            if is_table_lookup(self, node) or any(name in found for name in node.reads):
                 found.update(name for name in node.outputs if self._carries(node, name))
         return found
 
@@ -221,142 +242,35 @@ def is_table_lookup(graph: Graph, node: Node) -> bool:
     return graph.dtype(node.inputs[0]) in (*FLOATS, *QUANTIZED) and shape is not None and len(shape) == 2
 
 
+def _numbers(tensor: onnx.TensorProto, path: Path) -> np.ndarray | None:
+    """Return the values, small floats and integers that numpy lacks widened to float32; None for strings and the like."""
+    import onnx
+    from onnx import numpy_helper
+
+    copied = onnx.TensorProto()
+    copied.CopyFrom(tensor)
+    load_external(copied, path)
+    array = np.asarray(numpy_helper.to_array(copied))
+    if array.dtype.kind in "fiub":
+        return array
+    return None if array.dtype.kind in "OSUc" else array.astype(np.float32)
+
+
 def _kept_fp32(model: onnx.ModelProto) -> dict[str, str]:
-    """The entry of the metadata, if it is a JSON object."""
+    """Return the entry of the metadata, if it is a JSON object of strings."""
     text = next((entry.value for entry in model.metadata_props if entry.key == "kept_fp32"), "{}")
-    with contextlib.suppress(ValueError):
-        if isinstance(found := json.loads(text), dict):
-            return found
+    with contextlib.suppress(MalformedError):
+        if isinstance(entries := parse_json(text), dict):
+            return {name: show(reason) for name, reason in entries.items() if isinstance(reason, str)}
     return {}
 
 
-def read_graph(path: str | Path) -> Graph:
-    """Read an ONNX file; local functions are inlined.
-
-    Raises:
-        EngineError: the file is missing, is no ONNX file, is truncated, or lacks (part of) its external data.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    path = Path(path)
-    if not path.is_file():
-        raise EngineError(f"{path} does not exist; expected an .onnx file or an engine folder")
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except DecodeError:
-        raise EngineError(f"{path} is no ONNX file, or a truncated one; export it again") from None
-    if not model.graph.node or not model.opset_import:
-        raise EngineError(f"{path} holds no ONNX graph: it is empty, truncated or of another format; export it again")
-    return Graph(path, model)
-
-
-def _constants_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Initializers, and what Constant nodes hold, each under the name of its tensor."""
-    from onnx import numpy_helper
-
-    yield from graph.initializer
-    for node in graph.node:
-        if node.op_type != "Constant":
-            continue
-        attribute = node.attribute[0]
-        if attribute.name == "value":
-            tensor = attribute.t
-        elif attribute.name.startswith("value_") and "string" not in attribute.name:
-            number = {"value_int": attribute.i, "value_ints": list(attribute.ints), "value_float": attribute.f}
-            values = number.get(attribute.name, list(attribute.floats))
-            tensor = numpy_helper.from_array(np.array(values, np.int64 if "int" in attribute.name else np.float32))
-        else:
-            continue
-        tensor.name = node.output[0]
-        yield tensor
-
-
-def _skeleton(path: Path, model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
-    """The model with its large constants as inputs, functions inlined, and all constants by name."""
-    import onnx
-    from onnx import external_data_helper, helper, inliner
-
-    small = onnx.ModelProto(ir_version=max(model.ir_version, 4), opset_import=model.opset_import)
-    small.functions.extend(model.functions)
-    graph = small.graph
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
-    if model.functions:
-        small = inliner.inline_local_functions(small)
-        graph = small.graph
-    tensors = {tensor.name: tensor for tensor in _constants_of(graph)} | {t.name: t for t in model.graph.initializer}
-    kept = [node for node in graph.node if not node.output or node.output[0] not in tensors]
-    del graph.node[:]
-    graph.node.extend(kept)
-    declared = {value.name for value in graph.input}
-    for name, tensor in tensors.items():
-        if external_data_helper.uses_external_data(tensor):
-            _check_external(path, tensor)
-        if np.prod(tensor.dims, dtype=np.int64) <= _SMALL:
-            copied = graph.initializer.add()
-            copied.CopyFrom(tensor)
-            if external_data_helper.uses_external_data(copied):
-                external_data_helper.load_external_data_for_tensor(copied, str(path.parent))
-        elif name not in declared:
-            graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-    return small, tensors
-
-
-def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
-    entry = {item.key: item.value for item in tensor.external_data}
-    file = path.parent / entry.get("location", "")
-    if not file.is_file():
-        raise EngineError(f"{path} keeps its weights in {file}, which does not exist; copy it beside the model")
-    needs = int(entry.get("offset", 0)) + int(entry.get("length", 0))
-    if file.stat().st_size < needs:
-        raise EngineError(f"{file} is truncated: {tensor.name} reaches to byte {needs:,}; copy or export it again")
-
-
-def _sorted(path: Path, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes in topological order, which ONNX asks for and not every tool keeps."""
-    maker = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    needs = [{maker[name] for name in node.input if name in maker} for node in graph.node]
-    if all(max(needed, default=-1) < index for index, needed in enumerate(needs)):
-        return list(graph.node)
-    try:
-        return [graph.node[index] for index in TopologicalSorter(dict(enumerate(needs))).static_order()]
-    except CycleError as error:
-        node = graph.node[min(error.args[1])]
-        raise EngineError(f"{path} is malformed: its graph has a cycle at {node.name or node.op_type}") from None
-
-
 def _node(index: int, proto: onnx.NodeProto) -> Node:
-    op = proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-    return Node(index, proto.name or f"{op}_{index}", op, tuple(proto.input), tuple(proto.output), proto)
+    op = show(proto.op_type if proto.domain in ONNX_DOMAINS else f"{proto.domain}.{proto.op_type}")
+    name = show(proto.name) or f"{op}_{index}"
+    return Node(index, name, op, tuple(proto.input), tuple(proto.output), proto, bodies(proto))
 
 
-def _inferred_types(path: Path, model: onnx.ModelProto) -> dict[str, tuple[str, Dims | None]]:
-    import onnx
-    from onnx import shape_inference
-
-    try:
-        graph = shape_inference.infer_shapes(model, data_prop=True).graph
-    except (shape_inference.InferenceError, onnx.checker.ValidationError) as error:
-        raise EngineError(f"{path} is malformed: {' '.join(str(error).split())[:300]}") from None
-    types: dict[str, tuple[str, Dims | None]] = {}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        kind = value.type.tensor_type
-        shape = None
-        if kind.HasField("shape"):
-            shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in kind.shape.dim)
-        types[value.name] = (_dtype_name(kind.elem_type), shape)
-    for tensor in graph.initializer:
-        types[tensor.name] = (_dtype_name(tensor.data_type), tuple(tensor.dims))
-    return types
-
-
-def _dtype_name(number: int) -> str:
-    from onnx import TensorProto
-
-    if not number:
-        return ""
-    name = TensorProto.DataType.Name(number)
-    return _NAMES.get(name, name.lower())
+def read_graph(path: str | Path) -> Graph:
+    """Read an ONNX file; see `q8trt.lint.reading.read`, also for what it raises."""
+    return Graph(read(Path(path)))

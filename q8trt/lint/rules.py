@@ -31,6 +31,62 @@ RULES = {
         "onnx-tensorrt docs/operators.md; built: MatMulInteger, DynamicQuantizeLinear, QLinearMatMul and "
         "com.microsoft ops other than those named like ONNX's own are refused",
     ),
+    "unsupported-type": Rule(
+        "TensorRT has no such type, and its parser refuses the file",
+        "store or cast it as FP32, FP16, BF16, INT8, INT32, INT64 or BOOL",
+        "built: UINT8 inputs and casts, 16-bit and unsigned integers, strings, complex numbers, UINT4 and FP8 other than E4M3FN "
+        "are refused",
+    ),
+    "mixed-types": Rule(
+        "ONNX defines these inputs to have one type; the network is strongly typed, and the parser refuses the node",
+        "cast one of them",
+        'TRT "Strong Typing"; built: refused',
+    ),
+    "contradiction": Rule(
+        "shapes or attributes contradict each other: a size that does not fit, an axis out of range",
+        "export the model again; if it was edited, undo what changed this node",
+        "ONNX shape inference; built: refused",
+    ),
+    "invalid-onnx": Rule(
+        "ONNX's own checker refuses the file; TensorRT's parser may pass over it",
+        "export the model again, or for the opset that it declares",
+        "onnx.checker",
+    ),
+    "subgraph-not-read": Rule(
+        "the linter reads the main graph: what is in the bodies of If, Loop and Scan is neither judged nor counted",
+        "none needed where the bodies hold no Q/DQ; else move the Q/DQ out of them, or export without control flow",
+        "this linter",
+    ),
+    "scale-count": Rule(
+        "TensorRT's parser refuses scales that do not fit the dimension that they run along",
+        "give one scale, one for each index of the axis, or one for each block of the axis and each index of all others",
+        "built: refused; ONNX DequantizeLinear; T#994, onnxruntime#10045",
+    ),
+    "scale-axis": Rule(
+        "the scales run along a dimension that the tensor has not, and the parser refuses the node",
+        "set the node's axis to the output channels of the weight",
+        "built: refused",
+    ),
+    "zero-point-count": Rule(
+        "TensorRT's parser refuses a node with another number of zero points than of scales",
+        "leave the zero point out, or give one zero for each scale",
+        "built: refused",
+    ),
+    "scales-unchecked": Rule(
+        "several scales for a dimension that is not known: the parser refuses them if the dimension is dynamic",
+        "quantize activations with one scale; give weights a fixed shape",
+        "built: scales along a dynamic dimension are refused",
+    ),
+    "scale-type": Rule(
+        "a scale is a floating-point number; the parser refuses others",
+        "store the scales in FP32 or FP16",
+        "built: INT32 scales are refused",
+    ),
+    "quantized-type": Rule(
+        "TensorRT's DequantizeLinear takes INT8, INT4, FP8 (E4M3FN) or FP4, and types on both sides of a node must agree",
+        "quantize again with signed INT8",
+        f"{_SYMMETRIC}; built: refused",
+    ),
     "zero-point": Rule(
         "TensorRT quantizes symmetrically; its parser refuses a zero point other than 0 (except for DLA)",
         "quantize again with symmetric INT8 (onnxruntime: ActivationSymmetric and WeightSymmetric, QInt8)",

@@ -1,7 +1,8 @@
 """ONNX files read and written without the onnx package, which a machine that only runs engines need not have.
 
 An ONNX file is a protobuf message, and ONNX Runtime brings protobuf along. Declared here are only the fields that
-`q8trt.runners.onnxruntime_graph` and `storage` read or change; all others stay in a message as unknown fields and are written back as they were.
+`q8trt.runners.onnxruntime_graph` and `storage` read or change. All others stay in a message as unknown fields and are
+written back as they were.
 Names, numbers and types are those of onnx/onnx.proto; an enum is read as the integer that it is on the wire. The
 functions take the onnx package's own messages as well.
 """

@@ -148,7 +148,7 @@ def _check_tensor(tensor: Any, path: Path | None) -> None:
         locate(tensor, path)
         return
     kind, bits = TYPES[tensor.data_type]
-    count = math.prod(tensor.dims)
+    count = elements(tensor)
     field, entries = _FIELDS.get(tensor.data_type, ("int32_data", 1))
     if tensor.HasField("raw_data") and tensor.raw_data:
         if bits is None:
@@ -160,6 +160,11 @@ def _check_tensor(tensor: Any, path: Path | None) -> None:
     if stored != needed:
         shape = _shape(tensor.dims)
         raise MalformedError(f"tensor {name}, {kind} of shape {shape}, needs {needed:,} {unit} but stores {stored:,}")
+
+
+def elements(tensor: Any) -> int:
+    """Return the number of elements that the tensor's shape has."""
+    return math.prod(tensor.dims)
 
 
 def _bytes(count: int, bits: int) -> int:
@@ -184,7 +189,7 @@ def locate(tensor: Any, path: Path) -> External:
     bits = TYPES[tensor.data_type][1]
     if bits is None:
         raise MalformedError(f"tensor {name} holds strings in another file")
-    needed = _bytes(math.prod(tensor.dims), bits)
+    needed = _bytes(elements(tensor), bits)
     if length not in (None, needed):
         raise MalformedError(f"tensor {name} needs {needed:,} bytes, but claims {length:,} of {_shown(location)}")
     end = (offset or 0) + needed
@@ -205,7 +210,7 @@ def _resolved(location: str, path: Path, name: str) -> Path:
         exists = False
     if not exists:
         raise MalformedError(
-            f"it keeps tensor {name} in {_shown(location)}, which does not exist; copy that file beside the model"
+            f"it keeps tensor {name} in {_shown(location)}, which does not exist; copy it beside the model"
         )
     if Path(location).is_absolute() or not any(file.is_relative_to(folder) for folder in folders):
         raise MalformedError(
@@ -240,16 +245,18 @@ def _check_growth(graph: Any) -> None:
     if not growing:
         return
     for node in graph.node:
-        if node.op_type == "Constant" and node.output:
-            stored |= {node.output[0]: attribute.t for attribute in node.attribute if attribute.HasField("t")}
+        if node.op_type == "Constant" and node.output and node.attribute and node.attribute[0].HasField("t"):
+            stored[node.output[0]] = node.attribute[0].t
     for node in growing:
         position = _GROWING[node.op_type]
         sizes = stored.get(node.input[position]) if len(node.input) > position else None
-        if sizes is None or sizes.data_type != messages.INT64 or math.prod(sizes.dims) > 64:
+        if sizes is None or sizes.data_type != messages.INT64 or elements(sizes) > 64:
             continue
         values = messages.to_array(sizes)
         if values is not None and math.prod(abs(int(value)) for value in values.reshape(-1) if value) > _LARGEST:
-            raise MalformedError(f"{node.op_type} {_shown(node.name)} makes a tensor of shape {_shape(values.reshape(-1))}")
+            raise MalformedError(
+                f"{node.op_type} {_shown(node.name)} makes a tensor of shape {_shape(values.reshape(-1))}"
+            )
 
 
 def _shape(dims: Iterable[int]) -> str:

@@ -68,7 +68,9 @@ def _check_nodes(graph: Any) -> None:
     for node in graph.node:
         missing = not node.output or len(node.input) < _ARITY.get(node.op_type, 0)
         if missing or (node.op_type == "Constant" and not node.attribute):
-            raise MalformedError(f"its node {ascii(node.name)[:80]} ({ascii(node.op_type)[:80]}) lacks an input or an output")
+            raise MalformedError(
+                f"its node {ascii(node.name)[:80]} ({ascii(node.op_type)[:80]}) lacks an input or an output"
+            )
 
 
 class _Constants:
@@ -240,7 +242,13 @@ def _is_table(node: Node, constants: _Constants, readers: dict[str, list[Node]])
     if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
         return False
     table, scale = constants.tensors[node.input[0]], constants.get(node.input[1])
-    if scale is None or not scale.size or len(table.dims) != 2 or not _size(table) or (scale.size > 1 and integer_attribute(node, "axis", 1) != 0):
+    if (
+        scale is None
+        or not scale.size
+        or len(table.dims) != 2
+        or not _size(table)
+        or (scale.size > 1 and integer_attribute(node, "axis", 1) != 0)
+    ):
         return False
     if not _is_symmetric(node, constants):
         return False
