@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from q8trt.files import MalformedError
 from q8trt.lint.subgraphs import bodies
+from q8trt.names import printable
 
 if TYPE_CHECKING:
     import onnx
@@ -21,9 +22,8 @@ ONNX_DOMAINS = ("", "ai.onnx")
 
 
 def show(text: str, limit: int = 80) -> str:
-    """Return a name out of the file in one line: control characters escaped, cut where it is long."""
-    text = text if len(text) <= limit else f"{text[:limit]}..."
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    """Return a name out of the file in one line, cut where it is long."""
+    return printable(text if len(text) <= limit else f"{text[:limit]}...")
 
 
 def check_names(model: onnx.ModelProto) -> None:
