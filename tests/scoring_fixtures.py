@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,8 @@ from typing import Any
 from q8trt.app.answers import Answer
 from q8trt.app.batching import Limits
 from q8trt.engine.manifest import MANIFEST_FILE, Manifest, ModelInfo, TaskInfo, write_manifest
+from q8trt.errors import InterruptedRunError
+from q8trt.scoring import ScoringConfig, Summary, job, score_file
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "runs", "sleeps", "plane", "takes")
 LABELS = ("no", "maybe", "yes")
@@ -92,3 +98,78 @@ def real_logits(*texts: str) -> Any:
         ids += [WORDS.index(word) if word in WORDS else 1 for word in text.split()] + [3]
     quantized = np.clip(np.rint(TABLE[ids] / SCALE), -128, 127) * SCALE
     return (quantized @ (WEIGHT * SCALE)).sum(0)
+
+
+#: The modules that write a job's files; a job may be killed at each of their lines.
+_WRITERS = ("scoring/outputs.py", "scoring/journal.py", "files/atomic.py", "files/locks.py")
+
+
+def forked(work: Callable[[], object], kill_at: int = 0) -> int:
+    """Run `work` in a fork; returns how many lines of the modules that write it ran, 0 if it was killed.
+
+    The fork kills itself before line `kill_at`, counted from 1: nothing is tidied up.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        lines = 0
+
+        def traced(frame: Any, event: str, _: Any) -> Any:
+            nonlocal lines
+            if not frame.f_code.co_filename.endswith(_WRITERS):
+                return None
+            if event == "line":
+                lines += 1
+                if lines == kill_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return traced
+
+        try:
+            sys.settrace(traced)
+            work()
+        finally:
+            sys.settrace(None)
+            os.write(writer, str(lines).encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        text = pipe.read()
+    os.waitpid(pid, 0)
+    return int(text or 0)
+
+
+#: Quoted newlines, blank lines and bad rows at many places of a chunk.
+ROWS = "sentence1,sentence2,id\n" + "".join(
+    f'"a{"b" * (number % 5 * 8)}\nc",d,{number}\n' if number % 3 else f"a,{'b' * (number % 4)},{number}\n\n"
+    for number in range(40)
+)
+
+
+class Job:
+    """A job of the stand-in in a folder: ``in.csv`` -> ``out.csv``, 4 rows a chunk, each noted."""
+
+    def __init__(self, folder: Path, text: str = ROWS) -> None:
+        self.folder, self.source = folder, folder / "in.csv"
+        (folder / "engine").mkdir(parents=True, exist_ok=True)
+        StandIn(folder / "engine")
+        if not self.source.exists():
+            self.source.write_text(text)
+
+    def run(self, output: str = "out.csv", stop_at: int = 0, **options: Any) -> Summary:
+        """Score; Ctrl-C comes at chunk `stop_at`."""
+        job._NOTE_SECONDS = 0.0
+        engine = StandIn(self.folder / "engine", fail_at=stop_at)
+        config = ScoringConfig(self.source, self.folder / output, **{"chunk_rows": 4, **options})
+        return score_file(engine, config)  # type: ignore[arg-type]
+
+    def stop(self, at: int = 6, **options: Any) -> None:
+        """Leave an unfinished job."""
+        with contextlib.suppress(InterruptedRunError):
+            self.run(stop_at=at, **options)
+        assert self.path(".state.json").is_file()
+
+    def path(self, ending: str = "") -> Path:
+        return self.folder / f"out.csv{ending}"
+
+    def results(self, output: str = "out.csv") -> tuple[bytes, bytes]:
+        return (self.folder / output).read_bytes(), (self.folder / f"{output}.rejected.csv").read_bytes()

@@ -13,30 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scoring_fixtures import StandIn, write_real_engine
+from scoring_fixtures import ROWS, StandIn, write_real_engine
 
 from q8trt.cli.main import run_command
 from q8trt.errors import BackendError, ConfigError, InterruptedRunError
 from q8trt.scoring import ScoringConfig, Summary, job, outputs, score_file
 
 ROOT = Path(__file__).parents[1]
-#: Quoted newlines, blank lines and bad rows at many places of a chunk.
-TEXT = "sentence1,sentence2,id\n" + "".join(
-    f'"a{"b" * (number % 5 * 8)}\nc",d,{number}\n' if number % 3 else f"a,{'b' * (number % 4)},{number}\n\n"
-    for number in range(40)
-)
 
 
 @pytest.fixture(autouse=True)
 def every_chunk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "_NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # for speed
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     (tmp_path / "engine").mkdir()
     path = tmp_path / "in.csv"
-    path.write_text(TEXT)
+    path.write_text(ROWS)
     return path
 
 

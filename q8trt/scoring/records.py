@@ -10,6 +10,7 @@ import csv
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,19 +60,20 @@ class Records:
     """
 
     def __init__(self, path: Path, kind: str) -> None:
-        if path.is_dir():
-            raise DataError(f"{path} is a folder; give a file")
-        if not path.exists():
-            raise DataError(f"{path}: no such file")
-        if not path.is_file():
-            raise DataError(
-                f"{path} is not a regular file, and cannot be read again after an interruption; copy it to one"
-            )
-        self.path, self.kind = path, ".jsonl" if kind == ".json" else kind
         try:
+            mode = path.stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise DataError(f"{path} is a folder; give a file")
+            if not stat.S_ISREG(mode):
+                raise DataError(
+                    f"{path} is not a regular file, and cannot be read again after an interruption; copy it to one"
+                )
             self._lines = Lines(path)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file") from None
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        self.path, self.kind = path, ".jsonl" if kind == ".json" else kind
         self.columns = self._header()
 
     def close(self) -> None:
