@@ -182,8 +182,8 @@ def test_given_threads_count(start: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["single"], indirect=True)
 def test_a_text_is_cut_where_training_cut_it(start: Callable[..., Any]) -> None:
-    encoded = start(backend="python").tokenizer.encode_batch_fast([LONG])
-    assert len(encoded[0].ids) == MAX_LENGTH
+    encoded = start(backend="python").encoder.encode([(LONG,)])
+    assert len(encoded.ids[0]) == MAX_LENGTH
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def files_of(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-TEXT_MODEL = {"sts_b/config.pbtxt", "sts_b/1/model.py", "sts_b/1/tokenizer.json"}
+TEXT_MODEL = {"sts_b/config.pbtxt", "sts_b/1/model.py", "sts_b/1/encoding.py", "sts_b/1/tokenizer.json"}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_warmup_text_fills_the_longest_bucket(engine: Path, tmp_path: Path) 
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(written.path / "sts_b" / "1" / "tokenizer.json"))
-    assert len(tokenizer.encode(data[4:].decode()).ids) == MAX_LENGTH
+    assert len(tokenizer.encode(data[4:].decode()).ids) >= MAX_LENGTH
 
 
 def session(path: Path) -> Any:

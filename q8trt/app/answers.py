@@ -1,4 +1,4 @@
-"""Logits -> what the task asks for: a score, or a label with the probability of each."""
+"""Logits -> the task's answers: a score, or a label with the probability of each."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Answer:
 
 
 def answers(logits: np.ndarray, task: TaskInfo) -> list[float] | list[Answer]:
-    """One answer for each row of `logits` (rows, labels): the score of a regression, else an `Answer`.
+    """Return one answer for each row of `logits` (rows, labels): the score of a regression, else an `Answer`.
 
-    A score is the model's own: it may lie a little outside the range of the labels that it was trained on.
+    A score is the logit, or its sigmoid where the task's `activation` says so. A logit may lie a little outside the range of
+    the labels that the model was trained on.
     """
     if task.is_regression:
-        return [float(score) for score in logits[:, 0]]
+        scores = logits[:, 0]
+        return [float(score) for score in (sigmoid(scores) if task.activation == "sigmoid" else scores)]
     wide = logits.astype(np.float64)
     powers = np.exp(wide - wide.max(axis=1, keepdims=True))
     rows = (powers / powers.sum(axis=1, keepdims=True)).tolist()
@@ -42,3 +44,9 @@ def answers(logits: np.ndarray, task: TaskInfo) -> list[float] | list[Answer]:
         Answer(task.labels[index], dict(zip(task.labels, row, strict=True)))
         for index, row in zip(best, rows, strict=True)
     ]
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the sigmoid of float32 logits as float32, as torch has it; large ones do not overflow."""
+    powers = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Texts -> token ids by `tokenizers`, cut as in training; and the checks that every item goes through."""
+"""Texts -> token ids, cut as in training; and the checks that every item goes through."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from q8trt.engine.backend import one_line
+from q8trt.data.encoding import Encoder, EncodingError, RoomError
+from q8trt.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE, open_tokenizer, truncation_side
 from q8trt.engine.manifest import Manifest
 from q8trt.errors import ConfigError, EngineError, InputError, PairError
-from q8trt.files import read_json
-
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
+from q8trt.files import MalformedError
 
 Item = str | Sequence[str]
 """What an app gives for one example: a text, or a pair of texts as a tuple or list of two."""
@@ -70,15 +68,17 @@ class TextEncoder:
 
     def __init__(self, folder: Path, manifest: Manifest, max_length: int) -> None:
         self._task, self._inputs = manifest.task, manifest.inputs
-        self.max_length = max_length
-        self._tokenizer, side = _open(folder)
-        shortest = self._tokenizer.num_special_tokens_to_add(self._task.is_pair) + 1 + self._task.is_pair
-        if max_length < shortest:
+        self._folder, self.max_length = folder, max_length
+        tokenizer, side = _open(folder)
+        self._tokenizer = tokenizer
+        try:
+            self._encoder = Encoder(tokenizer, max_length, self._task.is_pair, side)
+        except RoomError as error:
             raise ConfigError(
-                f"bucket {max_length} leaves no room for text: {self._task.name} needs {shortest} tokens or more"
-            )
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
+                f"bucket {max_length} leaves no room for text: {self._task.name} needs {error.shortest} tokens or more"
+            ) from None
+        except EncodingError as error:
+            raise EngineError(f"{folder / TOKENIZER_FILE} cannot be used: {error}") from None
 
     @property
     def vocabulary(self) -> int:
@@ -128,33 +128,28 @@ class TextEncoder:
         return tuple(texts)
 
     def encode(self, rows: Sequence[tuple[str, ...]]) -> Tokens:
-        """Token ids of rows that `check` passed."""
-        batch = [row[0] if len(row) == 1 else row for row in rows]
-        encoded = self._tokenizer.encode_batch_fast(batch)
-        ids = [each.ids for each in encoded]
-        types = [each.type_ids for each in encoded] if "token_type_ids" in self._inputs else None
-        cut = sum(
-            len(each) == self.max_length and bool(whole.overflowing) for each, whole in zip(ids, encoded, strict=True)
-        )
-        return Tokens(ids, types, cut)
+        """Return the token ids of rows that `check` passed. Raises EngineError if the tokenizer fails."""
+        try:
+            encoded = self._encoder.encode(rows)
+        except EncodingError as error:
+            raise EngineError(f"{self._folder / TOKENIZER_FILE} cannot encode a text: {error}") from None
+        types = encoded.type_ids if "token_type_ids" in self._inputs else None
+        return Tokens(encoded.ids, types, encoded.truncated)
 
 
 def _open(folder: Path) -> tuple[Any, str]:
-    """The tokenizer of an engine folder, and the side on which it cuts. Raises EngineError."""
-    from tokenizers import Tokenizer
-
-    path, config = folder / TOKENIZER_FILE, folder / TOKENIZER_CONFIG
+    """Return the tokenizer of an engine folder, and the side on which it cuts. Raises EngineError."""
+    path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise EngineError(f"{folder} has no {TOKENIZER_FILE}; build the engine again with build_engine.py")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise EngineError(f"{path} cannot be read: {one_line(error)}") from None
+        tokenizer = open_tokenizer(path)
+    except (OSError, MalformedError) as error:
+        raise EngineError(f"{path} cannot be read: {error}") from None
     try:
-        side = read_json(config).get("truncation_side", "right") if config.is_file() else "right"
-    except (OSError, ValueError, AttributeError) as error:
-        raise EngineError(f"{config} cannot be read: {error}") from None
-    return tokenizer, side
+        return tokenizer, truncation_side(folder)
+    except (OSError, MalformedError) as error:
+        raise EngineError(f"{folder / TOKENIZER_CONFIG} cannot be read: {error}") from None
 
 
 def _is_unicode(text: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from q8trt.data.encoding import Encoder, EncodingError
 from q8trt.data.examples import Examples, Features, Labels
 from q8trt.errors import ConfigError, DataError
 
@@ -31,7 +32,8 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
 
     Raises:
         ConfigError: `max_length` leaves no room for text, or is more than the model has positions.
-        DataError: tokenized examples are longer than `max_length` or beyond the tokenizer's vocabulary.
+        DataError: tokenized examples are longer than `max_length` or beyond the tokenizer's vocabulary, or the tokenizer
+            fails.
     """
     special = tokenizer.num_special_tokens_to_add(pair=examples.task.is_pair)
     shortest = special + len(examples.task.text_columns)
@@ -41,8 +43,12 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         )
     if isinstance(examples, Features):
         return _check_features(examples, len(tokenizer), max_length)
-    texts = (examples.first,) if examples.second is None else (examples.first, examples.second)
-    encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length, padding=False)
+    texts = [examples.first] if examples.second is None else [examples.first, examples.second]
+    try:
+        encoder = Encoder(tokenizer.backend_tokenizer, max_length, len(texts) == 2, tokenizer.truncation_side)
+        encoded = encoder.encode(list(zip(*texts, strict=True)))
+    except EncodingError as error:
+        raise DataError(f"{examples.source}: the tokenizer cannot encode the texts: {error}") from None
     return Features(
         task=examples.task,
         split=examples.split,
@@ -50,8 +56,8 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         is_sample=examples.is_sample,
         text_columns=examples.text_columns,
         label_column=examples.label_column,
-        input_ids=encoded["input_ids"],
-        token_type_ids=encoded.get("token_type_ids"),
+        input_ids=encoded.ids,
+        token_type_ids=encoded.type_ids if "token_type_ids" in tokenizer.model_input_names else None,
         labels=examples.labels,
     )
 

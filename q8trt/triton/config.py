@@ -178,10 +178,13 @@ def encoder_config(name: str, config: TritonConfig, manifest: Manifest, tensors:
     }  # fmt: skip
 
 
-def text_config(name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: Limits) -> Message:
-    """config.pbtxt of the model that clients call: texts in, ``score`` or ``label`` and ``probabilities`` out.
+def text_config(
+    name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: Limits, side: str = "right"
+) -> Message:
+    """Return the config.pbtxt of the model that clients call: texts in, ``score`` or ``label`` and ``probabilities`` out.
 
-    Its parameters are what model.py needs to know, each as JSON; ``engine`` tells a reader which engine is served.
+    Its parameters are the settings of model.py, each as JSON; ``engine`` tells a reader which engine is served. Texts are
+    cut on `side`.
     """
     task, own_encoder = manifest.task, config.backend == "python"
     profiles = manifest.profiles if config.backend == "tensorrt" else []
@@ -198,6 +201,9 @@ def text_config(name: str, config: TritonConfig, manifest: Manifest, tensors: Te
         "apart": config.runs_on == "cpu",
         "pad_token_id": manifest.model.pad_token_id,
         "labels": task.labels,
+        "activation": task.activation,
+        "max_length": limits.max_length,
+        "truncation_side": side,
         "threads": config.threads,
         "needs_vnni": config.vnni and manifest.precision.startswith("int8"),
         "engine": _engine(manifest),

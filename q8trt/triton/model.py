@@ -1,8 +1,8 @@
 """The Python-backend model of a Triton repository: texts in, scores or labels out.
 
-This file is copied into the repository and runs inside the server. It imports numpy, tokenizers and what the server brings,
-nothing of q8trt; onnxruntime only where it runs the encoder itself. What it needs to know stands as JSON in the parameters of
-its config.pbtxt (`q8trt.triton.config` writes them).
+This file is copied into the repository and runs inside the server, beside a copy of `q8trt.data.encoding`. It imports numpy,
+tokenizers and the server's own module, nothing of q8trt; onnxruntime only if it runs the encoder itself. Its settings are
+parameters of its config.pbtxt, as JSON (`q8trt.triton.config` writes them).
 
 A request holds ``text`` and, for a task of pairs, ``text_pair``: (rows, 1) strings. The dynamic batcher gives several requests
 at once; their rows go through the encoder together, and each request gets its own rows back, or its own error.
@@ -10,8 +10,10 @@ at once; their rows go through the encoder together, and each request gets its o
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "threads",
-             "needs_vnni")  # fmt: skip
+_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "activation",
+             "max_length", "truncation_side", "threads", "needs_vnni")  # fmt: skip
 _ONNX_TYPES = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64}
 
 
@@ -45,7 +47,12 @@ class TritonPythonModel:
         self.inputs: list[str] = given["inputs"]
         self.type = _ONNX_TYPES[given["input_type"]]
         self.buckets, self.apart, self.pad_token_id = given["buckets"], given["apart"], given["pad_token_id"]
-        self.tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.activation: str = given["activation"]
+        self.encoding = _module(folder / "encoding.py")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.encoder: Any = self.encoding.Encoder(
+            tokenizer, given["max_length"], len(self.names) == 2, given["truncation_side"]
+        )
         if given["encoder"]:
             self.encode: Any = TritonEncoder(given["encoder"])
         else:
@@ -67,6 +74,8 @@ class TritonPythonModel:
             logits = self._logits(rows) if rows else np.empty((0, 1), np.float32)
         except pb_utils.TritonModelException as error:
             return [_failed(f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL) for _ in requests]
+        except self.encoding.EncodingError as error:
+            return [_failed(f"the tokenizer failed: {error}", pb_utils.TritonError.INTERNAL) for _ in requests]
         return [
             _failed(str(span), pb_utils.TritonError.INVALID_ARG)
             if isinstance(span, TextError)
@@ -75,7 +84,7 @@ class TritonPythonModel:
         ]
 
     def _rows(self, request: Any) -> list[Any]:
-        """The texts of a request: a string for each row, or a pair of strings.
+        """Return the texts of a request: a tuple of one or two strings for each row.
 
         Raises:
             TextError: the inputs have different numbers of rows, or a text is empty or not UTF-8.
@@ -87,7 +96,7 @@ class TritonPythonModel:
         if len({len(column) for column in columns}) != 1:
             counts = " and ".join(f"{len(column)} in {name}" for name, column in zip(self.names, columns, strict=True))
             raise TextError(f"as many texts are expected in each input, got {counts}")
-        return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+        return list(zip(*columns, strict=True))
 
     def _logits(self, rows: list[Any]) -> np.ndarray:
         """(rows, labels) float32, in the order of `rows`.
@@ -95,8 +104,8 @@ class TritonPythonModel:
         Rows of one bucket run together. Where time goes with the number of tokens (a CPU), the buckets run `apart`; where a
         call costs more than the padding (a GPU), all rows run in the bucket of the longest.
         """
-        encoded = self.tokenizer.encode_batch_fast(rows)
-        lengths = np.array([len(each.ids) for each in encoded])
+        encoded = self.encoder.encode(rows)
+        lengths = np.array([len(ids) for ids in encoded.ids])
         buckets = np.array(self.buckets)[np.searchsorted(self.buckets, lengths if self.apart else lengths.max())]
         buckets = np.broadcast_to(buckets, lengths.shape)
         logits: Any = None
@@ -107,19 +116,19 @@ class TritonPythonModel:
             logits[indices] = found
         return logits
 
-    def _padded(self, name: str, encoded: list[Any], indices: np.ndarray, length: int) -> np.ndarray:
+    def _padded(self, name: str, encoded: Any, indices: np.ndarray, length: int) -> np.ndarray:
         """Model input `name` of the rows at `indices`: (rows, length)."""
         array = np.full((len(indices), length), self.pad_token_id if name == "input_ids" else 0, self.type)
         for target, index in zip(array, indices, strict=True):
-            each = encoded[index]
-            values = {"input_ids": each.ids, "attention_mask": each.attention_mask, "token_type_ids": each.type_ids}
-            target[: len(each.ids)] = values[name]
+            ids = encoded.ids[index]
+            values = {"input_ids": ids, "attention_mask": 1, "token_type_ids": encoded.type_ids[index]}
+            target[: len(ids)] = values[name]
         return array
 
     def _answer(self, logits: np.ndarray) -> list[Any]:
         """The outputs for (rows, labels) logits: ``score``, or ``label`` and ``probabilities``."""
         if not self.labels:
-            return [pb_utils.Tensor("score", logits)]
+            return [pb_utils.Tensor("score", sigmoid(logits) if self.activation == "sigmoid" else logits)]
         wide = logits.astype(np.float64)
         powers = np.exp(wide - wide.max(axis=1, keepdims=True))
         probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -167,6 +176,23 @@ class OnnxEncoder:
             return np.asarray(self.session.run(["logits"], arrays)[0], np.float32)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise pb_utils.TritonModelException(str(error)) from error
+
+
+def _module(path: Path) -> Any:
+    """Return the module of a file beside this one."""
+    spec = importlib.util.spec_from_file_location(f"q8trt_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise pb_utils.TritonModelException(f"{path} is no Python file; write the repository again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the sigmoid of float32 logits, as torch has it; large ones do not overflow."""
+    powers = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)
 
 
 def _has_vnni(cpuinfo: str = "/proc/cpuinfo") -> bool:

@@ -1,6 +1,6 @@
 """An engine folder -> a Triton model repository, whole or not at all.
 
-    <output>/<name>/            config.pbtxt, 1/model.py, 1/tokenizer.json: texts in, scores or labels out
+    <output>/<name>/            config.pbtxt, 1/model.py, 1/encoding.py, 1/tokenizer.json: texts in, scores or labels out
     <output>/<name>_encoder/    config.pbtxt, 1/model.plan or 1/model.onnx: token arrays in, logits out
 
 With the backend "python" there is no encoder model: 1/model.onnx lies beside model.py, which runs it.
@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.app.batching import Limits, limits
+from q8trt.app.text import TextEncoder
+from q8trt.data import encoding
+from q8trt.data.tokenizer_file import TOKENIZER_FILE, truncation_side
 from q8trt.engine.backend import TITLES, one_line
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
 from q8trt.engine.preflight import rebuild_command
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, EngineError, MissingPackageError
-from q8trt.files import atomic_folder, read_json
+from q8trt.files import atomic_folder
 from q8trt.packages import install_command
 from q8trt.triton.config import (
     FILES,
@@ -84,9 +87,11 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
     name = config.model_name or default_name(manifest)
     with atomic_folder(output) as temporary:
         models = [name]
-        text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, found)))
+        side = _check_tokenizer(engine, manifest, found.max_length)
+        text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, found, side)))
         shutil.copyfile(Path(__file__).with_name("model.py"), text / "model.py")
-        _save_tokenizer(engine, text / "tokenizer.json", found.max_length)
+        shutil.copyfile(encoding.__file__, text / "encoding.py")
+        shutil.copyfile(engine / TOKENIZER_FILE, text / TOKENIZER_FILE)
         if config.backend == "python":
             _write_graph(engine, text / ONNX_FILE, manifest, config)
             _write_warmup(text.parent / "warmup", found.max_length)
@@ -193,19 +198,10 @@ def _write_model(repository: Path, name: str, config: str) -> Path:
     return version
 
 
-def _save_tokenizer(engine: Path, path: Path, max_length: int) -> None:
-    """The engine's tokenizer, set to cut as in training."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer: Any = Tokenizer.from_file(str(engine / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise EngineError(f"{engine / 'tokenizer.json'} cannot be read: {one_line(error)}") from None
-    settings = engine / "tokenizer_config.json"
-    side = read_json(settings).get("truncation_side", "right") if settings.is_file() else "right"
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_length, strategy="longest_first", direction=side)
-    tokenizer.save(str(path))
+def _check_tokenizer(engine: Path, manifest: Manifest, max_length: int) -> str:
+    """Return the side on which the engine's tokenizer cuts. Raises EngineError if it cannot be used."""
+    TextEncoder(engine, manifest, max_length)
+    return truncation_side(engine)
 
 
 def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonConfig) -> None:

@@ -1,0 +1,310 @@
+"""Texts -> token ids, cut as transformers' ``longest_first`` cuts, with bounded time and memory for a text of any length.
+
+Training, `q8trt.Engine` and Triton's model encode through this module, so all of them read the same tokens. A Triton
+repository holds a copy of the file: it imports nothing of q8trt.
+
+`tokenizers` truncates too, but it encodes the whole text first, at 430 bytes a token, and for two long texts it forms all
+pairs of their overflows (huggingface/tokenizers, issue 2035). Here each text is encoded alone, and from a part only:
+
+- A part ends at a single space between two ASCII letters or digits. A tokenizer that `splits_at_spaces` splits there too, and no
+  rule of it reads past such a place: the tokens of the part are exactly the first ones of the text.
+- If there is no such place, the part grows, up to `BLUNT` characters. Beyond, only a single "word" that is longer still can
+  get other tokens than from the whole text.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Characters that are encoded first, for each token that is kept. English has 4 to 5.
+PER_TOKEN = 16
+#: Characters after which a text without a safe place is cut all the same.
+BLUNT = 2**17
+#: Characters that are read of a text, at most. So many matter only where they hold few tokens, such as blanks.
+MOST = 2**22
+#: Characters up to which both texts of a pair are counted in tokens to tell the longer one; beyond, in characters.
+COUNTED = 2**17
+#: Characters that one call of `tokenizers` gets, more or less: its memory goes with them.
+_GROUP = 2**18
+
+_PLAIN = frozenset(string.ascii_letters + string.digits)
+_PROBES = ("a", "1", "the", "!", "\u3042")
+_NORMALIZERS = {
+    "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled", "Strip",
+    "Prepend", "Replace",
+}  # fmt: skip
+_SPLIT_AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+_REPLACE_SPACES = {"ByteLevel": "use_regex", "Metaspace": "split"}
+_PRE_TOKENIZERS = {*_SPLIT_AT_SPACES, *_REPLACE_SPACES, "Punctuation", "Digits"}
+
+
+class EncodingError(ValueError):
+    """A tokenizer that cannot encode. ``str(error)`` is one line."""
+
+
+class RoomError(EncodingError):
+    """A `max_length` that leaves no room for text; `shortest` is the least that does."""
+
+    def __init__(self, max_length: int, shortest: int) -> None:
+        super().__init__(f"{max_length} tokens leave no room for text: {shortest} or more are needed")
+        self.shortest = shortest
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of N examples, special tokens included.
+
+    Attributes:
+        ids: N lists of token ids.
+        type_ids: N lists of token types, as long as those of `ids`.
+        truncated: the number of examples that were cut.
+    """
+
+    ids: list[list[int]]
+    type_ids: list[list[int]]
+    truncated: int
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A place of an example: text number `text`, or the special token `token`; with its token type."""
+
+    text: int | None
+    token: int
+    type_id: int
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The tokens at the end of a text that is kept, and whether they are all of its tokens."""
+
+    ids: list[int]
+    whole: bool
+
+
+class Encoder:
+    """A `tokenizers.Tokenizer` that cuts examples at `max_length` tokens. Many threads may use one.
+
+    Args:
+        tokenizer: the tokenizer; its own truncation and padding are switched off.
+        max_length: tokens of an example, special tokens included.
+        is_pair: whether an example is two texts.
+        side: the side on which a text loses tokens, "right" or "left".
+
+    Attributes:
+        max_length, is_pair: the arguments.
+
+    Raises:
+        EncodingError: the tokenizer fails, or `side` is unknown.
+        RoomError: `max_length` leaves no room for text.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, is_pair: bool, side: str = "right") -> None:
+        if side not in ("right", "left"):
+            raise EncodingError(f"truncation_side is {side!r}, expected 'right' or 'left'")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.max_length, self.is_pair = max_length, is_pair
+        self._tokenizer, self._left = tokenizer, side == "left"
+        self._layout = _layout(tokenizer, is_pair)
+        special = sum(slot.text is None for slot in self._layout)
+        self._budget = max_length - special
+        if self._budget < 1 + is_pair:
+            raise RoomError(max_length, special + 1 + is_pair)
+        self._splits = splits_at_spaces(tokenizer, self._left)
+
+    def encode(self, rows: Sequence[Sequence[str]]) -> Encoded:
+        """Encode rows of one text, or of two for pairs. Raises EncodingError if the tokenizer fails."""
+        heads = self._heads([text for row in rows for text in row])
+        encoded = Encoded([], [], 0)
+        truncated = 0
+        for row in rows:
+            parts = [next(heads) for _ in row]
+            counts = self._counts(row, parts)
+            texts = [self._cut(part.ids, count) for part, count in zip(parts, counts, strict=True)]
+            truncated += any(
+                not part.whole or len(part.ids) > len(text) for part, text in zip(parts, texts, strict=True)
+            )
+            ids: list[int] = []
+            types: list[int] = []
+            for slot in self._layout:
+                added = [slot.token] if slot.text is None else texts[slot.text]
+                ids += added
+                types += [slot.type_id] * len(added)
+            encoded.ids.append(ids)
+            encoded.type_ids.append(types)
+        return Encoded(encoded.ids, encoded.type_ids, truncated)
+
+    def _cut(self, ids: list[int], count: int) -> list[int]:
+        return ids[max(0, len(ids) - count) :] if self._left else ids[:count]
+
+    def _counts(self, row: Sequence[str], parts: Sequence[_Head]) -> list[int]:
+        """Return the number of tokens that each text keeps, by the rules of ``longest_first`` in `tokenizers`."""
+        counts, budget = [len(part.ids) for part in parts], self._budget
+        if len(counts) == 1 or sum(counts) <= budget:
+            return counts if sum(counts) <= budget else [budget]
+        first, second = counts
+        half, odd = divmod(budget, 2)
+        if min(first, second) <= half:
+            return [first, budget - first] if first <= second else [budget - second, second]
+        if odd and self._first_is_longer(row, parts):
+            return [half + odd, half]
+        return [half, half + odd]
+
+    def _first_is_longer(self, row: Sequence[str], parts: Sequence[_Head]) -> bool:
+        """Return whether the first text has more tokens than the second, or characters if one has more than `COUNTED`."""
+        if max(map(len, row)) > COUNTED:
+            return len(row[0]) > len(row[1])
+        first, second = (
+            len(part.ids) if part.whole else len(self._ids([text])[0]) for text, part in zip(row, parts, strict=True)
+        )
+        return first > second
+
+    def _heads(self, texts: Sequence[str]) -> Iterator[_Head]:
+        """Yield the head of each text: all of its tokens, or at least those that are kept."""
+        size = PER_TOKEN * self._budget
+        start = 0
+        while start < len(texts):
+            parts: list[str] = []
+            characters = 0
+            for text in texts[start:]:
+                if parts and characters + min(len(text), size) > _GROUP:
+                    break
+                parts.append(self._part(text, size))
+                characters += len(parts[-1])
+            for text, part, ids in zip(texts[start : start + len(parts)], parts, self._ids(parts), strict=True):
+                yield self._head(text, part, ids)
+            start += len(parts)
+
+    def _head(self, text: str, part: str, ids: list[int]) -> _Head:
+        """Return the head of `text`, of which `part` has the tokens `ids`; a part with too few tokens is doubled."""
+        while len(part) < len(text) and len(ids) < 2 * self._budget and len(part) < MOST:
+            part = self._part(text, min(2 * len(part), MOST))
+            ids = self._ids([part])[0]
+        return _Head(ids, len(part) == len(text))
+
+    def _part(self, text: str, size: int) -> str:
+        """Return the kept end of `text`, of `size` characters or fewer; of more if only a later place is safe."""
+        while size < len(text):
+            place = self._safe_place(text, size)
+            if place is None and size < BLUNT:
+                size = min(2 * size, BLUNT)
+                continue
+            if self._left:
+                return text[-size if place is None else place :]
+            return text[: size if place is None else place]
+        return text
+
+    def _safe_place(self, text: str, size: int) -> int | None:
+        """Return the index of a space at which the tokenizer splits, `size` characters from the kept end or less."""
+        if not self._splits:
+            return None
+        # A part has more than half of `size`, so that a doubled one grows.
+        low, high = (len(text) - size, len(text) - size // 2) if self._left else (size // 2 + 1, size)
+        place = text.find(" ", low, high) if self._left else text.rfind(" ", low, high)
+        while place > 0:
+            if text[place - 1] in _PLAIN and text[place + 1 : place + 2] in _PLAIN:
+                return place
+            place = text.find(" ", place + 1, high) if self._left else text.rfind(" ", low, place)
+        return None
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        encodings = guarded(self._tokenizer.encode_batch_fast, texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def guarded(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function of `tokenizers`. Raises EncodingError for whatever it raises, a panic of its Rust code included."""
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        raise EncodingError(" ".join(str(error).split()) or type(error).__name__) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3's, which derives from BaseException and has no public name
+            raise
+        raise EncodingError(" ".join(str(error).split())) from None
+
+
+def _layout(tokenizer: Any, is_pair: bool) -> tuple[_Slot, ...]:
+    """Return the order of special tokens and texts in an example, read off a short one."""
+    for probe in _PROBES:
+        texts = (probe,) * (1 + is_pair)
+        alone = guarded(tokenizer.encode, probe, add_special_tokens=False).ids
+        if not alone:
+            continue
+        whole = guarded(tokenizer.encode, *texts)
+        slots: list[_Slot] = []
+        index = 0
+        rows = list(zip(whole.ids, whole.type_ids, whole.sequence_ids, strict=True))
+        while index < len(rows):
+            token, type_id, text = rows[index]
+            slots.append(_Slot(text, token, type_id))
+            size = 1 if text is None else len(alone)
+            if text is not None and rows[index : index + size] != [(each, type_id, text) for each in alone]:
+                break
+            index += size
+        if index == len(rows) and sorted(slot.text for slot in slots if slot.text is not None) == list(
+            range(1 + is_pair)
+        ):
+            return tuple(slots)
+        raise EncodingError("its post-processor does more than to add special tokens")
+    raise EncodingError("it makes no tokens of text")
+
+
+def splits_at_spaces(tokenizer: Any, left: bool = False) -> bool:
+    """Return whether a tokenizer surely splits at a space between letters, and reads nothing past it.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        left: the same for a text that begins with such a space.
+    """
+    try:
+        normalizers = _members(tokenizer.normalizer, "normalizers")
+        pre_tokenizers = _members(tokenizer.pre_tokenizer, "pretokenizers")
+    except Exception:  # a component written in Python has no JSON
+        return False
+    if any(_has_space(token.content) for token in tokenizer.get_added_tokens_decoder().values()):
+        return False
+    if not all(_is_local(each, left) for each in normalizers):
+        return False
+    if not all(each["type"] in _PRE_TOKENIZERS for each in pre_tokenizers):
+        return False
+    for each in pre_tokenizers:
+        if each["type"] in _SPLIT_AT_SPACES:
+            return True
+        if each["type"] in _REPLACE_SPACES:
+            return each.get(_REPLACE_SPACES[each["type"]], True) is True
+    return False
+
+
+def _members(component: Any, key: str) -> list[dict[str, Any]]:
+    """Return the states of a normalizer or pre-tokenizer, those of a sequence one by one."""
+    if component is None:
+        return []
+    waiting, members = [json.loads(component.__getstate__())], []
+    while waiting:
+        state = waiting.pop(0)
+        if state["type"] == "Sequence":
+            waiting = [*state[key], *waiting]
+        else:
+            members.append(state)
+    return members
+
+
+def _is_local(normalizer: dict[str, Any], left: bool) -> bool:
+    """Return whether what a normalizer makes of a text on one side of a space does not depend on the other side."""
+    kind = normalizer["type"]
+    if kind not in _NORMALIZERS or (left and kind in ("Strip", "Prepend")):
+        return False
+    if kind != "Replace":
+        return True
+    pattern = normalizer["pattern"]
+    return pattern == {"Regex": " {2,}"} or not _has_space(pattern.get("String", " "))
+
+
+def _has_space(text: str) -> bool:
+    return any(character.isspace() for character in text)
