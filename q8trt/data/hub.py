@@ -80,10 +80,10 @@ def _load(*arguments: Any, **options: Any) -> Any:
     """
     datasets = require("datasets", "loading GLUE from the hub")
     if hub_answers():
-        return datasets.load_dataset(*arguments, **options)
+        return datasets.load_dataset(*arguments, trust_remote_code=False, **options)
     try:
         with _offline(datasets):
-            return datasets.load_dataset(*arguments, **options)
+            return datasets.load_dataset(*arguments, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise ConnectionError("no network, or offline mode, and no cached copy") from error
 

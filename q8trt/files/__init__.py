@@ -1,7 +1,7 @@
 """Files that survive crashes and other writers: atomic writes, advisory locks, hashes and guarded reading.
 
 `atomic` writes a file or a folder whole or not at all. `locks` keeps a second writer out. `decoding` reads JSON and YAML
-that someone else may have written, within limits.
+that someone else may have written, within limits. `panics` turns panics of Rust libraries into errors.
 """
 
 from q8trt.files.atomic import (
@@ -24,6 +24,7 @@ from q8trt.files.decoding import (
     read_limited,
 )
 from q8trt.files.locks import exclusive
+from q8trt.files.panics import no_panic
 
 __all__ = [
     "Limits",
@@ -32,6 +33,7 @@ __all__ = [
     "atomic_folder",
     "decode",
     "exclusive",
+    "no_panic",
     "parse_json",
     "parse_yaml",
     "read_json",

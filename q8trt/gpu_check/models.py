@@ -12,11 +12,11 @@ import numpy as np
 
 from q8trt import checkpoints
 from q8trt.benchmarking.lengths import evenly_spaced
-from q8trt.building import model_inputs
 from q8trt.data import DataConfig, Features, bucketed_batches, load_dev, tokenize
 from q8trt.errors import ConfigError
 from q8trt.finetune_config import FinetuneConfig
 from q8trt.gpu_check.config import CheckConfig
+from q8trt.models import model_inputs
 from q8trt.runs import Run
 
 if TYPE_CHECKING:

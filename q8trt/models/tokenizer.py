@@ -1,0 +1,132 @@
+"""The tokenizer of a checkpoint, fitted to its model.
+
+A tokenizer's own settings do not decide what the model takes: the configuration does. So `load_tokenizer` gives the
+tokenizer the model's inputs and its number of positions, and everyone else asks the tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt import files
+from q8trt.errors import CheckpointError
+from q8trt.models.config import load_config, positions, takes_token_types
+from q8trt.models.config_file import CONFIG_FILE
+from q8trt.models.locate import is_folder, only_local, resolve_model, unavailable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+#: Files that a fast tokenizer can be made from.
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_LIMITS = files.Limits(size=2**24, values=200_000)
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
+    """Return the fast tokenizer of a checkpoint, with the inputs and the length of its model.
+
+    An engine folder has no config.json; its tokenizer was saved with both.
+
+    Raises:
+        CheckpointError: not found, damaged, only a slow tokenizer exists, or one that does not fit the model's tables.
+    """
+    name = resolve_model(name_or_path)
+    if is_folder(name):
+        _check_files(Path(name), name_or_path)
+    config = None if is_folder(name) and not (Path(name) / CONFIG_FILE).exists() else load_config(name)
+    tokenizer = _load(name, name_or_path)
+    _check_usable(tokenizer, name_or_path)
+    if config is not None:
+        _fit(tokenizer, config, name_or_path)
+    return tokenizer
+
+
+def model_inputs(tokenizer: Any) -> tuple[str, ...]:
+    """Return the arrays that the tokenizer makes, in BERT's order."""
+    return tuple(name for name in _INPUTS if name in tokenizer.model_input_names)
+
+
+def _check_files(folder: Path, where: str) -> None:
+    """Raise where the folder has no tokenizer, or where a file about it is damaged or asks for foreign code."""
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        # transformers would make a tokenizer of an empty vocabulary, to which every word is unknown
+        raise CheckpointError(f"{folder} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES[:3])}")
+    for name in _CONFIG_FILES:
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            data = files.read_json(path, _LIMITS)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        except files.MalformedError as error:
+            raise CheckpointError(f"{path} is damaged: {error}; copy the checkpoint again") from None
+        if not isinstance(data, dict):
+            raise CheckpointError(f"{path} is damaged: expected a JSON object; copy the checkpoint again")
+        if data.get("auto_map"):
+            raise CheckpointError(
+                f"{where} has a tokenizer that needs Python code of its own (auto_map in {name}), which q8trt never runs; "
+                "save it as tokenizer.json"
+            )
+
+
+def _load(name: str, where: str) -> Any:
+    """Return transformers' tokenizer; its libraries raise a dozen types, and panic, on a damaged file."""
+    from transformers import AutoTokenizer
+
+    try:
+        with files.no_panic():
+            return AutoTokenizer.from_pretrained(name, local_files_only=only_local(name), trust_remote_code=False)
+    except ImportError as error:
+        raise CheckpointError(
+            f"{where} has no fast tokenizer (tokenizer.json), and its slow one needs more packages: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
+    except Exception as error:
+        if is_folder(name):
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{where}: the tokenizer cannot be read: {reason[:300]}") from None
+        raise unavailable(name, error) from None
+
+
+def _check_usable(tokenizer: Any, where: str) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise CheckpointError(
+            f"{where} has a {type(tokenizer).__name__}, which exists as a slow tokenizer only; the engine folder needs a "
+            "tokenizer.json, as fast tokenizers have it"
+        )
+    if tokenizer.pad_token_id is None:
+        raise CheckpointError(f"{where}: the tokenizer has no padding token; set pad_token in tokenizer_config.json")
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 1:
+        raise CheckpointError(
+            f"{where}: the tokenizer knows no words; the file of its vocabulary is missing or damaged"
+        )
+    try:
+        with files.no_panic():
+            single, pair = tokenizer("a")["input_ids"], tokenizer("a", "b")["input_ids"]
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where}: the tokenizer cannot encode a text: {reason[:300]}") from None
+    if not 0 < len(single) < len(pair):
+        raise CheckpointError(f"{where}: the tokenizer makes no tokens of a text; its files are damaged")
+
+
+def _fit(tokenizer: Any, config: Any, where: str) -> None:
+    """Give `tokenizer` the model's inputs and positions.
+
+    Raises:
+        CheckpointError: it has ids beyond the model's token table.
+    """
+    rows = config.vocab_size
+    ids = {*tokenizer.get_vocab().values(), *tokenizer("a", "b")["input_ids"]}
+    if beyond := sum(each >= rows for each in ids):
+        raise CheckpointError(
+            f"{where}: {beyond} tokens of the tokenizer have ids beyond the model's token table of {rows} rows (the highest "
+            f"is {max(ids)}); take the model's own tokenizer, or save the model after resize_token_embeddings"
+        )
+    names = [name for name in tokenizer.model_input_names if name in _INPUTS]
+    tokenizer.model_input_names = [name for name in names if name != "token_type_ids" or takes_token_types(config)]
+    tokenizer.model_max_length = min(int(tokenizer.model_max_length), positions(config))
