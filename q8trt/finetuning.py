@@ -57,12 +57,12 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     if config.precision == "int8":
         library_of(config)
     name = config.from_fp32 or config.model_name_or_path
-    train, dev = load_train(config.data), load_dev(config.data)
-    data = record_splits(train, dev)
     model = checkpoints.load_config(name)
     if config.from_fp32:
         _check_head(model, config)
     tokenizer = checkpoints.load_tokenizer(name)
+    train, dev = load_train(config.data), load_dev(config.data)
+    data = record_splits(train, dev)
     if config.teacher_model_name_or_path and config.distillation and last_stage(config) == "int8":
         check_teacher(config.teacher_model_name_or_path, config, tokenizer)
     length = config.data.max_seq_length
