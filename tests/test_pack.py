@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from pack_fixtures import FILES, write_engine
+from pack_fixtures import FILES, MANIFEST, write_engine
 
 from q8trt.cli.main import run_command
-from q8trt.engine.manifest import load_manifest, write_manifest
-from q8trt.errors import ConfigError, EngineError
+from q8trt.engine.manifest import Manifest, load_manifest, write_manifest
+from q8trt.errors import BusyError, ConfigError, EngineError
 from q8trt.packing import pack, unpack
 
 if TYPE_CHECKING:
@@ -189,6 +190,116 @@ def test_a_card_of_ones_own_is_kept(packable: Path, tmp_path: Path) -> None:
     assert (unpack(packable.with_name("card.q8trt"), tmp_path / "out") / "MODEL_CARD.md").read_text() == "# mine\n"
     with pytest.raises(ConfigError, match=r"--license is for a card to be made, and .*MODEL_CARD\.md is there"):
         pack(packable, licence="mit")
+
+
+def test_a_card_that_is_a_link_out_of_the_folder_is_not_packed(packable: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (packable / "MODEL_CARD.md").symlink_to(tmp_path / "secret")
+    for refused in ("the card exists", "the card is missing"):
+        with pytest.raises(EngineError, match=r"MODEL_CARD\.md is a link that leaves the folder"):
+            pack(packable)
+        (tmp_path / "secret").unlink(missing_ok=True)
+        assert not packable.with_name("engine.q8trt").exists(), refused
+    (packable / "MODEL_CARD.md").unlink()
+    (packable / "card.md").write_text("# inside\n")
+    (packable / "MODEL_CARD.md").symlink_to("card.md")
+    assert card(packable) == "# inside\n"
+
+
+def test_a_card_that_unpack_would_refuse_is_not_packed(packable: Path) -> None:
+    (packable / "MODEL_CARD.md").write_bytes(b" " * (4 * 2**20 + 1))
+    with pytest.raises(EngineError, match=r"MODEL_CARD\.md cannot be packed: it is larger than the limit"):
+        pack(packable)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "run/engine/manifest.json", "run/engine/model.onnx", "other.zip"])
+def test_packing_replaces_archives_only(packable: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "other.zip":
+        zipfile.ZipFile(path, "w").writestr("a.txt", "mine")
+    elif not path.exists():
+        path.write_text("mine")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=r"exists and is no archive of `q8trt pack`"):
+        pack(packable, path)
+    assert path.read_bytes() == before
+    assert pack(packable, tmp_path / "x.q8trt").sha256 == pack(packable, tmp_path / "x.q8trt").sha256
+
+
+def test_packing_does_not_replace_a_device(packable: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is no archive"):
+        pack(packable, tmp_path / "pipe")
+
+
+def test_a_file_that_changes_while_it_is_packed(packable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from q8trt.packing import archive
+
+    def changed(folder: Path) -> Manifest:
+        manifest = load_manifest(folder)
+        (folder / "model.plan").write_bytes(bytes(2048))
+        return manifest
+
+    monkeypatch.setattr(archive, "load_manifest", changed)
+    with pytest.raises(EngineError, match=r"model\.plan changed while it was packed"):
+        pack(packable)
+    assert [path.name for path in packable.parent.iterdir()] == ["engine"]
+
+
+def test_unpacking_keeps_links_of_the_user(packable: Path, tmp_path: Path) -> None:
+    archive = pack(packable).path
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="exists already"):
+        unpack(archive, tmp_path / "dangling")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert load_manifest(unpack(archive, tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "manifest.json").is_file()
+
+
+def test_one_process_unpacks_to_a_folder(packable: Path, tmp_path: Path) -> None:
+    from q8trt.files import exclusive
+
+    archive = pack(packable).path
+    with exclusive(tmp_path / "out"), pytest.raises(BusyError):
+        unpack(archive, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m [a](http://x) `b`"
+
+
+def test_names_in_a_card_are_no_markup(tmp_path: Path) -> None:
+    task = replace(MANIFEST.task, name=HOSTILE, labels=[HOSTILE, "b"], main_metric=HOSTILE)
+    model = replace(MANIFEST.model, name=HOSTILE)
+    changes = {"recipe": {"name": HOSTILE, "description": HOSTILE}, "metrics": {HOSTILE: {HOSTILE: 1}}}
+    packable = write_engine(tmp_path / "run" / "engine", task=task, model=model, created=HOSTILE, **changes)
+    text = card(packable, licence=HOSTILE)
+    outside = re.sub(r"``? [^\n]*? ``?(?!`)", "", text)  # code spans show what is in them
+    assert "<img" not in outside
+    assert "\x1b" not in text
+    assert "[a](" not in outside
+    assert r"&lt;img src=x onerror=alert(1)&gt;\\x1b\[31m \[a\](http://x) \`b\`" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": [{}]},
+        {"rows": [{"folder": "engine", "precision": "int8", "latencies": [{}]}]},
+        {"rows": [{"folder": 1, "precision": "int8"}]},
+        {"rows": [{"folder": "engine", "precision": "int8", "latencies": [{"batch": "1"}]}]},
+        {"rows": {}},
+        {"provenance": {"date_utc": 5}},
+        {"provenance": {"date_utc": "2026-11-02", "hardware": []}},
+    ],
+)
+def test_a_malformed_benchmark_is_not_quoted(packable: Path, change: dict[str, Any]) -> None:
+    write_benchmark(packable)
+    path = packable.parent / "benchmark.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert "Not measured" in card(packable)
 
 
 def test_a_card_that_the_manifest_lists(packable: Path, tmp_path: Path) -> None:

@@ -198,6 +198,48 @@ def test_a_manifest_that_cannot_be_read(packable: Path, tmp_path: Path, refuses:
     assert "x.q8trt: manifest.json" in refuses(path)
 
 
+@pytest.mark.parametrize("offset", [2**31 - 1, 2**32 - 2])
+def test_a_directory_that_lies_outside_the_file(
+    packable: Path, tmp_path: Path, refuses: Refuses, offset: int
+) -> None:  # fmt: skip
+    path = forge(packable, tmp_path / "x.q8trt")
+    data = bytearray(path.read_bytes())
+    data[-6:-2] = struct.pack("<I", offset)
+    path.write_bytes(data)
+    assert "x.q8trt is damaged: a position in it lies outside the file" in refuses(path)
+
+
+def test_a_directory_of_a_million_members(packable: Path, tmp_path: Path, refuses: Refuses) -> None:
+    """zipfile reads a directory whole, and makes an object of each entry."""
+    path = forge(packable, tmp_path / "x.q8trt")
+    data = bytearray(path.read_bytes())
+    data[-10:-6] = struct.pack("<I", 2**30)
+    path.write_bytes(data)
+    assert "its directory would take 1,073,741,824 bytes, of 1,048,576 allowed" in refuses(path)
+
+
+def test_a_zip64_directory_of_a_million_members(
+    packable: Path, tmp_path: Path, refuses: Refuses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    data = bytearray(pack(packable, tmp_path / "x.q8trt").path.read_bytes())
+    position = data.rindex(b"PK\x06\x06")
+    data[position + 40 : position + 48] = struct.pack("<Q", 2**40)
+    (tmp_path / "y.q8trt").write_bytes(data)
+    assert "its directory would take 1,099,511,627,776 bytes" in refuses(tmp_path / "y.q8trt")
+
+
+def test_text_behind_an_archive(packable: Path, tmp_path: Path, refuses: Refuses) -> None:
+    path = pack(packable, tmp_path / "x.q8trt").path
+    path.write_bytes(path.read_bytes() + b"more")
+    assert "it does not end as a ZIP does" in refuses(path)
+
+
+def test_a_name_without_end_is_cut_in_the_message(packable: Path, tmp_path: Path, refuses: Refuses) -> None:
+    name = "a" * 60_000 + "\n"
+    assert len(refuses(forge(packable, tmp_path / "x.q8trt", lambda members: members.update({name: b""})))) < 1000
+
+
 def test_a_newer_format(packable: Path, tmp_path: Path, refuses: Refuses) -> None:
     def change(members: dict[str, bytes]) -> None:
         members["manifest.json"] = json.dumps(json.loads(members["manifest.json"]) | {"format": 99}).encode()

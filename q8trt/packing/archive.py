@@ -10,15 +10,18 @@ that, publish the archive's own SHA-256, which `pack` returns and `unpack` takes
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
-import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from q8trt import files
 from q8trt.engine.manifest import MANIFEST_FILE, Manifest, load_manifest, parse_manifest
@@ -31,7 +34,20 @@ CARD_FILE = "MODEL_CARD.md"
 SUMS_FILE = "SHA256SUMS"
 #: Members whose size no manifest tells, and the most that they may have, bytes.
 _OWN_MEMBERS = {MANIFEST_FILE: 64 * 2**20, CARD_FILE: 4 * 2**20, SUMS_FILE: 2**20}
+#: The most bytes that the directory of an archive may have: an engine folder has about ten files.
+_DIRECTORY_BYTES = 2**20
+#: Records at the end of a ZIP: the plain one, and those of ZIP64 before it. Format, signature, field of the directory's size.
+_END = (struct.Struct("<4s4H2LH"), b"PK\x05\x06", 5)
+_END64 = (struct.Struct("<4sQ2H2L4Q"), b"PK\x06\x06", 8)
+_LOCATOR_BYTES = 20
+_HEADER_BYTES = 30  # of a member, before its name
+#: Errors of zipfile about bytes that no writer makes.
+_DAMAGE = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError,
+    OverflowError, RuntimeError,
+)  # fmt: skip
 _BLOCK = 2**20
+_SHOWN = 80  # characters of a name in an error
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows opens these as devices
 _PLAIN = re.compile(r"\w(?:[\w .+-]*[\w+-])?", re.ASCII)
 
@@ -57,15 +73,15 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
         licence: of the base model, for the card; None for what can be found out.
 
     Raises:
-        ConfigError: the output is a folder, or a licence is given for a folder that has its own card.
-        EngineError: the folder is damaged, or a file in it has a name that cannot be packed.
+        ConfigError: the output is a folder or a file that is no archive of `pack`, or a licence is given for a folder that
+            has its own card.
+        EngineError: the folder is damaged, its card is a link that leaves it, or a file has a name that cannot be packed.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
     named = folder if folder.name not in ("", "..") else folder.resolve()
     path = Path(output) if output else named.with_name(named.name + SUFFIX)
-    if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder; give the name of a file, such as {path / ('engine' + SUFFIX)}")
+    _check_output(path)
     for name in manifest.files:
         if reason := _refusal(name):
             raise EngineError(f"{folder / name} cannot be packed: its name {reason}")
@@ -82,7 +98,8 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
         for name in rest:
             member = _member(name, manifest.files[name].bytes)
             with (folder / name).open("rb") as source, archive.open(member, "w") as target:
-                shutil.copyfileobj(source, target, _BLOCK)
+                if _copy(source, target) != sums[name]:
+                    raise EngineError(f"{folder / name} changed while it was packed; pack the folder again")
         sizes = {info.filename: info.file_size for info in archive.infolist()}
     return Packed(path, path.stat().st_size, files.sha256(path), sizes)
 
@@ -106,25 +123,84 @@ def unpack(path: str | Path, output_dir: str | Path | None = None, sha256: str |
     if not path.is_file():
         raise EngineError(f"{path} does not exist; expected an archive that `q8trt pack` made")
     folder = Path(output_dir) if output_dir else path.with_suffix("")
-    if folder.absolute() == path.absolute() or folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists already; choose another --output_dir, or remove it")
-    if sha256 is not None and (found := files.sha256(path)) != sha256.strip().casefold():
-        raise EngineError(f"{path} has SHA-256 {found}, expected {sha256}: it is not the archive that was published")
+    _check_free(path, folder)
+    if sha256 is not None and (actual := files.sha256(path)) != sha256.strip().casefold():
+        raise EngineError(f"{path} has SHA-256 {actual}, expected {sha256}: it is not the archive that was published")
     try:
-        with zipfile.ZipFile(path) as archive:
-            _unpack(path, archive, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+        with path.open("rb") as file:
+            _check_directory(path, file)
+            with zipfile.ZipFile(file) as archive:
+                _unpack(path, archive, folder)
+    except _DAMAGE as error:
         raise EngineError(f"{path} is no archive of `q8trt pack`, or is damaged: {error}") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise EngineError(f"{path} is damaged: a position in it lies outside the file") from error
     return folder
+
+
+def _check_output(path: Path) -> None:
+    """Raise ConfigError where `path` is something that packing must not replace."""
+    if path.is_dir():
+        raise ConfigError(f"--output {path} is a folder; give the name of a file, such as {path / ('engine' + SUFFIX)}")
+    if path.exists() and not _is_archive(path):
+        raise ConfigError(
+            f"--output {path} exists and is no archive of `q8trt pack`; choose another name, or remove it"
+        )
+
+
+def _is_archive(path: Path) -> bool:
+    """Return whether the file begins as `pack` begins one: with the manifest, stored."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        header, name = file.read(_HEADER_BYTES), file.read(len(MANIFEST_FILE))
+    return header.startswith(b"PK\x03\x04") and name == MANIFEST_FILE.encode()
+
+
+def _check_free(path: Path, folder: Path) -> None:
+    """Raise ConfigError where `folder` is a file, the archive at `path`, or a folder that is not empty."""
+    taken = any(folder.iterdir()) if folder.is_dir() else os.path.lexists(folder)
+    if taken or folder.absolute() == path.absolute():
+        raise ConfigError(f"{folder} exists already; choose another --output_dir, or remove it")
+
+
+def _check_directory(path: Path, file: IO[bytes]) -> None:
+    """Judge the size of the archive's directory before zipfile reads all of it into memory.
+
+    Raises:
+        EngineError: the archive does not end as `pack` ends one, or its directory is larger than that of any engine.
+    """
+    size = file.seek(0, os.SEEK_END)
+    end = size
+    for (form, signature, field), gap in ((_END, 0), (_END64, _LOCATOR_BYTES)):
+        end -= form.size + gap
+        file.seek(max(end, 0))
+        record = form.unpack(file.read(form.size)) if end >= 0 else (b"",)
+        if record[0] != signature:
+            if signature == _END64[1]:
+                return
+            raise EngineError(f"{path} is no archive of `q8trt pack`, or is damaged: it does not end as a ZIP does")
+        if record[field] > _DIRECTORY_BYTES:
+            raise EngineError(
+                f"{path} is refused: its directory would take {record[field]:,} bytes, of {_DIRECTORY_BYTES:,} allowed; "
+                "nothing was unpacked"
+            )
 
 
 def _card(folder: Path, manifest: Manifest, licence: str | None) -> bytes:
     own = folder / CARD_FILE
-    if not own.is_file():
+    if not os.path.lexists(own):
         return make_card(folder, manifest, licence).encode()
     if licence is not None:
         raise ConfigError(f"--license is for a card to be made, and {own} is there; edit it, or remove it")
-    return own.read_bytes()
+    if own.resolve().parent != folder.resolve():
+        raise EngineError(f"{own} is a link that leaves the folder; put the card itself there, or remove the link")
+    try:
+        return files.read_limited(own, files.Limits(size=_OWN_MEMBERS[CARD_FILE]))
+    except files.MalformedError as error:
+        raise EngineError(f"{own} cannot be packed: {error}") from None
 
 
 def _member(name: str, size: int) -> zipfile.ZipInfo:
@@ -153,10 +229,14 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
     for name in sorted({*sums, *members} - {SUMS_FILE}):
         listed = manifest.files.get(name)
         if name not in members or name not in sums or (listed and sums[name] != listed.sha256):
-            raise EngineError(f"{path}: {SUMS_FILE} and {MANIFEST_FILE} disagree on {name!r}; get the archive again")
-    with files.atomic_folder(folder) as temporary:
+            raise EngineError(
+                f"{path}: {SUMS_FILE} and {MANIFEST_FILE} disagree on {name[:_SHOWN]!r}; get the archive again"
+            )
+    with files.exclusive(folder), files.atomic_folder(folder.resolve()) as temporary:
+        _check_free(path, folder)
         for name, member in members.items():
-            digest = _extract(archive, member, temporary / name)
+            with archive.open(member) as source, (temporary / name).open("xb") as target:
+                digest = _copy(source, target)
             if name != SUMS_FILE and digest != sums[name]:
                 raise EngineError(
                     f"{path}: {name} has SHA-256 {digest[:12]}…, the archive says {sums[name][:12]}…: it is damaged or was "
@@ -166,7 +246,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The members by name, each judged by what the archive's directory says of it; nothing is read yet."""
-    found: dict[str, zipfile.ZipInfo] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     seen: set[str] = set()
     for info in archive.infolist():
         name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
@@ -182,13 +262,13 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
         if reason is None and info.file_size > _OWN_MEMBERS.get(name, info.file_size):
             reason = f"would take {info.file_size:,} bytes, of {_OWN_MEMBERS[name]:,} allowed"
         if reason is not None:
-            raise EngineError(f"{path} is refused: its member {name!r} {reason}; nothing was unpacked")
+            raise EngineError(f"{path} is refused: its member {name[:_SHOWN]!r} {reason}; nothing was unpacked")
         seen.add(name.casefold())
-        found[name] = info
+        members[name] = info
     for name in _OWN_MEMBERS:
-        if name not in found:
+        if name not in members:
             raise EngineError(f"{path} has no {name}, so it is no archive of `q8trt pack`, or is incomplete")
-    return found
+    return members
 
 
 def _sums(path: Path, data: bytes) -> dict[str, str]:
@@ -201,7 +281,9 @@ def _sums(path: Path, data: bytes) -> dict[str, str]:
 
 def _compare_with_manifest(path: Path, members: Mapping[str, zipfile.ZipInfo], manifest: Manifest) -> None:
     if unknown := sorted(set(members) - set(_OWN_MEMBERS) - set(manifest.files)):
-        raise EngineError(f"{path} is refused: its member {unknown[0]!r} is not in its manifest; nothing was unpacked")
+        raise EngineError(
+            f"{path} is refused: its member {unknown[0][:_SHOWN]!r} is not in its manifest; nothing was unpacked"
+        )
     for name, info in manifest.files.items():
         if name not in members:
             raise EngineError(f"{path} has no {name}, which its manifest lists: it is incomplete; get it again")
@@ -212,11 +294,10 @@ def _compare_with_manifest(path: Path, members: Mapping[str, zipfile.ZipInfo], m
             )
 
 
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> str:
-    """Write one member to `target`, a new file; returns its SHA-256."""
+def _copy(source: IO[bytes], target: IO[bytes]) -> str:
+    """Copy to the end of `source`; returns the SHA-256 of what was copied."""
     digest = hashlib.sha256()
-    with archive.open(member) as source, target.open("xb") as file:
-        while block := source.read(_BLOCK):
-            digest.update(block)
-            file.write(block)
+    while block := source.read(_BLOCK):
+        digest.update(block)
+        target.write(block)
     return digest.hexdigest()

@@ -7,18 +7,61 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from q8trt.checkpoints import resolve_model
 from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
 from q8trt.errors import Q8TRTError
 from q8trt.files import read_json
+from q8trt.names import markdown_code, markdown_text
 from q8trt.runs import RUN_FILE, Run
 
 BENCHMARK_FILE = "benchmark.json"
 NOT_STATED = "not stated"
 _STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quantization in the loop"}
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """What a card tells of one shape."""
+
+    batch: int
+    sequence: int
+    median_ms: float
+    p99_ms: float
+    samples_per_s: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a card reads of a row of ``benchmark.json``."""
+
+    folder: str
+    precision: str
+    label: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    latencies: list[_Timing] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a card reads of a report's provenance."""
+
+    date_utc: str
+    git_commit: str | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """What a card reads of ``benchmark.json``; the file has more."""
+
+    rows: list[_Row]
+    provenance: _Origin
 
 
 def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
@@ -38,7 +81,7 @@ def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> s
         "## Latency\n\n" + _latency(row, origin),
         "## How it was made\n\n" + _table(("", ""), _made(manifest)),
         "## Files\n\n" + _table(("file", "bytes", "SHA-256"), _files(manifest)),
-        f"## Licence\n\nOf the base model `{manifest.model.name}`: {licence}.",
+        f"## Licence\n\nOf the base model {markdown_code(manifest.model.name)}: {markdown_text(licence)}.",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -54,7 +97,7 @@ def base_licence(folder: Path) -> str | None:
         places = [path for stage in run.record["stages"] if (path := run.checkpoint(stage))]
         for name in filter(None, (config.get("from_fp32"), config.get("model_name_or_path"))):
             places.append(Path(resolve_model(str(name))))
-    except (Q8TRTError, KeyError, TypeError):
+    except (Q8TRTError, OSError, KeyError, TypeError, ValueError):
         return None
     return next((found for place in places if (found := _stated(place / "README.md"))), None)
 
@@ -70,21 +113,21 @@ def _stated(card: Path) -> str | None:
     return line[1].strip().strip("\"'") if line else None
 
 
-def measured(folder: Path, manifest: Manifest) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def measured(folder: Path, manifest: Manifest) -> tuple[_Row | None, _Origin | None]:
     """The engine's row of the ``benchmark.json`` beside it, and that report's provenance.
 
-    None for the row where there is no report, or only one of an earlier engine of the same name.
+    None for both where there is no report, a damaged one, or only one of an earlier engine of the same name.
     """
+    folder = folder.absolute()
     try:
-        report: Any = read_json(folder.absolute().parent / BENCHMARK_FILE)
-        origin: dict[str, Any] = report["provenance"]
-        if str(origin["date_utc"]) < manifest.created:
-            return None, {}
-        names = (folder.absolute().name, manifest.precision)
-        rows = [row for row in report["rows"] if (Path(row["folder"]).name, row["precision"]) == names]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, {}
-    return (rows[0], origin) if rows else (None, {})
+        report = msgspec.convert(read_json(folder.parent / BENCHMARK_FILE), _Benchmark)
+    except (OSError, ValueError, msgspec.ValidationError):
+        return None, None
+    if report.provenance.date_utc < manifest.created:
+        return None, None
+    names = (folder.name, manifest.precision)
+    rows = [row for row in report.rows if (Path(row.folder).name, row.precision) == names]
+    return (rows[0], report.provenance) if rows else (None, None)
 
 
 def _head(manifest: Manifest, licence: str) -> str:
@@ -96,7 +139,7 @@ def _head(manifest: Manifest, licence: str) -> str:
     )  # Hugging Face's identifiers
     return (
         f"---\n{front}tags: [q8trt, tensorrt, {kind}]\n---\n\n"
-        f"# {manifest.model.name} on {manifest.task.name}{sample}, {precision}\n\n"
+        f"# {markdown_text(manifest.model.name)} on {markdown_text(manifest.task.name)}{sample}, {precision}\n\n"
         f"An engine folder of q8trt: {precision}, {_STAGES.get(manifest.stage, 'of an unnamed stage')}.\n\n"
         "    q8trt unpack FILE.q8trt --output_dir engine\n\n"
         "    from q8trt import Engine\n"
@@ -118,25 +161,26 @@ def _example(manifest: Manifest) -> str:
 def _answers(manifest: Manifest) -> str:
     task, model = manifest.task, manifest.model
     takes = "two texts" if task.is_pair else "one text"
-    gives = (
-        "one number" if task.is_regression else f"one of the labels {', '.join(f'`{label}`' for label in task.labels)}"
+    gives = "one number" if task.is_regression else f"one of the labels {', '.join(map(markdown_code, task.labels))}"
+    return (
+        f"Task {markdown_text(task.name)}: {takes} in, {gives} out. Text beyond {model.max_seq_length} tokens is cut."
     )
-    return f"Task {task.name}: {takes} in, {gives} out. Text beyond {model.max_seq_length} tokens is cut."
 
 
-def _scores(manifest: Manifest, row: dict[str, Any] | None) -> str:
+def _scores(manifest: Manifest, row: _Row | None) -> str:
     """Every metric of the manifest and of the benchmark, each with what computed it."""
     lines = [
         (f"torch, {name.removeprefix('torch_')} checkpoint" if name.startswith("torch_") else name, metric, value)
         for name, scores in manifest.metrics.items()
         for metric, value in _flat(scores)
     ]
-    lines += [(str(row["label"]), metric, value) for metric, value in _flat(row.get("metrics", {}))] if row else []
+    lines += [(row.label, metric, value) for metric, value in _flat(row.metrics)] if row else []
     if not lines:
         return "None recorded."
     sample = f"Of q8trt's sentence pairs ({SAMPLE_LABEL}). " if _is_sample(manifest) else ""
-    main = f"{sample}The task's main metric is {manifest.task.main_metric}.\n\n"
-    return main + _table(("computed by", "metric", "x100"), [(by, name, f"{100 * x:.2f}") for by, name, x in lines])
+    main = f"{sample}The task's main metric is {markdown_text(manifest.task.main_metric)}.\n\n"
+    cells = [(markdown_text(by), markdown_text(name), f"{100 * value:.2f}") for by, name, value in lines]
+    return main + _table(("computed by", "metric", "x100"), cells)
 
 
 def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -148,42 +192,48 @@ def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield f"{prefix}{name}", float(value)
 
 
-def _latency(row: dict[str, Any] | None, origin: dict[str, Any]) -> str:
-    if not row or not row.get("latencies"):
+def _latency(row: _Row | None, origin: _Origin | None) -> str:
+    if row is None or origin is None or not row.latencies:
         return f"Not measured: no `{BENCHMARK_FILE}` of this engine lay beside it when it was packed."
-    hardware = origin.get("hardware", {})
-    where = f"{row['label']}; {hardware.get('cpu')}, {hardware.get('cores')} cores; {origin.get('date_utc')}"
+    hardware = f"{origin.hardware.get('cpu')}, {origin.hardware.get('cores')} cores"
+    where = f"{row.label}; {hardware}; {origin.date_utc}; commit {str(origin.git_commit)[:12]}."
     columns = ("batch x sequence", "median ms", "p99 ms", "samples/s")
     cells = [
-        (f"{each['batch']}x{each['sequence']}", f"{each['median_ms']:.2f}", f"{each['p99_ms']:.2f}",
-         f"{each['samples_per_s']:.0f}")
-        for each in row["latencies"]
-    ]  # fmt: skip
-    return f"{where}; commit {str(origin.get('git_commit'))[:12]}.\n\n{_table(columns, cells)}"
+        (f"{each.batch}x{each.sequence}", f"{each.median_ms:.2f}", f"{each.p99_ms:.2f}", f"{each.samples_per_s:.0f}")
+        for each in row.latencies
+    ]
+    return f"{markdown_text(where)}\n\n{_table(columns, cells)}"
 
 
-def _made(manifest: Manifest) -> list[tuple[str, ...]]:
-    recipe, backend, model = manifest.recipe, manifest.backend, manifest.model
-    shapes = "; ".join(str(profile) for profile in manifest.profiles)
+def _made(manifest: Manifest) -> list[tuple[str, str]]:
+    backend, model = manifest.backend, manifest.model
     rows = [
-        ("base model", f"{model.name} ({model.model_type})"),
-        (
-            "recipe",
-            f"`{recipe.get('name', 'unnamed')}`: {recipe.get('description', '')}".rstrip(": ") if recipe else "none",
-        ),
+        ("base model", markdown_text(f"{model.name} ({model.model_type})")),
+        ("recipe", _recipe(manifest.recipe)),
         ("precision", manifest.precision),
         ("ONNX opset", str(manifest.opset)),
-        ("q8trt", manifest.q8trt_version),
-        ("created", manifest.created),
+        ("q8trt", markdown_text(manifest.q8trt_version)),
+        ("created", markdown_text(manifest.created)),
     ]
     if backend:
-        rows.insert(3, ("plan", f"{backend.name} {backend.version}, SM {', '.join(backend.sm_targets)}"))
-        rows.insert(4, ("batch x sequence", shapes))
-    return rows  # type: ignore[return-value]
+        plan = f"{backend.name} {backend.version}, SM {', '.join(backend.sm_targets)}"
+        rows.insert(3, ("plan", markdown_text(plan)))
+        rows.insert(4, ("batch x sequence", "; ".join(str(profile) for profile in manifest.profiles)))
+    return rows
+
+
+def _recipe(recipe: dict[str, Any] | None) -> str:
+    if not recipe:
+        return "none"
+    description = str(recipe.get("description") or "")
+    name = markdown_code(str(recipe.get("name", "unnamed")))
+    return f"{name}: {markdown_text(description)}" if description else name
 
 
 def _files(manifest: Manifest) -> Iterable[tuple[str, ...]]:
-    return [(f"`{name}`", f"{info.bytes:,}", f"`{info.sha256}`") for name, info in sorted(manifest.files.items())]
+    return [
+        (markdown_code(name), f"{info.bytes:,}", f"`{info.sha256}`") for name, info in sorted(manifest.files.items())
+    ]
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
