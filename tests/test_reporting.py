@@ -216,7 +216,21 @@ def test_words_with_markup_are_printed_as_they_are(report: Report) -> None:
     odd = replace(report, rows=[replace(FP32, name="[red]a|b")], notes=["[bold]n"])
     assert "[red]a|b" in printed(odd, 100)
     assert "Note: [bold]n" in printed(odd, 100)
-    assert "| [red]a\\|b |" in markdown(odd)
+    assert r"| \[red\]a\|b |" in markdown(odd)
+
+
+def test_names_in_markdown_are_no_html_and_no_links(report: Report) -> None:
+    evil = "<script>x</script>\x1b[2J ![a](http://x)"
+    rows = [replace(FP32, name=evil, metrics={evil: 0.5}, torch_metrics={evil: 0.5})]
+    odd = replace(report, task=evil, data_source=evil, main_metric=evil, rows=rows, notes=[evil])
+    text = markdown(replace(odd, provenance={evil: {evil: [evil]}, "command": f"`{evil}", "platform": evil}))
+    command = next(line for line in text.splitlines() if line.startswith("- command"))
+    assert command.startswith("- command: `` `<script>")
+    text = text.replace(command, "")
+    assert "&lt;script&gt;x&lt;/script&gt;" in text
+    assert "<script" not in text
+    assert "\x1b" not in text
+    assert "![a]" not in text
 
 
 def test_rounding_leaves_no_minus_zero(report: Report) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.names import markdown_code, markdown_text
 from q8trt.reporting.cells import (
     DETAILS,
     DEVICE_PARTS,
@@ -30,7 +31,7 @@ def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], words: int) ->
     """A Markdown table; the first `words` columns are left-aligned, the rest, numbers, right-aligned."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
 
     rule = ["---" if index < words else "---:" for index in range(len(headers))]
     return [line(headers), line(rule), *(line(row) for row in rows), ""]
@@ -87,7 +88,7 @@ def _latencies(report: Report) -> list[str]:
         for row in report.rows
         for latency in row.latencies
     ]
-    lines = ["## Latency", "", f"Timed is the {report.what_is_timed}.", ""]
+    lines = ["## Latency", "", f"Timed is the {markdown_text(report.what_is_timed)}.", ""]
     lines += _table([*_header(DETAILS), "iterations"], rows, 3)
     parts = [
         [row.name, row.place, *part_cells(latency)] for row in report.rows for latency in row.latencies if latency.parts
@@ -104,22 +105,24 @@ def _lengths(report: Report) -> list[str]:
 
 def _bullets(values: Mapping[str, Any], indent: str = "") -> list[str]:
     lines = []
-    for key, value in values.items():
+    for name, value in values.items():
+        key = markdown_text(str(name))
         if isinstance(value, Mapping):
             lines += [f"{indent}- {key}", *_bullets(value, indent + "  ")]
         elif isinstance(value, list):
-            lines.append(f"{indent}- {key}: {', '.join(map(str, value)) or 'none'}")
+            lines.append(f"{indent}- {key}: {markdown_text(', '.join(map(str, value))) or 'none'}")
         else:
-            text = f"`{value}`" if key == "command" else "unknown" if value is None else str(value)
+            text = "unknown" if value is None else str(value)
+            text = markdown_code(text) if name == "command" else markdown_text(text)
             lines.append(f"{indent}- {key}: {text}")
     return lines
 
 
 def markdown(report: Report) -> str:
     """The report as Markdown: figures, verdict, notes, every metric, latency, length buckets, provenance."""
-    lines = [f"# {report.title}", "", *_figures(report)]
+    lines = [f"# {markdown_text(report.title)}", "", *_figures(report)]
     remarks = [*verdict(report), *(f"Note: {note}" for note in report.all_notes), *map(gpu_line, report.gpus)]
-    lines += [f"- {remark}" for remark in remarks] + ([""] if remarks else [])
+    lines += [f"- {markdown_text(remark)}" for remark in remarks] + ([""] if remarks else [])
     lines += [*_scores(report), *_latencies(report), *_lengths(report), "## Provenance", ""]
     lines += _bullets({"data": report.data_label, "data_fingerprint": report.data_fingerprint, **report.provenance})
     return "\n".join(lines) + "\n"
