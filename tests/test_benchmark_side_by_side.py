@@ -173,7 +173,7 @@ def test_command_refuses(files: tuple[Path, Path], tmp_path: Path, capsys: pytes
     for name, says in (
         ("absent.json", "absent.json does not exist; expected a benchmark.json"),
         ("old.json", "has schema 1, this q8trt reads 2; run benchmark.py again"),
-        ("text.json", "is no JSON file (Expecting value"),
+        ("text.json", "is no JSON file (not JSON: invalid character"),
         ("rows.json", "is no benchmark report"),
         ("cut.json", "cut.json is damaged: precision is missing; run benchmark.py again"),
         ("untitled.json", "untitled.json is damaged: title is missing"),
