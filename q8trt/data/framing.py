@@ -13,8 +13,10 @@ from q8trt.data.examples import require
 from q8trt.data.opening import Allowance, is_gzip, open_data, path_name
 from q8trt.errors import DataError
 
-#: Bytes of the longest record that is read; one of 512 tokens takes less than 8 KiB.
-LONGEST_RECORD = 16 * 2**20
+#: Bytes of the longest record that is read; one of 512 tokens takes less than 16 KiB.
+LONGEST_RECORD = 2**20
+#: Bytes that any file may expand to. The checksum takes a second for 10 MiB.
+_EXPANSION = 32 * 2**20
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
@@ -26,7 +28,7 @@ def records(path: Path) -> Iterator[tuple[str, bytes]]:
     """
     name, number = path_name(path), 0
     with open_data(path) as file:
-        allowance = Allowance(name, path.stat().st_size)
+        allowance = Allowance(name, path.stat().st_size, _EXPANSION)
         stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip(file) else file
         while True:
             number += 1

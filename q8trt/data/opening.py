@@ -13,7 +13,7 @@ from q8trt.errors import DataError
 #: Bytes of the longest line that is read. No text to train on is longer; it bounds the memory of a damaged file.
 LONGEST_LINE = 4 * 2**20
 #: Bytes that any file may expand to, and how many times its size a larger one may.
-_EXPANSION, _EXPANSION_RATIO = 256 * 2**20, 200
+EXPANSION, _EXPANSION_RATIO = 256 * 2**20, 200
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 #: Characters of a value, and column names, that an error shows.
@@ -118,11 +118,12 @@ class Allowance:
     Args:
         name: what the error calls the file.
         size: bytes of the file on disk.
+        least: bytes that a small file may expand to.
     """
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, name: str, size: int, least: int = EXPANSION) -> None:
         self._name = name
-        self._left = max(_EXPANSION, _EXPANSION_RATIO * size)
+        self._left = max(least, _EXPANSION_RATIO * size)
         self._text = f"{self._left:,} bytes, the limit for a file of {size:,} bytes"
 
     def spend(self, count: int) -> None:

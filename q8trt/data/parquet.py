@@ -25,7 +25,7 @@ def parquet_columns(path: Path) -> list[str]:
         return list(_open(file, path).schema_arrow.names)
 
 
-def parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+def parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yield where a row is, and its values in the columns `names`; the last one holds the labels.
 
     Raises:
@@ -34,26 +34,30 @@ def parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, list[A
     """
     where = path_name(path)
     with open_data(path) as file:
+        schema = _open(file, path).schema_arrow
+        for name in names:
+            _check_type(schema.field(name).type, name, where, is_text=name != names[-1])
         parquet = _open(file, path, names[:-1])
-        for name in names[:-1]:
-            _check_type(parquet.schema_arrow.field(name).type, name, where, is_text=True)
-        _check_type(parquet.schema_arrow.field(names[-1]).type, names[-1], where, is_text=False)
         allowance = Allowance(where, path.stat().st_size)
-        _check_size(parquet.metadata, names, allowance)
+        try:
+            _check_size(parquet.metadata, names, allowance)
+        except _errors() as error:
+            raise DataError(f"{where}: damaged: {_first_line(error)}") from None
         number = 0
         for columns in _batches(parquet, names, where):
+            texts = (value for column in columns[:-1] for value in column if value is not None)
+            allowance.spend(_ROW_BYTES * len(columns[0]) + sum(map(len, texts)))
             for values in zip(*columns, strict=True):
                 number += 1
-                allowance.spend(_ROW_BYTES + sum(len(value) for value in values if isinstance(value, str)))
-                yield f"{where}: row {number}", list(values)
+                yield f"{where}: row {number}", values
 
 
 def _open(file: BinaryIO, path: Path, texts: Sequence[str] = ()) -> Any:
     """Return a ``ParquetFile`` whose text columns stay dictionaries, as they are in the file, until they are read."""
     parquet = require("pyarrow.parquet", "reading Parquet")
     try:
-        opened = parquet.ParquetFile(file, read_dictionary=list(texts))
-        opened.schema_arrow  # noqa: B018 - read here, where errors are caught
+        opened = parquet.ParquetFile(file, read_dictionary=list(texts), page_checksum_verification=True)
+        opened.schema_arrow.names  # noqa: B018 - read here, where errors are caught
     except _errors() as error:
         raise DataError(f"{path_name(path)}: not Parquet: {_first_line(error)}") from None
     return opened
@@ -62,11 +66,12 @@ def _open(file: BinaryIO, path: Path, texts: Sequence[str] = ()) -> Any:
 def _errors() -> tuple[type[Exception], ...]:
     """Return what pyarrow raises for a damaged file; ValueError is the root of its decoding errors."""
     arrow = require("pyarrow", "reading Parquet")
-    return (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError)
+    return (arrow.ArrowException, OSError, ValueError, LookupError, OverflowError, MemoryError)
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if line.isprintable() else repr(line)
 
 
 def _check_type(kind: Any, column: str, where: str, is_text: bool) -> None:
@@ -82,14 +87,10 @@ def _check_type(kind: Any, column: str, where: str, is_text: bool) -> None:
 
 def _check_size(metadata: Any, names: Sequence[str], allowance: Allowance) -> None:
     """Refuse a file that says itself that it expands too far, before any of it is read."""
-    expected = _ROW_BYTES * metadata.num_rows
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for index in range(row_group.num_columns):
-            column = row_group.column(index)
-            if column.path_in_schema in names:
-                expected += column.total_uncompressed_size
-    allowance.check(expected)
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema in names]
+    allowance.check(_ROW_BYTES * metadata.num_rows + sum(sizes))
 
 
 def _batches(parquet: Any, names: Sequence[str], where: str) -> Iterator[list[list[Any]]]:
@@ -110,5 +111,6 @@ def _values(column: Any) -> list[Any]:
     """Return a column as a list. Rows of one dictionary entry share one value, however long it is."""
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
-    entries = column.dictionary.to_pylist()
-    return [None if index is None else entries[index] for index in column.indices.to_pylist()]
+    indices = column.indices.unique()  # of this batch: the dictionary may be that of a whole file
+    entries = dict(zip(indices.to_pylist(), column.dictionary.take(indices).to_pylist(), strict=True))
+    return [entries[index] for index in column.indices.to_pylist()]
