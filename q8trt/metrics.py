@@ -6,6 +6,8 @@ The arithmetic is scikit-learn's and SciPy's; this module adds what they leave o
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -33,7 +35,10 @@ def _is_constant(values: Array) -> bool:
 
 
 def _correlation(name: str) -> Callable[[Array, Array], float]:
-    """A correlation that is 0 when either side is constant, where the textbook quotient is 0 / 0."""
+    """Return a correlation that is 0 where the textbook quotient is 0 / 0.
+
+    That is so when either side is constant, or so nearly constant that its variance has no float.
+    """
 
     def correlate(predictions: Array, references: Array) -> float:
         if _is_constant(predictions) or _is_constant(references):
@@ -44,7 +49,10 @@ def _correlation(name: str) -> Callable[[Array, Array], float]:
             return float(matthews_corrcoef(references, predictions))
         from scipy import stats
 
-        return float({"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](predictions, references)[0])
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SciPy's, of what is nearly constant
+            value = float({"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](predictions, references)[0])
+        return value if math.isfinite(value) else 0.0
 
     return correlate
 

@@ -191,12 +191,17 @@ def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
         is_pair: two texts (columns sentence1, sentence2) or one (column sentence).
 
     Raises:
-        ConfigError: the name is empty or GLUE's, or there is one label only, or a label twice.
+        ConfigError: the name is empty or GLUE's, or there is one label only, a label twice, or one that is blank.
     """
     if canonical(name) in {"", *(task.key for task in _ALL)}:
         raise ConfigError(f"a custom task cannot be called {name!r}: choose a name that GLUE does not use")
     if len(labels) == 1 or len(set(labels)) != len(labels):
         raise ConfigError(f"task {name!r} needs two or more different labels, or none for regression, got {[*labels]}")
+    for label in labels:
+        if not label.strip() or not label.isprintable():
+            raise ConfigError(
+                f"task {name!r} cannot have the label {label!r}: a label needs a name that can be printed"
+            )
     metrics = ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
     return Task(
         name,

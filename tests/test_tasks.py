@@ -90,6 +90,8 @@ def test_custom_classification_and_regression():
         ("mrpc", ["a", "b"], "a custom task cannot be called 'mrpc'"),
         ("x", ["a"], r"two or more different labels, or none for regression, got \['a'\]"),
         ("x", ["a", "a"], r"got \['a', 'a'\]"),
+        ("x", ["a", " "], "cannot have the label ' '"),
+        ("x", ["a", "b\n"], r"cannot have the label 'b\\n'"),
     ],
 )
 def test_custom_refuses(name, labels, message):

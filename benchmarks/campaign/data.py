@@ -160,7 +160,9 @@ def _text_files() -> Iterator[BadFile]:
         if b'"' not in content and "limit" not in name:
             yield BadFile(f"tsv: {name}", "x.tsv", content.replace(b",", b"\t"))
     yield BadFile("csv: carriage returns", "x.csv", b"sentence,label\ra,1\rb,0\r", [["a", 1], ["b", 0]])
-    yield BadFile("csv: separators of Unicode", "x.csv", "sentence,label\na\u2028b\x0b,1\n".encode(), [["a\u2028b\x0b", 1]])
+    yield BadFile(
+        "csv: separators of Unicode", "x.csv", "sentence,label\na\u2028b\x0b,1\n".encode(), [["a\u2028b\x0b", 1]]
+    )
     scores = b"sentence1,sentence2,score\nA,B,"
     for score in (b"nan", b"inf", b"-inf", b"1e400", b"True", b"1_0", b"0x1", b"5.1", b"-1", b"1" * 5000, "٣".encode()):
         yield BadFile(f"csv score: {score[:8].decode()}", "x.csv", scores + score + b"\n", task="STS-B")

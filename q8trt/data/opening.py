@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from q8trt.errors import DataError
+from q8trt.names import printable
 
 #: Bytes of the longest line that is read. No text to train on is longer; it bounds the memory of a damaged file.
 LONGEST_LINE = 4 * 2**20
@@ -34,8 +35,7 @@ def shown_names(names: list[str]) -> str:
 
 def path_name(path: Path) -> str:
     """Return the path as errors show it: on one line, whatever characters it holds."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)
+    return printable(str(path))
 
 
 def open_data(path: Path) -> BinaryIO:

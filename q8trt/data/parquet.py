@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from q8trt.data.examples import require
 from q8trt.data.opening import Allowance, open_data, path_name
 from q8trt.errors import DataError
+from q8trt.names import printable
 
 _BATCH_ROWS = 1024
 #: Bytes that a row takes in memory beside its text.
@@ -70,8 +71,7 @@ def _errors() -> tuple[type[Exception], ...]:
 
 
 def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    return line if line.isprintable() else repr(line)
+    return printable(next(iter(str(error).splitlines()), type(error).__name__))
 
 
 def _check_type(kind: Any, column: str, where: str, is_text: bool) -> None:

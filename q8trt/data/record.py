@@ -12,6 +12,7 @@ import numpy as np
 from q8trt import files
 from q8trt.data.examples import Examples, Features
 from q8trt.errors import ConfigError, DataError
+from q8trt.names import printable
 
 log = logging.getLogger("q8trt")
 
@@ -55,7 +56,8 @@ class DataRecord:
 
     def columns_line(self) -> str:
         """Return ``"columns: title, body; label: stars"``, or "" where the source has no columns."""
-        return f"columns: {', '.join(self.text_columns)}; label: {self.label_column}" if self.text_columns else ""
+        text = f"columns: {', '.join(self.text_columns)}; label: {self.label_column}" if self.text_columns else ""
+        return printable(text)
 
 
 def record_splits(train: Examples | Features, dev: Mapping[str, Examples | Features]) -> DataRecord:
