@@ -57,7 +57,7 @@ def test_another_working_folder_reads_the_same_rows(run: Run, tmp_path: Path, mo
     write_sts_b(tmp_path / "elsewhere" / "data", 20, 9)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_dev(config_of_run(run).data)["dev"].first == expected
-    engine: Any = SimpleNamespace(manifest=SimpleNamespace(task=SimpleNamespace(name="STS-B")), run=run)
+    engine: Any = SimpleNamespace(manifest=SimpleNamespace(task=SimpleNamespace(name="STS-B", labels=[])), run=run)
     assert load_dev(data_config([engine], None))["dev"].first == expected
 
 
@@ -114,8 +114,14 @@ def test_paths_of_models_are_absolute_and_names_stay(project: Path) -> None:
 
 @pytest.mark.parametrize("command", [["finetune", "--resume", "runs/one"], ["calibrate"]])
 def test_commands_refuse_rows_that_changed(
-    command: list[str], run: Run, project: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], project: Path, tiny_model: Any, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from q8trt.checkpoints import save_checkpoint
+
+    data = DataConfig("STS-B", data_dir="data", max_seq_length=32)
+    run = make_run(project / "runs" / "one", data, model_name_or_path="model")
+    for folder in (project / "model", run.path / "fp32"):
+        save_checkpoint(folder, tiny_model(), tiny_tokenizer)
     run.finish_stage("fp32", {"checkpoint": "fp32"})
     append(project / "data" / "dev.tsv")
     assert run_command(command[0], command[1:]) == 2
