@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.models import (
+    check_whole,
     label_order,
     load_config,
     load_tokenizer,
@@ -90,6 +91,7 @@ def load_pretrained(
     from transformers import AutoModelForSequenceClassification
 
     name = resolve_model(name_or_path)
+    check_whole(name)
     if is_quantized(name):
         raise CheckpointError(f"{name} is quantized already; give the floating-point checkpoint it was made from")
     config = load_config(name)
@@ -220,7 +222,7 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
 def save_checkpoint(
     folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe | None = None
 ) -> None:
-    """Write a checkpoint folder, whole or not at all; `recipe` marks it as quantized."""
+    """Write a checkpoint folder with its hashes, whole or not at all; `recipe` marks it as quantized."""
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     _quiet_transformers()
     with files.atomic_folder(folder) as temporary:
@@ -231,6 +233,7 @@ def save_checkpoint(
                 temporary / QUANTIZATION_FILE,
                 {"format": 1, "quantizer": _library_of(model), "recipe": recipe.to_dict()},
             )
+        files.write_seal(temporary)
 
 
 def _library_of(model: PreTrainedModel) -> dict[str, str]:
@@ -273,6 +276,7 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
     from q8trt.quantization.calibration import check_amax
     from q8trt.quantization.insertion import insert_quantizers
 
+    check_whole(str(folder))
     recipe = load_recipe_of(folder)
     config = load_config(str(folder))
     try:

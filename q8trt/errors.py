@@ -80,7 +80,10 @@ class ClosedError(Q8TRTError):
 
 
 class InterruptedRunError(Q8TRTError):
-    """Training was stopped by Ctrl-C after its state was saved. Exit code 130."""
+    """Work was stopped by Ctrl-C (exit code 130) or SIGTERM (143) after its state was saved.
+
+    After SIGTERM a `TerminatedError` is among the causes.
+    """
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -227,7 +228,7 @@ class Finetuning:
             stage -> what run.json says of it.
 
         Raises:
-            Q8TRTError: bad input, or Ctrl-C after the state was saved (InterruptedRunError).
+            Q8TRTError: bad input, or Ctrl-C or SIGTERM after the state was saved (InterruptedRunError).
         """
         from accelerate import PartialState
 
@@ -235,17 +236,25 @@ class Finetuning:
         self._finished = frozenset(stage for stage in STAGES if self.run.stage(stage))
         PartialState().wait_for_everyone()
         last = last_stage(self.config)
+        self.config.training.check_schedule(len(self.inputs.train), self._stages_to_train(last))
         try:
             model = self._fp32()
             if last != "fp32":
                 quantized = self._ptq(model)
                 if last == "int8":
                     self._int8(quantized, model)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             raise InterruptedRunError(
-                f"stopped between steps of training; continue with: python finetune.py --resume {self.run.path}"
-            ) from None
+                f"stopped between steps of training; continue with: python finetune.py --resume {shlex.quote(str(self.run.path))}"
+            ) from interrupt
         return dict(self.run.record["stages"])
+
+    def _stages_to_train(self, last: str) -> set[str]:
+        """Return the stages that train, of those that are left."""
+        trained = {"fp32"} if not self.config.from_fp32 else set()
+        if last == "int8":
+            trained.add("int8")
+        return trained - self._finished
 
     def _finish(self, stage: str, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
         """Save the stage's checkpoint, score it, and note it as finished, in that order."""

@@ -1,8 +1,10 @@
-"""What watches and steers a `transformers.Trainer`: the step timer, the log, Ctrl-C, the best
-checkpoint, and when quantization starts."""
+"""Callbacks of a `transformers.Trainer`: the step timer, the log, Ctrl-C and SIGTERM, the best checkpoint, and the start
+of quantization."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import time
@@ -15,7 +17,11 @@ import transformers
 from torch import nn
 from tqdm.auto import tqdm
 
+from q8trt import signals
 from q8trt.quantization.insertion import model_quantizers
+
+#: Under torchrun a signal that comes again so soon is the first one, passed on.
+_REPEAT_SECONDS = 5
 
 
 class StepTimer(transformers.TrainerCallback):
@@ -81,31 +87,68 @@ class Progress(transformers.TrainerCallback):
 
 
 class StopOnInterrupt(transformers.TrainerCallback):
-    """The first Ctrl-C saves a checkpoint at the end of the step and stops; the second stops at once."""
+    """The first Ctrl-C or SIGTERM saves a checkpoint at the end of the step and stops; the second stops at once.
+
+    Under torchrun all processes stop at the same step, whichever of them the signal reached.
+
+    Attributes:
+        interrupt: the exception that stands for the signal; None while there is none.
+    """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.interrupt: KeyboardInterrupt | None = None
+        self._stack = contextlib.ExitStack()
+        self._first = 0.0
+
+    @property
+    def requested(self) -> bool:
+        """Whether training stops."""
+        return self.interrupt is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+        if self.interrupt is None:
+            self.interrupt, self._first = signals.interrupt(number), time.monotonic()
+        elif not _is_repeated(time.monotonic() - self._first):
+            raise signals.interrupt(number)
 
     def __enter__(self) -> StopOnInterrupt:
-        self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._stack.enter_context(signals.handled(self._handle))
         return self
 
     def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        self._stack.close()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After Ctrl-C: save and stop."""
+    def _stop(self, args: Any, control: Any) -> None:
+        self._agree(args.device)
         if self.requested:
             control.should_save = True
             control.should_training_stop = True
             # With a limit of 1 the Trainer ends by deleting all but the best, the one to continue from included.
             args.save_total_limit = None
+
+    def _agree(self, device: torch.device) -> None:
+        """Tell the other processes of a signal: gradients are exchanged in every step, so none may stop alone."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        terminated = isinstance(self.interrupt, signals.TerminatedError)
+        number = 0 if self.interrupt is None else signal.SIGTERM if terminated else signal.SIGINT
+        highest = torch.tensor(int(number), device=device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        if self.interrupt is None and highest.item():
+            self.interrupt = signals.interrupt(int(highest.item()))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal: save and stop."""
+        self._stop(args, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal during an evaluation: save and stop before the next step."""
+        self._stop(args, control)
+
+
+def _is_repeated(seconds: float) -> bool:
+    """Return whether a signal that comes `seconds` after the first is the same: torchrun passes on what it receives."""
+    return seconds < _REPEAT_SECONDS and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 class KeepBest(transformers.TrainerCallback):

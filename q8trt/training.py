@@ -8,9 +8,9 @@ gradient past their rounding (Q8BERT, arXiv 1910.06188, section 2.2). What becom
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import os
-import shutil
+import shlex
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,22 +20,27 @@ from typing import Any, cast
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file
+from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import rotate_checkpoints
 
+from q8trt import trainer_checkpoints
 from q8trt.data import Collator, Features
 from q8trt.distillation import PROJECTION, Distillation, Distiller, distilling
 from q8trt.errors import InterruptedRunError
 from q8trt.metrics import compute_from_logits
+from q8trt.progress import is_main_process
 from q8trt.quantization.insertion import weights_quantized_once
 from q8trt.quantization.ranges import Ranges, apply_ranges
 from q8trt.quantization.recipe import Recipe
 from q8trt.tasks import Task
 from q8trt.trainer_callbacks import DelayedQuantization, KeepBest, Progress, StepTimer, StopOnInterrupt
 from q8trt.training_config import TrainingConfig
+
+log = logging.getLogger("q8trt")
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,31 @@ class _Trainer(transformers.Trainer):
         self.ranges.attach(optimizer)
         return optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the Trainer's schedule; its warm-up ends a step before training does, however short training is."""
+        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save as the Trainer does, seal the checkpoint, and only then delete older ones."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process writes the state of its own random generators
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            trainer_checkpoints.seal(trainer_checkpoints.checkpoint_at(folder, self.state.global_step))
+            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, if it is still what was written."""
+        best = trainer_checkpoints.checkpoint_at(Path(self.args.output_dir), self.state.best_global_step)
+        trainer_checkpoints.check_whole(best)
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with weights quantized once and not for each batch."""
         with weights_quantized_once(self.accelerator.unwrap_model(self.model)):
@@ -132,42 +162,6 @@ class _Trainer(transformers.Trainer):
         outputs = model(**inputs, **self.distiller.wanted)
         loss = self.distiller.loss(outputs, inputs, target)
         return (loss, outputs) if return_outputs else loss
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    """trainer_state.json is written last; where it can be read, the rest is there."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a stage, or None."""
-    complete = [path for path in folder.glob("checkpoint-*") if _is_complete(path)]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _finished_state(checkpoint: Path) -> Any:
-    """The Trainer's state if `checkpoint` is of the last step, else None: the Trainer would take one step more."""
-    state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    return state if state.global_step >= state.max_steps else None
-
-
-def _load_best(model: nn.Module, folder: Path, state: Any) -> None:
-    """Give `model` the weights that training would have ended with."""
-    best = folder / f"checkpoint-{state.best_global_step}"
-    last = folder / f"checkpoint-{state.global_step}"
-    weights = load_file((best if state.best_global_step else last) / "model.safetensors")
-    model.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith(PROJECTION)})
-
-
-def _remove_incomplete(folder: Path) -> None:
-    """Delete checkpoints that a crash, a full disk or a second Ctrl-C left half-written."""
-    for path in folder.glob("checkpoint-*"):
-        if not _is_complete(path):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, learning_rate: float) -> Any:
@@ -326,19 +320,20 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
         task: gives the loss and the metric that chooses the best checkpoint.
         tokenizer: its padding token fills batches, its separator tells a teacher the token types.
         config: the options of training.
-        resume: go on from the newest complete checkpoint of this stage, if there is one.
+        resume: go on from the newest sound checkpoint of this stage, if there is one.
 
     Raises:
         ConfigError: the options do not fit this machine.
-        InterruptedRunError: Ctrl-C; a checkpoint was saved and `resume` continues from it.
+        CheckpointError: the best checkpoint was damaged while training went on.
+        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved and `resume` continues from it.
     """
-    checkpoints = stage.checkpoints
-    arguments = _arguments(config, task, checkpoints, stage.epochs, stage.learning_rate)
-    checkpoint = last_checkpoint(checkpoints) if resume else None
-    finished = _finished_state(checkpoint) if checkpoint else None
-    if finished is not None:
-        _load_best(stage.model, checkpoints, finished)
-        return StageResult(finished.best_metric, finished.global_step, None, None)
+    arguments = _arguments(config, task, stage.checkpoints, stage.epochs, stage.learning_rate)
+    checkpoint = _resume_point(stage, arguments.world_size) if resume else None
+    if checkpoint is not None:
+        state = trainer_checkpoints.load_state(checkpoint)
+        if state.global_step >= state.max_steps:  # the Trainer would take one step more
+            trainer_checkpoints.load_final_weights(stage.model, checkpoint, state, PROJECTION)
+            return StageResult(state.best_metric, state.global_step, None, None)
     with contextlib.ExitStack() as stack:
         ranges = distiller = None
         if stage.quantization is not None:
@@ -350,8 +345,26 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
         return _run(trainer, stage, config.quant_start_step, checkpoint)
 
 
+def _resume_point(stage: Stage, processes: int) -> Path | None:
+    """Return the checkpoint to go on from, the same in every process, and say so; newer ones are removed."""
+    choice: list[Any] = [None]
+    if is_main_process():
+        point = trainer_checkpoints.find_resume_point(stage.checkpoints)
+        if line := point.describe(stage.name):
+            log.info("%s", line)
+        trainer_checkpoints.remove_newer(stage.checkpoints, point.checkpoint)
+        choice = [point.checkpoint]
+    checkpoint: Path | None = broadcast_object_list(choice)[0]
+    if checkpoint is not None and (writers := trainer_checkpoints.processes_of(checkpoint)) != processes:
+        log.warning(
+            "%s was written by %d processes and this run has %d: the result differs from that of an uninterrupted run",
+            checkpoint.name, writers, processes,
+        )  # fmt: skip
+    return checkpoint
+
+
 def _run(trainer: _Trainer, stage: Stage, quant_start_step: int, checkpoint: Path | None) -> StageResult:
-    """Train from `checkpoint`, or from the start, to the end or to the first Ctrl-C."""
+    """Train from `checkpoint`, or from the start, to the end or to the first Ctrl-C or SIGTERM."""
     timer, stopper = StepTimer(), StopOnInterrupt()
     trainer.add_callback(timer)
     trainer.add_callback(stopper)
@@ -363,12 +376,12 @@ def _run(trainer: _Trainer, stage: Stage, quant_start_step: int, checkpoint: Pat
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         if trainer.is_world_process_zero():
-            _remove_incomplete(stage.checkpoints)
+            trainer_checkpoints.remove_incomplete(stage.checkpoints)
     if stopper.requested:
         raise InterruptedRunError(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {stage.name}; "
-            f"continue with: python finetune.py --resume {stage.folder}"
-        )
+            f"continue with: python finetune.py --resume {shlex.quote(str(stage.folder))}"
+        ) from stopper.interrupt
     seconds = timer.of_interest()
     return StageResult(
         best_metric=trainer.state.best_metric,

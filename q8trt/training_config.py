@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from q8trt.errors import ConfigError
+
+#: Largest whole number of an option: beyond it, counters of torch and transformers overflow.
+_LARGEST = 2**31 - 1
+#: Largest seed that NumPy takes.
+_LARGEST_SEED = 2**32 - 1
 
 
 def _option(default: Any, help: str) -> Any:
@@ -98,11 +105,62 @@ class TrainingConfig:
                 "--fp16 trains with mixed precision on a CUDA GPU and there is none; leave it out, or use --bf16"
             )
 
+    def check_schedule(self, rows: int, stages: Collection[str]) -> None:
+        """Check what only the number of training rows decides, for every stage that trains.
+
+        Args:
+            rows: training rows.
+            stages: of "fp32" and "int8", those that train.
+
+        Raises:
+            ConfigError: a stage has no usable schedule.
+        """
+        for stage, epochs, rate in (
+            ("fp32", "num_train_epochs", "learning_rate"),
+            ("int8", "qat_epochs", "qat_learning_rate"),
+        ):
+            if stage not in stages:
+                continue
+            if self.lr_end >= getattr(self, rate):
+                raise ConfigError(
+                    f"--lr_end {self.lr_end} is not below --{rate} {getattr(self, rate)}, the rate that falls to it; "
+                    "lower --lr_end"
+                )
+            steps = self._steps(rows, getattr(self, epochs))
+            if steps > _LARGEST:
+                raise ConfigError(
+                    f"--{epochs} {getattr(self, epochs):g} is {steps:.3g} steps on {rows:,} rows, expected at most {_LARGEST}"
+                )
+            if stage == "int8" and self.quant_start_step >= steps:
+                raise ConfigError(
+                    f"--quant_start_step {self.quant_start_step}: QAT has {math.ceil(steps)} steps here, so none would "
+                    "train with quantizers; lower it, or raise --qat_epochs or --max_steps"
+                )
+
+    def _steps(self, rows: int, epochs: float) -> float:
+        """Return the optimizer steps of `epochs` passes, before rounding up."""
+        if self.max_steps > 0:
+            return self.max_steps
+        batches = math.ceil(rows / (self.per_device_train_batch_size * self._devices()))
+        return epochs * max(math.ceil(batches / self.gradient_accumulation_steps), 1)
+
+    def _devices(self) -> int:
+        """Return the number of devices that share a batch: torchrun's processes, or the GPUs of a process alone."""
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if processes > 1 or self.on_cpu():
+            return processes
+        import torch
+
+        return torch.cuda.device_count()
+
     def _check_ranges(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"--{option.name} {value}, expected a finite number")
+            largest = _LARGEST_SEED if option.name == "seed" else _LARGEST
+            if type(value) is int and value > largest:
+                raise ConfigError(f"--{option.name} {value}, expected at most {largest}")
         at_least_one = (
             "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "eval_steps",
             "save_steps", "save_total_limit", "logging_steps", "loss_scale_window",

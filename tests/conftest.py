@@ -207,7 +207,10 @@ def tiny_quantized() -> Callable[..., tuple[Any, Any]]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny_checkpoint_of(architecture="bert", num_labels=1)``: folder of a fine-tuned checkpoint. Do not change it."""
+    """``tiny_checkpoint_of(architecture="bert", num_labels=1)``: folder of a fine-tuned checkpoint. Do not change it.
+
+    It has no hashes, as a checkpoint from elsewhere: a test may change a copy.
+    """
 
     @functools.cache
     def build(architecture: str = "bert", num_labels: int = 1) -> Path:
@@ -216,6 +219,7 @@ def tiny_checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
         folder = tmp_path_factory.mktemp("tiny") / f"{architecture}-{num_labels}"
         tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
         save_checkpoint(folder, make_model(architecture, num_labels), tokenizer)
+        (folder / "hashes.json").unlink()
         return folder
 
     return build

@@ -39,9 +39,10 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def quantized(tiny_quantized: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path) -> Path:
-    """A quantized checkpoint of one's own."""
+    """A quantized checkpoint of one's own, without hashes, as one of an earlier version."""
     model, recipe = tiny_quantized()
     save_checkpoint(tmp_path / "int8", model, tiny_tokenizer, recipe)
+    (tmp_path / "int8" / "hashes.json").unlink()
     return tmp_path / "int8"
 
 
@@ -208,6 +209,7 @@ def test_only_a_pickle(folder: Path, tiny_model: Callable[..., Any]) -> None:
 def test_a_missing_head(tmp_path: Path, tiny_model: Callable[..., Any], tiny_tokenizer: Any) -> None:
     bare = tiny_model().bert
     save_checkpoint(tmp_path / "bare", bare, tiny_tokenizer)
+    (tmp_path / "bare" / "hashes.json").unlink()
     message = refusal(load_finetuned, tmp_path / "bare", STSB)
     assert "has no fine-tuned classification head (BertModel)" in message
     assert "python finetune.py --task STS-B --precision fp32" in message

@@ -381,3 +381,33 @@ def test_save_total_limit_bounds_checkpoints(home: Path, tiny_checkpoint: Path, 
         options = ("--save_total_limit", str(limit), "--precision", "fp32", "--output_dir", str(run))
         finetune(home / "data", tiny_checkpoint, *options)
         assert len(list((run / "checkpoints/fp32").iterdir())) == limit
+
+
+def test_twelve_rows_are_enough(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step a stage, for which the warm-up, rounded up, was as long as training."""
+    monkeypatch.chdir(tmp_path)
+    write_sts_b(Path("data"), train=12)
+    data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint)]
+    assert run_command("finetune", [*data, "--max_seq_length", "32", "--use_cpu", "--output_dir", "run"]) == 0
+    recorded = stages(Path("run"))
+    assert recorded["fp32"]["steps"] == 3
+    assert recorded["int8"]["steps"] == 1
+
+
+def test_a_schedule_of_qat_that_cannot_be_is_refused_before_fp32(
+    tiny_checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    data = [
+        "--task",
+        "STS-B",
+        "--data_dir",
+        "data",
+        "--model_name_or_path",
+        str(tiny_checkpoint),
+        "--output_dir",
+        "run",
+    ]
+    assert run_command("finetune", [*data, *OPTIONS, "--lr_end", "4e-5"]) == 2
+    assert "--lr_end 4e-05 is not below --qat_learning_rate 3e-05" in capsys.readouterr().err
+    assert not Path("run").exists()

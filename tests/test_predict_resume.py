@@ -215,7 +215,7 @@ sys.exit(run_command("predict", sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: int) -> None:
     engine = write_real_engine(tmp_path / "engine")
     source = tmp_path / "in.tsv"
@@ -235,7 +235,7 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode == code, err
-    if code == 130:
+    if code > 0:
         assert err.splitlines()[-1].startswith("predict: stopped after ")
         assert "the same command goes on from there" in err
     assert not output.exists()

@@ -1,10 +1,14 @@
-"""Ctrl-C in the middle of a run, and what `--resume` makes of it."""
+"""Ctrl-C and SIGTERM in the middle of a run, damaged checkpoints, and what `--resume` makes of them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,11 @@ from typing import Any
 import pytest
 from tiny_data import SHORT, write_sts_b
 
-from q8trt import finetuning, training
+from q8trt import files, finetuning, signals, trainer_checkpoints, training
 from q8trt.cli.main import run_command
 from q8trt.trainer_callbacks import StopOnInterrupt
+
+ROOT = Path(__file__).parents[1]
 
 #: 6 steps are an epoch, so step 8 lies in the second one.
 STEPS = 10
@@ -73,8 +79,10 @@ def record(run: str | Path) -> dict[str, Any]:
     return json.loads((Path(run) / "run.json").read_text())
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, times: int = 1) -> None:
-    """Raise SIGINT `times` times in the middle of an optimizer step of `stage`."""
+def interrupt_at(
+    monkeypatch: pytest.MonkeyPatch, stage: str, step: int, times: int = 1, number: int = signal.SIGINT
+) -> None:
+    """Raise a signal `times` times in the middle of an optimizer step of `stage`."""
     original = training._Trainer.training_step
     seen = []
 
@@ -82,7 +90,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, stage: str, step: int, times: 
         if Path(self.args.output_dir).name == stage and self.state.global_step == step - 1 and not seen:
             seen.append(step)
             for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(number)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(training._Trainer, "training_step", training_step)
@@ -94,16 +102,19 @@ def complete_checkpoints(run: str, stage: str) -> list[int]:
     return sorted(int(path.name.split("-")[1]) for path in Path(run, "checkpoints", stage).glob("checkpoint-*"))
 
 
-@pytest.mark.parametrize(("stage", "step"), [("fp32", 7), ("int8", 7), ("fp32", STEPS)])
+@pytest.mark.parametrize(
+    ("stage", "step", "number"),
+    [("fp32", 7, signal.SIGINT), ("int8", 7, signal.SIGTERM), ("fp32", STEPS, signal.SIGTERM)],
+)
 def test_interrupted_run_resumes_bit_for_bit(
-    stage: str, step: int, arguments: list[str], uninterrupted: Path,
+    stage: str, step: int, number: int, arguments: list[str], uninterrupted: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(each) for each in signals.SIGNALS]
     with monkeypatch.context() as patch:
-        interrupt_at(patch, stage, step)
-        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 130
-    assert signal.getsignal(signal.SIGINT) is handler
+        interrupt_at(patch, stage, step, number=number)
+        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 128 + number
+    assert [signal.getsignal(each) for each in signals.SIGNALS] == handlers
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert last_line == (
         f"finetune: stopped at step {step} of {STEPS} of stage {stage}; continue with: python finetune.py --resume run"
@@ -213,23 +224,139 @@ def test_moved_run_still_ends_with_its_best_checkpoint(arguments: list[str], mon
     assert_same_weights(Path("moved/fp32"), Path("moved/checkpoints/fp32/checkpoint-4"))
 
 
-@pytest.mark.parametrize("torn_state", [None, '{"global_step": 10, "log_hi'], ids=["no state", "torn state"])
-def test_half_written_checkpoint_is_ignored(
-    torn_state: str | None, arguments: list[str], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def flip(path: Path, position: int = -1) -> None:
+    """Change one byte of a file."""
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def stopped(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The Trainer's checkpoints of a run that stopped at step 8, in `run`: 4 is the best and 8 the newest."""
     with monkeypatch.context() as patch:
         interrupt_at(patch, "fp32", 8)
-        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 130
-    checkpoints = Path("run/checkpoints/fp32")
-    torn = checkpoints / "checkpoint-10"
-    shutil.copytree(checkpoints / "checkpoint-8", torn)
-    (torn / "trainer_state.json").unlink()
+        assert run_command("finetune", [*arguments, "--precision", "fp32", "--output_dir", "run"]) == 130
+    capsys.readouterr()
+    folder = Path("run/checkpoints/fp32")
+    assert trainer_checkpoints.load_state(folder / "checkpoint-8").best_global_step == 4
+    return folder
+
+
+def test_a_damaged_checkpoint_is_not_used_and_the_one_before_it_is(
+    stopped: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(stopped / "checkpoint-8" / "optimizer.pt")
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert (
+        "stage fp32 continues from checkpoint-4 (checkpoint-8 is not used: optimizer.pt is damaged: its SHA-256 is not the "
+        "one in hashes.json)\n"
+    ) in capsys.readouterr().err
+    assert_same_training("run", uninterrupted, "fp32")
+
+
+def test_no_checkpoint_is_used_whose_best_is_damaged(
+    stopped: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training would end with other weights, if nothing better came."""
+    flip(stopped / "checkpoint-4" / "model.safetensors", 9000)
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    err = capsys.readouterr().err
+    assert "stage fp32 starts from its beginning (checkpoint-8 is not used: the best checkpoint so far, check" in err
+    assert "; checkpoint-4 is not used: model.safetensors is damaged" in err
+    assert_same_training("run", uninterrupted, "fp32")
+
+
+@pytest.mark.parametrize("torn_seal", [None, '{"format": 1, "fi'], ids=["no seal", "torn seal"])
+def test_half_written_checkpoint_is_ignored(torn_seal: str | None, stopped: Path, uninterrupted: Path) -> None:
+    torn = stopped / "checkpoint-10"
+    shutil.copytree(stopped / "checkpoint-8", torn)
+    (torn / "hashes.json").unlink()
     (torn / "model.safetensors").write_bytes(b"half")
-    if torn_state:
-        (torn / "trainer_state.json").write_text(torn_state)
-    assert training.last_checkpoint(checkpoints) == checkpoints / "checkpoint-8"
+    if torn_seal:
+        (torn / "hashes.json").write_text(torn_seal)
+    assert trainer_checkpoints.find_resume_point(stopped).checkpoint == stopped / "checkpoint-8"
     assert run_command("finetune", ["--resume", "run"]) == 0
     assert_same_training("run", uninterrupted, "fp32")
+
+
+def test_every_file_of_a_checkpoint_is_verified(stopped: Path, tmp_path: Path) -> None:
+    names = {path.name for path in (stopped / "checkpoint-8").iterdir()}
+    assert names == {
+        "config.json", "hashes.json", "model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt",
+        "tokenizer.json", "tokenizer_config.json", "trainer_state.json",
+    }  # fmt: skip
+    for name in names:
+        for change in (Path.unlink, flip, lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])):
+            copy = Path(shutil.copytree(stopped, tmp_path / "copy"))
+            change(copy / "checkpoint-8" / name)
+            point = trainer_checkpoints.find_resume_point(copy)
+            assert point.checkpoint == copy / "checkpoint-4", name
+            assert [(rejected, name in reason) for rejected, reason in point.rejected] == [("checkpoint-8", True)]
+            shutil.rmtree(copy)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_damaged_one(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is deleted then: another user, or a disk that is back tomorrow, may be able to read it."""
+
+    def unreadable(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("q8trt.files.seals.sha256", unreadable)
+    assert run_command("finetune", ["--resume", "run"]) == 2
+    assert complete_checkpoints("run", "fp32") == [4, 8]
+
+
+def test_foreign_folders_among_the_checkpoints_are_left_alone(stopped: Path) -> None:
+    (stopped / "checkpoint-mine").mkdir()
+    assert trainer_checkpoints.find_resume_point(stopped).checkpoint == stopped / "checkpoint-8"
+    trainer_checkpoints.remove_incomplete(stopped)
+    assert (stopped / "checkpoint-mine").is_dir()
+
+
+def test_best_checkpoint_damaged_while_training_goes_on(
+    stopped: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = training._Trainer._load_best_model
+
+    def damaged(self: Any) -> None:
+        flip(stopped / f"checkpoint-{self.state.best_global_step}" / "model.safetensors", 9000)
+        original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, "_load_best_model", damaged)
+        assert run_command("finetune", ["--resume", "run"]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "model.safetensors is damaged" in line
+    assert "--resume" in line
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert_same_training("run", uninterrupted, "fp32")
+
+
+def test_older_checkpoints_go_only_when_the_new_one_is_complete(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seal = trainer_checkpoints.seal
+
+    def full_disk(checkpoint: Path) -> None:
+        if checkpoint.name == "checkpoint-8":
+            raise OSError(28, "No space left on device")
+        seal(checkpoint)
+
+    monkeypatch.setattr(trainer_checkpoints, "seal", full_disk)
+    options = ["--precision", "fp32", "--output_dir", "run", "--no_do_eval", "--save_total_limit", "1"]
+    assert run_command("finetune", [*arguments, *options]) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert complete_checkpoints("run", "fp32") == [4]
+
+
+def test_another_number_of_processes_is_said(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = stopped / "checkpoint-8"
+    (newest / "rng_state.pth").rename(newest / "rng_state_0.pth")
+    shutil.copy(newest / "rng_state_0.pth", newest / "rng_state_1.pth")
+    files.write_seal(newest)
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert "checkpoint-8 was written by 2 processes and this run has 1" in capsys.readouterr().err
 
 
 def test_second_interrupt_stops_at_once_and_the_run_goes_on_from_its_last_checkpoint(
@@ -283,10 +410,102 @@ def test_nothing_left_to_resume_is_said(
     assert "no unfinished run" in capsys.readouterr().err
 
 
-def test_the_interrupt_handler_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_an_evaluation_saves_right_after_it(
+    arguments: list[str], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training.compute_from_logits
+
+    def compute(*args: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "compute_from_logits", compute)
+        assert run_command("finetune", [*arguments, "--precision", "fp32", "--output_dir", "run"]) == 143
+    assert complete_checkpoints("run", "fp32") == [4]
+    assert run_command("finetune", ["--resume", "run"]) == 0
+    assert_same_training("run", uninterrupted, "fp32")
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_the_interrupt_handler_counts(number: int) -> None:
     stopper = StopOnInterrupt()
     with stopper:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         assert stopper.requested
+        with pytest.raises(KeyboardInterrupt) as caught:
+            signal.raise_signal(number)
+    assert isinstance(caught.value, signals.TerminatedError) == (number == signal.SIGTERM)
+
+
+def test_a_signal_that_torchrun_passes_on_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with StopOnInterrupt() as stopper:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        stopper._first -= 60
         with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_thread_of_an_app_may_train() -> None:
+    """Python lets only the main thread install handlers."""
+    before = signal.getsignal(signal.SIGINT)
+    problems: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            with StopOnInterrupt():
+                assert signal.getsignal(signal.SIGINT) is before
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert problems == []
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopOnInterrupt() as stopper:
             signal.raise_signal(signal.SIGINT)
+            assert not stopper.requested
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_command_outside_training_stops_in_one_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from q8trt.cli import doctor
+
+    monkeypatch.setattr(doctor, "run", lambda argv: signal.raise_signal(number))
+    assert run_command("doctor", []) == 128 + number
+    name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+    assert capsys.readouterr().err == f"doctor: stopped by {name}; nothing half-written was left\n"
+
+
+def test_sigterm_to_the_process(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As a cluster does it: the process saves, says how to go on, and ends with 128 + 15."""
+    long = [*arguments, "--precision", "fp32", "--output_dir", "run", "--max_steps", "100000"]
+    command = [sys.executable, str(ROOT / "finetune.py"), *long]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not list(Path("run").glob("checkpoints/fp32/checkpoint-*/hashes.json")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert err.splitlines()[-1].startswith("finetune: stopped at step ")
+    assert "continue with: python finetune.py --resume run" in err.splitlines()[-1]
+    point = trainer_checkpoints.find_resume_point(Path("run/checkpoints/fp32"))
+    assert point.rejected == ()
+    assert point.checkpoint is not None
+    step = trainer_checkpoints.load_state(point.checkpoint).global_step
+    assert f"stopped at step {step} of 100000" in err

@@ -86,6 +86,18 @@ def test_learning_rate_warms_up_and_decays_polynomially(stage: Stage, trainers: 
     assert logged(trainers[0], "learning_rate") == pytest.approx([rate(step) for step in range(steps)])
 
 
+@pytest.mark.parametrize(("steps", "ratio", "rates"), [(1, 0.1, [1]), (2, 0.99, [0, 1]), (3, 0.7, [0, 0.5, 1])])
+def test_warm_up_ends_before_training_does(
+    steps: int, ratio: float, rates: list[float], stage: Stage, trainers: list[Any]
+) -> None:
+    """Rounded up, it would be as long: the Trainer's schedule divides by the steps that are left."""
+    before = clone(stage.model)
+    config = replace(QUICK, max_steps=steps, warmup_ratio=ratio, do_eval=False)
+    train_stage(stage, STS_B, _Tokenizer, config)
+    assert logged(trainers[0], "learning_rate") == pytest.approx([1e-3 * rate for rate in rates])
+    assert not torch.equal(before["classifier.weight"], stage.model.state_dict()["classifier.weight"])
+
+
 def test_teacher_is_used_and_left_alone(stage: Stage, tiny_model: Callable[..., Any]) -> None:
     teacher = tiny_model("bert", seed=5).train()
     before, start = clone(teacher), clone(stage.model)

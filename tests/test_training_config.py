@@ -141,3 +141,50 @@ def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(ConfigError, match=r"^--fp16 trains .* CUDA GPU and there is none; .*--bf16$"):
         TrainingConfig(fp16=True, use_cpu=True).check_machine()
     TrainingConfig(bf16=True, use_cpu=True).check_machine()
+
+
+@pytest.mark.parametrize("name", ["max_steps", "eval_steps", "per_device_train_batch_size", "quant_start_step"])
+def test_largest_whole_number(name: str) -> None:
+    refused(f"--{name} {2**31}, expected at most {2**31 - 1}", **{name: 2**31, "do_eval": False})
+
+
+def test_largest_seed() -> None:
+    refused(f"--seed {2**32}, expected at most {2**32 - 1}", seed=2**32)
+    assert TrainingConfig(seed=2**32 - 1).seed == 2**32 - 1
+
+
+def unusable(stage: str, rows: int = 48, **options: Any) -> str:
+    """The message of a schedule that `stage` cannot use; the other stage alone can."""
+    config = TrainingConfig(use_cpu=True, **options)
+    with pytest.raises(ConfigError) as caught:
+        config.check_schedule(rows, ("fp32", "int8"))
+    config.check_schedule(rows, {"fp32", "int8"} - {stage})
+    config.check_schedule(rows, ())
+    return str(caught.value)
+
+
+def test_the_rate_falls_to_its_end() -> None:
+    assert unusable("fp32", lr_end=5e-5, qat_learning_rate=1e-4).startswith(
+        "--lr_end 5e-05 is not below --learning_rate"
+    )
+    assert unusable("int8", lr_end=4e-5).startswith("--lr_end 4e-05 is not below --qat_learning_rate 3e-05, the rate")
+
+
+def test_more_steps_than_can_be_counted() -> None:
+    message = unusable("fp32", num_train_epochs=1e300)
+    assert message.startswith("--num_train_epochs 1e+300 is 3e+300 steps on 48 rows")
+    assert unusable("int8", qat_epochs=1e9, per_device_train_batch_size=8).startswith(
+        "--qat_epochs 1e+09 is 6e+09 steps"
+    )
+
+
+def test_quantizers_come_on_before_training_ends() -> None:
+    assert "QAT has 3 steps here" in unusable("int8", quant_start_step=3)
+    assert "QAT has 2 steps here" in unusable("int8", quant_start_step=2, gradient_accumulation_steps=2)
+    assert "QAT has 7 steps here" in unusable("int8", quant_start_step=9, max_steps=7)
+    TrainingConfig(use_cpu=True, quant_start_step=2).check_schedule(48, ("int8",))
+
+
+def test_processes_share_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "QAT has 2 steps here" in unusable("int8", quant_start_step=2)

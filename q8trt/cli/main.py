@@ -1,7 +1,7 @@
 """`q8trt COMMAND ...`, and the one place where errors become a line on stderr and an exit code.
 
 Exit codes: 0 done; 1 what was checked is not so (doctor, lint, parity, gpu-check); 2 bad input or a machine that lacks
-something; 130 stopped by Ctrl-C.
+something; 130 stopped by Ctrl-C; 143 stopped by SIGTERM, which stops a command as Ctrl-C does.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from q8trt.cli.failures import explain, was_interrupted
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
 from q8trt.packages import install_module
 from q8trt.progress import is_main_process
+from q8trt.signals import exit_code
 
 #: command -> (module under q8trt.cli, what it does)
 COMMANDS = {
@@ -42,7 +43,6 @@ COMMANDS = {
 
 #: torchrun ends all processes when one ends; this long the others wait for the first one to say why and to tidy up.
 _GRACE_SECONDS = 3
-_STOPPED = "stopped by Ctrl-C; nothing half-written was left"
 
 
 def _usage() -> str:
@@ -93,11 +93,11 @@ def _answer(prog: str, run: Callable[[], int | None]) -> int:
         with interrupts.raised(), terminal.flushed_output():
             return run() or 0
     except InterruptedRunError as error:
-        return _fail(prog, str(error), 130)
+        return _fail(prog, str(error), exit_code(error))
     except Q8TRTError as error:
         return _fail(prog, f"error: {error}", 2)
-    except KeyboardInterrupt:
-        return _fail(prog, _STOPPED, 130)
+    except KeyboardInterrupt as error:
+        return _stopped(prog, error)
     except BrokenPipeError:  # the reader (head, a pager) went away
         terminal.discard_output()
         return 0
@@ -107,11 +107,17 @@ def _answer(prog: str, run: Callable[[], int | None]) -> int:
         return _fail(prog, f"error: {error.name} is not installed: {install_module(error.name)}", 2)
     except Exception as error:
         if was_interrupted(error):
-            return _fail(prog, _STOPPED, 130)
+            return _stopped(prog, error)
         message = explain(error)
         if message is None:
             raise
         return _fail(prog, f"error: {message}", 2)
+
+
+def _stopped(prog: str, error: BaseException) -> int:
+    """Report a command that a signal stopped; returns the exit code."""
+    code = exit_code(error)
+    return _fail(prog, f"stopped by {'Ctrl-C' if code == 130 else 'SIGTERM'}; nothing half-written was left", code)
 
 
 def _fail(prog: str, message: str, code: int) -> int:

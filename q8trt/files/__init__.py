@@ -1,12 +1,14 @@
 """Files that survive crashes and other writers: atomic writes, advisory locks, hashes and guarded reading.
 
 `atomic` writes a file or a folder whole or not at all. `locks` keeps a second writer out. `decoding` reads JSON and YAML
-that someone else may have written, within limits. `panics` turns panics of Rust libraries into errors.
+that someone else may have written, within limits. `seals` notes the hashes of a folder's files and compares them.
+`panics` turns panics of Rust libraries into errors.
 """
 
 from q8trt.files.atomic import (
     atomic_file,
     atomic_folder,
+    finish_folder,
     remove_stale,
     sha256,
     sync,
@@ -25,14 +27,19 @@ from q8trt.files.decoding import (
 )
 from q8trt.files.locks import exclusive
 from q8trt.files.panics import no_panic
+from q8trt.files.seals import SEAL_FILE, find_damage, has_seal, write_seal
 
 __all__ = [
+    "SEAL_FILE",
     "Limits",
     "MalformedError",
     "atomic_file",
     "atomic_folder",
     "decode",
     "exclusive",
+    "find_damage",
+    "finish_folder",
+    "has_seal",
     "no_panic",
     "parse_json",
     "parse_yaml",
@@ -43,5 +50,6 @@ __all__ = [
     "sync",
     "write_bytes",
     "write_json",
+    "write_seal",
     "write_text",
 ]

@@ -94,7 +94,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         umask_permissions(temporary, 0o777)
         yield temporary
-        _finish_folder(temporary)
+        finish_folder(temporary)
         _swap(temporary, path)
         _sync_folder(path.parent)
     finally:
@@ -102,7 +102,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def _finish_folder(folder: Path) -> None:
+def finish_folder(folder: Path) -> None:
     """Give every file in `folder` ordinary permissions and flush it to the disk."""
     for place, _, names in os.walk(folder):
         for name in names:

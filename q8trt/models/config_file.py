@@ -14,6 +14,7 @@ from typing import Any
 from q8trt import files
 from q8trt.errors import CheckpointError
 from q8trt.models.locate import is_folder, only_local, unavailable
+from q8trt.models.whole import check_whole
 from q8trt.quantization.sites import LAYOUTS
 
 CONFIG_FILE = "config.json"
@@ -102,8 +103,9 @@ def read_config_file(name: str) -> dict[str, Any]:
     """Return the keys of config.json of a folder, or of a model on the hub.
 
     Raises:
-        CheckpointError: there is none, or it is not a JSON object.
+        CheckpointError: there is none, it is not a JSON object, or a file of the folder is not the one that was saved.
     """
+    check_whole(name, weights=False)
     path = _config_path(name)
     try:
         data = files.read_json(path, _LIMITS)

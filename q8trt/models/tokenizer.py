@@ -14,6 +14,7 @@ from q8trt.errors import CheckpointError
 from q8trt.models.config import load_config, positions, takes_token_types
 from q8trt.models.config_file import CONFIG_FILE
 from q8trt.models.locate import is_folder, only_local, resolve_model, unavailable
+from q8trt.models.whole import check_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,6 +35,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
         CheckpointError: not found, damaged, only a slow tokenizer exists, or one that does not fit the model's tables.
     """
     name = resolve_model(name_or_path)
+    check_whole(name, weights=False)
     if is_folder(name):
         _check_files(Path(name), name_or_path)
     config = None if is_folder(name) and not (Path(name) / CONFIG_FILE).exists() else load_config(name)

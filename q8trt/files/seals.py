@@ -1,0 +1,96 @@
+"""Seals: `hashes.json`, the size and SHA-256 of every file in a folder, written after all of them.
+
+A folder without a seal was not written to its end, or not by this version of q8trt. A folder with one is read only if its
+files are still those that were written. A seal shows damage; it is no signature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from q8trt.files.atomic import finish_folder, sha256, write_json
+from q8trt.files.decoding import MalformedError, decode, read_json
+
+SEAL_FILE = "hashes.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the seal holds of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Seal:
+    """The contents of `SEAL_FILE`; `files` maps a path below the folder to its entry."""
+
+    format: int
+    files: dict[str, _File]
+
+
+def write_seal(folder: str | Path) -> None:
+    """Give the files in `folder` ordinary permissions, flush them to the disk, and note their sizes and hashes.
+
+    The seal is written last, whole or not at all: a folder that has one is complete.
+    """
+    folder = Path(folder)
+    finish_folder(folder)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    entries = {
+        name: _File((folder / name).stat().st_size, sha256(folder / name)) for name in names if name != SEAL_FILE
+    }
+    write_json(folder / SEAL_FILE, dataclasses.asdict(_Seal(_FORMAT, entries)))
+
+
+def has_seal(folder: str | Path) -> bool:
+    """Return whether `folder` has a seal, sound or not."""
+    return (Path(folder) / SEAL_FILE).exists()
+
+
+def find_damage(folder: str | Path, is_read: Callable[[str], bool] = lambda name: True) -> str:
+    """Compare a folder with its seal.
+
+    Args:
+        folder: the folder.
+        is_read: returns whether the file of that name matters to the caller; the others are not compared.
+
+    Returns:
+        the first difference, in words that follow the folder's name and a slash; "" where there is none. Files that the
+        seal does not name are not compared.
+
+    Raises:
+        OSError: a file is there and cannot be read, so nothing is known of it.
+    """
+    folder = Path(folder)
+    try:
+        seal = decode(_Seal, read_json(folder / SEAL_FILE))
+    except FileNotFoundError:
+        return f"{SEAL_FILE} is missing, so the folder was not written to its end or is of an earlier version"
+    except MalformedError as error:
+        return f"{SEAL_FILE} is damaged: {error}"
+    if seal.format != _FORMAT:
+        return f"{SEAL_FILE} has format {seal.format}, expected {_FORMAT}"
+    differences = (_difference(folder, name, entry) for name, entry in seal.files.items() if is_read(name))
+    return next((difference for difference in differences if difference), "")
+
+
+def _difference(folder: Path, name: str, expected: _File) -> str:
+    """Return how the file `name` differs from its entry; "" where it does not."""
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts or "\0" in name:
+        return f"{SEAL_FILE} is damaged: it names {name!r}, which is outside the folder"
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    size = path.stat().st_size
+    if size != expected.bytes:
+        return f"{name} is damaged: it has {size:,} bytes, {SEAL_FILE} says {expected.bytes:,}"
+    if sha256(path) != expected.sha256:
+        return f"{name} is damaged: its SHA-256 is not the one in {SEAL_FILE}"
+    return ""
