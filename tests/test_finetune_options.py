@@ -45,6 +45,7 @@ def save(folder: str, model: Any, tokenizer: Any, **config: Any) -> str:
     from q8trt.checkpoints import save_checkpoint
 
     save_checkpoint(folder, model, tokenizer)
+    Path(folder, "hashes.json").unlink()  # as one from elsewhere
     path = Path(folder, "config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     return folder
