@@ -86,7 +86,7 @@ def find_resume_point(folder: Path) -> ResumePoint:
     Raises:
         OSError: a checkpoint cannot be read, so nothing is known of it.
     """
-    rejected = []
+    rejected: list[tuple[str, str]] = []
     for checkpoint in checkpoints_in(folder):
         obstacle = _obstacle(checkpoint)
         if not obstacle:

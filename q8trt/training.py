@@ -134,16 +134,18 @@ class _Trainer(transformers.Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()  # each process writes the state of its own random generators
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir)
-            trainer_checkpoints.seal(trainer_checkpoints.checkpoint_at(folder, self.state.global_step))
-            rotate_checkpoints(str(folder), limit, self.state.best_model_checkpoint, use_mtime=True)
+            trainer_checkpoints.seal(self._checkpoint_at(self.state.global_step))
+            rotate_checkpoints(str(self.args.output_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, if it is still what was written."""
-        best = trainer_checkpoints.checkpoint_at(Path(self.args.output_dir), self.state.best_global_step)
+        best = self._checkpoint_at(self.state.best_global_step)
         trainer_checkpoints.check_whole(best)
         self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
+
+    def _checkpoint_at(self, step: Any) -> Path:
+        return trainer_checkpoints.checkpoint_at(Path(str(self.args.output_dir)), step)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with weights quantized once and not for each batch."""

@@ -2,7 +2,8 @@
 
 `locate` finds the folder. `config_file` reads config.json and refuses what q8trt cannot run. `config` makes transformers'
 configuration of it. `tokenizer` loads the tokenizer and fits it to the model. `labels` compares the names of outputs with
-those of a task. `rows` checks token ids against the tables. `whole` compares the files with the hashes that were saved. All of it is done before a training step.
+those of a task. `rows` checks token ids against the tables. `whole` compares the files with the
+hashes that were saved. All of it is done before a training step.
 """
 
 from q8trt.models.config import load_config, positions, takes_token_types
