@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=RESULTS)
     options = parser.parse_args()
     run = open_run(options.run)
-    config = FinetuneConfig.from_dict(run.record["config"])
+    config = FinetuneConfig.from_dict(run.record.config)
     split, examples = next(iter(load_dev(config.data).items()))
     checkpoint = run.checkpoint("fp32")
     assert checkpoint is not None, f"{run.path} has no FP32 checkpoint"

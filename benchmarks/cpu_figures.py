@@ -87,7 +87,7 @@ def main() -> int:
     argv += ["--backend", "onnxruntime", "--batch_sizes", options.batch_sizes, "--seq_lengths", options.seq_lengths]
     argv += ["--iterations", options.iterations, "--max_seconds", options.max_seconds]
     if options.max_eval_samples:
-        data = run.record["config"]["data"]
+        data = run.record.config["data"]
         argv += ["--task", data["task"], "--max_eval_samples", options.max_eval_samples]
         argv += ["--data_dir", data["data_dir"]] if data["data_dir"] else []
     with tempfile.TemporaryDirectory() as folder:

@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--name", default="qat-cost")
     options = parser.parse_args()
     run = open_run(options.run)
-    record = {**run.record["config"], "recipe": load_recipe(options.recipe).to_dict()}
+    record = {**run.record.config, "recipe": load_recipe(options.recipe).to_dict()}
     config = FinetuneConfig.from_dict(record)
     inputs, folder = load_inputs(config), run.checkpoint("fp32")
     model = checkpoints.load_finetuned(str(folder), config.data.resolved_task)

@@ -53,7 +53,7 @@ def score(paths: Sequence[str], threads: int | None, stages: Sequence[str] = STA
     """Score those of `stages` that every run has finished and that have no score yet."""
     for path in paths:
         run = open_run(path)
-        target, config = run.path / SCORE_FILE, FinetuneConfig.from_dict(run.record["config"])
+        target, config = run.path / SCORE_FILE, FinetuneConfig.from_dict(run.record.config)
         known: dict[str, Any] = files.read_json(target) if target.exists() else {"stages": {}}
         # The FP32 stage of a run that was given one is the teacher's, scored once, in the teacher's own run.
         wanted = [stage for stage in stages if run.stage(stage) and not (stage == "fp32" and config.from_fp32)]
@@ -69,7 +69,7 @@ def _cells(path: str) -> list[dict[str, Any]]:
     """One entry for each scored stage of a run."""
     run = open_run(path)
     record, scores = run.record, files.read_json(run.path / SCORE_FILE)
-    config = FinetuneConfig.from_dict(record["config"])
+    config = FinetuneConfig.from_dict(record.config)
     method = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT + distillation" if config.distillation else "QAT"}
     return [
         {
@@ -82,10 +82,10 @@ def _cells(path: str) -> list[dict[str, Any]]:
             "onnx_bytes": entry["onnx_bytes"],
             "torch_metrics_x100": {
                 split: {name: round(100 * value, 3) for name, value in metrics.items()}
-                for split, metrics in record["stages"][stage]["scores"].items()
+                for split, metrics in record.stages[stage].scores.items()
             },
-            "step_seconds_median": record["stages"][stage].get("step_seconds_median"),
-            "training": record.get("provenance") or {"command": record["command"], "date_utc": record["created"]},
+            "step_seconds_median": record.stages[stage].details.get("step_seconds_median"),
+            "training": record.provenance or {"command": record.more["command"], "date_utc": record.created},
             "scoring": scores["provenance"],
         }
         for stage, entry in scores["stages"].items()
@@ -125,7 +125,7 @@ def table(paths: Sequence[str], name: str, renamed: Mapping[str, str], merge: bo
         earlier = files.read_json(RESULTS / f"{name}.json")["cells"]
         # The last of several runs of one cell is the one that the table showed.
         cells = [*{_key(cell): cell for cell in earlier if _key(cell) not in measured}.values(), *cells]
-    configs = [FinetuneConfig.from_dict(open_run(path).record["config"]) for path in paths]
+    configs = [FinetuneConfig.from_dict(open_run(path).record.config) for path in paths]
     task = configs[0].data.resolved_task
     metric, groups = task.main_metric, defaultdict(dict)  # type: ignore[var-annotated]
     for cell in cells:

@@ -12,13 +12,15 @@ from q8trt import checkpoints, files
 from q8trt.engine.build import build_plan
 from q8trt.engine.config import BuildConfig, PlanInfo, Progress
 from q8trt.engine.determinism import PlanDifference, compare_plans
+from q8trt.engine.folder import ENGINE_FOLDER
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles, check_positions, largest
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
 from q8trt.export.options import ExportOptions
 from q8trt.finetune_config import FinetuneConfig, config_of_run
 from q8trt.models import model_inputs, positions
-from q8trt.runs import RUN_FILE, STAGES, Run, newest_run, open_run
+from q8trt.run_search import how_to_finish, newest_run
+from q8trt.runs import RUN_FILE, STAGES, Run, check_outside_checkpoints, open_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,10 +53,12 @@ class Source:
         """The task that the checkpoint was trained for."""
         return self.config.data.resolved_task
 
-    @property
-    def default_output(self) -> Path:
-        """`engine` for the QAT engine of a run, `engine-<stage>` for its others."""
-        return self.run.path / ("engine" if self.stage == "int8" else f"engine-{self.stage}")
+
+def default_folder(source: Source, precision: str) -> Path:
+    """Return the engine folder in the run: `engine` for QAT, else `engine-<stage>`; with FP16 one of its own."""
+    if not precision.endswith("fp16"):
+        return source.run.path / ("engine" if source.stage == "int8" else f"engine-{source.stage}")
+    return source.run.path / ("engine-fp16" if source.stage == "fp32" else f"engine-{source.stage}-fp16")
 
 
 def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
@@ -85,9 +89,7 @@ def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: st
         folder = run.checkpoint(name)
         if folder:
             return Source(folder, run, config_of_run(run), name)
-    raise ConfigError(
-        f"{run.path} has no finished {' or '.join(stages)} checkpoint; finish it: python finetune.py --resume {run.path}"
-    )
+    raise ConfigError(f"{run.path} has no finished {' or '.join(stages)} checkpoint; {how_to_finish(run, stages)}")
 
 
 def profiles_for(
@@ -124,7 +126,7 @@ def _load(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
 def _scores(source: Source) -> dict[str, Any]:
     """The torch scores that the run noted: of the FP32 model and of the one being built."""
     entries = {stage: source.run.stage(stage) for stage in {"fp32", source.stage}}
-    return {f"torch_{stage}": entry["scores"] for stage, entry in sorted(entries.items()) if entry}
+    return {f"torch_{stage}": entry.scores for stage, entry in sorted(entries.items()) if entry}
 
 
 def _manifest(
@@ -192,6 +194,7 @@ def build_engine(
     on_progress: Progress | None = None,
     verify_deterministic: bool = False,
     options: ExportOptions | None = None,
+    overwrite: bool = False,
 ) -> tuple[Path, Manifest]:
     """Export `source` and build its plan. With FP16, training rows say what would overflow.
 
@@ -199,17 +202,19 @@ def build_engine(
         source: the checkpoint.
         precision: "fp32", "fp16", "int8" or "int8+fp16".
         config: backend, profiles, timing cache.
-        output_dir: the engine folder, replaced when complete; None for the run's default.
+        output_dir: the engine folder; None for the run's default.
         on_progress: called with (phase, step, steps) while the plan is built.
         verify_deterministic: build the plan a second time, and note in the manifest whether the two are the same.
         options: how the graph is exported.
+        overwrite: replace an older engine in `output_dir`; the run's default is replaced in any case.
 
     Returns:
         the engine folder and its manifest.
 
     Raises:
-        ConfigError: shapes beyond the position table, a precision that does not fit the checkpoint, or an option that the
-            backend lacks.
+        ConfigError: shapes beyond the position table, a precision that does not fit the checkpoint, an option that the
+            backend lacks, or an output folder that is not to be replaced.
+        BusyError: another process writes the engine folder.
         CheckpointError: the checkpoint is damaged.
         BackendError: no backend is installed.
         EngineError: the backend refused the graph, or crashed.
@@ -219,21 +224,39 @@ def build_engine(
 
     config.check_supported(find_backend(config.backend))  # before the minutes that loading and exporting may take
     check_positions(config.profiles, positions(checkpoints.load_config(str(source.checkpoint))))
-    folder = Path(output_dir) if output_dir else _output(source, precision)
-    model, recipe = _load(source)
-    tokenizer = checkpoints.load_tokenizer(str(source.checkpoint))
-    with files.atomic_folder(folder) as temporary:
-        batches, rows = overflow_batches(source, tokenizer) if precision.endswith("fp16") else ([], "")
-        exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)
-        plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress)
-        again = _build_again(temporary, config, on_progress) if verify_deterministic else None
-        report = _report(exported, plan, config, again, source.config.data.sample)
-        report["export"] |= {"overflow_rows": rows, "options": asdict(options or ExportOptions())}
-        tokenizer.save_pretrained(temporary)
-        inputs, profiles = exported.input_names, config.profiles
-        manifest = _manifest(source, model, recipe, precision, inputs, tokenizer, profiles, plan, report)
-        manifest = write_manifest(temporary, manifest)
+    folder = Path(output_dir) if output_dir else default_folder(source, precision)
+    target = check_output(source, precision, output_dir, overwrite)
+    with files.exclusive(target):
+        source.run.sweep()
+        model, recipe = _load(source)
+        tokenizer = checkpoints.load_tokenizer(str(source.checkpoint))
+        with files.atomic_folder(target) as temporary:
+            batches, rows = overflow_batches(source, tokenizer) if precision.endswith("fp16") else ([], "")
+            exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)
+            plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress)
+            again = _build_again(temporary, config, on_progress) if verify_deterministic else None
+            report = _report(exported, plan, config, again, source.config.data.sample)
+            report["export"] |= {"overflow_rows": rows, "options": asdict(options or ExportOptions())}
+            tokenizer.save_pretrained(temporary)
+            inputs, profiles = exported.input_names, config.profiles
+            manifest = _manifest(source, model, recipe, precision, inputs, tokenizer, profiles, plan, report)
+            manifest = write_manifest(temporary, manifest)
+            check_output(source, precision, output_dir, overwrite)  # a file that was put there meanwhile stays
     return folder, manifest
+
+
+def check_output(source: Source, precision: str, output_dir: str | Path | None, overwrite: bool = False) -> Path:
+    """Return where the engine folder is written, links resolved.
+
+    Raises:
+        ConfigError: what is there is not to be replaced, or the folder cannot be written.
+    """
+    default = default_folder(source, precision)
+    if output_dir is None or Path(output_dir).resolve() == default.resolve():
+        hint = "move that away, or build elsewhere with --output_dir"
+        return files.replaceable_folder(default, ENGINE_FOLDER, overwrite=True, option="the engine folder", hint=hint)
+    check_outside_checkpoints(output_dir)
+    return files.replaceable_folder(output_dir, ENGINE_FOLDER, overwrite=overwrite)
 
 
 #: Rows that FP16's range is tried on: a few seconds, and outliers of BERT show on any text.
@@ -272,11 +295,3 @@ def _build_again(folder: Path, config: BuildConfig, on_progress: Progress | None
         return compare_plans(folder / PLAN_FILE, second)
     finally:
         second.unlink(missing_ok=True)
-
-
-def _output(source: Source, precision: str) -> Path:
-    """The run's default folder; with FP16 one of its own: `engine-fp16`, `engine-int8-fp16`, `engine-ptq-fp16`."""
-    default = source.default_output
-    if not precision.endswith("fp16"):
-        return default
-    return default.with_name("engine-fp16" if source.stage == "fp32" else f"engine-{source.stage}-fp16")

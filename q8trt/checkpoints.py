@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
+from q8trt.commands import command
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.models import (
     check_whole,
@@ -197,9 +198,10 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
     """
     architectures = config.architectures or []
     if not any("SequenceClassification" in architecture for architecture in architectures):
+        command_line = command("finetune", "--task", task.name, "--precision", "fp32", "--model_name_or_path", where)
         raise CheckpointError(
             f"{where} has no fine-tuned classification head ({', '.join(architectures) or 'no architecture named'}); "
-            f"fine-tune it first: python finetune.py --task {task.name} --precision fp32"
+            f"fine-tune it first: {command_line}"
         )
     if config.num_labels != task.num_labels:
         raise CheckpointError(

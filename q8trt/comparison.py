@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from q8trt.benchmarking.layers import LayerTimes, measure_layers
 from q8trt.benchmarking.lengths import measure_lengths
 from q8trt.benchmarking.timing import Latency, measure, random_inputs
 from q8trt.benchmarking.work import rated, work_of_onnx
+from q8trt.commands import command
 from q8trt.data import DataConfig, Features, load_dev, tokenize
 from q8trt.data.batches import DEFAULT_BUCKETS
-from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, load_manifest
+from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
+from q8trt.engine.search import Engine
 from q8trt.engine.shapes import covering, largest, show_profiles
 from q8trt.errors import ConfigError
 from q8trt.evaluation import evaluate, predict
@@ -33,7 +35,6 @@ from q8trt.runners import open_runner
 from q8trt.runners.base import Runner
 from q8trt.runners.onnxruntime_graph import saturates
 from q8trt.runners.tensorrt_engine import TensorRTOptions
-from q8trt.runs import RUN_FILE, Run
 
 MIB = 2**20
 #: Kernels are compiled before they are timed, not in the background meanwhile; a shape that is timed comes again and again.
@@ -47,44 +48,6 @@ SATURATES = (
 FP16_ON_CPU = (
     "ONNX Runtime's CPU kernels are slow in FP16: such a graph is for GPUs, its time here says nothing of TensorRT"
 )
-#: Stage of a run -> what its rows are called, in the order in which a reader compares them.
-_NAMES = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT", "": ""}
-
-
-@dataclass(frozen=True)
-class Engine:
-    """An engine folder and its manifest."""
-
-    folder: Path
-    manifest: Manifest
-
-    @property
-    def name(self) -> str:
-        """``"QAT INT8"``: how the model came about, where that is known, and the engine's precision."""
-        precision = self.manifest.precision.upper()
-        return precision if self.manifest.stage == "fp32" else f"{_NAMES[self.manifest.stage]} {precision}".strip()
-
-    @property
-    def run(self) -> Run | None:
-        """The run that the engine lies in, if it does."""
-        return Run(self.folder.parent) if (self.folder.parent / RUN_FILE).is_file() else None
-
-
-def find_engines(folders: Sequence[str], runs_dir: str) -> list[Engine]:
-    """The engines given, or those of the run whose engine is the newest.
-
-    Raises:
-        ConfigError: no engine was built yet.
-        EngineError: a folder is damaged or is no engine.
-    """
-    if folders:
-        return [Engine(Path(folder), load_manifest(folder)) for folder in folders]
-    manifests = sorted(Path(runs_dir).glob(f"*/*/{MANIFEST_FILE}"), key=lambda path: path.stat().st_mtime)
-    if not manifests:
-        raise ConfigError(f"no engine under {runs_dir}/; build one: python build_engine.py --int8")
-    folders = [str(path) for path in manifests[-1].parents[1].glob("engine*") if (path / MANIFEST_FILE).is_file()]
-    found = [Engine(Path(folder), load_manifest(folder)) for folder in folders]
-    return sorted(found, key=lambda engine: (list(_NAMES).index(engine.manifest.stage), engine.folder.name))
 
 
 def data_config(engines: Sequence[Engine], given: DataConfig | None) -> DataConfig:
@@ -225,13 +188,19 @@ def check_gate(gate: Gate, engines: Sequence[Engine], data: DataConfig | None) -
         raise ConfigError("--max_drop needs the score on the development set; drop --no_accuracy")
     if gate.min_speedup is not None and "fp32" not in precisions:
         raise ConfigError(
-            "--min_speedup needs an FP32 engine to compare with: python build_engine.py --fp32, then --engine"
+            f"--min_speedup needs an FP32 engine to compare with; build it, and name it with --engine: "
+            f"{_build_fp32(engines)}"
         )
     unknown = [engine.folder for engine in engines if not engine.manifest.metrics.get("torch_fp32")]
     if gate.max_drop is not None and "fp32" not in precisions and unknown:
         raise ConfigError(
             f"--max_drop needs an FP32 score, and {unknown[0]} records none; add an FP32 engine with --engine"
         )
+
+
+def _build_fp32(engines: Sequence[Engine]) -> str:
+    run = next((engine.run for engine in engines if engine.run), None)
+    return command("build-engine", "--fp32", *(["--checkpoint", str(run.path)] if run else []))
 
 
 def _lengths(

@@ -13,7 +13,7 @@ from q8trt import files
 from q8trt.data import DataConfig, DataRecord, RunData
 from q8trt.errors import ConfigError
 from q8trt.quantization.recipe import Recipe, load_recipe
-from q8trt.runs import Run
+from q8trt.runs import RUN_FILE, Run
 from q8trt.training_config import TrainingConfig
 
 _T = TypeVar("_T")
@@ -130,11 +130,13 @@ def config_of_run(run: Run, remedy: str = "") -> FinetuneConfig:
         ConfigError: run.json is damaged.
     """
     record = run.record
-    config = FinetuneConfig.from_dict(record.get("config") or {})
-    stored, folder = record.get("data"), record.get("folder")
-    rows = None if stored is None else DataRecord.from_dict(stored)
-    if isinstance(folder, str):
-        config = config.with_paths(partial(_moved, folder, run.path))
+    try:
+        config = FinetuneConfig.from_dict(record.config)
+        rows = None if record.data is None else DataRecord.from_dict(record.data)
+        if record.folder:
+            config = config.with_paths(partial(_moved, record.folder, run.path))
+    except ConfigError as error:
+        raise ConfigError(f"{run.path / RUN_FILE} is damaged: {error}") from None
     return replace(config, data=RunData(**config.data.to_dict(), record=rows, remedy=remedy))
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import copy
 import logging
 import random
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from q8trt import checkpoints
+from q8trt.commands import command
 from q8trt.data import DataRecord, Features, load_dev, load_train, pad, record_splits, tokenize
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.evaluation import evaluate
@@ -25,7 +25,7 @@ from q8trt.models import check_rows
 from q8trt.progress import is_main_process, progress
 from q8trt.quantization.recipe import Recipe
 from q8trt.runners.torch_runner import TorchRunner
-from q8trt.runs import STAGES, Run
+from q8trt.runs import STAGES, Run, StageName, StageRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -221,7 +221,7 @@ class Finetuning:
         self.task = config.data.resolved_task
         self._finished: frozenset[str] = frozenset()
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> dict[StageName, StageRecord]:
         """Do the stages that are left.
 
         Returns:
@@ -245,9 +245,9 @@ class Finetuning:
                     self._int8(quantized, model)
         except KeyboardInterrupt as interrupt:
             raise InterruptedRunError(
-                f"stopped between steps of training; continue with: python finetune.py --resume {shlex.quote(str(self.run.path))}"
+                f"stopped between steps of training; continue with: {command('finetune', '--resume', self.run.path)}"
             ) from interrupt
-        return dict(self.run.record["stages"])
+        return dict(self.run.record.stages)
 
     def _stages_to_train(self, last: str) -> set[str]:
         """Return the stages that train, of those that are left."""
@@ -256,7 +256,7 @@ class Finetuning:
             trained.add("int8")
         return trained - self._finished
 
-    def _finish(self, stage: str, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
+    def _finish(self, stage: StageName, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
         """Save the stage's checkpoint, score it, and note it as finished, in that order."""
         from accelerate import PartialState
 

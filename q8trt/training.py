@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from q8trt import trainer_checkpoints
+from q8trt.commands import command
 from q8trt.data import Collator, Features
 from q8trt.distillation import PROJECTION, Distillation, Distiller, distilling
 from q8trt.errors import InterruptedRunError
@@ -382,7 +382,7 @@ def _run(trainer: _Trainer, stage: Stage, quant_start_step: int, checkpoint: Pat
     if stopper.requested:
         raise InterruptedRunError(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {stage.name}; "
-            f"continue with: python finetune.py --resume {shlex.quote(str(stage.folder))}"
+            f"continue with: {command('finetune', '--resume', stage.folder)}"
         ) from stopper.interrupt
     seconds = timer.of_interest()
     return StageResult(

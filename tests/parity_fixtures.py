@@ -46,7 +46,7 @@ def make_engine(run: Run, stage: str, precision: str = "int8") -> Path:
     """The engine folder of a stage, without a plan: all that ONNX Runtime needs."""
     from q8trt.checkpoints import load_finetuned, load_quantized, load_tokenizer
 
-    config = FinetuneConfig.from_dict(run.record["config"])
+    config = FinetuneConfig.from_dict(run.record.config)
     task, checkpoint = config.data.resolved_task, run.path / stage
     model = load_finetuned(checkpoint, task) if stage == "fp32" else load_quantized(checkpoint)[0]
     folder, tokenizer = run.path / f"engine-{stage}", load_tokenizer(str(checkpoint))

@@ -234,14 +234,15 @@ def test_refusals(engines: list[str], options: list[str], says: str, built: Path
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
     built: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("q8trt.cli.options.os.access", lambda *arguments: False)
+    monkeypatch.setattr("os.access", lambda *arguments: False)
     line = refused("benchmark", "--engine", str(built / "int8"), "--output_dir", "locked/out")
     assert "--output_dir locked/out cannot be written: no permission for " in line
 
 
 def test_max_drop_without_any_fp32_score(built: Path) -> None:
-    from q8trt.comparison import Engine, check_gate
+    from q8trt.comparison import check_gate
     from q8trt.data import DataConfig
+    from q8trt.engine.search import Engine
     from q8trt.errors import ConfigError
     from q8trt.reporting import Gate
 

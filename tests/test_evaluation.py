@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from q8trt.comparison import Engine, _largest_batch
+from q8trt.comparison import _largest_batch
 from q8trt.data import DataConfig, Features
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
+from q8trt.engine.search import Engine
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import DataError
 from q8trt.evaluation import evaluate, predict

@@ -169,7 +169,7 @@ def test_the_licence_is_the_one_given_or_the_base_models_own(packable: Path, tmp
     (base / "README.md").write_text('---\nlanguage: en\nlicense: "cc-by-4.0"\n---\n# base\nlicense: no\n')
     stages = {"fp32": {"checkpoint": "fp32"}}
     (packable.parent / "run.json").write_text(
-        json.dumps({"stages": stages, "config": {"model_name_or_path": str(base), "from_fp32": None}})
+        json.dumps({"format": 1, "stages": stages, "config": {"model_name_or_path": str(base), "from_fp32": None}})
     )
     assert "Of the base model `tiny`: cc-by-4.0." in card(packable)
     assert card(packable).startswith("---\nlicense: cc-by-4.0\n")
@@ -249,7 +249,7 @@ def test_a_file_that_changes_while_it_is_packed(packable: Path, monkeypatch: pyt
 def test_unpacking_keeps_links_of_the_user(packable: Path, tmp_path: Path) -> None:
     archive = pack(packable).path
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="exists already"):
+    with pytest.raises(ConfigError, match=r"is a link to .*nowhere, which does not exist"):
         unpack(archive, tmp_path / "dangling")
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
@@ -353,11 +353,18 @@ def test_pack_refuses_in_one_line(refused: Refused, packable: Path) -> None:
 def test_unpack_refuses_in_one_line(refused: Refused, packable: Path, tmp_path: Path) -> None:
     packed = str(pack(packable, tmp_path / "engine.q8trt").path)
     assert "nowhere.q8trt does not exist; expected an archive" in refused("unpack", "nowhere.q8trt")
-    assert "exists already; choose another --output_dir" in refused("unpack", packed, "--output_dir", str(packable))
+    engine = str(packable)
+    assert "is an engine folder already; add --overwrite to replace it" in refused(
+        "unpack", packed, "--output_dir", engine
+    )
+    assert run_command("unpack", [packed, "--output_dir", engine, "--overwrite"]) == 0
+    (packable / "notes.txt").write_text("mine")
+    line = refused("unpack", packed, "--output_dir", engine, "--overwrite")
+    assert "is not replaced: it holds 'notes.txt', which q8trt did not write" in line
     line = refused("unpack", packed, "--sha256", "00")
     assert "expected 00: it is not the archive that was published" in line
     (tmp_path / "folder").write_text("a file")
-    assert "exists already" in refused("unpack", packed, "--output_dir", "folder")
+    assert "folder is a file" in refused("unpack", packed, "--output_dir", "folder")
 
 
 def test_an_empty_folder_may_be_filled(packable: Path, tmp_path: Path) -> None:

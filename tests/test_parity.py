@@ -15,7 +15,8 @@ import scipy.stats
 from parity_fixtures import ROWS, alter, ignore_mask, make_engine, make_run, scale_weight
 
 from q8trt.cli.main import main, run_command
-from q8trt.comparison import Engine, data_config, find_engines
+from q8trt.comparison import data_config
+from q8trt.engine.search import Engine, find_engines
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.parity import ParityConfig, check_parity, engines_of, stages
 from q8trt.parity.check import first_above, places_of, relative_error
@@ -69,7 +70,7 @@ def pair_of(engine: EngineParity, second: str, batch_size: int = 8) -> Pair:
 
 
 def texts(run: Run) -> tuple[list[str], list[str], np.ndarray]:
-    lines = (Path(run.record["config"]["data"]["data_dir"]) / "dev.tsv").read_text().splitlines()[1:]
+    lines = (Path(run.record.config["data"]["data_dir"]) / "dev.tsv").read_text().splitlines()[1:]
     columns = [line.split("\t") for line in lines]
     return [c[1] for c in columns], [c[2] for c in columns], np.array([float(c[3]) for c in columns])
 
@@ -534,8 +535,7 @@ def test_stage_that_is_gone_and_rows_without_labels_are_refused(run: Run, monkey
         with pytest.raises(DataError, match="dev has no labels, so nothing can be scored on it"):
             check(run.path / "engine-ptq")
     record = run.record
-    del record["stages"]["fp32"]
-    run.write(record)
+    run.write(replace(record, stages={name: stage for name, stage in record.stages.items() if name != "fp32"}))
     with pytest.raises(ConfigError, match="has no finished fp32 checkpoint any more"):
         check(run.path / "engine-ptq")
 

@@ -216,7 +216,7 @@ def test_the_command_repeats_what_the_plan_was_built_with(folder: Path) -> None:
     report = options(workspace_mib=512, builder_optimization_level=5, timing_cache="my cache", version_compatible=True)
     manifest = change(folder, backend=TRT, precision="int8+fp16", stage="ptq", report=report)
     assert rebuild_command(folder, manifest) == (
-        f"`python build_engine.py --int8 --fp16 --checkpoint '{folder.parent}' --stage ptq --output_dir '{folder}' "
+        f"`python build_engine.py --int8 --fp16 --checkpoint '{folder.parent}' --stage ptq --output_dir '{folder}' --overwrite "
         "--buckets 32,64 --opt_batch 16 --max_batch 32 --backend tensorrt --timing_cache 'my cache' --workspace_mib 512 "
         "--builder_optimization_level 5 --version_compatible`"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -493,8 +494,11 @@ def test_the_command_writes_a_recipe_that_the_command_takes(
     assert 0 < len(found["in_float"]) < 6
     assert f"recipe {less.name}: {found['quantized_sites']} of 6 sites quantized; pearson x100" in out
     assert f"in float: {', '.join(found['in_float'])}" in out
-    assert out.endswith("recipe: made/less.yaml\nnext: python calibrate.py --recipe made/less.yaml\n")
-    assert run_command("calibrate", ["--recipe", "made/less.yaml", "--output_dir", "runs/again"]) == 0
+    assert "\nrecipe: made/less.yaml\nnext: python calibrate.py --recipe made/less.yaml --model_name_or_path " in out
+    printed = shlex.split(out.splitlines()[-1].removeprefix("next: python calibrate.py "))
+    assert run_command("calibrate", [*given, "--sensitivity_samples", "8"]) == 2  # the recipe is not replaced
+    assert "--write_recipe: made/less.yaml exists already" in capsys.readouterr().err
+    assert run_command("calibrate", [*printed, "--output_dir", "runs/again"]) == 0
     out = capsys.readouterr().out
     assert f"recipe {less.name}: {found['quantized_sites']} of 43 sites quantized" in out
     stages = json.loads((tmp_path / "runs" / "again" / "run.json").read_text())["stages"]
@@ -568,7 +572,7 @@ def test_a_folder_that_may_not_be_written_to(
     given = ["--model_name_or_path", str(tiny_checkpoint), "--data_dir", str(data), *OPTIONS]
     line = refused("calibrate", *given, "--max_drop", "1", "--write_recipe", "less.yaml")
     assert "--write_recipe less.yaml cannot be written: " in line
-    assert line.endswith(f"{Path.cwd()} is not a folder that you can write to")
+    assert line.endswith(f"no permission for {Path.cwd()}")
 
 
 def test_what_the_newest_run_was_imported_from_is_not_imported_again(

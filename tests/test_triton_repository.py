@@ -253,14 +253,12 @@ def test_an_output_that_is_taken(engine: Path, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "kept").write_text("mine")
     message = refused(engine, tmp_path, ConfigError)
-    assert (
-        message
-        == f"--output_dir {tmp_path / 'models'} is not empty; give a folder that does not exist yet, or empty it"
-    )
+    taken = f"--output_dir {tmp_path / 'models'} is not replaced: it holds 'kept'; "
+    assert message == f"{taken}give a new folder, or an empty one"
     assert (tmp_path / "models" / "kept").read_text() == "mine"
     shutil.rmtree(tmp_path / "models")
     (tmp_path / "models").write_text("mine")
-    assert "is a file; give a folder that does not exist yet" in refused(engine, tmp_path, ConfigError)
+    assert "cannot be written: " in refused(engine, tmp_path, ConfigError)
 
 
 def test_without_onnx(engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

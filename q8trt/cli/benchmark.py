@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
-from q8trt.cli.options import Parser, add_data, add_runs_dir, check_folder, chosen_data, say, warn
+from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say, warn
 from q8trt.cli.terminal import table_console
 from q8trt.errors import ConfigError
+from q8trt.files import check_folder, check_report
+
+_KEEP = "choose another --name or --output_dir"
 
 
 def parser() -> Parser:
@@ -98,7 +101,7 @@ def parser() -> Parser:
 def _check_output(args: Any) -> None:
     """Refuse what could not be written, before the minutes that measuring takes."""
     if args.output_dir is not None:
-        check_folder("--output_dir", args.output_dir)
+        check_folder(args.output_dir)
     if args.name is not None and (not args.name or Path(args.name).name != args.name):
         raise ConfigError(
             f"--name {args.name!r}, expected the stem of a file, without a folder: --output_dir names that"
@@ -130,6 +133,10 @@ def _compare(args: Any) -> int:
     from q8trt.reporting.side_by_side import print_side_by_side, read_report, side_by_side
     from q8trt.reporting.side_by_side_page import write_side_by_side
 
+    if args.output_dir:
+        stem = Path(args.output_dir) / (args.name or "compare")
+        keys = ("only_in_a", "only_in_b")
+        check_report(Path(f"{stem}.json"), [Path(f"{stem}.html")], keys=keys, option="--output_dir", hint=_KEEP)
     both = side_by_side(*map(read_report, args.compare))
     print_side_by_side(both, table_console())
     if args.output_dir:
@@ -156,7 +163,8 @@ def run(argv: list[str]) -> int:
     batch_size = args.per_device_eval_batch_size
     if batch_size < 1:
         raise ConfigError(f"--per_device_eval_batch_size {batch_size}, expected 1 or more")
-    from q8trt.comparison import OPTIONS, check_gate, compare, find_engines
+    from q8trt.comparison import OPTIONS, check_gate, compare
+    from q8trt.engine.search import find_engines
     from q8trt.provenance import provenance
     from q8trt.reporting import Gate
 
@@ -164,6 +172,7 @@ def run(argv: list[str]) -> int:
     engines = find_engines(args.engine, args.runs_dir)
     data = _data(args, engines)
     check_gate(gate, engines, data)
+    _check_report(_stem(args, engines))
     for engine in engines:
         say(f"engine: {engine.folder}")
     origin = provenance(["benchmark.py", *argv])
@@ -174,6 +183,19 @@ def run(argv: list[str]) -> int:
     return _answer(report, engines, gate, args)
 
 
+def _stem(args: Any, engines: Any) -> Path:
+    """Return the path of the report without its endings."""
+    return Path(args.output_dir or engines[-1].folder.parent) / (args.name or "benchmark")
+
+
+def _check_report(stem: Path) -> None:
+    """Raise ConfigError where the report would replace files that are not an earlier report."""
+    others = [Path(f"{stem}.md"), Path(f"{stem}.html")]
+    check_report(
+        Path(f"{stem}.json"), others, keys=("schema", "rows", "main_metric"), option="--output_dir", hint=_KEEP
+    )
+
+
 def _answer(report: Any, engines: Any, gate: Any, args: Any) -> int:
     """Print the report, write its files, and judge it."""
 
@@ -181,10 +203,11 @@ def _answer(report: Any, engines: Any, gate: Any, args: Any) -> int:
     from q8trt.reporting import print_report, report_dict, write_report
 
     print_report(report, table_console())
-    folder, name = Path(args.output_dir or engines[-1].folder.parent), args.name or "benchmark"
-    if (folder / f"{name}.json").exists():
-        say(f"replacing the report that is there already, {folder / name}.json, .md and .html; --name NAME keeps it")
-    paths = write_report(folder, report, name, gate)
+    stem = _stem(args, engines)
+    _check_report(stem)
+    if Path(f"{stem}.json").exists():
+        say(f"replacing the report that is there already, {stem}.json, .md and .html; --name NAME keeps it")
+    paths = write_report(stem.parent, report, stem.name, gate)
     # The plan to deploy: a QAT engine's before a calibrated one's before FP32's.
     best = max(engines, key=lambda engine: ("fp32", "", "ptq", "int8").index(engine.manifest.stage))
     plan = best.folder / PLAN_FILE

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from q8trt.cli.options import Parser, add_dataclass, add_runs_dir, read_dataclass, say, warn
 from q8trt.cli.terminal import table_console
+from q8trt.commands import command, options_of
 from q8trt.engine.config import BuildConfig, parse_sms
 from q8trt.engine.shapes import Shape, ShapeProfile, parse_buckets, parse_shapes, show_profiles
 from q8trt.errors import ConfigError
 from q8trt.export.options import ExportOptions
-from q8trt.runs import STAGES
+from q8trt.runs import RUN_FILE, STAGES
 
 
 def parser() -> Parser:
@@ -38,6 +41,10 @@ def parser() -> Parser:
     made.add_argument(
         "--output_dir", metavar="DIR", help="the engine folder (default: <run>/engine, or engine-<what> for others)"
     )
+    made.add_argument(
+        "--overwrite", action="store_true",
+        help="replace an engine that is in --output_dir already; the default folder is replaced without this",
+    )  # fmt: skip
     add_runs_dir(made)
     made.add_argument(
         "--no_baseline",
@@ -103,7 +110,7 @@ def _profiles(args: Any, source: Any) -> tuple[ShapeProfile, ...]:
     return (replace(profiles[0], **given),) if given else profiles
 
 
-def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_dir: str | None) -> None:
+def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_dir: str | None) -> Path:
 
     from q8trt.building import build_engine
     from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
@@ -114,7 +121,7 @@ def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_d
     with phases(f"Building {precision}") as on_progress:
         options = read_dataclass(ExportOptions, args)
         folder, manifest = build_engine(
-            source, precision, config, output_dir, on_progress, args.verify_deterministic, options
+            source, precision, config, output_dir, on_progress, args.verify_deterministic, options, args.overwrite
         )
     sizes = {name: manifest.files[name].bytes / 2**20 for name in (ONNX_FILE, PLAN_FILE)}
     built = manifest.backend
@@ -138,7 +145,15 @@ def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_d
     for note in manifest.report["engine"]["notes"]:
         say(f"  note: {note}")
     if manifest.report["findings"]:
-        say(f"  {manifest.report['findings']} findings of the linter: q8trt lint {folder / ONNX_FILE}")
+        say(f"  {manifest.report['findings']} findings of the linter: {command('lint', folder / ONNX_FILE)}")
+    return folder
+
+
+def _next(engines: Sequence[Path], source: Any) -> str:
+    """Return the command that scores and times `engines`; those outside the run need to be told the data."""
+    words = [word for engine in engines for word in ("--engine", str(engine))]
+    in_run = any((engine.parent / RUN_FILE).is_file() for engine in engines)
+    return command("benchmark", *words, *([] if in_run else options_of(source.config.data)))
 
 
 def run(argv: list[str]) -> int:
@@ -149,16 +164,19 @@ def run(argv: list[str]) -> int:
     args.sm = () if args.sm is None else parse_sms(args.sm)
     read_dataclass(BuildConfig, args, profiles=(ShapeProfile(),))
     read_dataclass(ExportOptions, args)
-    from q8trt.building import find_source
+    from q8trt.building import check_output, find_source
 
     source = find_source(precision, args.checkpoint, args.runs_dir, args.stage)
     config = read_dataclass(BuildConfig, args, profiles=_profiles(args, source))
+    check_output(source, precision, args.output_dir, args.overwrite)
     say(f"checkpoint: {source.checkpoint}")
-    _build(source, precision, config, args, args.output_dir)
+    engines = [_build(source, precision, config, args, args.output_dir)]
     baseline = source.run.path / "engine-fp32"
     wants_baseline = precision.startswith("int8") and not args.no_baseline and args.output_dir is None
     if wants_baseline and source.run.checkpoint("fp32") and not baseline.exists():
         say("the run's FP32 engine, to compare with:")
         _build(find_source("fp32", str(source.run.path), args.runs_dir), "fp32", config, args, None)
-    say("next: python benchmark.py")
+    if baseline.is_dir() and baseline not in engines:
+        engines.insert(0, baseline)
+    say(f"next: {_next(engines, source)}")
     return 0

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q8trt.cli.finetune import recipe_lines, summary
+from q8trt.cli.finetune import build_command, recipe_lines, summary
 from q8trt.cli.fresh import fresh_run
 from q8trt.cli.options import Parser, add_data, add_quantizer, add_runs_dir, chosen_data, read_data, say
 from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
@@ -66,7 +66,7 @@ def read_config(args: Any) -> Any:
     """
     from q8trt.finetune_config import FinetuneConfig, config_of_run
     from q8trt.quantization.recipe import load_recipe
-    from q8trt.runs import newest_run
+    from q8trt.run_search import newest_run
 
     training = TrainingConfig(seed=args.seed, per_device_eval_batch_size=args.per_device_eval_batch_size)
     common = {
@@ -135,8 +135,10 @@ def run(argv: list[str]) -> int:
     config = read_config(args)
     from q8trt.checkpoints import short_name
     from q8trt.finetuning import Finetuning, load_inputs
-    from q8trt.runs import run_name
+    from q8trt.runs import check_new_run, run_name
 
+    if args.output_dir and not args.sensitivity:
+        check_new_run(args.output_dir)
     inputs = load_inputs(config)
     say("\n".join(recipe_lines(config)))
     if args.sensitivity:
@@ -144,11 +146,11 @@ def run(argv: list[str]) -> int:
     task = config.data.resolved_task.name
     name = run_name(f"ptq-{'sample' if config.data.sample else task}", short_name(config.model_name_or_path))
     path = args.output_dir or Path(args.runs_dir) / name
-    with fresh_run(path, ["calibrate.py", *argv], config, inputs.data) as made:
-        say(f"run: {made.path}")
+    with fresh_run(path, ["calibrate.py", *argv], config, inputs.data) as new:
+        say(f"run: {new.path}")
         if config.data.has_files and inputs.data.text_columns:
             say(inputs.data.columns_line())
-        Finetuning(config, made, inputs).execute()
-    say(summary(made, config.data.resolved_task, config.data.sample))
-    say("next: python build_engine.py --int8")
+        Finetuning(config, new, inputs).execute()
+    say(summary(new, config.data.resolved_task, config.data.sample))
+    say(f"next: {build_command(new, config)}")
     return 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from q8trt.cli.fresh import fresh_run
+from q8trt.cli.fresh import fresh_run, sole_writer
 from q8trt.cli.options import (
     Parser,
     add_data,
@@ -18,8 +18,14 @@ from q8trt.cli.options import (
     read_dataclass,
     say,
 )
+from q8trt.commands import command
 from q8trt.errors import ConfigError
+from q8trt.progress import is_main_process
+from q8trt.runs import Run, check_new_run
 from q8trt.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from q8trt.finetune_config import FinetuneConfig
 
 #: What --demo stands for: the model of a pip package and the built-in sample; no hub, a few minutes on two cores.
 DEMO = {
@@ -108,13 +114,14 @@ def read_config(args: Any) -> Any:
 
 
 def _unfinished(runs_dir: str) -> Any:
-    from q8trt.finetune_config import FinetuneConfig, last_stage
-    from q8trt.runs import find_runs
+    from q8trt.finetune_config import config_of_run, last_stage
+    from q8trt.run_search import sound_runs
+    from q8trt.runs import make_a_run
 
-    for run in find_runs(runs_dir):
-        if run.stage(last_stage(FinetuneConfig.from_dict(run.record["config"]))) is None:
+    for run in sound_runs(runs_dir):
+        if run.stage(last_stage(config_of_run(run))) is None:
             return run
-    raise ConfigError(f"no unfinished run under {runs_dir}/; start one: python finetune.py --task STS-B")
+    raise ConfigError(f"no unfinished run under {runs_dir}/; start one: {make_a_run(runs_dir)}")
 
 
 def _resumed(args: Any, given: set[str]) -> tuple[Any, Any]:
@@ -155,11 +162,16 @@ def summary(run: Any, task: Any, is_sample: bool) -> str:
     names = {"fp32": "FP32", "ptq": "PTQ INT8 (calibrated)", "int8": "QAT INT8"}
     label = f"{task.name} shape, built-in sample, not GLUE" if is_sample else task.name
     lines = [f"torch scores x100, {label}:"]
-    for stage, entry in run.record["stages"].items():
-        for split, metrics in entry["scores"].items():
+    for stage, entry in run.record.stages.items():
+        for split, metrics in entry.scores.items():
             figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
             lines.append(f"  {names[stage]:22} {split}: {figures}")
     return "\n".join(lines)
+
+
+def build_command(run: Run, config: FinetuneConfig) -> str:
+    """Return the command that builds the engine of a finished run."""
+    return command("build-engine", "--int8" if config.precision == "int8" else "--fp32", "--checkpoint", run.path)
 
 
 def recipe_lines(config: Any) -> list[str]:
@@ -197,9 +209,13 @@ def run(argv: list[str]) -> int:
     from q8trt.finetuning import Finetuning, load_inputs
 
     config.training.check_machine()
-    inputs = load_inputs(config)
-    lines = recipe_lines(config) if config.precision == "int8" else []
     with contextlib.ExitStack() as stack:
+        if the_run:
+            stack.enter_context(sole_writer(the_run.path))
+        elif args.output_dir and is_main_process():
+            check_new_run(args.output_dir)
+        inputs = load_inputs(config)
+        lines = recipe_lines(config) if config.precision == "int8" else []
         the_run = the_run or stack.enter_context(_fresh(args, argv, config, inputs))
         say(f"run: {the_run.path}")
         if lines:
@@ -210,6 +226,5 @@ def run(argv: list[str]) -> int:
             say(inputs.data.columns_line())
         Finetuning(config, the_run, inputs, resume=bool(args.resume)).execute()
     say(summary(the_run, config.data.resolved_task, config.data.sample))
-    flag = "--int8" if config.precision == "int8" else "--fp32"
-    say(f"next: python build_engine.py {flag}")
+    say(f"next: {build_command(the_run, config)}")
     return 0

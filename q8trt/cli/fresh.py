@@ -1,4 +1,4 @@
-"""A new run's folder, which an error before the first result removes again."""
+"""The folder of a run while a command writes to it: one writer, and no trace of an error before the first result."""
 
 from __future__ import annotations
 
@@ -9,14 +9,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q8trt import files
 from q8trt.errors import InterruptedRunError
 from q8trt.progress import is_main_process
 from q8trt.provenance import provenance
-from q8trt.runs import RUN_FILE, STAGES, Run, new_run
+from q8trt.runs import STAGES, WRITTEN, Run, check_new_run, new_run
 
 if TYPE_CHECKING:
     from q8trt.data import DataRecord
     from q8trt.finetune_config import FinetuneConfig
+
+
+@contextlib.contextmanager
+def sole_writer(path: str | Path) -> Iterator[None]:
+    """Keep other commands from writing to the run `path`, and delete what killed ones left there.
+
+    Under torchrun the first process does so for all.
+
+    Raises:
+        BusyError: another command writes to it.
+    """
+    if not is_main_process():
+        yield
+        return
+    with files.exclusive(path):
+        Run(Path(path)).sweep()
+        yield
 
 
 @contextlib.contextmanager
@@ -34,37 +52,38 @@ def fresh_run(
         data: the rows that the run reads.
 
     Raises:
-        ConfigError: the folder is a run already.
+        BusyError: another command writes to it.
+        ConfigError: the folder is a run already, or holds what the run would write.
     """
     path = Path(path)
-    was_run = (path / RUN_FILE).exists()
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
+    with sole_writer(path):
         if is_main_process():
-            rows, stored = data.to_dict() if data else None, config.absolute().to_dict()
-            new_run(path, provenance(list(command)), config.data.resolved_task.name, stored, rows)
-        _wait_for_everyone()
-        yield Run(path)
-    except InterruptedRunError:
-        raise
-    except Exception:
-        if is_main_process() and not was_run and not _has_begun(path):
-            _remove(path, missing)
-        raise
+            check_new_run(path)
+        is_new = not path.exists()
+        try:
+            if is_main_process():
+                rows, stored = data.to_dict() if data else None, config.absolute().to_dict()
+                new_run(path, provenance(list(command)), config.data.resolved_task.name, stored, rows)
+            _wait_for_everyone()
+            yield Run(path)
+        except InterruptedRunError:
+            raise
+        except Exception:
+            if is_main_process() and not _has_begun(path):
+                _remove(path, is_new)
+            raise
 
 
-def _remove(path: Path, missing: Sequence[Path]) -> None:
-    """Remove the run, and the folders that were `missing` before it; what was there stays, for it is the user's."""
-    if path in missing:
-        shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):  # the error that led here is the one to report
-        (path / RUN_FILE).unlink(missing_ok=True)
-        for folder in missing[1:]:
-            folder.rmdir()
+def _remove(path: Path, is_new: bool) -> None:
+    """Remove the run; other files in a folder that was there before stay, for they are the user's."""
+    for each in [path] if is_new else [path / name for name in WRITTEN]:
+        shutil.rmtree(each, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the error that led here is the one to report
+            each.unlink()
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether there is a finished stage or a checkpoint of the Trainer, so that `--resume` saves work."""
+    """Return whether there is a finished stage or a checkpoint of the Trainer, so that `--resume` saves work."""
     stages = any((path / stage).is_dir() for stage in STAGES)
     return stages or any(path.glob("checkpoints/*/checkpoint-*/trainer_state.json"))
 

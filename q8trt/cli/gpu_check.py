@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from q8trt.cli.options import Parser, check_folder, say
+from q8trt.cli.options import Parser, say
 from q8trt.cli.terminal import table_console
 from q8trt.errors import BackendError, ConfigError
+from q8trt.files import check_folder, check_report, exclusive, scratch_folder
 
 RESULTS = Path("benchmarks") / "results"
 
@@ -66,7 +67,7 @@ def _check_input(args: Any) -> None:
     if args.data_dir is not None and not Path(args.data_dir).is_dir():
         raise ConfigError(f"--data_dir {args.data_dir} is no folder; expected the GLUE folder")
     if args.output_dir is not None:
-        check_folder("--output_dir", args.output_dir)
+        check_folder(args.output_dir)
     if args.run is not None:
         from q8trt.gpu_check.models import dev_data, finished_checkpoints
         from q8trt.runs import open_run
@@ -77,16 +78,22 @@ def _check_input(args: Any) -> None:
 
 
 def _check(args: Any, argv: list[str], bench: Any, config: Any) -> int:
-    import tempfile
-
-    from q8trt.gpu_check.checks import run_checks
-    from q8trt.gpu_check.journal import Journal
-    from q8trt.gpu_check.models import Models
-    from q8trt.gpu_check.page import line, print_table, write
     from q8trt.provenance import provenance
 
     origin = provenance(["q8trt", "gpu-check", *argv])
     folder = Path(args.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
+    with exclusive(folder):
+        return _run_checks(args, folder, bench, config, origin)
+
+
+def _run_checks(args: Any, folder: Path, bench: Any, config: Any, origin: dict[str, Any]) -> int:
+    from q8trt.gpu_check.checks import run_checks
+    from q8trt.gpu_check.journal import Journal
+    from q8trt.gpu_check.models import Models
+    from q8trt.gpu_check.page import STEM, line, print_table, write
+
+    page = folder / f"{STEM}.html"
+    check_report(folder / f"{STEM}.json", [page], keys=("schema", "checks"), option="--output_dir")
 
     def keep(journal: Journal) -> None:
         write(folder, journal, bench, config, origin)
@@ -94,13 +101,13 @@ def _check(args: Any, argv: list[str], bench: Any, config: Any) -> int:
             say(line(journal.checks[-1]))
 
     say(f"{bench.title} on {bench.device}: {config}")
-    with tempfile.TemporaryDirectory(prefix="q8trt-gpu-check-") as work:
+    with scratch_folder(folder / "engines") as work:
         journal = Journal(keep, hidden=f"{work}/")
         makers = Models(lambda: _run(args.run), args.data_dir, config).makers
-        run_checks(bench, makers, config, journal, Path(work), origin)
+        run_checks(bench, makers, config, journal, work, origin)
     say()
     print_table(journal, table_console())
-    say(f"report: {folder / 'gpu-check.html'} and gpu-check.json")
+    say(f"report: {page} and gpu-check.json")
     return 1 if journal.failed else 0
 
 

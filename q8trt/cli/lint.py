@@ -42,10 +42,12 @@ def run(argv: list[str]) -> int:
     import json
 
     from q8trt.engine.shapes import parse_shapes
-    from q8trt.files import write_json
+    from q8trt.files import check_report, write_json
     from q8trt.lint import LintConfig, lint
     from q8trt.lint.render import print_report
 
+    if args.output:
+        check_report(Path(args.output), keys=("findings", "forecast"), option="--output")
     path, shapes = _model(Path(args.path))
     if args.max_shapes is not None:
         shapes = parse_shapes(args.max_shapes)

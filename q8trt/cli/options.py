@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 import types
 import typing
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from q8trt.data import DataConfig
@@ -126,23 +124,6 @@ def chosen_data(args: argparse.Namespace) -> DataConfig | None:
                 raise ConfigError(f"--{field.name} needs --task; or leave it out to take the data of the run")
         return None
     return read_data(args)
-
-
-def check_folder(option: str, path: str | Path) -> None:
-    """Refuse a folder that cannot be written, before the work whose result would go there.
-
-    Args:
-        option: what the error names.
-        path: the folder; it need not exist yet.
-
-    Raises:
-        ConfigError: it, or the nearest folder above it that exists, is a file or cannot be written.
-    """
-    nearest = next(each for each in (Path(path).absolute(), *Path(path).absolute().parents) if each.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"{option} {path} cannot be a folder: {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(f"{option} {path} cannot be written: no permission for {nearest}")
 
 
 def say(text: str = "") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from q8trt.cli.options import Parser, say
+from q8trt.commands import command
 
 
 def parser() -> Parser:
@@ -35,5 +36,5 @@ def run(argv: list[str]) -> int:
         say(f"  {name:24} {size:>13,}")
     say(f"archive: {packed.path}  {packed.bytes / 2**20:.1f} MiB")
     say(f"SHA-256: {packed.sha256}")
-    say(f"next: q8trt unpack {packed.path} --output_dir DIR")
+    say(f"next: {command('unpack', packed.path, '--output_dir', packed.path.with_suffix('.unpacked'))}")
     return 0

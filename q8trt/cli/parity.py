@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say
@@ -48,20 +49,21 @@ def run(argv: list[str]) -> int:
     args: Any = parser().parse_args(argv)
 
     from q8trt.comparison import data_config
-    from q8trt.files import write_json
+    from q8trt.files import check_report, write_json
     from q8trt.parity import ParityConfig, check_parity, engines_of
     from q8trt.provenance import provenance
     from q8trt.reporting.parity_table import print_parity, report_dict
 
     config = ParityConfig(tuple(args.batch_sizes), args.samples, args.tolerance, args.quantization_tolerance)
     engines = engines_of([*args.paths, *args.engine], args.runs_dir)
+    path = Path(args.json or engines[-1].folder.parent / "parity.json")
+    check_report(path, keys=("schema", "agrees", "engines"), option="--json")
     data, origin = data_config(engines, chosen_data(args)), provenance(["q8trt", "parity", *argv])
     found = []
     for engine in engines:
         found.append(check_parity(engine, data, config))
         print_parity(found[-1], table_console())
         say()
-    path = args.json or engines[-1].folder.parent / "parity.json"
     write_json(path, report_dict(found, origin))
     say(f"report: {path}")
     return 0 if all(engine.agrees for engine in found) else 1

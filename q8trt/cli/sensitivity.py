@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from q8trt.cli.fresh import sole_writer
 from q8trt.cli.options import Parser, say
 from q8trt.cli.terminal import table_console
+from q8trt.commands import command, options_of
 from q8trt.errors import ConfigError
+from q8trt.files import check_report, writable_file
+from q8trt.runs import runs_dir_option
 
 SAMPLES = 256
 
@@ -31,6 +34,7 @@ def add_sensitivity(made: Parser) -> None:
         "loses no more than X; needs --write_recipe",
     )  # fmt: skip
     group.add_argument("--write_recipe", metavar="PATH", help="YAML file for the recipe that meets --max_drop")
+    group.add_argument("--overwrite", action="store_true", help="replace the file of --write_recipe where it exists")
 
 
 def check_sensitivity(args: Any) -> None:
@@ -50,16 +54,19 @@ def check_sensitivity(args: Any) -> None:
         missing = "--write_recipe PATH" if args.write_recipe is None else "--max_drop X"
         raise ConfigError(f"--max_drop and --write_recipe go together; add {missing}")
     if args.write_recipe is not None:
-        _check_writable(Path(args.write_recipe), "--write_recipe")
+        writable_file(args.write_recipe, "--write_recipe", overwrite=args.overwrite)
+    elif args.overwrite:
+        raise ConfigError("--overwrite replaces the file of --write_recipe, which is not given; drop it")
 
 
-def _check_writable(path: Path, option: str) -> None:
-    """Before the work, not after it: a file `path` can be written."""
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir():
-        raise ConfigError(f"{option} {path} is a folder; give the path of a file")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"{option} {path} cannot be written: {folder} is not a folder that you can write to")
+def _check_results(folder: Path) -> None:
+    """Raise ConfigError where the results would replace what this command did not write."""
+    from q8trt.sensitivity import PARTIAL_FILE, RESULT_FILE
+    from q8trt.sensitivity.report import PLOT_FILE
+
+    option, keys = "--output_dir", ("fingerprint", "scores")
+    check_report(folder / RESULT_FILE, [folder / PLOT_FILE], keys=keys, option=option)
+    check_report(folder / PARTIAL_FILE, keys=keys, option=option)
 
 
 def _run_of(config: Any) -> Any:
@@ -73,9 +80,10 @@ def _run_of(config: Any) -> Any:
 def _model_name(config: Any) -> str:
     """A word for the model: in a run, what the run began with, for there the folder's name is "fp32"."""
     from q8trt.checkpoints import short_name
+    from q8trt.finetune_config import config_of_run
 
     of_run = _run_of(config)
-    return short_name(of_run.record["config"]["model_name_or_path"] if of_run else config.from_fp32)
+    return short_name(config_of_run(of_run).model_name_or_path if of_run else config.from_fp32)
 
 
 def _sensitivity_folder(args: Any, config: Any) -> Path:
@@ -92,9 +100,23 @@ def _sensitivity_folder(args: Any, config: Any) -> Path:
     return Path(args.runs_dir) / f"sensitivity-{task}-{_model_name(config)}".casefold()
 
 
+def _next(args: Any, config: Any) -> str:
+    """Return the command that calibrates the same model with the recipe."""
+    model = ["--model_name_or_path", config.from_fp32, *options_of(config.data)]
+    return command("calibrate", "--recipe", args.write_recipe, *model, *runs_dir_option(args.runs_dir))
+
+
 def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int:
     """Score the sites and, where asked, write the recipe that meets the bound; returns the exit code."""
     import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
+
+    folder = _sensitivity_folder(args, config)
+    with sole_writer(folder):
+        _check_results(folder)
+        return _measure(folder, args, argv, config, inputs)
+
+
+def _measure(folder: Path, args: Any, argv: list[str], config: Any, inputs: Any) -> int:
 
     from q8trt.checkpoints import load_finetuned
     from q8trt.files import write_text
@@ -102,8 +124,6 @@ def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int
     from q8trt.provenance import provenance
     from q8trt.sensitivity import measure, meet, print_sensitivity, recipe_text, write_result
 
-    folder = _sensitivity_folder(args, config)
-    _check_writable(folder / "sensitivity.json", "--output_dir")
     model = load_finetuned(config.from_fp32, config.data.resolved_task, config.allow_pickle)
     quantized, _ = quantize(model, config, inputs)
     found = measure(model, quantized, config, inputs, folder, args.sensitivity_samples or SAMPLES)
@@ -115,9 +135,9 @@ def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int
     if args.write_recipe is None:
         return 0
     placement = meet(model, quantized, config, inputs, found, args.max_drop)
-    write_text(args.write_recipe, recipe_text(placement.recipe))
+    recipe = writable_file(args.write_recipe, "--write_recipe", overwrite=args.overwrite)
+    write_text(recipe, recipe_text(placement.recipe))
     write_result(folder, found, name, {**more, "max_drop": placement.to_dict(args.max_drop)})
     say("\n".join(placement.lines(found.setup["metric"])))
-    same = ", with the same model and data" if args.model_name_or_path else ""
-    say(f"recipe: {args.write_recipe}\nnext: python calibrate.py --recipe {args.write_recipe}{same}")
+    say(f"recipe: {args.write_recipe}\nnext: {_next(args, config)}")
     return 0

@@ -72,5 +72,7 @@ def _next(written: Repository, config: TritonConfig) -> list[str]:
     )
     lines.append(f"  YY.MM: a container {release}: {_MATRIX}")
     if config.backend == "python":
-        lines.append(f"without a container: make triton && python -m q8trt.triton.local_server {written.path}")
+        lines.append(
+            f"without a container: make triton && python -m q8trt.triton.local_server {shlex.quote(str(written.path))}"
+        )
     return lines

@@ -17,6 +17,7 @@ def parser() -> Parser:
     )
     made.add_argument("archive", metavar="FILE", help="what q8trt pack wrote")
     made.add_argument("--output_dir", metavar="DIR", help="the folder to make (default: FILE without .q8trt)")
+    made.add_argument("--overwrite", action="store_true", help="replace an engine that is in the folder already")
     made.add_argument("--sha256", metavar="HEX", help="the SHA-256 that `q8trt pack` printed; refuse any other archive")
     return made
 
@@ -26,5 +27,5 @@ def run(argv: list[str]) -> int:
     args: Any = parser().parse_args(argv)
     from q8trt.packing import unpack
 
-    say(f"engine: {unpack(args.archive, args.output_dir, args.sha256)}")
+    say(f"engine: {unpack(args.archive, args.output_dir, args.sha256, args.overwrite)}")
     return 0

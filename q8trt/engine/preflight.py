@@ -7,12 +7,12 @@ build options again, changed by no more than the problems ask for.
 from __future__ import annotations
 
 import importlib.util
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from q8trt.commands import command
 from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend, numbers
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.driver import driver_problem
@@ -124,12 +124,12 @@ def rebuild_command(
         backend: another backend than the manifest's; the former one's own options are left out.
         sm: other compute capabilities than were asked for; () asks for none.
     """
-    words = ["python", "build_engine.py", *(f"--{part}" for part in manifest.precision.split("+"))]
+    words = [f"--{part}" for part in manifest.precision.split("+")]
     run = folder.absolute().parent
     known = (run / RUN_FILE).is_file()
     words += ["--checkpoint", str(folder.parent) if known else "RUN"]
     words += ["--stage", manifest.stage] if manifest.stage else []
-    words += ["--output_dir", str(folder)]
+    words += ["--output_dir", str(folder), "--overwrite"]
     words += _shape_options(manifest.profiles if profiles is None else profiles)
     built = manifest.backend
     name = backend or (built.name if built else None)
@@ -140,7 +140,7 @@ def rebuild_command(
     words += _build_options(given)
     words += ["--fuse_qkv"] if manifest.report.get("export", {}).get("options", {}).get("fuse_qkv") else []
     model = "" if known else f" (RUN: the run of {manifest.model.name} on {manifest.task.name} that it was made from)"
-    return f"`{shlex.join(words)}`{model}"
+    return f"`{command('build-engine', *words)}`{model}"
 
 
 def _shape_options(profiles: Sequence[ShapeProfile]) -> list[str]:

@@ -1,8 +1,8 @@
 """Files that survive crashes and other writers: atomic writes, advisory locks, hashes and guarded reading.
 
-`atomic` writes a file or a folder whole or not at all. `locks` keeps a second writer out. `decoding` reads JSON and YAML
-that someone else may have written, within limits. `seals` notes the hashes of a folder's files and compares them.
-`panics` turns panics of Rust libraries into errors.
+`atomic` writes a file or a folder whole or not at all. `locks` keeps a second writer out. `ownership` decides what may be
+replaced. `decoding` reads JSON and YAML that someone else may have written, within limits. `seals` notes the hashes of a
+folder's files and compares them. `panics` turns panics of Rust libraries into errors.
 """
 
 from q8trt.files.atomic import (
@@ -10,7 +10,9 @@ from q8trt.files.atomic import (
     atomic_folder,
     finish_folder,
     remove_stale,
+    scratch_folder,
     sha256,
+    sweep,
     sync,
     write_bytes,
     write_json,
@@ -26,28 +28,46 @@ from q8trt.files.decoding import (
     read_limited,
 )
 from q8trt.files.locks import exclusive
+from q8trt.files.ownership import (
+    FolderKind,
+    check_folder,
+    check_report,
+    json_with,
+    new_folder,
+    replaceable_folder,
+    writable_file,
+)
 from q8trt.files.panics import no_panic
 from q8trt.files.seals import SEAL_FILE, find_damage, has_seal, write_seal
 
 __all__ = [
     "SEAL_FILE",
+    "FolderKind",
     "Limits",
     "MalformedError",
     "atomic_file",
     "atomic_folder",
+    "check_folder",
+    "check_report",
     "decode",
     "exclusive",
     "find_damage",
     "finish_folder",
     "has_seal",
+    "json_with",
+    "new_folder",
     "no_panic",
     "parse_json",
     "parse_yaml",
     "read_json",
     "read_limited",
     "remove_stale",
+    "replaceable_folder",
+    "scratch_folder",
     "sha256",
+    "sweep",
     "sync",
+    "writable_file",
     "write_bytes",
     "write_json",
     "write_seal",

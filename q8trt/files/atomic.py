@@ -14,9 +14,11 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from q8trt.files.locks import same_file, try_lock
 #: flag of renameat2(2): swap two names in one step. The folder is never missing, not even for a moment.
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
+_TEMPORARY = re.compile(r"\.(?P<target>.+)\.[^.]+\.(tmp|old)")
 
 
 def umask_permissions(path: Path, mode: int) -> None:
@@ -53,6 +56,10 @@ def _new_file(path: Path) -> str:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     return name
+
+
+def _new_folder(path: Path) -> str:
+    return tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
 
 
 @contextlib.contextmanager
@@ -88,9 +95,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, handle = _temporary(
-        path, lambda: tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    )
+    temporary, handle = _temporary(path, lambda: _new_folder(path))
     try:
         umask_permissions(temporary, 0o777)
         yield temporary
@@ -99,6 +104,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         _remove(temporary)
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, and remove it afterwards. A killed process's is removed by the next one.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder, handle = _temporary(path, lambda: _new_folder(path))
+    try:
+        yield folder
+    finally:
+        _remove(folder)
         os.close(handle)
 
 
@@ -169,7 +191,7 @@ def remove_stale(path: str | Path) -> list[Path]:
             with contextlib.suppress(OSError):
                 handle = os.open(stale, os.O_RDONLY)
                 try:
-                    if not try_lock(handle):
+                    if not try_lock(handle, without_locks=False):  # its writer lives, or might
                         continue
                     if name.endswith(".old") and not path.exists():
                         stale.replace(path)
@@ -179,6 +201,20 @@ def remove_stale(path: str | Path) -> list[Path]:
                 finally:
                     os.close(handle)
     return removed
+
+
+def sweep(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
+    """Delete what killed writers left in `folder`, for targets whose names match one of `patterns`.
+
+    Returns:
+        the names that were deleted.
+    """
+    with contextlib.suppress(OSError):
+        matches = [_TEMPORARY.fullmatch(each.name) for each in Path(folder).iterdir()]
+        names = {match["target"] for match in matches if match}
+        targets = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
+        return [removed for name in targets for removed in remove_stale(Path(folder, name))]
+    return []
 
 
 def sync(path: str | Path) -> None:

@@ -23,6 +23,19 @@ except ImportError:  # Windows: q8trt runs there without locks
 
 #: Bytes of the holder's note that are read.
 _NOTE_BYTES = 4096
+#: Descriptors of the locks that this process holds.
+_handles: set[int] = set()
+
+
+def _forget_in_child() -> None:
+    """Close the parent's locks in a forked child, so that a lock ends with the process that took it."""
+    while _handles:
+        with contextlib.suppress(OSError):
+            os.close(_handles.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def lock_path(target: str | Path) -> Path:
@@ -33,25 +46,37 @@ def lock_path(target: str | Path) -> Path:
 
 @contextlib.contextmanager
 def exclusive(target: str | Path) -> Iterator[None]:
-    """Hold the lock of `target` for the block. The target need not exist; its parent folder is made.
+    """Hold the lock of `target` for the block. The target need not exist.
+
+    Parent folders are made, and removed afterwards where they are still empty.
 
     Raises:
         BusyError: another process holds it, or this process does already; names the holder's pid.
         OSError: the lock file cannot be made.
     """
-    path = lock_path(target)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, owner = lock_path(target), os.getpid()
+    missing = [folder for folder in path.parents if not folder.exists()]
     handle = _acquire(path, target)
+    _handles.add(handle)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while the lock is held: who waits for it finds that the file is gone
-        os.close(handle)
+        if os.getpid() == owner:  # a forked child that leaves the block does not hold the lock
+            path.unlink(missing_ok=True)  # while the lock is held: who waits for it finds that the file is gone
+            _handles.discard(handle)
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                for folder in missing:
+                    folder.rmdir()
 
 
 def _acquire(path: Path, target: str | Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        except FileNotFoundError:
+            continue  # another process removed the empty parent folder between our two calls
         if not try_lock(handle):
             holder = _holder(handle)
             os.close(handle)
@@ -78,16 +103,21 @@ def _holder(handle: int) -> str:
     return f"process {pid} ({command}){elsewhere}"
 
 
-def try_lock(handle: int) -> bool:
-    """Lock an open file or folder without waiting; returns False where another descriptor holds it."""
+def try_lock(handle: int, without_locks: bool = True) -> bool:
+    """Lock an open file or folder without waiting; returns False where another descriptor holds it.
+
+    Args:
+        handle: the descriptor.
+        without_locks: the answer where the system or the file system has no locks, as some network mounts.
+    """
     if fcntl is None:
-        return True
+        return without_locks
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks, as some network mounts: writing must still work there
-        return True
+    except OSError:
+        return without_locks
     return True
 
 

@@ -17,6 +17,7 @@ from q8trt.errors import ConfigError
 from q8trt.finetune_config import FinetuneConfig
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.models import model_inputs
+from q8trt.run_search import how_to_finish
 from q8trt.runs import Run
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Models:
             ConfigError: the run is not finished, or the built-in sample does not fit its task.
         """
         run = self._run()
-        task = FinetuneConfig.from_dict(run.record["config"]).data.resolved_task
+        task = FinetuneConfig.from_dict(run.record.config).data.resolved_task
         fp32, int8 = finished_checkpoints(run)
         tokenizer = checkpoints.load_tokenizer(str(fp32))
         features = self._features(dev_data(run, self._data_dir), tokenizer)
@@ -160,10 +161,8 @@ def finished_checkpoints(run: Run) -> tuple[Path, Path]:
     """The FP32 checkpoint of `run` and its best quantized one. Raises ConfigError where the run is not finished."""
     fp32, int8 = run.checkpoint("fp32"), run.best_quantized()
     if fp32 is None or int8 is None:
-        raise ConfigError(
-            f"{run.path} has no finished {'FP32' if fp32 is None else 'quantized'} checkpoint; "
-            f"finish it: python finetune.py --resume {run.path}"
-        )
+        missing, stages = ("FP32", ["fp32"]) if fp32 is None else ("quantized", ["int8", "ptq"])
+        raise ConfigError(f"{run.path} has no finished {missing} checkpoint; {how_to_finish(run, stages)}")
     return fp32, int8
 
 
@@ -173,7 +172,7 @@ def dev_data(run: Run, data_dir: str | None) -> DataConfig:
     Raises:
         ConfigError: without `data_dir`, and the run's task is not the built-in sample's.
     """
-    data = FinetuneConfig.from_dict(run.record["config"]).data
+    data = FinetuneConfig.from_dict(run.record.config).data
     if data_dir is not None:
         return replace(data, data_dir=data_dir, sample=False, train_file=None, validation_file=None)
     if data.resolved_task.name != "STS-B":

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from q8trt import files
+from q8trt.engine.folder import ENGINE_FOLDER
 from q8trt.engine.manifest import MANIFEST_FILE, Manifest, load_manifest, parse_manifest
 from q8trt.errors import ConfigError, EngineError
 from q8trt.packing.card import make_card
@@ -104,33 +105,37 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
     return Packed(path, path.stat().st_size, files.sha256(path), sizes)
 
 
-def unpack(path: str | Path, output_dir: str | Path | None = None, sha256: str | None = None) -> Path:
+def unpack(
+    path: str | Path, output_dir: str | Path | None = None, sha256: str | None = None, overwrite: bool = False
+) -> Path:
     """Verify an archive and lay its engine folder down, whole or not at all.
 
     Args:
         path: what `pack` wrote.
         output_dir: the folder to make; by default beside the archive, by its name without `SUFFIX`.
         sha256: what the archive itself must have, where its maker published it.
+        overwrite: replace an engine that is in the folder already.
 
     Returns:
         the engine folder.
 
     Raises:
-        ConfigError: the folder exists and is not empty.
+        ConfigError: the folder holds something that is not to be replaced.
+        BusyError: another process writes the folder.
         EngineError: no archive of `pack`, damaged, changed, or with a member that has no business in it.
     """
     path = Path(path)
     if not path.is_file():
         raise EngineError(f"{path} does not exist; expected an archive that `q8trt pack` made")
     folder = Path(output_dir) if output_dir else path.with_suffix("")
-    _check_free(path, folder)
+    target = files.replaceable_folder(folder, ENGINE_FOLDER, overwrite=overwrite)
     if sha256 is not None and (actual := files.sha256(path)) != sha256.strip().casefold():
         raise EngineError(f"{path} has SHA-256 {actual}, expected {sha256}: it is not the archive that was published")
     try:
         with path.open("rb") as file:
             _check_directory(path, file)
             with zipfile.ZipFile(file) as archive:
-                _unpack(path, archive, folder)
+                _unpack(path, archive, target, overwrite)
     except _DAMAGE as error:
         raise EngineError(f"{path} is no archive of `q8trt pack`, or is damaged: {error}") from error
     except OSError as error:
@@ -157,13 +162,6 @@ def _is_archive(path: Path) -> bool:
     with path.open("rb") as file:
         header, name = file.read(_HEADER_BYTES), file.read(len(MANIFEST_FILE))
     return header.startswith(b"PK\x03\x04") and name == MANIFEST_FILE.encode()
-
-
-def _check_free(path: Path, folder: Path) -> None:
-    """Raise ConfigError where `folder` is a file, the archive at `path`, or a folder that is not empty."""
-    taken = any(folder.iterdir()) if folder.is_dir() else os.path.lexists(folder)
-    if taken or folder.absolute() == path.absolute():
-        raise ConfigError(f"{folder} exists already; choose another --output_dir, or remove it")
 
 
 def _check_directory(path: Path, file: IO[bytes]) -> None:
@@ -221,7 +219,7 @@ def _refusal(name: str) -> str | None:
     return None
 
 
-def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
+def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path, overwrite: bool) -> None:
     members = _members(path, archive)
     manifest = parse_manifest(f"{path}: {MANIFEST_FILE}", archive.read(members[MANIFEST_FILE]))
     _compare_with_manifest(path, members, manifest)
@@ -232,8 +230,8 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path) -> None:
             raise EngineError(
                 f"{path}: {SUMS_FILE} and {MANIFEST_FILE} disagree on {name[:_SHOWN]!r}; get the archive again"
             )
-    with files.exclusive(folder), files.atomic_folder(folder.resolve()) as temporary:
-        _check_free(path, folder)
+    with files.exclusive(folder), files.atomic_folder(folder) as temporary:
+        files.replaceable_folder(folder, ENGINE_FOLDER, overwrite=overwrite)  # nothing was put there meanwhile
         for name, member in members.items():
             with archive.open(member) as source, (temporary / name).open("xb") as target:
                 digest = _copy(source, target)

@@ -92,12 +92,11 @@ def base_licence(folder: Path) -> str | None:
     if not (run.path / RUN_FILE).is_file():
         return None
     try:
-        config: Any = run.record.get("config")
-        config = config if isinstance(config, dict) else {}
-        places = [path for stage in run.record["stages"] if (path := run.checkpoint(stage))]
-        for name in filter(None, (config.get("from_fp32"), config.get("model_name_or_path"))):
-            places.append(Path(resolve_model(str(name))))
-    except (Q8TRTError, OSError, KeyError, TypeError, ValueError):
+        record = run.record
+        places = [run.path / stage.checkpoint for stage in record.stages.values()]
+        for name in (record.config.get("from_fp32"), record.config.get("model_name_or_path")):
+            places += [Path(resolve_model(name))] if isinstance(name, str) and name else []
+    except (Q8TRTError, OSError, ValueError):
         return None
     return next((found for place in places if (found := _stated(place / "README.md"))), None)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.comparison import Engine
 from q8trt.data import DataConfig, restore_order
+from q8trt.engine.search import Engine
 from q8trt.errors import BackendError, EngineError
 from q8trt.metrics import compute_from_logits
 from q8trt.parity.stages import ParityConfig, Rows, Stage, rows_of, stages_of

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from q8trt import checkpoints
-from q8trt.comparison import Engine, find_engines
+from q8trt.commands import command
 from q8trt.data import DEFAULT_BUCKETS, Batch, DataConfig, Features, bucketed_batches, load_dev, tokenize
 from q8trt.engine.backend import TITLES
 from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
+from q8trt.engine.search import Engine, find_engines
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
 from q8trt.runners import open_runner
@@ -101,7 +102,9 @@ def engines_of(paths: Sequence[str], runs_dir: str) -> list[Engine]:
         inside = [str(found.parent) for found in sorted(path.glob(f"engine*/{MANIFEST_FILE}"))]
         is_run = (path / RUN_FILE).is_file()
         if is_run and not inside:
-            raise ConfigError(f"{path} has no engine; build one: python build_engine.py --int8 --checkpoint {path}")
+            raise ConfigError(
+                f"{path} has no engine; build one: {command('build-engine', '--int8', '--checkpoint', path)}"
+            )
         folders += inside if is_run else [str(path)]
     return find_engines(folders, runs_dir)
 

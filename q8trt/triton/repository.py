@@ -27,7 +27,7 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
 from q8trt.engine.preflight import rebuild_command
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, EngineError, MissingPackageError
-from q8trt.files import atomic_folder
+from q8trt.files import atomic_folder, exclusive, new_folder
 from q8trt.packages import install_command
 from q8trt.triton.config import (
     FILES,
@@ -79,13 +79,13 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
         BackendError: onnx is not installed.
     """
     config, engine, output = config or TritonConfig(), Path(engine), Path(output_dir)
-    _check_output(output)
+    target = new_folder(output)
     manifest = load_manifest(engine)
     _check_servable(engine, manifest, config)
     tensors = read_tensors(engine / ONNX_FILE, manifest)
     found = _limits(manifest, config)
     name = config.model_name or default_name(manifest)
-    with atomic_folder(output) as temporary:
+    with exclusive(target), atomic_folder(target) as temporary:
         models = [name]
         side = _check_tokenizer(engine, manifest, found.max_length)
         text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, found, side)))
@@ -104,13 +104,6 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
             else:
                 _write_graph(engine, encoder / FILES["onnxruntime"], manifest, config)
     return Repository(output, tuple(models), found, manifest)
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output_dir {output} is a file; give a folder that does not exist yet")
-    if output.is_dir() and any(output.iterdir()):
-        raise ConfigError(f"--output_dir {output} is not empty; give a folder that does not exist yet, or empty it")
 
 
 def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> None:

@@ -1,0 +1,64 @@
+"""Command lines that q8trt prints. Each works as printed, in the folder where the command before it was typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Commands with a script of their own in a checkout.
+_SCRIPTS = ("finetune", "calibrate", "build-engine", "benchmark")
+
+
+def command(name: str, *arguments: str | Path) -> str:
+    """Return a command line, quoted for a shell, that starts q8trt the way this process was started.
+
+    Args:
+        name: a command of `q8trt`, such as "build-engine".
+        arguments: its options, each word by itself.
+    """
+    return shlex.join([*_program(name), *map(str, arguments)])
+
+
+def options_of(config: Any) -> list[str]:
+    """Return the options that make the dataclass `config`: for each field that is an option, where it is not the default."""
+    words: list[str] = []
+    for each in dataclasses.fields(config):
+        value, option = getattr(config, each.name), f"--{each.name}"
+        if "help" not in each.metadata or value is None or value == each.default:
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else f"--no_{each.name}")
+        elif isinstance(value, tuple):
+            words += [option, *map(str, value)]
+        else:
+            words += [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
+    return words
+
+
+def _program(name: str) -> list[str]:
+    """Return the words before the arguments: a script of a checkout, the installed program, or the package."""
+    typed, script = Path(sys.argv[0]), f"{name.replace('-', '_')}.py"
+    scripts = {f"{each.replace('-', '_')}.py" for each in _SCRIPTS}
+    if typed.name in scripts:
+        if script in scripts:
+            return [_python(), str(typed.with_name(script))]
+        return ["q8trt", name] if shutil.which("q8trt") else [_python(), "-m", "q8trt", name]
+    if typed.name == "__main__.py" and typed.parent.name == "q8trt":
+        return [_python(), "-m", "q8trt", name]
+    if typed.stem == "q8trt":
+        on_path = shutil.which("q8trt")
+        return ["q8trt" if on_path and Path(on_path).absolute() == typed.absolute() else str(typed), name]
+    return ["python", script] if script in scripts else ["q8trt", name]  # used as a library
+
+
+def _python() -> str:
+    """Return the name of the running interpreter: "python" where the shell finds the same one."""
+    on_path, running = shutil.which("python"), Path(sys.executable)
+    if on_path and Path(on_path).parent == running.parent:
+        return "python"
+    here = Path.cwd()
+    return str(running.relative_to(here)) if running.is_relative_to(here) else str(running)
