@@ -75,10 +75,51 @@ def test_what_comes_while_a_batch_runs_makes_the_next(model: Model, batcher: Mic
     assert model.batches == [["a"], ["b", "c", "d", "e"], ["f"]]
 
 
-def test_a_request_of_several_rows_is_not_split(model: Model, batcher: MicroBatcher) -> None:
-    futures = [batcher.submit([(text,) for text in texts]) for texts in ("ab", "cdefg", "h")]
-    assert results(futures) == [["A", "B"], ["C", "D", "E", "F", "G"], ["H"]]
-    assert model.batches == [["a", "b", "c", "d", "e", "f", "g"], ["h"]]
+def test_a_request_of_many_rows_waits_behind_the_others(model: Model, batcher: MicroBatcher) -> None:
+    model.go.clear()
+    first = submit(batcher, "a")
+    assert model.started.wait(10)
+    futures = [batcher.submit([(text,) for text in texts]) for texts in ("bcdefghij", "k", "lm")]
+    model.go.set()
+    assert results([*first, *futures]) == [["A"], list("BCDEFGHIJ"), ["K"], ["L", "M"]]
+    assert model.batches == [["a"], list("bcde"), list("klmfghi"), ["j"]]
+
+
+def test_a_request_gives_a_batch_its_share_at_most(model: Model) -> None:
+    batcher = MicroBatcher(model, max_batch=4, max_wait_ms=0, share=2)
+    assert results([batcher.submit([(text,) for text in "abcde"])]) == [list("ABCDE")]
+    assert model.batches == [["a", "b"], ["c", "d"], ["e"]]
+    batcher.close()
+
+
+def test_an_error_in_a_later_part_ends_the_request(model: Model) -> None:
+    batcher = MicroBatcher(model, max_batch=2, max_wait_ms=0)
+    with pytest.raises(RuntimeError, match="refused"):
+        batcher.submit([("a",), ("b",), ("bad",), ("c",)]).result(10)
+    assert model.batches == [["a", "b"], ["bad", "c"]]
+    batcher.close()
+
+
+def test_closing_answers_the_rest_of_a_long_request(model: Model) -> None:
+    batcher = MicroBatcher(model, max_batch=2, max_wait_ms=0)
+    model.go.clear()
+    waiting = batcher.submit([(text,) for text in "abcdefg"])
+    assert model.started.wait(10)
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    model.go.set()
+    closing.join(10)
+    assert waiting.result(0) == list("ABCDEFG")
+
+
+def test_a_batcher_that_is_dropped_ends_its_thread(model: Model) -> None:
+    batcher = MicroBatcher(model, max_batch=2, max_wait_ms=0)
+    assert results(submit(batcher, "a")) == [["A"]]
+    thread = batcher._thread
+    assert thread is not None
+    del batcher
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_an_error_goes_to_its_batch_and_the_thread_goes_on(model: Model, batcher: MicroBatcher) -> None:

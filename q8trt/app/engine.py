@@ -1,10 +1,16 @@
-"""`Engine`: an engine folder in an app. Text in, the task's answer out."""
+"""`Engine`: an engine folder in an app. Text in, the task's answer out.
+
+Threads: `predict` works in the caller's, except for batches that run side by side. `apredict` checks and encodes in the event
+loop, a long request in the loop's executor; a batch thread runs the token ids of all requests. That thread and the runners
+do not refer to the `Engine`: one that is dropped unclosed ends them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,16 +20,20 @@ import numpy as np
 
 from q8trt.app.answers import Answer, answers
 from q8trt.app.arrays import check_arrays
-from q8trt.app.batching import Limits, in_parallel, limits
+from q8trt.app.batching import Limits, limits
+from q8trt.app.inference import Inference
 from q8trt.app.microbatch import MicroBatcher
 from q8trt.app.opening import open_runners
 from q8trt.app.pool import RunnerPool
-from q8trt.app.text import Item, TextEncoder
-from q8trt.data.batches import Batch, bucketed_batches, restore_order
+from q8trt.app.text import Item, TextEncoder, Tokens
 from q8trt.engine.manifest import Manifest, load_manifest
 from q8trt.errors import ArrayError, DataError
 
 _log = logging.getLogger(__name__)
+#: Rows that `predict` encodes and runs at a time: token ids of a million texts would fill gigabytes.
+_WINDOW = 8192
+#: Characters of a request that are encoded in the event loop, in less than a millisecond; more go to its executor.
+_INLINE = 4096
 
 
 class Engine:
@@ -51,10 +61,12 @@ class Engine:
     ) -> None:
         self.folder, self.manifest, self.limits = folder, manifest, limits
         self.backend, self.device = pool.first.backend, pool.first.device
-        self._pool, self._contexts = pool, contexts
+        self._pool = pool
         self._text = TextEncoder(folder, manifest, limits.max_length)
-        self._batcher = MicroBatcher(self._answer, max_batch, max_wait_ms)
+        self._inference = Inference(pool, manifest, limits, contexts)
+        self._batcher = MicroBatcher(self._inference.answers, max_batch, max_wait_ms, limits.batch_size)
         self._truncated, self._lock = 0, threading.Lock()
+        weakref.finalize(self, pool.close, wait=False).atexit = False
 
     @classmethod
     def load(
@@ -121,11 +133,13 @@ class Engine:
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
         """
-        return self._answer(self._checked(items))
+        return answers(self.logits(items), self.manifest.task)
 
     def logits(self, items: Iterable[Item]) -> np.ndarray:
-        """The logits behind `predict`, float32, shape (items, labels), in order. Raises as `predict` does."""
-        return self._logits(self._checked(items))
+        """Return the logits behind `predict`, float32, shape (items, labels), in order. Raises as `predict` does."""
+        rows = self._checked(items)
+        windows = (rows[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW))
+        return np.concatenate([self._inference.logits(self._encoded(window)) for window in windows])
 
     def check(self, item: Item) -> tuple[str, ...]:
         """The texts of one item, one or two. Raises InputError or PairError as `predict` would."""
@@ -145,9 +159,14 @@ class Engine:
             one answer for one text or pair, a list of answers for a list. Raises as `predict` does.
         """
         single = isinstance(items, str | tuple)
-        future = self._batcher.submit(self._checked([items] if single else items))
-        found = await asyncio.wrap_future(future)
-        return found[0] if single else found
+        rows = self._checked([items] if single else items)
+        if sum(len(text) for row in rows for text in row) <= _INLINE:
+            tokens = self._encoded(rows)
+        else:
+            tokens = await asyncio.to_thread(self._encoded, rows)
+        future = self._batcher.submit(tokens.rows())
+        replies = await asyncio.wrap_future(future)
+        return replies[0] if single else replies
 
     def run(self, arrays: Mapping[str, Any]) -> np.ndarray:
         """Logits of token arrays that are ready.
@@ -175,8 +194,9 @@ class Engine:
 
     def close(self) -> None:
         """Answer what `apredict` has queued, wait for batches under way, and give memory back. Twice is harmless."""
-        self._batcher.close()
-        self._pool.close()
+        if not self._pool.forked:  # the copy of a forked process has no threads to end
+            self._batcher.close()
+            self._pool.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -193,24 +213,10 @@ class Engine:
         self._pool.check_open()
         return self._text.check_all(items)
 
-    def _answer(self, rows: Sequence[tuple[str, ...]]) -> list[Any]:
-        return answers(self._logits(rows), self.manifest.task)
-
-    def _logits(self, rows: Sequence[tuple[str, ...]]) -> np.ndarray:
+    def _encoded(self, rows: Sequence[tuple[str, ...]]) -> Tokens:
         tokens = self._text.encode(rows)
         self._count(tokens.truncated)
-        limits = self.limits
-        batches = bucketed_batches(tokens, limits.batch_size, self.manifest.model.pad_token_id, limits.buckets)
-        if len(rows) <= limits.batch_size:
-            done = [self._infer(batch) for batch in batches]
-        else:
-            done = in_parallel(self._infer, batches, self._contexts)
-        return restore_order(*zip(*done, strict=True))
-
-    def _infer(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Logits of a batch, and where its rows belong."""
-        with self._pool.runner() as runner:
-            return runner.infer(self.limits.fill(batch.arrays))[: len(batch.indices)], batch.indices
+        return tokens
 
     def _count(self, truncated: int) -> None:
         """Add to `truncated`, and say so the first time."""

@@ -46,6 +46,12 @@ class Tokens:
             row["token_type_ids"] = self.token_type_ids[index]
         return row
 
+    def rows(self) -> list[tuple[list[int], list[int] | None]]:
+        """Return the token ids and token types of each example."""
+        if self.token_type_ids is None:
+            return [(ids, None) for ids in self.input_ids]
+        return list(zip(self.input_ids, self.token_type_ids, strict=True))
+
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(N,) tokens per example."""

@@ -25,7 +25,7 @@ PER_TOKEN = 16
 #: Characters after which a text without a safe place is cut all the same.
 BLUNT = 2**17
 #: Characters that are read of a text, at most. So many matter only where they hold few tokens, such as blanks.
-MOST = 2**22
+MOST = 2**20
 #: Characters up to which both texts of a pair are counted in tokens to tell the longer one; beyond, in characters.
 COUNTED = 2**17
 #: Characters that one call of `tokenizers` gets, more or less: its memory goes with them.
