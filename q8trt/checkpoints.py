@@ -286,7 +286,7 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}/model.safetensors cannot be read: {error}; train or calibrate again") from None
     _quiet_transformers()
-    model = AutoModelForSequenceClassification.from_config(config)
+    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     quantizers = insert_quantizers(model, recipe, library)
     _check_recipe_matches(model, set(quantizers), state, folder)
     for site in encoder_sites(model):

@@ -190,7 +190,7 @@ def recipe_lines(config: Any) -> list[str]:
 
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(
-            load_config(config.from_fp32 or config.model_name_or_path)
+            load_config(config.from_fp32 or config.model_name_or_path), trust_remote_code=False
         )
     config.recipe.check_layers(encoder_sites(model))
     return summary_lines(model, config.recipe)

@@ -44,11 +44,13 @@ class Limits:
         size: bytes.
         depth: levels of nesting.
         values: values in all, keys left out.
+        bits: width of a whole number.
     """
 
     size: int = 64 * _MIB
     depth: int = 64
     values: int = 5_000_000
+    bits: int = 64
 
 
 DEFAULT = Limits()
@@ -136,8 +138,8 @@ def _check_limits(value: Any, limits: Limits) -> None:
             waiting += [(item, depth + 1) for item in each.values()]
         elif isinstance(each, list):
             waiting += [(item, depth + 1) for item in each]
-        elif isinstance(each, int) and not -(2**63) <= each < 2**64:
-            raise MalformedError("it holds a whole number that does not fit 64 bits")
+        elif isinstance(each, int) and not -(2 ** (limits.bits - 1)) <= each < 2**limits.bits:
+            raise MalformedError(f"it holds a whole number that does not fit {limits.bits} bits")
         elif each is not None and not isinstance(each, bool | int | float | str):
             raise MalformedError(f"it holds a value of type {type(each).__name__} ({each}); put it in quotes")
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 #: Files that a fast tokenizer can be made from.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_LIMITS = files.Limits(size=2**24, values=200_000)
+#: transformers writes 10^30 for "no limit of tokens".
+_LIMITS = files.Limits(size=2**24, values=200_000, bits=128)
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -39,7 +40,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     if is_folder(name):
         _check_files(Path(name), name_or_path)
     config = None if is_folder(name) and not (Path(name) / CONFIG_FILE).exists() else load_config(name)
-    tokenizer = _load(name, name_or_path)
+    tokenizer = _load(name, name_or_path, config)
     _check_usable(tokenizer, name_or_path)
     if config is not None:
         _fit(tokenizer, config, name_or_path)
@@ -75,13 +76,16 @@ def _check_files(folder: Path, where: str) -> None:
             )
 
 
-def _load(name: str, where: str) -> Any:
+def _load(name: str, where: str, config: Any) -> Any:
     """Return transformers' tokenizer; its libraries raise a dozen types, and panic, on a damaged file."""
     from transformers import AutoTokenizer
 
+    options = {} if config is None else {"config": config}  # else it reads config.json by itself, without limits
     try:
         with files.no_panic():
-            return AutoTokenizer.from_pretrained(name, local_files_only=only_local(name), trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(
+                name, local_files_only=only_local(name), trust_remote_code=False, **options
+            )
     except ImportError as error:
         raise CheckpointError(
             f"{where} has no fast tokenizer (tokenizer.json), and its slow one needs more packages: "
@@ -102,6 +106,11 @@ def _check_usable(tokenizer: Any, where: str) -> None:
         )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"{where}: the tokenizer has no padding token; set pad_token in tokenizer_config.json")
+    if not isinstance(tokenizer.model_max_length, int | float) or tokenizer.model_max_length < 1:
+        raise CheckpointError(
+            f"{where}: model_max_length is {tokenizer.model_max_length!r} in tokenizer_config.json; expected the number of "
+            "tokens that the model reads"
+        )
     if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 1:
         raise CheckpointError(
             f"{where}: the tokenizer knows no words; the file of its vocabulary is missing or damaged"
