@@ -221,3 +221,23 @@ def test_a_failing_clean_up_does_not_hide_the_cause(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shutil, "rmtree", remove_nothing)
     with pytest.raises(ValueError, match="the cause"), files.atomic_folder(tmp_path / "model"):
         raise ValueError("the cause")
+
+
+def test_yaml_has_no_merge_keys_and_no_key_twice() -> None:
+    """Each level of merges doubles an object, before any limit can count it; of equal keys the last would win."""
+    levels = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+    for text, words in (
+        (f"a0: &a0 {{k: v}}\n{levels}", "merge keys"),
+        ("a: 1\nb: 2\na: 3\n", "key 'a' comes twice"),
+        ("x: {a: 1, a: 1}\n", "key 'a' comes twice"),
+        ('x: "\\ud800"\n', "surrogate"),
+        ('"\\ud800": 1\n', "surrogate"),
+    ):
+        with pytest.raises(files.MalformedError, match=words):
+            files.parse_yaml(text.encode())
+    assert files.parse_yaml("a: &a [1]\nb: *a\n'1': x\nc: {a: {a: é}}\n".encode()) == {
+        "a": [1],
+        "b": [1],
+        "1": "x",
+        "c": {"a": {"a": "é"}},
+    }

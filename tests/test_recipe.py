@@ -161,6 +161,17 @@ def test_percentiles_at_the_ends_of_the_range(percentile: float) -> None:
     assert QuantizerSpec(calibrator="percentile", percentile=percentile).percentile == percentile
 
 
+@pytest.mark.parametrize("key", ["layer.\u0663.gelu_out", f"layer.{'9' * 5000}.gelu_out"])
+def test_the_number_of_a_layer_has_plain_digits(key: str) -> None:
+    with pytest.raises(ConfigError, match="unknown site"):
+        Recipe.from_dict({"name": "x", "sites": {key: {}}})
+
+
+def test_a_description_is_a_text() -> None:
+    with pytest.raises(ConfigError, match=r"description must be a text, got \['a'\]"):
+        Recipe.from_dict({"name": "x", "description": ["a"], "sites": {"gelu_out": {}}})
+
+
 def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^unknown recipe 'linaer' \(did you mean 'linear'\?\); expected the path"):
         load_recipe("linaer")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 #: Modules of the package that are no areas.
-_PARTS = ("__init__", "__main__", "children", "driver", "mutations", "run")
+_PARTS = ("__init__", "__main__", "children", "driver", "mutations", "run", "sample")
 
 
 def main() -> int:

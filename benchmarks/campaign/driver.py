@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Case:
         writes: globs of relative paths that the command may make or replace; all other files must stay as they were.
         process: how to run it as a real process.
         exits: exit codes of a refusal.
+        expect: the only right ending, "ok" or "refused"; an area needs a sound case, or all may be refused for another reason.
         seconds: time limit.
         mib: limit of resident memory above the start.
     """
@@ -82,6 +83,7 @@ class Case:
     writes: Sequence[str] = ()
     process: Process | None = None
     exits: Sequence[int] = (1, 2)
+    expect: str = ""
     seconds: float = 30
     mib: int = 1024
 
@@ -104,7 +106,10 @@ def run_case(case: Case, folder: Path) -> tuple[Verdict, Outcome]:
         case.setup(folder)
     before = snapshot(folder)
     outcome = run_process(case, folder) if case.process else run_forked(case, folder)
-    return judge(case, outcome, before, folder), outcome
+    verdict = judge(case, outcome, before, folder)
+    if case.expect and verdict.kind in ("ok", "refused") and verdict.kind != case.expect:
+        verdict = replace(verdict, kind="wrong", reason=f"expected {case.expect}, {verdict.kind}: {verdict.reason}")
+    return verdict, outcome
 
 
 def judge(case: Case, outcome: Outcome, before: Mapping[str, str], folder: Path) -> Verdict:

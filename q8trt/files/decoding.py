@@ -106,20 +106,42 @@ def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
     """Parse one YAML document whose values JSON has too: no dates, no binary data, no recursive aliases.
 
     Raises:
-        MalformedError: not YAML, not UTF-8, another type of value, or beyond a limit.
+        MalformedError: not YAML, not UTF-8, another type of value, a key that comes twice, a merge key (``<<``), or beyond a
+            limit.
     """
     import yaml
+
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            """Refuse merge keys, which can double an object at each level, and keys of which all but the last are lost."""
+            seen = set()
+            for key, _ in node.value:
+                if key.tag == "tag:yaml.org,2002:merge":
+                    raise yaml.YAMLError("merge keys (<<) are not read; write the keys out")
+                if key.value.__hash__ and (key.tag, key.value) in seen:
+                    raise yaml.YAMLError(f"key {key.value!r} comes twice in one object")
+                if key.value.__hash__:
+                    seen.add((key.tag, key.value))
 
     if len(data) > limits.size:
         raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
     try:
-        value = yaml.safe_load(data)
+        value = yaml.load(data, Loader)
     except RecursionError:
         raise MalformedError(f"it is nested more than {limits.depth} levels deep") from None
     except (yaml.YAMLError, ValueError) as error:
         raise MalformedError(f"not YAML: {' '.join(str(error).split())}") from None
     _check_limits(value, limits)
+    _check_text(value)
     return value
+
+
+def _check_text(value: Any) -> None:
+    """Raise MalformedError where a text of YAML holds half a surrogate pair: no file could be written with it."""
+    try:
+        msgspec.json.encode(value)
+    except UnicodeError:
+        raise MalformedError("it holds a surrogate, which is no character; write the character itself") from None
 
 
 def _check_limits(value: Any, limits: Limits) -> None:

@@ -21,9 +21,9 @@ ACTIVATION_CALIBRATORS = ("max", "percentile", "entropy", "mse", "ema", "search"
 WEIGHT_CALIBRATORS = ("max", "mse")
 CALIBRATORS = ACTIVATION_CALIBRATORS
 RANGES = ("frozen", "ema", "lsq", "pact")
-#: A recipe of every site of every layer of BERT-large is below a hundredth of these.
-_LIMITS = Limits(size=2**20, depth=16, values=50_000)
-_LAYER_KEY = re.compile(r"layer\.(\d+)\.(.+)")
+#: A recipe of every site of every layer of BERT-large is below a fifth of these.
+_LIMITS = Limits(size=2**18, depth=16, values=50_000)
+_LAYER_KEY = re.compile(r"layer\.([0-9]{1,4})\.(.+)")
 #: Softmax gives values from 0 to 1, whatever the data.
 _SITE_DEFAULTS: dict[str, dict[str, Any]] = {"softmax_out": {"calibrator": "fixed", "amax": 1.0}}
 
@@ -232,11 +232,13 @@ class Recipe:
         sites = data.get("sites")
         if not isinstance(data.get("name"), str) or not isinstance(sites, Mapping):
             raise ConfigError(f"{where}: expected 'name: TEXT' and 'sites: {{site: {{...}}}}'")
+        if not isinstance(data.get("description", ""), str):
+            raise ConfigError(f"{where}: description must be a text, got {data['description']!r}")
         qat = dict(_mapping(data.get("qat") or {}, f"{where}, qat"))
         start = qat.pop("start", None)
         return cls(
             data["name"],
-            str(data.get("description", "")),
+            data.get("description", ""),
             _specs(data, sites, where),
             _build(QatSpec, qat, f"{where}, qat"),
             data.get("smoothquant"),
