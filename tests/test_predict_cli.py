@@ -102,7 +102,18 @@ def test_a_file_without_one_good_row_is_an_error(
 ) -> None:
     (tmp_path / "in.csv").write_text("sentence1,sentence2\n,\n")
     assert run_command("predict", options(engine, tmp_path / "in.csv")) == 2
-    assert "error: 1 of 1 rows rejected" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "error: 1 of 1 rows rejected" in err
+    assert err.endswith("; no output was written\n")
+    assert out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "in.csv", "out.csv.rejected.csv"]
+
+
+def test_safe_csv(engine: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("sentence1,sentence2\n=1,b\n")
+    assert run_command("predict", [*options(engine, source), "--safe_csv"]) == 0
+    assert read(tmp_path / "out.csv")[0]["sentence1"] == "'=1"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -66,6 +67,15 @@ def test_damage_is_one_line_and_never_another_output(stopped: Job, ending: str, 
     if "--overwrite" in message(stopped):
         assert stopped.run(overwrite=True).resumed == 0
         assert stopped.results() == stopped.results("whole.csv")
+
+
+@pytest.mark.parametrize("name", ["rows", "rejected", "truncated", "input_lines", "replaces", "finished"])
+def test_the_journal_has_a_checksum(stopped: Job, name: str) -> None:
+    """These fields are behind no other hash."""
+    path = stopped.path(".state.json")
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, name: not state[name] if isinstance(state[name], bool) else state[name] + 1}))
+    assert "out.csv.state.json is damaged; start over with --overwrite" in message(stopped)
 
 
 def message(job: Job) -> str:
@@ -138,6 +148,17 @@ def test_killed_while_it_replaces_an_output(tmp_path: Path) -> None:
         assert job.results()[0] in (old[0], job.results("whole.csv")[0])
         job.run(overwrite=True)
         assert job.results() == job.results("whole.csv"), line
+
+
+def test_killed_while_it_starts_over(stopped: Job, tmp_path: Path) -> None:
+    """What is left of the job that is thrown away is still known as one of q8trt's."""
+    again = Job(tmp_path / "again")
+    for line in range(5, 150, 5):
+        shutil.copytree(stopped.folder, again.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("again"))
+        assert forked(lambda: again.run(overwrite=True, chunk_rows=5), line) == 0
+        again.run(overwrite=True, chunk_rows=5)
+        again.path().unlink()
+        again.path(".rejected.csv").unlink()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs the names of open files")

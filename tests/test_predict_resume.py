@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -205,7 +206,8 @@ def test_a_state_without_its_output_is_nothing(source: Path) -> None:
 
 
 SLOW = """
-import signal, sys, time
+import os, q8trt, signal, sys, time
+sys.argv[0] = os.path.join(os.path.dirname(q8trt.__file__), "__main__.py")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from q8trt.app import Engine
 from q8trt.cli.main import run_command
@@ -217,15 +219,19 @@ sys.exit(run_command("predict", sys.argv[1:]))
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: int) -> None:
-    engine = write_real_engine(tmp_path / "engine")
-    source = tmp_path / "in.tsv"
+    """The command that is printed goes on, also where it is to replace an output and its paths need quotes."""
+    folder = tmp_path / "it's a $folder"
+    engine = write_real_engine(folder / "engine")
+    source, output = folder / "in.tsv", folder / "out.csv"
     lines = (f"{'a cat runs ' * (row % 4 + 1)}\t{'a dog' if row % 700 else ''}\n" for row in range(6000))
     source.write_text("sentence1\tsentence2\n" + "".join(lines))
     options = ["--engine", str(engine), "--input", str(source), "--device", "cpu"]
-    assert run_command("predict", [*options, "--output", str(tmp_path / "whole.csv")]) == 0
-    output = tmp_path / "out.csv"
-    command = [sys.executable, "-c", SLOW, *options, "--output", str(output)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    assert run_command("predict", [*options, "--output", str(folder / "whole.csv")]) == 0
+    output.write_text("of an earlier job")
+    options += ["--output", str(output), "--overwrite"]
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
         state = output.with_name("out.csv.state.json")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and process.poll() is None:
@@ -235,11 +241,15 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode == code, err
+    assert output.read_text() == "of an earlier job"
+    command = shlex.join([sys.executable, "-m", "q8trt", "predict", *options])
     if code > 0:
-        assert err.splitlines()[-1].startswith("predict: stopped after ")
-        assert "the same command goes on from there" in err
-    assert not output.exists()
-    assert run_command("predict", [*options, "--output", str(output)]) == 0
+        said, _, command = err.splitlines()[-1].partition(" rows; the same command goes on from there: ")
+        assert said.startswith("predict: stopped after ")
+        assert shlex.split(command)[-len(options) :] == options
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "going on after " in done.stderr
     for ending in ("", ".rejected.csv"):
-        assert output.with_name(f"out.csv{ending}").read_bytes() == (tmp_path / f"whole.csv{ending}").read_bytes()
+        assert output.with_name(f"out.csv{ending}").read_bytes() == (folder / f"whole.csv{ending}").read_bytes()
     assert not state.exists()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -62,6 +60,7 @@ def parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Run the command."""
     args: Any = parser().parse_args(argv)
+    from q8trt.commands import command
     from q8trt.errors import DataError, InterruptedRunError
     from q8trt.scoring import ScoringConfig
 
@@ -72,7 +71,7 @@ def run(argv: list[str]) -> int:
     try:
         summary = _score(config, args)
     except InterruptedRunError as error:
-        raise InterruptedRunError(f"{error}: {_command(argv)}") from error
+        raise InterruptedRunError(f"{error}: {command('predict', *argv)}") from error
     if summary.rejected:
         all_rows = summary.rows + summary.rejected
         text = f"{summary.rejected:,} of {all_rows:,} rows rejected, see {summary.rejected_file}"
@@ -101,12 +100,6 @@ def _score(config: ScoringConfig, args: Any) -> Summary:
                 f"  {summary.truncated:,} rows were longer than {engine.limits.max_length} tokens and cut, as in training"
             )
     return summary
-
-
-def _command(argv: list[str]) -> str:
-    """Return the command that goes on, fit for a shell."""
-    program = ["q8trt"] if shutil.which("q8trt") else [sys.executable, "-m", "q8trt"]
-    return shlex.join([*program, "predict", *argv])
 
 
 def _figures(progress: Progress) -> str:
