@@ -79,6 +79,20 @@ def test_given_columns_win(tmp_path):
     assert (examples.first, examples.labels.tolist()) == (["good"], [1])
 
 
+def test_the_label_is_no_text_column(tmp_path):
+    path = write_lines(tmp_path / "a.csv", "label,score", "good,1", "bad,0")
+    assert read_table(path, SST2, "train", ["label"]).labels.tolist() == [1, 0]
+    path = write_lines(tmp_path / "b.csv", "label,id", "good,1")
+    assert "no column 'label'" in error_of(read_table, path, SST2, "train", ["label"])
+
+
+@pytest.mark.parametrize("option", ["data_dir", "train_file"])
+@pytest.mark.parametrize("path", ["x" * 300, "\0", "x/" * 3000, "a\nb"])
+def test_paths_that_cannot_be(option, path):
+    line = error_of(load_train, DataConfig("SST-2", **{option: path}))
+    assert line.isprintable()
+
+
 def test_label_spellings(tmp_path):
     path = write_lines(tmp_path / "a.csv", "sentence,label", "a,1", "b,negative", "c,0", "d,positive")
     assert read_table(path, SST2, "train").labels.tolist() == [1, 0, 0, 1]

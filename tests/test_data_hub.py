@@ -132,6 +132,16 @@ OPTION_ERRORS = [
     ({"text_column_names": ("a", "b")}, "--text_column_names and --label_column_name need --train_file"),
     ({"train_file": "a", "text_column_names": ("a",)}, "STS-B has 2 text columns, got 1"),
     ({"train_file": "a", "text_column_names": ("a", "b", "c")}, "--text_column_names takes one or two columns, got 3"),
+    (
+        {"train_file": "a", "text_column_names": ("a", "a")},
+        "--text_column_names a a and --label_column_name : one column",
+    ),
+    (
+        {"train_file": "a", "text_column_names": ("a", "b"), "label_column_name": "b"},
+        "--text_column_names a b and --label_column_name b: one column cannot be two of them",
+    ),
+    ({"data_dir": ""}, "--data_dir is empty; give a value, or leave the option out"),
+    ({"train_file": "a", "label_column_name": ""}, "--label_column_name is empty"),
 ]
 
 

@@ -54,14 +54,17 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} {value}, expected 1 or more")
+        for name in ("data_dir", "train_file", "validation_file", "label_column_name"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"--{name} is empty; give a value, or leave the option out")
         sources = {
             "--data_dir": self.data_dir,
             "--train_file/--validation_file": self.has_files,
             "--sample": self.sample,
         }
-        given = [name for name, value in sources.items() if value]
-        if len(given) > 1:
-            raise ConfigError(f"{' and '.join(given)} exclude each other: give one source of data")
+        several = [name for name, value in sources.items() if value]
+        if len(several) > 1:
+            raise ConfigError(f"{' and '.join(several)} exclude each other: give one source of data")
         task = self.resolved_task  # looked up here so that a wrong name fails at once
         self._check_custom()
         if self.sample and task.name != "STS-B":
@@ -71,6 +74,11 @@ class DataConfig:
         columns = self.text_column_names
         if columns is not None and len(columns) not in (1, 2):
             raise ConfigError(f"--text_column_names takes one or two columns, got {len(columns)}")
+        if columns is not None and len({*columns, self.label_column_name}) != len(columns) + 1:
+            raise ConfigError(
+                f"--text_column_names {' '.join(columns)} and --label_column_name {self.label_column_name or ''}: one column "
+                "cannot be two of them"
+            )
         if self.is_custom and not self.has_files:
             raise ConfigError("--task custom needs --train_file and --validation_file")
         if not self.is_custom and self.label_list is not None:

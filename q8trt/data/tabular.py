@@ -114,7 +114,7 @@ def _choose_columns(
     texts = text_column_names(task.is_pair, task, text_columns)
     labels = [label_column] if label_column else [task.label_column, *_LABELS]
     chosen = next((names for names in texts if set(names) <= set(columns)), None)
-    label = next((name for name in labels if name in columns), None)
+    label = next((name for name in labels if name in columns and name not in (chosen or ())), None)
     if chosen is None or label is None:
         missing = texts[0] if chosen is None else labels[:1]
         raise DataError(
