@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 import q8trt
+from q8trt.commands import command
+from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
 from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
@@ -28,7 +30,6 @@ ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
 #: What every score of the sentence pairs that q8trt makes itself is labelled with.
 SAMPLE_LABEL = "built-in sample, not GLUE"
-_BUILD = "python build_engine.py --int8"
 _LIMITS = Limits(size=64 * 2**20)
 
 #: Function that makes a regression's score of its logit.
@@ -188,13 +189,15 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
     if folder.is_file():
         raise EngineError(
             f"{folder} is a file, expected an engine folder; an archive of `q8trt pack` is unpacked first: "
-            f"q8trt unpack {folder}"
+            f"{command('unpack', folder)}"
         )
     if not folder.is_dir():
-        raise EngineError(f"engine folder {folder} does not exist; build it with `{_BUILD}`")
+        raise EngineError(f"engine folder {folder} does not exist; build it with {build_command(folder)}")
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise EngineError(f"{folder} has no {MANIFEST_FILE}, so it is no engine folder; build one with `{_BUILD}`")
+        raise EngineError(
+            f"{folder} has no {MANIFEST_FILE}, so it is no engine folder; build one with {build_command(folder)}"
+        )
     try:
         text = read_limited(path, _LIMITS)
     except (OSError, MalformedError) as error:
@@ -223,9 +226,10 @@ def parse_manifest(where: str | Path, text: bytes) -> Manifest:
 
 
 def _verify(path: Path, expected: FileInfo) -> None:
-    again = f"it is truncated or was replaced; rebuild it with `{_BUILD}`"
+    rebuild = f"rebuild it with {rebuild_command(path.parent)}"
+    again = f"it is truncated or was replaced; {rebuild}"
     if not path.is_file():
-        raise EngineError(f"{path} is missing, but the manifest lists it; rebuild it with `{_BUILD}`")
+        raise EngineError(f"{path} is missing, but the manifest lists it; {rebuild}")
     size = path.stat().st_size
     if size != expected.bytes:
         raise EngineError(f"{path} is {size:,} bytes, the manifest says {expected.bytes:,}: {again}")
@@ -233,7 +237,7 @@ def _verify(path: Path, expected: FileInfo) -> None:
     if digest != expected.sha256:
         raise EngineError(
             f"{path} has SHA-256 {digest[:12]}…, the manifest says {expected.sha256[:12]}…: "
-            f"it was changed or replaced; rebuild it with `{_BUILD}`"
+            f"it was changed or replaced; {rebuild}"
         )
 
 
@@ -244,16 +248,21 @@ def _parse(path: str | Path, data: Any) -> Manifest:
             f"{path} has format {written}, this q8trt ({q8trt.__version__}) reads up to {MANIFEST_FORMAT}; upgrade q8trt"
         )
     if type(written) is int and written < 2:
-        raise EngineError(f"{path} has format {written}, of an older q8trt; rebuild the engine with `{_BUILD}`")
+        raise EngineError(f"{path} has format {written}, of an older q8trt; rebuild the engine{_with(path)}")
     try:
         manifest = decode(Manifest, _upgraded(data) if written == 2 else data)
     except (MalformedError, ConfigError) as error:
         raise EngineError(f"{path}: {error}") from None
     if written != 2 and manifest.digest != digest_of(data):
         raise EngineError(
-            f"{path} was edited or damaged: its digest does not match; restore it, or rebuild the engine with `{_BUILD}`"
+            f"{path} was edited or damaged: its digest does not match; restore it, or rebuild the engine{_with(path)}"
         )
     return manifest
+
+
+def _with(manifest: str | Path) -> str:
+    """Return the command that builds the folder of a manifest; "" for one that is in no folder, as in an archive."""
+    return f" with {rebuild_command(manifest.parent)}" if isinstance(manifest, Path) else ""
 
 
 def _upgraded(data: dict[str, Any]) -> dict[str, Any]:

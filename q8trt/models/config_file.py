@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt import files
+from q8trt.commands import command
 from q8trt.errors import CheckpointError
 from q8trt.models.locate import is_folder, only_local, unavailable
 from q8trt.models.whole import check_whole
@@ -185,9 +186,10 @@ def _check_foreign(data: dict[str, Any], where: str) -> None:
             "config.json); give the floating-point checkpoint that it was made from"
         )
     if data.get("model_type") == "qdqbert":
+        calibrate = command("calibrate", "--model_name_or_path", "DIR", "--from_pytorch_quantization", where)
         raise CheckpointError(
             f"{where} is a QDQBERT checkpoint of pytorch-quantization; give the floating-point model that it was made from, "
-            f"and take its ranges: python calibrate.py --model_name_or_path DIR --from_pytorch_quantization {where}"
+            f"and take its ranges: {calibrate} (DIR: that model; and --task)"
         )
 
 

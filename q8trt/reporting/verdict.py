@@ -6,6 +6,7 @@ INT8 is called faster only where it was measured faster, on the same backend and
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 
 from q8trt.errors import ConfigError
@@ -45,7 +46,7 @@ def _compared(report: Report, row: Row, baseline: Row) -> tuple[str, str]:
 
 
 def _reasons(row: Row) -> str:
-    command = f"q8trt lint {row.folder}" if row.folder else "q8trt lint"
+    command = shlex.join(["q8trt", "lint", *([row.folder] if row.folder else [])])
     if not row.findings:
         return f"{row.name}: the linter finds nothing in this graph that keeps TensorRT from INT8 ({command})"
     more = f" and {len(row.findings) - 1} more" if len(row.findings) > 1 else ""

@@ -1,0 +1,38 @@
+"""The command that builds an engine folder, told from its place and name: its manifest may be missing or damaged."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from q8trt.commands import command
+from q8trt.runs import RUN_FILE
+
+#: Names of the folders that `build_engine.py` makes in a run.
+_DEFAULT = re.compile(r"engine(-(?P<stage>fp32|ptq|int8))?(?P<half>-fp16)?")
+
+
+def build_command(folder: Path) -> str:
+    """Return the command that builds an engine where `folder` is none: its own in a run, else the newest run's."""
+    in_run = (folder.absolute().parent / RUN_FILE).is_file()
+    return rebuild_command(folder) if in_run else f"`{command('build-engine', '--int8')}`"
+
+
+def rebuild_command(folder: Path) -> str:
+    """Return the command in backticks; RUN stands in it for a run that is not known, and is explained."""
+    run, match = folder.absolute().parent, _DEFAULT.fullmatch(folder.absolute().name)
+    if not (run / RUN_FILE).is_file():
+        line = command("build-engine", "--int8", "--checkpoint", "RUN", "--output_dir", folder, "--overwrite")
+        return f"`{line}` (RUN: the run that it was made from)"
+    if match is None:
+        words = ["--int8", "--checkpoint", str(folder.parent), "--output_dir", str(folder), "--overwrite"]
+    else:
+        words = [*_precision(match["stage"], bool(match["half"])), "--checkpoint", str(folder.parent)]
+    return f"`{command('build-engine', *words)}`"
+
+
+def _precision(stage: str | None, half: bool) -> list[str]:
+    """Return the options that make the default folder of a stage and a precision."""
+    if stage == "fp32" or (stage is None and half):
+        return ["--fp16" if half else "--fp32"]
+    return ["--int8", *(["--fp16"] if half else []), "--stage", stage or "int8"]
