@@ -160,12 +160,18 @@ def test_an_input_that_cannot_be_read(job: Job, monkeypatch: pytest.MonkeyPatch)
         Records(job.source, ".csv")
 
 
-@pytest.mark.parametrize("length", [240, 250, 300])
-def test_long_names(job: Job, length: int) -> None:
+@pytest.mark.parametrize("length", [231, 250, 300])
+def test_names_that_are_too_long(job: Job, length: int) -> None:
     name = "n" * (length - 4) + ".csv"
-    assert "File name too long" in refusal(job, output=name)
+    assert "is too long a name; give one of 230 bytes or fewer" in refusal(job, output=f"new/{name}")
+    assert not (job.folder / "new").exists()
     if length > 255:
         assert "cannot be read: File name too long" in refusal(job, job.folder / name)
+
+
+def test_the_longest_name(job: Job) -> None:
+    assert job.run("n" * 226 + ".csv").output.exists()
+    assert not [path for path in job.folder.iterdir() if path.name.startswith(".")]
 
 
 def test_one_job_at_a_time(job: Job) -> None:

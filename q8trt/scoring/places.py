@@ -12,15 +12,23 @@ from q8trt.scoring.config import ScoringConfig
 
 #: The first line of a file of rejected rows, by which q8trt knows it as one that it wrote.
 REJECTED_HEADER = b"line,reason,row\n"
+#: File systems take names of 255 bytes, and the temporary name of the journal is 25 longer than that of the output.
+_LONGEST_NAME = 230
 
 
 def check_places(config: ScoringConfig, engine: Path) -> None:
     """Check the names of all files that a job writes, through symbolic and hard links.
 
     Raises:
-        ConfigError: one of them is the input or a file of the engine, or the output is no regular file.
+        ConfigError: one of them is the input or a file of the engine, or the output is no regular file or has too long a
+            name.
     """
     output = config.output
+    if len(os.fsencode(output.name)) > _LONGEST_NAME:
+        raise ConfigError(
+            f"--output {output.name[:40]}... is too long a name; give one of {_LONGEST_NAME} bytes or fewer, as the files "
+            "beside it have longer ones"
+        )
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give the name of a file")
     if os.path.lexists(output) and not (output.is_file() or output.is_symlink()):
