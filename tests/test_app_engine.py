@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from app_fixtures import ITEMS, LONG, MAX_LENGTH, REGRESSION, SINGLE, TASKS, cha
 import q8trt
 from q8trt import Answer, ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, InputError, PairError
 from q8trt.app.answers import answers
+from q8trt.engine.manifest import load_manifest
 from q8trt.engine.shapes import ShapeProfile
 
 RNG = np.random.default_rng(0)
@@ -356,6 +358,86 @@ def test_a_damaged_folder_is_refused_before_anything_is_opened(copied: Path) -> 
         Engine.load(changed(copied), device="cpu")
     with pytest.raises(EngineError, match="does not exist"):
         Engine.load(copied / "none")
+
+
+def model_field(copied: Path, **fields: int) -> Path:
+    manifest = load_manifest(copied, verify=False)
+    return changed(copied, model=replace(manifest.model, **fields))
+
+
+def test_facts_that_contradict_the_files_are_refused(copied: Path) -> None:
+    vocabulary = "says that model.pad_token_id is 9999, but tokenizer.json has no such token"
+    pad = r"says that model.pad_token_id is 3, but tokenizer_config.json names '\[PAD\]', which is 0"
+    cases: list[tuple[dict[str, int], str]] = [
+        ({"pad_token_id": 9999}, vocabulary),
+        ({"pad_token_id": 3}, pad),
+        ({"max_position_embeddings": 500, "max_seq_length": 500}, "does not take 500 tokens of this tokenizer, of"),
+    ]
+    before = load_manifest(copied, verify=False)
+    for fields, message in cases:
+        with pytest.raises(EngineError, match=message):
+            Engine.load(model_field(copied, **fields), device="cpu")
+        changed(copied, model=before.model)
+    with pytest.raises(
+        EngineError, match="says that the inputs are input_ids, attention_mask, but the model has input"
+    ):
+        Engine.load(changed(copied, inputs=["input_ids", "attention_mask"]), device="cpu")
+    labels = replace(before.task, labels=["a", "b"], is_regression=False)
+    model = replace(before.model, num_labels=2)
+    with pytest.raises(EngineError, match=r"model.num_labels is 2, but the model answers logits of shape \(1, 1\)"):
+        Engine.load(changed(copied, inputs=before.inputs, task=labels, model=model), device="cpu")
+
+
+def test_a_tokenizer_of_another_model_is_refused(copied: Path) -> None:
+    """Its ids reach beyond the table of embeddings."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(copied / "tokenizer.json"))
+    tokenizer.add_tokens([f"word{number}" for number in range(99)])
+    tokenizer.save(str(copied / "tokenizer.json"))
+    with pytest.raises(EngineError, match=r"the model does not take 16 tokens of this tokenizer, of .* ids"):
+        Engine.load(changed(copied), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "[" * 5000, "nested more than 100 levels deep"),
+        (
+            "tokenizer.json",
+            '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": -1}}}',
+            "tokenizer.json cannot be",
+        ),
+        ("tokenizer_config.json", '{"truncation_side": "up"}', "truncation_side is 'up', expected 'right' or 'left'"),
+        ("tokenizer_config.json", "[]", "truncation_side is None, expected"),
+        ("tokenizer_config.json", "{", r"tokenizer_config\.json cannot be read: "),
+    ],
+)
+def test_hostile_tokenizer_files(copied: Path, name: str, text: str, message: str) -> None:
+    (copied / name).write_text(text)
+    with pytest.raises(EngineError, match=message):
+        Engine.load(changed(copied), device="cpu")
+
+
+def test_a_regex_that_cannot_be_run_is_one_line(copied: Path) -> None:
+    """It panics in Rust, as an exception that is no `Exception`."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    def with_regex(text: str) -> None:
+        tokenizer = Tokenizer.from_file(str(copied / "tokenizer.json"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(text), "isolated")
+        tokenizer.save(str(copied / "tokenizer.json"))
+        changed(copied)
+
+    with_regex("([A-Za-z ,0-9]+)+$")
+    with pytest.raises(EngineError, match=r"tokenizer\.json cannot be read: Onig: Regex search error: retry-limit"):
+        Engine.load(copied, device="cpu")
+    with_regex("(x+)+$")
+    with (
+        Engine.load(copied, device="cpu") as engine,
+        pytest.raises(EngineError, match=r"tokenizer\.json cannot encode a text: Onig: Regex search error"),
+    ):
+        engine.predict([("x" * 40 + "y", "a")])
 
 
 def test_without_a_gpu_the_cpu_is_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

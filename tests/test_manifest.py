@@ -205,3 +205,36 @@ def test_a_metric_that_is_no_number_is_refused(folder: Path) -> None:
     with pytest.raises(EngineError, match=r"cannot write .*manifest\.json"):
         write_manifest(folder, replace(MANIFEST, metrics={"dev": float("nan")}))
     assert (folder / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"task": {"is_regression": True}}, "task.is_regression is true, but task.labels has 2 names"),
+        ({"task": {"is_regression": True, "labels": []}}, "is true, but model.num_labels is 2"),
+        ({"task": {"labels": ["a", "b", "c"]}}, "task.labels has 3 names, but model.num_labels is 2"),
+        ({"task": {"labels": ["a", "a"]}}, r"different names, none of them empty; they are \['a', 'a'\]"),
+        ({"task": {"labels": ["a", " "]}}, "different names, none of them empty"),
+        ({"task": {"activation": "sigmoid"}}, "task.activation is sigmoid, but the task is a classification"),
+        ({"task": {"text_columns": ["a"]}}, "task.text_columns has 1 names, but task.is_pair is true"),
+        ({"model": {"max_seq_length": 513}}, "max_seq_length is 513, but model.max_position_embeddings is 512"),
+        (
+            {"model": {"max_position_embeddings": 127, "max_seq_length": 64}},
+            r"profiles\[1\].max is 8x128, but model.max",
+        ),
+        ({"inputs": ["input_ids", "input_ids"]}, "inputs must be input_ids and others of"),
+        ({"inputs": ["attention_mask"]}, "inputs must be input_ids and others of"),
+        ({"inputs": ["input_ids", "pixels"]}, "inputs must be input_ids and others of"),
+    ],
+)
+def test_facts_that_contradict_each_other(folder: Path, fields: dict[str, Any], message: str) -> None:
+    """A manifest that is whole by its digest: whoever wrote it was wrong."""
+
+    def change(data: dict[str, Any]) -> None:
+        for key, value in fields.items():
+            data[key] = data[key] | value if isinstance(value, dict) else value
+        data["digest"] = digest_of(data)
+
+    edit(folder, change)
+    with pytest.raises(EngineError, match=rf"manifest.json contradicts itself: .*{message}.*; rebuild the engine"):
+        load_manifest(folder)

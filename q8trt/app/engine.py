@@ -21,6 +21,7 @@ import numpy as np
 from q8trt.app.answers import Answer, answers
 from q8trt.app.arrays import check_arrays
 from q8trt.app.batching import Limits, limits
+from q8trt.app.consistency import check_model, check_tokenizer
 from q8trt.app.inference import Inference
 from q8trt.app.microbatch import MicroBatcher
 from q8trt.app.opening import open_runners
@@ -63,6 +64,8 @@ class Engine:
         self.backend, self.device = pool.first.backend, pool.first.device
         self._pool = pool
         self._text = TextEncoder(folder, manifest, limits.max_length)
+        check_tokenizer(folder, manifest, self._text.tokenizer)
+        check_model(folder, manifest, pool, limits, self._text.vocabulary)
         self._inference = Inference(pool, manifest, limits, contexts)
         self._batcher = MicroBatcher(self._inference.answers, max_batch, max_wait_ms, limits.batch_size)
         self._truncated, self._lock = 0, threading.Lock()
@@ -99,7 +102,7 @@ class Engine:
 
         Raises:
             ConfigError: an option has a value that cannot be used, or two contradict each other.
-            EngineError: the folder, its manifest or tokenizer is missing or damaged.
+            EngineError: the folder, its manifest or tokenizer is missing or damaged, or they contradict the model.
             BackendError: the backend is not installed, or the plan was built for another GPU or version.
         """
         folder = Path(folder)

@@ -59,7 +59,7 @@ class Tokens:
 
 
 class TextEncoder:
-    """The tokenizer of an engine folder. Many threads may use one.
+    """The tokenizer of an engine folder, as `tokenizer`. Many threads may use one.
 
     Args:
         folder: the engine folder, which holds ``tokenizer.json``.
@@ -76,7 +76,7 @@ class TextEncoder:
         self._task, self._inputs = manifest.task, manifest.inputs
         self._folder, self.max_length = folder, max_length
         tokenizer, side = _open(folder)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         try:
             self._encoder = Encoder(tokenizer, max_length, self._task.is_pair, side)
         except RoomError as error:
@@ -89,7 +89,7 @@ class TextEncoder:
     @property
     def vocabulary(self) -> int:
         """The number of token ids, added tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
 
     def check_all(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
         """The texts of each item, see `check`.

@@ -19,6 +19,7 @@ from msgspec import Meta
 
 import q8trt
 from q8trt.commands import command
+from q8trt.engine.facts import contradictions
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
@@ -253,6 +254,8 @@ def _parse(path: str | Path, data: Any) -> Manifest:
         manifest = decode(Manifest, _upgraded(data) if written == 2 else data)
     except (MalformedError, ConfigError) as error:
         raise EngineError(f"{path}: {error}") from None
+    if contrary := contradictions(manifest):
+        raise EngineError(f"{path} contradicts itself: {contrary[0]}; rebuild the engine{_with(path)}")
     if written != 2 and manifest.digest != digest_of(data):
         raise EngineError(
             f"{path} was edited or damaged: its digest does not match; restore it, or rebuild the engine{_with(path)}"

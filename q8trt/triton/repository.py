@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.app.batching import Limits, limits
+from q8trt.app.consistency import check_tokenizer
 from q8trt.app.text import TextEncoder
 from q8trt.data import encoding
 from q8trt.data.tokenizer_file import TOKENIZER_FILE, truncation_side
@@ -171,6 +172,8 @@ def read_tensors(path: Path, manifest: Manifest) -> Tensors:
         told = ", ".join(f"{name} {kind}" for name, kind in types.items())
         raise EngineError(f"{path} has the tensors {told}; expected integer {', '.join(manifest.inputs)} and logits")
     labels = dims[1].dim_value or manifest.model.num_labels
+    if labels != manifest.model.num_labels:
+        raise EngineError(f"{path} answers {labels} logits, but the manifest says {manifest.model.num_labels}")
     output_type = {"FLOAT": "FP32", "FLOAT16": "FP16"}.get(types["logits"], types["logits"])
     return Tensors(inputs, f"TYPE_{kinds.pop()}", f"TYPE_{output_type}", labels)
 
@@ -193,7 +196,7 @@ def _write_model(repository: Path, name: str, config: str) -> Path:
 
 def _check_tokenizer(engine: Path, manifest: Manifest, max_length: int) -> str:
     """Return the side on which the engine's tokenizer cuts. Raises EngineError if it cannot be used."""
-    TextEncoder(engine, manifest, max_length)
+    check_tokenizer(engine, manifest, TextEncoder(engine, manifest, max_length).tokenizer)
     return truncation_side(engine)
 
 
