@@ -53,6 +53,8 @@ __all__ = [
 ]
 
 QUANTIZATION_FILE = "quantization.json"
+_FORMAT = 1
+_LIMITS = files.Limits(size=2**22, depth=16, values=200_000)
 _log = logging.getLogger(__name__)
 
 
@@ -233,7 +235,7 @@ def save_checkpoint(
         if recipe is not None:
             files.write_json(
                 temporary / QUANTIZATION_FILE,
-                {"format": 1, "quantizer": _library_of(model), "recipe": recipe.to_dict()},
+                {"format": _FORMAT, "quantizer": _library_of(model), "recipe": recipe.to_dict()},
             )
         files.write_seal(temporary)
 
@@ -248,16 +250,27 @@ def _library_of(model: PreTrainedModel) -> dict[str, str]:
 
 
 def load_recipe_of(folder: str | Path) -> Recipe:
-    """The recipe that a quantized checkpoint was made with.
+    """Return the recipe that a quantized checkpoint was made with.
 
     Raises:
-        CheckpointError: quantization.json is missing or damaged.
+        CheckpointError: quantization.json is missing or damaged, or of a later version.
     """
     path = Path(folder) / QUANTIZATION_FILE
     try:
-        data = files.read_json(path)
+        data = files.read_json(path, _LIMITS)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error.strerror or error}") from None
+    except files.MalformedError as error:
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("recipe"), dict):
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: expected an object with 'recipe'")
+    if data.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path} has format {str(data.get('format'))[:20]!r}, expected {_FORMAT}; use the version of q8trt that made it"
+        )
+    try:
         return Recipe.from_dict(data["recipe"], str(path))
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error}") from None
 
 

@@ -131,7 +131,9 @@ def test_recipe_with_a_site_more_than_the_weights(quantized: Path) -> None:
         ("{", "not JSON"),
         ("[]", "cannot be read as a quantization recipe"),
         ("{}", "cannot be read as a quantization recipe"),
-        ('{"recipe": {"name": "x", "sites": {"gelu_ot": {}}}}', "unknown site 'gelu_ot'"),
+        ('{"format": 1, "recipe": {"name": "x", "sites": {"gelu_ot": {}}}}', "unknown site 'gelu_ot'"),
+        ('{"format": 1, "recipe": []}', "expected an object with 'recipe'"),
+        ('{"format": 2, "recipe": {"name": "x", "sites": {}}}', "has format '2', expected 1"),
     ],
 )
 def test_damaged_recipe(quantized: Path, text: str, words: str) -> None:

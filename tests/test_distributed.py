@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +64,34 @@ def test_a_wrong_option_is_said_once_and_leaves_nothing(tiny_checkpoint: Path, t
     assert done.returncode != 0
     assert done.stderr.count("finetune: error: --fp16") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_group", [False, True], ids=["to torchrun", "to every process"])
+def test_sigterm_stops_both_processes_at_one_step(to_group: bool, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A cluster sends it to torchrun, which passes it on, or to every process, so that each gets it twice."""
+    from q8trt.trainer_checkpoints import find_resume_point, load_state, processes_of
+
+    write_sts_b(tmp_path / "data")
+    data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint), *OPTIONS]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [*launch, str(ROOT / "finetune.py"), *data, "--max_steps", "100000", "--output_dir", "run"]
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    checkpoints = tmp_path / "run" / "checkpoints" / "fp32"
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, process_group=0, **pipes) as process:
+        deadline = time.monotonic() + 120
+        while not list(checkpoints.glob("checkpoint-*/hashes.json")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        if to_group:
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
+        _, err = process.communicate(timeout=60)
+    point = find_resume_point(checkpoints)
+    assert point.rejected == ()
+    assert point.checkpoint is not None
+    assert processes_of(point.checkpoint) == 2
+    assert f"finetune: stopped at step {load_state(point.checkpoint).global_step} of 100000" in err
