@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from q8trt.errors import EngineError
 from q8trt.files import MalformedError
-from q8trt.onnx_files import check_file, check_tensors, load_external, messages
+from q8trt.onnx_files import check_file, check_model, load_external, messages
 from q8trt.onnx_files import storage as storage_module
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -175,9 +175,9 @@ def raw(element: int, dims: list[int], size: int) -> onnx.TensorProto:
 )  # fmt: skip
 def test_a_tensor_stores_what_it_claims(tensor: onnx.TensorProto, problem: str) -> None:
     with pytest.raises(MalformedError, match=problem):
-        check_tensors(model_with(tensor), None)
+        check_model(model_with(tensor), None)
     with pytest.raises(MalformedError, match=problem):
-        check_tensors(messages.parse(model_with(tensor).SerializeToString()), None)
+        check_model(messages.parse(model_with(tensor).SerializeToString()), None)
 
 
 @pytest.mark.parametrize("element", [number for number in storage_module.TYPES if number != TensorProto.STRING])
@@ -188,7 +188,7 @@ def test_what_the_onnx_package_writes_passes(element: int) -> None:
         helper.make_tensor("r", element, [5], numpy_helper.to_array(tensors[2]).tobytes(), raw=True)
         for _ in range(storage_module.TYPES[element][1] >= 8)
     ]
-    check_tensors(model_with(*tensors), None)
+    check_model(model_with(*tensors), None)
     assert storage_module.TYPES[element][0] == TensorProto.DataType.Name(element)
 
 
@@ -202,9 +202,9 @@ def test_a_small_file_cannot_ask_for_a_huge_constant(op: str, stored: str) -> No
             return model_with(shape, nodes=nodes)
         return model_with(nodes=[helper.make_node("Constant", [], ["s"], value=shape), *nodes])
 
-    check_tensors(grown(1, 4096), None)
+    check_model(grown(1, 4096), None)
     with pytest.raises(MalformedError, match=op):
-        check_tensors(grown(1, 2**40), None)
+        check_model(grown(1, 2**40), None)
 
 
 def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:

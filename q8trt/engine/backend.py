@@ -20,6 +20,7 @@ from typing import Any
 from q8trt.engine.driver import driver_cuda, driver_problem
 from q8trt.errors import BackendError, ConfigError, MissingPackageError, nearest
 from q8trt.gpu import Gpu
+from q8trt.names import printable
 from q8trt.packages import install_command
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
@@ -183,8 +184,8 @@ def _make_logger(trt: ModuleType) -> Any:
 
 
 def one_line(text: object) -> str:
-    """`text` with every run of white space made one blank: what TensorRT and ONNX Runtime say may span lines."""
-    return " ".join(str(text).split())
+    """Return `text` in one line that a terminal shows as it is: libraries quote names from files, and span lines."""
+    return printable(" ".join(str(text).split()))
 
 
 def find_backend(name: str | None = None) -> Backend:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from q8trt.lint.context import Context
 from q8trt.lint.graph import FLOATS, Graph, Node
 from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE
@@ -53,12 +55,31 @@ def _refusal(op: str, domain: str) -> str:
 
 
 def check_soundness(context: Context) -> None:
-    """contradiction and invalid-onnx."""
+    """contradiction, invalid-onnx, and opset-too-low for what the parser refuses."""
     graph = context.graph
+    if graph.opset < 7:
+        context.report("opset-too-low", "warning", f"opset {graph.opset}: the parser refuses what broadcasts before 7")
     if graph.contradiction:
         context.report("contradiction", "error", graph.contradiction)
     elif graph.invalid:
         context.report("invalid-onnx", "warning", graph.invalid)
+    for node in graph.nodes:
+        if text := _impossible(graph, node):
+            context.report("contradiction", "error", text, node)
+
+
+def _impossible(graph: Graph, node: Node) -> str:
+    """What shape inference passes over: an axis out of range, a Reshape to another number of elements; "" where there is none."""
+    shape = graph.shape(node.input(0))
+    if shape is None or node.proto.domain not in ONNX_DOMAINS:
+        return ""
+    if node.op == "LayerNormalization" and not -len(shape) <= node.attribute("axis", -1) < len(shape):
+        return f"axis {node.attribute('axis')} of a tensor with {len(shape)} dimensions"
+    if node.op == "Reshape" and None not in shape and (target := graph.value(node.input(1))) is not None:
+        sizes = [int(size) for size in target.reshape(-1)]
+        if all(size > 0 for size in sizes) and math.prod(sizes) != graph.size(node.input(0)):
+            return f"{graph.size(node.input(0)):,} elements reshaped to {math.prod(sizes):,}"
+    return ""
 
 
 def check_tensor_types(context: Context) -> None:
@@ -72,9 +93,11 @@ def check_tensor_types(context: Context) -> None:
                 f"constant {show(name)}",
                 next(iter(graph.readers.get(name, [])), None),
             )
-    for name in graph.inputs:
-        if graph.dtype(name) not in (*_TYPES, ""):
-            _report_type(context, graph.dtype(name), f"input {show(name)}", None)
+    for what, names in (("input", graph.inputs), ("output", graph.outputs)):
+        for name in names:
+            kind = graph.declared_type(name)
+            if kind not in _TYPES:
+                _report_type(context, kind, f"{what} {show(name)}", None)
     for node in graph.nodes:
         if node.op == "Cast" and (kind := dtype_name(node.attribute("to", 0))) not in _TYPES:
             _report_type(context, kind, "a Cast", node)
@@ -87,13 +110,13 @@ def _report_type(context: Context, kind: str, what: str, node: Node | None) -> N
 
 
 def _mixed(graph: Graph, node: Node) -> list[str]:
-    """The float types of inputs that ONNX defines to have one type; [] where they have."""
+    """The types of inputs that ONNX defines to have one type, where they have several; TensorRT converts 64 bits to 32."""
     definition = schema(node.op, graph.opset) if node.proto.domain in ONNX_DOMAINS else None
     if definition is None or node.op in (QUANTIZE, DEQUANTIZE):
         return []
     kinds: dict[str, dict[str, None]] = {}
     for position, name in enumerate(node.inputs):
         parameter = definition.inputs[min(position, len(definition.inputs) - 1)]
-        if name and parameter.is_homogeneous and (kind := graph.dtype(name)) in FLOATS:
-            kinds.setdefault(parameter.type_str, {})[kind] = None
+        if name and parameter.is_homogeneous and (kind := graph.dtype(name)):
+            kinds.setdefault(parameter.type_str, {})[kind.replace("64", "32")] = None
     return next((list(each) for each in kinds.values() if len(each) > 1), [])

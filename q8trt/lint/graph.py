@@ -97,6 +97,8 @@ class Graph:
         self.nodes = [_node(index, proto) for index, proto in enumerate(graph.node)]
         self.inputs = [value.name for value in graph.input if value.name not in self._tensors]
         self.outputs = [value.name for value in graph.output]
+        declared = (*parts.model.graph.input, *parts.model.graph.output)
+        self._declared = {value.name: dtype_name(value.type.tensor_type.elem_type) for value in declared}
         self.producers = {name: node for node in self.nodes for name in node.outputs if name}
         self.readers: dict[str, list[Node]] = {}
         for node in self.nodes:
@@ -141,6 +143,10 @@ class Graph:
     def stored_tensors(self) -> list[str]:
         """Names of all stored constants: initializers and outputs of Constant nodes."""
         return list(self._tensors)
+
+    def declared_type(self, tensor: str) -> str:
+        """The type that the file gives an input or output, as `dtype` names it; "" where it gives none of a tensor."""
+        return self._declared.get(tensor, "")
 
     def stored_type(self, tensor: str) -> str:
         """The type of a stored constant, as `dtype` names it."""

@@ -16,8 +16,8 @@ import numpy as np
 from q8trt.errors import EngineError
 from q8trt.files import MalformedError
 from q8trt.lint import soundness
-from q8trt.lint.subgraphs import bodies
-from q8trt.onnx_files import check_tensors, load_external
+from q8trt.lint.subgraphs import NONE, bodies
+from q8trt.onnx_files import check_model, load_external
 from q8trt.onnx_files.storage import elements
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def _parts(path: Path, model: onnx.ModelProto) -> Parts:
     import onnx
 
     soundness.check_names(model)
-    soundness.check_size(model)
-    check_tensors(model, path)
+    check_model(model, path)
     newest = onnx.defs.onnx_opset_version()
     opset = next((entry.version for entry in model.opset_import if entry.domain in soundness.ONNX_DOMAINS), 0)
     small, tensors = _skeleton(path, model, newest)
@@ -189,9 +188,7 @@ def _verdict(small: onnx.ModelProto, opset: int) -> str:
     for node in checked.graph.node:
         if node.domain in soundness.ONNX_DOMAINS and soundness.schema(node.op_type, opset) is None:
             node.domain = "unknown"
-    imported = {entry.domain for entry in checked.opset_import}
-    for domain in sorted({node.domain for node in checked.graph.node} - imported):
-        checked.opset_import.add(domain=domain, version=1)
+    checked.opset_import.add(domain="unknown", version=1)
     try:
         onnx.checker.check_model(checked)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: larger than protobuf's limit
@@ -218,12 +215,18 @@ def _inferred_types(model: onnx.ModelProto) -> tuple[dict[str, tuple[str, Dims |
 
 
 def _infer(model: onnx.ModelProto) -> tuple[onnx.GraphProto, str]:
-    """Run shape inference; where it stops at a contradiction, that is told and the shapes declared by the file are kept."""
+    """Run shape inference; where it stops, the shapes declared by the file are kept.
+
+    A contradiction is told only where ONNX knows every op and the type of every input: else the inference complains about what
+    it does not know.
+    """
     from onnx import checker, shape_inference
 
     refusals = (shape_inference.InferenceError, checker.ValidationError, RuntimeError, ValueError)
     contradiction = ""
     try:
+        if not _is_plain(model):
+            return shape_inference.infer_shapes(model, data_prop=True).graph, ""
         # Declared shapes of inner tensors and outputs are remarks that TensorRT passes over; what is computed counts.
         bare = type(model)()
         bare.CopyFrom(model)
@@ -237,6 +240,16 @@ def _infer(model: onnx.ModelProto) -> tuple[onnx.GraphProto, str]:
         return shape_inference.infer_shapes(model, data_prop=True).graph, contradiction
     except refusals as error:
         return model.graph, contradiction or _first_words(error)
+
+
+def _is_plain(model: onnx.ModelProto) -> bool:
+    """Return whether the graph has typed inputs, no subgraphs, and ONNX's own ops alone."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain in soundness.ONNX_DOMAINS), 0)
+    typed = all(value.type.tensor_type.elem_type for value in model.graph.input)
+    return typed and all(
+        node.domain in soundness.ONNX_DOMAINS and soundness.schema(node.op_type, opset) and bodies(node) is NONE
+        for node in model.graph.node
+    )
 
 
 def _first_words(error: Exception) -> str:

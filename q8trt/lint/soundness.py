@@ -6,18 +6,16 @@ TensorRT builds do not pass it; what it says is a finding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from q8trt.files import MalformedError
 from q8trt.lint.subgraphs import bodies
 from q8trt.names import printable
+from q8trt.onnx_files.size import nodes_of
 
 if TYPE_CHECKING:
     import onnx
 
-#: The most nodes that the linter reads, functions spelled out; a BERT of 24 layers has some 3,000.
-MAX_NODES = 20_000
 ONNX_DOMAINS = ("", "ai.onnx")
 
 
@@ -32,41 +30,11 @@ def check_names(model: onnx.ModelProto) -> None:
     for graph in (model.graph, *functions):
         names = [value if isinstance(value, str) else value.name for value in (*graph.input, *graph.output)]
         names += [tensor.name for tensor in getattr(graph, "initializer", ())]
-        for node in _with_bodies(graph.node):
+        for node in nodes_of(graph):
             names += [node.name, node.op_type, node.domain, *node.input, *node.output]
             names += [attribute.name for attribute in node.attribute]
         if not all(isinstance(name, str) for name in names):
             raise MalformedError("a name in it is not UTF-8")
-
-
-def check_size(model: onnx.ModelProto) -> None:
-    """Raise MalformedError where the graph, its functions spelled out, is too large, or a function calls itself."""
-    functions = {(function.domain, function.name): function for function in model.functions}
-    sizes: dict[tuple[str, str], int] = {}
-
-    def size_of(nodes: Iterable[onnx.NodeProto], path: tuple[tuple[str, str], ...]) -> int:
-        total = 0
-        for node in nodes:
-            key = node.domain, node.op_type
-            total += 1
-            if key in path:
-                raise MalformedError(f"its function {show(key[1])} calls itself")
-            if key in functions and key not in sizes:
-                if len(path) > 64:
-                    raise MalformedError("its functions call each other more than 64 levels deep")
-                sizes[key] = size_of(_with_bodies(functions[key].node), (*path, key))
-            total += sizes.get(key, 0)
-            if total > MAX_NODES:
-                raise MalformedError(f"it has more than {MAX_NODES:,} nodes, and the linter reads no larger graphs")
-        return total
-
-    size_of(_with_bodies(model.graph.node), ())
-
-
-def _with_bodies(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    for node in nodes:
-        yield node
-        yield from bodies(node).nodes
 
 
 def check_graph(graph: onnx.GraphProto, opset: int) -> None:

@@ -24,7 +24,11 @@ SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
         "opset_import": (8, "OperatorSetIdProto", True),
         "functions": (25, "FunctionProto", True),
     },
-    "FunctionProto": {"node": (7, "NodeProto", True)},
+    "FunctionProto": {
+        "name": (1, "string", False),
+        "node": (7, "NodeProto", True),
+        "domain": (10, "string", False),
+    },
     "OperatorSetIdProto": {"domain": (1, "string", False), "version": (2, "int64", False)},
     "GraphProto": {
         "node": (1, "NodeProto", True),

@@ -18,6 +18,7 @@ from typing import Any
 from q8trt.errors import EngineError
 from q8trt.files import MalformedError
 from q8trt.onnx_files import messages
+from q8trt.onnx_files.size import check_size
 
 #: TensorProto.DataType -> its name in ONNX and the bits of one element; None for strings.
 TYPES: dict[int, tuple[str, int | None]] = {
@@ -67,7 +68,7 @@ def check_file(path: Path) -> None:
         size = path.stat().st_size
         if size > _PARSED and not _has_external_data(path):
             return
-        check_tensors(messages.parse(path.read_bytes()), path)
+        check_model(messages.parse(path.read_bytes()), path)
     except ValueError as error:
         raise EngineError(f"cannot load {path}, which may be damaged: {error}") from None
     except OSError as error:
@@ -80,8 +81,8 @@ def _has_external_data(path: Path) -> bool:
         return data.find(b"location") >= 0
 
 
-def check_tensors(model: Any, path: Path | None) -> None:
-    """Check every tensor of a ModelProto, those of subgraphs and functions included.
+def check_model(model: Any, path: Path | None) -> None:
+    """Check the size of a ModelProto and every tensor in it, those of subgraphs and functions included.
 
     Args:
         model: the message.
@@ -90,6 +91,7 @@ def check_tensors(model: Any, path: Path | None) -> None:
     Raises:
         MalformedError: see `check_file`.
     """
+    check_size(model)
     for tensor in _tensors(model):
         _check_tensor(tensor, path)
     for sparse in _sparse_tensors(model):

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from q8trt.files import MalformedError
-from q8trt.onnx_files import check_tensors, messages
+from q8trt.onnx_files import check_model, messages
 from q8trt.onnx_files.messages import add_initializer, integer_attribute, new_node, set_array
 
 Model = Any  # onnx.ModelProto, or its like of `q8trt.onnx_files`
@@ -49,7 +49,7 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
         MalformedError: `data` are no ONNX model, or one that keeps its weights in another file.
     """
     model = messages.parse(data)
-    check_tensors(model, None)
+    check_model(model, None)
     _check_nodes(model.graph)
     use_unsigned_activations(model)
     dequantize_gathered_rows(model)
