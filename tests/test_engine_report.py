@@ -132,7 +132,13 @@ def test_a_node_is_int8_only_where_every_profile_runs_it_so() -> None:
         (json.dumps({"Layers": ["conv + relu", "softmax"]}), "names of its layers only"),
         (json.dumps({"Nodes": []}), 'no list "Layers"'),
         ("[]", 'no list "Layers"'),
-        ("not JSON", "the layers are not known: Expecting value"),
+        ("not JSON", "the layers are not known: not JSON: "),
+        ("[" * 100_000, "nested more than"),
+        ('{"Layers": [{"LayerType": "gemm", "Inputs": 3}]}', '"Inputs" of a layer is not a list'),
+        ('{"Layers": [{"LayerType": "gemm", "Inputs": [[]]}]}', '"Inputs" of a layer is not a list'),
+        ('{"Layers": [{"LayerType": "gemm", "Outputs": [{"Dimensions": "8"}]}]}', '"Dimensions" of a tensor'),
+        ('{"Layers": [{"LayerType": "gemm", "Outputs": [{"Dimensions": [null]}]}]}', "not a whole number"),
+        ('{"Layers": [{"LayerType": "gemm", "Weights": {"Count": "x"}}]}', "not a whole number"),
     ],
 )
 def test_what_cannot_be_read_is_none_with_the_reason(text: str, reason: str) -> None:

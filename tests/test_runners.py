@@ -19,11 +19,12 @@ from q8trt.gpu import Gpu
 from q8trt.runners import open_runner, tensorrt_runner
 from q8trt.runners.layer_times import read_trace, typical
 from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+from q8trt.runners.probed import module_outputs
 from q8trt.runners.tensorrt_engine import TensorRTOptions
 from q8trt.runners.torch_runner import TorchRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
-from engine_fixtures import SMALL, TABLE, tiny_logits, tiny_onnx
+from engine_fixtures import SMALL, TABLE, onnx, tiny_logits, tiny_onnx
 
 RANDOM = np.random.default_rng(1)
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
@@ -146,6 +147,50 @@ def test_a_trace_is_read(tmp_path: Path) -> None:
     ]
     (tmp_path / "trace.json").write_text(json.dumps(events))
     assert read_trace(tmp_path / "trace.json") == {"gemm": [1.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "3",
+        "[3]",
+        '[{"cat": "Node"}]',
+        '[{"cat": "Node", "name": "a_kernel_time", "dur": "x"}]',
+        "\x00",
+    ],
+)
+def test_a_damaged_trace_is_one_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "trace.json").write_text(text)
+    with pytest.raises(BackendError, match="profile cannot be read: "):
+        read_trace(tmp_path / "trace.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[" * 100_000, "3", '{"modules": {"a": ["t", 0]}, "factors": []}', '{"modules": {"a": 3}, "factors": [1]}'],
+)
+def test_damaged_factors_of_modules_are_one_line(text: str) -> None:
+    model = onnx.ModelProto()
+    model.metadata_props.add(key="modules", value=text)
+    with pytest.raises(EngineError, match="'modules' of the ONNX file's metadata is damaged"):
+        module_outputs(model)
+
+
+def test_an_output_of_words_is_refused(tmp_path: Path) -> None:
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["input_ids"], ["logits"], to=onnx.TensorProto.STRING)],
+        "g",
+        [helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT32, ["b", "s"])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.STRING, ["b", "s"])],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "model.onnx")
+    runner = OnnxRuntimeRunner(tmp_path / "model.onnx", "fp32")
+    with pytest.raises(EngineError, match="holds no numbers"):
+        runner.infer({"input_ids": np.ones((1, 2), np.int32)})
 
 
 def test_onnxruntime_without_the_provider(ort: Any, model: Path) -> None:

@@ -14,11 +14,12 @@ has not been run here, for want of a GPU.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from q8trt.files import parse_json
 
 LOG_PREFIX = "Layers:"
 #: From narrow to wide; a kernel that reads several types computes in the widest.
@@ -124,7 +125,7 @@ def layers_of_inspector(text: str) -> list[Layer]:
     Raises:
         ValueError: it is no such JSON, or the plan was built without detailed layer information.
     """
-    data = json.loads(text)
+    data = parse_json(text)
     entries = data.get("Layers") if isinstance(data, dict) else None
     if not isinstance(entries, list):
         raise ValueError('the inspector\'s JSON has no list "Layers"')
@@ -173,23 +174,40 @@ def _tensors(section: str) -> list[dict[str, Any]]:
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
-    constants = [_tensor(each) for each in entry.get("Constants", [])]
+    constants = _listed(entry, "Constants")
     weights = entry.get("Weights")
     if isinstance(weights, dict) and weights.get("Count"):
-        constants.append(Tensor(_type(str(weights.get("Type", ""))), (int(weights["Count"]),)))
+        constants += (Tensor(_type(str(weights.get("Type", ""))), (_whole(weights["Count"]),)),)
     return Layer(
         name=str(entry.get("Name", "")),
         kind=str(entry["LayerType"]),
-        inputs=tuple(map(_tensor, entry.get("Inputs", []))),
-        constants=tuple(constants),
-        outputs=tuple(map(_tensor, entry.get("Outputs", []))),
+        inputs=_listed(entry, "Inputs"),
+        constants=constants,
+        outputs=_listed(entry, "Outputs"),
         sources=frozenset(re.findall(r"\[ONNX Layer: (.*?)\]", str(entry.get("Metadata", "")))),
     )
 
 
+def _listed(entry: Mapping[str, Any], key: str) -> tuple[Tensor, ...]:
+    """Return the tensors of one of a layer's lists. Raises `ValueError` where there is something else in its place."""
+    tensors = entry.get(key, [])
+    if not isinstance(tensors, list) or not all(isinstance(each, dict) for each in tensors):
+        raise ValueError(f'"{key}" of a layer is not a list of tensors')
+    return tuple(map(_tensor, tensors))
+
+
 def _tensor(entry: Mapping[str, Any]) -> Tensor:
     told = str(entry.get("Datatype") or entry.get("Format/Datatype") or "")
-    return Tensor(_type(told), tuple(int(size) for size in entry.get("Dimensions", [])))
+    sizes = entry.get("Dimensions", [])
+    if not isinstance(sizes, list):
+        raise ValueError('"Dimensions" of a tensor is not a list')
+    return Tensor(_type(told), tuple(map(_whole, sizes)))
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int):
+        raise ValueError(f"a size is {str(value)[:40]!r}, not a whole number")
+    return value
 
 
 def _type(text: str) -> str | None:

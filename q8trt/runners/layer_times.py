@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from q8trt.errors import BackendError
+from q8trt.files import read_json
+from q8trt.names import printable
 from q8trt.runners.base import LayerTime
 
 _KERNEL = "_kernel_time"
@@ -37,10 +38,17 @@ def typical(reports: Mapping[str, Sequence[float]], batches: int, who: str) -> l
 def read_trace(path: Path) -> dict[str, list[float]]:
     """What `InferenceSession.end_profiling` left: node -> ms, batch after batch, in the order in which they first ran.
 
+    Raises:
+        BackendError: it is no such file.
+
     Events are in Chrome's trace format, ``dur`` in microseconds ("Profiling Tools" in ONNX Runtime's documentation).
     """
     reports: dict[str, list[float]] = {}
-    for event in json.loads(path.read_text(encoding="utf-8")):
-        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
-            reports.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"] / 1000)
+    try:
+        events = read_json(path)
+        for event in events:
+            if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+                reports.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"] / 1000)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise BackendError(f"ONNX Runtime's profile cannot be read: {printable(str(error))}") from None
     return reports

@@ -12,6 +12,7 @@ import numpy as np
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError, EngineError
 from q8trt.gpu import gpus
+from q8trt.names import printable
 from q8trt.onnx_files import check_file
 from q8trt.packages import install_command
 from q8trt.runners.base import LayerTime, Runner
@@ -53,6 +54,8 @@ class OnnxRuntimeRunner(Runner):
             self._types = {each.name: _INTEGERS[each.type] for each in inputs}
         except KeyError as error:
             raise EngineError(f"{path}: inputs must be int32 or int64, not {error}; export the model again") from None
+        if not inputs or not self._session.get_outputs():
+            raise EngineError(f"{path} has no input or no output; export the model again")
         outputs = [output.name for output in self._session.get_outputs()]
         self._output = "logits" if "logits" in outputs else outputs[0]
         cards = gpus() if wanted[0] != CPU else []
@@ -117,6 +120,10 @@ class OnnxRuntimeRunner(Runner):
             logits = session.run([self._output], feed, self._options)[0]
         except Exception as error:
             raise BackendError(f"ONNX Runtime refused the batch: {one_line(error)}") from error
+        if not isinstance(logits, np.ndarray) or logits.dtype.kind not in "fiub":
+            raise EngineError(
+                f"{self._source[0]}: its output {printable(self._output)} holds no numbers; export the model again"
+            )
         return np.asarray(logits, dtype=np.float32)
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ away, so it has no runner here.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError, EngineError
+from q8trt.files import parse_json
 from q8trt.runners.onnxruntime_runner import CPU, OnnxRuntimeRunner
 from q8trt.runners.torch_runner import TorchRunner
 
@@ -116,7 +116,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         if self._watched[0] != places:
             import onnx
 
-            model = onnx.load(self._path)
+            model = self._loaded()
             tensors, self._factors = module_outputs(model)
             for name in {*places[0], *places[1]} - tensors.keys():
                 raise EngineError(f"{self._path} has no node of {name}; export it again with build_engine.py")
@@ -131,6 +131,15 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
                 self._watched = places, self._open(Path(folder) / "model.onnx", [CPU], None)
         return self._watched[1]
 
+    def _loaded(self) -> onnx.ModelProto:
+        """Return the file, its external data included; `OnnxRuntimeRunner` has checked it."""
+        import onnx
+
+        try:
+            return onnx.load(self._path)
+        except Exception as error:  # protobuf's, the onnx package's and the system's share no base
+            raise EngineError(f"{self._path} cannot be read: {one_line(error)}") from None
+
     def close(self) -> None:
         """Drop both sessions."""
         super().close()
@@ -144,6 +153,9 @@ def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np
 
     Returns:
         module path -> tensor; module path -> the factor that this tensor carries, float32, () or (features,), where not 1.
+
+    Raises:
+        EngineError: the metadata are damaged.
     """
     tensors, factors = {}, {}
     for node in model.graph.node:
@@ -151,11 +163,16 @@ def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np
         if scope and operation:
             tensors[scope] = node.output[0]
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    noted = json.loads(metadata.get("modules", '{"modules": {}, "factors": []}'))
-    for module, (tensor, number) in noted["modules"].items():
-        written = noted["factors"][number]
-        factor = 2.0 ** np.array(written["log2"]) if isinstance(written, dict) else np.array(written)
-        tensors[module], factors[module] = tensor, factor.astype(np.float32)
+    try:
+        noted = parse_json(metadata.get("modules", '{"modules": {}, "factors": []}'))
+        for module, (tensor, number) in noted["modules"].items():
+            written = noted["factors"][number]
+            factor = 2.0 ** np.array(written["log2"]) if isinstance(written, dict) else np.array(written)
+            tensors[module], factors[module] = str(tensor), factor.astype(np.float32)
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise EngineError(
+            f"the entry 'modules' of the ONNX file's metadata is damaged ({one_line(error)}); export it again"
+        ) from None
     return tensors, factors
 
 
