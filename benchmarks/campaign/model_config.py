@@ -58,7 +58,7 @@ _TOKENIZER_ODD: tuple[tuple[str, Any], ...] = (
 
 
 def cases(base: Path, random: Random) -> Iterator[Case]:
-    """Yield some 1,100 checkpoints."""
+    """Yield some 900 checkpoints."""
     sys.path.insert(0, str(TESTS))
     from tiny_data import write_sts_b
 
@@ -76,15 +76,16 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
     for name in ARCHITECTURES:
         for key, value in config[name].items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                for new in random.sample(_NUMBERS, 7) if name != "bert" else _NUMBERS:
+                for new in random.sample(_NUMBERS, 3) if name != "bert" else _NUMBERS:
                     yield make(
                         f"number: {name} {key} = {new}"[:80], name, {"config.json": replaced(config[name], (key,), new)}
                     )
-            yield make(f"missing: {name} {key}", name, {"config.json": without(config[name], (key,))})
-        for number, (key, value) in enumerate(_ODD if name == "bert" else random.sample(_ODD, 20)):
+            if name == "bert" or random.random() < 0.3:
+                yield make(f"missing: {name} {key}", name, {"config.json": without(config[name], (key,))})
+        for number, (key, value) in enumerate(_ODD if name == "bert" else random.sample(_ODD, 12)):
             changed = {"config.json": config[name] | {key: value}}
             yield make(f"odd: {number} {name} {key}", name, changed)
-        for title, data in json_mutations(config[name], random, 50):
+        for title, data in json_mutations(config[name], random, 40):
             yield make(f"config {title}", name, {"config.json": data})
     yield from _tokenizers(base, random, make)
 
@@ -92,7 +93,7 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
 def _tokenizers(base: Path, random: Random, make: Any) -> Iterator[Case]:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         data = (base / "bert" / name).read_bytes()
-        for title, changed in json_mutations(json.loads(data), random, 120):
+        for title, changed in json_mutations(json.loads(data), random, 80):
             yield make(f"{name} {title}", "bert", {name: changed})
         for mutate in (flipped, truncated, spliced):
             for number in range(10):
@@ -147,7 +148,6 @@ def _take(data: str, folder: Path) -> None:
     score(model, config, inputs, "fp32")
     save_checkpoint(Path("run/ptq"), model, inputs.tokenizer)
     load_finetuned("run/ptq", config.data.resolved_task)
-    load_inputs(config)
 
 
 def _write(sound: Path, changes: dict[str, Any], folder: Path) -> None:
