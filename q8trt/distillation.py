@@ -16,7 +16,6 @@ Where it has another number of heads, attention is averaged over them on both si
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from q8trt.models import takes_token_types
 from q8trt.quantization.modules import ATTENTION
 from q8trt.quantization.sites import layout_of
 
@@ -44,6 +44,7 @@ class Distillation:
         temperature: softens both sides' logits (classification).
         hidden_weight: of the distance to its hidden states, embeddings included; 0: they are not computed.
         attention_weight: of the distance to its attention; 0: it is not computed.
+        token_types: whether the teacher was trained with token types, as its tokenizer makes them.
     """
 
     teacher: nn.Module
@@ -52,6 +53,7 @@ class Distillation:
     temperature: float = 1.0
     hidden_weight: float = 0.0
     attention_weight: float = 0.0
+    token_types: bool = True
 
 
 def logit_distance(
@@ -121,8 +123,7 @@ class Distiller:
         ours: Any = student.config
         theirs: Any = distillation.teacher.config
         self.layers = layer_map(ours.num_hidden_layers, theirs.num_hidden_layers)
-        names = inspect.signature(distillation.teacher.forward).parameters
-        self._reads_types = "token_type_ids" in names and getattr(theirs, "type_vocab_size", 0) > 1
+        self._reads_types = distillation.token_types and takes_token_types(theirs)
 
     @property
     def wanted(self) -> dict[str, bool]:

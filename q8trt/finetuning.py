@@ -21,7 +21,7 @@ from q8trt.data import DataRecord, Features, load_dev, load_train, pad, record_s
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.evaluation import evaluate
 from q8trt.finetune_config import FinetuneConfig, last_stage
-from q8trt.models import check_rows
+from q8trt.models import check_rows, model_inputs
 from q8trt.progress import is_main_process, progress
 from q8trt.quantization.recipe import Recipe
 from q8trt.runners.torch_runner import TorchRunner
@@ -329,9 +329,10 @@ class Finetuning:
         from q8trt.distillation import Distillation
 
         config, options = self.config, self.config.training
-        teacher = fp32
-        if config.teacher_model_name_or_path:
-            teacher = checkpoints.load_finetuned(config.teacher_model_name_or_path, self.task, config.allow_pickle)
+        teacher, tokenizer = fp32, self.inputs.tokenizer
+        if name := config.teacher_model_name_or_path:
+            teacher = checkpoints.load_finetuned(name, self.task, config.allow_pickle)
+            tokenizer = checkpoints.load_tokenizer(name)
         return Distillation(
             teacher,
             label_weight=options.label_loss_weight,
@@ -339,6 +340,7 @@ class Finetuning:
             temperature=options.distillation_temperature,
             hidden_weight=options.hidden_loss_weight,
             attention_weight=options.attention_loss_weight,
+            token_types="token_type_ids" in model_inputs(tokenizer),
         )
 
 

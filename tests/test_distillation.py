@@ -299,6 +299,15 @@ def test_a_teacher_gets_the_token_types_that_it_reads(tiny_model: Models, tiny_b
         assert torch.equal(answer, distilbert(**pair).logits)
 
 
+def test_a_teacher_trained_without_token_types_is_asked_without(tiny_model: Models) -> None:
+    """A BERT with XLM-R's tokenizer: it was trained with zeros, its QAT must not meet a teacher that sees ones."""
+    bert = tiny_model("bert")
+    pair = {"input_ids": torch.tensor([[2, 9, 10, 3, 11, 12, 3]]), "attention_mask": torch.ones(1, 7, dtype=torch.long)}
+    settings = Distillation(bert, token_types=False)
+    with distilling(tiny_model("bert", seed=1), settings, True, SEPARATOR) as distiller, torch.no_grad():
+        assert torch.equal(distiller.ask_teacher(pair).logits, bert(**pair).logits)
+
+
 def test_the_teacher_computes_without_gradients_or_dropout(tiny_model: Models, tiny_batch: Callable[..., Any]) -> None:
     student, teacher, batch = tiny_model(), tiny_model(seed=1).train(), tiny_batch()
     with distilling(student, Distillation(teacher), True, SEPARATOR) as distiller:

@@ -192,14 +192,23 @@ def test_token_types_of_a_file_are_dropped_where_the_model_takes_none(
     assert tokenize(rows, load_tokenizer(str(tiny_checkpoint_of("bert"))), 8) is rows
 
 
-def test_a_bert_without_token_types_goes_the_whole_way(tmp_path: Path, tiny_model: Any) -> None:
+def test_a_bert_without_token_types_goes_the_whole_way(
+    tmp_path: Path, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibration, and the teacher of QAT."""
     from conftest import make_tokenizer
 
+    from q8trt import training
+
+    stages: list[Any] = []
+    result = training.StageResult(0, 0, 0, 0)
+    monkeypatch.setattr(training, "train_stage", lambda stage, *_: stages.append(stage) or result)
     save_checkpoint(tmp_path / "model", tiny_model("bert"), make_tokenizer(False))
     write_sts_b(tmp_path / "data", 16, 8)
     options = ["--task", "STS-B", "--data_dir", str(tmp_path / "data"), "--max_seq_length", "32"]
-    model = ["--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(tmp_path / "run")]
-    assert run_command("calibrate", [*options, *model, "--recipe", "full"]) == 0
+    model = ["--from_fp32", str(tmp_path / "model"), "--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    assert run_command("finetune", [*options, *model]) == 0
+    assert stages[0].distillation.token_types is False
 
 
 def test_a_panic_is_an_error_and_silent(capfd: pytest.CaptureFixture[str]) -> None:
