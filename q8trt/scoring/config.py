@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,8 @@ class ScoringConfig:
     Attributes:
         input: the rows. The ending names the format: .csv (quoted), .tsv (not quoted), .jsonl or .json (one object a
             line), .txt (one text a line). UTF-8.
-        output: the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file.
+        output: the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file. A link
+            counts as what it points to.
         text_columns: the one or two columns that hold the text; None: those that the engine was trained on.
         overwrite: replace `output` and its rejected rows. An unfinished job that is another one, or is damaged, starts over.
         chunk_rows: rows that are in memory at most.
@@ -38,12 +40,14 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         for name, endings in (("input", INPUTS), ("output", OUTPUTS)):
             path = Path(getattr(self, name))
+            if name == "output" and os.path.islink(path):  # noqa: PTH114 - is_symlink raises for long names
+                path = Path(os.path.realpath(path))
             object.__setattr__(self, name, path)
             if path.suffix.lower() not in endings:
                 raise ConfigError(f"--{name} {path} ends in {path.suffix!r}; expected one of {', '.join(endings)}")
         if self.output_kind == ".tsv" and self.input_kind != ".tsv":
             raise ConfigError(f"--output {self.output}: texts may hold tabs, and TSV has no quotes; use .csv or .jsonl")
-        if self.input.resolve() == self.output.resolve():
+        if os.path.realpath(self.input) == os.path.realpath(self.output):
             raise ConfigError(f"--output {self.output} is the input; give another name")
         if self.chunk_rows < 1:
             raise ConfigError(f"chunk_rows must be 1 or more, got {self.chunk_rows}")

@@ -31,7 +31,7 @@ def check_places(config: ScoringConfig, engine: Path) -> None:
         )
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give the name of a file")
-    if os.path.lexists(output) and not (output.is_file() or output.is_symlink()):
+    if os.path.lexists(output) and not output.is_file():
         raise ConfigError(f"--output {output} is not a regular file; give another name")
     folder = _real(output.parent)
     if _real(engine) in (folder, *folder.parents):
