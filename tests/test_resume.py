@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -371,15 +372,20 @@ def test_second_interrupt_stops_at_once_and_the_run_goes_on_from_its_last_checkp
     assert_same_training("run", uninterrupted, "int8")
 
 
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_interrupt_between_stages_is_resumed(
-    arguments: list[str], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    arguments: list[str],
+    uninterrupted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*args: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     with monkeypatch.context() as patch:
         patch.setattr(finetuning, "quantize", interrupted)
-        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 130
+        assert run_command("finetune", [*arguments, "--output_dir", "run"]) == 128 + number
     assert "--resume run" in capsys.readouterr().err.splitlines()[-1]
     assert list(record("run")["stages"]) == ["fp32"]
     before = (Path("run/fp32/model.safetensors")).stat().st_mtime_ns
@@ -446,6 +452,17 @@ def test_a_signal_that_torchrun_passes_on_again_counts_once(monkeypatch: pytest.
         stopper._first -= 60
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_to_another_process_of_torchrun_stops_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, _: tensor.fill_(signal.SIGTERM))
+    stopper, control = StopOnInterrupt(), SimpleNamespace(should_save=False, should_training_stop=False)
+    stopper.on_step_end(SimpleNamespace(device="cpu", save_total_limit=1), None, control)
+    assert control == SimpleNamespace(should_save=True, should_training_stop=True)
+    assert isinstance(stopper.interrupt, signals.TerminatedError)
 
 
 def test_a_thread_of_an_app_may_train() -> None:

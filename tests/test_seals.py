@@ -140,6 +140,16 @@ def test_permissions_follow_the_umask(
     assert stat.S_IMODE((tmp_path / "fp32").stat().st_mode) == 0o777 & ~umask
 
 
+def test_permissions_of_a_folder_that_is_written_whole(umask: int, tmp_path: Path) -> None:
+    """Engine folders, archives that are unpacked and Triton's repositories are written so."""
+    with files.atomic_folder(tmp_path / "engine") as temporary:
+        (temporary / "model.plan").touch(0o600)
+        (temporary / "1").mkdir(0o700)
+        (temporary / "1" / "model.py").touch(0o600)
+    assert permissions(tmp_path / "engine")["model.plan"] == 0o666 & ~umask
+    assert permissions(tmp_path / "engine" / "1") == {"model.py": 0o666 & ~umask}
+
+
 def test_permissions_of_a_trainers_checkpoint_follow_the_umask(
     umask: int, tiny_model: Callable[..., Any], tmp_path: Path
 ) -> None:
