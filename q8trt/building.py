@@ -19,6 +19,7 @@ from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
 from q8trt.export.options import ExportOptions
 from q8trt.finetune_config import FinetuneConfig, config_of_run
 from q8trt.models import model_inputs, positions
+from q8trt.models.activation import activation_of
 from q8trt.run_search import how_to_finish, newest_run
 from q8trt.runs import RUN_FILE, STAGES, Run, check_outside_checkpoints, open_run
 
@@ -139,7 +140,13 @@ def _manifest(
     columns = source.config.data.columns or task.text_columns
     return Manifest(
         task=TaskInfo(
-            task.name, list(task.labels), task.is_regression, task.is_pair, task.main_metric, text_columns=list(columns)
+            task.name,
+            list(task.labels),
+            task.is_regression,
+            task.is_pair,
+            task.main_metric,
+            text_columns=list(columns),
+            activation=activation_of(config, task, str(source.checkpoint)),
         ),
         model=ModelInfo(
             name=checkpoints.short_name(source.config.from_fp32 or source.config.model_name_or_path),

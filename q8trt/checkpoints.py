@@ -26,6 +26,7 @@ from q8trt.models import (
     short_name,
     unavailable,
 )
+from q8trt.models.activation import activation_of, adopt_activation, forget_activation
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites, layout_of
 
@@ -103,6 +104,8 @@ def load_pretrained(
     if not task.is_regression:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
+    if new_head:
+        forget_activation(config)
     if dropout is not None:
         _configure_dropout(config, dropout)
     folder = Path(name)
@@ -182,6 +185,8 @@ def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -
     config = load_config(name)
     order = check_head(config, task, str(folder))
     model = load_pretrained(name, task, allow_pickle=allow_pickle, new_head=False)
+    adopt_activation(model.config, name)
+    activation_of(model.config, task, str(folder))
     if order is not None:
         reorder_head(model, order)
         names = [config.id2label[number] for number in range(task.num_labels)]
@@ -196,7 +201,7 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
         the order of its outputs, see `label_order`.
 
     Raises:
-        CheckpointError: no head, one of another size or kind, or outputs of other names.
+        CheckpointError: no head, one of another size or kind, outputs of other names, or an activation that q8trt lacks.
     """
     architectures = config.architectures or []
     if not any("SequenceClassification" in architecture for architecture in architectures):
@@ -220,6 +225,7 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
             f"{where} predicts {config.num_labels} scores (problem_type regression in config.json), {task.name} has labels; "
             "check --task or the checkpoint"
         )
+    activation_of(config, task, where)
     return label_order(config, task, where)
 
 

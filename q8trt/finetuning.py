@@ -22,6 +22,7 @@ from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.evaluation import evaluate
 from q8trt.finetune_config import FinetuneConfig, last_stage
 from q8trt.models import check_rows, model_inputs
+from q8trt.models.activation import activation_of, adopt_activation
 from q8trt.progress import is_main_process, progress
 from q8trt.quantization.recipe import Recipe
 from q8trt.runners.torch_runner import TorchRunner
@@ -82,6 +83,12 @@ def _check_head(model: Any, config: FinetuneConfig) -> None:
     """Check that the checkpoint to start from answers the task."""
     name, task = str(config.from_fp32), config.data.resolved_task
     order = checkpoints.check_head(model, task, name)
+    adopt_activation(model, checkpoints.resolve_model(name))
+    if activation_of(model, task, name) != "identity" and last_stage(config) == "int8":
+        raise ConfigError(
+            f"{name} asks for a sigmoid of its logit (activation_fn in its configuration), and QAT would train the logit to "
+            "be the score; leave QAT out: --no_qat"
+        )
     if order is not None and config.from_pytorch_quantization:
         names = [str(model.id2label[number]) for number in range(task.num_labels)]
         raise ConfigError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from app_fixtures import ITEMS, LONG, MAX_LENGTH, TASKS, engine_folder, reference
+from app_fixtures import ITEMS, LONG, MAX_LENGTH, TASKS, changed, engine_folder, reference
 from triton_fakes import (
     InferenceRequest,
     InferenceResponse,
@@ -192,3 +193,27 @@ def test_a_text_is_cut_where_training_cut_it(start: Callable[..., Any]) -> None:
 def test_vnni_is_read_from_cpuinfo(flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : {flags}\n")
     assert install(monkeypatch)._has_vnni(str(tmp_path / "cpuinfo")) is expected
+
+
+@pytest.mark.parametrize("kind", ["regression"], indirect=True)
+def test_a_sigmoid_is_taken_where_the_manifest_asks_for_it(start: Callable[..., Any], engine: Path) -> None:
+    items = ITEMS["regression"]
+    changed(engine, task=replace(TASKS["regression"], activation="sigmoid"))
+    try:
+        [response] = start(backend="python").execute([request_of(items)])
+    finally:
+        changed(engine, task=TASKS["regression"])
+    expected = 1 / (1 + np.exp(-reference(TASKS["regression"], items)))
+    np.testing.assert_allclose(response.outputs["score"], expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["single"], indirect=True)
+def test_a_tokenizer_that_fails_is_an_error_of_its_request(start: Callable[..., Any]) -> None:
+    model = start(backend="python")
+
+    def fail(rows: list[Any]) -> None:
+        raise model.encoding.EncodingError("Onig: Regex search error")
+
+    model.encoder.encode = fail
+    [response] = model.execute([request_of(["a text"])])
+    assert response.error().message() == "the tokenizer failed: Onig: Regex search error"
