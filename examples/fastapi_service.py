@@ -1,6 +1,6 @@
 """An engine behind HTTP. Requests that come at the same time share a batch.
 
-pip install -e ".[examples,cpu]"                 # in the checkout; rtx or tensorrt in place of cpu on a GPU
+pip install "q8trt[examples,cpu]"                 # rtx or tensorrt in place of cpu on a GPU
 Q8TRT_ENGINE=runs/NAME/engine uvicorn --app-dir examples --factory fastapi_service:create_app
 curl localhost:8000/predict -H "Content-Type: application/json" -d '{"items": [["A plane.", "An air plane."]]}'
 """
@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from q8trt import Answer, Engine, InputError
 
-#: Items of one request, at most: one client must not keep the others waiting.
-MOST = 256
+#: Items of one request, and bytes of its body, at most: one client must not take the memory of all.
+MOST, BYTES = 256, 2**20
 
 
 class Items(BaseModel):
@@ -45,7 +45,11 @@ def create_app() -> FastAPI:
     app = FastAPI(title="q8trt", lifespan=opened)
 
     @app.post("/predict")
-    async def predict(body: Items) -> dict[str, Any]:
+    async def predict(request: Request) -> dict[str, Any]:
+        try:
+            body = Items.model_validate_json(await _body(request))
+        except ValidationError as error:
+            raise HTTPException(422, f"the body is not what is expected: {error.errors()[0]['msg']}") from None
         answers = await app.state.engine.apredict(body.items)
         return {"answers": [_plain(answer) for answer in answers]}
 
@@ -60,6 +64,16 @@ def create_app() -> FastAPI:
         return JSONResponse({"detail": str(error), "item": error.index}, status_code=422)
 
     return app
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body. Raises HTTPException 413 as soon as it is too long."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BYTES:
+            raise HTTPException(413, f"the body is longer than {BYTES:,} bytes; send fewer or shorter items")
+    return bytes(body)
 
 
 def _plain(answer: float | Answer) -> dict[str, Any]:

@@ -20,14 +20,18 @@ SCALE = np.float32(0.02)
 
 
 def tiny_onnx(
-    path: Path, shape: tuple[int | str, ...] = ("batch", "sequence"), operator: str = "ReduceMean", ids: int = 6
+    path: Path,
+    shape: tuple[int | str, ...] = ("batch", "sequence"),
+    operator: str = "ReduceMean",
+    ids: int = 6,
+    labels: int = 3,
 ) -> Path:
-    """Embedding, times mask -> Q/DQ -> INT8 MatMul -> mean over the sequence -> logits (batch, 3); see `tiny_logits`.
+    """Embedding, times mask -> Q/DQ -> INT8 MatMul -> mean over the sequence -> logits (batch, labels); see `tiny_logits`.
 
     `ids` is the ONNX type of the inputs: 6 is int32, 7 int64, 1 float32.
     """
     node, value, proto = onnx.helper.make_node, onnx.helper.make_tensor_value_info, onnx.TensorProto
-    constants = {"table": TABLE, "weight": WEIGHT, "scale": SCALE, "zero": np.int8(0)}
+    constants = {"table": TABLE, "weight": WEIGHT[:, :labels], "scale": SCALE, "zero": np.int8(0)}
     axes = {"one": np.array([1], np.int64), "last": np.array([2], np.int64)}
     nodes = [
         node("Gather", ["table", "input_ids"], ["embedded"], "embed"),
@@ -44,7 +48,7 @@ def tiny_onnx(
         nodes,
         "tiny",
         [value(name, ids, shape) for name in ("input_ids", "attention_mask")],
-        [value("logits", proto.FLOAT, ("batch", 3))],
+        [value("logits", proto.FLOAT, ("batch", labels))],
         [onnx.numpy_helper.from_array(np.asarray(each), name) for name, each in {**constants, **axes}.items()],
     )
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9), path)

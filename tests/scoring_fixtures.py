@@ -73,7 +73,7 @@ def write_real_engine(folder: Path, labels: Sequence[str] = (), is_pair: bool = 
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     folder.mkdir(parents=True)
-    tiny_onnx(folder / "model.onnx", operator="ReduceSum")
+    tiny_onnx(folder / "model.onnx", operator="ReduceSum", labels=len(labels) or 1)
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
