@@ -129,7 +129,7 @@ def test_commands_refuse_rows_that_changed(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "the dev rows (GLUE folder) are not those of the run any more: 7 rows" in captured.err
+    assert f"the dev rows ({project / 'data'}) are not those of the run any more: 7 rows" in captured.err
 
 
 def test_fp16_is_tried_on_the_rows_of_the_run_alone(

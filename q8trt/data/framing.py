@@ -16,7 +16,7 @@ from q8trt.errors import DataError
 #: Bytes of the longest record that is read; one of 512 tokens takes less than 16 KiB.
 LONGEST_RECORD = 2**20
 #: Bytes that any file may expand to. The checksum takes a second for 10 MiB.
-_EXPANSION = 32 * 2**20
+_EXPANSION = 8 * 2**20
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from q8trt.data import tfrecord
 from q8trt.data.examples import Examples, Features
 from q8trt.data.hub import read_hub
+from q8trt.data.opening import path_name
 from q8trt.data.record import DataRecord, SplitRecord
 from q8trt.data.sample import sample_examples
 from q8trt.data.tabular import read_table
@@ -167,10 +168,14 @@ class RunData(DataConfig):
         now = SplitRecord(len(examples), examples.fingerprint)
         if expected is not None and expected != now:
             raise self._error(
-                f"the {split} rows ({examples.source}) are not those of the run any more: {now.rows} rows with the "
+                f"the {split} rows ({self._place(split, examples)}) are not those of the run any more: {now.rows} rows with the "
                 f"fingerprint {now.fingerprint}, and run.json has {expected.rows} with {expected.fingerprint}"
             )
         return examples
+
+    def _place(self, split: str, examples: Examples | Features) -> str:
+        path = self.data_dir or (self.train_file if split == "train" else self.validation_file)
+        return path_name(Path(path)) if path else examples.source
 
     def _error(self, message: str) -> DataError:
         return DataError(f"{message}; {self.remedy}" if self.remedy else message)

@@ -22,7 +22,7 @@ _PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesi
 _SINGLES = (("sentence",), ("text",))
 _LABELS = ("label", "labels", "score")
 #: One line of JSON Lines is one small object.
-_JSON_LIMITS = files.Limits(size=LONGEST_LINE, depth=16, values=10_000)
+_JSON_LIMITS = files.Limits(size=LONGEST_LINE, depth=16, values=100_000)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 #: Lines by the rules of CSV, where a carriage return ends one too.
 _CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
