@@ -92,12 +92,13 @@ def check_model(model: Any, path: Path | None) -> None:
         MalformedError: see `check_file`.
     """
     check_size(model)
-    for tensor in _tensors(model):
-        _check_tensor(tensor, path)
-    for sparse in _sparse_tensors(model):
-        if min(sparse.dims, default=0) < 0 or math.prod(sparse.dims) > _LARGEST:
-            raise MalformedError(f"sparse tensor {_shown(sparse.values.name)} has the shape {_shape(sparse.dims)}")
     for graph in _graphs(model):
+        for tensor in getattr(graph, "initializer", ()):
+            _check_tensor(tensor, path)
+        for sparse in getattr(graph, "sparse_initializer", ()):
+            _check_sparse(sparse, path)
+        for attribute in _attributes(graph):
+            _check_attribute(attribute, path)
         _check_growth(graph)
 
 
@@ -116,25 +117,20 @@ def _attributes(graph: Any) -> Iterator[Any]:
     return (attribute for node in graph.node for attribute in node.attribute)
 
 
-def _sparse_tensors(model: Any) -> Iterator[Any]:
-    for graph in _graphs(model):
-        yield from getattr(graph, "sparse_initializer", ())
-        for attribute in _attributes(graph):
-            if attribute.HasField("sparse_tensor"):
-                yield attribute.sparse_tensor
-            yield from attribute.sparse_tensors
+def _check_attribute(attribute: Any, path: Path | None) -> None:
+    for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
+        _check_tensor(tensor, path)
+    sparse_tensors = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+    for sparse in (*sparse_tensors, *attribute.sparse_tensors):
+        _check_sparse(sparse, path)
 
 
-def _tensors(model: Any) -> Iterator[Any]:
-    for graph in _graphs(model):
-        yield from getattr(graph, "initializer", ())
-        for attribute in _attributes(graph):
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-    for sparse in _sparse_tensors(model):
-        yield sparse.values
-        yield sparse.indices
+def _check_sparse(sparse: Any, path: Path | None) -> None:
+    """Check a sparse tensor: libraries spell it out."""
+    _check_tensor(sparse.values, path)
+    _check_tensor(sparse.indices, path)
+    if min(sparse.dims, default=0) < 0 or math.prod(sparse.dims) > _LARGEST:
+        raise MalformedError(f"sparse tensor {_shown(sparse.values.name)} has the shape {_shape(sparse.dims)}")
 
 
 def _check_tensor(tensor: Any, path: Path | None) -> None:

@@ -29,6 +29,7 @@ from q8trt.engine.preflight import rebuild_command
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, EngineError, MissingPackageError
 from q8trt.files import atomic_folder, exclusive, new_folder
+from q8trt.onnx_files import check_file
 from q8trt.packages import install_command
 from q8trt.triton.config import (
     FILES,
@@ -206,6 +207,7 @@ def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonCon
     Without --vnni weights are unsigned whatever CPU this is: the one that serves may have no VNNI.
     """
     if config.runs_on == "cuda" or not manifest.precision.startswith("int8"):
+        check_file(engine / ONNX_FILE)
         shutil.copyfile(engine / ONNX_FILE, path)
         return
     from q8trt.runners.onnxruntime_graph import for_the_cpu
