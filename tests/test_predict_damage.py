@@ -108,6 +108,21 @@ def test_bytes_that_the_journal_does_not_count_are_dropped(stopped: Job, ending:
     assert stopped.results() == stopped.results("whole.csv")
 
 
+@pytest.mark.parametrize("ending", FILES[1:])
+@pytest.mark.parametrize("bad", [1, 0])
+def test_such_bytes_are_dropped_also_where_no_row_follows_them(tmp_path: Path, ending: str, bad: int) -> None:
+    """All rows that are rejected came before the interruption, or there are none."""
+    job = Job(tmp_path, "sentence1,sentence2\n" + ",b\n" * bad + "a,b\n" * 40)
+    job.run("whole.csv")
+    job.stop()
+    with job.path(ending).open("ab") as file:
+        file.write(bytes(5000))
+    assert job.run().resumed > 0
+    for name in ("", *[".rejected.csv"] * bad):
+        assert job.path(name).read_bytes() == (job.folder / f"whole.csv{name}").read_bytes()
+    assert {path.name for path in job.folder.glob("out*")} == {"out.csv", *["out.csv.rejected.csv"] * bad}
+
+
 def test_killed_anywhere_the_same_command_gives_the_same_output(tmp_path: Path) -> None:
     """The campaign (benchmarks/campaign/scoring.py) kills at every line; this at some, the last ones closest."""
     job = Job(tmp_path, SHORT)

@@ -101,7 +101,9 @@ def _killed(name: str, short: Path, line: int, options: dict[str, bool], tail: b
             for ending in ("", ".rejected.csv"):
                 shutil.copy2(folder / f"whole.csv{ending}", folder / f"out.csv{ending}")
         forked(partial(Job(folder).run, **options), line)
-        for ending in _FILES[1:] if tail else ():
+        state = folder / "out.csv.state.json"
+        finished = state.exists() and json.loads(state.read_text())["finished"]  # then all data are on the disk
+        for ending in _FILES[1:] if tail and not finished else ():
             if (path := folder / f"out.csv{ending}").exists():
                 with path.open("ab") as file:
                     file.write(tail)

@@ -26,7 +26,7 @@ class Growing:
 
     Attributes:
         path: the file.
-        prefix: its sound bytes. What follows them is cut off when the file is opened.
+        prefix: its sound bytes. What follows them is cut off when the file is opened to write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +40,11 @@ class Growing:
         while rest:  # a file that reaches a limit takes a part, and raises at the next write
             rest = rest[file.write(rest) :]
         self.prefix.add(data)
+
+    def trim(self) -> None:
+        """Cut off what follows the sound bytes, as no other row may come that does."""
+        if self.path.exists():
+            self._file = self._file or self._open()
 
     def sync(self) -> None:
         """Flush the data to the disk."""
@@ -99,6 +104,9 @@ class Outputs:
             return False
         self.state = dataclasses.replace(state, replaces=state.replaces or config.overwrite)
         self.noted = state
+        if not state.finished:
+            self._answers.trim()
+            self._rejected.trim()
         return True
 
     def begin(self, job: Mapping[str, Any], offset: int, number: int) -> None:
@@ -154,7 +162,7 @@ class Outputs:
         self.close()
         if config.partial.exists() and not state.without_answers:
             config.partial.replace(config.output)
-        if config.rejected_partial.exists():
+        if state.rejected and config.rejected_partial.exists():
             config.rejected_partial.replace(config.rejected)
         elif not state.rejected and is_rejected_file(config.rejected):
             config.rejected.unlink()  # of an earlier job with the same output
