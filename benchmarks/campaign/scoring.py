@@ -27,7 +27,7 @@ Change = Callable[[bytes], bytes]
 
 
 def cases(base: Path, random: Random) -> Iterator[Case]:
-    """Yield some 2,500 jobs."""
+    """Yield some 2,300 jobs."""
     sys.path.insert(0, str(TESTS))
     from scoring_fixtures import ROWS, Job, forked
 
@@ -37,16 +37,16 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
     job.stop()
     for ending in _FILES:
         data = job.path(ending).read_bytes()
-        for mutate, count in ((flipped, 200), (truncated, 100), (spliced, 150)):
+        for mutate, count in ((flipped, 100), (truncated, 50), (spliced, 75)):
             for number in range(count):
                 changed = mutate(data, random)
                 yield from _damaged(
                     f"{ending[1:]} {mutate.__name__}: {number}", job.folder, ending, changed, number % 4 == 0
                 )
     document = json.loads(job.path(".state.json").read_text())
-    for name, changed in json_mutations(document, random, 300):
+    for name, changed in json_mutations(document, random, 150):
         yield from _damaged(f"journal {name}", job.folder, ".state.json", changed, False)
-    for number in range(150):
+    for number in range(75):
         yield _other_input(number, job.folder, flipped(job.source.read_bytes(), random))
     short = Job(base / "short", "".join(f"{line}\n" for line in ROWS.splitlines()[:24]))
     short.run("whole.csv")
@@ -54,9 +54,9 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
     lines = forked(Job(base / "counted").run)
     for line in range(1, lines):
         yield _killed(f"killed: line {line}", short.folder, line, {})
-        if line % 4 == 0:
+        if line % 6 == 0:
             yield _killed(f"killed, then a power cut: line {line}", short.folder, line, {}, random.randbytes(100))
-        if line % 2 == 0:
+        if line % 4 == 0:
             yield _killed(f"killed while it replaces an output: line {line}", short.folder, line, {"overwrite": True})
 
 
