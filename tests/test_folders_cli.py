@@ -166,18 +166,19 @@ def test_a_report_replaces_no_file_of_the_users(built: Path, tmp_path: Path, ref
 @pytest.mark.parametrize(
     ("target", "argv"),
     [
-        ("runs/mine", ["finetune", "--resume", "runs/mine"]),
-        ("runs/mine", ["calibrate", "--sensitivity"]),
+        ("runs/mine/run.json", ["finetune", "--resume", "runs/mine"]),
+        ("runs/mine/run.json", ["calibrate", "--sensitivity"]),
         ("runs/mine/engine-ptq", ["build-engine", "--checkpoint", "runs/mine"]),
         ("elsewhere", ["build-engine", "--checkpoint", "runs/mine", "--output_dir", "elsewhere"]),
-        ("elsewhere", ["calibrate", "--output_dir", "elsewhere"]),
-        ("link", ["calibrate", "--output_dir", "elsewhere"]),
+        ("new/run.json", ["calibrate", "--output_dir", "new"]),
+        ("link/run.json", ["calibrate", "--output_dir", "new"]),
     ],
 )
 def test_the_second_writer_gets_one_line(
     target: str, argv: list[str], run: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to("new")
     code = (
         "import sys\nfrom q8trt import files\nwith files.exclusive(sys.argv[1]):\n    print(flush=True)\n    input()\n"
     )
@@ -194,11 +195,29 @@ def test_the_second_writer_gets_one_line(
         holder.communicate(b"\n")
 
 
+def test_a_new_run_in_a_folder_whose_parent_is_not_ours(
+    calibrated: Path, options: list[str], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume of a container: the lock, too, must be inside it. A refusal leaves the folder as it was."""
+    from q8trt.cli import fresh
+
+    (tmp_path / "volume" / "run").mkdir(parents=True)
+    (tmp_path / "volume" / "run" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(fresh, "provenance", lambda command: {"score": float("nan")})  # run.json cannot be written
+    (tmp_path / "volume").chmod(0o555)
+    try:
+        with pytest.raises(ValueError, match="not JSON"):
+            run_command("finetune", [*options, "--output_dir", "volume/run"])
+        assert contents(tmp_path / "volume") == {"run/notes.txt": b"mine"}
+    finally:
+        (tmp_path / "volume").chmod(0o755)
+
+
 def test_readers_are_not_blocked(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = shutil.copytree(built, tmp_path / "runs" / "mine")
     timing = ["--shapes", "1x8", "--warmup", "1", "--iterations", "2", "--backend", "onnxruntime", "--no_layer_times"]
-    with files.exclusive(run), files.exclusive(run / "engine-ptq"):
+    with files.exclusive(run / "run.json"), files.exclusive(run / "engine-ptq"):
         assert run_command("benchmark", ["--no_accuracy", *timing]) == 0
 
 
@@ -206,7 +225,7 @@ def test_only_the_first_process_of_torchrun_locks(tmp_path: Path, monkeypatch: p
     from q8trt.cli.fresh import sole_writer
 
     monkeypatch.setenv("RANK", "1")
-    with files.exclusive(tmp_path / "run"), sole_writer(tmp_path / "run"):
+    with files.exclusive(tmp_path / "run" / "run.json"), sole_writer(tmp_path / "run"):
         pass
 
 

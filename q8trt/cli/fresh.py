@@ -13,7 +13,7 @@ from q8trt import files
 from q8trt.errors import InterruptedRunError
 from q8trt.progress import is_main_process
 from q8trt.provenance import provenance
-from q8trt.runs import STAGES, WRITTEN, Run, check_new_run, new_run
+from q8trt.runs import RUN_FILE, STAGES, WRITTEN, Run, check_new_run, new_run
 
 if TYPE_CHECKING:
     from q8trt.data import DataRecord
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def sole_writer(path: str | Path) -> Iterator[None]:
     """Keep other commands from writing to the run `path`, and delete what killed ones left there.
 
-    Under torchrun the first process does so for all.
+    The lock is inside the folder: the folder may be a volume, whose parent belongs to someone else. Under torchrun the
+    first process holds it for all.
 
     Raises:
         BusyError: another command writes to it.
@@ -32,7 +33,7 @@ def sole_writer(path: str | Path) -> Iterator[None]:
     if not is_main_process():
         yield
         return
-    with files.exclusive(path):
+    with files.exclusive(Path(path) / RUN_FILE):
         Run(Path(path)).sweep()
         yield
 
@@ -59,7 +60,6 @@ def fresh_run(
     with sole_writer(path):
         if is_main_process():
             check_new_run(path)
-        is_new = not path.exists()
         try:
             if is_main_process():
                 rows, stored = data.to_dict() if data else None, config.absolute().to_dict()
@@ -70,16 +70,16 @@ def fresh_run(
             raise
         except Exception:
             if is_main_process() and not _has_begun(path):
-                _remove(path, is_new)
+                _remove(path)
             raise
 
 
-def _remove(path: Path, is_new: bool) -> None:
+def _remove(path: Path) -> None:
     """Remove the run; other files in a folder that was there before stay, for they are the user's."""
-    for each in [path] if is_new else [path / name for name in WRITTEN]:
-        shutil.rmtree(each, ignore_errors=True)
+    for name in WRITTEN:
+        shutil.rmtree(path / name, ignore_errors=True)
         with contextlib.suppress(OSError):  # the error that led here is the one to report
-            each.unlink()
+            (path / name).unlink()
 
 
 def _has_begun(path: Path) -> bool:
