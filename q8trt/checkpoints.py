@@ -275,9 +275,9 @@ def load_recipe_of(folder: str | Path) -> Recipe:
             f"{path} has format {str(data.get('format'))[:20]!r}, expected {_FORMAT}; use the version of q8trt that made it"
         )
     try:
-        return Recipe.from_dict(data["recipe"], str(path))
+        return Recipe.from_dict(data["recipe"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error}") from None
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {str(error)[:500]}") from None
 
 
 def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[PreTrainedModel, Recipe]:
