@@ -153,3 +153,30 @@ def test_the_message_tells_both_numbers(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(weight((3,), 1).SerializeToString())
     (finding,) = (each for each in lint(tmp_path / "model.onnx").findings if each.level == "error")
     assert (finding.what, finding.node) == ("3 scales along dimension 1 of size 4", "dequantize")
+
+
+def test_types_that_are_only_guessed_are_not_called_mixed(tmp_path: Path) -> None:
+    """ONNX does not know what the op of another domain gives."""
+    nodes = [
+        helper.make_node("Mine", ["h"], ["m"], domain="com.microsoft"),
+        helper.make_node("Add", ["x", "m"], ["y"]),
+    ]
+    model = model_of(nodes, [numpy_helper.from_array(np.ones(8, np.float16), "h")], [2, 8])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert errors(tmp_path / "model.onnx") == ["unsupported-op"]
+
+
+def test_fp16_scales_before_opset_19_do_not_mix_types(tmp_path: Path) -> None:
+    """DequantizeLinear gives FP32 there, says ONNX; in TensorRT it gives the type of its scale."""
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["d"]),
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["h", "d"], ["m"]),
+        helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
+    ]
+    tensors = [
+        numpy_helper.from_array(np.ones((ROWS, COLUMNS), np.int8), "w"),
+        numpy_helper.from_array(np.float16(0.1), "s"),
+    ]
+    (tmp_path / "model.onnx").write_bytes(model_of(nodes, tensors, [2, ROWS], opset=17).SerializeToString())
+    assert "mixed-types" not in errors(tmp_path / "model.onnx")

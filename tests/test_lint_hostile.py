@@ -100,6 +100,21 @@ def test_functions_that_multiply_are_not_spelled_out(cycle: bool, tmp_path: Path
         OnnxRuntimeRunner(tmp_path / "model.onnx", "fp32")
 
 
+def test_values_that_are_no_integers_do_not_stop_the_linter(tmp_path: Path) -> None:
+    """Infinity as a zero point, and as the sizes of every Reshape."""
+
+    def spoil(model: onnx.ModelProto) -> None:
+        names = {node.input[1]: 3 for node in model.graph.node if node.op_type == "Reshape"}
+        names |= {node.input[2]: 0 for node in model.graph.node if node.op_type == "QuantizeLinear"}
+        for tensor in model.graph.initializer:
+            if tensor.name in names:
+                shape = [names[tensor.name] + 1] if names[tensor.name] else []
+                tensor.CopyFrom(numpy_helper.from_array(np.full(shape, np.inf, np.float32), tensor.name))
+
+    report = lint(changed(tmp_path, spoil))
+    assert ("error", "FP32 with zero point inf") in findings(report, "zero-point")
+
+
 def with_an_if(path: Path, quantized: bool) -> Path:
     """x + 1, the sum in both branches of an If, which a Q/DQ pair may follow there."""
     output = helper.make_tensor_value_info("b", TensorProto.FLOAT, None)

@@ -98,10 +98,12 @@ def head_size(graph: Graph, tensor: str) -> int | None:
     axis = -1
     while (node := graph.producers.get(tensor)) is not None:
         shape = graph.shape(tensor)
-        if shape and shape[axis]:
+        if shape and -axis <= len(shape) and shape[axis]:
             return shape[axis]
         if node.op == "Transpose":
             order = list(node.attribute("perm", []))
+            if order and (sorted(order) != list(range(len(order))) or -axis > len(order)):
+                return None
             axis = order[axis] - len(order) if order else axis
         elif node.op == "Reshape":
             return _reshaped_to(graph, node, axis)
@@ -113,13 +115,13 @@ def head_size(graph: Graph, tensor: str) -> int | None:
 
 def _reshaped_to(graph: Graph, node: Node, axis: int) -> int | None:
     """A size of a Reshape's target: a constant, or one put together by Concat whose end is constant."""
-    target = node.inputs[1]
+    target = node.input(1)
     value = graph.value(target)
     maker = graph.producers.get(target)
     if value is None and maker is not None and maker.op == "Concat" and axis >= -len(maker.inputs):
         value = graph.value(maker.inputs[axis])
         axis = -1
-    if value is None or value.size < -axis:
+    if value is None or value.size < -axis or value.dtype.kind not in "iu":
         return None
     size = int(value.reshape(-1)[axis])
     return size if size > 0 else None

@@ -38,17 +38,17 @@ def check_counts(context: Context) -> None:
 
 
 def _of_types(graph: Graph, node: Node) -> _Problem | None:
-    kind = graph.dtype(node.inputs[1])
+    kind = graph.inferred_type(node.inputs[1])
     if kind and kind not in FLOATS:
         return _Problem("scale-type", "error", f"the scale is {kind.upper()}")
     if node.op == QUANTIZE:
-        asked, zero = _output_type(node), graph.dtype(node.input(2))
+        asked, zero = _output_type(node), graph.inferred_type(node.input(2))
         if asked and zero and asked != zero:
             return _Problem(
                 "quantized-type", "error", f"output_dtype {asked.upper()}, but a zero point of {zero.upper()}"
             )
         return None
-    kind = graph.dtype(node.inputs[0])
+    kind = graph.inferred_type(node.inputs[0])
     if kind in (*_INTEGERS, *_SPOKEN_OF):
         return None
     return _Problem("quantized-type", "error", f"DequantizeLinear of {kind.upper()}")

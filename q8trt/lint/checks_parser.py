@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
+
+import numpy as np
 
 from q8trt.lint.context import Context
 from q8trt.lint.graph import FLOATS, Graph, Node
@@ -21,6 +24,8 @@ _UNSUPPORTED = (
     "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique",
 )  # fmt: skip
 _ANY_OPSET = 2**31 - 1
+#: Before this opset DequantizeLinear gives FP32 to ONNX's inference whatever its scale, and the scale's type in TensorRT.
+_TYPED_SCALES = 19
 #: Domains whose ops the parser knows: TensorRT's own, and ONNX's.
 _KNOWN_DOMAINS = ("trt",)
 #: The parser looks an op up by its name alone, so these pass although they are of another domain.
@@ -75,11 +80,15 @@ def _impossible(graph: Graph, node: Node) -> str:
         return ""
     if node.op == "LayerNormalization" and not -len(shape) <= node.attribute("axis", -1) < len(shape):
         return f"axis {node.attribute('axis')} of a tensor with {len(shape)} dimensions"
-    if node.op == "Reshape" and None not in shape and (target := graph.value(node.input(1))) is not None:
+    if node.op == "Reshape" and None not in shape and _is_whole(target := graph.value(node.input(1))):
         sizes = [int(size) for size in target.reshape(-1)]
         if all(size > 0 for size in sizes) and math.prod(sizes) != graph.size(node.input(0)):
             return f"{graph.size(node.input(0)):,} elements reshaped to {math.prod(sizes):,}"
     return ""
+
+
+def _is_whole(array: np.ndarray | None) -> TypeGuard[np.ndarray]:
+    return array is not None and array.dtype.kind in "iu"
 
 
 def check_tensor_types(context: Context) -> None:
@@ -112,11 +121,11 @@ def _report_type(context: Context, kind: str, what: str, node: Node | None) -> N
 def _mixed(graph: Graph, node: Node) -> list[str]:
     """The types of inputs that ONNX defines to have one type, where they have several; TensorRT converts 64 bits to 32."""
     definition = schema(node.op, graph.opset) if node.proto.domain in ONNX_DOMAINS else None
-    if definition is None or node.op in (QUANTIZE, DEQUANTIZE):
+    if definition is None or node.op in (QUANTIZE, DEQUANTIZE) or graph.opset < _TYPED_SCALES:
         return []
     kinds: dict[str, dict[str, None]] = {}
     for position, name in enumerate(node.inputs):
         parameter = definition.inputs[min(position, len(definition.inputs) - 1)]
-        if name and parameter.is_homogeneous and (kind := graph.dtype(name)):
+        if name and parameter.is_homogeneous and (kind := graph.inferred_type(name)):
             kinds.setdefault(parameter.type_str, {})[kind.replace("64", "32")] = None
     return next((list(each) for each in kinds.values() if len(each) > 1), [])

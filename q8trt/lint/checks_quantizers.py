@@ -42,7 +42,7 @@ def _check_integers(context: Context, node: Node, found: Scheme) -> None:
     if found.dtype == "int32":
         context.report("int32-dequantize", "error", "DequantizeLinear of INT32", node)
     elif found.zero_point is not None and found.zero_point.any():
-        point = int(found.zero_point.reshape(-1)[0]) if found.zero_point.size == 1 else "by channel"
+        point = f"{found.zero_point.reshape(-1)[0]:g}" if found.zero_point.size == 1 else "by channel"
         context.report("zero-point", "error", f"{found.dtype.upper()} with zero point {point}", node)
     elif found.dtype == "uint8":
         context.report("unsigned-integers", "error", "UINT8", node)

@@ -104,6 +104,7 @@ class Graph:
         for node in self.nodes:
             for name in dict.fromkeys(filter(None, node.reads)):
                 self.readers.setdefault(name, []).append(node)
+        self._inferred = parts.types
         self._types = dict(parts.types)
         self._values: dict[str, np.ndarray | None] = {}
         self._fill_types()
@@ -143,6 +144,10 @@ class Graph:
     def stored_tensors(self) -> list[str]:
         """Names of all stored constants: initializers and outputs of Constant nodes."""
         return list(self._tensors)
+
+    def inferred_type(self, tensor: str) -> str:
+        """The type as `dtype` names it, "" where it is only guessed from what the node reads."""
+        return self._inferred.get(tensor, ("", None))[0]
 
     def declared_type(self, tensor: str) -> str:
         """The type that the file gives an input or output, as `dtype` names it; "" where it gives none of a tensor."""

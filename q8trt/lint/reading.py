@@ -18,6 +18,7 @@ from q8trt.files import MalformedError
 from q8trt.lint import soundness
 from q8trt.lint.subgraphs import NONE, bodies
 from q8trt.onnx_files import check_model, load_external
+from q8trt.onnx_files.size import nodes_of
 from q8trt.onnx_files.storage import elements
 
 if TYPE_CHECKING:
@@ -129,6 +130,11 @@ def _skeleton(path: Path, model: onnx.ModelProto, newest: int) -> tuple[onnx.Mod
     for entry in model.opset_import:
         version = min(entry.version, newest) if entry.domain in soundness.ONNX_DOMAINS else entry.version
         small.opset_import.add(domain=entry.domain, version=version)
+    imported = {entry.domain for entry in small.opset_import}
+    for domain in sorted({node.domain for node in nodes_of(model.graph)} - imported - {"", "ai.onnx"}):
+        small.opset_import.add(
+            domain=domain, version=1
+        )  # a file that forgets it is read all the same, as TensorRT does
     small.functions.extend(model.functions)
     graph = small.graph
     graph.name = "skeleton"
