@@ -139,12 +139,17 @@ def _take(data: str, folder: Path) -> None:
     """
     from q8trt.checkpoints import load_finetuned, save_checkpoint
     from q8trt.cli.calibrate import parser, read_config
+    from q8trt.errors import CheckpointError, Q8TRTError
     from q8trt.finetuning import load_inputs, score
+    from q8trt.names import printable
 
     options = ["--model_name_or_path", "model", "--task", "STS-B", "--data_dir", data, "--max_seq_length", "24"]
     config = read_config(parser().parse_args(options))
-    inputs = load_inputs(config)
-    model = load_finetuned("model", config.data.resolved_task)
+    try:
+        inputs = load_inputs(config)
+        model = load_finetuned("model", config.data.resolved_task)
+    except Q8TRTError as error:  # as the command line prints it
+        raise CheckpointError(printable(str(error))) from None
     score(model, config, inputs, "fp32")
     save_checkpoint(Path("run/ptq"), model, inputs.tokenizer)
     load_finetuned("run/ptq", config.data.resolved_task)
