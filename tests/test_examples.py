@@ -307,4 +307,4 @@ def test_pycuda_on_a_gpu(gpu_engine: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "pycuda_arrays.py"), str(gpu_engine), *ids]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = np.array(re.findall(r"-?\d+\.\d*(?:e[+-]\d+)?", done.stdout), np.float64)
-    np.testing.assert_allclose(found, real_logits("a cat runs"), rtol=1e-3)
+    np.testing.assert_allclose(found, real_logits("a cat runs")[:1], rtol=1e-3)
