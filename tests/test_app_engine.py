@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -298,6 +300,44 @@ def test_apredict_refuses_what_predict_refuses_and_others_go_on(engine: Engine) 
 
     found = asyncio.run(mixed())
     assert [type(each) for each in found] == [float, PairError, InputError, InputError, float]
+
+
+def test_a_long_request_is_encoded_outside_of_the_event_loop_and_the_batch_thread(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    encode = engine._text.encode
+
+    def noting(rows: list[tuple[str, ...]]) -> object:
+        threads.append(threading.current_thread().name)
+        return encode(rows)
+
+    monkeypatch.setattr(engine._text, "encode", noting)
+    asyncio.run(engine.apredict(("a", "b")))
+    asyncio.run(engine.apredict([("a " * 5000, "b"), ("a", "b")]))
+    assert threads[0] == "MainThread"
+    assert threads[1].startswith("asyncio_")
+
+
+def test_many_rows_are_encoded_a_window_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [(f"a {number} dog", "the house " * (number % 9 + 1)) for number in range(45)]
+    expected, sizes = engine.predict(items), []
+    encode = engine._text.encode
+    monkeypatch.setattr(engine._text, "encode", lambda rows: sizes.append(len(rows)) or encode(rows))
+    monkeypatch.setattr("q8trt.app.engine._WINDOW", 20)
+    np.testing.assert_allclose(engine.predict(items), expected, atol=1e-6)
+    assert sizes == [20, 20, 5]
+    assert engine.logits(items).shape == (45, 1)
+
+
+def test_a_text_of_ten_megabytes_is_answered_at_once(engine: Engine) -> None:
+    """The whole took 17 s and 4.3 GiB."""
+    cut = [("!" * 900, "a"), ("the fox " * 90, "a dog " * 120)]
+    long = [("!" * 10_000_000, "a"), ("the fox " * 700_000, "a dog " * 800_000)]
+    started = time.monotonic()
+    found = engine.predict(long)
+    assert time.monotonic() - started < 10
+    np.testing.assert_allclose(found, engine.predict(cut), atol=1e-6)
 
 
 # Opening and closing
