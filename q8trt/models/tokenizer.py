@@ -13,7 +13,7 @@ from q8trt import files
 from q8trt.errors import CheckpointError
 from q8trt.models.config import load_config, positions, takes_token_types
 from q8trt.models.config_file import CONFIG_FILE
-from q8trt.models.locate import is_folder, only_local, resolve_model, unavailable
+from q8trt.models.locate import is_folder, only_local, resolve_model
 from q8trt.models.whole import check_whole
 
 if TYPE_CHECKING:
@@ -92,10 +92,8 @@ def _load(name: str, where: str, config: Any) -> Any:
             f"{' '.join(str(error).split())[:200]}"
         ) from None
     except Exception as error:
-        if is_folder(name):
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{where}: the tokenizer cannot be read: {reason[:300]}") from None
-        raise unavailable(name, error) from None
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{where}: the tokenizer cannot be read: {reason[:300]}") from None
 
 
 def _check_usable(tokenizer: Any, where: str) -> None:
