@@ -219,7 +219,7 @@ def test_gate_of_int8_alone_counts_from_torchs_score(
         (["int8"], ["--buckets", "16,16"], "--buckets '16,16', expected"),
         (["int8"], ["--per_device_eval_batch_size", "0"], "--per_device_eval_batch_size 0, expected 1 or more"),
         (["int8"], ["--output_dir", __file__], "is a file"),
-        (["int8"], ["--output_dir", f"{__file__}/deep/er"], "/deep/er cannot be a folder: "),
+        (["int8"], ["--output_dir", f"{__file__}/deep/er"], "/deep/er cannot be written: "),
         (["int8"], ["--name", "a/b"], "--name 'a/b', expected the stem of a file, without a folder"),
         (["int8"], ["--name", ""], "--name '', expected"),
         (["int8"], ["--duration", "90"], "--duration 90.0, expected from 0 to below --max_seconds 60"),

@@ -41,7 +41,8 @@ def test_two_processes_make_one_run(tiny_checkpoint: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     [run] = (tmp_path / "runs").iterdir()
     assert done.stdout.count(f"run: runs/{run.name}\n") == 1
-    assert done.stdout.count("next: python build_engine.py --int8") == 1
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("next: ")]
+    assert line.endswith(f"{ROOT / 'build_engine.py'} --int8 --checkpoint runs/{run.name}")
     assert done.stderr.count("FP32 dev   step 4/4") == 1
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert list(stages) == ["fp32", "ptq", "int8"]

@@ -344,7 +344,7 @@ def test_bad_input_is_one_line(refused: Callable[..., str], monkeypatch: Any, ca
     monkeypatch.setattr(bench_module, "find_backend", absent)
     assert "TensorRT is not installed: pip install it; nothing was run" in refused("gpu-check")
     assert "--data_dir nowhere is no folder" in refused("gpu-check", "--data_dir", "nowhere")
-    assert "cannot be a folder: " in refused("gpu-check", "--output_dir", __file__)
+    assert "test_gpu_check.py is a file" in refused("gpu-check", "--output_dir", __file__)
     assert "nowhere is not a run folder" in refused("gpu-check", "--run", "nowhere")
 
 

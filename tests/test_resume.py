@@ -520,7 +520,8 @@ def test_sigterm_to_the_process(arguments: list[str], capsys: pytest.CaptureFixt
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert err.splitlines()[-1].startswith("finetune: stopped at step ")
-    assert "continue with: python finetune.py --resume run" in err.splitlines()[-1]
+    _, _, goes_on = err.splitlines()[-1].partition("; continue with: ")
+    assert goes_on.endswith(f"{ROOT / 'finetune.py'} --resume run")
     point = trainer_checkpoints.find_resume_point(Path("run/checkpoints/fp32"))
     assert point.rejected == ()
     assert point.checkpoint is not None
