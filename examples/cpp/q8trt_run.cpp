@@ -103,7 +103,8 @@ std::map<std::string, Row> padded(std::vector<Row> const& rows, size_t length, i
 
 void print(json const& task, float const* logits, int width) {
     if (task["is_regression"]) {
-        std::cout << logits[0] << '\n';
+        bool const sigmoid = task.value("activation", "identity") == "sigmoid";
+        std::cout << (sigmoid ? 1 / (1 + std::exp(-logits[0])) : logits[0]) << '\n';
         return;
     }
     int best = static_cast<int>(std::max_element(logits, logits + width) - logits);

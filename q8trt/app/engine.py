@@ -128,7 +128,8 @@ class Engine:
             items: texts, or pairs of texts for a task of pairs; any number.
 
         Returns:
-            a score for each item of a regression, an `Answer` for each of a classification.
+            a score for each item of a regression, an `Answer` for each of a classification. The score is the logit, or its
+            sigmoid for a cross-encoder whose configuration asks for one (`manifest.task.activation`).
 
         Raises:
             InputError: the list is empty, or an item is no text or an empty one; `index` says which.
