@@ -50,6 +50,10 @@ def test_random_texts_have_the_tokens_of_tokenizers(
         assert (encoded.ids[0], encoded.type_ids[0]) == expected(reference, texts, length, side), repr(texts)
         reference.no_truncation()
         assert encoded.truncated == (sum(map(len, whole)) > encoder._budget)
+        for text, ids in zip(texts, whole, strict=True):
+            part = encoder._ids([encoder._part(text, 2 * encoder._budget)])[0]
+            kept_end = ids[len(ids) - len(part) :] if side == "left" else ids[: len(part)]
+            assert part == kept_end, repr(text)
         cut += any(len(encoder._part(text, 2 * encoder._budget)) < len(text) for text in texts)
     assert (cut > 15) == splits_at_spaces(tokenizer, side == "left"), cut  # else nothing was tried
 
