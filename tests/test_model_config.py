@@ -187,7 +187,7 @@ def test_sizes_that_the_weights_do_not_have_are_not_allocated(folder: Path, monk
         {"chunk_size_feed_forward": 3}, {"gradient_checkpointing": True}, {"torch_dtype": "float16"}, {"dtype": "floaty"},
         {"_attn_implementation": "flash_attention_2"}, {"attn_implementation": "flash_attention_2"}, {"pruned_heads": {}},
         {"task_specific_params": 3}, {"label2id": []}, {"problem_type": "x"}, {"quantization_config": None},
-        {"_name_or_path": 5}, {"position_embedding_type": "absolute"}, {"use_cache": "x"},
+        {"_name_or_path": 5}, {"position_embedding_type": "absolute"}, {"use_cache": "x"}, {"to_dict": 1},
     ],
     ids=str,
 )  # fmt: skip

@@ -275,7 +275,15 @@ def _check_labels(shape: ModelShape, where: str) -> None:
 
 def for_transformers(data: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
     """Return the keys to make transformers' configuration of: those of the file, incidental ones left out."""
+    from transformers import PreTrainedConfig
+
     kept = {key: value for key, value in data.items() if key not in (*_INCIDENTAL, "model_type", "label2id")}
+    # transformers makes an attribute of every key: one must not take the place of a method.
+    kept = {
+        key: value
+        for key, value in kept.items()
+        if key[:1] != "_" and not callable(getattr(PreTrainedConfig, key, None))
+    }
     kept.pop("position_embedding_type", None)
     if shape.id2label is not None:
         count = len(shape.id2label)
