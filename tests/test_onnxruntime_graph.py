@@ -216,3 +216,11 @@ def test_no_sum_of_the_runner_saturates(tmp_path, bias: bool) -> None:
     with OnnxRuntimeRunner(tmp_path / "m.onnx", "int8") as runner:
         got = runner.infer({"input_ids": np.zeros((2, 3), np.int32)})
     np.testing.assert_allclose(got, np.full((2, 8), 64 * 6.35 * 1.27 + bias), rtol=1e-6)
+
+
+def test_a_pair_without_a_zero_point_is_left_alone() -> None:
+    model = shared_activation()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            del node.input[2:]
+    assert use_unsigned_activations(model) == 0

@@ -51,11 +51,14 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
     model = messages.parse(data)
     check_model(model, None)
     _check_nodes(model.graph)
-    use_unsigned_activations(model)
-    dequantize_gathered_rows(model)
-    if saturates() if unsigned_weights is None else unsigned_weights:
-        use_unsigned_weights(model)
-    fuse_linears(model)
+    try:
+        use_unsigned_activations(model)
+        dequantize_gathered_rows(model)
+        if saturates() if unsigned_weights is None else unsigned_weights:
+            use_unsigned_weights(model)
+        fuse_linears(model)
+    except LookupError:
+        raise MalformedError("a node of its graph lacks an input, an output or a constant") from None
     return bytes(model.SerializeToString())
 
 
@@ -123,7 +126,9 @@ def use_unsigned_activations(model: Model) -> int:
             continue
         pair = [quantize, *readers.get(quantize.output[0], [])]
         if all(
-            node.op_type in ("QuantizeLinear", "DequantizeLinear") and _is_int8_zero(node.input[2], constants)
+            node.op_type in ("QuantizeLinear", "DequantizeLinear")
+            and len(node.input) > 2
+            and _is_int8_zero(node.input[2], constants)
             for node in pair
         ):
             for node in pair:
