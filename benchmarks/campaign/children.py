@@ -63,7 +63,7 @@ def run_forked(case: Case, folder: Path) -> Outcome:
     pid = os.fork()
     if pid == 0:
         _child(case, folder, output)
-    return _watch(pid, case, output, _resident_mib(os.getpid()))
+    return _watch(pid, case, output, _resident_mib(pid))
 
 
 def _child(case: Case, folder: Path, output: Path) -> None:
@@ -76,6 +76,8 @@ def _child(case: Case, folder: Path, output: Path) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         limit = _address_space() + (case.mib + _SPARE_MIB) * _MIB
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        if case.prepare:
+            case.prepare(folder)
         code = _answer(case, folder)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -140,7 +142,7 @@ def run_process(case: Case, folder: Path) -> Outcome:
         time.sleep(how.after)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, how.signal)
-    outcome = _watch(child.pid, case, output, 0)
+    outcome = _watch(child.pid, case, output, _resident_mib(os.getpid()))  # it began as a fork of this process
     child.returncode = outcome.code if outcome.code is not None else -signal.SIGKILL  # it was waited for here
     return outcome
 

@@ -68,7 +68,9 @@ class Case:
             one; an exception of q8trt is a refusal, any other a traceback).
         setup: makes the case's files in its empty folder. It runs in the driver: no torch there.
         oracle: called when the command succeeded; returns what is wrong with its answer, "" when it is right.
-        writes: globs of relative paths that the command may make or replace; all other files must stay as they were.
+        writes: globs of relative paths that the command may make or replace when it succeeds; all else must stay as it was.
+        leaves: globs of what a command may leave behind that does not succeed, such as the checkpoints of a training.
+        prepare: called in the fork before the command, for limits and mounts.
         process: how to run it as a real process.
         exits: exit codes of a refusal.
         expect: the only right ending, "ok" or "refused"; an area needs a sound case, or all may be refused for another reason.
@@ -81,6 +83,8 @@ class Case:
     setup: Callable[[Path], Any] | None = None
     oracle: Callable[[Outcome, Path], str] | None = None
     writes: Sequence[str] = ()
+    leaves: Sequence[str] = ()
+    prepare: Callable[[Path], Any] | None = None
     process: Process | None = None
     exits: Sequence[int] = (1, 2)
     expect: str = ""
@@ -152,11 +156,13 @@ def _refusal(case: Case, outcome: Outcome, errors: Sequence[str], verdict: Calla
 def _damage(case: Case, outcome: Outcome, before: Mapping[str, str], after: Mapping[str, str]) -> str:
     """Describe the first file that was changed, removed or left behind without leave; "" if there is none."""
 
+    globs = case.writes if outcome.code == 0 else case.leaves
+
     def allowed(name: str) -> bool:
-        return any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}/*") for glob in case.writes)
+        return any(fnmatchcase(name, glob) or fnmatchcase(name, f"{glob}/*") for glob in globs)
 
     for name, state in before.items():
-        if after.get(name) != state and not (outcome.code == 0 and allowed(name)):
+        if after.get(name) != state and not allowed(name):
             return f"{name} was {'changed' if name in after else 'removed'}"
     for name in after.keys() - before.keys():
         if not allowed(name):

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 #: Words of torch, safetensors, Arrow and others for a write that failed, in exceptions of their own types.
-_DISK_FULL = ("No space left on device", "os error 28", "] . unexpected pos ", "basic_ios::clear: iostream error")
+_DISK_FULL = ("No space left on device", "os error 28")
+_WRITE_FAILED = ("] . unexpected pos ", "basic_ios::clear: iostream error")
 _FILE_TOO_LARGE = ("File too large", "os error 27")
 _NO_MEMORY = ("not enough memory", "bad allocation", "std::bad_alloc", "CUDA out of memory", "Cannot allocate memory")
 
@@ -21,6 +22,11 @@ def explain(error: BaseException) -> str | None:
         return (
             f"{_place(chain) or 'a file'} would be larger than this process may write; raise the limit (ulimit -f) or use "
             "another file system"
+        )
+    if _says(chain, _WRITE_FAILED):
+        return (
+            "a file could not be written: no space left on the disk, or a limit of file sizes (ulimit -f); what was complete is "
+            "kept"
         )
     if any(isinstance(link, MemoryError) for link in chain) or _says(chain, _NO_MEMORY):
         return "not enough memory; use smaller batches or shorter texts, or a machine with more memory"
