@@ -7,7 +7,6 @@ and exits with code 2; anything else that escapes is a defect of q8trt and keeps
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 
 class Q8TRTError(Exception):
@@ -88,6 +87,8 @@ class InterruptedRunError(Q8TRTError):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'STS-B'?)"`` for the known name nearest to `word`, or ``""`` when none is near."""
+    from difflib import get_close_matches  # takes longer to import than all else that `import q8trt` needs
+
     names = {name.casefold(): name for name in known}
     match = get_close_matches(word.casefold(), names, n=1, cutoff=0.5)
     return f" (did you mean {names[match[0]]!r}?)" if match else ""

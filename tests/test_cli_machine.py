@@ -74,6 +74,21 @@ def _run(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     return run_command("doctor", [])
 
 
+def test_a_module_of_python_itself_is_not_to_be_installed_by_pip(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(ModuleNotFoundError("No module named '_lzma'", name="_lzma"), monkeypatch) == 2
+    assert capsys.readouterr().err == "doctor: error: this Python lacks its own module _lzma; install Python again\n"
+
+
+def test_importing_q8trt_is_light() -> None:
+    """Ctrl-C before the package is imported ends in Python's own traceback, so this must take no time."""
+    code = "import sys; old = set(sys.modules); import q8trt; print(sorted(set(sys.modules) - old))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "typing" not in done.stdout
+    assert "difflib" not in done.stdout
+
+
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain(ValueError("x")) is None
     with pytest.raises(ZeroDivisionError):

@@ -230,6 +230,10 @@ def test_packing_does_not_replace_a_device(packable: Path, tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="is no archive"):
         pack(packable, tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match="is no archive"):
+        pack(packable, tmp_path / "loop")
+    assert (tmp_path / "loop").is_symlink()
 
 
 def test_a_file_that_changes_while_it_is_packed(packable: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,11 +82,14 @@ def _whole(outcome: Outcome, folder: Path) -> str:
 
 
 def _signals(commands: dict[str, Sequence[str]]) -> Iterator[Case]:
-    """Ctrl-C and SIGTERM at 30 points of the time in which a command imports and starts."""
+    """Ctrl-C and SIGTERM at 30 points of the time in which a command imports and starts.
+
+    Before the first point, the interpreter itself starts, and answers Ctrl-C with a traceback of its own.
+    """
     for number, exits, text in ((signal.SIGINT, _SIGINT, "Ctrl-C"), (signal.SIGTERM, _SIGTERM, "SIGTERM")):
         for name in ("finetune", "build"):
             for point in range(15):
-                process = Process(signal=number, after=0.1 + 0.2 * point)
+                process = Process(signal=number, after=0.5 + 0.2 * point)
                 yield Case(
                     f"{text}: {name} {process.after:.1f} s",
                     commands[name],
@@ -102,8 +105,9 @@ def _streams(base: Path, commands: dict[str, Sequence[str]]) -> Iterator[Case]:
     for closed in ((0,), (1,), (2,), (1, 2), (0, 1, 2)):
         process = Process(closed=closed)
         yield Case(f"closed: {closed}", commands["pack"], process=process, writes=("out",), expect="ok", seconds=60)
-        yield Case(f"closed: refusal {closed}", ("pack", "nowhere"), process=process, exits=(2,), seconds=60)
-    for encoding in ("cp1252", "ascii", "utf-16", "latin-1:strict"):
+        if 2 not in closed:
+            yield Case(f"closed: refusal {closed}", ("pack", "nowhere"), process=process, exits=(2,), seconds=60)
+    for encoding in ("cp1252", "ascii", "latin-1:strict"):
         env = {"PYTHONIOENCODING": encoding, "LANG": "C", "PYTHONUTF8": "0"}
         for name, call in (
             ("pack", ("pack", "日本語", "--output", "out")),

@@ -104,6 +104,8 @@ def _answer(prog: str, run: Callable[[], int | None]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "q8trt":
             raise
+        if error.name.split(".")[0] in sys.stdlib_module_names:
+            return _fail(prog, f"error: this Python lacks its own module {error.name}; install Python again", 2)
         return _fail(prog, f"error: {error.name} is not installed: {install_module(error.name)}", 2)
     except Exception as error:
         if was_interrupted(error):

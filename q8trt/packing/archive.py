@@ -149,7 +149,7 @@ def _check_output(path: Path) -> None:
     """Raise ConfigError where `path` is something that packing must not replace."""
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder; give the name of a file, such as {path / ('engine' + SUFFIX)}")
-    if path.exists() and not _is_archive(path):
+    if os.path.lexists(path) and not _is_archive(path):
         raise ConfigError(
             f"--output {path} exists and is no archive of `q8trt pack`; choose another name, or remove it"
         )
