@@ -20,7 +20,7 @@ _INTEGERS = (0, 1, -1, 2, 3, 7, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**33, 2
 _NAMES = ("", " ", "x" * 300, "\x1b[31m", "\u202e", "a\nb", "input_ids", "logits", "/dev/zero", "..", "\u0000")
 _PLACES = (
     "../secret.bin", "/dev/zero", "/proc/self/mem", "", ".", "..", "link.bin", "circle.bin", "absent.bin", "x\u0000y", "n" * 300,
-    "sub/../../secret.bin", "file:///etc/passwd", "*/_ORT_MEM_ADDR_/*", "model.onnx", "\\..\\secret.bin",
+    "sub/../../secret.bin", "file:///etc/passwd", "*/_ORT_MEM_ADDR_/*", "./../secret.bin", "\\..\\secret.bin",
 )  # fmt: skip
 
 
