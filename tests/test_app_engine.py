@@ -459,6 +459,16 @@ def test_hostile_tokenizer_files(copied: Path, name: str, text: str, message: st
         Engine.load(changed(copied), device="cpu")
 
 
+def test_a_template_of_unknown_tokens_is_refused(copied: Path) -> None:
+    text = (copied / "tokenizer.json").read_text(encoding="utf-8")
+    assert '"id": "[CLS]",\n          "type_id"' in text
+    (copied / "tokenizer.json").write_text(
+        text.replace('"id": "[CLS]",\n          "type_id"', '"id": "x",\n "type_id"')
+    )
+    with pytest.raises(EngineError, match=r"post_processor\.single names 'x', which special_tokens lacks"):
+        Engine.load(changed(copied), device="cpu")
+
+
 def test_a_regex_that_cannot_be_run_is_one_line(copied: Path) -> None:
     """It panics in Rust, as an exception that is no `Exception`."""
     from tokenizers import Regex, Tokenizer, pre_tokenizers

@@ -25,13 +25,31 @@ def open_tokenizer(path: str | Path) -> Any:
     from tokenizers import Tokenizer
 
     data = read_limited(path, _LIMITS)
-    parse_json(data, _LIMITS)  # depth and width: tokenizers has no limits of its own
+    _check_template(parse_json(data, _LIMITS))  # tokenizers has no limits of its own
     try:
         tokenizer: Any = guarded(Tokenizer.from_str, data.decode("utf-8"))
         guarded(tokenizer.encode, _PROBE)
     except EncodingError as error:
         raise MalformedError(str(error)) from None
     return tokenizer
+
+
+def _check_template(document: Any) -> None:
+    """Raise MalformedError if a template names a special token that it does not define: tokenizers would panic at it."""
+    waiting = [document.get("post_processor")] if isinstance(document, dict) else []
+    while waiting:
+        state = waiting.pop()
+        if not isinstance(state, dict):
+            continue
+        if isinstance(state.get("processors"), list):
+            waiting += state["processors"]
+        if isinstance(state.get("special_tokens"), dict):
+            for key in ("single", "pair"):
+                for piece in state[key] if isinstance(state.get(key), list) else []:
+                    token = piece.get("SpecialToken") if isinstance(piece, dict) else None
+                    name = token.get("id") if isinstance(token, dict) else None
+                    if isinstance(name, str) and name not in state["special_tokens"]:
+                        raise MalformedError(f"post_processor.{key} names {name[:40]!r}, which special_tokens lacks")
 
 
 def truncation_side(folder: str | Path) -> str:
