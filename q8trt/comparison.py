@@ -254,7 +254,10 @@ def _score(
     batch_size, max_length = largest
     for number, (split, rows) in enumerate(splits.items()):
         with progress(f"Scoring {engine.name} on {split}", len(rows)) as advance:
-            result = evaluate(runner, rows, rows.task, pad_token_id, max_length, batch_size, advance, buckets)
+            activation = engine.manifest.task.activation
+            result = evaluate(
+                runner, rows, rows.task, pad_token_id, max_length, batch_size, advance, buckets, activation
+            )
         # MNLI has two development sets; the first one's metrics go by their own names.
         metrics |= {name if number == 0 else f"{split}.{name}": value for name, value in result.metrics.items()}
         if parity and measured is None:

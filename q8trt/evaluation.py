@@ -71,8 +71,9 @@ def evaluate(
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
     buckets: Sequence[int] = DEFAULT_BUCKETS,
+    activation: str = "identity",
 ) -> Evaluation:
-    """Score `runner` on labelled `features` with the metrics of `task`.
+    """Score `runner` on labelled `features` with the metrics of `task`; `activation` as in `compute_from_logits`.
 
     Raises:
         DataError: the features carry no labels, or the logits are not finite.
@@ -81,4 +82,4 @@ def evaluate(
     if features.labels is None:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
     logits, seconds = predict(runner, features, pad_token_id, max_length, batch_size, on_progress, buckets)
-    return Evaluation(compute_from_logits(task, logits, features.labels), logits, seconds)
+    return Evaluation(compute_from_logits(task, logits, features.labels, activation), logits, seconds)

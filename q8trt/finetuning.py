@@ -137,12 +137,15 @@ def score(
     from q8trt.quantization.insertion import weights_quantized_once
 
     task, scores = config.data.resolved_task, {}
+    activation = activation_of(model.config, task, "the model")
     runner = TorchRunner(model, precision)
     for split, rows in inputs.dev.items():
         with weights_quantized_once(model), progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
             batch = config.training.per_device_eval_batch_size
             length = config.data.max_seq_length
-            result = evaluate(runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance)
+            result = evaluate(
+                runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance, activation=activation
+            )
         scores[split] = result.metrics
     return scores
 

@@ -101,13 +101,22 @@ def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -
     return {name: _METRICS[name](found.astype(dtype), expected.astype(dtype)) for name in task.metrics}
 
 
-def compute_from_logits(task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
-    """The metrics of a model's output: argmax for classification, the value itself for regression.
+def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """Return the sigmoid of float32 logits as float32, as torch has it; large ones do not overflow."""
+    powers = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)
+
+
+def compute_from_logits(
+    task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike, activation: str = "identity"
+) -> dict[str, float]:
+    """Return the metrics of a model's output: argmax for classification, the answer itself for regression.
 
     Args:
         task: names the metrics and the number of labels.
         logits: (N, num_labels) float; (N,) too for regression.
         labels: (N,) int for classification, float for regression.
+        activation: "sigmoid" if a regression's answer is the sigmoid of its logit; a correlation differs between the two.
 
     Raises:
         DataError: the shape does not fit the task, or a logit is not finite.
@@ -118,4 +127,6 @@ def compute_from_logits(task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike
     if scores.ndim != 2 or scores.shape[1] != task.num_labels or not len(scores):
         raise DataError(f"{task.name}: logits have shape {np.shape(logits)}, expected (N, {task.num_labels}), N > 0")
     _finite(scores, "rows of logits")
-    return compute(task, scores[:, 0] if task.is_regression else scores.argmax(axis=1), labels)
+    if not task.is_regression:
+        return compute(task, scores.argmax(axis=1), labels)
+    return compute(task, sigmoid(scores[:, 0]) if activation == "sigmoid" else scores[:, 0], labels)

@@ -16,8 +16,8 @@ from app_fixtures import ITEMS, MAX_LENGTH, REGRESSION, changed, engine_folder, 
 from conftest import make_tokenizer
 
 from q8trt import Engine, checkpoints
-from q8trt.app.answers import sigmoid
 from q8trt.errors import CheckpointError, ConfigError
+from q8trt.metrics import compute_from_logits, sigmoid
 from q8trt.models.activation import activation_of
 from q8trt.tasks import get_task
 
@@ -120,3 +120,35 @@ def test_scores_are_those_of_sentence_transformers(cross_encoder: Path, tmp_path
         np.testing.assert_allclose(engine.predict(items), reference, atol=1e-6)
         np.testing.assert_allclose(engine.logits(items)[:, 0], raw, atol=1e-6)
     assert np.abs(np.array(raw) - reference).max() > 0.1
+
+
+def test_metrics_are_of_the_answers() -> None:
+    """A correlation of the logits is not that of their sigmoids."""
+    from scipy.stats import pearsonr, spearmanr
+
+    logits, labels = np.array([-4, -1, 0.5, 2, 6], np.float32)[:, None], np.array([0.0, 1, 3, 4, 5])
+    metrics = compute_from_logits(STS_B, logits, labels, "sigmoid")
+    assert metrics["pearson"] == pytest.approx(pearsonr(1 / (1 + np.exp(-logits[:, 0])), labels)[0], abs=1e-6)
+    assert abs(metrics["pearson"] - compute_from_logits(STS_B, logits, labels)["pearson"]) > 0.01
+    assert metrics["spearman"] == pytest.approx(spearmanr(logits[:, 0], labels)[0])
+
+
+def test_a_benchmark_scores_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figure of an engine's report is the metric of what `predict` answers."""
+    pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+    from q8trt.comparison import _score
+    from q8trt.data import DataConfig, load_dev, tokenize
+    from q8trt.engine.search import find_engines
+    from q8trt.runners import open_runner
+
+    folder = engine_folder(tmp_path / "engine", REGRESSION)
+    folder = changed(folder, task=replace(REGRESSION, activation="sigmoid"))
+    rows = load_dev(DataConfig("STS-B", sample=True, max_eval_samples=32))["dev"]
+    engine = find_engines([str(folder)], str(tmp_path))[0]
+    features = {"dev": tokenize(rows, checkpoints.load_tokenizer(str(folder)), MAX_LENGTH)}
+    with open_runner(folder, "onnxruntime") as runner:
+        scored = _score(engine, runner, features, (8, MAX_LENGTH), (MAX_LENGTH,), False)
+    with Engine.load(folder, device="cpu") as opened:
+        answers = opened.predict(list(zip(rows.first, rows.second, strict=True)))
+    expected = np.corrcoef(answers, rows.labels)[0, 1]
+    assert scored["metrics"]["pearson"] == pytest.approx(expected, abs=1e-5)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from q8trt.engine.manifest import TaskInfo
+from q8trt.metrics import sigmoid
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,3 @@ def answers(logits: np.ndarray, task: TaskInfo) -> list[float] | list[Answer]:
         Answer(task.labels[index], dict(zip(task.labels, row, strict=True)))
         for index, row in zip(best, rows, strict=True)
     ]
-
-
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return the sigmoid of float32 logits as float32, as torch has it; large ones do not overflow."""
-    powers = np.exp(-np.abs(logits.astype(np.float64)))
-    return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)

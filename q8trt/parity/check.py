@@ -190,7 +190,7 @@ class _Check:
         before, fp32 = (
             _difference(other.logits[size], logits) if other else None for other in (self.before, self.fp32)
         )
-        metrics = compute_from_logits(features.task, logits, np.asarray(features.labels))
+        metrics = compute_from_logits(features.task, logits, np.asarray(features.labels), self.rows.activation)
         self.figures.append(StageFigures(seen.stage.name, size, len(features), metrics, before, fp32))
 
     def _tolerance(self, kind: str, shows_layers: bool) -> float | None:

@@ -79,6 +79,7 @@ class Rows:
     max_length: int
     batch_sizes: tuple[int, ...]
     all_at_batch_1: bool
+    activation: str = "identity"
 
     def at(self, batch_size: int) -> Features:
         """The rows scored at `batch_size`."""
@@ -123,7 +124,14 @@ def rows_of(engine: Engine, data: DataConfig, config: ParityConfig) -> Rows:
     if features.labels is None:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
     sizes = tuple(sorted({min(size, limits[0], len(features)) for size in config.batch_sizes}))
-    return Rows(features, manifest.model.pad_token_id, max_length, sizes, all_at_batch_1=config.samples is not None)
+    return Rows(
+        features,
+        manifest.model.pad_token_id,
+        max_length,
+        sizes,
+        all_at_batch_1=config.samples is not None,
+        activation=manifest.task.activation,
+    )
 
 
 def stages_of(engine: Engine, rows: Rows) -> tuple[list[Stage], dict[str, str]]:

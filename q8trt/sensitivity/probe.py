@@ -15,6 +15,7 @@ from q8trt.errors import DataError
 from q8trt.finetune_config import FinetuneConfig
 from q8trt.finetuning import Inputs
 from q8trt.metrics import compute_from_logits
+from q8trt.models.activation import activation_of
 from q8trt.quantization.insertion import model_quantizers, set_quantization
 from q8trt.quantization.sites import Site, encoder_sites, layout_of
 from q8trt.runners.torch_runner import TorchRunner
@@ -82,6 +83,7 @@ class Probe:
         self.sites = tuple(site for site in sites if site.key in self._quantizers)
         self._starts = _starts(sites)
         self.rows, self._task = rows, task
+        self._activation = activation_of(model.config, task, "the model")
         lengths = range(8, max_length, 8)  # fewer tokens than in the engine's buckets, which torch need not keep to
         self._batches = list(bucketed_batches(rows, batch_size, pad_token_id, lengths, max_length))
         self._layers: Any = model.base_model.get_submodule(layout_of(model.config).layers)
@@ -126,7 +128,7 @@ class Probe:
 
     def _score(self, logits: np.ndarray) -> float:
         labels: Any = self.rows.labels
-        return compute_from_logits(self._task, logits, labels)[self._task.main_metric]
+        return compute_from_logits(self._task, logits, labels, self._activation)[self._task.main_metric]
 
     def _switch(self, on: Collection[str]) -> None:
         for key, quantizer in self._quantizers.items():
