@@ -63,7 +63,8 @@ def run_forked(case: Case, folder: Path) -> Outcome:
     pid = os.fork()
     if pid == 0:
         _child(case, folder, output)
-    return _watch(pid, case, output, _resident_mib(pid))
+    # A child that has ended already has no memory: then this process tells where it began.
+    return _watch(pid, case, output, _resident_mib(pid) or _resident_mib(os.getpid()))
 
 
 def _child(case: Case, folder: Path, output: Path) -> None:
