@@ -287,7 +287,7 @@ def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any
     except Q8TRTError as error:
         _log.warning("the training rows are not at hand (%s): FP16's range is tried on built-in sentences", error)
         examples = load_train(DataConfig("STS-B", sample=True, max_train_samples=OVERFLOW_ROWS))
-        text = f"{len(examples)} built-in sentence pairs, for want of the training rows"
+        text = f"{len(examples)} built-in sentence pairs, because the training rows are missing"
     features = tokenize(examples, tokenizer, config.max_seq_length)
     names = model_inputs(tokenizer)
     batches = bucketed_batches(features, 16, tokenizer.pad_token_id)

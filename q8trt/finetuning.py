@@ -40,7 +40,7 @@ log = logging.getLogger("q8trt")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every stage reads: the tokenizer and the tokenized rows, and their record for run.json."""
+    """The input of every stage: the tokenizer, the tokenized rows, and their record for run.json."""
 
     tokenizer: Any
     train: Features

@@ -102,7 +102,7 @@ class StopOnInterrupt(transformers.TrainerCallback):
 
     @property
     def requested(self) -> bool:
-        """Whether training stops."""
+        """Return whether training stops."""
         return self.interrupt is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -248,7 +248,7 @@ def test_without_training_rows_built_in_sentences_stand_in(
     monkeypatch.setattr(data, "load_train", absent)
     source = building.find_source("int8+fp16", str(engines), str(engines.parent))
     batches, rows = building.overflow_batches(source, checkpoints.load_tokenizer(str(source.checkpoint)))
-    assert rows == "64 built-in sentence pairs, for want of the training rows"
+    assert rows == "64 built-in sentence pairs, because the training rows are missing"
     assert sum(len(batch["input_ids"]) for batch in batches) == building.OVERFLOW_ROWS
     assert {str(array.dtype) for batch in batches for array in batch.values()} == {"int32"}
     assert "the training rows are not at hand (no such file)" in caplog.text

@@ -78,7 +78,7 @@ def _case(name: str, data: bytes, engine: Path | None) -> Case:
 
 
 def _sound(engine: Path | None, outcome: Outcome, folder: Path) -> str:
-    """What is unpacked is the engine that was packed, or at least agrees with its own manifest."""
+    """Check that what is unpacked is the engine that was packed, or at least agrees with its own manifest."""
     from q8trt.engine.manifest import load_manifest
 
     unpacked = snapshot(folder / "engine")

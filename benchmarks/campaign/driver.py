@@ -42,7 +42,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case did.
+    """The outcome of a case.
 
     Attributes:
         code: the exit code; minus the signal's number where one ended the process, None where the driver did.
@@ -94,7 +94,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a case ended: one of `KINDS`, why, and the remarks on stderr beside the line of the error."""
+    """The verdict on a case: one of `KINDS`, why, and the remarks on stderr beside the line of the error."""
 
     case: str
     kind: str

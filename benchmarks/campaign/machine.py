@@ -1,4 +1,4 @@
-"""What a machine does to a command: limits of file size, full disks, signals while it imports, streams that are closed."""
+"""The machine against a command: limits of file size, full disks, signals while it imports, streams that are closed."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def _write(sound: Path, changes: dict[str, Any], folder: Path) -> None:
 
 
 def _honest(architecture: str, outcome: Outcome, folder: Path) -> str:
-    """What was accepted has the shape that the file says, and a tokenizer within the tables."""
+    """Check that what was accepted has the shape that the file says, and a tokenizer within the tables."""
     theirs = json.loads((folder / "model" / "config.json").read_bytes())
     ours = json.loads((folder / "run" / "ptq" / "config.json").read_bytes())
     if ours["model_type"] != architecture:

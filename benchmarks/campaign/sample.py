@@ -1,4 +1,4 @@
-"""What several areas start from: a calibrated run of the tiny model, with its data, as the tests make it."""
+"""The starting point of several areas: a calibrated run of the tiny model, with its data, as the tests make it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _CORRELATIONS = ("matthews", "pearson", "spearman", "corr")
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """How many rows a split has, and their fingerprint, both after ``--max_train_samples`` or ``--max_eval_samples``."""
+    """The number of rows of a split and their fingerprint, both after ``--max_train_samples`` or ``--max_eval_samples``."""
 
     rows: int
     fingerprint: str

@@ -28,7 +28,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 Values = tuple[str, Sequence[Any]]
-"""Where a row is (``file:line``) and its values in the chosen columns."""
+"""The place of a row (``file:line``) and its values in the chosen columns."""
 
 
 @dataclass(frozen=True)

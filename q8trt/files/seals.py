@@ -20,7 +20,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class _File:
-    """What the seal holds of a file."""
+    """A file's entry in the seal."""
 
     bytes: int
     sha256: str

@@ -74,7 +74,7 @@ def check_soundness(context: Context) -> None:
 
 
 def _impossible(graph: Graph, node: Node) -> str:
-    """What shape inference passes over: an axis out of range, a Reshape to another number of elements; "" where there is none."""
+    """Return a fault that shape inference passes over (an axis out of range, a Reshape to another size), or ""."""
     shape = graph.shape(node.input(0))
     if shape is None or node.proto.domain not in ONNX_DOMAINS:
         return ""

@@ -49,7 +49,7 @@ class Context:
 
     @property
     def quantized(self) -> bool:
-        """Whether the graph or a subgraph holds any Q/DQ, or an op on integers in its place."""
+        """Return whether the graph or a subgraph holds any Q/DQ, or an op on integers in its place."""
         ops = (op for node in self.graph.nodes for op in (node.op, *(inner.op_type for inner in node.bodies.nodes)))
         return any("Quantize" in op or "Integer" in op or "QLinear" in op for op in ops)
 

@@ -27,7 +27,7 @@ _STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quan
 
 @dataclass(frozen=True)
 class _Timing:
-    """What a card tells of one shape."""
+    """The latency of one shape in a card."""
 
     batch: int
     sequence: int
@@ -38,7 +38,7 @@ class _Timing:
 
 @dataclass(frozen=True)
 class _Row:
-    """What a card reads of a row of ``benchmark.json``."""
+    """The part of a row of ``benchmark.json`` that a card quotes."""
 
     folder: str
     precision: str
@@ -49,7 +49,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a card reads of a report's provenance."""
+    """The part of a report's provenance that a card quotes."""
 
     date_utc: str
     git_commit: str | None = None
@@ -58,7 +58,7 @@ class _Origin:
 
 @dataclass(frozen=True)
 class _Benchmark:
-    """What a card reads of ``benchmark.json``; the file has more."""
+    """The part of ``benchmark.json`` that a card quotes."""
 
     rows: list[_Row]
     provenance: _Origin

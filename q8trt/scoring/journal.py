@@ -89,12 +89,12 @@ class State:
 
     @property
     def begun(self) -> bool:
-        """Whether a chunk is done."""
+        """Return whether a chunk is done."""
         return bool(self.rows or self.rejected)
 
     @property
     def without_answers(self) -> bool:
-        """Whether every row was rejected."""
+        """Return whether every row was rejected."""
         return bool(self.rejected and not self.rows)
 
 
