@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 import threading
@@ -22,6 +23,7 @@ from app_fixtures import ITEMS, LONG, MAX_LENGTH, REGRESSION, SINGLE, TASKS, cha
 import q8trt
 from q8trt import Answer, ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, InputError, PairError
 from q8trt.app.answers import answers
+from q8trt.data.tokenizer_file import open_tokenizer
 from q8trt.engine.manifest import load_manifest
 from q8trt.engine.shapes import ShapeProfile
 
@@ -437,6 +439,29 @@ def test_a_tokenizer_of_another_model_is_refused(copied: Path) -> None:
     tokenizer.save(str(copied / "tokenizer.json"))
     with pytest.raises(EngineError, match=r"the model does not take 16 tokens of this tokenizer, of .* ids"):
         Engine.load(changed(copied), device="cpu")
+
+
+def test_ids_past_a_gap_count(copied: Path) -> None:
+    """Each id needs its row of the table, however few tokens there are."""
+    path = copied / "tokenizer.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["model"]["vocab"]["dog"] = 99_999
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(EngineError, match="does not take 16 tokens of this tokenizer, of 100000 ids"):
+        Engine.load(changed(copied), device="cpu")
+
+
+def test_padding_and_truncation_of_the_tokenizer_are_not_run(copied: Path, engine: Engine) -> None:
+    """Padding to 10^9 tokens would end the process."""
+    path = copied / "tokenizer.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    padding = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+    document["padding"] = {"strategy": {"Fixed": 2_000_000}, **padding}
+    document["truncation"] = {"direction": "Left", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert len(open_tokenizer(path).encode("a dog").ids) == 4
+    with Engine.load(changed(copied), device="cpu") as other:
+        assert other.predict([("a plane", LONG)]) == engine.predict([("a plane", LONG)])
 
 
 @pytest.mark.parametrize(

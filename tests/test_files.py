@@ -241,3 +241,10 @@ def test_yaml_has_no_merge_keys_and_no_key_twice() -> None:
         "1": "x",
         "c": {"a": {"a": "é"}},
     }
+
+
+def test_a_folder_in_place_of_a_document_is_malformed(tmp_path: Path) -> None:
+    (tmp_path / "hashes.json").mkdir()
+    with pytest.raises(files.MalformedError, match="not a regular file"):
+        files.read_json(tmp_path / "hashes.json")
+    assert files.find_damage(tmp_path) == "hashes.json is damaged: it is not a regular file"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from q8trt import files
-from q8trt.errors import BusyError
+from q8trt.errors import BusyError, ConfigError
 from q8trt.files import locks
 
 Start = Callable[[str, Path], "tuple[subprocess.Popen[str], str]"]
@@ -157,6 +157,30 @@ def test_a_note_that_cannot_be_read_still_gives_a_line(tmp_path: Path, note: byt
             files.exclusive(tmp_path / "run"),
         ):
             pass
+
+
+@pytest.mark.parametrize("text", ["precious", '{"pid": ' + "9" * 5000, "[" * 3000])
+def test_a_file_with_the_name_of_the_lock_stays(tmp_path: Path, text: str) -> None:
+    path = locks.lock_path(tmp_path / "run")
+    path.write_text(text)
+    with (
+        pytest.raises(ConfigError, match=r"\.run\.lock is not a lock file of q8trt"),
+        files.exclusive(tmp_path / "run"),
+    ):
+        pass
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("target", ["precious", "nothing"])
+def test_a_link_with_the_name_of_the_lock_stays(tmp_path: Path, target: str) -> None:
+    (tmp_path / "precious").write_text("text")
+    path = locks.lock_path(tmp_path / "run")
+    path.symlink_to(target)
+    with pytest.raises(ConfigError, match=r"\.run\.lock is a link"), files.exclusive(tmp_path / "run"):
+        pass
+    assert path.is_symlink()
+    assert (tmp_path / "precious").read_text() == "text"
+    assert not (tmp_path / "nothing").exists()
 
 
 @pytest.mark.parametrize("code", [HALF_FOLDER, HALF_FILE], ids=["folder", "file"])

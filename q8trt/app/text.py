@@ -88,8 +88,8 @@ class TextEncoder:
 
     @property
     def vocabulary(self) -> int:
-        """The number of token ids, added tokens included."""
-        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+        """The rows of a table that has one for each token id, added tokens included. Ids may leave numbers out."""
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def check_all(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
         """The texts of each item, see `check`.

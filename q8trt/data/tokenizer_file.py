@@ -28,6 +28,8 @@ def open_tokenizer(path: str | Path) -> Any:
     _check_template(parse_json(data, _LIMITS))  # tokenizers has no limits of its own
     try:
         tokenizer: Any = guarded(Tokenizer.from_str, data.decode("utf-8"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()  # the file may ask for any number of tokens
         guarded(tokenizer.encode, _PROBE)
     except EncodingError as error:
         raise MalformedError(str(error)) from None

@@ -65,11 +65,13 @@ def read_limited(path: str | Path, limits: Limits = DEFAULT) -> bytes:
     """
     # O_NONBLOCK: opening a pipe that nobody writes to would wait forever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):  # `os.fdopen` raises for a folder, without its name
             raise MalformedError("it is not a regular file")
-        data = file.read(limits.size + 1)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(limits.size + 1)
+    finally:
+        os.close(handle)
     if len(data) > limits.size:
         raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
     return data

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from q8trt.errors import BusyError
+from q8trt.errors import BusyError, ConfigError
 
 try:
     import fcntl
@@ -23,6 +23,8 @@ except ImportError:  # Windows: q8trt runs there without locks
 
 #: Bytes of the holder's note that are read.
 _NOTE_BYTES = 4096
+_NOTE_START = b'{"pid": '
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 #: Descriptors of the locks that this process holds.
 _handles: set[int] = set()
 
@@ -52,6 +54,7 @@ def exclusive(target: str | Path) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds it, or this process does already; names the holder's pid.
+        ConfigError: a file that q8trt did not write, or a link, has the name of the lock file.
         OSError: the lock file cannot be made.
     """
     path, owner = lock_path(target), os.getpid()
@@ -73,8 +76,10 @@ def exclusive(target: str | Path) -> Iterator[None]:
 def _acquire(path: Path, target: str | Path) -> int:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link, and the lock of {target} needs that name; move it away")
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
         except FileNotFoundError:
             continue  # another process removed the empty parent folder between our two calls
         if not try_lock(handle):
@@ -83,13 +88,23 @@ def _acquire(path: Path, target: str | Path) -> int:
             raise BusyError(
                 f"{target} is in use by {holder}; wait until it ends, or stop it, and run the command again"
             )
-        if same_file(handle, path):
+        if not same_file(handle, path):
+            os.close(handle)  # the holder ended, and removed its lock file, between our two calls
+            continue
+        if _is_lock_file(handle):
             break
-        os.close(handle)  # the holder ended, and removed its lock file, between our two calls
+        os.close(handle)
+        raise ConfigError(f"{path} is not a lock file of q8trt, and the lock of {target} needs that name; move it away")
     note = {"pid": os.getpid(), "host": socket.gethostname(), "command": Path(sys.argv[0]).name}
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(note).encode(), 0)
     return handle
+
+
+def _is_lock_file(handle: int) -> bool:
+    """Return whether an open file is one that `exclusive` made: it is empty, or holds a holder's note."""
+    size = os.fstat(handle).st_size
+    return size == 0 or (size <= _NOTE_BYTES and os.pread(handle, len(_NOTE_START), 0) == _NOTE_START)
 
 
 def _holder(handle: int) -> str:
@@ -97,7 +112,7 @@ def _holder(handle: int) -> str:
     try:
         note = json.loads(os.pread(handle, _NOTE_BYTES, 0))
         pid, host, command = int(note["pid"]), str(note["host"]), str(note["command"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another process"  # it has not written its note yet
     elsewhere = "" if host == socket.gethostname() else f" on {host}"
     return f"process {pid} ({command}){elsewhere}"
