@@ -111,13 +111,13 @@ def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int
     import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
 
     folder = _sensitivity_folder(args, config)
+    _check_results(folder)  # before the lock, which makes folders, and once more when nobody else writes
     with sole_writer(folder):
         _check_results(folder)
         return _measure(folder, args, argv, config, inputs)
 
 
 def _measure(folder: Path, args: Any, argv: list[str], config: Any, inputs: Any) -> int:
-
     from q8trt.checkpoints import load_finetuned
     from q8trt.files import write_text
     from q8trt.finetuning import quantize
