@@ -129,7 +129,6 @@ def _data(args: Any, engines: Any) -> Any:
 
 
 def _compare(args: Any) -> int:
-
     from q8trt.reporting.side_by_side import print_side_by_side, read_report, side_by_side
     from q8trt.reporting.side_by_side_page import write_side_by_side
 

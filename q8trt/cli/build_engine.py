@@ -111,7 +111,6 @@ def _profiles(args: Any, source: Any) -> tuple[ShapeProfile, ...]:
 
 
 def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_dir: str | None) -> Path:
-
     from q8trt.building import build_engine
     from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
     from q8trt.progress import is_main_process, phases
