@@ -23,11 +23,10 @@ HOLD = f"{_PRELUDE}with files.exclusive(target):\n    print('ready', flush=True)
 #: Holds the lock, and has a forked child that outlives it.
 HOLD_AND_FORK = f"""{_PRELUDE}
 with files.exclusive(target):
-    child = os.fork()
-    if child == 0:
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # by now it has let go of the lock
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True)
     time.sleep(60)
 """
 HALF_FOLDER = f"""{_PRELUDE}
