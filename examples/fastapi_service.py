@@ -1,6 +1,6 @@
 """An engine behind HTTP. Requests that come at the same time share a batch.
 
-pip install "q8trt[examples,cpu]"                 # rtx or tensorrt in place of cpu on a GPU
+pip install -e ".[examples,cpu]"                 # in the checkout; rtx or tensorrt in place of cpu on a GPU
 Q8TRT_ENGINE=runs/NAME/engine uvicorn --app-dir examples --factory fastapi_service:create_app
 curl localhost:8000/predict -H "Content-Type: application/json" -d '{"items": [["A plane.", "An air plane."]]}'
 """
