@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from q8trt.commands import command, options_of
 from q8trt.data import DataConfig
 from q8trt.engine.manifest import load_manifest
 from q8trt.engine.rebuild import build_command, rebuild_command
+from q8trt.errors import EngineError
 from q8trt.finetune_config import config_of_run
 from q8trt.runs import RUN_FILE, open_run
 
@@ -180,6 +182,19 @@ def test_a_rebuild_elsewhere(calibrated: Path, tmp_path: Path) -> None:
     (run / RUN_FILE).unlink()
     assert rebuild_command(run / "mine").endswith("--overwrite` (RUN: the run that it was made from)")
     assert build_command(run / "mine") == "`python build_engine.py --int8`"
+
+
+def test_a_run_in_place_of_an_engine_names_its_own_build(calibrated: Path, tmp_path: Path) -> None:
+    """Not the build of the newest run, and in a precision that the run has a checkpoint for."""
+    run = shutil.copytree(calibrated, tmp_path / "my run")
+    with pytest.raises(EngineError, match="so it is no engine folder") as caught:
+        load_manifest(run)
+    assert str(caught.value).endswith(f"build one with `python build_engine.py --int8 --checkpoint '{run}'`")
+    record = open_run(run).record
+    open_run(run).write(dataclasses.replace(record, stages={"fp32": record.stages["fp32"]}))
+    assert build_command(run) == f"`python build_engine.py --fp32 --checkpoint '{run}'`"
+    (run / RUN_FILE).write_text("{")
+    assert build_command(run) == f"`python build_engine.py --int8 --checkpoint '{run}'`"
 
 
 def test_a_damaged_engine_is_rebuilt_as_its_error_says(

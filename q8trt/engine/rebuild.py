@@ -6,16 +6,27 @@ import re
 from pathlib import Path
 
 from q8trt.commands import command
-from q8trt.runs import RUN_FILE
+from q8trt.errors import ConfigError
+from q8trt.runs import RUN_FILE, Run
 
 #: Names of the folders that `build_engine.py` makes in a run.
 _DEFAULT = re.compile(r"engine(-(?P<stage>fp32|ptq|int8))?(?P<half>-fp16)?")
 
 
 def build_command(folder: Path) -> str:
-    """Return the command that builds an engine where `folder` is none: its own in a run, else the newest run's."""
+    """Return the command that builds an engine where `folder` is none: of the run that it is or is in, else the newest's."""
+    if (folder / RUN_FILE).is_file():
+        return f"`{command('build-engine', _best_precision(folder), '--checkpoint', folder)}`"
     in_run = (folder.absolute().parent / RUN_FILE).is_file()
     return rebuild_command(folder) if in_run else f"`{command('build-engine', '--int8')}`"
+
+
+def _best_precision(run: Path) -> str:
+    """Return the option that the finished stages of a run allow; that of a run that cannot be read is INT8's."""
+    try:
+        return "--int8" if Run(run).best_quantized() else "--fp32"
+    except ConfigError:
+        return "--int8"
 
 
 def rebuild_command(folder: Path) -> str:
