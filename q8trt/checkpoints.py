@@ -16,6 +16,7 @@ from q8trt import files
 from q8trt.commands import command
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.models import (
+    check_shards,
     check_whole,
     label_order,
     load_config,
@@ -96,6 +97,7 @@ def load_pretrained(
 
     name = resolve_model(name_or_path)
     check_whole(name)
+    check_shards(name)
     if is_quantized(name):
         raise CheckpointError(f"{name} is quantized already; give the floating-point checkpoint it was made from")
     config = load_config(name)

@@ -205,3 +205,12 @@ def test_disk_full_while_building(
     monkeypatch.syspath_prepend(tmp_path)
     line = refused("build-engine", "--checkpoint", str(calibrated), "--output_dir", "engine")
     assert "no space left on" in line.lower()
+
+
+def test_a_pickle_that_torch_refuses_is_one_line() -> None:
+    import pickle
+
+    from q8trt.cli.failures import explain
+
+    line = explain(pickle.UnpicklingError("Weights only load failed.\nRe-running with weights_only=False ..."))
+    assert line == "a file of torch holds more than tensors and states, so it is not read: it could run code"

@@ -276,3 +276,18 @@ def test_rows_beyond_a_table(ids: Any, types: Any, words: str, tiny_config: Any)
     with pytest.raises(DataError, match=f"^rows.tfrecord: {words}"):
         check_rows(rows, tiny_config())
     check_rows(Features(task=STSB, split="x", source="x", input_ids=[], token_type_ids=[], labels=None), tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ('{"weight_map": {"x": "../model.safetensors"}}', "names '../model.safetensors', which is outside the folder"),
+        ('{"weight_map": {"x": "/etc/passwd"}}', "names '/etc/passwd', which is outside the folder"),
+        ('{"weight_map": 3}', "expected 'weight_map', an object of file names"),
+        ("[" * 3000, "nested more than 64 levels deep"),
+    ],
+)
+def test_shards_are_files_of_the_folder(folder: Path, index: str, message: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=message):
+        load_finetuned(folder, STSB)

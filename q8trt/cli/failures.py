@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 
 #: Words of torch, safetensors, Arrow and others for a write that failed, in exceptions of their own types.
@@ -34,6 +35,8 @@ def explain(error: BaseException) -> str | None:
         return "the input is nested too deep; give data with fewer levels"
     if isinstance(error, UnicodeError):
         return f"a text or a name is not valid {error.encoding if hasattr(error, 'encoding') else 'Unicode'}: {error}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "a file of torch holds more than tensors and states, so it is not read: it could run code"
     if isinstance(error, OSError):
         return _of_system(error)
     if isinstance(error, ValueError) and "embedded null" in str(error):

@@ -11,12 +11,13 @@ from q8trt.models.labels import label_order, reorder_head
 from q8trt.models.locate import MINILM_PACKAGE, SHORT_NAMES, only_local, resolve_model, short_name, unavailable
 from q8trt.models.rows import check_rows
 from q8trt.models.tokenizer import load_tokenizer, model_inputs
-from q8trt.models.whole import check_whole
+from q8trt.models.whole import check_shards, check_whole
 
 __all__ = [
     "MINILM_PACKAGE",
     "SHORT_NAMES",
     "check_rows",
+    "check_shards",
     "check_whole",
     "label_order",
     "load_config",

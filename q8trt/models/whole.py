@@ -8,6 +8,8 @@ from q8trt import files
 from q8trt.errors import CheckpointError
 from q8trt.models.locate import is_folder
 
+INDEX_FILE = "model.safetensors.index.json"
+
 
 def check_whole(name: str, weights: bool = True) -> None:
     """Compare a checkpoint that q8trt wrote with the hashes that it wrote last.
@@ -32,3 +34,23 @@ def check_whole(name: str, weights: bool = True) -> None:
             f"{Path(name)}/{damage}; restore the file or make the checkpoint again (if you changed it on purpose, delete "
             f"{files.SEAL_FILE})"
         )
+
+
+def check_shards(name: str) -> None:
+    """Check that the index of a checkpoint in several files names files of its own folder.
+
+    Raises:
+        CheckpointError: the index is damaged, or names a file elsewhere.
+    """
+    path = Path(name) / INDEX_FILE
+    if not is_folder(name) or not path.exists():
+        return
+    try:
+        data = files.read_json(path)
+    except (OSError, files.MalformedError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy the checkpoint again") from None
+    shards = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise CheckpointError(f"{path} is damaged: expected 'weight_map', an object of file names")
+    if outside := [shard for shard in shards.values() if Path(shard).name != shard]:
+        raise CheckpointError(f"{path} names {outside[0][:80]!r}, which is outside the folder; copy the files there")
