@@ -191,6 +191,7 @@ def check_new_run(path: str | Path) -> None:
     folder = Path(path)
     files.check_folder(folder)
     if (folder / RUN_FILE).exists():
+        _ = Run(Path(path)).record  # raises where another program wrote it, or it is damaged
         raise ConfigError(
             f"{path} is a run already; give another --output_dir, or continue it: {command('finetune', '--resume', path)}"
         )

@@ -184,7 +184,7 @@ def test_disk_full_while_training(
         monkeypatch.setattr(_Trainer, "save_model", full)
     steps = ["--max_steps", "3", "--eval_steps", "1", "--save_steps", "1", "--precision", "fp32", "--output_dir", "run"]
     line = refused("finetune", *options, *steps, writes=where != "run.json")
-    assert "no space left on the disk" in line
+    assert "no space is left on the disk" in line
     assert [str(path) for path in Path("run/checkpoints/fp32").glob("*")] == saved[:-1]
     if where == "second checkpoint":
         monkeypatch.setattr(_Trainer, "save_model", save_model)

@@ -43,6 +43,8 @@ def _surrogate() -> Exception:
     [
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a/b"), "a/b cannot be used: Too many levels"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "cannot be used: File name too long"),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/.e.q8trt.wtf_.tmp"), "/ro cannot be used: Read-only"),
+        (OSError(errno.EROFS, "Read-only file system", ".x.csv.lock"), ". cannot be used: Read-only"),
         (OSError(errno.EIO, "Input/output error"), "a file cannot be used: Input/output error"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", b"b\xff"), r"b\udcff cannot be used: No such file"),
         (OSError("We could not connect\nto the hub"), "error: We could not connect to the hub"),
@@ -174,7 +176,7 @@ def test_a_full_disk_behind_stdout() -> None:
     with Path("/dev/full").open("w") as full:
         done = _process("--help", stdout=full)
         help = _process("pack", "--help", stdout=full)
-    assert (done.returncode, done.stderr[:45]) == (2, "q8trt: error: no space left on the disk; what")
+    assert (done.returncode, done.stderr[:45]) == (2, "q8trt: error: no space is left on the disk; f")
     assert len(done.stderr.splitlines()) == 1
     assert "Exception ignored" not in help.stderr
 

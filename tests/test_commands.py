@@ -187,7 +187,7 @@ def test_a_rebuild_elsewhere(calibrated: Path, tmp_path: Path) -> None:
 def test_a_run_in_place_of_an_engine_names_its_own_build(calibrated: Path, tmp_path: Path) -> None:
     """Not the build of the newest run, and in a precision that the run has a checkpoint for."""
     run = shutil.copytree(calibrated, tmp_path / "my run")
-    with pytest.raises(EngineError, match="so it is no engine folder") as caught:
+    with pytest.raises(EngineError, match="so it is not an engine folder") as caught:
         load_manifest(run)
     assert str(caught.value).endswith(f"build one with `python build_engine.py --int8 --checkpoint '{run}'`")
     record = open_run(run).record

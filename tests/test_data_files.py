@@ -1,6 +1,7 @@
 """Own files: CSV, TSV, JSONL, Parquet."""
 
 import json
+import pathlib
 
 import pandas
 import pytest
@@ -129,6 +130,13 @@ def test_csv_rows_are_named_by_their_first_line(tmp_path):
     assert error_of(read_table, path, SST2, "train") == (
         f"{path}:5: label '7', expected one of 0, 1, negative, positive"
     )
+
+
+def test_only_the_columns_that_are_missing_are_named(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("sentence1,sentence2,label\na,b,1\n")
+    message = error_of(read_table, path, custom_task("custom", ("0", "1"), True), "train", ["sentence1", "sentnce2"])
+    assert "no column 'sentnce2'; found 'sentence1', 'sentence2', 'label'" in message
 
 
 TABLE_ERRORS = {

@@ -67,7 +67,7 @@ def test_batch_csv_gives_what_the_command_gives(engine: Path, tmp_path: Path) ->
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     again = subprocess.run([*command, str(tmp_path / "a.csv")], capture_output=True, text=True, timeout=60, check=False)
     assert again.returncode == 1
-    assert again.stderr.startswith(f"batch_csv: {tmp_path / 'a.csv'} is there already")
+    assert again.stderr.startswith(f"batch_csv: {tmp_path / 'a.csv'} exists already")
 
 
 @pytest.fixture

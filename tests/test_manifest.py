@@ -190,7 +190,7 @@ def test_missing_file(folder: Path) -> None:
 
 def test_truncated_file(folder: Path) -> None:
     (folder / "model.plan").write_bytes(b"plan" * 500)
-    with pytest.raises(EngineError, match=r"model\.plan is 2,000 bytes, the manifest says 4,000: it is truncated or"):
+    with pytest.raises(EngineError, match=r"model\.plan is 2,000 bytes, the manifest says 4,000: it was changed or"):
         load_manifest(folder)
 
 

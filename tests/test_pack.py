@@ -391,3 +391,19 @@ sys.exit(main(["pack", sys.argv[1]]) or main(["unpack", sys.argv[1] + ".q8trt", 
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert load_manifest(tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", ["engine/engine.q8trt", "elsewhere/../engine/x.q8trt", "link/x.q8trt"])
+def test_no_archive_is_written_into_the_engine_folder(packable: Path, output: str) -> None:
+    """It would be a file of another program there, and keep the engine from being rebuilt."""
+    (packable.parent / "elsewhere").mkdir()
+    (packable.parent / "link").symlink_to(packable)
+    before = sorted(packable.iterdir())
+    with pytest.raises(ConfigError, match="is inside the engine folder"):
+        pack(packable, packable.parent / output)
+    assert sorted(packable.iterdir()) == before
+
+
+def test_a_run_in_place_of_its_engine_names_the_engine(packable: Path) -> None:
+    with pytest.raises(EngineError, match=rf"is a run, not an engine folder; give {re.escape(str(packable))}$"):
+        load_manifest(packable.parent)

@@ -273,7 +273,7 @@ def test_text_columns_of_the_wrong_number(engine: StandIn, tmp_path: Path) -> No
 def test_an_output_that_is_there_is_kept_unless_told(engine: StandIn) -> None:
     first = score(engine, PAIRS + "3,a\n")
     assert first.rejected_file is not None
-    with pytest.raises(ConfigError, match=r"out\.csv is there already; give another --output, or --overwrite"):
+    with pytest.raises(ConfigError, match=r"out\.csv exists already; give another --output, or --overwrite"):
         score(engine, "sentence1,sentence2\na,b\n")
     assert score(engine, "sentence1,sentence2\na,b\n", overwrite=True).rows == 1
     assert not first.rejected_file.exists()
@@ -326,3 +326,26 @@ def test_progress_is_told_after_each_chunk(engine: StandIn) -> None:
     assert [(each.rows, each.rejected) for each in told] == [(2, 0), (3, 1), (3, 1)]
     assert [each.done for each in told] == [46 / 57, 1.0, 1.0]
     assert all(each.rows_per_s > 0 and each.seconds_left >= 0 for each in told)
+
+
+@pytest.mark.parametrize(
+    "content", ["id,sentence1,label,stars\n1,a,2,3\n", "my notes\n", "\n", '{"score": 1}\n', "\x00\xff", '"open,score']
+)
+def test_overwrite_replaces_outputs_only(engine: StandIn, content: str) -> None:
+    """--overwrite is for an earlier output; a table or notes of the user's stay, whatever the flag."""
+    path = engine.folder.parent / "out.csv"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"out\.csv exists and is not an output of q8trt predict"):
+        score(engine, PAIRS, overwrite=True)
+    assert path.read_text() == content
+    path.write_text("")
+    assert score(engine, PAIRS, overwrite=True).rows == 2
+
+
+def test_an_earlier_output_of_json_lines_is_replaced(engine: StandIn) -> None:
+    first = score(engine, PAIRS, output="out.jsonl")
+    before = first.output.read_text()
+    assert score(engine, PAIRS, output="out.jsonl", overwrite=True).output.read_text() == before
+    first.output.write_text('{"sentence1": "a"}\n')
+    with pytest.raises(ConfigError, match="is not an output of q8trt predict"):
+        score(engine, PAIRS, output="out.jsonl", overwrite=True)

@@ -78,9 +78,9 @@ def test_the_journal_has_a_checksum(stopped: Job, name: str) -> None:
     assert "out.csv.state.json is damaged; start over with --overwrite" in message(stopped)
 
 
-def message(job: Job) -> str:
+def message(job: Job, **options: bool) -> str:
     with pytest.raises(ConfigError) as error:
-        job.run()
+        job.run(**options)
     return str(error.value)
 
 
@@ -199,8 +199,11 @@ def test_data_are_on_the_disk_before_the_journal_counts_them(tmp_path: Path, mon
 
 def test_an_output_that_appeared_meanwhile_is_kept(stopped: Job) -> None:
     stopped.path().write_text("mine")
-    assert "out.csv is there already; give another --output, or --overwrite" in message(stopped)
-    assert stopped.path().read_text() == "mine"
+    for overwrite in (False, True):
+        assert "out.csv exists and is not an output of q8trt predict" in message(stopped, overwrite=overwrite)
+        assert stopped.path().read_text() == "mine"
+    stopped.path().write_text("text,score\n")
+    assert "out.csv exists already; give another --output, or --overwrite to replace it" in message(stopped)
     assert stopped.run(overwrite=True).resumed > 0
     assert stopped.results() == stopped.results("whole.csv")
 
@@ -216,7 +219,7 @@ def test_an_output_that_appears_while_the_job_runs_is_kept(tmp_path: Path, monke
         return predict(engine, items)
 
     monkeypatch.setattr(StandIn, "predict", write)
-    assert "out.csv is there already" in message(job)
+    assert "out.csv exists and is not an output of q8trt predict" in message(job)
     assert job.path().read_text() == "mine"
     monkeypatch.undo()
     job.path().unlink()

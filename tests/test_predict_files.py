@@ -130,7 +130,7 @@ def test_an_output_that_is_a_link_counts_as_what_it_points_to(job: Job) -> None:
     job.path().symlink_to("sub/real.csv")
     assert job.run().output == job.folder / "sub" / "real.csv"
     assert job.path().is_symlink()
-    assert "real.csv is there already" in refusal(job)
+    assert "real.csv exists" in refusal(job)
     job.run(overwrite=True)
     assert sorted(path.name for path in (job.folder / "sub").iterdir()) == ["real.csv", "real.csv.rejected.csv"]
     job.path().unlink()

@@ -186,7 +186,7 @@ def test_files(folder: Path) -> None:
     assert preflight(folder, cards=[L40S], verify=False) == []
     (folder / "model.plan").write_bytes(b"pla")
     (problem,) = preflight(folder, cards=[L40S])
-    assert problem.what.endswith("model.plan is 3 bytes, the manifest says 4: it is truncated or was replaced")
+    assert problem.what.endswith("model.plan is 3 bytes, the manifest says 4: it was changed or replaced")
     (folder / "model.plan").unlink()
     (problem,) = preflight(folder, cards=[L40S])
     assert problem.what.endswith("model.plan is missing, but the manifest lists it")

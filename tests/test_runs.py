@@ -74,6 +74,13 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert open_run(path).stage("fp32") == StageRecord("fp32")
 
 
+def test_a_run_json_of_another_program_is_not_a_run_to_continue(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("x: 1\n")
+    with pytest.raises(ConfigError, match=r"run\.json is damaged: not JSON"):
+        new_run(tmp_path, {}, "STS-B", CONFIG.to_dict())
+    assert (tmp_path / "run.json").read_text() == "x: 1\n"
+
+
 def test_stages_and_checkpoints(tmp_path: Path) -> None:
     run = new_run(tmp_path / "one", {}, "STS-B", CONFIG.to_dict())
     assert run.stage("fp32") is None

@@ -178,7 +178,7 @@ def test_no_engine_folder(tmp_path: Path) -> None:
         f"engine folder {tmp_path / 'none'} does not exist; build it with `python build_engine.py --int8`"
     )
     (tmp_path / "empty").mkdir()
-    assert "has no manifest.json, so it is no engine folder" in refused(tmp_path / "empty", tmp_path)
+    assert "has no manifest.json, so it is not an engine folder" in refused(tmp_path / "empty", tmp_path)
 
 
 def test_a_damaged_manifest(engine: Path, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 #: Words of torch, safetensors, Arrow and others for a write that failed, in exceptions of their own types.
 _DISK_FULL = ("No space left on device", "os error 28")
@@ -13,12 +15,15 @@ _WRITE_FAILED = ("] . unexpected pos ", "basic_ios::clear: iostream error")
 _FILE_TOO_LARGE = ("File too large", "os error 27")
 _NO_MEMORY = ("not enough memory", "bad allocation", "std::bad_alloc", "CUDA out of memory", "Cannot allocate memory")
 
+#: Names of lock files and temporary files.
+_TEMPORARY = re.compile(r"(^|/)\.[^/]*\.(tmp|old|lock)$")
+
 
 def explain(error: BaseException) -> str | None:
     """Return the line for an error that input or the machine caused; None for a defect of q8trt."""
     chain = list(_chain(error))
     if _has_errno(chain, errno.ENOSPC, errno.EDQUOT) or _says(chain, _DISK_FULL):
-        return "no space left on the disk; what was complete is kept, free some space and try again"
+        return "no space is left on the disk; free some space and run the command again"
     if _has_errno(chain, errno.EFBIG) or _says(chain, _FILE_TOO_LARGE):
         return (
             f"{_place(chain) or 'a file'} would be larger than this process may write; raise the limit (ulimit -f) or use "
@@ -26,8 +31,8 @@ def explain(error: BaseException) -> str | None:
         )
     if _says(chain, _WRITE_FAILED):
         return (
-            "a file could not be written: no space left on the disk, or a limit of file sizes (ulimit -f); what was complete is "
-            "kept"
+            "a file could not be written: no space is left on the disk, or a limit of file sizes (ulimit -f) is reached; "
+            "change that and run the command again"
         )
     if any(isinstance(link, MemoryError) for link in chain) or _says(chain, _NO_MEMORY):
         return "not enough memory; use smaller batches or shorter texts, or a machine with more memory"
@@ -47,7 +52,10 @@ def explain(error: BaseException) -> str | None:
 def _of_system(error: OSError) -> str:
     if error.strerror is None:  # of a library, in its own words
         return " ".join(str(error).split()) or type(error).__name__
-    return f"{_place([error]) or 'a file'} cannot be used: {error.strerror}"
+    place = _place([error])
+    if place and _TEMPORARY.search(place):  # a name of q8trt's own says nothing to a user
+        place = str(Path(place).parent)
+    return f"{place or 'a file'} cannot be used: {error.strerror}"
 
 
 def was_interrupted(error: BaseException) -> bool:

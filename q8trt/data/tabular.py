@@ -116,7 +116,7 @@ def _choose_columns(
     chosen = next((names for names in texts if set(names) <= set(columns)), None)
     label = next((name for name in labels if name in columns and name not in (chosen or ())), None)
     if chosen is None or label is None:
-        missing = texts[0] if chosen is None else labels[:1]
+        missing = [name for name in texts[0] if name not in columns] if chosen is None else labels[:1]
         raise DataError(
             f"{path_name(path)}: no column {' and '.join(map(repr, missing))}; found {shown_names(columns)} "
             "(--text_column_names and --label_column_name choose others)"

@@ -196,8 +196,10 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
         raise EngineError(f"engine folder {folder} does not exist; build it with {build_command(folder)}")
     path = folder / MANIFEST_FILE
     if not path.is_file():
+        if inside := sorted(each.parent for each in folder.glob(f"engine*/{MANIFEST_FILE}")):
+            raise EngineError(f"{folder} is a run, not an engine folder; give {' or '.join(map(str, inside))}")
         raise EngineError(
-            f"{folder} has no {MANIFEST_FILE}, so it is no engine folder; build one with {build_command(folder)}"
+            f"{folder} has no {MANIFEST_FILE}, so it is not an engine folder; build one with {build_command(folder)}"
         )
     try:
         text = read_limited(path, _LIMITS)
@@ -228,12 +230,13 @@ def parse_manifest(where: str | Path, text: bytes) -> Manifest:
 
 def _verify(path: Path, expected: FileInfo) -> None:
     rebuild = f"rebuild it with {rebuild_command(path.parent)}"
-    again = f"it is truncated or was replaced; {rebuild}"
     if not path.is_file():
         raise EngineError(f"{path} is missing, but the manifest lists it; {rebuild}")
     size = path.stat().st_size
     if size != expected.bytes:
-        raise EngineError(f"{path} is {size:,} bytes, the manifest says {expected.bytes:,}: {again}")
+        raise EngineError(
+            f"{path} is {size:,} bytes, the manifest says {expected.bytes:,}: it was changed or replaced; {rebuild}"
+        )
     digest = sha256(path)
     if digest != expected.sha256:
         raise EngineError(

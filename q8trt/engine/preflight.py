@@ -87,7 +87,7 @@ def damage(folder: Path, manifest: Manifest) -> list[Problem]:
         if not path.is_file():
             found.append(f"{path} is missing, but the manifest lists it")
         elif (size := path.stat().st_size) != info.bytes:
-            found.append(f"{path} is {size:,} bytes, the manifest says {info.bytes:,}: it is truncated or was replaced")
+            found.append(f"{path} is {size:,} bytes, the manifest says {info.bytes:,}: it was changed or replaced")
         elif (digest := sha256(path)) != info.sha256:
             found.append(f"{path} has SHA-256 {digest[:12]}…, the manifest says {info.sha256[:12]}…: it was changed")
     return [_rebuild(what, rebuild_command(folder, manifest)) for what in found]

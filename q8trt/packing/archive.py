@@ -82,7 +82,7 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
     manifest = load_manifest(folder)
     named = folder if folder.name not in ("", "..") else folder.resolve()
     path = Path(output) if output else named.with_name(named.name + SUFFIX)
-    _check_output(path)
+    _check_output(path, folder)
     for name in manifest.files:
         if reason := _refusal(name):
             raise EngineError(f"{folder / name} cannot be packed: its name {reason}")
@@ -145,14 +145,16 @@ def unpack(
     return folder
 
 
-def _check_output(path: Path) -> None:
-    """Raise ConfigError where `path` is something that packing must not replace."""
+def _check_output(path: Path, folder: Path) -> None:
+    """Raise ConfigError where `path` is something that packing must not replace, or is inside the engine folder."""
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder; give the name of a file, such as {path / ('engine' + SUFFIX)}")
     if os.path.lexists(path) and not _is_archive(path):
         raise ConfigError(
             f"--output {path} exists and is no archive of `q8trt pack`; choose another name, or remove it"
         )
+    if folder.resolve() in path.resolve().parents:
+        raise ConfigError(f"--output {path} is inside the engine folder {folder}; give a path outside it")
 
 
 def _is_archive(path: Path) -> bool:

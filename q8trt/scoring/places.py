@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from q8trt.errors import ConfigError
+from q8trt.files import MalformedError, parse_json
 from q8trt.files.locks import lock_path
 from q8trt.scoring.config import ScoringConfig
 
@@ -14,6 +17,10 @@ from q8trt.scoring.config import ScoringConfig
 REJECTED_HEADER = b"line,reason,row\n"
 #: File systems take names of 255 bytes, and the temporary name of the journal is 25 longer than that of the output.
 _LONGEST_NAME = 230
+#: Bytes of the first line that are read to tell an output from a file of the user's.
+_LONGEST_HEADER = 2**20
+#: The last column that a job adds: see `q8trt.scoring.layout`.
+_ANSWER = re.compile(r"'?(predicted_)?(score$|probability_)")
 
 
 def check_places(config: ScoringConfig, engine: Path) -> None:
@@ -48,10 +55,13 @@ def check_free(config: ScoringConfig, overwrite: bool) -> None:
     """Check that the output and its rejected rows replace nothing of the user's.
 
     Raises:
-        ConfigError: there is a file of that name, and `overwrite` is false; or q8trt did not write the rejected rows.
+        ConfigError: there is a file of that name, and `overwrite` is false; or q8trt did not write it.
     """
-    if os.path.lexists(config.output) and not overwrite:
-        raise ConfigError(f"{config.output} is there already; give another --output, or --overwrite")
+    if os.path.lexists(config.output):
+        if not is_answer_file(config.output, config.output_kind):
+            raise ConfigError(f"{config.output} exists and is not an output of q8trt predict; give another --output")
+        if not overwrite:
+            raise ConfigError(f"{config.output} exists already; give another --output, or --overwrite to replace it")
     if not os.path.lexists(config.rejected):
         return
     if not is_rejected_file(config.rejected):
@@ -60,6 +70,23 @@ def check_free(config: ScoringConfig, overwrite: bool) -> None:
         raise ConfigError(
             f"{config.rejected} is there already, of an earlier job; move it away, or --overwrite replaces it"
         )
+
+
+def is_answer_file(path: Path, kind: str) -> bool:
+    """Return whether a file looks like the output of a job: its last column is an answer. An empty file counts as one."""
+    with path.open("rb") as file:
+        first = file.readline(_LONGEST_HEADER).decode("utf-8", "replace")
+    if not first:
+        return True
+    if kind == ".jsonl":
+        try:
+            row = parse_json(first)
+        except MalformedError:
+            return False
+        columns = list(row) if isinstance(row, dict) else []
+    else:
+        columns = next(csv.reader([first], delimiter="\t" if kind == ".tsv" else ","), [])
+    return bool(columns) and _ANSWER.match(columns[-1].strip("\r\n")) is not None
 
 
 def is_rejected_file(path: Path) -> bool:
