@@ -335,7 +335,7 @@ def _recipe_text(name_or_path: str) -> bytes:
         return (resources.files("q8trt") / "recipes" / f"{name_or_path}.yaml").read_bytes()
     try:
         return read_limited(name_or_path, _LIMITS)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"unknown recipe {name_or_path!r}{nearest(name_or_path, builtin_recipes())}; expected the path of a YAML "
             f"file or one of: {', '.join(builtin_recipes())}"
