@@ -190,6 +190,10 @@ def check_new_run(path: str | Path) -> None:
     """
     folder = Path(path)
     files.check_folder(folder)
+    if folder.resolve() in Path.cwd().resolve().parents:
+        raise ConfigError(
+            f"--output_dir {path} is above the current folder; give a folder of its own, such as runs/NAME"
+        )
     if (folder / RUN_FILE).exists():
         _ = Run(Path(path)).record  # raises where another program wrote it, or it is damaged
         raise ConfigError(

@@ -24,6 +24,7 @@ from q8trt.run_search import how_to_finish, newest_run
 from q8trt.runs import (
     RUN_FILE,
     StageRecord,
+    check_new_run,
     find_runs,
     new_run,
     open_run,
@@ -72,6 +73,15 @@ def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
     ):
         new_run(path, {}, "STS-B", CONFIG.to_dict())
     assert open_run(path).stage("fp32") == StageRecord("fp32")
+
+
+@pytest.mark.parametrize("path", ["..", "/", "../.."])
+def test_no_run_is_made_above_the_current_folder(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(ConfigError, match="is above the current folder"):
+        check_new_run(path)
+    check_new_run(".")  # a folder of its own, where one stands
 
 
 def test_a_run_json_of_another_program_is_not_a_run_to_continue(tmp_path: Path) -> None:
