@@ -1,6 +1,6 @@
 """q8trt takes a BERT checkpoint to an INT8 TensorRT engine and proves what it is worth.
 
-An app needs three lines, and of the installed packages numpy, tokenizers and one backend::
+An app needs three lines, and of the installed packages numpy, tokenizers, msgspec and one backend::
 
     from q8trt import Engine
 
