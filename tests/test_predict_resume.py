@@ -227,7 +227,7 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
     source.write_text("sentence1\tsentence2\n" + "".join(lines))
     options = ["--engine", str(engine), "--input", str(source), "--device", "cpu"]
     assert run_command("predict", [*options, "--output", str(folder / "whole.csv")]) == 0
-    output.write_text("of an earlier job")
+    output.write_text("sentence1,score\nof an earlier job,1\n")
     options += ["--output", str(output), "--overwrite"]
     with subprocess.Popen(
         [sys.executable, "-c", SLOW, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True

@@ -347,7 +347,7 @@ def test_older_checkpoints_go_only_when_the_new_one_is_complete(
     monkeypatch.setattr(trainer_checkpoints, "seal", full_disk)
     options = ["--precision", "fp32", "--output_dir", "run", "--no_do_eval", "--save_total_limit", "1"]
     assert run_command("finetune", [*arguments, *options]) == 2
-    assert "no space left" in capsys.readouterr().err
+    assert "no space is left" in capsys.readouterr().err
     assert complete_checkpoints("run", "fp32") == [4]
 
 
