@@ -241,7 +241,7 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
         assert process.returncode == code, err
-    assert output.read_text() == "of an earlier job"
+    assert output.read_text() == "sentence1,score\nof an earlier job,1\n"
     command = shlex.join([sys.executable, "-m", "q8trt", "predict", *options])
     if code > 0:
         said, _, command = err.splitlines()[-1].partition(" rows; the same command goes on from there: ")
