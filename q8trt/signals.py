@@ -52,14 +52,3 @@ def handled(handler: Callable[[int, FrameType | None], Any], numbers: tuple[int,
     finally:
         for number, before in changed.items():
             signal.signal(number, before)
-
-
-def _raise(number: int, frame: FrameType | None) -> None:
-    raise interrupt(number)
-
-
-@contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM raise `TerminatedError` while the block runs, so that the command stops as it does after Ctrl-C."""
-    with handled(_raise, (signal.SIGTERM,)):
-        yield

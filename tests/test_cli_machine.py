@@ -132,6 +132,31 @@ def test_ctrl_c_in_a_finalizer_comes_again(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err == "doctor: stopped by Ctrl-C; nothing half-written was left\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_waits_for_an_import(
+    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C++ code of a library that is being loaded may end the process for an exception, as torch's does."""
+    (tmp_path / "slow_library.py").write_text(
+        f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(0.1)\nWHOLE = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_library", raising=False)
+    whole = []
+
+    def run(argv: list[str]) -> int:
+        import slow_library  # type: ignore[import-not-found]
+
+        whole.append(slow_library.WHOLE)
+        threading.Event().wait(10)
+        return 0
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: SimpleNamespace(run=run))
+    assert run_command("doctor", []) == code
+    assert whole == [True]
+    assert "stopped by" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", ["finetune.py", "calibrate.py", "build_engine.py", "benchmark.py", "-m"])
 def test_ctrl_c_ends_an_importing_process_in_silence(script: str) -> None:
     """The handler that the entry point leaves while it imports; a SIGINT that is ignored stays ignored."""

@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 
-from q8trt.signals import exit_code, sigterm_raises
+from q8trt.signals import exit_code, handled, interrupt
 
 #: Seconds after which an interrupt that was swallowed comes again.
 _AGAIN_SECONDS = 0.02
@@ -20,11 +21,9 @@ def raised() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt in the block, and SIGTERM its subclass `TerminatedError`.
 
     Python drops an exception that is raised in a ``__del__`` or a callback, where a signal may arrive as well: the
-    interrupt is then delivered once more.
+    interrupt is then delivered once more. While a module is imported it waits: C++ code that is being loaded may end the
+    process for an exception.
     """
-    # The entry points leave the system's own action, under which a process ends in silence while it imports.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     previous = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
@@ -35,10 +34,26 @@ def raised() -> Iterator[None]:
 
     sys.unraisablehook = hook
     try:
-        with sigterm_raises():
+        with handled(_stop):
             yield
     finally:
         sys.unraisablehook = previous
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Raise the exception of a signal, or send the signal again later if a module is being imported."""
+    if _is_importing(frame):
+        threading.Timer(_AGAIN_SECONDS, _send, [number]).start()
+        return
+    raise interrupt(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _send(number: int) -> None:
