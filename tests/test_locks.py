@@ -246,3 +246,14 @@ def test_a_scratch_folder_is_removed_and_so_is_a_killed_ones(tmp_path: Path, sta
     with files.scratch_folder(tmp_path / "work"):
         assert len(names(tmp_path)) == 1
     assert names(tmp_path) == []
+
+
+def test_ctrl_c_while_a_lock_is_taken_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(set[int]):
+        def add(self, handle: int) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(locks, "_handles", Interrupted())
+    with pytest.raises(KeyboardInterrupt), files.exclusive(tmp_path / "run"):
+        pass
+    assert names(tmp_path) == []

@@ -59,12 +59,13 @@ def exclusive(target: str | Path) -> Iterator[None]:
     """
     path, owner = lock_path(target), os.getpid()
     missing = [folder for folder in path.parents if not folder.exists()]
-    handle = _acquire(path, target)
-    _handles.add(handle)
-    try:
+    handle = None
+    try:  # from here on: Ctrl-C may come before the first statement of the block
+        handle = _acquire(path, target)
+        _handles.add(handle)
         yield
     finally:
-        if os.getpid() == owner:  # a forked child that leaves the block does not hold the lock
+        if handle is not None and os.getpid() == owner:  # a forked child that leaves the block does not hold the lock
             path.unlink(missing_ok=True)  # while the lock is held: who waits for it finds that the file is gone
             _handles.discard(handle)
             os.close(handle)
