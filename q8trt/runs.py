@@ -208,7 +208,7 @@ def check_new_run(path: str | Path) -> None:
 
 
 def check_outside_checkpoints(path: str | Path, option: str = "--output_dir") -> None:
-    """Raise ConfigError where `path` is a checkpoint of a run or lies in one: a run replaces these whole."""
+    """Raise ConfigError if `path` is a checkpoint of a run or is inside one, because a run replaces its checkpoints whole."""
     target = Path(path).resolve()
     for folder in (target, *target.parents):
         if folder.name in WRITTEN and (folder.parent / RUN_FILE).is_file():

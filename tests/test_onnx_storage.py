@@ -1,4 +1,4 @@
-"""What an ONNX file may claim: sizes that it stores, and weights inside its own folder."""
+"""ONNX files whose stored sizes do not match, or whose weights are outside their folder."""
 
 from __future__ import annotations
 

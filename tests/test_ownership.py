@@ -1,4 +1,4 @@
-"""What may be replaced: folders and files that q8trt wrote, and nothing else."""
+"""q8trt replaces folders and files that it wrote, and nothing else."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def test_killed_while_it_replaces_an_output(tmp_path: Path) -> None:
 
 
 def test_killed_while_it_starts_over(stopped: Job, tmp_path: Path) -> None:
-    """What is left of the job that is thrown away is still known as one of q8trt's."""
+    """The files of a discarded job are still recognized as files of q8trt."""
     again = Job(tmp_path / "again")
     for line in range(5, 150, 5):
         shutil.copytree(stopped.folder, again.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("again"))

@@ -1,4 +1,4 @@
-"""Which columns are scored, and rows that are hard to read, to answer or to write."""
+"""The choice of columns, and rows that are hard to read, answer or write."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def _best_precision(run: Path) -> str:
 
 
 def rebuild_command(folder: Path) -> str:
-    """Return the command in backticks; RUN stands in it for a run that is not known, and is explained."""
+    """Return the command in backticks. An unknown run is written RUN, with an explanation."""
     run, match = folder.absolute().parent, _DEFAULT.fullmatch(folder.absolute().name)
     if not (run / RUN_FILE).is_file():
         line = command("build-engine", "--int8", "--checkpoint", "RUN", "--output_dir", folder, "--overwrite")

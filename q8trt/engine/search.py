@@ -1,4 +1,4 @@
-"""Find engine folders, and the run that each lies in."""
+"""Find engine folders, and the run that each belongs to."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Engine:
 
     @property
     def run(self) -> Run | None:
-        """The run that the engine lies in, if it does."""
+        """Return the run that holds the engine folder, or None."""
         return Run(self.folder.parent) if (self.folder.parent / RUN_FILE).is_file() else None
 
 

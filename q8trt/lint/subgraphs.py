@@ -1,6 +1,6 @@
 """The bodies of If, Loop and Scan: what they read from outside, and what they hold.
 
-The linter reads the main graph. Of subgraphs it knows which tensors they read and which ops they hold, no more, and says so.
+The linter reads the main graph. For a subgraph it knows only the tensors that it reads and its ops, and a finding says so.
 """
 
 from __future__ import annotations

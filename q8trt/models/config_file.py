@@ -107,9 +107,17 @@ def read_config_file(name: str) -> dict[str, Any]:
         CheckpointError: there is none, it is not a JSON object, or a file of the folder is not the one that was saved.
     """
     check_whole(name, weights=False)
-    path = _config_path(name)
+    return read_object(_config_path(name), _LIMITS)
+
+
+def read_object(path: Path, limits: files.Limits) -> dict[str, Any]:
+    """Return the JSON object in a file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is not a JSON object.
+    """
     try:
-        data = files.read_json(path, _LIMITS)
+        data = files.read_json(path, limits)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except files.MalformedError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.errors import CheckpointError
 from q8trt.models.config import load_config, positions, takes_token_types
-from q8trt.models.config_file import CONFIG_FILE
+from q8trt.models.config_file import CONFIG_FILE, read_object
 from q8trt.models.locate import is_folder, only_local, resolve_model
 from q8trt.models.whole import check_whole
 
@@ -61,14 +61,7 @@ def _check_files(folder: Path, where: str) -> None:
         path = folder / name
         if not path.exists():
             continue
-        try:
-            data = files.read_json(path, _LIMITS)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-        except files.MalformedError as error:
-            raise CheckpointError(f"{path} is damaged: {error}; copy the checkpoint again") from None
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{path} is damaged: expected a JSON object; copy the checkpoint again")
+        data = read_object(path, _LIMITS)
         if data.get("auto_map"):
             raise CheckpointError(
                 f"{where} has a tokenizer that needs Python code of its own (auto_map in {name}), which q8trt never runs; "

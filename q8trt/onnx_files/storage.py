@@ -76,7 +76,7 @@ def check_file(path: Path) -> None:
 
 
 def _has_external_data(path: Path) -> bool:
-    """Return whether the word stands in the file that is a key of every tensor with external data."""
+    """Return whether the file contains a word that every tensor with external data has as a key."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(b"location") >= 0
 
