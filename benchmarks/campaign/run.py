@@ -117,7 +117,9 @@ def store(path: Path, area: str, result: dict[str, Any]) -> None:
     with files.exclusive(path):
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         argv = [str(Path("benchmarks", "campaign", "__main__.py")), *sys.argv[1:]]
-        results[area] = {**result, "provenance": provenance(argv)}
+        origin = provenance(argv)
+        origin["command"] = origin["command"].replace("-m campaign", "-m benchmarks.campaign", 1)
+        results[area] = {**result, "provenance": origin}
         files.write_json(path, dict(sorted(results.items())))
         files.write_text(path.with_suffix(".md"), markdown(results))
 
