@@ -28,14 +28,15 @@ from typing import Any
 
 import numpy as np
 
-from q8trt import Answer, Engine, checkpoints, files
-from q8trt.data import Examples, load_dev, tokenize
-from q8trt.evaluation import evaluate
-from q8trt.finetune_config import FinetuneConfig
-from q8trt.metrics import compute_from_logits
-from q8trt.provenance import provenance
-from q8trt.runners.torch_runner import TorchRunner
-from q8trt.runs import Run, open_run
+from q8trt import Answer, Engine, files
+from q8trt.hardware.provenance import provenance
+from q8trt.models import checkpoints
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.run import Run, open_run
+from q8trt.runtime.scores import evaluate
+from q8trt.runtime.torch_runner import TorchRunner
+from q8trt.tasks.data import Examples, load_dev, tokenize
+from q8trt.tasks.metrics import compute_from_logits
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -195,7 +196,7 @@ def built(options: argparse.Namespace, run: Run, folder: str) -> Path:
     """The engine folder: the one given, the run's, or a new one in `folder`."""
     if options.engine or (run.path / "engine").is_dir():
         return Path(options.engine or run.path / "engine")
-    from q8trt.building import build_engine, find_source, profiles_for
+    from q8trt.deployment.building import build_engine, find_source, profiles_for
     from q8trt.engine.backend import find_backend
     from q8trt.engine.config import BuildConfig
 

@@ -23,8 +23,8 @@ from typing import Any
 from q8trt import files
 from q8trt.cli.main import run_command
 from q8trt.engine.manifest import MANIFEST_FILE
-from q8trt.provenance import provenance
-from q8trt.runs import open_run
+from q8trt.hardware.provenance import provenance
+from q8trt.runs.run import open_run
 
 ROOT = Path(__file__).parents[1]
 #: What is started -> arguments of the interpreter.

@@ -26,19 +26,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from q8trt import checkpoints, files
-from q8trt.data import DataConfig, bucketed_batches, load_dev, tokenize
+from q8trt import files
 from q8trt.engine.build import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.export.onnx import PRECISIONS, ExportOptions, export_onnx
 from q8trt.gpu_check.checks import difference
 from q8trt.gpu_check.models import SIZES, random_pair
+from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintConfig, lint
-from q8trt.provenance import provenance
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runs import open_run
-from q8trt.tasks import get_task
+from q8trt.models import checkpoints
+from q8trt.runs.run import open_run
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.tasks.data import DataConfig, bucketed_batches, load_dev, tokenize
+from q8trt.tasks.glue import get_task
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("input_ids", "attention_mask", "token_type_ids")

@@ -19,13 +19,14 @@ from typing import Any
 
 from rich.console import Console
 
-from q8trt import checkpoints, files
-from q8trt.data import Collator, sample_examples, tokenize
+from q8trt import files
 from q8trt.export.onnx import export_onnx
+from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintReport, lint
 from q8trt.lint.render import print_report
-from q8trt.provenance import provenance
-from q8trt.tasks import get_task
+from q8trt.models import checkpoints
+from q8trt.tasks.data import Collator, sample_examples, tokenize
+from q8trt.tasks.glue import get_task
 
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("input_ids", "attention_mask", "token_type_ids")

@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
-from q8trt import checkpoints, files
-from q8trt.data import Collator
-from q8trt.distillation import logit_distance
-from q8trt.finetune_config import FinetuneConfig
-from q8trt.finetuning import load_inputs, quantize
-from q8trt.provenance import provenance
+from q8trt import files
+from q8trt.hardware.provenance import provenance
+from q8trt.models import checkpoints
 from q8trt.quantization.recipe import load_recipe
-from q8trt.runs import open_run
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.run import open_run
+from q8trt.tasks.data import Collator
+from q8trt.training.distillation import logit_distance
+from q8trt.training.finetuning import load_inputs, quantize
 
 RESULTS = Path(__file__).parent / "results"
 

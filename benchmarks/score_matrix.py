@@ -19,14 +19,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from q8trt import checkpoints, files
-from q8trt.data import load_dev, tokenize
-from q8trt.evaluation import evaluate
+from q8trt import files
 from q8trt.export.onnx import export_onnx
-from q8trt.finetune_config import FinetuneConfig
-from q8trt.provenance import provenance
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runs import STAGES, Run, open_run
+from q8trt.hardware.provenance import provenance
+from q8trt.models import checkpoints
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.run import STAGES, Run, open_run
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.scores import evaluate
+from q8trt.tasks.data import load_dev, tokenize
 
 SCORE_FILE = "score.json"
 RESULTS = Path(__file__).parent / "results"

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from q8trt import Engine, files
-from q8trt.data import DataConfig, load_dev
-from q8trt.provenance import provenance
-from q8trt.triton import TritonConfig, write_repository
-from q8trt.triton.local_server import ENVIRONMENT, find_installation, serve
+from q8trt.deployment.triton import TritonConfig, write_repository
+from q8trt.deployment.triton.local_server import ENVIRONMENT, find_installation, serve
+from q8trt.hardware.provenance import provenance
+from q8trt.tasks.data import DataConfig, load_dev
 
 RESULTS = Path(__file__).parent / "results"
 LABEL = "ONNX Runtime on the CPU behind Triton (Python backend)"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from q8trt import Engine, Q8TRTError
-from q8trt.scoring import Progress, ScoringConfig, score_file
+from q8trt.inference.files import Progress, ScoringConfig, score_file
 
 
 def show(progress: Progress) -> None:

@@ -25,7 +25,7 @@ TYPE_CHECKING = False  # the module typing takes longer to import than all that 
 if TYPE_CHECKING:
     from typing import Any
 
-    from q8trt.app import Answer, Engine
+    from q8trt.inference import Answer, Engine
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`Engine` and `Answer` when they are first asked for: the commands start without them."""
     if name in ("Answer", "Engine"):
-        from q8trt import app
+        from q8trt import inference as app
 
         return getattr(app, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,8 +17,8 @@ from pathlib import Path
 from q8trt.engine.backend import BACKENDS, INSTALL, TITLES, backend_status, find_backend
 from q8trt.engine.driver import driver_problem
 from q8trt.errors import BackendError
-from q8trt.gpu import Gpu, gpus
-from q8trt.packages import install_command, pip_install
+from q8trt.hardware.gpu import Gpu, gpus
+from q8trt.hardware.packages import install_command, pip_install
 
 _MINIMUM_PYTHON = (3, 11)
 

@@ -55,7 +55,7 @@ def gpu_obstacle() -> str | None:
     """Why tests that load a plan on a GPU cannot run here; None where they can."""
     from q8trt.engine.backend import find_backend
     from q8trt.errors import BackendError
-    from q8trt.gpu import gpus
+    from q8trt.hardware.gpu import gpus
 
     cards = gpus()
     if not cards:
@@ -214,7 +214,7 @@ def tiny_checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
     @functools.cache
     def build(architecture: str = "bert", num_labels: int = 1) -> Path:
-        from q8trt.checkpoints import save_checkpoint
+        from q8trt.models.checkpoints import save_checkpoint
 
         folder = tmp_path_factory.mktemp("tiny") / f"{architecture}-{num_labels}"
         tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))

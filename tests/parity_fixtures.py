@@ -11,13 +11,13 @@ import numpy as np
 from conftest import make_model, make_tokenizer
 from tiny_data import write_sts_b
 
-from q8trt.checkpoints import save_checkpoint
-from q8trt.data import DataConfig
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
 from q8trt.export.onnx import ExportOptions, export_onnx
-from q8trt.finetune_config import FinetuneConfig
-from q8trt.runs import Run, new_run
-from q8trt.training_config import TrainingConfig
+from q8trt.models.checkpoints import save_checkpoint
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.run import Run, new_run
+from q8trt.runs.training_config import TrainingConfig
+from q8trt.tasks.data import DataConfig
 
 ROWS = 16
 
@@ -44,7 +44,7 @@ def make_run(folder: Path, architecture: str, quantized: tuple[Any, Any]) -> Run
 
 def make_engine(run: Run, stage: str, precision: str = "int8") -> Path:
     """The engine folder of a stage, without a plan: all that ONNX Runtime needs."""
-    from q8trt.checkpoints import load_finetuned, load_quantized, load_tokenizer
+    from q8trt.models.checkpoints import load_finetuned, load_quantized, load_tokenizer
 
     config = FinetuneConfig.from_dict(run.record.config)
     task, checkpoint = config.data.resolved_task, run.path / stage

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from q8trt.app.answers import Answer
-from q8trt.app.batching import Limits
 from q8trt.engine.manifest import MANIFEST_FILE, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.errors import InterruptedRunError
-from q8trt.scoring import ScoringConfig, Summary, job, score_file
+from q8trt.inference.answers import Answer
+from q8trt.inference.batching import Limits
+from q8trt.inference.files import ScoringConfig, Summary, job, score_file
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "runs", "sleeps", "plane", "takes")
 LABELS = ("no", "maybe", "yes")

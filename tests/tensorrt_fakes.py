@@ -21,8 +21,8 @@ from engine_fixtures import SMALL, TABLE, tiny_logits
 
 from q8trt.engine.backend import Backend
 from q8trt.engine.shapes import ShapeProfile
-from q8trt.runners.base import Runner
-from q8trt.runners.cuda import CheckedCuda
+from q8trt.runtime.base import Runner
+from q8trt.runtime.tensorrt.cuda import CheckedCuda
 
 
 @dataclass
@@ -310,7 +310,7 @@ def has_driver() -> bool:
 
 def install(name: str = "tensorrt", patch: Any = setattr) -> types.SimpleNamespace:
     """Put the stand-ins in the place of TensorRT and CUDA by `patch(object, name, value)`; returns them."""
-    from q8trt.runners import tensorrt_runner
+    from q8trt.runtime.tensorrt import runner as tensorrt_runner
 
     owner, cudart = real("tensorrt_rtx"), real("cuda.bindings.runtime")
     cuda = FakeCuda()

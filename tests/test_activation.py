@@ -15,11 +15,12 @@ pytest.importorskip("torch", reason="torch is not installed")
 from app_fixtures import ITEMS, MAX_LENGTH, REGRESSION, changed, engine_folder, model_of
 from conftest import make_tokenizer
 
-from q8trt import Engine, checkpoints
+from q8trt import Engine
 from q8trt.errors import CheckpointError, ConfigError
-from q8trt.metrics import compute_from_logits, sigmoid
+from q8trt.models import checkpoints
 from q8trt.models.activation import activation_of
-from q8trt.tasks import get_task
+from q8trt.tasks.glue import get_task
+from q8trt.tasks.metrics import compute_from_logits, sigmoid
 
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
 STS_B, SST_2 = get_task("STS-B"), get_task("SST-2")
@@ -90,10 +91,10 @@ def test_a_head_that_is_trained_answers_the_score_itself(cross_encoder: Path) ->
 
 
 def test_qat_of_a_sigmoid_is_refused(cross_encoder: Path) -> None:
-    from q8trt.data import DataConfig
-    from q8trt.finetune_config import FinetuneConfig
-    from q8trt.finetuning import load_inputs
-    from q8trt.training_config import TrainingConfig
+    from q8trt.runs.config import FinetuneConfig
+    from q8trt.runs.training_config import TrainingConfig
+    from q8trt.tasks.data import DataConfig
+    from q8trt.training.finetuning import load_inputs
 
     data = DataConfig("STS-B", sample=True, max_seq_length=MAX_LENGTH)
     chosen = FinetuneConfig(data=data, training=TrainingConfig(), from_fp32=str(cross_encoder))
@@ -136,10 +137,10 @@ def test_metrics_are_of_the_answers() -> None:
 def test_a_benchmark_scores_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure of an engine's report is the metric of what `predict` answers."""
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-    from q8trt.comparison import _score
-    from q8trt.data import DataConfig, load_dev, tokenize
     from q8trt.engine.search import find_engines
-    from q8trt.runners import open_runner
+    from q8trt.evaluation.benchmark import _score
+    from q8trt.runtime import open_runner
+    from q8trt.tasks.data import DataConfig, load_dev, tokenize
 
     folder = engine_folder(tmp_path / "engine", REGRESSION)
     folder = changed(folder, task=replace(REGRESSION, activation="sigmoid"))

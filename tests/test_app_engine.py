@@ -22,10 +22,10 @@ from app_fixtures import ITEMS, LONG, MAX_LENGTH, REGRESSION, SINGLE, TASKS, cha
 
 import q8trt
 from q8trt import Answer, ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, InputError, PairError
-from q8trt.app.answers import answers
-from q8trt.data.tokenizer_file import open_tokenizer
 from q8trt.engine.manifest import load_manifest
 from q8trt.engine.shapes import ShapeProfile
+from q8trt.inference.answers import answers
+from q8trt.tasks.data.tokenizer_file import open_tokenizer
 
 RNG = np.random.default_rng(0)
 
@@ -118,7 +118,7 @@ def test_any_number_in_input_order_whatever_the_batches(folders: dict[str, Path]
 def test_texts_too_long_are_cut_as_in_training_and_counted(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "q8trt.app")
+    caplog.set_level(logging.WARNING, "q8trt.inference")
     with Engine.load(folders["regression"], device="cpu") as engine:
         engine.predict([("short", "text"), (LONG, "short")])
         assert engine.truncated == 1
@@ -326,7 +326,7 @@ def test_many_rows_are_encoded_a_window_at_a_time(engine: Engine, monkeypatch: p
     expected, sizes = engine.predict(items), []
     encode = engine._text.encode
     monkeypatch.setattr(engine._text, "encode", lambda rows: sizes.append(len(rows)) or encode(rows))
-    monkeypatch.setattr("q8trt.app.engine._WINDOW", 20)
+    monkeypatch.setattr("q8trt.inference.engine._WINDOW", 20)
     np.testing.assert_allclose(engine.predict(items), expected, atol=1e-6)
     assert sizes == [20, 20, 5]
     assert engine.logits(items).shape == (45, 1)
@@ -516,7 +516,7 @@ def test_a_regex_that_cannot_be_run_is_one_line(copied: Path) -> None:
 
 
 def test_without_a_gpu_the_cpu_is_taken(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("q8trt.app.opening.gpus", list)
+    monkeypatch.setattr("q8trt.inference.opening.gpus", list)
     with Engine.load(folders["regression"]) as engine:
         assert engine.backend == "onnxruntime"
 

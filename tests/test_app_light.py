@@ -16,7 +16,7 @@ pytest.importorskip("modelopt", reason="ModelOpt is not installed")
 from app_fixtures import ITEMS, REGRESSION, engine_folder
 
 from q8trt import Engine
-from q8trt.progress import progress
+from q8trt.console.progress import progress
 
 ABSENT = ("torch", "transformers", "onnx", "scipy", "sklearn", "yaml", "rich", "datasets", "modelopt")
 CODE = """
@@ -28,7 +28,7 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-import q8trt.runners.tensorrt_runner
+import q8trt.runtime.tensorrt.runner
 from q8trt import Engine
 with Engine.load(FOLDER, device="cpu") as engine:
     answers = engine.predict(ITEMS)
@@ -51,7 +51,7 @@ def test_an_int8_engine_answers_the_same_with_nothing_else(tmp_path: Path) -> No
 
 
 def test_importing_the_package_imports_nothing_else() -> None:
-    code = "import q8trt, sys; print({'numpy', 'tokenizers', 'onnxruntime', 'q8trt.app'} & set(sys.modules))"
+    code = "import q8trt, sys; print({'numpy', 'tokenizers', 'onnxruntime', 'q8trt.inference'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

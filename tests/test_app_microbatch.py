@@ -10,8 +10,8 @@ from concurrent.futures import Future
 
 import pytest
 
-from q8trt.app.microbatch import MicroBatcher
 from q8trt.errors import ClosedError, ConfigError
+from q8trt.inference.microbatch import MicroBatcher
 
 
 class Model:

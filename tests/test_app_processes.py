@@ -18,7 +18,7 @@ pytest.importorskip("torch", reason="torch, the reference, is not installed")
 from app_fixtures import REGRESSION, engine_folder
 
 from q8trt import Engine
-from q8trt.app.pool import RunnerPool
+from q8trt.inference.pool import RunnerPool
 
 FORK = """
 import asyncio, gc, os, sys

@@ -20,15 +20,16 @@ from engine_fixtures import TABLE, tiny_logits, tiny_onnx
 from tensorrt_fakes import batch, install, nothing_left
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from q8trt import ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, runners
-from q8trt.app import opening
-from q8trt.app.batching import Limits, in_parallel, limits
-from q8trt.app.opening import choose
-from q8trt.app.pool import RunnerPool
+from q8trt import ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError
+from q8trt import runtime as runners
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.engine.preflight import Problem
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
-from q8trt.gpu import Gpu
+from q8trt.hardware.gpu import Gpu
+from q8trt.inference import opening
+from q8trt.inference.batching import Limits, in_parallel, limits
+from q8trt.inference.opening import choose
+from q8trt.inference.pool import RunnerPool
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 LABELS = ["no", "maybe", "yes"]

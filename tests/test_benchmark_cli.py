@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tiny_data import write_sts_b
 
-from q8trt import comparison
 from q8trt.cli.main import run_command
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
 from q8trt.errors import BackendError
-from q8trt.runners import open_runner
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runners.tensorrt_engine import TensorRTOptions
+from q8trt.evaluation import benchmark as comparison
+from q8trt.runtime import open_runner
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.tensorrt.engine import TensorRTOptions
 
 if TYPE_CHECKING:
     from cli_fixtures import Refused
@@ -89,7 +89,7 @@ def test_one_run_leaves_three_files_and_json_as_its_last_line(
 def test_layers_are_profiled_at_the_largest_shape(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("q8trt.comparison.saturates", lambda: True)
+    monkeypatch.setattr("q8trt.evaluation.benchmark.saturates", lambda: True)
     assert run_command("benchmark", [*argv, "--no_accuracy"]) == 0
     data = json.loads((tmp_path / "out/benchmark.json").read_text())
     for row in data["rows"]:
@@ -104,7 +104,7 @@ def test_layers_are_profiled_at_the_largest_shape(
         raise BackendError("no profiler")
 
     monkeypatch.setattr(OnnxRuntimeRunner, "layer_times", fails)
-    monkeypatch.setattr("q8trt.comparison.saturates", lambda: False)
+    monkeypatch.setattr("q8trt.evaluation.benchmark.saturates", lambda: False)
     assert run_command("benchmark", [*argv, "--no_accuracy"]) == 0
     assert "Note: QAT INT8 on ONNX Runtime, CPU: no layer times: no profiler" in " ".join(
         capsys.readouterr().out.split()
@@ -130,7 +130,7 @@ def test_fp16_on_a_cpu_says_nothing_of_a_gpu() -> None:
 def test_a_cpu_without_vnni_is_named_only_beside_int8(
     argv: list[str], built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("q8trt.comparison.saturates", lambda: True)
+    monkeypatch.setattr("q8trt.evaluation.benchmark.saturates", lambda: True)
     alone = [each for each in argv if each != str(built / "int8")]
     alone.pop(2)
     assert run_command("benchmark", [*alone, "--no_accuracy"]) == 0
@@ -164,7 +164,7 @@ def test_how_plans_are_run_is_passed_on(argv: list[str], monkeypatch: pytest.Mon
         seen.append((shapes, options))
         return open_runner(folder, backend)
 
-    monkeypatch.setattr("q8trt.comparison.open_runner", opened)
+    monkeypatch.setattr("q8trt.evaluation.benchmark.open_runner", opened)
     timing = [*argv, "--no_accuracy", "--no_layer_times"]
     for more in ([], ["--no_cuda_graph", "--runtime_cache", "kept"]):
         assert run_command("benchmark", [*timing, *more]) == 0
@@ -240,11 +240,11 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
 
 
 def test_max_drop_without_any_fp32_score(built: Path) -> None:
-    from q8trt.comparison import check_gate
-    from q8trt.data import DataConfig
     from q8trt.engine.search import Engine
     from q8trt.errors import ConfigError
+    from q8trt.evaluation.benchmark import check_gate
     from q8trt.reporting import Gate
+    from q8trt.tasks.data import DataConfig
 
     manifest = replace(load_manifest(built / "int8"), metrics={})
     with pytest.raises(ConfigError, match="records none; add an FP32 engine with --engine"):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from q8trt.benchmarking.lengths import evenly_spaced, evenly_spaced_batches, measure_lengths
-from q8trt.data import Features
-from q8trt.runners.base import Runner
-from q8trt.tasks import get_task
+from q8trt.runtime.base import Runner
+from q8trt.runtime.timing.lengths import evenly_spaced, evenly_spaced_batches, measure_lengths
+from q8trt.tasks.data import Features
+from q8trt.tasks.glue import get_task
 
 LENGTHS = (10, 40, 12, 20, 64, 8, 30, 16)
 

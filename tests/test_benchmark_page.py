@@ -8,13 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 
-from q8trt.benchmarking.layers import LayerTimes, by_kind
-from q8trt.benchmarking.lengths import Lengths
-from q8trt.benchmarking.timing import summarize
 from q8trt.reporting import Report, Row, html
 from q8trt.reporting.html import table
 from q8trt.reporting.svg import Point, Series, bars, chart, choice_axis, numbers, value_axis
-from q8trt.runners.base import LayerTime
+from q8trt.runtime.base import LayerTime
+from q8trt.runtime.timing.layers import LayerTimes, by_kind
+from q8trt.runtime.timing.lengths import Lengths
+from q8trt.runtime.timing.timing import summarize
 
 H100 = "NVIDIA H100 80GB HBM3"
 VOID = {"meta", "br", "circle", "rect", "path", "line", "polyline"}

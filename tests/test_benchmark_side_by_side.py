@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 from test_benchmark_page import Page
 
-from q8trt.benchmarking.timing import summarize
 from q8trt.cli.main import run_command
 from q8trt.reporting import Report, Row, report_dict, side_by_side_page
 from q8trt.reporting.side_by_side import print_side_by_side, side_by_side
 from q8trt.reporting.side_by_side_page import write_side_by_side
+from q8trt.runtime.timing.timing import summarize
 
 
 def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: bool = False) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from q8trt.benchmarking import hardware
-from q8trt.benchmarking.hardware import PEAKS, GpuState, clock_warning, gpu_states, peak_source, peak_tops
-from q8trt.benchmarking.work import Work, work_of_onnx
 from q8trt.errors import EngineError
+from q8trt.runtime.timing import hardware
+from q8trt.runtime.timing.hardware import PEAKS, GpuState, clock_warning, gpu_states, peak_source, peak_tops
+from q8trt.runtime.timing.work import Work, work_of_onnx
 
 
 def test_work_of_bert_is_the_published_one() -> None:

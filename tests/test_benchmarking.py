@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
-from q8trt.benchmarking.layers import measure_layers
-from q8trt.benchmarking.timing import (
+from q8trt.errors import ConfigError, DataError
+from q8trt.runtime.base import Runner, Timing
+from q8trt.runtime.timing.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
+from q8trt.runtime.timing.layers import measure_layers
+from q8trt.runtime.timing.timing import (
     WHAT_IS_TIMED,
     WHAT_IS_TIMED_ON_DEVICES,
     measure,
     random_inputs,
     summarize,
 )
-from q8trt.errors import ConfigError, DataError
-from q8trt.runners.base import Runner, Timing
 
 
 class World:

@@ -12,11 +12,10 @@ import pytest
 import torch
 from transformers import GPT2Config
 
-from q8trt import checkpoints
-from q8trt.checkpoints import load_finetuned, load_pretrained, load_quantized, load_tokenizer, save_checkpoint
 from q8trt.errors import CheckpointError
-from q8trt.models import MINILM_PACKAGE, locate
-from q8trt.tasks import get_task
+from q8trt.models import MINILM_PACKAGE, checkpoints, locate
+from q8trt.models.checkpoints import load_finetuned, load_pretrained, load_quantized, load_tokenizer, save_checkpoint
+from q8trt.tasks.glue import get_task
 
 STSB, SST2 = get_task("STS-B"), get_task("SST-2")
 

@@ -101,7 +101,7 @@ def test_label_outside_the_task(tiny_checkpoint: Path, tmp_path: Path, refused: 
 
 
 def test_without_hub_data(refused: Refused, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from q8trt.data import hub
+    from q8trt.tasks.data import hub
 
     def unreachable(*args: Any, **options: Any) -> None:
         raise ConnectionError("no route\nto the hub")

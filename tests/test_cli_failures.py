@@ -135,7 +135,7 @@ def test_benchmark_refuses(
 def test_train_dependency_that_is_not_installed(
     refused: Refused, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt import finetuning
+    from q8trt.training import finetuning
 
     def missing(*args: Any) -> None:
         raise ModuleNotFoundError("No module named 'modelopt'", name="modelopt.torch")
@@ -167,7 +167,7 @@ FULL_DISKS = [
 def test_disk_full_while_training(
     where: str, error: Exception, refused: Refused, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt.training import _Trainer
+    from q8trt.training.stage import _Trainer
 
     saved = []
     save_model = _Trainer.save_model

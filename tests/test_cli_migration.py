@@ -10,9 +10,10 @@ from cli_fixtures import Refused, data, refused  # noqa: F401
 from safetensors.torch import load_file, save_file
 from test_migration import names_of, quantized_state
 
-from q8trt import checkpoints, files
+from q8trt import files
 from q8trt.cli.main import run_command
-from q8trt.tasks import get_task
+from q8trt.models import checkpoints
+from q8trt.tasks.glue import get_task
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import pytest
 from tiny_data import write_sts_b
 
-from q8trt import commands
 from q8trt.cli.main import run_command
-from q8trt.commands import command, options_of
-from q8trt.data import DataConfig
+from q8trt.console import commands
+from q8trt.console.commands import command, options_of
 from q8trt.engine.manifest import load_manifest
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.errors import EngineError
-from q8trt.finetune_config import config_of_run
-from q8trt.runs import RUN_FILE, open_run
+from q8trt.runs.config import config_of_run
+from q8trt.runs.run import RUN_FILE, open_run
+from q8trt.tasks.data import DataConfig
 
 if TYPE_CHECKING:
     from cli_fixtures import Refused
@@ -116,7 +116,7 @@ def test_a_run_that_ends_with_fp32(
 def test_a_calibration_that_is_stopped_goes_on_as_it_says(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt import finetuning
+    from q8trt.training import finetuning
 
     def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -163,8 +163,8 @@ def test_without_an_engine(argv: list[str], words: list[str], place: Path, refus
 )
 def test_a_rebuild_is_told_from_the_name(name: str, words: str, calibrated: Path, tmp_path: Path) -> None:
     """The command's own parser reads it, and its output is the folder again."""
-    from q8trt.building import Source, default_folder
     from q8trt.cli.build_engine import _precision, parser
+    from q8trt.deployment.building import Source, default_folder
 
     run = shutil.copytree(calibrated, tmp_path / "my run")
     line = rebuild_command(run / name)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import BertTokenizerFast, DataCollatorWithPadding
 
-from q8trt.data import (
+from q8trt.errors import ConfigError, DataError
+from q8trt.tasks.data import (
     DEFAULT_BUCKETS,
     Collator,
     Examples,
@@ -18,8 +19,7 @@ from q8trt.data import (
     sample_examples,
     tokenize,
 )
-from q8trt.errors import ConfigError, DataError
-from q8trt.tasks import get_task
+from q8trt.tasks.glue import get_task
 
 SAMPLE = sample_examples("dev").take(50)
 

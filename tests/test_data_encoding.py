@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizer_fixtures import KINDS, byte_level, random_text, unigram, wordpiece
 
-from q8trt.data import encoding
-from q8trt.data.encoding import Encoder, EncodingError, splits_at_spaces
+from q8trt.tasks.data import encoding
+from q8trt.tasks.data.encoding import Encoder, EncodingError, splits_at_spaces
 
 SIDES = ("right", "left")
 

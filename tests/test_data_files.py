@@ -6,10 +6,10 @@ import pathlib
 import pandas
 import pytest
 
-from q8trt.data import DataConfig, load_dev, load_train
-from q8trt.data.tabular import read_table
 from q8trt.errors import ConfigError, DataError
-from q8trt.tasks import custom_task, get_task
+from q8trt.tasks.data import DataConfig, load_dev, load_train
+from q8trt.tasks.data.tabular import read_table
+from q8trt.tasks.glue import custom_task, get_task
 
 RTE, STSB, SST2 = get_task("RTE"), get_task("STS-B"), get_task("SST-2")
 FRAME = pandas.DataFrame(

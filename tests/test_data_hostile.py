@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.campaign.data import ANSWER, REFUSED, BadFile, bad_files, sound_files
-from q8trt.data import opening
 from q8trt.errors import Q8TRTError
+from q8trt.tasks.data import opening
 
 
 def verdict(bad: BadFile, folder: Path) -> str:

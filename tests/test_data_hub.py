@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from q8trt.data import DataConfig, load_dev, load_examples, load_train
-from q8trt.data.hub import read_hub
 from q8trt.errors import ConfigError, DataError
-from q8trt.tasks import get_task
+from q8trt.tasks.data import DataConfig, load_dev, load_examples, load_train
+from q8trt.tasks.data.hub import read_hub
+from q8trt.tasks.glue import get_task
 
 RTE, STSB, SST2 = get_task("RTE"), get_task("STS-B"), get_task("SST-2")
 
@@ -87,7 +87,7 @@ def test_any_failure_of_the_client_is_one_line():
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_without_a_hub_the_real_client_fails_fast(tmp_path, environment):
     code = (
-        "import time\nfrom q8trt.data import DataConfig, load_train\nimport datasets\nstart = time.monotonic()\n"
+        "import time\nfrom q8trt.tasks.data import DataConfig, load_train\nimport datasets\nstart = time.monotonic()\n"
         "try:\n    load_train(DataConfig('RTE'))\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
         "print(time.monotonic() - start)"
     )
@@ -161,7 +161,7 @@ def test_splits_that_are_not_there():
 
 def test_importing_loads_nothing_heavy():
     code = (
-        "import sys, q8trt.data, q8trt.metrics\n"
+        "import sys, q8trt.tasks.data, q8trt.tasks.metrics\n"
         "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'scipy', 'sklearn', 'tensorboard', 'pandas'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -11,10 +11,10 @@ import pandas
 import pytest
 
 from benchmarks.campaign.data import example, record
-from q8trt.data import DataConfig, load_train
-from q8trt.data.labels import accepted_labels, label_id
 from q8trt.errors import DataError
-from q8trt.tasks import custom_task, get_task
+from q8trt.tasks.data import DataConfig, load_train
+from q8trt.tasks.data.labels import accepted_labels, label_id
+from q8trt.tasks.glue import custom_task, get_task
 
 #: Label as a value -> label id; None: refused. Text formats hold ``str(value)``.
 SST2: dict[Any, int | None] = {

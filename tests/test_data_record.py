@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from tiny_data import write_sts_b
 
-from q8trt.building import Source, overflow_batches
 from q8trt.cli.fresh import fresh_run
 from q8trt.cli.main import run_command
-from q8trt.comparison import data_config
-from q8trt.data import DataConfig, DataRecord, load_dev, load_train, record_splits
+from q8trt.deployment.building import Source, overflow_batches
 from q8trt.errors import ConfigError, DataError
-from q8trt.finetune_config import FinetuneConfig, config_of_run
-from q8trt.runs import RUN_FILE, Run
-from q8trt.training_config import TrainingConfig
+from q8trt.evaluation.benchmark import data_config
+from q8trt.runs.config import FinetuneConfig, config_of_run
+from q8trt.runs.run import RUN_FILE, Run
+from q8trt.runs.training_config import TrainingConfig
+from q8trt.tasks.data import DataConfig, DataRecord, load_dev, load_train, record_splits
 
 REMEDY = "restore them"
 
@@ -117,7 +117,7 @@ def test_paths_of_models_are_absolute_and_names_stay(project: Path) -> None:
 def test_commands_refuse_rows_that_changed(
     command: list[str], project: Path, tiny_model: Any, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from q8trt.checkpoints import save_checkpoint
+    from q8trt.models.checkpoints import save_checkpoint
 
     data = DataConfig("STS-B", data_dir="data", max_seq_length=32)
     run = make_run(project / "runs" / "one", data, model_name_or_path="model")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from q8trt.data import DataConfig, load_dev, load_train, sample_examples
-from q8trt.data.sample import Scene, inflect, render, similarity
-from q8trt.data.sample_words import TOPICS
 from q8trt.errors import DataError
+from q8trt.tasks.data import DataConfig, load_dev, load_train, sample_examples
+from q8trt.tasks.data.sample import Scene, inflect, render, similarity
+from q8trt.tasks.data.sample_words import TOPICS
 
 TRAIN, DEV = sample_examples("train"), sample_examples("dev")
 MAN, DOG = ("man",), ("dog", "hound")

@@ -5,9 +5,9 @@ import struct
 import numpy as np
 import pytest
 
-from q8trt.data import DataConfig, Features, load_dev, load_train, read_tfrecord, write_tfrecord
 from q8trt.errors import ConfigError, DataError
-from q8trt.tasks import get_task
+from q8trt.tasks.data import DataConfig, Features, load_dev, load_train, read_tfrecord, write_tfrecord
+from q8trt.tasks.glue import get_task
 
 RTE, STSB, SST2 = get_task("RTE"), get_task("STS-B"), get_task("SST-2")
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas
 import pytest
 
-from q8trt.data import DataConfig, load_dev, load_examples, load_train
-from q8trt.data.tsv import read_folder, read_tsv
 from q8trt.errors import DataError
-from q8trt.tasks import get_task
+from q8trt.tasks.data import DataConfig, load_dev, load_examples, load_train
+from q8trt.tasks.data.tsv import read_folder, read_tsv
+from q8trt.tasks.glue import get_task
 
 HEADERS = {
     "SST-2": "sentence\tlabel",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from q8trt.errors import DataError
-from q8trt.runners.device_arrays import _from_dlpack
-from q8trt.runners.tensorrt_runner import TensorRTRunner
+from q8trt.runtime.tensorrt.device_arrays import _from_dlpack
+from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 from engine_fixtures import TABLE, tiny_logits

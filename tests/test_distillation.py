@@ -13,7 +13,7 @@ import scipy.stats
 import torch
 from torch import nn
 
-from q8trt.distillation import (
+from q8trt.training.distillation import (
     PROJECTION,
     Distillation,
     Distiller,

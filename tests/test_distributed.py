@@ -71,7 +71,7 @@ def test_a_wrong_option_is_said_once_and_leaves_nothing(tiny_checkpoint: Path, t
 @pytest.mark.parametrize("to_one", [False, True], ids=["to torchrun", "to one process"])
 def test_sigterm_stops_both_processes_at_one_step(to_one: bool, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """torchrun passes it on. A process that got it alone, or one step earlier, would wait for the other for ever."""
-    from q8trt.trainer_checkpoints import find_resume_point, load_state, processes_of
+    from q8trt.training.checkpoints import find_resume_point, load_state, processes_of
 
     write_sts_b(tmp_path / "data")
     data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint), *OPTIONS]

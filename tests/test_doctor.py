@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from q8trt import doctor, gpu
+from q8trt import doctor
 from q8trt.doctor import Check, Step, diagnose, render, steps
 from q8trt.engine.backend import Backend
 from q8trt.errors import BackendError
-from q8trt.gpu import Gpu, gpus
+from q8trt.hardware import gpu
+from q8trt.hardware.gpu import Gpu, gpus
 
 SMI = "GPU-1a, NVIDIA L40S, 8.9, 46068, 570.86.15\nGPU-2b, NVIDIA H100 80GB HBM3, 9.0, 81559, 570.86.15\n"
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
@@ -160,8 +161,8 @@ def test_this_machine_is_diagnosed_without_torch() -> None:
 
 def test_importing_needs_no_heavy_package() -> None:
     code = (
-        "import sys, q8trt.doctor, q8trt.engine.build, q8trt.engine.manifest, q8trt.runners.onnxruntime_runner\n"
-        "import q8trt.runners.tensorrt_runner, q8trt.runners.torch_runner\n"
+        "import sys, q8trt.doctor, q8trt.engine.build, q8trt.engine.manifest, q8trt.runtime.onnxruntime.runner\n"
+        "import q8trt.runtime.tensorrt.runner, q8trt.runtime.torch_runner\n"
         "heavy = {'tensorrt', 'tensorrt_rtx', 'torch', 'onnxruntime', 'onnx', 'cuda', 'transformers'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)))"
     )

@@ -13,7 +13,7 @@ import pytest
 from q8trt.engine import backend as seam
 from q8trt.engine.backend import Backend, backend_status, find_backend, sm_name
 from q8trt.errors import BackendError, ConfigError
-from q8trt.gpu import Gpu
+from q8trt.hardware.gpu import Gpu
 
 
 @pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt-rtx", "TensorRT-RTX", "rtx", " RTX "])

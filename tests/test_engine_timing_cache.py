@@ -11,7 +11,7 @@ import pytest
 
 from q8trt.engine.backend import Backend
 from q8trt.engine.timing_cache import TimingCache, attach, cache_path
-from q8trt.gpu import Gpu
+from q8trt.hardware.gpu import Gpu
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 TENSORRT = Backend("tensorrt", types.ModuleType("tensorrt"), "10.13.2.6")

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from q8trt.comparison import _largest_batch
-from q8trt.data import DataConfig, Features
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.engine.search import Engine
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import DataError
-from q8trt.evaluation import evaluate, predict
-from q8trt.runners.base import Runner
-from q8trt.tasks import get_task
+from q8trt.evaluation.benchmark import _largest_batch
+from q8trt.runtime.base import Runner
+from q8trt.runtime.scores import evaluate, predict
+from q8trt.tasks.data import DataConfig, Features
+from q8trt.tasks.glue import get_task
 
 STS_B = get_task("STS-B")
 LENGTHS = (3, 40, 17, 9, 16, 33, 40, 5, 28)

@@ -188,7 +188,7 @@ def test_torch_tensors_give_what_numpy_gives(
 ) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     monkeypatch.setattr(sys, "argv", ["torch_and_cupy.py", str(engine), *PAIRS[0]])
-    monkeypatch.setattr("q8trt.app.opening.gpus", list)
+    monkeypatch.setattr("q8trt.inference.opening.gpus", list)
     load("torch_and_cupy").main()
     host, torch = printed(capsys.readouterr().out, ["NumPy", "torch"])
     np.testing.assert_allclose(host, real_logits(*PAIRS[0])[:1], rtol=1e-4)

@@ -22,7 +22,7 @@ from q8trt.export.trace import trace
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.recipe import load_recipe
-from q8trt.runners.probed import ProbedOnnxRuntime, ProbedTorch
+from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 
 #: The first pass after which ONNX Runtime knows every node.
 RUNNABLE = "insert_qdq"

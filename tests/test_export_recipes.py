@@ -18,8 +18,8 @@ from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.recipe import Recipe, builtin_recipes, load_recipe
-from q8trt.runners.onnxruntime_graph import dequantize_gathered_rows
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+from q8trt.runtime.onnxruntime.graph import dequantize_gathered_rows
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
 LOW_BITS = {
     "name": "low-bits",

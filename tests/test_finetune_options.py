@@ -12,7 +12,7 @@ from tiny_data import SHORT, write_sts_b
 
 from q8trt.cli.main import run_command
 from q8trt.errors import ConfigError, Q8TRTError
-from q8trt.finetune_config import FinetuneConfig
+from q8trt.runs.config import FinetuneConfig
 
 TEACHER = "--teacher_model_name_or_path"
 
@@ -42,7 +42,7 @@ def refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> Callable[
 
 
 def save(folder: str, model: Any, tokenizer: Any, **config: Any) -> str:
-    from q8trt.checkpoints import save_checkpoint
+    from q8trt.models.checkpoints import save_checkpoint
 
     save_checkpoint(folder, model, tokenizer)
     Path(folder, "hashes.json").unlink()  # as one from elsewhere
@@ -117,7 +117,7 @@ def test_the_teacher_teaches(
     """The checkpoint given, with the weights given; the run's own FP32 model without one."""
     import torch
 
-    from q8trt import training
+    from q8trt.training import stage as training
 
     made: list[Any] = []
     original = training.train_stage
@@ -152,9 +152,9 @@ def test_a_run_with_a_teacher_can_be_calibrated_again(tiny_checkpoint: Path) -> 
     """calibrate.py takes a run's configuration and leaves QAT out: its teacher is of no concern then."""
     from dataclasses import replace
 
-    from q8trt.data import DataConfig
-    from q8trt.finetuning import load_inputs
-    from q8trt.training_config import TrainingConfig
+    from q8trt.runs.training_config import TrainingConfig
+    from q8trt.tasks.data import DataConfig
+    from q8trt.training.finetuning import load_inputs
 
     data = DataConfig("STS-B", sample=True, max_seq_length=32)
     config = FinetuneConfig(data, TrainingConfig(), str(tiny_checkpoint), teacher_model_name_or_path="no longer there")
@@ -165,8 +165,8 @@ def test_a_run_with_a_teacher_can_be_calibrated_again(tiny_checkpoint: Path) -> 
 
 def test_a_run_of_an_earlier_version_still_resumes() -> None:
     """Its run.json lacks the newer fields: they take their defaults, which do what was done then."""
-    from q8trt.data import DataConfig
-    from q8trt.training_config import TrainingConfig
+    from q8trt.runs.training_config import TrainingConfig
+    from q8trt.tasks.data import DataConfig
 
     data = FinetuneConfig(DataConfig("STS-B", sample=True), TrainingConfig()).to_dict()
     data = json.loads(json.dumps(data))

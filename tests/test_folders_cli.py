@@ -103,7 +103,7 @@ def test_an_engine_is_replaced_by_default_in_its_run_and_elsewhere_with_overwrit
 def test_a_file_that_was_put_there_during_the_build_stays(
     built: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt import building
+    from q8trt.deployment import building
 
     run = shutil.copytree(built, tmp_path / "run")
     build_plan = building.build_plan

@@ -82,7 +82,7 @@ def test_a_checkpoint_with_code_is_refused_without_a_question(
 
 def test_a_data_set_is_loaded_without_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    from q8trt.data import hub
+    from q8trt.tasks.data import hub
 
     options: list[dict[str, Any]] = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **given: options.append(given))

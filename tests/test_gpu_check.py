@@ -21,15 +21,15 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile, covering
 from q8trt.errors import BackendError, ConfigError, EngineError
-from q8trt.gpu import Gpu
 from q8trt.gpu_check import bench as bench_module
 from q8trt.gpu_check import models
 from q8trt.gpu_check.bench import GpuBench
 from q8trt.gpu_check.checks import difference, repeat, share
 from q8trt.gpu_check.config import TOLERANCES, CheckConfig
 from q8trt.gpu_check.journal import Journal, Outcome
-from q8trt.runners.base import Timing
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+from q8trt.hardware.gpu import Gpu
+from q8trt.runtime.base import Timing
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
 pytest_plugins = ["cli_fixtures"]
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -91,7 +91,7 @@ class CpuBench:
         return 2**30 - self.opened * self.broken.get("leak", 0)
 
     def references(self, subject: Any, folders: dict[str, Path]) -> dict[str, Callable[[], Any]]:
-        from q8trt.runners.torch_runner import TorchRunner
+        from q8trt.runtime.torch_runner import TorchRunner
 
         return {
             "torch FP32": functools.partial(TorchRunner, subject.float_model, "fp32"),

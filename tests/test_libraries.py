@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from q8trt import files
-from q8trt.checkpoints import QUANTIZATION_FILE, load_quantized, save_checkpoint
 from q8trt.errors import CheckpointError, ConfigError
+from q8trt.models.checkpoints import QUANTIZATION_FILE, load_quantized, save_checkpoint
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.libraries import MODELOPT, library, made_by

@@ -14,12 +14,12 @@ from lint_graphs import make_encoder
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.campaign import onnx_files as campaign
-from q8trt.benchmarking.work import work_of_onnx
 from q8trt.engine.build import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.errors import EngineError
 from q8trt.lint import LintReport, lint
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.timing.work import work_of_onnx
 
 
 def changed(folder: Path, change: Callable[[onnx.ModelProto], Any]) -> Path:

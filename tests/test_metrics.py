@@ -6,8 +6,8 @@ import scipy.stats
 import sklearn.metrics
 
 from q8trt.errors import DataError
-from q8trt.metrics import compute, compute_from_logits
-from q8trt.tasks import custom_task, get_task
+from q8trt.tasks.glue import custom_task, get_task
+from q8trt.tasks.metrics import compute, compute_from_logits
 
 RNG = np.random.default_rng(3)
 

@@ -298,7 +298,7 @@ def test_weights_that_do_not_fit(saved: Callable[[State], Path]) -> None:
 
 
 def test_the_imported_model_is_a_checkpoint_like_any_other(saved: Callable[[State], Path], tmp_path: Path) -> None:
-    from q8trt.checkpoints import load_quantized, save_checkpoint
+    from q8trt.models.checkpoints import load_quantized, save_checkpoint
 
     model, recipe, _ = import_checkpoint(saved(quantized_state(names_of(everything=True))))
     save_checkpoint(tmp_path / "ours", model, make_tokenizer(), recipe)

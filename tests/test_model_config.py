@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from q8trt.checkpoints import load_finetuned, load_pretrained, save_checkpoint
 from q8trt.cli.main import run_command
 from q8trt.errors import CheckpointError, DataError
 from q8trt.models import load_config, positions, takes_token_types
+from q8trt.models.checkpoints import load_finetuned, load_pretrained, save_checkpoint
 from q8trt.models.config_file import ModelShape, check_config
-from q8trt.tasks import get_task
+from q8trt.tasks.glue import get_task
 
 STSB = get_task("STS-B")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
@@ -250,10 +250,10 @@ def test_commands_say_it_before_they_start(
 
 
 def _run_of(folder: Path, tmp_path: Path) -> Path:
-    from q8trt.data import DataConfig
-    from q8trt.finetune_config import FinetuneConfig
-    from q8trt.runs import new_run
-    from q8trt.training_config import TrainingConfig
+    from q8trt.runs.config import FinetuneConfig
+    from q8trt.runs.run import new_run
+    from q8trt.runs.training_config import TrainingConfig
+    from q8trt.tasks.data import DataConfig
 
     config = FinetuneConfig(DataConfig("STS-B"), TrainingConfig())
     run = new_run(tmp_path / "made", {}, "STS-B", config.to_dict())
@@ -269,8 +269,8 @@ def _run_of(folder: Path, tmp_path: Path) -> Path:
     ([[2] * 65], [[0] * 65], "65 tokens in a row, but the model has 64 positions"),
 ])  # fmt: skip
 def test_rows_beyond_a_table(ids: Any, types: Any, words: str, tiny_config: Any) -> None:
-    from q8trt.data import Features
     from q8trt.models import check_rows
+    from q8trt.tasks.data import Features
 
     rows = Features(task=STSB, split="train", source="rows.tfrecord", input_ids=ids, token_type_ids=types, labels=None)
     with pytest.raises(DataError, match=f"^rows.tfrecord: {words}"):

@@ -14,15 +14,14 @@ import pytest
 import torch
 from tiny_data import write_mnli
 
-from q8trt import checkpoints
-from q8trt.building import _load, find_source
 from q8trt.cli.main import run_command
-from q8trt.comparison import Engine, data_config
-from q8trt.data import DataConfig
+from q8trt.deployment.building import _load, find_source
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.errors import CheckpointError, ConfigError
-from q8trt.models import label_order, load_config
-from q8trt.tasks import custom_task, get_task
+from q8trt.evaluation.benchmark import Engine, data_config
+from q8trt.models import checkpoints, label_order, load_config
+from q8trt.tasks.data import DataConfig
+from q8trt.tasks.glue import custom_task, get_task
 
 MNLI, SST2 = get_task("MNLI"), get_task("SST-2")
 POS_NEG = custom_task("custom", ("pos", "neg"), is_pair=False)
@@ -161,7 +160,7 @@ def test_every_command_refuses_other_names(
 def test_a_teacher_of_another_order_teaches_by_name(
     checkpoint: Any, tiny_checkpoint_of: Any, tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt import training
+    from q8trt.training import stage as training
 
     stages: list[Any] = []
     monkeypatch.setattr(
@@ -180,9 +179,9 @@ def test_a_teacher_of_another_order_teaches_by_name(
 def test_ranges_of_another_library_come_with_a_head_that_is_not_reordered(
     checkpoint: Any, tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
-    from q8trt.finetune_config import FinetuneConfig
-    from q8trt.finetuning import load_inputs
-    from q8trt.training_config import TrainingConfig
+    from q8trt.runs.config import FinetuneConfig
+    from q8trt.runs.training_config import TrainingConfig
+    from q8trt.training.finetuning import load_inputs
 
     write_reviews(tmp_path)
     files = {"train_file": str(tmp_path / "train.csv"), "validation_file": str(tmp_path / "dev.csv")}

@@ -14,19 +14,19 @@ import pytest
 import torch
 from tiny_data import write_sts_b
 
-from q8trt import checkpoints, files
-from q8trt.checkpoints import load_tokenizer, save_checkpoint
+from q8trt import files
 from q8trt.cli.main import run_command
-from q8trt.data import DataConfig, bucketed_batches, tokenize
 from q8trt.errors import CheckpointError
 from q8trt.export.onnx import ExportOptions, export_onnx
-from q8trt.finetune_config import FinetuneConfig
-from q8trt.finetuning import load_inputs
-from q8trt.models import model_inputs
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runners.torch_runner import TorchRunner
-from q8trt.tasks import get_task
-from q8trt.training_config import TrainingConfig
+from q8trt.models import checkpoints, model_inputs
+from q8trt.models.checkpoints import load_tokenizer, save_checkpoint
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.training_config import TrainingConfig
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.torch_runner import TorchRunner
+from q8trt.tasks.data import DataConfig, bucketed_batches, tokenize
+from q8trt.tasks.glue import get_task
+from q8trt.training.finetuning import load_inputs
 
 STSB = get_task("STS-B")
 
@@ -183,7 +183,7 @@ def test_one_place_decides_on_token_types(
 def test_token_types_of_a_file_are_dropped_where_the_model_takes_none(
     tmp_path: Path, tiny_checkpoint_of: Callable[..., Path]
 ) -> None:
-    from q8trt.data import Features
+    from q8trt.tasks.data import Features
 
     rows = Features(
         task=STSB, split="train", source="x", input_ids=[[2, 7, 3]], token_type_ids=[[0, 1, 1]], labels=None
@@ -198,7 +198,7 @@ def test_a_bert_without_token_types_goes_the_whole_way(
     """Calibration, and the teacher of QAT."""
     from conftest import make_tokenizer
 
-    from q8trt import training
+    from q8trt.training import stage as training
 
     stages: list[Any] = []
     result = training.StageResult(0, 0, 0, 0)

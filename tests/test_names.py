@@ -8,7 +8,7 @@ import pytest
 
 from q8trt.cli.options import say, warn
 from q8trt.cli.terminal import table_console
-from q8trt.names import markdown_code, markdown_text, printable
+from q8trt.console.names import markdown_code, markdown_text, printable
 
 HOSTILE = "\x1b[2J\rred\x07\u202egpj\x9b31m\ud800"
 SHOWN = r"\x1b[2J\rred\x07\u202egpj\x9b31m\ud800"
@@ -32,7 +32,7 @@ def test_log_records_hold_no_escape_sequences(capsys: pytest.CaptureFixture[str]
 
     assert run_command("doctor", ["--x"]) == 2  # prepares the log
     # Without the half surrogate: pytest keeps the record for its report, and a worker cannot send it.
-    logging.getLogger("q8trt.names").warning("%s", HOSTILE.replace("\ud800", ""))
+    logging.getLogger("q8trt.console.names").warning("%s", HOSTILE.replace("\ud800", ""))
     assert capsys.readouterr().err.splitlines()[-1] == SHOWN.replace(r"\ud800", "")
 
 

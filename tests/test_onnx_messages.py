@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from test_onnxruntime_graph import linear, shared_activation  # graphs with what the rewrites look for
 
-from q8trt.onnx_files import messages
-from q8trt.runners.onnxruntime_graph import (
+from q8trt.files.onnx import messages
+from q8trt.runtime.onnxruntime.graph import (
     dequantize_gathered_rows,
     for_the_cpu,
     fuse_linears,
@@ -89,7 +89,7 @@ def test_the_rewritten_file_is_that_of_the_onnx_package(model: onnx.ModelProto, 
 def test_by_default_this_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     data = linear().SerializeToString()
     for answer in (True, False):
-        monkeypatch.setattr("q8trt.runners.onnxruntime_graph.saturates", lambda answer=answer: answer)
+        monkeypatch.setattr("q8trt.runtime.onnxruntime.graph.saturates", lambda answer=answer: answer)
         assert for_the_cpu(data) == for_the_cpu(data, answer)
     assert for_the_cpu(data, True) != for_the_cpu(data, False)
 
@@ -107,7 +107,7 @@ def test_the_onnx_package_is_not_imported(tmp_path: Path) -> None:
     onnx.save(linear(), tmp_path / "model.onnx")
     code = (
         "import sys; sys.modules['onnx'] = None\n"
-        "from q8trt.runners.onnxruntime_graph import for_the_cpu\n"
+        "from q8trt.runtime.onnxruntime.graph import for_the_cpu\n"
         f"data = open({str(tmp_path / 'model.onnx')!r}, 'rb').read()\n"
         "print(for_the_cpu(data, True) != data)"
     )

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from q8trt.errors import EngineError
 from q8trt.files import MalformedError
-from q8trt.onnx_files import check_file, check_model, load_external, messages
-from q8trt.onnx_files import storage as storage_module
+from q8trt.files.onnx import check_file, check_model, load_external, messages
+from q8trt.files.onnx import storage as storage_module
 
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
 

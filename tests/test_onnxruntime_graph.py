@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from q8trt.runners.onnxruntime_graph import fuse_linears, saturates, use_unsigned_activations, use_unsigned_weights
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+from q8trt.runtime.onnxruntime.graph import fuse_linears, saturates, use_unsigned_activations, use_unsigned_weights
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
 SCALE = np.float32(0.05)
 

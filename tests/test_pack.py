@@ -17,9 +17,9 @@ import pytest
 from pack_fixtures import FILES, MANIFEST, write_engine
 
 from q8trt.cli.main import run_command
+from q8trt.deployment.archive import pack, unpack
 from q8trt.engine.manifest import Manifest, load_manifest, write_manifest
 from q8trt.errors import BusyError, ConfigError, EngineError
-from q8trt.packing import pack, unpack
 
 if TYPE_CHECKING:
     from cli_fixtures import Refused
@@ -237,7 +237,7 @@ def test_packing_does_not_replace_a_device(packable: Path, tmp_path: Path) -> No
 
 
 def test_a_file_that_changes_while_it_is_packed(packable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from q8trt.packing import archive
+    from q8trt.deployment.archive import archive
 
     def changed(folder: Path) -> Manifest:
         manifest = load_manifest(folder)

@@ -13,9 +13,9 @@ import pytest
 from pack_fixtures import forge, listed, write_engine
 
 from q8trt.cli.main import run_command
+from q8trt.deployment.archive import pack, unpack
 from q8trt.engine.manifest import load_manifest
 from q8trt.errors import Q8TRTError
-from q8trt.packing import pack, unpack
 
 Refuses = Callable[[Path], str]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from q8trt import packages
-from q8trt.packages import EXTRAS, install_command, install_missing, install_module, pip_install
+from q8trt.hardware import packages
+from q8trt.hardware.packages import EXTRAS, install_command, install_missing, install_module, pip_install
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,15 +15,15 @@ import scipy.stats
 from parity_fixtures import ROWS, alter, ignore_mask, make_engine, make_run, scale_weight
 
 from q8trt.cli.main import main, run_command
-from q8trt.comparison import data_config
 from q8trt.engine.search import Engine, find_engines
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
-from q8trt.parity import ParityConfig, check_parity, engines_of, stages
-from q8trt.parity.check import first_above, places_of, relative_error
+from q8trt.evaluation.benchmark import data_config
+from q8trt.evaluation.parity import ParityConfig, check_parity, engines_of, stages
+from q8trt.evaluation.parity.check import first_above, places_of, relative_error
 from q8trt.reporting.parity_table import EngineParity, Pair, percent
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runners.probed import ProbedOnnxRuntime, ProbedTorch
-from q8trt.runs import Run
+from q8trt.runs.run import Run
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 
 QUICK = ParityConfig(batch_sizes=(1, 8), samples=ROWS)
 #: Architecture -> modules of a layer that a fault is planted in, the path of a layer left out.
@@ -80,7 +80,7 @@ def hf_logits(run: Run, stage: str) -> np.ndarray:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from q8trt.checkpoints import load_quantized
+    from q8trt.models.checkpoints import load_quantized
 
     folder = run.path / stage
     model = AutoModelForSequenceClassification.from_pretrained(folder) if stage == "fp32" else load_quantized(folder)[0]
@@ -525,7 +525,7 @@ def test_engine_outside_a_run_and_run_without_engine_are_refused(run: Run, tmp_p
 def test_stage_that_is_gone_and_rows_without_labels_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    from q8trt.data import load_dev
+    from q8trt.tasks.data import load_dev
 
     def unlabelled(config: Any) -> dict[str, Any]:
         return {split: replace(rows, labels=None) for split, rows in load_dev(config).items()}

@@ -235,8 +235,10 @@ def test_fp16_is_tried_on_training_rows_and_says_so(
 def test_without_training_rows_built_in_sentences_stand_in(
     engines: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from q8trt import building, checkpoints, data
+    from q8trt.deployment import building
     from q8trt.errors import DataError
+    from q8trt.models import checkpoints
+    from q8trt.tasks import data
 
     load = data.load_train
 

@@ -13,7 +13,7 @@ import pytest
 from scoring_fixtures import LABELS, StandIn, manifest
 
 from q8trt.errors import ConfigError, DataError
-from q8trt.scoring import ScoringConfig, Summary, score_file
+from q8trt.inference.files import ScoringConfig, Summary, score_file
 
 PAIRS = "id,sentence1,sentence2\n1,one,two\n2,three,four\n"
 
@@ -136,7 +136,7 @@ def test_rejected_rows_are_quoted_as_they_stood(engine: StandIn) -> None:
 
 
 def test_a_line_that_is_no_text_at_all(engine: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("q8trt.scoring.lines.LONGEST", 2**20)
+    monkeypatch.setattr("q8trt.inference.files.lines.LONGEST", 2**20)
     summary = score(engine, "sentence1,sentence2\na,b\n" + "x" * (3 * 2**20) + "\nc,d\n")
     assert summary.rows == 2
     assert rejected(summary) == [(3, "longer than 1 MiB")]

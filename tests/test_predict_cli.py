@@ -15,7 +15,7 @@ from scoring_fixtures import LABELS, real_logits, write_real_engine
 
 from q8trt.cli import predict
 from q8trt.cli.main import run_command
-from q8trt.scoring import Progress
+from q8trt.inference.files import Progress
 
 if TYPE_CHECKING:
     from cli_fixtures import Refused

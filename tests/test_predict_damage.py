@@ -12,8 +12,8 @@ import pytest
 from scoring_fixtures import ROWS, Job, forked
 
 from q8trt.errors import ConfigError
-from q8trt.scoring import outputs
-from q8trt.scoring.journal import State, write_state
+from q8trt.inference.files import outputs
+from q8trt.inference.files.journal import State, write_state
 
 SHORT = "".join(f"{line}\n" for line in ROWS.splitlines()[:24])
 FILES = (".state.json", ".partial", ".rejected.partial")

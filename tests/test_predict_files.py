@@ -17,8 +17,8 @@ from scoring_fixtures import ROWS, Job, write_real_engine
 
 from q8trt.errors import BusyError, ConfigError, DataError
 from q8trt.files import exclusive
-from q8trt.scoring import ScoringConfig, score_file
-from q8trt.scoring.records import Records
+from q8trt.inference.files import ScoringConfig, score_file
+from q8trt.inference.files.records import Records
 
 if TYPE_CHECKING:
     from cli_fixtures import Refused
@@ -164,7 +164,7 @@ def test_an_input_that_cannot_be_read(job: Job, monkeypatch: pytest.MonkeyPatch)
     def refuse(path: Path, *arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("q8trt.scoring.lines.Path.open", refuse)
+    monkeypatch.setattr("q8trt.inference.files.lines.Path.open", refuse)
     with pytest.raises(DataError, match=r"in\.csv cannot be read: Permission denied"):
         Records(job.source, ".csv")
 
@@ -194,7 +194,7 @@ def test_one_job_at_a_time(job: Job) -> None:
 
 SLOW = """
 import sys, time
-from q8trt.app import Engine
+from q8trt.inference import Engine
 from q8trt.cli.main import run_command
 predict = Engine.predict
 Engine.predict = lambda self, items: time.sleep(0.1) or predict(self, items)
@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_what_is_done(job: Job, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(os, "fsync", full)
     config = ScoringConfig(job.source, job.path(), chunk_rows=4)
-    monkeypatch.setattr("q8trt.scoring.job._NOTE_SECONDS", 0.0)
+    monkeypatch.setattr("q8trt.inference.files.job._NOTE_SECONDS", 0.0)
     with pytest.raises(DataError, match=r"No space left on device; \d+ rows are kept, and the same command goes on"):
         score_file(StandIn(job.folder / "engine"), config)  # type: ignore[arg-type]
     monkeypatch.setattr(os, "fsync", real)

@@ -18,7 +18,7 @@ from scoring_fixtures import ROWS, StandIn, write_real_engine
 
 from q8trt.cli.main import run_command
 from q8trt.errors import BackendError, ConfigError, InterruptedRunError
-from q8trt.scoring import ScoringConfig, Summary, job, outputs, score_file
+from q8trt.inference.files import ScoringConfig, Summary, job, outputs, score_file
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,7 +159,7 @@ def test_another_job_does_not_go_on(source: Path) -> None:
     ],
 )
 def test_another_engine_does_not_go_on(source: Path, change: dict[str, Any], what: str) -> None:
-    from q8trt.app.batching import Limits
+    from q8trt.inference.batching import Limits
 
     interrupted(source)
     change = {"limits": Limits(16, (16,), 32)} if "limits" in change else change
@@ -209,7 +209,7 @@ SLOW = """
 import os, q8trt, signal, sys, time
 sys.argv[0] = os.path.join(os.path.dirname(q8trt.__file__), "__main__.py")
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from q8trt.app import Engine
+from q8trt.inference import Engine
 from q8trt.cli.main import run_command
 predict = Engine.predict
 Engine.predict = lambda self, items: time.sleep(0.2) or predict(self, items)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from scoring_fixtures import LABELS, StandIn, manifest
 
-from q8trt.app.answers import Answer
 from q8trt.errors import ConfigError, DataError, InputError
-from q8trt.scoring import ScoringConfig, Summary, score_file
+from q8trt.inference.answers import Answer
+from q8trt.inference.files import ScoringConfig, Summary, score_file
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, lo
 from q8trt.engine.preflight import Problem, describe, preflight, rebuild_command
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import EngineError, MissingPackageError
-from q8trt.gpu import Gpu
+from q8trt.hardware.gpu import Gpu
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 T4 = Gpu("NVIDIA T4", "7.5", 15360, "570.86.15")

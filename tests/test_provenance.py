@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import q8trt
-from q8trt import provenance as module
-from q8trt.provenance import command_line, portable, provenance
+from q8trt.hardware import provenance as module
+from q8trt.hardware.provenance import command_line, portable, provenance
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_without_tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_imports_nothing_heavy() -> None:
     code = (
-        "import sys, q8trt.provenance; q8trt.provenance.provenance(['x.py']); "
+        "import sys, q8trt.hardware.provenance; q8trt.hardware.provenance.provenance(['x.py']); "
         "print({'numpy', 'torch', 'onnx', 'tensorrt', 'transformers'} & set(sys.modules))"
     )
     root = Path(q8trt.__file__).parents[1]

@@ -346,7 +346,7 @@ def test_ranges_that_move(theirs: PytorchQuantization, ranges: str) -> None:
 
 
 def test_a_checkpoint_does_not_know_the_library(theirs: PytorchQuantization, tmp_path: Path) -> None:
-    from q8trt.checkpoints import load_quantized, save_checkpoint
+    from q8trt.models.checkpoints import load_quantized, save_checkpoint
 
     recipe = load_recipe("full")
     model = quantized(theirs, recipe)
@@ -360,9 +360,9 @@ def test_a_checkpoint_does_not_know_the_library(theirs: PytorchQuantization, tmp
 
 def test_export_of_a_model_with_its_quantizers(theirs: PytorchQuantization, tmp_path: Path) -> None:
     """Saved, loaded with ModelOpt's quantizers, exported: what ONNX Runtime computes is what the library computed."""
-    from q8trt.checkpoints import load_quantized, save_checkpoint
     from q8trt.export.onnx import export_onnx
-    from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+    from q8trt.models.checkpoints import load_quantized, save_checkpoint
+    from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
     recipe = load_recipe("linear")
     model = quantized(theirs, recipe)

@@ -11,9 +11,6 @@ import pytest
 from report_fixtures import FP32, H100, INT8, TRT, make_report, row
 from rich.console import Console
 
-from q8trt.benchmarking.hardware import GpuState
-from q8trt.benchmarking.layers import LayerTimes
-from q8trt.benchmarking.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
 from q8trt.reporting import (
     Gate,
     Parity,
@@ -25,7 +22,10 @@ from q8trt.reporting import (
     verdict,
     write_report,
 )
-from q8trt.runners.base import LayerTime
+from q8trt.runtime.base import LayerTime
+from q8trt.runtime.timing.hardware import GpuState
+from q8trt.runtime.timing.layers import LayerTimes
+from q8trt.runtime.timing.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
 
 NO_GPU = "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
 
@@ -320,7 +320,7 @@ def keys(value: object) -> set[str]:
 
 
 def test_every_key_is_documented(on_gpu: Report) -> None:
-    from q8trt.provenance import provenance
+    from q8trt.hardware.provenance import provenance
     from q8trt.reporting.side_by_side import side_by_side
 
     text = (Path(__file__).parents[1] / "docs" / "benchmark-schema.md").read_text(encoding="utf-8")

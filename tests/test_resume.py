@@ -17,9 +17,13 @@ from typing import Any
 import pytest
 from tiny_data import SHORT, write_sts_b
 
-from q8trt import files, finetuning, signals, trainer_checkpoints, training
+from q8trt import files
 from q8trt.cli.main import run_command
-from q8trt.trainer_callbacks import StopOnInterrupt
+from q8trt.console import signals
+from q8trt.training import checkpoints as trainer_checkpoints
+from q8trt.training import finetuning
+from q8trt.training import stage as training
+from q8trt.training.callbacks import StopOnInterrupt
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,7 +151,7 @@ def test_qat_resumes_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """With ranges that move, a start after 5 steps, and a wider teacher whose projection learns along."""
-    from q8trt.checkpoints import save_checkpoint
+    from q8trt.models.checkpoints import save_checkpoint
 
     Path("mine.yaml").write_text(RECIPE.replace("RANGES", ranges))
     save_checkpoint("teacher", tiny_model(seed=1, hidden_size=48, num_attention_heads=3), tiny_tokenizer)

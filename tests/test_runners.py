@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q8trt import runners
+from q8trt import runtime as runners
 from q8trt.engine import preflight
 from q8trt.engine.backend import Backend
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
-from q8trt.gpu import Gpu
-from q8trt.runners import open_runner, tensorrt_runner
-from q8trt.runners.layer_times import read_trace, typical
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runners.probed import module_outputs
-from q8trt.runners.tensorrt_engine import TensorRTOptions
-from q8trt.runners.torch_runner import TorchRunner
+from q8trt.hardware.gpu import Gpu
+from q8trt.runtime import open_runner
+from q8trt.runtime.layer_times import read_trace, typical
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.probed import module_outputs
+from q8trt.runtime.tensorrt import runner as tensorrt_runner
+from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime.torch_runner import TorchRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 from engine_fixtures import SMALL, TABLE, onnx, tiny_logits, tiny_onnx
@@ -339,7 +340,7 @@ def test_else_onnxruntime_and_why(
     reason: str,
 ) -> None:
     vars(machine).update(change)
-    caplog.set_level(logging.INFO, "q8trt.runners")
+    caplog.set_level(logging.INFO, "q8trt.runtime")
     runner = open_runner(folder)
     assert runner.backend == "onnxruntime"
     assert runner.infer(batch()).shape == (3, 3)
@@ -388,7 +389,7 @@ def test_an_engine_folder_runs_on_onnxruntime_without_torch_and_transformers(ort
     code = (
         "import sys\n"
         f"for name in {TRAINING!r}: sys.modules[name] = None\n"
-        "import numpy as np; from q8trt.runners import open_runner\n"
+        "import numpy as np; from q8trt.runtime import open_runner\n"
         f"with open_runner({str(folder)!r}, 'onnxruntime') as runner:\n"
         "    batch = dict.fromkeys(runner.input_names, np.ones((2, 3), int))\n"
         "    assert runner.infer(batch).shape == (2, 3)\n"

@@ -17,11 +17,9 @@ from typing import Any
 
 import pytest
 
-from q8trt.data import DataConfig
 from q8trt.errors import ConfigError
-from q8trt.finetune_config import FinetuneConfig, config_of_run
-from q8trt.run_search import how_to_finish, newest_run
-from q8trt.runs import (
+from q8trt.runs.config import FinetuneConfig, config_of_run
+from q8trt.runs.run import (
     RUN_FILE,
     StageRecord,
     check_new_run,
@@ -31,7 +29,9 @@ from q8trt.runs import (
     parse_record,
     run_name,
 )
-from q8trt.training_config import TrainingConfig
+from q8trt.runs.search import how_to_finish, newest_run
+from q8trt.runs.training_config import TrainingConfig
+from q8trt.tasks.data import DataConfig
 
 CONFIG = FinetuneConfig(DataConfig("STS-B", sample=True), TrainingConfig())
 

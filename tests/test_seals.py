@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from q8trt import checkpoints, files, trainer_checkpoints
+from q8trt import files
 from q8trt.errors import CheckpointError
-from q8trt.tasks import get_task
+from q8trt.models import checkpoints
+from q8trt.tasks.glue import get_task
+from q8trt.training import checkpoints as trainer_checkpoints
 
 STSB = get_task("STS-B")
 FLOAT = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")

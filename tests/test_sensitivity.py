@@ -19,18 +19,11 @@ from cli_fixtures import Refused
 from scipy import stats
 from tiny_data import write_mnli, write_sts_b
 
-from q8trt import sensitivity
-from q8trt.checkpoints import load_finetuned
 from q8trt.cli import calibrate
 from q8trt.cli.main import run_command
-from q8trt.data import DataConfig, Features
 from q8trt.errors import DataError, InterruptedRunError, QuantizationError
-from q8trt.finetune_config import FinetuneConfig
-from q8trt.finetuning import Inputs, load_inputs, quantize, score
-from q8trt.quantization.insertion import insert_quantizers, model_quantizers
-from q8trt.quantization.recipe import QatSpec, QuantizerSpec, Recipe, load_recipe
-from q8trt.quantization.sites import encoder_sites
-from q8trt.sensitivity import (
+from q8trt.evaluation import sensitivity
+from q8trt.evaluation.sensitivity import (
     Cost,
     Part,
     Probe,
@@ -42,7 +35,14 @@ from q8trt.sensitivity import (
     scoring,
     search,
 )
-from q8trt.training_config import TrainingConfig
+from q8trt.models.checkpoints import load_finetuned
+from q8trt.quantization.insertion import insert_quantizers, model_quantizers
+from q8trt.quantization.recipe import QatSpec, QuantizerSpec, Recipe, load_recipe
+from q8trt.quantization.sites import encoder_sites
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.training_config import TrainingConfig
+from q8trt.tasks.data import DataConfig, Features
+from q8trt.training.finetuning import Inputs, load_inputs, quantize, score
 
 #: Every site that there is, pooler and head too.
 EVERYTHING = Recipe("everything", sites={**load_recipe("full").sites, **{

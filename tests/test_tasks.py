@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from q8trt.errors import ConfigError
-from q8trt.tasks import TASKS, canonical, custom_task, get_task
+from q8trt.tasks.glue import TASKS, canonical, custom_task, get_task
 
 # Written down from the GLUE paper, table 1, and the official downloads: name -> (texts, labels, main metric).
 GLUE = {

@@ -14,10 +14,10 @@ from q8trt.engine.build import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import bucket_profiles
 from q8trt.errors import DataError, EngineError
-from q8trt.runners.cuda import cuda_runtime
-from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-from q8trt.runners.tensorrt_engine import TensorRTOptions
-from q8trt.runners.tensorrt_runner import TensorRTRunner
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.tensorrt.cuda import cuda_runtime
+from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 from engine_fixtures import TABLE, tiny_onnx

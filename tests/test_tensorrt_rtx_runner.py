@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from q8trt.errors import ConfigError
-from q8trt.runners.tensorrt_engine import TensorRTOptions
-from q8trt.runners.tensorrt_runner import TensorRTRunner
+from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 from tensorrt_fakes import FakeConfig, batch, check, install, nothing_left

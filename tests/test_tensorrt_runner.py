@@ -17,11 +17,11 @@ import pytest
 import q8trt
 from q8trt.engine.shapes import bucket_profiles
 from q8trt.errors import BackendError, DataError, EngineError
-from q8trt.gpu import gpus
-from q8trt.runners.base import TimedRunner
-from q8trt.runners.cuda import cuda_runtime
-from q8trt.runners.tensorrt_engine import TensorRTOptions, layer_profiler
-from q8trt.runners.tensorrt_runner import TensorRTRunner
+from q8trt.hardware.gpu import gpus
+from q8trt.runtime.base import TimedRunner
+from q8trt.runtime.tensorrt.cuda import cuda_runtime
+from q8trt.runtime.tensorrt.engine import TensorRTOptions, layer_profiler
+from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 from bound import Bound, real
@@ -444,8 +444,8 @@ TRAINING = (
 def test_running_an_engine_needs_neither_torch_nor_transformers(plan: Path) -> None:
     code = (
         "import sys; from tensorrt_fakes import install; install()\n"
-        "import numpy as np; from q8trt.runners import open_runner\n"
-        "from q8trt.runners.tensorrt_runner import TensorRTRunner\n"
+        "import numpy as np; from q8trt.runtime import open_runner\n"
+        "from q8trt.runtime.tensorrt.runner import TensorRTRunner\n"
         f"with TensorRTRunner({str(plan)!r}, 'int8') as runner:\n"
         "    batch = dict.fromkeys(runner.input_names, np.ones((2, 3), int))\n"
         "    for _ in range(3): runner.infer_timed(batch)\n"

@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 from tiny_data import write_mrpc, write_sts_b
 from torch import nn
 
-from q8trt import training
-from q8trt.data import DataConfig, load_dev, load_train, tokenize
-from q8trt.distillation import Distillation
 from q8trt.errors import ConfigError
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.recipe import QatSpec, load_recipe
-from q8trt.tasks import get_task
-from q8trt.trainer_callbacks import StepTimer
-from q8trt.training import Quantization, Stage, train_stage
-from q8trt.training_config import TrainingConfig
+from q8trt.runs.training_config import TrainingConfig
+from q8trt.tasks.data import DataConfig, load_dev, load_train, tokenize
+from q8trt.tasks.glue import get_task
+from q8trt.training import stage as training
+from q8trt.training.callbacks import StepTimer
+from q8trt.training.distillation import Distillation
+from q8trt.training.stage import Quantization, Stage, train_stage
 
 QUICK = TrainingConfig(
     max_steps=4, eval_steps=4, save_steps=4, logging_steps=1, per_device_train_batch_size=8, use_cpu=True

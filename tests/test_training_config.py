@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from q8trt.errors import ConfigError
-from q8trt.training_config import TrainingConfig
+from q8trt.runs.training_config import TrainingConfig
 
 AT_LEAST_ONE = (
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "eval_steps",

@@ -12,12 +12,12 @@ import pytest
 from app_fixtures import PAIRS, REGRESSION, SINGLE
 from triton_fakes import parse_config
 
-from q8trt.app.batching import limits
+from q8trt.deployment.triton.config import Tensors, TritonConfig, default_name, encoder_config, text_config
+from q8trt.deployment.triton.pbtxt import Symbol, entries, render
 from q8trt.engine.manifest import BackendInfo, FileInfo, Manifest, ModelInfo, TaskInfo
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import ConfigError
-from q8trt.triton.config import Tensors, TritonConfig, default_name, encoder_config, text_config
-from q8trt.triton.pbtxt import Symbol, entries, render
+from q8trt.inference.batching import limits
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ONE = (ShapeProfile((1, 1), (16, 128), (32, 128)),)

@@ -21,8 +21,8 @@ from triton_fakes import (
     request_of,
 )
 
+from q8trt.deployment.triton import TritonConfig, write_repository
 from q8trt.engine.manifest import load_manifest
-from q8trt.triton import TritonConfig, write_repository
 
 BAD = {"regression": Request(text=[" "], text_pair=["x"]), "single": Request(text=[""])}
 

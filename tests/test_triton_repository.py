@@ -15,10 +15,10 @@ from app_fixtures import MAX_LENGTH, REGRESSION, SINGLE, changed, engine_folder
 from triton_fakes import install, model_arguments, parse_config
 
 from q8trt.cli.main import main
+from q8trt.deployment.triton import TritonConfig, write_repository
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, write_manifest
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError, ConfigError, EngineError
-from q8trt.triton import TritonConfig, write_repository
 
 PLAN = b"a plan"
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
@@ -302,7 +302,7 @@ def test_the_command_for_labels_without_a_gpu(tmp_path: Path, capsys: pytest.Cap
     assert "sst_2  text -> label and probabilities; 32 rows a request at most, 16 tokens" in out
     assert "--gpus" not in out
     assert "pip install tokenizers onnxruntime" in out
-    assert f"python -m q8trt.triton.local_server {models}" in out
+    assert f"python -m q8trt.deployment.triton.local_server {models}" in out
     assert (
         json.loads(parse_config(models / "sst_2" / "config.pbtxt").parameters["labels"].string_value) == SINGLE.labels
     )

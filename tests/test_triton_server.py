@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 from app_fixtures import ITEMS, MAX_LENGTH, REGRESSION, TASKS, engine_folder, reference
 
+from q8trt.deployment.triton import TritonConfig, write_repository
+from q8trt.deployment.triton.local_server import Address, find_installation, free_ports, main, serve
 from q8trt.engine.manifest import Manifest, ModelInfo, write_manifest
 from q8trt.errors import BackendError, Q8TRTError
-from q8trt.triton import TritonConfig, write_repository
-from q8trt.triton.local_server import Address, find_installation, free_ports, main, serve
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-triton"
@@ -235,7 +235,14 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, stop: signal.Signals)
         engine_folder(tmp_path / "engine", REGRESSION), tmp_path / "models", TritonConfig("python")
     )
     ports = [str(port) for port in free_ports(3)]
-    command = [sys.executable, "-m", "q8trt.triton.local_server", str(written.path), "--environment", str(installed)]
+    command = [
+        sys.executable,
+        "-m",
+        "q8trt.deployment.triton.local_server",
+        str(written.path),
+        "--environment",
+        str(installed),
+    ]
     with subprocess.Popen([*command, "--ports", *ports], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert f"HTTP 127.0.0.1:{ports[0]}, gRPC 127.0.0.1:{ports[1]}" in process.stdout.readline()

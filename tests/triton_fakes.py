@@ -1,4 +1,4 @@
-"""Triton's `triton_python_backend_utils`, as far as q8trt/triton/model.py uses it, so that the model runs in a test's process."""
+"""A stand-in for Triton's `triton_python_backend_utils`: q8trt/deployment/triton/model.py runs in a test's process."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def request_of(items: Sequence[Any]) -> Request:
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module q8trt.triton.model, imported beside the fake; monkeypatch takes both away again."""
+    """The module q8trt.deployment.triton.model, imported beside the fake; monkeypatch takes both away again."""
     fake: Any = ModuleType("triton_python_backend_utils")
     for each in (Tensor, TritonError, TritonModelException, InferenceResponse, InferenceRequest):
         setattr(fake, each.__name__, each)
@@ -100,9 +100,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake.get_output_tensor_by_name = lambda response, name: Tensor(name, response.outputs[name])
     monkeypatch.setitem(sys.modules, fake.__name__, fake)
     monkeypatch.setattr(InferenceRequest, "models", {})
-    monkeypatch.delitem(sys.modules, "q8trt.triton.model", raising=False)
-    module = importlib.import_module("q8trt.triton.model")
-    monkeypatch.setitem(sys.modules, "q8trt.triton.model", module)
+    monkeypatch.delitem(sys.modules, "q8trt.deployment.triton.model", raising=False)
+    module = importlib.import_module("q8trt.deployment.triton.model")
+    monkeypatch.setitem(sys.modules, "q8trt.deployment.triton.model", module)
     return module
 
 

@@ -46,7 +46,7 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
     sys.path.insert(0, str(TESTS))
     from pack_fixtures import write_engine
 
-    from q8trt.packing import pack
+    from q8trt.deployment.archive import pack
 
     engine = write_engine(base / "engine")
     data = pack(engine, base / "sound.q8trt").path.read_bytes()

@@ -53,9 +53,9 @@ def _make_runs(base: Path) -> None:
     from conftest import make_model, make_tokenizer
     from tiny_data import SHORT, write_sts_b
 
-    from q8trt import training
-    from q8trt.checkpoints import save_checkpoint
     from q8trt.cli.main import run_command
+    from q8trt.models.checkpoints import save_checkpoint
+    from q8trt.training import stage as training
 
     torch.set_num_threads(1)
     save_checkpoint(base / "model", make_model(), make_tokenizer())
@@ -121,8 +121,8 @@ def _loaded(base: Path, name: str, path: Path, data: bytes | None, sealed: bool 
         _write(folder / stage.name / path.name, data)
 
     def load(folder: Path) -> None:
-        from q8trt.checkpoints import load_finetuned, load_quantized, load_tokenizer
-        from q8trt.tasks import get_task
+        from q8trt.models.checkpoints import load_finetuned, load_quantized, load_tokenizer
+        from q8trt.tasks.glue import get_task
 
         if stage.name == "fp32":
             load_finetuned(folder / stage.name, get_task("STS-B"))

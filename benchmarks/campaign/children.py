@@ -21,10 +21,26 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 #: What a fork finds imported. A module that is not installed is left out.
 WARM = (
-    "torch", "transformers", "transformers.models.bert.modeling_bert", "onnx", "onnx_ir", "onnxruntime", "pyarrow.parquet",
-    "safetensors.torch", "yaml", "q8trt.cli.main", "q8trt.app", "q8trt.packing", "q8trt.scoring", "q8trt.lint",
-    "q8trt.quantization.insertion", "q8trt.checkpoints", "q8trt.training", "q8trt.finetuning", "q8trt.building",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "transformers.models.bert.modeling_bert",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "pyarrow.parquet",
+    "safetensors.torch",
+    "yaml",
+    "q8trt.cli.main",
+    "q8trt.inference",
+    "q8trt.deployment.archive",
+    "q8trt.inference.files",
+    "q8trt.lint",
+    "q8trt.quantization.insertion",
+    "q8trt.models.checkpoints",
+    "q8trt.training.stage",
+    "q8trt.training.finetuning",
+    "q8trt.deployment.building",
+)
 #: Address space that a case may have above its limit of resident memory, MiB: it protects the machine.
 _SPARE_MIB = 8192
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

@@ -51,7 +51,7 @@ class BadFile:
 
     def load(self, folder: Path) -> list[list[Any]]:
         """Return the rows that the loader makes of the file. Raises a Q8TRTError for one that it refuses."""
-        from q8trt.data import DataConfig, load_dev
+        from q8trt.tasks.data import DataConfig, load_dev
 
         # A long name is given absolute, as a shell gives it; the folder is part of it.
         config = DataConfig(self.task, validation_file=str(folder / self.file))
@@ -103,7 +103,7 @@ def record(payload: bytes, length: int | None = None) -> bytes:
 
 def example(**changes: Any) -> bytes:
     """Return a serialized ``tf.train.Example`` as BERT's tools write it, with some features changed."""
-    from q8trt.data.tfrecord import _example_class
+    from q8trt.tasks.data.tfrecord import _example_class
 
     features = {"input_ids": [2, 7, 3, 0], "input_mask": [1, 1, 1, 0], "segment_ids": [0, 0, 0, 0], "label_ids": [1]}
     message = _example_class()()

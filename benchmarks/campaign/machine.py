@@ -32,7 +32,7 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
     tests_on_path()
     from pack_fixtures import write_engine
 
-    from q8trt.packing import pack
+    from q8trt.deployment.archive import pack
 
     run = calibrated_run(base)
     archive = pack(write_engine(base / "engine"), base / "engine.q8trt").path

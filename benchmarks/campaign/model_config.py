@@ -62,7 +62,7 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
     sys.path.insert(0, str(TESTS))
     from tiny_data import write_sts_b
 
-    from q8trt.checkpoints import save_checkpoint
+    from q8trt.models.checkpoints import save_checkpoint
 
     write_sts_b(base / "data", 8, 4)
     for name in ARCHITECTURES:
@@ -138,11 +138,11 @@ def _take(data: str, folder: Path) -> None:
 
     Importing the library of quantizers and calibrating would take seconds a case, and see no more of these files.
     """
-    from q8trt.checkpoints import load_finetuned, save_checkpoint
     from q8trt.cli.calibrate import parser, read_config
+    from q8trt.console.names import printable
     from q8trt.errors import CheckpointError, Q8TRTError
-    from q8trt.finetuning import load_inputs, score
-    from q8trt.names import printable
+    from q8trt.models.checkpoints import load_finetuned, save_checkpoint
+    from q8trt.training.finetuning import load_inputs, score
 
     options = ["--model_name_or_path", "model", "--task", "STS-B", "--data_dir", data, "--max_seq_length", "24"]
     config = read_config(parser().parse_args(options))

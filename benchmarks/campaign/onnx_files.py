@@ -100,7 +100,7 @@ def _run(name: str, folder: Path) -> None:
     """Open the file as an engine does, and answer a batch."""
     import numpy as np
 
-    from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
+    from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
     precision = next((each for each in PRECISIONS if f" {each} " in name), "fp32")
     runner = OnnxRuntimeRunner(folder / "model.onnx", precision, threads=1)
@@ -111,7 +111,7 @@ def _run(name: str, folder: Path) -> None:
 
 
 def _count(folder: Path) -> None:
-    from q8trt.benchmarking.work import work_of_onnx
+    from q8trt.runtime.timing.work import work_of_onnx
 
     work_of_onnx(folder / "model.onnx")
 

@@ -91,7 +91,7 @@ def options(parser: Any) -> Iterator[tuple[str, int]]:
 def _setup(path: str, make: Callable[[Path], Any] | None, folder: Path) -> None:
     from pack_fixtures import write_engine
 
-    from q8trt.packing import pack
+    from q8trt.deployment.archive import pack
 
     pack(write_engine(folder / "engine"))
     (folder / "in.csv").write_text("sentence1,sentence2\na,b\n")

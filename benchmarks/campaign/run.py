@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.campaign.children import warm_up
 from benchmarks.campaign.driver import KINDS, Case, Outcome, Verdict, run_case
 from q8trt import files
-from q8trt.provenance import provenance
+from q8trt.hardware.provenance import provenance
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "campaign.json"
 #: Refusals of an area whose words are stored, one of each kind.

@@ -71,10 +71,10 @@ def _beside(run: Path, data: bytes, folder: Path) -> None:
 
 def _read_run(folder: Path) -> None:
     """Everything that commands take from a run before they load a model."""
-    from q8trt.building import find_source
-    from q8trt.finetune_config import config_of_run
-    from q8trt.run_search import newest_run
-    from q8trt.runs import STAGES, open_run
+    from q8trt.deployment.building import find_source
+    from q8trt.runs.config import config_of_run
+    from q8trt.runs.run import STAGES, open_run
+    from q8trt.runs.search import newest_run
 
     run = open_run("tiny")
     for stage in STAGES:
@@ -90,7 +90,7 @@ def _read_run(folder: Path) -> None:
 
 def _newest(folder: Path) -> None:
     """One damaged run must not stand in the way of another."""
-    from q8trt.run_search import newest_run
+    from q8trt.runs.search import newest_run
 
     if newest_run(".", ("ptq",)).path.name not in ("tiny", "later"):
         raise AssertionError("not a run")
@@ -104,7 +104,7 @@ def _load_quantized(answer: Path, folder: Path) -> None:
     """Write the logits of the checkpoint: to `answer` if it is missing, which the sound case comes first to."""
     import torch
 
-    from q8trt.checkpoints import load_quantized
+    from q8trt.models.checkpoints import load_quantized
 
     model, _ = load_quantized("tiny/ptq")
     ids = torch.arange(1, 25).reshape(2, 12)

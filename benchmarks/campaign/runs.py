@@ -17,10 +17,10 @@ _CHECKPOINTS = ("../../etc", "/etc", "fp32/../../x", "", ".", "..", "a\x00b", "\
 
 def cases(base: Path, random: Random) -> Iterator[Case]:
     """Yield some 1,500 cases: each damaged file is named, and is also met on the way to the newest run."""
-    from q8trt.data import DataConfig
-    from q8trt.finetune_config import FinetuneConfig
-    from q8trt.runs import new_run
-    from q8trt.training_config import TrainingConfig
+    from q8trt.runs.config import FinetuneConfig
+    from q8trt.runs.run import new_run
+    from q8trt.runs.training_config import TrainingConfig
+    from q8trt.tasks.data import DataConfig
 
     config = FinetuneConfig(DataConfig("STS-B", sample=True), TrainingConfig())
     run = new_run(base / "run", {"command": "python finetune.py"}, "STS-B", config.to_dict())
@@ -54,9 +54,9 @@ def _both(name: str, data: bytes, sound: bytes, expect: str = "") -> Iterator[Ca
 
 def _named(folder: Path) -> Any:
     """Read all that commands read of a run: its source, shapes, scores and rows, and what is left to do."""
-    from q8trt.building import check_output, find_source, profiles_for
     from q8trt.cli.finetune import summary
-    from q8trt.run_search import how_to_finish
+    from q8trt.deployment.building import check_output, find_source, profiles_for
+    from q8trt.runs.search import how_to_finish
 
     source = find_source("int8", "runs/damaged", "runs")
     if not source.checkpoint.is_absolute() and ".." in source.checkpoint.parts:
@@ -69,8 +69,8 @@ def _named(folder: Path) -> Any:
 
 def _newest(folder: Path) -> Any:
     """Look for the newest run, as most commands do; the damaged one must not stand in the way."""
-    from q8trt.building import find_source
     from q8trt.cli.finetune import _unfinished
+    from q8trt.deployment.building import find_source
 
     _unfinished("runs")
     return find_source("int8", None, "runs")

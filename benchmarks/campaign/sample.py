@@ -24,7 +24,7 @@ def tiny_checkpoint(base: Path) -> Path:
     def write() -> None:
         from conftest import make_model, make_tokenizer
 
-        from q8trt.checkpoints import save_checkpoint
+        from q8trt.models.checkpoints import save_checkpoint
 
         save_checkpoint(base / "checkpoint", make_model(), make_tokenizer())
 

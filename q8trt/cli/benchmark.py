@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q8trt.benchmarking.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
 from q8trt.cli.options import Parser, add_data, add_runs_dir, chosen_data, say, warn
 from q8trt.cli.terminal import table_console
 from q8trt.errors import ConfigError
 from q8trt.files import check_folder, check_report
+from q8trt.runtime.timing.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
 
 _KEEP = "choose another --name or --output_dir"
 
@@ -119,7 +119,7 @@ def _shapes(args: Any, given: set[str]) -> tuple[tuple[int, int], ...]:
 
 
 def _data(args: Any, engines: Any) -> Any:
-    from q8trt.comparison import data_config
+    from q8trt.evaluation.benchmark import data_config
 
     if args.no_accuracy:
         if args.parity:
@@ -162,9 +162,9 @@ def run(argv: list[str]) -> int:
     batch_size = args.per_device_eval_batch_size
     if batch_size < 1:
         raise ConfigError(f"--per_device_eval_batch_size {batch_size}, expected 1 or more")
-    from q8trt.comparison import OPTIONS, check_gate, compare
     from q8trt.engine.search import find_engines
-    from q8trt.provenance import provenance
+    from q8trt.evaluation.benchmark import OPTIONS, check_gate, compare
+    from q8trt.hardware.provenance import provenance
     from q8trt.reporting import Gate
 
     gate = Gate(args.max_drop, args.min_speedup)

@@ -14,7 +14,7 @@ from q8trt.cli.fresh import fresh_run
 from q8trt.cli.options import Parser, add_data, add_quantizer, add_runs_dir, chosen_data, read_data, say
 from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
 from q8trt.errors import ConfigError
-from q8trt.training_config import TrainingConfig
+from q8trt.runs.training_config import TrainingConfig
 
 
 def parser() -> Parser:
@@ -64,9 +64,9 @@ def read_config(args: Any) -> Any:
     Raises:
         ConfigError: no run to calibrate, or options that do not go together.
     """
-    from q8trt.finetune_config import FinetuneConfig, config_of_run
     from q8trt.quantization.recipe import load_recipe
-    from q8trt.run_search import newest_run
+    from q8trt.runs.config import FinetuneConfig, config_of_run
+    from q8trt.runs.search import newest_run
 
     training = TrainingConfig(seed=args.seed, per_device_eval_batch_size=args.per_device_eval_batch_size)
     common = {
@@ -112,7 +112,7 @@ def _check_import(args: Any) -> None:
 
 def _imported_recipe(args: Any) -> Any:
     """The recipe that a pytorch-quantization checkpoint amounts to; says what was noticed on the way."""
-    from q8trt.checkpoints import load_finetuned
+    from q8trt.models.checkpoints import load_finetuned
     from q8trt.quantization.libraries import library
     from q8trt.quantization.migration import import_checkpoint
 
@@ -133,9 +133,9 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     check_sensitivity(args)
     config = read_config(args)
-    from q8trt.checkpoints import short_name
-    from q8trt.finetuning import Finetuning, load_inputs
-    from q8trt.runs import check_new_run, run_name
+    from q8trt.models.checkpoints import short_name
+    from q8trt.runs.run import check_new_run, run_name
+    from q8trt.training.finetuning import Finetuning, load_inputs
 
     if args.output_dir and not args.sensitivity:
         check_new_run(args.output_dir)

@@ -18,14 +18,14 @@ from q8trt.cli.options import (
     read_dataclass,
     say,
 )
-from q8trt.commands import command
+from q8trt.console.commands import command
+from q8trt.console.progress import is_main_process
 from q8trt.errors import ConfigError
-from q8trt.progress import is_main_process
-from q8trt.runs import Run, check_new_run
-from q8trt.training_config import TrainingConfig
+from q8trt.runs.run import Run, check_new_run
+from q8trt.runs.training_config import TrainingConfig
 
 if TYPE_CHECKING:
-    from q8trt.finetune_config import FinetuneConfig
+    from q8trt.runs.config import FinetuneConfig
 
 #: What --demo stands for: the model of a pip package and the built-in sample; no hub, a few minutes on two cores.
 DEMO = {
@@ -89,8 +89,8 @@ def read_config(args: Any) -> Any:
     Raises:
         ConfigError: options out of range or excluding each other.
     """
-    from q8trt.finetune_config import FinetuneConfig
     from q8trt.quantization.recipe import load_recipe
+    from q8trt.runs.config import FinetuneConfig
 
     if args.teacher_model_name_or_path and (args.precision == "fp32" or args.no_qat or args.no_distillation):
         raise ConfigError(
@@ -114,9 +114,9 @@ def read_config(args: Any) -> Any:
 
 
 def _unfinished(runs_dir: str) -> Any:
-    from q8trt.finetune_config import config_of_run, last_stage
-    from q8trt.run_search import sound_runs
-    from q8trt.runs import make_a_run
+    from q8trt.runs.config import config_of_run, last_stage
+    from q8trt.runs.run import make_a_run
+    from q8trt.runs.search import sound_runs
 
     for run in sound_runs(runs_dir):
         if run.stage(last_stage(config_of_run(run))) is None:
@@ -125,8 +125,8 @@ def _unfinished(runs_dir: str) -> Any:
 
 
 def _resumed(args: Any, given: set[str]) -> tuple[Any, Any]:
-    from q8trt.finetune_config import config_of_run
-    from q8trt.runs import open_run
+    from q8trt.runs.config import config_of_run
+    from q8trt.runs.run import open_run
 
     extra = given - {"resume", "runs_dir"}
     if extra:
@@ -137,8 +137,8 @@ def _resumed(args: Any, given: set[str]) -> tuple[Any, Any]:
 
 def _folder(args: Any, config: Any) -> str:
     """The new run's folder. Under torchrun every process takes the first one's: names hold the time, and clocks differ."""
-    from q8trt.checkpoints import short_name
-    from q8trt.runs import run_name
+    from q8trt.models.checkpoints import short_name
+    from q8trt.runs.run import run_name
 
     kind = "sample" if config.data.sample else config.data.resolved_task.name
     name = run_name(kind, short_name(config.from_fp32 or config.model_name_or_path))
@@ -184,7 +184,7 @@ def recipe_lines(config: Any) -> list[str]:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from q8trt.checkpoints import load_config
+    from q8trt.models.checkpoints import load_config
     from q8trt.quantization.sites import encoder_sites
     from q8trt.quantization.summary import summary_lines
 
@@ -206,7 +206,7 @@ def run(argv: list[str]) -> int:
         config, the_run = _resumed(args, made.given(argv))
     else:
         config, the_run = read_config(args), None
-    from q8trt.finetuning import Finetuning, load_inputs
+    from q8trt.training.finetuning import Finetuning, load_inputs
 
     config.training.check_machine()
     with contextlib.ExitStack() as stack:

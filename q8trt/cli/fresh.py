@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q8trt import files
+from q8trt.console.progress import is_main_process
 from q8trt.errors import InterruptedRunError
-from q8trt.progress import is_main_process
-from q8trt.provenance import provenance
-from q8trt.runs import RUN_FILE, STAGES, WRITTEN, Run, check_new_run, new_run
+from q8trt.hardware.provenance import provenance
+from q8trt.runs.run import RUN_FILE, STAGES, WRITTEN, Run, check_new_run, new_run
 
 if TYPE_CHECKING:
-    from q8trt.data import DataRecord
-    from q8trt.finetune_config import FinetuneConfig
+    from q8trt.runs.config import FinetuneConfig
+    from q8trt.tasks.data import DataRecord
 
 
 @contextlib.contextmanager

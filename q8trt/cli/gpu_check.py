@@ -70,7 +70,7 @@ def _check_input(args: Any) -> None:
         check_folder(args.output_dir)
     if args.run is not None:
         from q8trt.gpu_check.models import dev_data, finished_checkpoints
-        from q8trt.runs import open_run
+        from q8trt.runs.run import open_run
 
         found = open_run(args.run)
         finished_checkpoints(found)
@@ -78,7 +78,7 @@ def _check_input(args: Any) -> None:
 
 
 def _check(args: Any, argv: list[str], bench: Any, config: Any) -> int:
-    from q8trt.provenance import provenance
+    from q8trt.hardware.provenance import provenance
 
     origin = provenance(["q8trt", "gpu-check", *argv])
     folder = Path(args.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
@@ -114,7 +114,7 @@ def _run_checks(args: Any, folder: Path, bench: Any, config: Any, origin: dict[s
 def _run(path: str | None) -> Any:
     """The run given, else the demo's, which is made now."""
     from q8trt.cli import finetune
-    from q8trt.runs import RUNS_DIR, open_run, run_name
+    from q8trt.runs.run import RUNS_DIR, open_run, run_name
 
     if path is None:
         path = str(Path(RUNS_DIR) / run_name("gpu-check", "minilm"))

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from q8trt.signals import exit_code, handled, interrupt
+from q8trt.console.signals import exit_code, handled, interrupt
 
 #: Seconds after which an interrupt that was swallowed comes again.
 _AGAIN_SECONDS = 0.02

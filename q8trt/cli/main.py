@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from q8trt import __version__
 from q8trt.cli import interrupts, terminal
 from q8trt.cli.failures import explain, was_interrupted
+from q8trt.console.progress import is_main_process
+from q8trt.console.signals import exit_code
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
-from q8trt.packages import install_module
-from q8trt.progress import is_main_process
-from q8trt.signals import exit_code
+from q8trt.hardware.packages import install_module
 
 #: command -> (module under q8trt.cli, what it does)
 COMMANDS = {

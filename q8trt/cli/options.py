@@ -10,11 +10,11 @@ import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from q8trt.data import DataConfig
+from q8trt.console.names import printable
 from q8trt.errors import ConfigError, nearest
-from q8trt.names import printable
 from q8trt.quantization.libraries import LIBRARIES
-from q8trt.runs import RUNS_DIR
+from q8trt.runs.run import RUNS_DIR
+from q8trt.tasks.data import DataConfig
 
 
 class Parser(argparse.ArgumentParser):
@@ -104,7 +104,7 @@ def read_data(args: argparse.Namespace) -> DataConfig:
     Raises:
         ConfigError: no task, or options that do not go together.
     """
-    from q8trt.tasks import TASKS
+    from q8trt.tasks.glue import TASKS
 
     if not args.task:
         raise ConfigError(f"--task is missing; give one of {', '.join(TASKS)}, or custom with your own files")
@@ -128,7 +128,7 @@ def chosen_data(args: argparse.Namespace) -> DataConfig | None:
 
 def say(text: str = "") -> None:
     """Print a line of the command's answer, from the main process only."""
-    from q8trt.progress import is_main_process
+    from q8trt.console.progress import is_main_process
 
     if is_main_process():
         print(printable(text, "\n\t"), flush=True)

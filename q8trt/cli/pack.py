@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from q8trt.cli.options import Parser, say
-from q8trt.commands import command
+from q8trt.console.commands import command
 
 
 def parser() -> Parser:
@@ -29,7 +29,7 @@ def parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Run the command."""
     args: Any = parser().parse_args(argv)
-    from q8trt.packing import pack
+    from q8trt.deployment.archive import pack
 
     packed = pack(args.engine, args.output, args.license)
     for name, size in packed.members.items():

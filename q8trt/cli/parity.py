@@ -48,10 +48,10 @@ def run(argv: list[str]) -> int:
     """Run the command; returns 0 when all stages agree, 1 when two of them part."""
     args: Any = parser().parse_args(argv)
 
-    from q8trt.comparison import data_config
+    from q8trt.evaluation.benchmark import data_config
+    from q8trt.evaluation.parity import ParityConfig, check_parity, engines_of
     from q8trt.files import check_report, write_json
-    from q8trt.parity import ParityConfig, check_parity, engines_of
-    from q8trt.provenance import provenance
+    from q8trt.hardware.provenance import provenance
     from q8trt.reporting.parity_table import print_parity, report_dict
 
     config = ParityConfig(tuple(args.batch_sizes), args.samples, args.tolerance, args.quantization_tolerance)

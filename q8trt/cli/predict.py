@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt.cli.options import Parser, say, warn
 
 if TYPE_CHECKING:
-    from q8trt.scoring import Progress, ScoringConfig, Summary
+    from q8trt.inference.files import Progress, ScoringConfig, Summary
 
 #: Where stderr is a file, a line of progress each so many seconds.
 _LOG_SECONDS = 30.0
@@ -60,9 +60,9 @@ def parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Run the command."""
     args: Any = parser().parse_args(argv)
-    from q8trt.commands import command
+    from q8trt.console.commands import command
     from q8trt.errors import DataError, InterruptedRunError
-    from q8trt.scoring import ScoringConfig
+    from q8trt.inference.files import ScoringConfig
 
     columns = tuple(args.text_column_names) if args.text_column_names else None
     config = ScoringConfig(
@@ -85,9 +85,9 @@ def run(argv: list[str]) -> int:
 
 def _score(config: ScoringConfig, args: Any) -> Summary:
     """Open the engine, score the file and say what was done."""
-    from q8trt.app import Engine
     from q8trt.engine.shapes import parse_buckets
-    from q8trt.scoring import score_file
+    from q8trt.inference import Engine
+    from q8trt.inference.files import score_file
 
     buckets = parse_buckets(args.buckets) if args.buckets else None
     with Engine.load(args.engine, args.device, buckets=buckets, batch_size=args.batch_size) as engine:

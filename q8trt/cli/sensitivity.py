@@ -8,10 +8,10 @@ from typing import Any
 from q8trt.cli.fresh import sole_writer
 from q8trt.cli.options import Parser, say
 from q8trt.cli.terminal import table_console
-from q8trt.commands import command, options_of
+from q8trt.console.commands import command, options_of
 from q8trt.errors import ConfigError
 from q8trt.files import check_report, writable_file
-from q8trt.runs import runs_dir_option
+from q8trt.runs.run import runs_dir_option
 
 SAMPLES = 256
 
@@ -61,8 +61,8 @@ def check_sensitivity(args: Any) -> None:
 
 def _check_results(folder: Path) -> None:
     """Raise ConfigError where the results would replace what this command did not write."""
-    from q8trt.sensitivity import PARTIAL_FILE, RESULT_FILE
-    from q8trt.sensitivity.report import PLOT_FILE
+    from q8trt.evaluation.sensitivity import PARTIAL_FILE, RESULT_FILE
+    from q8trt.evaluation.sensitivity.report import PLOT_FILE
 
     option, keys = "--output_dir", ("fingerprint", "scores")
     check_report(folder / RESULT_FILE, [folder / PLOT_FILE], keys=keys, option=option)
@@ -71,7 +71,7 @@ def _check_results(folder: Path) -> None:
 
 def _run_of(config: Any) -> Any:
     """The run that the FP32 checkpoint belongs to, or None."""
-    from q8trt.runs import RUN_FILE, open_run
+    from q8trt.runs.run import RUN_FILE, open_run
 
     folder = Path(config.from_fp32).parent
     return open_run(folder) if (folder / RUN_FILE).is_file() else None
@@ -79,8 +79,8 @@ def _run_of(config: Any) -> Any:
 
 def _model_name(config: Any) -> str:
     """A word for the model: in a run, what the run began with, for there the folder's name is "fp32"."""
-    from q8trt.checkpoints import short_name
-    from q8trt.finetune_config import config_of_run
+    from q8trt.models.checkpoints import short_name
+    from q8trt.runs.config import config_of_run
 
     of_run = _run_of(config)
     return short_name(config_of_run(of_run).model_name_or_path if of_run else config.from_fp32)
@@ -118,11 +118,11 @@ def run_sensitivity(args: Any, argv: list[str], config: Any, inputs: Any) -> int
 
 
 def _measure(folder: Path, args: Any, argv: list[str], config: Any, inputs: Any) -> int:
-    from q8trt.checkpoints import load_finetuned
+    from q8trt.evaluation.sensitivity import measure, meet, print_sensitivity, recipe_text, write_result
     from q8trt.files import write_text
-    from q8trt.finetuning import quantize
-    from q8trt.provenance import provenance
-    from q8trt.sensitivity import measure, meet, print_sensitivity, recipe_text, write_result
+    from q8trt.hardware.provenance import provenance
+    from q8trt.models.checkpoints import load_finetuned
+    from q8trt.training.finetuning import quantize
 
     model = load_finetuned(config.from_fp32, config.data.resolved_task, config.allow_pickle)
     quantized, _ = quantize(model, config, inputs)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from q8trt.names import printable
+from q8trt.console.names import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,10 +6,10 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from q8trt.cli.options import Parser, add_dataclass, read_dataclass, say
-from q8trt.triton.config import TritonConfig
+from q8trt.deployment.triton.config import TritonConfig
 
 if TYPE_CHECKING:
-    from q8trt.triton.repository import Repository
+    from q8trt.deployment.triton.repository import Repository
 
 _IMAGE = "nvcr.io/nvidia/tritonserver:YY.MM-py3"
 _MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix"
@@ -36,7 +36,7 @@ def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     args: Any = parser().parse_args(argv)
     config: TritonConfig = read_dataclass(TritonConfig, args)
-    from q8trt.triton.repository import write_repository
+    from q8trt.deployment.triton.repository import write_repository
 
     written = write_repository(args.engine, args.output_dir, config)
     task, found = written.manifest.task, written.limits
@@ -73,6 +73,6 @@ def _next(written: Repository, config: TritonConfig) -> list[str]:
     lines.append(f"  YY.MM: a container {release}: {_MATRIX}")
     if config.backend == "python":
         lines.append(
-            f"without a container: make triton && python -m q8trt.triton.local_server {shlex.quote(str(written.path))}"
+            f"without a container: make triton && python -m q8trt.deployment.triton.local_server {shlex.quote(str(written.path))}"
         )
     return lines

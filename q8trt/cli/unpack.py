@@ -25,7 +25,7 @@ def parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Run the command."""
     args: Any = parser().parse_args(argv)
-    from q8trt.packing import unpack
+    from q8trt.deployment.archive import unpack
 
     say(f"engine: {unpack(args.archive, args.output_dir, args.sha256, args.overwrite)}")
     return 0

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from q8trt.console.names import printable
 from q8trt.engine.driver import driver_cuda, driver_problem
 from q8trt.errors import BackendError, ConfigError, MissingPackageError, nearest
-from q8trt.gpu import Gpu
-from q8trt.names import printable
-from q8trt.packages import install_command
+from q8trt.hardware.gpu import Gpu
+from q8trt.hardware.packages import install_command
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}

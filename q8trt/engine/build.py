@@ -24,7 +24,7 @@ from q8trt.engine.backend import one_line
 from q8trt.engine.config import BuildConfig, PlanInfo, Progress
 from q8trt.errors import BackendError, EngineError
 from q8trt.files import atomic_file, decode
-from q8trt.onnx_files import check_file
+from q8trt.files.onnx import check_file
 
 _LOGGERS = ("q8trt", "q8trt.tensorrt")
 

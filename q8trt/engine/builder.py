@@ -18,7 +18,7 @@ from q8trt.engine.config import BuildConfig, PlanInfo, Progress
 from q8trt.engine.report import BuildLog, EngineReport, GraphSites, engine_report
 from q8trt.engine.timing_cache import TimingCache, cache_path
 from q8trt.errors import BackendError, EngineError
-from q8trt.gpu import gpus
+from q8trt.hardware.gpu import gpus
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -11,7 +11,7 @@ import ctypes
 import os
 from importlib.metadata import distributions
 
-from q8trt.packages import installed_version, pip_install
+from q8trt.hardware.packages import installed_version, pip_install
 
 #: Newest major version of CUDA that a package name is looked for.
 _NEWEST = 19

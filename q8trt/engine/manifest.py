@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 import q8trt
-from q8trt.commands import command
+from q8trt.console.commands import command
 from q8trt.engine.facts import contradictions
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, largest

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from q8trt.commands import command
+from q8trt.console.commands import command
 from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend, numbers
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.driver import driver_problem
@@ -20,8 +20,8 @@ from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, load_manifes
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
 from q8trt.errors import BackendError, MissingPackageError
 from q8trt.files import sha256
-from q8trt.gpu import Gpu, gpus
-from q8trt.runs import RUN_FILE
+from q8trt.hardware.gpu import Gpu, gpus
+from q8trt.runs.run import RUN_FILE
 
 _REBUILD = "rebuild it"
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from q8trt.commands import command
+from q8trt.console.commands import command
 from q8trt.errors import ConfigError
-from q8trt.runs import RUN_FILE, Run
+from q8trt.runs.run import RUN_FILE, Run
 
 #: Names of the folders that `build_engine.py` makes in a run.
 _DEFAULT = re.compile(r"engine(-(?P<stage>fp32|ptq|int8))?(?P<half>-fp16)?")

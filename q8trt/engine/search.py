@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from q8trt.commands import command
+from q8trt.console.commands import command
 from q8trt.engine.manifest import MANIFEST_FILE, Manifest, load_manifest
 from q8trt.errors import ConfigError
-from q8trt.run_search import is_sound
-from q8trt.runs import RUN_FILE, Run, runs_dir_option
+from q8trt.runs.run import RUN_FILE, Run, runs_dir_option
+from q8trt.runs.search import is_sound
 
 #: Stage of a run -> what its rows are called, in the order in which a reader compares them.
 _NAMES = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT", "": ""}

@@ -14,7 +14,7 @@ from typing import Any
 
 from q8trt import files
 from q8trt.engine.backend import Backend
-from q8trt.gpu import Gpu
+from q8trt.hardware.gpu import Gpu
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from q8trt.engine.config import BuildConfig, PlanInfo
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError
-from q8trt.gpu import Gpu, gpus
-from q8trt.runners.base import Runner
-from q8trt.runners.cuda import cuda_runtime
+from q8trt.hardware.gpu import Gpu, gpus
+from q8trt.runtime.base import Runner
+from q8trt.runtime.tensorrt.cuda import cuda_runtime
 
 if TYPE_CHECKING:
     from q8trt.gpu_check.models import Subject
@@ -82,8 +82,8 @@ class GpuBench:
 
     def open(self, folder: Path, precision: str, cuda_graph: bool) -> Runner:
         """See `Bench.open`; TensorRT-RTX compiles at once, so that no kernel is compiled while others are timed."""
-        from q8trt.runners.tensorrt_engine import TensorRTOptions
-        from q8trt.runners.tensorrt_runner import TensorRTRunner
+        from q8trt.runtime.tensorrt.engine import TensorRTOptions
+        from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
         options = TensorRTOptions(cuda_graph=cuda_graph, specialization="eager")
         return TensorRTRunner(folder / PLAN_FILE, precision, self._backend.name, options=options)
@@ -95,8 +95,8 @@ class GpuBench:
 
     def references(self, subject: Subject, folders: dict[str, Path]) -> dict[str, Callable[[], Runner]]:
         """See `Bench.references`: torch in FP32 and FP16, and ONNX Runtime's CUDA provider on the float graphs."""
-        from q8trt.runners.onnxruntime_runner import OnnxRuntimeRunner
-        from q8trt.runners.torch_runner import TorchRunner
+        from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+        from q8trt.runtime.torch_runner import TorchRunner
 
         def torch(precision: str) -> Runner:
             model = copy.deepcopy(subject.float_model)

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.comparison import findings_of
 from q8trt.engine.manifest import ONNX_FILE
 from q8trt.errors import BackendError, DataError
-from q8trt.evaluation import predict
+from q8trt.evaluation.benchmark import findings_of
 from q8trt.gpu_check.bench import Bench
 from q8trt.gpu_check.config import TOLERANCES, CheckConfig
 from q8trt.gpu_check.grid import Entry, LatencyGrid
 from q8trt.gpu_check.journal import Journal, Outcome
 from q8trt.gpu_check.models import Subject
-from q8trt.metrics import compute_from_logits
 from q8trt.reporting import Report
-from q8trt.runners.base import Runner
+from q8trt.runtime.base import Runner
+from q8trt.runtime.scores import predict
+from q8trt.tasks.metrics import compute_from_logits
 
 MIB = 2**20
 #: Answers of two threads, or of two runs, may differ by so much, absolute and relative: kernels may sum in another order.
@@ -107,7 +107,7 @@ class ModelCheck:
         return bool(self._expected)
 
     def _torch_logits(self) -> Outcome[dict[str, np.ndarray]]:
-        from q8trt.runners.torch_runner import TorchRunner
+        from q8trt.runtime.torch_runner import TorchRunner
 
         found = {}
         for kind, precision in (("fp32", "fp32"), ("fake_quant", "int8")):

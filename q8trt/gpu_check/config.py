@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q8trt.benchmarking.config import BenchmarkConfig, Shape, grid
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles, largest
+from q8trt.runtime.timing.config import BenchmarkConfig, Shape, grid
 
 
 @dataclass(frozen=True)

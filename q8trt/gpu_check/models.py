@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q8trt import checkpoints
-from q8trt.benchmarking.lengths import evenly_spaced
-from q8trt.data import DataConfig, Features, bucketed_batches, load_dev, tokenize
 from q8trt.errors import ConfigError
-from q8trt.finetune_config import FinetuneConfig
 from q8trt.gpu_check.config import CheckConfig
-from q8trt.models import model_inputs
-from q8trt.run_search import how_to_finish
-from q8trt.runs import Run
+from q8trt.models import checkpoints, model_inputs
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.run import Run
+from q8trt.runs.search import how_to_finish
+from q8trt.runtime.timing.lengths import evenly_spaced
+from q8trt.tasks.data import DataConfig, Features, bucketed_batches, load_dev, tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from q8trt.files import MalformedError, parse_json
+from q8trt.files.onnx import load_external
+from q8trt.files.onnx.storage import elements
 from q8trt.lint.reading import Dims, Parts, dtype_name, read
 from q8trt.lint.soundness import ONNX_DOMAINS, show
 from q8trt.lint.subgraphs import NONE, Bodies, bodies
-from q8trt.onnx_files import load_external
-from q8trt.onnx_files.storage import elements
 
 if TYPE_CHECKING:
     import onnx

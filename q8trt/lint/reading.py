@@ -15,11 +15,11 @@ import numpy as np
 
 from q8trt.errors import EngineError
 from q8trt.files import MalformedError
+from q8trt.files.onnx import check_model, load_external
+from q8trt.files.onnx.size import nodes_of
+from q8trt.files.onnx.storage import elements
 from q8trt.lint import soundness
 from q8trt.lint.subgraphs import NONE, bodies
-from q8trt.onnx_files import check_model, load_external
-from q8trt.onnx_files.size import nodes_of
-from q8trt.onnx_files.storage import elements
 
 if TYPE_CHECKING:
     import onnx

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from q8trt.console.names import printable
 from q8trt.files import MalformedError
+from q8trt.files.onnx.size import nodes_of
 from q8trt.lint.subgraphs import bodies
-from q8trt.names import printable
-from q8trt.onnx_files.size import nodes_of
 
 if TYPE_CHECKING:
     import onnx

@@ -13,7 +13,7 @@ from q8trt.errors import CheckpointError
 from q8trt.files import MalformedError, read_json
 
 if TYPE_CHECKING:
-    from q8trt.tasks import Task
+    from q8trt.tasks.glue import Task
 
 Activation = Literal["identity", "sigmoid"]
 _SETTINGS = "config_sentence_transformers.json"

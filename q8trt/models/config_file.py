@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt import files
-from q8trt.commands import command
+from q8trt.console.commands import command
 from q8trt.errors import CheckpointError
 from q8trt.models.locate import is_folder, only_local, unavailable
 from q8trt.models.whole import check_whole

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from q8trt.errors import CheckpointError
 from q8trt.quantization.sites import layout_of
-from q8trt.tasks import canonical
+from q8trt.tasks.glue import canonical
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from q8trt.tasks import Task
+    from q8trt.tasks.glue import Task
 
 
 def output_names(config: Any) -> tuple[str, ...]:

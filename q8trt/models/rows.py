@@ -10,7 +10,7 @@ from q8trt.models.config import positions, takes_token_types
 
 
 class TokenRows(Protocol):
-    """Rows of token ids, as `q8trt.data.Features` holds them."""
+    """Rows of token ids, as `q8trt.tasks.data.Features` holds them."""
 
     @property
     def source(self) -> str:

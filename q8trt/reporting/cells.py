@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from q8trt.benchmarking.hardware import GpuState
-from q8trt.benchmarking.timing import PARTS, Latency
 from q8trt.reporting.report import Report, Row
+from q8trt.runtime.timing.hardware import GpuState
+from q8trt.runtime.timing.timing import PARTS, Latency
 
 SPEEDUP_LEGEND = "speed: FP32's median time over this row's, same backend and device; above 1 is faster than FP32"
 LENGTHS_LEGEND = (

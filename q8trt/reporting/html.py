@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from q8trt.benchmarking.layers import LayerTimes, by_kind
-from q8trt.benchmarking.timing import Latency
 from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.reporting.cells import (
     DETAILS,
@@ -34,6 +32,8 @@ from q8trt.reporting.page_style import STYLE
 from q8trt.reporting.report import Report, Row
 from q8trt.reporting.svg import Point, Series, bars, chart, choice_axis, dashed_swatch, swatch, value_axis
 from q8trt.reporting.verdict import verdict
+from q8trt.runtime.timing.layers import LayerTimes, by_kind
+from q8trt.runtime.timing.timing import Latency
 
 
 def html(report: Report) -> str:

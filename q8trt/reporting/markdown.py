@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from q8trt.console.names import markdown_code, markdown_text
 from q8trt.engine.manifest import SAMPLE_LABEL
-from q8trt.names import markdown_code, markdown_text
 from q8trt.reporting.cells import (
     DETAILS,
     DEVICE_PARTS,

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from q8trt.benchmarking.hardware import GpuState, peak_source
-from q8trt.benchmarking.layers import LayerTimes
-from q8trt.benchmarking.lengths import Lengths
-from q8trt.benchmarking.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.runtime.timing.hardware import GpuState, peak_source
+from q8trt.runtime.timing.layers import LayerTimes
+from q8trt.runtime.timing.lengths import Lengths
+from q8trt.runtime.timing.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 
 #: docs/benchmark-schema.md describes it.
 SCHEMA = 2
@@ -129,7 +129,7 @@ class Report:
         data_fingerprint: hash of those rows.
         main_metric: the metric of the tables; a key of ``Row.metrics``.
         rows: one per model, precision and device; the first FP32 row of a backend and device is its baseline.
-        provenance: see `q8trt.provenance.provenance`.
+        provenance: see `q8trt.hardware.provenance.provenance`.
         gpus: the machine's GPUs as they were right after timing; [] without `nvidia-smi`.
         notes: what else a reader must know; `all_notes` adds what follows from the rows.
     """

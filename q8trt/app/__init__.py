@@ -1,6 +1,0 @@
-"""What an app embeds: an engine folder that takes text and gives the task's answer. Needs no torch."""
-
-from q8trt.app.answers import Answer
-from q8trt.app.engine import Engine
-
-__all__ = ["Answer", "Engine"]

@@ -1,0 +1,1 @@
+"""The console: names and commands as they are printed, progress, and signals."""

@@ -1,0 +1,243 @@
+"""``MODEL_CARD.md``: what a packed engine is, for whoever gets the archive and has nothing else.
+
+It says only what the manifest, the run and the benchmark beside the engine say, so that the same folder gives the same card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from q8trt.console.names import markdown_code, markdown_text
+from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
+from q8trt.errors import Q8TRTError
+from q8trt.files import read_json
+from q8trt.models.checkpoints import resolve_model
+from q8trt.runs.run import RUN_FILE, Run
+
+BENCHMARK_FILE = "benchmark.json"
+NOT_STATED = "not stated"
+_STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quantization in the loop"}
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """The latency of one shape in a card."""
+
+    batch: int
+    sequence: int
+    median_ms: float
+    p99_ms: float
+    samples_per_s: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The part of a row of ``benchmark.json`` that a card quotes."""
+
+    folder: str
+    precision: str
+    label: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    latencies: list[_Timing] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The part of a report's provenance that a card quotes."""
+
+    date_utc: str
+    git_commit: str | None = None
+    hardware: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """The part of ``benchmark.json`` that a card quotes."""
+
+    rows: list[_Row]
+    provenance: _Origin
+
+
+def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
+    """The card of an engine folder, Markdown.
+
+    Args:
+        folder: the engine folder; its run and ``benchmark.json`` are looked for above it.
+        manifest: its manifest.
+        licence: of the base model; None for what `base_licence` finds.
+    """
+    licence = licence or base_licence(folder) or NOT_STATED
+    row, origin = measured(folder, manifest)
+    sections = [
+        _head(manifest, licence),
+        "## What it answers\n\n" + _answers(manifest),
+        "## Scores\n\n" + _scores(manifest, row),
+        "## Latency\n\n" + _latency(row, origin),
+        "## How it was made\n\n" + _table(("", ""), _made(manifest)),
+        "## Files\n\n" + _table(("file", "bytes", "SHA-256"), _files(manifest)),
+        f"## Licence\n\nOf the base model {markdown_code(manifest.model.name)}: {markdown_text(licence)}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def base_licence(folder: Path) -> str | None:
+    """The licence that the base model's own card states, where the engine lies in its run and the model is at hand."""
+    run = Run(folder.absolute().parent)
+    if not (run.path / RUN_FILE).is_file():
+        return None
+    try:
+        record = run.record
+        places = [run.path / stage.checkpoint for stage in record.stages.values()]
+        for name in (record.config.get("from_fp32"), record.config.get("model_name_or_path")):
+            places += [Path(resolve_model(name))] if isinstance(name, str) and name else []
+    except (Q8TRTError, OSError, ValueError):
+        return None
+    return next((found for place in places if (found := _stated(place / "README.md"))), None)
+
+
+def _stated(card: Path) -> str | None:
+    """``license`` of a model card's front matter, as Hugging Face has it."""
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    front = re.match(r"---\r?\n(.*?)\r?\n---", text, flags=re.DOTALL)
+    line = re.search(r"^license:[ \t]*(\S[^\r\n]*)", front[1], flags=re.MULTILINE) if front else None
+    return line[1].strip().strip("\"'") if line else None
+
+
+def measured(folder: Path, manifest: Manifest) -> tuple[_Row | None, _Origin | None]:
+    """The engine's row of the ``benchmark.json`` beside it, and that report's provenance.
+
+    None for both where there is no report, a damaged one, or only one of an earlier engine of the same name.
+    """
+    folder = folder.absolute()
+    try:
+        report = msgspec.convert(read_json(folder.parent / BENCHMARK_FILE), _Benchmark)
+    except (OSError, ValueError, msgspec.ValidationError):
+        return None, None
+    if report.provenance.date_utc < manifest.created:
+        return None, None
+    names = (folder.name, manifest.precision)
+    rows = [row for row in report.rows if (Path(row.folder).name, row.precision) == names]
+    return (rows[0], report.provenance) if rows else (None, None)
+
+
+def _head(manifest: Manifest, licence: str) -> str:
+    kind = "regression" if manifest.task.is_regression else "text-classification"
+    precision = manifest.precision.upper()
+    sample = f" ({SAMPLE_LABEL})" if _is_sample(manifest) else ""
+    front = (
+        f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""
+    )  # Hugging Face's identifiers
+    return (
+        f"---\n{front}tags: [q8trt, tensorrt, {kind}]\n---\n\n"
+        f"# {markdown_text(manifest.model.name)} on {markdown_text(manifest.task.name)}{sample}, {precision}\n\n"
+        f"An engine folder of q8trt: {precision}, {_STAGES.get(manifest.stage, 'of an unnamed stage')}.\n\n"
+        "    q8trt unpack FILE.q8trt --output_dir engine\n\n"
+        "    from q8trt import Engine\n"
+        '    engine = Engine.load("engine")\n'
+        f"    engine.predict([{_example(manifest)}])"
+    )
+
+
+def _is_sample(manifest: Manifest) -> bool:
+    """Whether the model was trained and scored on the built-in sample."""
+    return bool(manifest.report.get("is_sample"))
+
+
+def _example(manifest: Manifest) -> str:
+    first = '"A plane is taking off."'
+    return f'({first}, "An air plane is taking off.")' if manifest.task.is_pair else first
+
+
+def _answers(manifest: Manifest) -> str:
+    task, model = manifest.task, manifest.model
+    takes = "two texts" if task.is_pair else "one text"
+    gives = "one number" if task.is_regression else f"one of the labels {', '.join(map(markdown_code, task.labels))}"
+    return (
+        f"Task {markdown_text(task.name)}: {takes} in, {gives} out. Text beyond {model.max_seq_length} tokens is cut."
+    )
+
+
+def _scores(manifest: Manifest, row: _Row | None) -> str:
+    """Every metric of the manifest and of the benchmark, each with what computed it."""
+    lines = [
+        (f"torch, {name.removeprefix('torch_')} checkpoint" if name.startswith("torch_") else name, metric, value)
+        for name, scores in manifest.metrics.items()
+        for metric, value in _flat(scores)
+    ]
+    lines += [(row.label, metric, value) for metric, value in _flat(row.metrics)] if row else []
+    if not lines:
+        return "None recorded."
+    sample = f"Of q8trt's sentence pairs ({SAMPLE_LABEL}). " if _is_sample(manifest) else ""
+    main = f"{sample}The task's main metric is {markdown_text(manifest.task.main_metric)}.\n\n"
+    cells = [(markdown_text(by), markdown_text(name), f"{100 * value:.2f}") for by, name, value in lines]
+    return main + _table(("computed by", "metric", "x100"), cells)
+
+
+def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers under nested names -> ``dev.pearson``, number."""
+    for name, value in scores.items() if isinstance(scores, dict) else ():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", float(value)
+
+
+def _latency(row: _Row | None, origin: _Origin | None) -> str:
+    if row is None or origin is None or not row.latencies:
+        return f"Not measured: no `{BENCHMARK_FILE}` of this engine lay beside it when it was packed."
+    hardware = f"{origin.hardware.get('cpu')}, {origin.hardware.get('cores')} cores"
+    where = f"{row.label}; {hardware}; {origin.date_utc}; commit {str(origin.git_commit)[:12]}."
+    columns = ("batch x sequence", "median ms", "p99 ms", "samples/s")
+    cells = [
+        (f"{each.batch}x{each.sequence}", f"{each.median_ms:.2f}", f"{each.p99_ms:.2f}", f"{each.samples_per_s:.0f}")
+        for each in row.latencies
+    ]
+    return f"{markdown_text(where)}\n\n{_table(columns, cells)}"
+
+
+def _made(manifest: Manifest) -> list[tuple[str, str]]:
+    backend, model = manifest.backend, manifest.model
+    rows = [
+        ("base model", markdown_text(f"{model.name} ({model.model_type})")),
+        ("recipe", _recipe(manifest.recipe)),
+        ("precision", manifest.precision),
+        ("ONNX opset", str(manifest.opset)),
+        ("q8trt", markdown_text(manifest.q8trt_version)),
+        ("created", markdown_text(manifest.created)),
+    ]
+    if backend:
+        plan = f"{backend.name} {backend.version}, SM {', '.join(backend.sm_targets)}"
+        rows.insert(3, ("plan", markdown_text(plan)))
+        rows.insert(4, ("batch x sequence", "; ".join(str(profile) for profile in manifest.profiles)))
+    return rows
+
+
+def _recipe(recipe: dict[str, Any] | None) -> str:
+    if not recipe:
+        return "none"
+    description = str(recipe.get("description") or "")
+    name = markdown_code(str(recipe.get("name", "unnamed")))
+    return f"{name}: {markdown_text(description)}" if description else name
+
+
+def _files(manifest: Manifest) -> Iterable[tuple[str, ...]]:
+    return [
+        (markdown_code(name), f"{info.bytes:,}", f"`{info.sha256}`") for name, info in sorted(manifest.files.items())
+    ]
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a bar or a newline in a cell would end it."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(
+        "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

@@ -1,0 +1,277 @@
+"""How an engine is served: the options, and the config.pbtxt of each model that follow from them and the manifest.
+
+Fields and their meaning: ``model_config.proto`` of triton-inference-server/common. With max_batch_size, ``dims`` leave the
+batch out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from q8trt.deployment.triton.pbtxt import Message, Symbol, entries
+from q8trt.engine.manifest import Manifest
+from q8trt.engine.shapes import ShapeProfile, covering
+from q8trt.errors import ConfigError, nearest
+from q8trt.inference.batching import Limits
+
+BACKENDS = ("tensorrt", "onnxruntime", "python")
+DEVICES = ("cuda", "cpu")
+_PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx"}
+FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx"}
+WARMUP_TEXT = "text"
+"""File of a model's warmup folder that holds a text: 4 bytes of length, then UTF-8."""
+
+
+@dataclass(frozen=True)
+class TritonConfig:
+    """How an engine is served. The options of the command line and their help come from the fields.
+
+    Raises:
+        ConfigError: a value is out of its range, unknown, or does not go with the others.
+    """
+
+    backend: str = field(
+        default="tensorrt",
+        metadata={"help": "what runs the encoder: tensorrt (model.plan), onnxruntime (model.onnx), or python (model.onnx in the "
+                  "model that tokenizes; all that a server with the Python backend alone can run)"},
+    )  # fmt: skip
+    device: str | None = field(
+        default=None,
+        metadata={"help": "cuda or cpu (default: cuda for tensorrt, cpu for the others; onnxruntime takes either)"},
+    )
+    model_name: str | None = field(
+        default=None, metadata={"help": "what clients call the model (default: from the task, such as sts_b)"}
+    )
+    max_batch_size: int | None = field(
+        default=None, metadata={"help": "most rows of a batch (default: the plan's; without a plan 32)"}
+    )
+    instances: int = field(
+        default=1, metadata={"help": "encoders that run at the same time: on each GPU, or on the CPU in all"}
+    )
+    text_instances: int | None = field(
+        default=None,
+        metadata={"help": "processes that tokenize and wait for the encoder; not for python, whose encoder is in them (default: "
+                  "one more than the encoders of the --gpus)"},
+    )  # fmt: skip
+    gpus: tuple[int, ...] | None = field(
+        default=None, metadata={"help": "numbers of the GPUs to serve on (default: every GPU)"}
+    )
+    max_queue_delay_microseconds: int = field(
+        default=100, metadata={"help": "how long a request waits for others to share a batch with"}
+    )
+    cuda_graphs: bool = field(
+        default=True, metadata={"help": "capture a CUDA graph for each length and the usual batch sizes (tensorrt)"}
+    )
+    threads: int | None = field(
+        default=None,
+        metadata={"help": "threads of an encoder on the CPU (default: python shares the cores among its instances, onnxruntime "
+                  "takes them all for each)"},
+    )  # fmt: skip
+    vnni: bool = field(
+        default=False,
+        metadata={
+            "help": "the serving CPU has VNNI: keep INT8 weights signed, which is faster there and wrong on any other CPU"
+        },
+    )
+    execution_env_path: str | None = field(
+        default=None,
+        metadata={"help": "environment of the Python models, a folder or a conda-pack archive on the server (default: the "
+                  "server's own Python)"},
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            hint = nearest(self.backend, BACKENDS)
+            raise ConfigError(f"unknown --backend {self.backend!r}{hint}; choose one of {', '.join(BACKENDS)}")
+        if self.device not in (None, *DEVICES):
+            raise ConfigError(f"unknown --device {self.device!r}; choose one of {', '.join(DEVICES)}")
+        allowed = {"tensorrt": ("cuda",), "onnxruntime": DEVICES, "python": ("cpu",)}[self.backend]
+        if self.device is not None and self.device not in allowed:
+            raise ConfigError(f"--backend {self.backend} runs on {allowed[0]} only; leave --device {self.device} out")
+        if self.model_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.model_name):
+            raise ConfigError(
+                f"--model_name {self.model_name!r} cannot name a folder and a URL: use letters, digits, '_', '-' and '.'"
+            )
+        for name, least in (("max_batch_size", 1), ("instances", 1), ("text_instances", 1), ("threads", 1),
+                            ("max_queue_delay_microseconds", 0)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"--{name} must be {least} or more; got {value}")
+        gpus = self.gpus or ()
+        if any(gpu < 0 for gpu in gpus) or len(set(gpus)) < len(gpus):
+            raise ConfigError(f"--gpus must be different numbers from 0 on; got {' '.join(map(str, gpus))}")
+        if gpus and self.runs_on == "cpu":
+            raise ConfigError("--gpus is for an encoder on the GPU; leave it out, or serve on --device cuda")
+        for name in ("threads", "vnni"):
+            if getattr(self, name) and self.runs_on == "cuda":
+                raise ConfigError(f"--{name} is for an encoder on the CPU; leave it out, or serve on --device cpu")
+        if self.text_instances is not None and self.backend == "python":
+            raise ConfigError("--text_instances is not for --backend python, whose encoder is in them: use --instances")
+
+    @property
+    def runs_on(self) -> str:
+        """Where the encoder runs: "cuda" or "cpu"."""
+        return self.device or ("cuda" if self.backend == "tensorrt" else "cpu")
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The encoder's tensors, as its graph has them.
+
+    Attributes:
+        inputs: names, each (batch, sequence).
+        input_type: their type, "TYPE_INT32" or "TYPE_INT64".
+        output_type: the type of ``logits`` (batch, labels), such as "TYPE_FP32".
+        labels: the last dimension of ``logits``.
+    """
+
+    inputs: tuple[str, ...]
+    input_type: str
+    output_type: str
+    labels: int
+
+
+def default_name(manifest: Manifest) -> str:
+    """``"STS-B"`` -> ``"sts_b"``."""
+    return re.sub(r"[^a-z0-9]+", "_", manifest.task.name.casefold()).strip("_") or "model"
+
+
+def encoder_name(model_name: str) -> str:
+    """The encoder's name where it is a model of its own."""
+    return f"{model_name}_encoder"
+
+
+def encoder_config(name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: Limits) -> Message:
+    """config.pbtxt of the encoder as a model of its own: token arrays in, logits out."""
+    profiles = manifest.profiles if config.backend == "tensorrt" else []
+    group: dict[str, Any] = {"count": config.instances, "kind": Symbol("KIND_CPU")}
+    if config.runs_on == "cuda":
+        # Triton takes, of the profiles that an instance has, the one whose best shape is nearest to the batch's.
+        group |= {"kind": Symbol("KIND_GPU"), "gpus": list(config.gpus or ())}
+        group |= {"profile": [str(index) for index in range(len(profiles))]}
+    return {
+        "name": name,
+        "platform": _PLATFORMS[config.backend],
+        "backend": config.backend,
+        "default_model_filename": FILES[config.backend],
+        "max_batch_size": limits.batch_size,
+        "input": [_tensor(each, tensors.input_type, -1) for each in tensors.inputs],
+        "output": [_tensor("logits", tensors.output_type, tensors.labels)],
+        "instance_group": [group],
+        # Texts have waited for others before their tokens come here.
+        **_batching(0, profiles, limits),
+        "optimization": _optimization(config, profiles, tensors, limits),
+        "parameters": [] if config.threads is None else _parameters({"intra_op_thread_count": config.threads}),
+        "model_warmup": [
+            _warmup(f"{batch}x{length}", batch, {
+                each: {"data_type": Symbol(tensors.input_type), "dims": length, "zero_data": True}
+                for each in tensors.inputs
+            })
+            # Only a plan has kernels, and a CUDA graph, of each length.
+            for length in (limits.buckets if profiles else limits.buckets[-1:])
+            for batch in sorted({1, limits.batch_size})
+        ],
+    }  # fmt: skip
+
+
+def text_config(
+    name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: Limits, side: str = "right"
+) -> Message:
+    """Return the config.pbtxt of the model that clients call: texts in, ``score`` or ``label`` and ``probabilities`` out.
+
+    Its parameters are the settings of model.py, each as JSON; ``engine`` tells a reader which engine is served. Texts are
+    cut on `side`.
+    """
+    task, own_encoder = manifest.task, config.backend == "python"
+    profiles = manifest.profiles if config.backend == "tensorrt" else []
+    texts = ("text", "text_pair") if task.is_pair else ("text",)
+    count = config.text_instances or config.instances * max(1, len(config.gpus or ())) + 1
+    outputs = [_tensor("score", "TYPE_FP32", 1)]
+    if not task.is_regression:
+        outputs = [_tensor("label", "TYPE_STRING", 1), _tensor("probabilities", "TYPE_FP32", tensors.labels)]
+    settings = {
+        "encoder": None if own_encoder else encoder_name(name),
+        "inputs": tensors.inputs,
+        "input_type": tensors.input_type,
+        "buckets": limits.buckets,
+        "apart": config.runs_on == "cpu",
+        "pad_token_id": manifest.model.pad_token_id,
+        "labels": task.labels,
+        "activation": task.activation,
+        "max_length": limits.max_length,
+        "truncation_side": side,
+        "threads": config.threads,
+        "needs_vnni": config.vnni and manifest.precision.startswith("int8"),
+        "engine": _engine(manifest),
+    }
+    environment = {"EXECUTION_ENV_PATH": config.execution_env_path} if config.execution_env_path else {}
+    warmup = {each: {"data_type": Symbol("TYPE_STRING"), "dims": 1, "input_data_file": WARMUP_TEXT} for each in texts}
+    return {
+        "name": name,
+        "backend": "python",
+        "max_batch_size": limits.batch_size,
+        "input": [_tensor(each, "TYPE_STRING", 1) for each in texts],
+        "output": outputs,
+        "instance_group": [{"count": config.instances if own_encoder else count, "kind": Symbol("KIND_CPU")}],
+        **_batching(config.max_queue_delay_microseconds, profiles, limits),
+        "parameters": [*_parameters(settings), *entries({k: {"string_value": v} for k, v in environment.items()})],
+        # Another model of the server may not be ready when this one is warmed up.
+        "model_warmup": [_warmup(str(batch), batch, warmup) for batch in sorted({1, limits.batch_size})]
+        if own_encoder
+        else [],
+    }
+
+
+def _tensor(name: str, data_type: str, dims: int) -> Message:
+    return {"name": name, "data_type": Symbol(data_type), "dims": dims}
+
+
+def _parameters(values: dict[str, Any]) -> list[Message]:
+    return entries({name: {"string_value": json.dumps(value)} for name, value in values.items()})
+
+
+def _warmup(name: str, batch_size: int, inputs: Mapping[str, Message]) -> Message:
+    return {"name": name, "batch_size": batch_size, "inputs": entries(inputs)}
+
+
+def _batching(delay: int, profiles: Sequence[ShapeProfile], limits: Limits) -> Message:
+    """The batcher, which waits `delay` microseconds; a plan prefers the batches that it is tuned for."""
+    if limits.batch_size == 1:
+        return {}
+    tuned = {profile.opt[0] for profile in profiles if profile.opt[0] <= limits.batch_size}
+    preferred = sorted({*tuned, limits.batch_size}) if profiles else []
+    return {"dynamic_batching": {"preferred_batch_size": preferred, "max_queue_delay_microseconds": delay}}
+
+
+def _optimization(
+    config: TritonConfig, profiles: Sequence[ShapeProfile], tensors: Tensors, limits: Limits
+) -> Message | None:
+    """CUDA graphs of the shapes that are run: every length, with batches of powers of two and the plan's own.
+
+    A graph for a range of shapes (``graph_lower_bound``) would leave the rest of its input as it was, which as token ids may
+    lie outside the table: each graph is for one shape.
+    """
+    if config.backend != "tensorrt" or not config.cuda_graphs:
+        return None
+    powers = [2**n for n in range(limits.batch_size.bit_length())]
+    batches = sorted({size for size in (*powers, *(p.opt[0] for p in profiles)) if size <= limits.batch_size}
+                     | {limits.batch_size})  # fmt: skip
+    specs = [
+        {"batch_size": batch, "input": entries({name: {"dim": length} for name in tensors.inputs})}
+        for length in limits.buckets
+        for batch in batches
+        if covering(profiles, (batch, length)) is not None
+    ]
+    return {"cuda": {"graphs": True, "graph_spec": specs}}
+
+
+def _engine(manifest: Manifest) -> dict[str, Any]:
+    """Which engine is served."""
+    keys = ("precision", "stage", "created", "q8trt_version")
+    hashes = {name: info.sha256 for name, info in manifest.files.items()}
+    told = {key: getattr(manifest, key) for key in keys}
+    return {"task": manifest.task.name, "model": manifest.model.name, **told, "sha256": hashes}

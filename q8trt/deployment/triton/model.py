@@ -1,0 +1,214 @@
+"""The Python-backend model of a Triton repository: texts in, scores or labels out.
+
+This file is copied into the repository and runs inside the server, beside a copy of `q8trt.tasks.data.encoding`. It
+imports numpy, tokenizers and the server's own module, nothing of q8trt; onnxruntime only if it runs the encoder itself. Its settings are
+parameters of its config.pbtxt, as JSON (`q8trt.deployment.triton.config` writes them).
+
+A request holds ``text`` and, for a task of pairs, ``text_pair``: (rows, 1) strings. The dynamic batcher gives several requests
+at once; their rows go through the encoder together, and each request gets its own rows back, or its own error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "activation",
+             "max_length", "truncation_side", "threads", "needs_vnni")  # fmt: skip
+_ONNX_TYPES = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64}
+
+
+class TextError(ValueError):
+    """A request cannot be answered; the message goes to the client."""
+
+
+class TritonPythonModel:
+    """The life of a model instance, as the Python backend calls it. An instance is a process and runs one batch at a time."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the settings, the tokenizer and, where the encoder runs here, its graph."""
+        from tokenizers import Tokenizer
+
+        config = json.loads(args["model_config"])
+        given = {name: json.loads(config["parameters"][name]["string_value"]) for name in _SETTINGS}
+        if given["needs_vnni"] and not _has_vnni():
+            raise pb_utils.TritonModelException("the graph is for a CPU with VNNI; write the repository without --vnni")
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.names = [each["name"] for each in config["input"]]
+        self.labels: list[str] = given["labels"]
+        self.inputs: list[str] = given["inputs"]
+        self.type = _ONNX_TYPES[given["input_type"]]
+        self.buckets, self.apart, self.pad_token_id = given["buckets"], given["apart"], given["pad_token_id"]
+        self.activation: str = given["activation"]
+        self.encoding = _module(folder / "encoding.py")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.encoder: Any = self.encoding.Encoder(
+            tokenizer, given["max_length"], len(self.names) == 2, given["truncation_side"]
+        )
+        if given["encoder"]:
+            self.encode: Any = TritonEncoder(given["encoder"])
+        else:
+            instances = sum(group.get("count", 1) for group in config["instance_group"])
+            self.encode = OnnxEncoder(folder / "model.onnx", given["threads"] or (os.cpu_count() or 1) // instances)
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """One response for each request; a request that cannot be answered does not keep the others from theirs."""
+        rows: list[Any] = []
+        spans: list[slice | TextError] = []
+        for request in requests:
+            try:
+                added = self._rows(request)
+                spans.append(slice(len(rows), len(rows) + len(added)))
+                rows += added
+            except TextError as error:
+                spans.append(error)
+        try:
+            logits = self._logits(rows) if rows else np.empty((0, 1), np.float32)
+        except pb_utils.TritonModelException as error:
+            return [_failed(f"the encoder failed: {error}", pb_utils.TritonError.INTERNAL) for _ in requests]
+        except self.encoding.EncodingError as error:
+            return [_failed(f"the tokenizer failed: {error}", pb_utils.TritonError.INTERNAL) for _ in requests]
+        return [
+            _failed(str(span), pb_utils.TritonError.INVALID_ARG)
+            if isinstance(span, TextError)
+            else pb_utils.InferenceResponse(self._answer(logits[span]))
+            for span in spans
+        ]
+
+    def _rows(self, request: Any) -> list[Any]:
+        """Return the texts of a request: a tuple of one or two strings for each row.
+
+        Raises:
+            TextError: the inputs have different numbers of rows, or a text is empty or not UTF-8.
+        """
+        columns = []
+        for name in self.names:
+            texts = pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
+            columns.append([_text(text, name, index) for index, text in enumerate(texts)])
+        if len({len(column) for column in columns}) != 1:
+            counts = " and ".join(f"{len(column)} in {name}" for name, column in zip(self.names, columns, strict=True))
+            raise TextError(f"as many texts are expected in each input, got {counts}")
+        return list(zip(*columns, strict=True))
+
+    def _logits(self, rows: list[Any]) -> np.ndarray:
+        """(rows, labels) float32, in the order of `rows`.
+
+        Rows of one bucket run together. Where time goes with the number of tokens (a CPU), the buckets run `apart`; where a
+        call costs more than the padding (a GPU), all rows run in the bucket of the longest.
+        """
+        encoded = self.encoder.encode(rows)
+        lengths = np.array([len(ids) for ids in encoded.ids])
+        buckets = np.array(self.buckets)[np.searchsorted(self.buckets, lengths if self.apart else lengths.max())]
+        buckets = np.broadcast_to(buckets, lengths.shape)
+        logits: Any = None
+        for bucket in np.unique(buckets):
+            indices = np.flatnonzero(buckets == bucket)
+            found = self.encode({name: self._padded(name, encoded, indices, bucket) for name in self.inputs})
+            logits = np.empty((len(rows), found.shape[1]), np.float32) if logits is None else logits
+            logits[indices] = found
+        return logits
+
+    def _padded(self, name: str, encoded: Any, indices: np.ndarray, length: int) -> np.ndarray:
+        """Model input `name` of the rows at `indices`: (rows, length)."""
+        array = np.full((len(indices), length), self.pad_token_id if name == "input_ids" else 0, self.type)
+        for target, index in zip(array, indices, strict=True):
+            ids = encoded.ids[index]
+            values = {"input_ids": ids, "attention_mask": 1, "token_type_ids": encoded.type_ids[index]}
+            target[: len(ids)] = values[name]
+        return array
+
+    def _answer(self, logits: np.ndarray) -> list[Any]:
+        """The outputs for (rows, labels) logits: ``score``, or ``label`` and ``probabilities``."""
+        if not self.labels:
+            return [pb_utils.Tensor("score", sigmoid(logits) if self.activation == "sigmoid" else logits)]
+        wide = logits.astype(np.float64)
+        powers = np.exp(wide - wide.max(axis=1, keepdims=True))
+        probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+        names = np.array([[self.labels[index]] for index in logits.argmax(axis=1)], dtype=object)
+        return [pb_utils.Tensor("label", names), pb_utils.Tensor("probabilities", probabilities)]
+
+
+class TritonEncoder:
+    """The encoder as another model of this server (business logic scripting), which holds the GPU."""
+
+    def __init__(self, model_name: str) -> None:
+        self.model_name = model_name
+        self.memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
+
+    def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits (rows, labels). Raises TritonModelException with the words of the encoder's error."""
+        request = pb_utils.InferenceRequest(
+            model_name=self.model_name,
+            requested_output_names=["logits"],
+            inputs=[pb_utils.Tensor(name, array) for name, array in arrays.items()],
+            preferred_memory=self.memory,
+        )
+        response = request.exec()
+        if response.has_error():
+            raise pb_utils.TritonModelException(response.error().message())
+        return np.asarray(pb_utils.get_output_tensor_by_name(response, "logits").as_numpy(), np.float32)
+
+
+class OnnxEncoder:
+    """The encoder on the CPU, in this process, by ONNX Runtime."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; its warnings speak of the graph's own nodes
+        options.intra_op_num_threads = max(1, threads)
+        # Threads that spin for work take the cores from the other instances and from the server.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits (rows, labels). Raises TritonModelException with the words of ONNX Runtime's error."""
+        try:
+            return np.asarray(self.session.run(["logits"], arrays)[0], np.float32)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise pb_utils.TritonModelException(str(error)) from error
+
+
+def _module(path: Path) -> Any:
+    """Return the module of a file beside this one."""
+    spec = importlib.util.spec_from_file_location(f"q8trt_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise pb_utils.TritonModelException(f"{path} is no Python file; write the repository again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses looks its module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return the sigmoid of float32 logits, as torch has it; large ones do not overflow."""
+    powers = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)
+
+
+def _has_vnni(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    flags = Path(cpuinfo).read_text(encoding="utf-8").split()
+    return "avx512_vnni" in flags or "avx_vnni" in flags
+
+
+def _text(value: Any, name: str, index: int) -> str:
+    try:
+        text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError:
+        raise TextError(f"{name}[{index}] is not UTF-8") from None
+    if not text.strip():
+        raise TextError(f"{name}[{index}] is empty; leave such rows out")
+    return text
+
+
+def _failed(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,227 @@
+"""An engine folder -> a Triton model repository, whole or not at all.
+
+    <output>/<name>/            config.pbtxt, 1/model.py, 1/encoding.py, 1/tokenizer.json: texts in, scores or labels out
+    <output>/<name>_encoder/    config.pbtxt, 1/model.plan or 1/model.onnx: token arrays in, logits out
+
+With the backend "python" there is no encoder model: 1/model.onnx lies beside model.py, which runs it.
+
+The two are composed by business logic scripting (model.py calls the encoder), not as an ensemble. Triton batches requests of
+one shape only; behind a tokenizer the shapes of an ensemble differ by length and break batches apart, while texts all have the
+shape of one string. And one file then pads, checks and answers, with the encoder inside or outside.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from q8trt.deployment.triton.config import (
+    FILES,
+    WARMUP_TEXT,
+    Tensors,
+    TritonConfig,
+    default_name,
+    encoder_config,
+    encoder_name,
+    text_config,
+)  # fmt: skip
+from q8trt.deployment.triton.pbtxt import render
+from q8trt.engine.backend import TITLES, one_line
+from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
+from q8trt.engine.preflight import rebuild_command
+from q8trt.engine.shapes import show_profiles
+from q8trt.errors import ConfigError, EngineError, MissingPackageError
+from q8trt.files import atomic_folder, exclusive, new_folder
+from q8trt.files.onnx import check_file
+from q8trt.hardware.packages import install_command
+from q8trt.inference.batching import Limits, limits
+from q8trt.inference.consistency import check_tokenizer
+from q8trt.inference.text import TextEncoder
+from q8trt.tasks.data import encoding
+from q8trt.tasks.data.tokenizer_file import TOKENIZER_FILE, truncation_side
+
+VERSION = "1"
+_DEFAULT_BATCH = 32
+#: Without a plan any length runs. Rows of about one length share a call: fewer calls, and hardly more padding.
+_STEP = 8
+_OTHERS = "or serve model.onnx: --backend onnxruntime (in NVIDIA's container) or --backend python (CPU)"
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What was written.
+
+    Attributes:
+        path: the model repository.
+        models: its models; the first is the one that clients call.
+        limits: lengths and batch sizes.
+        manifest: the engine's.
+    """
+
+    path: Path
+    models: tuple[str, ...]
+    limits: Limits
+    manifest: Manifest
+
+
+def write_repository(engine: str | Path, output_dir: str | Path, config: TritonConfig | None = None) -> Repository:
+    """Write the model repository of an engine folder.
+
+    Args:
+        engine: what `build_engine.py` wrote.
+        output_dir: the repository; it must not exist, or be empty.
+        config: how the engine is served.
+
+    Raises:
+        ConfigError: the output exists and is not empty, the batch is beyond the plan's, or the folder is not to be written.
+        EngineError: the engine folder is missing or damaged, or has not what the backend runs.
+        BackendError: onnx is not installed.
+    """
+    config, engine, output = config or TritonConfig(), Path(engine), Path(output_dir)
+    target = new_folder(output)
+    manifest = load_manifest(engine)
+    _check_servable(engine, manifest, config)
+    tensors = read_tensors(engine / ONNX_FILE, manifest)
+    found = _limits(manifest, config)
+    name = config.model_name or default_name(manifest)
+    with exclusive(target), atomic_folder(target) as temporary:
+        models = [name]
+        side = _check_tokenizer(engine, manifest, found.max_length)
+        text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, found, side)))
+        shutil.copyfile(Path(__file__).with_name("model.py"), text / "model.py")
+        shutil.copyfile(encoding.__file__, text / "encoding.py")
+        shutil.copyfile(engine / TOKENIZER_FILE, text / TOKENIZER_FILE)
+        if config.backend == "python":
+            _write_graph(engine, text / ONNX_FILE, manifest, config)
+            _write_warmup(text.parent / "warmup", found.max_length)
+        else:
+            models.append(encoder_name(name))
+            message = encoder_config(models[1], config, manifest, tensors, found)
+            encoder = _write_model(temporary, models[1], render(message))
+            if config.backend == "tensorrt":
+                shutil.copyfile(engine / PLAN_FILE, encoder / FILES["tensorrt"])
+            else:
+                _write_graph(engine, encoder / FILES["onnxruntime"], manifest, config)
+    return Repository(output, tuple(models), found, manifest)
+
+
+def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> None:
+    """Refuse an engine that has not what the backend runs. Triton's tensorrt backend is linked to nvinfer, TensorRT's library.
+
+    Raises:
+        EngineError: the plan is missing, TensorRT-RTX's, or takes no single row; or there is no graph.
+    """
+    if ONNX_FILE not in manifest.files:
+        raise EngineError(f"{engine} has no {ONNX_FILE}; rebuild it: {rebuild_command(engine, manifest)}")
+    if config.backend != "tensorrt":
+        return
+    rebuild = f"rebuild it: {rebuild_command(engine, manifest, backend='tensorrt')}"
+    built = manifest.backend
+    if built is None or PLAN_FILE not in manifest.files:
+        raise EngineError(f"{engine} has no plan; {rebuild}; {_OTHERS}")
+    if built.name != "tensorrt":
+        title = TITLES.get(built.name, built.name)
+        raise EngineError(
+            f"{engine / PLAN_FILE} is a plan of {title}, and Triton's tensorrt backend loads plans of TensorRT only; "
+            f"{rebuild}; {_OTHERS}"
+        )
+    if any(profile.min[0] > 1 for profile in manifest.profiles):
+        shapes = show_profiles(manifest.profiles)
+        raise EngineError(
+            f"{engine / PLAN_FILE} takes {shapes}, but a request may be a single row; rebuild it with 1 as the smallest batch"
+        )
+
+
+def _limits(manifest: Manifest, config: TritonConfig) -> Limits:
+    """The engine's lengths and batch sizes; texts are cut where `q8trt.Engine` cuts them."""
+    plan, wanted = config.backend == "tensorrt", config.max_batch_size
+    largest = manifest.largest_shape
+    found = limits(manifest, plan, None, wanted or (largest[0] if largest else _DEFAULT_BATCH))
+    if not plan:
+        steps = (*range(_STEP, found.max_length, _STEP), found.max_length)
+        found = limits(manifest, plan, steps, found.batch_size)
+    if wanted is not None and found.batch_size < wanted:
+        shapes = show_profiles(manifest.profiles)
+        raise ConfigError(
+            f"--max_batch_size {wanted} is beyond the plan, which takes {shapes}; give {found.batch_size} or less"
+        )
+    return found
+
+
+def read_tensors(path: Path, manifest: Manifest) -> Tensors:
+    """The inputs and the output of the encoder's graph.
+
+    Raises:
+        BackendError: onnx is not installed.
+        EngineError: the graph cannot be read, or its tensors are not what the manifest says.
+    """
+    onnx = _onnx()
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf's exceptions share no base with OSError
+        raise EngineError(f"{path} cannot be read: {one_line(error)}") from error
+    types = {each.name: onnx.TensorProto.DataType.Name(each.type.tensor_type.elem_type)
+             for each in (*graph.input, *graph.output)}  # fmt: skip
+    inputs = tuple(each.name for each in graph.input)
+    outputs = {each.name: each.type.tensor_type.shape.dim for each in graph.output}
+    dims = outputs.get("logits", ())
+    kinds = {types[name] for name in inputs}
+    if set(inputs) != set(manifest.inputs) or len(dims) != 2 or len(kinds) != 1 or not kinds <= {"INT32", "INT64"}:
+        told = ", ".join(f"{name} {kind}" for name, kind in types.items())
+        raise EngineError(f"{path} has the tensors {told}; expected integer {', '.join(manifest.inputs)} and logits")
+    labels = dims[1].dim_value or manifest.model.num_labels
+    if labels != manifest.model.num_labels:
+        raise EngineError(f"{path} answers {labels} logits, but the manifest says {manifest.model.num_labels}")
+    output_type = {"FLOAT": "FP32", "FLOAT16": "FP16"}.get(types["logits"], types["logits"])
+    return Tensors(inputs, f"TYPE_{kinds.pop()}", f"TYPE_{output_type}", labels)
+
+
+def _onnx() -> Any:
+    try:
+        import onnx
+    except ImportError:
+        raise MissingPackageError("onnx is not installed, which reads the graph", install_command("triton")) from None
+    return onnx
+
+
+def _write_model(repository: Path, name: str, config: str) -> Path:
+    """Make the folder of a model with its config.pbtxt; returns that of its version."""
+    version = repository / name / VERSION
+    version.mkdir(parents=True)
+    (version.parent / "config.pbtxt").write_text(config, encoding="utf-8")
+    return version
+
+
+def _check_tokenizer(engine: Path, manifest: Manifest, max_length: int) -> str:
+    """Return the side on which the engine's tokenizer cuts. Raises EngineError if it cannot be used."""
+    check_tokenizer(engine, manifest, TextEncoder(engine, manifest, max_length).tokenizer)
+    return truncation_side(engine)
+
+
+def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonConfig) -> None:
+    """The graph as it is or, for the CPU, as ONNX Runtime's kernels want it.
+
+    Without --vnni weights are unsigned whatever CPU this is: the one that serves may have no VNNI.
+    """
+    if config.runs_on == "cuda" or not manifest.precision.startswith("int8"):
+        check_file(engine / ONNX_FILE)
+        shutil.copyfile(engine / ONNX_FILE, path)
+        return
+    from q8trt.runtime.onnxruntime.graph import for_the_cpu
+
+    source = engine / ONNX_FILE
+    try:
+        rewritten = for_the_cpu(source.read_bytes(), unsigned_weights=not config.vnni)
+    except ValueError as error:
+        raise EngineError(f"cannot load {source}, which may be damaged: {one_line(error)}") from None
+    path.write_bytes(rewritten)
+
+
+def _write_warmup(folder: Path, max_length: int) -> None:
+    """A text that fills the longest bucket, so that the first request finds memory and kernels ready."""
+    text = ("plane " * max_length).encode()
+    folder.mkdir()
+    (folder / WARMUP_TEXT).write_bytes(struct.pack("<I", len(text)) + text)

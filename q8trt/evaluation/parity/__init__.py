@@ -1,0 +1,14 @@
+"""Where do the stages between a model and its engine part?
+
+    torch FP32 -> (torch, quantizers off) -> torch fake-quant -> ONNX Runtime -> TensorRT
+
+Logits alone do not tell a fault from rounding: a value between two INT8 steps may fall either way, and what one such
+value changes grows from layer to layer. So each layer of a stage is also run by itself, on the hidden states of the stage
+before it. Between stages of the same arithmetic it may then differ by its own rounding alone, and a layer that differs by
+more is the one at fault. Hidden states are compared where the attention mask is 1.
+"""
+
+from q8trt.evaluation.parity.check import check_parity
+from q8trt.evaluation.parity.stages import ParityConfig, engines_of
+
+__all__ = ["ParityConfig", "check_parity", "engines_of"]

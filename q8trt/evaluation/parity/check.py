@@ -1,0 +1,254 @@
+"""Runs the stages one after the other and compares each with the one before it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from q8trt.console.progress import progress
+from q8trt.engine.search import Engine
+from q8trt.errors import BackendError, EngineError
+from q8trt.evaluation.parity.stages import ParityConfig, Rows, Stage, rows_of, stages_of
+from q8trt.hardware.provenance import portable
+from q8trt.reporting.parity_table import Difference, EngineParity, Pair, StageFigures
+from q8trt.runtime.base import Runner
+from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
+from q8trt.tasks.data import DataConfig, restore_order
+from q8trt.tasks.metrics import compute_from_logits
+
+#: Precision -> relative error that a layer may add by rounding alone. Measured on MiniLM, recipes `linear` and `full`: FP32
+#: 1e-6; INT8 up to 0.013; INT8 with FP16 elsewhere 0.15, for there every value lies a little off before it is rounded.
+TOLERANCES = {"fp32": 0.005, "fp16": 0.02, "int8": 0.05, "int8+fp16": 0.3}
+#: Rows whose hidden states are compared.
+LAYER_ROWS = 32
+
+States = dict[str, np.ndarray]
+"""Module -> its output at the attended positions, (tokens, features), or of each row, (rows, features)."""
+
+
+@dataclass
+class Seen:
+    """What a stage showed: logits, and hidden states under the names of modules, per batch size."""
+
+    stage: Stage
+    logits: dict[int, np.ndarray] = field(default_factory=dict)
+    states: dict[int, States] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of two things to compare: what a stage showed at a batch size."""
+
+    seen: Seen
+    size: int
+
+    @property
+    def logits(self) -> np.ndarray:
+        return self.seen.logits[self.size]
+
+    @property
+    def states(self) -> States:
+        return self.seen.states.get(self.size, {})
+
+
+def check_parity(engine: Engine, data: DataConfig, config: ParityConfig) -> EngineParity:
+    """Run every stage of `engine` on the development rows and compare each with the one before it.
+
+    Raises:
+        ConfigError: the engine lies in no run, so that its checkpoints are not known.
+        CheckpointError: a checkpoint of the run is gone or damaged.
+        DataError: the rows carry no labels, or logits are not finite.
+        EngineError: model.onnx was not exported by q8trt.
+    """
+    rows = rows_of(engine, data, config)
+    stages, not_run = stages_of(engine, rows)
+    tolerance = config.tolerance or TOLERANCES[engine.manifest.precision]
+    check = _Check(rows, tolerance, config.quantization_tolerance)
+    for stage in stages:
+        try:
+            check.run(stage)
+        except (BackendError, EngineError) as error:
+            if stage.kind != "engine":
+                raise
+            not_run[stage.name] = str(error)
+    return EngineParity(
+        name=engine.name,
+        folder=portable(engine.folder),
+        precision=engine.manifest.precision,
+        task=rows.features.task.name,
+        main_metric=rows.features.task.main_metric,
+        split=rows.features.split,
+        data_source=rows.features.source,
+        layer_rows=min(LAYER_ROWS, len(rows.features)),
+        stages=check.figures,
+        pairs=sorted(check.pairs, key=lambda pair: pair.kind == "padding"),
+        not_run=not_run,
+    )
+
+
+def places_of(modules: Sequence[str]) -> dict[str, list[str]]:
+    """Group modules, in the order of computation, into "embeddings", "layer.0" and so on, and "head".
+
+    The last module of a place is where its hidden states, or the logits, leave it.
+    """
+    places: dict[str, list[str]] = {}
+    for module in modules:
+        number = re.search(r"\.layer\.(\d+)\.", module)
+        outside = "head" if "layer.0" in places else "embeddings"
+        places.setdefault(f"layer.{number[1]}" if number else outside, []).append(module)
+    return places
+
+
+def short_module(module: str) -> str:
+    """``"attention.self.query"`` for a module of a layer, the whole path for others."""
+    return re.split(r"\.layer\.\d+\.", module)[-1]
+
+
+def relative_error(reference: np.ndarray, other: np.ndarray) -> float:
+    """Norm of the difference over the norm of `reference`: 10 ** (-SQNR / 20) for an SQNR in dB."""
+    difference = other.astype(np.float64) - reference
+    return float(np.linalg.norm(difference) / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-12))
+
+
+def first_above(errors: Mapping[str, float], tolerance: float | None) -> str | None:
+    """The first name whose error is above `tolerance` (or not a number); None where none is."""
+    return next((name for name, error in errors.items() if tolerance is not None and not error <= tolerance), None)
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    apart = np.abs(second - first)
+    return Difference(float(apart.max()), float(apart.mean()))
+
+
+class _Check:
+    """Runs the stages of one engine one after the other; only the model of the current stage is in memory."""
+
+    def __init__(self, rows: Rows, tolerance: float, quantization_tolerance: float) -> None:
+        self.rows, self.tolerance, self.quantization_tolerance = rows, tolerance, quantization_tolerance
+        self.sample = rows.features.take(LAYER_ROWS)
+        self.places: dict[str, list[str]] = {}
+        self.fp32: Seen | None = None
+        self.before: Seen | None = None
+        self.quantization_error = 0.0
+        self.figures: list[StageFigures] = []
+        self.pairs: list[Pair] = []
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """Place -> the module that its hidden states (the head's logits) leave."""
+        return {place: modules[-1] for place, modules in self.places.items()}
+
+    def run(self, stage: Stage) -> None:
+        """Run `stage` and compare it with those before it."""
+        with stage.open() as runner:
+            seen = self._look(stage, runner)
+            smallest, *others = self.rows.batch_sizes
+            for size in self.rows.batch_sizes:
+                self._note(seen, size)
+                if self.before:
+                    self._compare(runner, stage.kind, _Side(self.before, size), _Side(seen, size))
+            for size in others:
+                self._compare(runner, "padding", _Side(seen, smallest), _Side(seen, size))
+        self.fp32, self.before = self.fp32 or seen, seen
+
+    def _look(self, stage: Stage, runner: Runner) -> Seen:
+        seen, total = Seen(stage), sum(len(self.rows.at(size)) for size in self.rows.batch_sizes)
+        with progress(stage.name, total) as advance:
+            for size in self.rows.batch_sizes:
+                batches = list(self.rows.batches(self.rows.at(size), size))
+                chunks = []
+                for batch in batches:
+                    chunks.append(runner.infer(batch.arrays))
+                    advance(len(batch.indices))
+                seen.logits[size] = restore_order(chunks, [batch.indices for batch in batches])
+        if isinstance(runner, ProbedTorch) and not self.places:
+            batch = next(self.rows.batches(self.sample, self.rows.batch_sizes[-1]))
+            self.places = places_of(runner.modules(batch.arrays))
+        if isinstance(runner, ProbedTorch | ProbedOnnxRuntime):
+            seen.states = {size: self._states(runner, size, list(self.ends.values())) for size in self.rows.batch_sizes}
+        return seen
+
+    def _states(self, runner: Any, size: int, modules: Sequence[str], given: States | None = None) -> States:
+        """Outputs of `modules` on the sample in batches of `size`; `given`: each layer starts from these hidden states."""
+        parts: dict[str, list[np.ndarray]] = {module: [] for module in modules}
+        done = 0
+        for batch in self.rows.batches(self.sample, size):
+            mask = batch.arrays["attention_mask"].astype(bool)
+            tokens = slice(done, done := done + int(mask.sum()))
+            stand_ins = {module: _padded(states[tokens], mask) for module, states in (given or {}).items()}
+            for module, output in runner.outputs(batch.arrays, modules, stand_ins).items():
+                parts[module].append(output[mask] if output.ndim == 3 else output)
+        return {module: np.concatenate(chunks) for module, chunks in parts.items()}
+
+    def _note(self, seen: Seen, size: int) -> None:
+        features, logits = self.rows.at(size), seen.logits[size]
+        before, fp32 = (
+            _difference(other.logits[size], logits) if other else None for other in (self.before, self.fp32)
+        )
+        metrics = compute_from_logits(features.task, logits, np.asarray(features.labels), self.rows.activation)
+        self.figures.append(StageFigures(seen.stage.name, size, len(features), metrics, before, fp32))
+
+    def _tolerance(self, kind: str, shows_layers: bool) -> float | None:
+        if kind == "training":
+            return None
+        if kind == "quantization":
+            return self.quantization_tolerance
+        # Where only logits show, rounding has grown through all layers: to no more than what quantization itself did.
+        return self.tolerance if shows_layers else max(self.tolerance, self.quantization_error)
+
+    def _compare(self, runner: Runner, kind: str, first: _Side, second: _Side) -> None:
+        """Compare `second`, whose stage `runner` runs, with `first`."""
+        rows = min(len(first.logits), len(second.logits))
+        logits = first.logits[:rows], second.logits[:rows]
+        error, alone, so_far = relative_error(*logits), {}, {}
+        if kind == "quantization":
+            self.quantization_error = max(self.quantization_error, error)
+        tolerance, module = self._tolerance(kind, bool(second.states)), None
+        if second.states:
+            forced = self._states(runner, second.size, list(self.ends.values()), self._given(first))
+            alone = {place: relative_error(first.states[end], forced[end]) for place, end in self.ends.items()}
+            so_far = {place: relative_error(first.states[end], second.states[end]) for place, end in self.ends.items()}
+        parts_at = first_above(alone or {"logits": error}, tolerance)
+        if alone and parts_at:
+            module = short_module(self._first_module(runner, parts_at, tolerance, first, second))
+        pair = Pair(
+            first=first.seen.stage.name + f", batch {first.size}" * (kind == "padding"),
+            second=second.seen.stage.name + f", batch {second.size}" * (kind == "padding"),
+            kind=kind,
+            batch_size=second.size,
+            tolerance=tolerance,
+            logits=_difference(*logits),
+            logits_error=error,
+            alone=alone,
+            so_far=so_far,
+            parts_at=parts_at,
+            module=module,
+        )
+        self.pairs.append(pair)
+
+    def _given(self, side: _Side) -> States:
+        """The hidden states of `side` that stand in for those of another stage: all but the head's logits."""
+        return {end: side.states[end] for place, end in self.ends.items() if place != "head"}
+
+    def _first_module(self, runner: Runner, place: str, tolerance: float | None, first: _Side, second: _Side) -> str:
+        """The first module of `place` whose output is further apart than `tolerance`."""
+        modules = self.places[place]
+        # Of the two models only `runner`'s is in memory, unless both sides are the same stage.
+        again = contextlib.nullcontext(runner) if first.seen is second.seen else first.seen.stage.open()
+        with again as other:
+            reference = self._states(other, first.size, modules)
+        forced = self._states(runner, second.size, modules, self._given(first))
+        errors = {module: relative_error(reference[module], forced[module]) for module in modules}
+        return first_above(errors, tolerance) or modules[-1]
+
+
+def _padded(states: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(tokens, features) at the positions where the (batch, sequence) `mask` is set, zero at the others."""
+    array = np.zeros((*mask.shape, states.shape[-1]), np.float32)
+    array[mask] = states
+    return array

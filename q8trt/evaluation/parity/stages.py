@@ -1,0 +1,175 @@
+"""The stages of an engine, and the rows to run them on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from q8trt.console.commands import command
+from q8trt.engine.backend import TITLES
+from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
+from q8trt.engine.search import Engine, find_engines
+from q8trt.engine.shapes import covering, show_profiles
+from q8trt.errors import ConfigError, DataError
+from q8trt.models import checkpoints
+from q8trt.runs.run import RUN_FILE
+from q8trt.runtime import open_runner
+from q8trt.runtime.base import Runner
+from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
+from q8trt.tasks.data import DEFAULT_BUCKETS, Batch, DataConfig, Features, bucketed_batches, load_dev, tokenize
+
+#: Rows scored at batch 1 unless a number is given.
+ROWS_AT_BATCH_1 = 256
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """How to compare.
+
+    Attributes:
+        batch_sizes: rows a batch; 1 runs without padding, others are padded to a bucket of lengths.
+        samples: rows of the development set; None for all of them (the first 256 at batch 1).
+        tolerance: relative error that a layer may add between stages of the same arithmetic; None for `TOLERANCES`.
+        quantization_tolerance: relative error that quantizing a layer may add; `full` with PTQ adds up to 0.36 to a layer
+            of MiniLM, `linear` 0.13.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 32)
+    samples: int | None = None
+    tolerance: float | None = None
+    quantization_tolerance: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"--batch_sizes {' '.join(map(str, self.batch_sizes))}, expected numbers of 1 or more")
+        if self.samples is not None and self.samples < 1:
+            raise ConfigError(f"--samples {self.samples}, expected 1 or more")
+        for name in ("tolerance", "quantization_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"--{name} {value}, expected a relative error above 0, such as 0.01")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One way to run the model.
+
+    Attributes:
+        name: what it is called in reports.
+        kind: what lies between it and the stage before; "" for the first. See `Pair.kind`.
+        open: makes its runner.
+    """
+
+    name: str
+    kind: str
+    open: Callable[[], Runner]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows to compare on, and how they become batches."""
+
+    features: Features
+    pad_token_id: int
+    max_length: int
+    batch_sizes: tuple[int, ...]
+    all_at_batch_1: bool
+    activation: str = "identity"
+
+    def at(self, batch_size: int) -> Features:
+        """The rows scored at `batch_size`."""
+        return self.features.take(ROWS_AT_BATCH_1 if batch_size == 1 and not self.all_at_batch_1 else None)
+
+    def batches(self, features: Features, batch_size: int) -> Iterator[Batch]:
+        """Sorted by length, so that rows come in the same order at every batch size."""
+        buckets = range(1, self.max_length) if batch_size == 1 else DEFAULT_BUCKETS
+        return bucketed_batches(features, batch_size, self.pad_token_id, buckets, self.max_length)
+
+
+def engines_of(paths: Sequence[str], runs_dir: str) -> list[Engine]:
+    """The engines in `paths`, each an engine folder or a run; without paths those of the run whose engine is the newest.
+
+    Raises:
+        ConfigError: a run has no engine, or no engine was built yet.
+        EngineError: a folder is damaged or is no engine.
+    """
+    folders: list[str] = []
+    for path in map(Path, paths):
+        inside = [str(found.parent) for found in sorted(path.glob(f"engine*/{MANIFEST_FILE}"))]
+        is_run = (path / RUN_FILE).is_file()
+        if is_run and not inside:
+            raise ConfigError(
+                f"{path} has no engine; build one: {command('build-engine', '--int8', '--checkpoint', path)}"
+            )
+        folders += inside if is_run else [str(path)]
+    return find_engines(folders, runs_dir)
+
+
+def rows_of(engine: Engine, data: DataConfig, config: ParityConfig) -> Rows:
+    """The development rows (MNLI: of the first split), tokenized; lengths and batches cut to what the plan accepts.
+
+    Raises:
+        DataError: the data are missing or carry no labels.
+    """
+    manifest = engine.manifest
+    limits = manifest.largest_shape or (max(config.batch_sizes), data.max_seq_length)
+    max_length = min(data.max_seq_length, limits[1])
+    examples = next(iter(load_dev(data).values())).take(config.samples)
+    features = tokenize(examples, checkpoints.load_tokenizer(str(engine.folder)), max_length)
+    if features.labels is None:
+        raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
+    sizes = tuple(sorted({min(size, limits[0], len(features)) for size in config.batch_sizes}))
+    return Rows(
+        features,
+        manifest.model.pad_token_id,
+        max_length,
+        sizes,
+        all_at_batch_1=config.samples is not None,
+        activation=manifest.task.activation,
+    )
+
+
+def stages_of(engine: Engine, rows: Rows) -> tuple[list[Stage], dict[str, str]]:
+    """The stages to try, in the order in which a model becomes an engine; and, by name, why others cannot be tried.
+
+    Raises:
+        ConfigError: the engine lies in no run, so that its checkpoints are not known.
+    """
+    manifest, run = engine.manifest, engine.run
+    if run is None:
+        raise ConfigError(f"{engine.folder} lies in no run folder, so its torch checkpoints are not known")
+    fp32, quantized = run.checkpoint("fp32"), run.checkpoint(manifest.stage)
+    if fp32 is None or quantized is None:
+        raise ConfigError(
+            f"{run.path} has no finished {'fp32' if fp32 is None else manifest.stage} checkpoint any more"
+        )
+    task = rows.features.task
+    stages = [Stage("torch FP32", "", lambda: ProbedTorch(checkpoints.load_finetuned(fp32, task), "fp32"))]
+    if manifest.stage != "fp32":
+        if manifest.stage == "int8":  # QAT has moved the weights, too: tell what training did from what quantizing does
+            stages.append(Stage("torch, quantizers off", "training", partial(_open_quantized, quantized, False)))
+        stages.append(Stage("torch fake-quant", "quantization", partial(_open_quantized, quantized, True)))
+    onnx = engine.folder / ONNX_FILE
+    stages.append(Stage("ONNX Runtime", "export", lambda: ProbedOnnxRuntime(onnx, manifest.precision)))
+    built, profiles = manifest.backend, manifest.profiles
+    if built is None or not profiles:
+        return stages, {"TensorRT": f"{engine.folder} holds no plan"}
+    title = TITLES.get(built.name, built.name)
+    if covering(profiles, (1, int(rows.features.lengths.min()))) is None:
+        shown = show_profiles(profiles)
+        return stages, {title: f"its profile, {shown}, leaves out single short rows; build with --min_shapes 1x1"}
+    stages.append(Stage(title, "engine", lambda: open_runner(engine.folder, built.name)))
+    return stages, {}
+
+
+def _open_quantized(folder: Path, enabled: bool) -> ProbedTorch:
+    from q8trt.quantization.insertion import set_quantization
+
+    model = checkpoints.load_quantized(folder)[0]
+    set_quantization(model, enabled)
+    return ProbedTorch(model, "int8")

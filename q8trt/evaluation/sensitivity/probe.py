@@ -1,0 +1,197 @@
+"""A quantized model whose quantizers are switched on at will, and what that does to its logits."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from q8trt.errors import DataError
+from q8trt.models.activation import activation_of
+from q8trt.quantization.insertion import model_quantizers, set_quantization
+from q8trt.quantization.sites import Site, encoder_sites, layout_of
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runtime.torch_runner import TorchRunner
+from q8trt.tasks.data import Features, bucketed_batches, restore_order
+from q8trt.tasks.glue import Task
+from q8trt.tasks.metrics import compute_from_logits
+from q8trt.training.finetuning import Inputs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What quantizing some sites does to a model on some rows.
+
+    Attributes:
+        logits_mse: mean squared difference of the logits from the float model's.
+        logits_max_abs: largest absolute difference of a logit.
+        drop_x100: the task's main metric of the float model less the quantized one's, x100; negative where it rose.
+    """
+
+    logits_mse: float
+    logits_max_abs: float
+    drop_x100: float
+
+
+class _Known(nn.Module):
+    """Stands in for the layers whose output is known."""
+
+    output: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The known output, whatever comes in."""
+        return self.output
+
+
+class Probe:
+    """A calibrated model, some labelled rows, and what quantizing any of its sites does to them.
+
+    A site of layer k leaves the layers below k as they are, so what they compute is computed once and kept: the float
+    output of one layer for all rows, rows x tokens x hidden size x 4 bytes. Ask in the order of `start`.
+
+    The probe takes the model over: its quantizers stay as they were switched last.
+
+    Args:
+        model: quantized and calibrated, with a classification head.
+        rows: labelled rows, which are sorted by length and padded to a multiple of 8.
+        task: gives the metric.
+        pad_token_id: of the tokenizer.
+        max_length: tokens a row, at most.
+        batch_size: rows a batch.
+
+    Attributes:
+        sites: the quantized sites, in the order of computation.
+        rows: as given.
+        float_logits: (rows, num_labels) float32, with all quantizers off.
+        float_score: the task's main metric of these, a fraction.
+
+    Raises:
+        DataError: no rows, or no labels.
+    """
+
+    def __init__(
+        self, model: Any, rows: Features, task: Task, pad_token_id: int, max_length: int, batch_size: int = 32
+    ) -> None:
+        if not len(rows) or rows.labels is None:
+            raise DataError(f"{rows.split} has no labelled rows to score on; give development data with labels")
+        self._quantizers = model_quantizers(model)
+        sites = encoder_sites(model)
+        self.sites = tuple(site for site in sites if site.key in self._quantizers)
+        self._starts = _starts(sites)
+        self.rows, self._task = rows, task
+        self._activation = activation_of(model.config, task, "the model")
+        lengths = range(8, max_length, 8)  # fewer tokens than in the engine's buckets, which torch need not keep to
+        self._batches = list(bucketed_batches(rows, batch_size, pad_token_id, lengths, max_length))
+        self._layers: Any = model.base_model.get_submodule(layout_of(model.config).layers)
+        self._known, self._below, self._hidden = _Known(), 0, list[Any]()
+        set_quantization(
+            model, True
+        )  # with every quantizer off afterwards, the attention that has them is the float one
+        self._runner = TorchRunner(model, "int8")
+        self.float_logits = self.logits(())
+        self.float_score = self._score(self.float_logits)
+
+    def start(self, on: Collection[str]) -> int:
+        """How many layers, from the first, the sites `on` leave as they are."""
+        return min((self._starts[key] for key in on), default=0)
+
+    def logits(self, on: Collection[str], on_progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Logits with the sites `on` quantized and no others.
+
+        Args:
+            on: keys of sites.
+            on_progress: called with the number of rows after each batch.
+
+        Returns:
+            (rows, num_labels) float32, in the order of the rows.
+        """
+        below = self.start(on)
+        if below not in (0, self._below):
+            self._remember(below)
+        self._switch(on)
+        return self._run(below, on_progress)
+
+    def cost(self, on: Collection[str], on_progress: Callable[[int], None] | None = None) -> Cost:
+        """What quantizing the sites `on`, and no others, does; arguments as of `logits`.
+
+        Raises:
+            DataError: a logit is not finite.
+        """
+        logits = self.logits(on, on_progress)
+        drop = 100 * (self.float_score - self._score(logits))
+        difference = logits.astype(np.float64) - self.float_logits
+        return Cost(float(np.mean(difference**2)), float(np.abs(difference).max()), drop)
+
+    def _score(self, logits: np.ndarray) -> float:
+        labels: Any = self.rows.labels
+        return compute_from_logits(self._task, logits, labels, self._activation)[self._task.main_metric]
+
+    def _switch(self, on: Collection[str]) -> None:
+        for key, quantizer in self._quantizers.items():
+            if key in on:
+                quantizer.enable()
+            else:
+                quantizer.disable()
+
+    def _remember(self, below: int) -> None:
+        """Keep what layer `below` - 1 gives for each batch, in float, in place of what was kept before."""
+        self._switch(())
+        outputs: list[Any] = []
+        hook = self._layers[below - 1].register_forward_hook(lambda module, args, output: outputs.append(output))
+        try:
+            self._run(self._below if self._below < below else 0)
+        finally:
+            hook.remove()
+        self._below, self._hidden = below, outputs
+
+    def _run(self, below: int, on_progress: Callable[[int], None] | None = None) -> np.ndarray:
+        """Logits of all rows as the quantizers stand; the first `below` layers are those remembered, or none."""
+        layers = list(self._layers)
+        chunks = []
+        try:
+            for number in range(below):
+                self._layers[number] = self._known
+            for index, batch in enumerate(self._batches):
+                self._known.output = self._hidden[index] if below else None
+                chunks.append(self._runner.infer(batch.arrays))
+                if on_progress:
+                    on_progress(len(batch.indices))
+        finally:
+            for number in range(below):
+                self._layers[number] = layers[number]
+        return restore_order(chunks, [batch.indices for batch in self._batches])
+
+
+def _starts(sites: Sequence[Site]) -> dict[str, int]:
+    """Site key -> how many layers are computed before it, for all sites of a model in the order of computation."""
+    starts, passed = {}, 0
+    for site in sites:
+        starts[site.key] = passed if site.layer is None else site.layer
+        passed = passed if site.layer is None else site.layer + 1
+    return starts
+
+
+def choose_rows(rows: Features, count: int, seed: int) -> Features:
+    """`count` of `rows` chosen by `seed`, in their order; all of them where there are no more."""
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
+    types, labels = rows.token_type_ids, rows.labels
+    return replace(
+        rows,
+        input_ids=[rows.input_ids[index] for index in chosen],
+        token_type_ids=None if types is None else [types[index] for index in chosen],
+        labels=None if labels is None else labels[chosen],
+    )
+
+
+def probe_of(quantized: nn.Module, rows: Features, config: FinetuneConfig, inputs: Inputs) -> Probe:
+    """The probe of `quantized` on `rows`, padded and batched as everywhere in the run of `config`.
+
+    Raises:
+        DataError: no rows, or no labels.
+    """
+    batch, length = config.training.per_device_eval_batch_size, config.data.max_seq_length
+    return Probe(quantized, rows, config.data.resolved_task, inputs.tokenizer.pad_token_id, length, batch)

@@ -1,0 +1,191 @@
+"""Scores of every site, layer and site name, kept as they are made so that a measurement can be stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import q8trt
+from q8trt import files
+from q8trt.console.progress import progress
+from q8trt.errors import InterruptedRunError
+from q8trt.evaluation.sensitivity.probe import Cost, Probe, choose_rows, probe_of
+from q8trt.quantization.sites import Site
+from q8trt.runs.config import FinetuneConfig
+from q8trt.tasks.data import Features
+from q8trt.training.finetuning import Inputs, library_of
+
+FORMAT = 1
+RESULT_FILE = "sensitivity.json"
+#: Scores of a measurement that is not finished, or was stopped.
+PARTIAL_FILE = "sensitivity.partial.json"
+#: Between two writings of the scores so far.
+SAVE_SECONDS = 5.0
+
+#: Group ("everything", "names", "layers", "sites") -> key -> cost.
+Scores = dict[str, dict[str, Cost]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sites that are quantized together to score them.
+
+    Attributes:
+        group: "everything", "names", "layers" or "sites".
+        key: what the part is called in its group: "all", a site name, the number of a layer, a site key.
+        sites: keys of the sites.
+    """
+
+    group: str
+    key: str
+    sites: tuple[str, ...]
+
+
+def parts(sites: Sequence[Site]) -> tuple[Part, ...]:
+    """Everything, each site name that layers have, each layer, and each site.
+
+    Args:
+        sites: the quantized sites of a model.
+    """
+    layers: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
+    for site in sites:
+        if site.layer is not None:
+            layers.setdefault(str(site.layer), []).append(site.key)
+            names.setdefault(site.name, []).append(site.key)
+    return (
+        Part("everything", "all", tuple(site.key for site in sites)),
+        *(Part("names", name, tuple(keys)) for name, keys in names.items()),
+        *(Part("layers", layer, tuple(keys)) for layer, keys in layers.items()),
+        *(Part("sites", site.key, (site.key,)) for site in sites),
+    )
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `measure` found.
+
+    Attributes:
+        setup: what was measured, on which rows, JSON-ready: task, split, rows, metric, recipe, calibration.
+        fingerprint: SHA-256 over everything that decides the scores; equal means that scores can be taken over.
+        float_score_x100: the main metric of the float model on the rows, x100.
+        scores: group -> key -> cost; see `Part`.
+    """
+
+    setup: dict[str, Any]
+    fingerprint: str
+    float_score_x100: float
+    scores: Scores
+
+    @property
+    def ranking(self) -> tuple[str, ...]:
+        """Keys of the sites, the most harmful first."""
+        sites = self.scores["sites"]
+        return tuple(sorted(sites, key=lambda key: -sites[key].logits_mse))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        scores = {group: {key: asdict(cost) for key, cost in costs.items()} for group, costs in self.scores.items()}
+        head = {"format": FORMAT, **self.setup, "float_score_x100": self.float_score_x100}
+        return {**head, "fingerprint": self.fingerprint, "scores": scores}
+
+
+def measure(
+    model: nn.Module, quantized: nn.Module, config: FinetuneConfig, inputs: Inputs, folder: Path, samples: int = 256
+) -> Sensitivity:
+    """Score every part of the recipe on rows of the first development split.
+
+    While they are made, scores are kept in `folder`; a later call with the same model, recipe and rows goes on from
+    them, or takes over those of a finished measurement.
+
+    Args:
+        model: the float model.
+        quantized: a copy of it, quantized by the recipe of `config` and calibrated; its quantizers are switched.
+        config: the recipe, and the seed that chooses the rows.
+        inputs: tokenized rows.
+        folder: made where it does not exist.
+        samples: rows to score on.
+
+    Raises:
+        DataError: there are no labelled development rows, or a logit is not finite.
+        InterruptedRunError: Ctrl-C; the scores so far are kept.
+    """
+    split, dev = next(iter(inputs.dev.items()))
+    rows = choose_rows(dev, samples, config.training.seed)
+    probe = probe_of(quantized, rows, config, inputs)
+    task = config.data.resolved_task
+    setup = {
+        "task": task.name,
+        "is_sample": config.data.sample,
+        "split": split,
+        "rows": len(rows),
+        "rows_fingerprint": rows.fingerprint,
+        "metric": task.main_metric,
+        "calibration_samples": min(config.calibration_samples, len(inputs.train)),
+        "seed": config.training.seed,
+        "quantizer": config.quantizer,
+        "recipe": config.recipe.to_dict(),
+    }
+    fingerprint = _fingerprint(model, config, inputs, rows)
+    begun = Sensitivity(setup, fingerprint, 100 * probe.float_score, _kept(folder, fingerprint))
+    return replace(begun, scores=_score(probe, begun, folder))
+
+
+def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows: Features) -> str:
+    """Over weights, recipe, calibration and rows: not over what calibration found, of which the last bits may vary."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    library = library_of(config)
+    calibration = (config.calibration_samples, config.training.seed, inputs.train.fingerprint)
+    decides = (FORMAT, q8trt.__version__, config.recipe.to_dict(), config.data.max_seq_length)
+    digest.update(json.dumps((*decides, library.name, library.version(), *calibration, rows.fingerprint)).encode())
+    return digest.hexdigest()
+
+
+def _kept(folder: Path, fingerprint: str) -> Scores:
+    """The scores of the same measurement that lie in `folder`; none where there are no such."""
+    for name in (PARTIAL_FILE, RESULT_FILE):
+        try:
+            data = files.read_json(folder / name)
+            if data["fingerprint"] == fingerprint:
+                return {
+                    group: {key: Cost(**cost) for key, cost in costs.items()} for group, costs in data["scores"].items()
+                }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or none of ours: scored anew
+            continue
+    return {}
+
+
+def _score(probe: Probe, begun: Sensitivity, folder: Path) -> Scores:
+    """The scores of all parts; those of `begun` are taken over."""
+    all_parts, scores = parts(probe.sites), begun.scores
+    left = [part for part in all_parts if part.key not in scores.get(part.group, {})]
+    saved = time.monotonic()
+    with progress("Scoring sites", len(all_parts)) as advance:
+        advance(len(all_parts) - len(left))
+        try:
+            for part in sorted(left, key=lambda part: probe.start(part.sites)):
+                scores.setdefault(part.group, {})[part.key] = probe.cost(part.sites)
+                advance(1)
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    files.write_json(folder / PARTIAL_FILE, begun.to_dict())
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            files.write_json(folder / PARTIAL_FILE, begun.to_dict())
+            raise InterruptedRunError(
+                f"stopped after {sum(map(len, scores.values()))} of {len(all_parts)} scores; they are kept: give the "
+                "same command again to go on"
+            ) from None
+    return {
+        group: {part.key: scores[group][part.key] for part in all_parts if part.group == group}
+        for group in ("everything", "names", "layers", "sites")
+    }

@@ -1,0 +1,166 @@
+"""The recipe with the fewest sites left in float that keeps a metric within a bound of the float model's."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+from torch import nn
+
+from q8trt.console.progress import progress
+from q8trt.errors import QuantizationError
+from q8trt.evaluation.sensitivity.probe import Probe, probe_of
+from q8trt.evaluation.sensitivity.scoring import Sensitivity
+from q8trt.quantization.recipe import QuantizerSpec, Recipe
+from q8trt.quantization.sites import Site
+from q8trt.runs.config import FinetuneConfig
+from q8trt.training.finetuning import Inputs, quantize
+
+_NO_SPEC = QuantizerSpec()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A recipe that keeps to a bound.
+
+    Attributes:
+        recipe: what to quantize.
+        off: keys of the sites that it leaves in float and the recipe it came from did not, the most harmful first.
+        quantized: how many sites it quantizes.
+        drop_x100: the task's main metric of the float model less that of the model quantized and calibrated by this
+            recipe, x100, on the development set; the larger one where there are two.
+    """
+
+    recipe: Recipe
+    off: tuple[str, ...]
+    quantized: int
+    drop_x100: float
+
+    def lines(self, metric: str) -> list[str]:
+        """For people: what is quantized, what it costs in `metric`, and what stays in float."""
+        count = self.quantized + len(self.off)
+        stays = f"in float: {', '.join(self.off)}" if self.off else "no site had to be switched off"
+        lost = f"{metric} x100 on the whole development set: {self.drop_x100:+.2f} lost, calibrated afresh"
+        return [f"recipe {self.recipe.name}: {self.quantized} of {count} sites quantized; {lost}", f"  {stays}"]
+
+    def to_dict(self, max_drop_x100: float) -> dict[str, Any]:
+        """JSON-ready, with the bound that it keeps to."""
+        figures = {"max_drop_x100": max_drop_x100, "drop_x100": self.drop_x100, "quantized_sites": self.quantized}
+        return {**figures, "in_float": list(self.off), "recipe": self.recipe.to_dict()}
+
+
+def fewest_off(count: int, drop: Callable[[int], float], bound: float) -> int | None:
+    """How many of `count` ranked sites must be switched off, by bisection: drop(found) <= bound < drop(found - 1).
+
+    Args:
+        count: sites.
+        drop: what is lost with so many of the most harmful sites off; it should not grow, but need not be monotonic.
+        bound: the most that may be lost.
+
+    Returns:
+        the number, from 0 to count - 1, or None where even one site alone loses more than `bound`.
+    """
+    if drop(0) <= bound:
+        return 0
+    low, high = 0, count - 1
+    if drop(high) > bound:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if drop(middle) <= bound else (middle, high)
+    return high
+
+
+def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], max_drop_x100: float) -> Recipe:
+    """`recipe` with the sites `off` in float; itself where there are none.
+
+    Args:
+        recipe: quantizes all of `off`.
+        sites: of the model.
+        off: keys of sites.
+        max_drop_x100: for the name and the description.
+    """
+    specs: dict[str, Any] = {site.key: recipe.spec(site) for site in sites if site.key in off}
+    if not specs:
+        return recipe
+    disabled = {key: replace(spec, enabled=False, layers=None) for key, spec in specs.items()}
+    return replace(
+        recipe,
+        name=f"{recipe.name}-max-drop-{max_drop_x100:g}",
+        description=f"{recipe.name} less the {len(off)} sites that cost most, to lose no more than {max_drop_x100:g}",
+        sites={**recipe.sites, **disabled},
+    )
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """`recipe` as YAML, a line per site; `load_recipe` reads it back as it is."""
+    data = {key: value for key, value in recipe.to_dict().items() if value is not None}
+    data["sites"] = {key: _own(key, spec, recipe.sites) for key, spec in data["sites"].items()}
+    text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    if Recipe.from_dict(yaml.safe_load(text)) != recipe:
+        raise AssertionError(f"recipe {recipe.name!r} does not survive being written; report this")
+    return text
+
+
+def _own(key: str, spec: dict[str, Any], sites: Mapping[str, QuantizerSpec]) -> dict[str, Any]:
+    """What a recipe file must say of the site: of a layer's site that is only switched off, no more than that."""
+    named = re.fullmatch(r"layer\.\d+\.(.+)", key)
+    if named:
+        inherited = sites.get(named.group(1))
+        off = inherited and replace(inherited, enabled=False, layers=None) == sites[key]
+        return {"enabled": False} if off else spec
+    always = ("calibrator", "enabled") if not spec["enabled"] else ("calibrator",)
+    return {name: value for name, value in spec.items() if name in always or value != getattr(_NO_SPEC, name)}
+
+
+def meet(
+    model: nn.Module, quantized: nn.Module, config: FinetuneConfig, inputs: Inputs, found: Sensitivity, max_drop: float
+) -> Placement:
+    """The recipe of `config` less as few of its most harmful sites as keep the drop within `max_drop`.
+
+    The drop is measured on the whole development set: first with the quantizers of `quantized` off, then, for the
+    recipe found, with the float model quantized and calibrated afresh.
+
+    Args:
+        model: the float model.
+        quantized: as `measure` takes it.
+        config: the recipe.
+        inputs: tokenized rows.
+        found: ranks the sites.
+        max_drop: of the task's main metric, x100.
+
+    Raises:
+        QuantizationError: even one site alone loses more.
+        DataError: a logit is not finite.
+    """
+    ranking, splits, metric = found.ranking, list(inputs.dev.values()), config.data.resolved_task.main_metric
+    probes = [probe_of(quantized, rows, config, inputs) for rows in splits]
+    lost = functools.cache(lambda off: _drop(probes, ranking[off:]))
+    first = fewest_off(len(ranking), lost, max_drop)
+    if first is None:
+        raise QuantizationError(
+            f"quantizing {ranking[-1]} alone already loses {lost(len(ranking) - 1):.2f} {metric} x100, more than "
+            f"--max_drop {max_drop:g}; allow more"
+        )
+    for off in range(first, len(ranking)):
+        recipe = recipe_without(config.recipe, probes[0].sites, ranking[:off], max_drop)
+        fresh, _ = quantize(model, replace(config, recipe=recipe), inputs)  # type: ignore[arg-type]
+        drop = _drop([probe_of(fresh, rows, config, inputs) for rows in splits], ranking[off:])
+        if drop <= max_drop:  # as a rule at once: a site's range does not depend on which others are quantized
+            return Placement(recipe, ranking[:off], len(ranking) - off, drop)
+    raise QuantizationError(
+        f"calibrated afresh, even {ranking[-1]} alone loses more than --max_drop {max_drop:g}; allow more"
+    )
+
+
+def _drop(probes: Sequence[Probe], on: Collection[str]) -> float:
+    """The largest drop over the splits with the sites `on` quantized, x100."""
+    drops = []
+    for probe in probes:
+        with progress(f"Trying {len(on)} of {len(probe.sites)} sites", len(probe.rows)) as advance:
+            drops.append(probe.cost(on, advance).drop_x100)
+    return max(drops)

@@ -1,0 +1,164 @@
+"""ONNX files read and written without the onnx package, which a machine that only runs engines need not have.
+
+An ONNX file is a protobuf message, and ONNX Runtime brings protobuf along. Declared here are only the fields that
+`q8trt.runtime.onnxruntime.graph` and `storage` read or change. All others stay in a message as unknown fields and are
+written back as they were.
+Names, numbers and types are those of onnx/onnx.proto; an enum is read as the integer that it is on the wire. The
+functions take the onnx package's own messages as well.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from q8trt.files import MalformedError
+
+#: Message -> field -> (number, type, repeated); a type is a scalar of protobuf or a message.
+SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
+    "ModelProto": {
+        "graph": (7, "GraphProto", False),
+        "opset_import": (8, "OperatorSetIdProto", True),
+        "functions": (25, "FunctionProto", True),
+    },
+    "FunctionProto": {
+        "name": (1, "string", False),
+        "node": (7, "NodeProto", True),
+        "domain": (10, "string", False),
+    },
+    "OperatorSetIdProto": {"domain": (1, "string", False), "version": (2, "int64", False)},
+    "GraphProto": {
+        "node": (1, "NodeProto", True),
+        "initializer": (5, "TensorProto", True),
+        "output": (12, "ValueInfoProto", True),
+        "sparse_initializer": (15, "SparseTensorProto", True),
+    },
+    "ValueInfoProto": {"name": (1, "string", False)},
+    "NodeProto": {
+        "input": (1, "string", True),
+        "output": (2, "string", True),
+        "name": (3, "string", False),
+        "op_type": (4, "string", False),
+        "attribute": (5, "AttributeProto", True),
+        "domain": (7, "string", False),
+    },
+    "AttributeProto": {
+        "name": (1, "string", False),
+        "i": (3, "int64", False),
+        "t": (5, "TensorProto", False),
+        "g": (6, "GraphProto", False),
+        "tensors": (10, "TensorProto", True),
+        "graphs": (11, "GraphProto", True),
+        "sparse_tensor": (22, "SparseTensorProto", False),
+        "sparse_tensors": (23, "SparseTensorProto", True),
+        "type": (20, "int32", False),
+    },
+    "SparseTensorProto": {
+        "values": (1, "TensorProto", False),
+        "indices": (2, "TensorProto", False),
+        "dims": (3, "int64", True),
+    },
+    "StringStringEntryProto": {"key": (1, "string", False), "value": (2, "string", False)},
+    "TensorProto": {
+        "dims": (1, "int64", True),
+        "data_type": (2, "int32", False),
+        "float_data": (4, "float", True),
+        "int32_data": (5, "int32", True),
+        "string_data": (6, "bytes", True),
+        "int64_data": (7, "int64", True),
+        "name": (8, "string", False),
+        "raw_data": (9, "bytes", False),
+        "double_data": (10, "double", True),
+        "uint64_data": (11, "uint64", True),
+        "external_data": (13, "StringStringEntryProto", True),
+        "data_location": (14, "int32", False),
+    },
+}
+# TensorProto.DataType
+FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE = 1, 2, 3, 6, 7, 9, 10, 11
+DTYPES = {
+    FLOAT: np.float32, UINT8: np.uint8, INT8: np.int8, INT32: np.int32, INT64: np.int64, BOOL: np.bool_,
+    FLOAT16: np.float16, DOUBLE: np.float64,
+}  # fmt: skip
+_TYPED = {FLOAT: "float_data", INT64: "int64_data", DOUBLE: "double_data"}
+_INT = 2  # AttributeProto.AttributeType
+
+
+@functools.cache
+def _model_class() -> Any:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="q8trt/onnx.proto", package="q8trt.onnx", syntax="proto2")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for message, fields in SCHEMA.items():
+        declared = file.message_type.add(name=message)
+        for name, (number, kind, repeated) in fields.items():
+            field = declared.field.add(name=name, number=number)
+            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+            if kind in SCHEMA:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".q8trt.onnx.{kind}"
+            else:
+                field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("q8trt.onnx.ModelProto"))
+
+
+def parse(data: bytes) -> Any:
+    """Return the ModelProto. Raises `MalformedError` when `data` are no such message."""
+    model = _model_class()()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # google.protobuf.message.DecodeError, which cannot be named without protobuf
+        raise MalformedError(f"it is no ONNX model: {error}") from error
+    return model
+
+
+def to_array(tensor: Any) -> np.ndarray | None:
+    """The values of a TensorProto; None for the types that are not in `DTYPES`."""
+    dtype = DTYPES.get(tensor.data_type)
+    if dtype is None:
+        return None
+    shape = tuple(tensor.dims)
+    if tensor.raw_data:
+        return np.frombuffer(tensor.raw_data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
+    values = getattr(tensor, _TYPED.get(tensor.data_type, "int32_data"))
+    if tensor.data_type == FLOAT16:  # kept as the 16 bits
+        return np.array(values, np.uint16).view(np.float16).reshape(shape)
+    return np.array(values, dtype).reshape(shape)
+
+
+def set_array(tensor: Any, array: np.ndarray) -> None:
+    """Give a TensorProto, whose name stays, other values."""
+    name = tensor.name
+    tensor.Clear()
+    tensor.name, tensor.data_type = name, next(key for key, dtype in DTYPES.items() if dtype == array.dtype)
+    tensor.dims.extend(array.shape)
+    tensor.raw_data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def add_initializer(graph: Any, name: str, array: np.ndarray) -> Any:
+    """Add a constant to a GraphProto."""
+    tensor = graph.initializer.add(name=name)
+    set_array(tensor, array)
+    return tensor
+
+
+def new_node(
+    graph: Any, op_type: str, inputs: Sequence[str], output: str, name: str, domain: str = "", **integers: int
+) -> Any:
+    """A NodeProto with one output and integer attributes, of the kind that `graph` takes, but not yet in it."""
+    node = type(graph)().node.add(op_type=op_type, input=inputs, output=[output], name=name)
+    if domain:
+        node.domain = domain
+    for key, value in integers.items():
+        node.attribute.add(name=key, i=value, type=_INT)
+    return node
+
+
+def integer_attribute(node: Any, name: str, default: int) -> int:
+    """The integer attribute `name` of a NodeProto, or `default`."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

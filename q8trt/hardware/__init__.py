@@ -1,0 +1,1 @@
+"""What this machine has: GPUs, installed packages, network reach, and the provenance of a result."""

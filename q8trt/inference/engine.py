@@ -1,0 +1,235 @@
+"""`Engine`: an engine folder in an app. Text in, the task's answer out.
+
+Threads: `predict` works in the caller's, except for batches that run side by side. `apredict` checks and encodes in the event
+loop, a long request in the loop's executor; a batch thread runs the token ids of all requests. That thread and the runners
+do not refer to the `Engine`: one that is dropped unclosed ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from q8trt.engine.manifest import Manifest, load_manifest
+from q8trt.errors import ArrayError, DataError
+from q8trt.inference.answers import Answer, answers
+from q8trt.inference.arrays import check_arrays
+from q8trt.inference.batching import Limits, limits
+from q8trt.inference.consistency import check_model, check_tokenizer
+from q8trt.inference.inference import Inference
+from q8trt.inference.microbatch import MicroBatcher
+from q8trt.inference.opening import open_runners
+from q8trt.inference.pool import RunnerPool
+from q8trt.inference.text import Item, TextEncoder, Tokens
+
+_log = logging.getLogger(__name__)
+#: Rows that `predict` encodes and runs at a time: token ids of a million texts would fill gigabytes.
+_WINDOW = 8192
+#: Characters of a request that are encoded in the event loop, in less than a millisecond; more go to its executor.
+_INLINE = 4096
+
+
+class Engine:
+    """A loaded engine folder. Any number of threads and event loops may use one at the same time.
+
+    Made by `Engine.load`. Use it as a context manager, or `close` it.
+
+    Attributes:
+        folder: the engine folder.
+        manifest: what the folder says of itself: task, labels, lengths, precision, scores.
+        backend: what computes: "onnxruntime", "tensorrt" or "tensorrt_rtx".
+        device: where: "cpu", or the GPU's name.
+        limits: lengths and batch sizes: see `q8trt.inference.batching.Limits`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        pool: RunnerPool,
+        limits: Limits,
+        contexts: int,
+        max_batch: int,
+        max_wait_ms: float,
+    ) -> None:
+        self.folder, self.manifest, self.limits = folder, manifest, limits
+        self.backend, self.device = pool.first.backend, pool.first.device
+        self._pool = pool
+        self._text = TextEncoder(folder, manifest, limits.max_length)
+        check_tokenizer(folder, manifest, self._text.tokenizer)
+        check_model(folder, manifest, pool, limits, self._text.vocabulary)
+        self._inference = Inference(pool, manifest, limits, contexts)
+        self._batcher = MicroBatcher(self._inference.answers, max_batch, max_wait_ms, limits.batch_size)
+        self._truncated, self._lock = 0, threading.Lock()
+        weakref.finalize(self, pool.close, wait=False).atexit = False
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | None = None,
+        backend: str | None = None,
+        buckets: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        threads: int | None = None,
+        contexts: int = 2,
+        max_batch: int = 32,
+        max_wait_ms: float = 2.0,
+    ) -> Engine:
+        """Verify an engine folder and open it.
+
+        Args:
+            folder: what `build_engine.py` wrote.
+            device: "cuda": the plan on the GPU; "cpu": the same graph on ONNX Runtime. None: the GPU where there is one,
+                else the CPU. A plan that the GPU cannot run is an error, never a reason to take the CPU.
+            backend: "tensorrt", "tensorrt_rtx" or "onnxruntime", where only that one will do.
+            buckets: lengths in tokens that batches are padded to, ascending; longer texts are cut at the last one.
+                None: those of the plan and the usual ones between them; on the CPU any length.
+            batch_size: rows of a batch, at most; no more than the plan takes. None: 32, on the CPU 8.
+            threads: threads within an operator of ONNX Runtime; None: its own choice.
+            contexts: batches of one `predict` that run at the same time; on TensorRT, of all together, each with memory of
+                its own on the GPU.
+            max_batch: rows that `apredict` waits for no longer than `max_wait_ms`; then they run as those of `predict`.
+            max_wait_ms: how long, in milliseconds.
+
+        Raises:
+            ConfigError: an option has a value that cannot be used, or two contradict each other.
+            EngineError: the folder, its manifest or tokenizer is missing or damaged, or they contradict the model.
+            BackendError: the backend is not installed, or the plan was built for another GPU or version.
+        """
+        folder = Path(folder)
+        manifest = load_manifest(folder, verify=False)
+        runners = open_runners(folder, manifest, device, backend, threads, contexts)
+        pool = RunnerPool(runners, shared=runners[0].backend == "onnxruntime")
+        try:
+            found = limits(manifest, runners[0].backend != "onnxruntime", buckets, batch_size)
+            return cls(folder, manifest, pool, found, contexts, max_batch, max_wait_ms)
+        except BaseException:
+            pool.close()
+            raise
+
+    @property
+    def truncated(self) -> int:
+        """How many items were cut so far because they were longer than `limits.max_length` tokens."""
+        return self._truncated
+
+    def predict(self, items: Iterable[Item]) -> list[float] | list[Answer]:
+        """The task's answers, in the order of `items`.
+
+        Args:
+            items: texts, or pairs of texts for a task of pairs; any number.
+
+        Returns:
+            a score for each item of a regression, an `Answer` for each of a classification. The score is the logit, or its
+            sigmoid for a cross-encoder whose configuration asks for one (`manifest.task.activation`).
+
+        Raises:
+            InputError: the list is empty, or an item is no text or an empty one; `index` says which.
+            PairError: one text was given to a task of pairs, or the reverse.
+            ClosedError: the engine is closed.
+            BackendError: the backend refused a batch.
+        """
+        return answers(self.logits(items), self.manifest.task)
+
+    def logits(self, items: Iterable[Item]) -> np.ndarray:
+        """Return the logits behind `predict`, float32, shape (items, labels), in order. Raises as `predict` does."""
+        rows = self._checked(items)
+        windows = (rows[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW))
+        return np.concatenate([self._inference.logits(self._encoded(window)) for window in windows])
+
+    def check(self, item: Item) -> tuple[str, ...]:
+        """The texts of one item, one or two. Raises InputError or PairError as `predict` would."""
+        return self._text.check(item)
+
+    @overload
+    async def apredict(self, items: str | tuple[str, str]) -> float | Answer: ...
+    @overload
+    async def apredict(self, items: list[Any]) -> list[float] | list[Answer]: ...
+    async def apredict(self, items: Any) -> Any:
+        """As `predict`, for an event loop: requests that come at the same time run together (dynamic micro-batching).
+
+        Args:
+            items: one text, one pair (a tuple of two texts), or a list of them.
+
+        Returns:
+            one answer for one text or pair, a list of answers for a list. Raises as `predict` does.
+        """
+        single = isinstance(items, str | tuple)
+        rows = self._checked([items] if single else items)
+        if sum(len(text) for row in rows for text in row) <= _INLINE:
+            tokens = self._encoded(rows)
+        else:
+            tokens = await asyncio.to_thread(self._encoded, rows)
+        future = self._batcher.submit(tokens.rows())
+        replies = await asyncio.wrap_future(future)
+        return replies[0] if single else replies
+
+    def run(self, arrays: Mapping[str, Any]) -> np.ndarray:
+        """Logits of token arrays that are ready.
+
+        Args:
+            arrays: for each of `manifest.inputs` an integer array of one common shape (batch, sequence). On TensorRT they
+                may lie on its GPU, given by anything that speaks DLPack or ``__cuda_array_interface__`` (torch, CuPy,
+                PyCUDA): int32, C-contiguous, read in place.
+
+        Returns:
+            float32, shape (batch, labels), on the host.
+
+        Raises:
+            ArrayError: one is missing, is not of integers, lies elsewhere, or has a shape or values that do not fit.
+            ClosedError: the engine is closed.
+            BackendError: the backend refused the batch.
+        """
+        self._pool.check_open()
+        batch = check_arrays(arrays, self.manifest, self.device, self._text.vocabulary)
+        with self._pool.runner() as runner:
+            try:
+                return runner.infer(batch)
+            except DataError as error:
+                raise ArrayError(str(error)) from error
+
+    def close(self) -> None:
+        """Answer what `apredict` has queued, wait for batches under way, and give memory back. Twice is harmless."""
+        if not self._pool.forked:  # the copy of a forked process has no threads to end
+            self._batcher.close()
+            self._pool.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<q8trt.Engine {self.manifest.task.name} {self.manifest.precision} on {self.backend}, {self.device}>"
+
+    def _checked(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
+        self._pool.check_open()
+        return self._text.check_all(items)
+
+    def _encoded(self, rows: Sequence[tuple[str, ...]]) -> Tokens:
+        tokens = self._text.encode(rows)
+        self._count(tokens.truncated)
+        return tokens
+
+    def _count(self, truncated: int) -> None:
+        """Add to `truncated`, and say so the first time."""
+        if not truncated:
+            return
+        with self._lock:
+            first, self._truncated = self._truncated == 0, self._truncated + truncated
+        if first:
+            _log.warning(
+                "a text is longer than %d tokens and was cut, as in training; Engine.truncated counts them",
+                self.limits.max_length,
+            )

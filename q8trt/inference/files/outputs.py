@@ -1,0 +1,225 @@
+"""The files of one job: partial output, rejected rows and journal, and the renames that end it.
+
+The order of the writes makes a crash harmless at any point: the journal comes first and goes last, data are on the disk
+before the journal counts them, and the journal says that a job is finished before its files get their real names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from q8trt.errors import ConfigError
+from q8trt.files import sync
+from q8trt.inference.files.config import ScoringConfig
+from q8trt.inference.files.journal import ForeignError, Prefix, State, read_state, write_state
+from q8trt.inference.files.places import check_free, is_rejected_file
+
+
+class Growing:
+    """A file that a job appends to.
+
+    Attributes:
+        path: the file.
+        prefix: its sound bytes. What follows them is cut off when the file is opened to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.prefix = path, Prefix()
+        self._file: FileIO | None = None
+
+    def append(self, data: bytes) -> None:
+        """Write `data` behind what is there."""
+        file = self._file = self._file or self._open()
+        rest = memoryview(data)
+        while rest:  # a file that reaches a limit takes a part, and raises at the next write
+            rest = rest[file.write(rest) :]
+        self.prefix.add(data)
+
+    def trim(self) -> None:
+        """Cut off what follows the sound bytes, as no other row may come that does."""
+        if self.path.exists():
+            self._file = self._file or self._open()
+
+    def sync(self) -> None:
+        """Flush the data to the disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> FileIO:
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        file = FileIO(self.path, "wb", opener=lambda path, _: os.open(path, flags, 0o666))
+        file.truncate(self.prefix.size)
+        file.seek(self.prefix.size)
+        return file
+
+
+class Outputs:
+    """The files that a job writes. `find` or `begin` comes first.
+
+    Attributes:
+        state: how far the job is.
+        noted: the state that is on the disk; `note` brings it up to date.
+    """
+
+    def __init__(self, config: ScoringConfig) -> None:
+        self.config = config
+        self.state = State({})
+        self._read, self._answers = Prefix(), Growing(config.partial)
+        self._rejected, self.noted = Growing(config.rejected_partial), self.state
+
+    def find(self, job: Mapping[str, Any]) -> bool:
+        """Take up the unfinished job beside the output; returns False if there is none.
+
+        Args:
+            job: what the output depends on, by the names that a user knows.
+
+        Raises:
+            ConfigError: there is an output already; or the job is another one, or damaged, and `overwrite` is false; or a
+                file has the name of one of the job's, and q8trt did not write it.
+        """
+        config = self.config
+        try:
+            state = self._sound(job)
+        except ForeignError:
+            raise
+        except ConfigError:
+            if not config.overwrite:
+                raise
+            state = None
+        if state is None or not state.finished:
+            check_free(config, config.overwrite or (state is not None and state.replaces))
+        if state is None:
+            return False
+        self.state = dataclasses.replace(state, replaces=state.replaces or config.overwrite)
+        self.noted = state
+        if not state.finished:
+            self._answers.trim()
+            self._rejected.trim()
+        return True
+
+    def begin(self, job: Mapping[str, Any], offset: int, number: int) -> None:
+        """Note that nothing is done behind the header of the input, which ends at byte `offset`, line `number`."""
+        config = self.config
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        self.discard()
+        self._read, self._answers = Prefix(), Growing(config.partial)
+        self._rejected = Growing(config.rejected_partial)
+        self._read.read(config.input, offset)
+        self.state = State(dict(job), config.overwrite, offset, number, self._read.sha256)
+        try:
+            self.note()
+        except BaseException:
+            self.discard()
+            raise
+
+    def append(self, answers: bytes, refused: bytes, offset: int, **changes: Any) -> None:
+        """Write what became of the input up to byte `offset`; `changes` are other fields of the state."""
+        self._answers.append(answers)
+        if refused:
+            self._rejected.append(refused)
+        self._read.read(self.config.input, offset)
+        good, bad, read = self._answers.prefix, self._rejected.prefix, self._read
+        self.state = dataclasses.replace(
+            self.state,
+            input_bytes=read.size, input_sha256=read.sha256,
+            output_bytes=good.size, output_sha256=good.sha256,
+            rejected_bytes=bad.size, rejected_sha256=bad.sha256,
+            **changes,
+        )  # fmt: skip
+
+    def note(self) -> None:
+        """Write the journal, after the data that it counts."""
+        if self.state is self.noted:
+            return
+        self._answers.sync()
+        self._rejected.sync()
+        write_state(self.config.state, self.state)
+        self.noted = self.state
+
+    def finish(self) -> None:
+        """Give the files of a job whose rows are all done their real names. The next `finish` completes one that crashed.
+
+        Raises:
+            ConfigError: a file of such a name came up meanwhile, and the job may not replace it.
+        """
+        config, state = self.config, self.state
+        if config.partial.exists():
+            check_free(config, state.replaces)
+        self.state = dataclasses.replace(state, finished=True)
+        self.note()
+        self.close()
+        if config.partial.exists() and not state.without_answers:
+            config.partial.replace(config.output)
+        if state.rejected and config.rejected_partial.exists():
+            config.rejected_partial.replace(config.rejected)
+        elif not state.rejected and is_rejected_file(config.rejected):
+            config.rejected.unlink()  # of an earlier job with the same output
+        with contextlib.suppress(OSError):
+            sync(config.output.parent)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the files of the unfinished job; the journal goes last."""
+        self.close()
+        for path in (self.config.partial, self.config.rejected_partial, self.config.state):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._answers.close()
+        self._rejected.close()
+
+    def _sound(self, job: Mapping[str, Any]) -> State | None:
+        """Return the state of the unfinished job if every byte of its files is as the journal says.
+
+        None if there is no such job. Raises ConfigError.
+        """
+        config = self.config
+        if not os.path.lexists(config.state):
+            for path in (config.partial, config.rejected_partial):
+                if os.path.lexists(path):
+                    raise ForeignError(path)
+            return None
+        state = read_state(config.state)
+        if not state.finished and not os.path.lexists(config.partial):
+            return None
+        different = [name for name, value in job.items() if state.job.get(name) != value]
+        self._read.read(config.input, state.input_bytes)
+        if self._read.sha256 != state.input_sha256:
+            different.append("input")
+        if different:
+            raise ConfigError(
+                f"{config.partial} is unfinished, and of a job with another {different[0]}; finish that one first, or "
+                "start over with --overwrite"
+            )
+        if not state.without_answers or not state.finished:
+            self._check(self._answers, config.output, state.output_bytes, state.output_sha256, state.finished)
+        self._check(self._rejected, config.rejected, state.rejected_bytes, state.rejected_sha256, state.finished)
+        return state
+
+    def _check(self, file: Growing, final: Path, size: int, sha256: str, finished: bool) -> None:
+        """Compare a file with its journal. That of a finished job may have its `final` name already."""
+        if not size:
+            return
+        path = final if finished and not file.path.exists() else file.path
+        try:
+            file.prefix.read(path, size)
+            longer = finished and path.stat().st_size > size
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}; start over with --overwrite") from None
+        if longer or file.prefix.sha256 != sha256:
+            raise ConfigError(
+                f"{path} is not as {self.config.state.name} says: it was damaged or changed; start over with --overwrite"
+            )

@@ -1,0 +1,121 @@
+"""Checks that no file which a job writes is one that it reads, or one of the user's."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from q8trt.errors import ConfigError
+from q8trt.files import MalformedError, parse_json
+from q8trt.files.locks import lock_path
+from q8trt.inference.files.config import ScoringConfig
+
+#: The first line of a file of rejected rows, by which q8trt knows it as one that it wrote.
+REJECTED_HEADER = b"line,reason,row\n"
+#: File systems take names of 255 bytes, and the temporary name of the journal is 25 longer than that of the output.
+_LONGEST_NAME = 230
+#: Bytes of the first line that are read to tell an output from a file of the user's.
+_LONGEST_HEADER = 2**20
+#: The last column that a job adds: see `q8trt.inference.files.layout`.
+_ANSWER = re.compile(r"'?(predicted_)?(score$|probability_)")
+
+
+def check_places(config: ScoringConfig, engine: Path) -> None:
+    """Check the names of all files that a job writes, through symbolic and hard links.
+
+    Raises:
+        ConfigError: one of them is the input or a file of the engine, or the output is no regular file or has too long a
+            name.
+    """
+    output = config.output
+    if len(os.fsencode(output.name)) > _LONGEST_NAME:
+        raise ConfigError(
+            f"--output {output.name[:40]}... is too long a name; give one of {_LONGEST_NAME} bytes or fewer, as the files "
+            "beside it have longer ones"
+        )
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; give the name of a file")
+    if os.path.lexists(output) and not output.is_file():
+        raise ConfigError(f"--output {output} is not a regular file; give another name")
+    folder = _real(output.parent)
+    if _real(engine) in (folder, *folder.parents):
+        raise ConfigError(f"--output {output} is inside the engine folder {engine}; give a path outside it")
+    read = {config.input: "the input", **dict.fromkeys(engine.iterdir(), f"a file of the engine {engine}")}
+    for written in _written(config):
+        for path, role in read.items():
+            if _same(written, path):
+                which = "is" if written == output else f"needs the name {written} beside it, which is"
+                raise ConfigError(f"--output {output} {which} {role}; give another --output")
+
+
+def check_free(config: ScoringConfig, overwrite: bool) -> None:
+    """Check that the output and its rejected rows replace nothing of the user's.
+
+    Raises:
+        ConfigError: there is a file of that name, and `overwrite` is false; or q8trt did not write it.
+    """
+    if os.path.lexists(config.output):
+        if not is_answer_file(config.output, config.output_kind):
+            raise ConfigError(f"{config.output} exists and is not an output of q8trt predict; give another --output")
+        if not overwrite:
+            raise ConfigError(f"{config.output} exists already; give another --output, or --overwrite to replace it")
+    if not os.path.lexists(config.rejected):
+        return
+    if not is_rejected_file(config.rejected):
+        raise ConfigError(f"{config.rejected} is not a file of q8trt predict; move it away, or give another --output")
+    if not overwrite:
+        raise ConfigError(
+            f"{config.rejected} is there already, of an earlier job; move it away, or --overwrite replaces it"
+        )
+
+
+def is_answer_file(path: Path, kind: str) -> bool:
+    """Return whether a file looks like the output of a job: its last column is an answer. An empty file counts as one."""
+    with path.open("rb") as file:
+        first = file.readline(_LONGEST_HEADER).decode("utf-8", "replace")
+    if not first:
+        return True
+    if kind == ".jsonl":
+        try:
+            row = parse_json(first)
+        except MalformedError:
+            return False
+        columns = list(row) if isinstance(row, dict) else []
+    else:
+        columns = next(csv.reader([first], delimiter="\t" if kind == ".tsv" else ","), [])
+    return bool(columns) and _ANSWER.match(columns[-1].strip("\r\n")) is not None
+
+
+def is_rejected_file(path: Path) -> bool:
+    """Return whether a file begins as the rejected rows of a job do."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(REJECTED_HEADER)) == REJECTED_HEADER
+
+
+def _written(config: ScoringConfig) -> Iterator[Path]:
+    yield from (config.output, config.partial, config.rejected_partial, config.state, config.rejected)
+    yield lock_path(config.output)
+    # Whoever writes the journal removes its stale temporary names.
+    prefix, endings = f".{config.state.name}.", (".tmp", ".old")
+    if config.output.parent.is_dir():
+        yield from (
+            path
+            for path in config.output.parent.iterdir()
+            if path.name.startswith(prefix) and path.name.endswith(endings)
+        )
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _same(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except OSError:  # one of them does not exist
+        return False

@@ -1,0 +1,173 @@
+"""Texts -> token ids, cut as in training; and the checks that every item goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from q8trt.engine.manifest import Manifest
+from q8trt.errors import ConfigError, EngineError, InputError, PairError
+from q8trt.files import MalformedError
+from q8trt.tasks.data.encoding import Encoder, EncodingError, RoomError
+from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE, open_tokenizer, truncation_side
+
+Item = str | Sequence[str]
+"""What an app gives for one example: a text, or a pair of texts as a tuple or list of two."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids of N examples without padding: what `q8trt.tasks.data.batches.bucketed_batches` reads.
+
+    Attributes:
+        input_ids: N lists of token ids, special tokens included.
+        token_type_ids: N lists, or None if the model takes none.
+        truncated: how many of the examples were cut.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]] | None
+    truncated: int
+    labels: None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        ids = self.input_ids[index]
+        row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if self.token_type_ids is not None:
+            row["token_type_ids"] = self.token_type_ids[index]
+        return row
+
+    def rows(self) -> list[tuple[list[int], list[int] | None]]:
+        """Return the token ids and token types of each example."""
+        if self.token_type_ids is None:
+            return [(ids, None) for ids in self.input_ids]
+        return list(zip(self.input_ids, self.token_type_ids, strict=True))
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens per example."""
+        return np.fromiter(map(len, self.input_ids), dtype=np.int64, count=len(self.input_ids))
+
+
+class TextEncoder:
+    """The tokenizer of an engine folder, as `tokenizer`. Many threads may use one.
+
+    Args:
+        folder: the engine folder, which holds ``tokenizer.json``.
+        manifest: its manifest.
+        max_length: tokens per example, special tokens included; longer pairs lose tokens of the longer text first,
+            as in training (`q8trt.tasks.data.tokenize`).
+
+    Raises:
+        EngineError: the tokenizer is missing or damaged.
+        ConfigError: `max_length` leaves no room for text.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, max_length: int) -> None:
+        self._task, self._inputs = manifest.task, manifest.inputs
+        self._folder, self.max_length = folder, max_length
+        tokenizer, side = _open(folder)
+        self.tokenizer = tokenizer
+        try:
+            self._encoder = Encoder(tokenizer, max_length, self._task.is_pair, side)
+        except RoomError as error:
+            raise ConfigError(
+                f"bucket {max_length} leaves no room for text: {self._task.name} needs {error.shortest} tokens or more"
+            ) from None
+        except EncodingError as error:
+            raise EngineError(f"{folder / TOKENIZER_FILE} cannot be used: {error}") from None
+
+    @property
+    def vocabulary(self) -> int:
+        """The rows of a table that has one for each token id, added tokens included. Ids may leave numbers out."""
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def check_all(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
+        """The texts of each item, see `check`.
+
+        Raises:
+            InputError: also for no items at all, or for one text in place of a list.
+        """
+        one = "(text, other)" if self._task.is_pair else "text"
+        if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+            raise InputError(f"a list of items is expected, not {_shown(items)}; for one: predict([{one}])[0]")
+        rows = [self.check(item, index) for index, item in enumerate(items)]
+        if not rows:
+            raise InputError(f"the list is empty, and there is no answer to nothing; give at least one: [{one}]")
+        return rows
+
+    def check(self, item: Item, index: int | None = None) -> tuple[str, ...]:
+        """The texts of one item: one, or two for a task of pairs.
+
+        Raises:
+            PairError: one text where the task takes pairs, or the reverse.
+            InputError: it is no text, or an empty one.
+        """
+        where = "" if index is None else f"item {index}: "
+        texts = (item,) if isinstance(item, str) else item
+        if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
+            expected = "a pair of strings" if self._task.is_pair else "a string"
+            raise InputError(f"{where}{_shown(item)} is not text; {self._task.name} takes {expected}", index)
+        if self._task.is_pair and len(texts) != 2:
+            what = "one text" if len(texts) == 1 else f"{len(texts)} texts"
+            raise PairError(f"{where}{what}, but {self._task.name} takes pairs: give (text, other)", index)
+        if not self._task.is_pair and len(texts) != 1:
+            raise PairError(
+                f"{where}{len(texts)} texts, but {self._task.name} takes single texts: give a string", index
+            )
+        for text in texts:
+            if not text.strip():
+                raise InputError(f"{where}the text is empty ({text!r}); leave such items out", index)
+            if not _is_unicode(text):
+                raise InputError(
+                    f"{where}the text {text[:40]!a} holds half a surrogate pair, which is no character", index
+                )
+        return tuple(texts)
+
+    def encode(self, rows: Sequence[tuple[str, ...]]) -> Tokens:
+        """Return the token ids of rows that `check` passed. Raises EngineError if the tokenizer fails."""
+        try:
+            encoded = self._encoder.encode(rows)
+        except EncodingError as error:
+            raise EngineError(f"{self._folder / TOKENIZER_FILE} cannot encode a text: {error}") from None
+        types = encoded.type_ids if "token_type_ids" in self._inputs else None
+        return Tokens(encoded.ids, types, encoded.truncated)
+
+
+def _open(folder: Path) -> tuple[Any, str]:
+    """Return the tokenizer of an engine folder, and the side on which it cuts. Raises EngineError."""
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise EngineError(f"{folder} has no {TOKENIZER_FILE}; build the engine again with build_engine.py")
+    try:
+        tokenizer = open_tokenizer(path)
+    except (OSError, MalformedError) as error:
+        raise EngineError(f"{path} cannot be read: {error}") from None
+    try:
+        return tokenizer, truncation_side(folder)
+    except (OSError, MalformedError) as error:
+        raise EngineError(f"{folder / TOKENIZER_CONFIG} cannot be read: {error}") from None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether `text` can be written as UTF-8, as tokenizers reads it; a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """`value` for a message: its type, and what it is where that is short."""
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) <= 40 else f"{type(value).__name__} {text[:40]}…"

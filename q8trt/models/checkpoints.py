@@ -1,0 +1,353 @@
+"""Find, load and save a model, quantized or not.
+
+A checkpoint is a Hugging Face folder: config.json, model.safetensors, tokenizer files. A quantized one also has
+`quantization.json`, which holds the recipe; its amax values lie in model.safetensors beside the weights, as
+`<module>.input_quantizer._amax`. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt import files
+from q8trt.console.commands import command
+from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
+from q8trt.models import (
+    check_shards,
+    check_whole,
+    label_order,
+    load_config,
+    load_tokenizer,
+    only_local,
+    reorder_head,
+    resolve_model,
+    short_name,
+    unavailable,
+)
+from q8trt.models.activation import activation_of, adopt_activation, forget_activation
+from q8trt.quantization.recipe import Recipe
+from q8trt.quantization.sites import encoder_sites, layout_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from q8trt.quantization.libraries import Library
+    from q8trt.tasks.glue import Task
+
+__all__ = [
+    "QUANTIZATION_FILE",
+    "check_head",
+    "is_quantized",
+    "load_config",
+    "load_finetuned",
+    "load_pretrained",
+    "load_quantized",
+    "load_recipe_of",
+    "load_tokenizer",
+    "resolve_model",
+    "save_checkpoint",
+    "set_dropout",
+    "short_name",
+]
+
+QUANTIZATION_FILE = "quantization.json"
+_FORMAT = 1
+_LIMITS = files.Limits(size=2**22, depth=16, values=200_000)
+_log = logging.getLogger(__name__)
+
+
+def is_quantized(folder: str | Path) -> bool:
+    """Whether the checkpoint in `folder` carries quantizers."""
+    return (Path(folder) / QUANTIZATION_FILE).is_file()
+
+
+def _quiet_transformers() -> None:
+    """Weights that a new classification head has to initialize are expected here; transformers warns at length."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def load_pretrained(
+    name_or_path: str,
+    task: Task,
+    *,
+    dropout: float | None = None,
+    allow_pickle: bool = False,
+    new_head: bool = True,
+) -> PreTrainedModel:
+    """A floating-point model with a classification (or regression) head for `task`, float32, on the CPU.
+
+    Args:
+        name_or_path: folder, hub name or short name. A head that does not fit the task is initialized afresh.
+        task: gives the number of labels and their names.
+        dropout: probability for hidden states, attention and classifier; None keeps the checkpoint's own.
+        allow_pickle: also read pytorch_model.bin. A pickle can run code when it is loaded: only for files you trust.
+        new_head: whether a head (and pooler) that the checkpoint lacks, or has in another size, may be initialized.
+
+    Raises:
+        CheckpointError: not found, not BERT-like, already quantized, only a pickle, or weights that do not fit.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    name = resolve_model(name_or_path)
+    check_whole(name)
+    check_shards(name)
+    if is_quantized(name):
+        raise CheckpointError(f"{name} is quantized already; give the floating-point checkpoint it was made from")
+    config = load_config(name)
+    config.num_labels = task.num_labels
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    if not task.is_regression:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: number for number, label in enumerate(task.labels)}
+    if new_head:
+        forget_activation(config)
+    if dropout is not None:
+        _configure_dropout(config, dropout)
+    folder = Path(name)
+    if folder.is_dir() and not allow_pickle and not list(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"{folder} has no model.safetensors; pickled weights (pytorch_model.bin) are read only with --allow_pickle"
+        )
+    _quiet_transformers()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            config=config,
+            local_files_only=only_local(name),
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            dtype="float32",
+            output_loading_info=True,
+        )
+    except Q8TRTError:
+        raise
+    except Exception as error:  # transformers and safetensors raise a dozen types for an unusable checkpoint
+        raise unavailable(name, error) from None
+    _check_loaded(model, info, name, new_head)
+    return model
+
+
+def _configure_dropout(config: Any, probability: float) -> None:
+    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
+                "attention_dropout", "seq_classif_dropout"):  # fmt: skip
+        if hasattr(config, key):
+            setattr(config, key, probability)
+
+
+def set_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Give a loaded model another dropout, everywhere, in place; its checkpoints will say so."""
+    from torch import nn
+
+    _configure_dropout(model.config, probability)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+
+
+def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str, new_head: bool) -> None:
+    """No weight was left at random, but for a head that may be new; transformers alone would only warn."""
+    encoder = f"{model.base_model_prefix}."
+    wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if new_head:
+        wrong = [key for key in wrong if key.startswith(encoder) and not key.startswith(f"{encoder}pooler.")]
+    wrong += [key for key in info["unexpected_keys"] if layout_of(model.config).layers in key]
+    _check_foreign_quantizers(info["unexpected_keys"], name)
+    if wrong:
+        raise CheckpointError(
+            f"{name}: the weights do not fit config.json: {sorted(wrong)[0]} is missing, of another size or of no use "
+            f"({len(wrong)} such); check that both files belong to the same model"
+        )
+
+
+def _check_foreign_quantizers(unexpected: Iterable[str], name: str) -> None:
+    """Raise where the weights come with quantizers of another library, which transformers would drop."""
+    if keys := sorted(key for key in unexpected if "_quantizer." in key):
+        raise CheckpointError(
+            f"{name} carries quantizers of another library ({keys[0]}, {len(keys)} such); give the floating-point checkpoint "
+            "that it was made from, and take the ranges of pytorch-quantization with calibrate.py "
+            "--from_pytorch_quantization"
+        )
+
+
+def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -> PreTrainedModel:
+    """A floating-point model whose head was trained: like `load_pretrained`, but a head that is missing is an error.
+
+    Raises:
+        CheckpointError: as `load_pretrained`; also when the checkpoint has no head for `task`.
+    """
+    name = resolve_model(str(folder))
+    config = load_config(name)
+    order = check_head(config, task, str(folder))
+    model = load_pretrained(name, task, allow_pickle=allow_pickle, new_head=False)
+    adopt_activation(model.config, name)
+    activation_of(model.config, task, str(folder))
+    if order is not None:
+        reorder_head(model, order)
+        names = [config.id2label[number] for number in range(task.num_labels)]
+        _log.info("%s: outputs %s are put into the order %s", folder, ", ".join(names), ", ".join(task.labels))
+    return model
+
+
+def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
+    """Check that a checkpoint has a head that answers `task`.
+
+    Returns:
+        the order of its outputs, see `label_order`.
+
+    Raises:
+        CheckpointError: no head, one of another size or kind, outputs of other names, or an activation that q8trt lacks.
+    """
+    architectures = config.architectures or []
+    if not any("SequenceClassification" in architecture for architecture in architectures):
+        command_line = command("finetune", "--task", task.name, "--precision", "fp32", "--model_name_or_path", where)
+        raise CheckpointError(
+            f"{where} has no fine-tuned classification head ({', '.join(architectures) or 'no architecture named'}); "
+            f"fine-tune it first: {command_line}"
+        )
+    if config.num_labels != task.num_labels:
+        raise CheckpointError(
+            f"{where} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
+            "check --task or the checkpoint"
+        )
+    if config.problem_type == "multi_label_classification":
+        raise CheckpointError(
+            f"{where} answers each label by itself (problem_type multi_label_classification in config.json), and q8trt knows "
+            "one label of several, or a score; give another checkpoint"
+        )
+    if config.problem_type == "regression" and not task.is_regression:
+        raise CheckpointError(
+            f"{where} predicts {config.num_labels} scores (problem_type regression in config.json), {task.name} has labels; "
+            "check --task or the checkpoint"
+        )
+    activation_of(config, task, where)
+    return label_order(config, task, where)
+
+
+def save_checkpoint(
+    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe | None = None
+) -> None:
+    """Write a checkpoint folder with its hashes, whole or not at all; `recipe` marks it as quantized."""
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
+    _quiet_transformers()
+    with files.atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        if recipe is not None:
+            files.write_json(
+                temporary / QUANTIZATION_FILE,
+                {"format": _FORMAT, "quantizer": _library_of(model), "recipe": recipe.to_dict()},
+            )
+        files.write_seal(temporary)
+
+
+def _library_of(model: PreTrainedModel) -> dict[str, str]:
+    """Where the model's quantizers come from."""
+    from q8trt.quantization.insertion import model_quantizers
+    from q8trt.quantization.libraries import made_by
+
+    source = made_by(next(iter(model_quantizers(model).values())))
+    return {"library": source.name, "version": source.version()}
+
+
+def load_recipe_of(folder: str | Path) -> Recipe:
+    """Return the recipe that a quantized checkpoint was made with.
+
+    Raises:
+        CheckpointError: quantization.json is missing or damaged, or of a later version.
+    """
+    path = Path(folder) / QUANTIZATION_FILE
+    try:
+        data = files.read_json(path, _LIMITS)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error.strerror or error}") from None
+    except files.MalformedError as error:
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error}") from None
+    if not isinstance(data, dict) or not isinstance(data.get("recipe"), dict):
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: expected an object with 'recipe'")
+    if data.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path} has format {str(data.get('format'))[:20]!r}, expected {_FORMAT}; use the version of q8trt that made it"
+        )
+    try:
+        return Recipe.from_dict(data["recipe"])
+    except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {str(error)[:500]}") from None
+
+
+def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[PreTrainedModel, Recipe]:
+    """A calibrated, fake-quantized model and its recipe, on the CPU, in evaluation mode.
+
+    Args:
+        folder: a quantized checkpoint, whatever library it was made with.
+        library: where its quantizers shall come from; None: ModelOpt.
+
+    Raises:
+        CheckpointError: damaged, or the recipe does not match the weights (a site without amax, or the reverse).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from transformers import AutoModelForSequenceClassification
+
+    from q8trt.quantization.calibration import check_amax
+    from q8trt.quantization.insertion import insert_quantizers
+
+    check_whole(str(folder))
+    recipe = load_recipe_of(folder)
+    config = load_config(str(folder))
+    try:
+        state = load_file(Path(folder) / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}/model.safetensors cannot be read: {error}; train or calibrate again") from None
+    _quiet_transformers()
+    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    quantizers = insert_quantizers(model, recipe, library)
+    _check_recipe_matches(model, set(quantizers), state, folder)
+    for site in encoder_sites(model):
+        if site.key in quantizers:
+            quantizers[site.key].amax = state[f"{site.quantizer}._amax"]
+            if (scale := state.get(f"{site.quantizer}._pre_quant_scale")) is not None:
+                _check_smoothing(site.key, quantizers[site.key], folder)
+                quantizers[site.key].pre_quant_scale = scale
+    _load_state(model, state, folder)
+    try:
+        check_amax(quantizers)
+    except QuantizationError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    return model.eval(), recipe
+
+
+def _check_smoothing(key: str, quantizer: Any, folder: str | Path) -> None:
+    if not hasattr(type(quantizer), "pre_quant_scale"):
+        raise CheckpointError(
+            f"{folder}: {key} is smoothed (SmoothQuant), which this library's quantizers cannot do; use --quantizer modelopt"
+        )
+
+
+def _check_recipe_matches(model: nn.Module, expected: set[str], state: dict[str, Any], folder: str | Path) -> None:
+    by_name = {f"{site.quantizer}._amax": site.key for site in encoder_sites(model)}
+    found = {by_name.get(name, name) for name in state if name.endswith("_quantizer._amax")}
+    for keys, problem in (
+        (expected - found, "has no amax for"),
+        (found - expected, "carries an amax that its recipe lacks:"),
+    ):
+        if keys:
+            raise CheckpointError(
+                f"{folder}: the recipe in {QUANTIZATION_FILE} does not match the model: it {problem} {sorted(keys)[0]} "
+                f"({len(keys)} such); calibrate again from the floating-point checkpoint"
+            )
+
+
+def _load_state(model: nn.Module, state: dict[str, Any], folder: str | Path) -> None:
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: the weights do not fit config.json: {reason[:300]}") from None

@@ -1,0 +1,275 @@
+"""Run folders: what a training or calibration leaves for the steps after it.
+
+runs/<name>/
+  run.json           configuration, provenance, and per stage: scores, steps, seconds a step
+  fp32/ ptq/ int8/   checkpoints: fine-tuned, calibrated, quantization-aware fine-tuned
+  checkpoints/       of the Trainer, for --resume
+  logs/              TensorBoard
+  engine*/           what build_engine.py made of the run
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from q8trt import files
+from q8trt.console.commands import command
+from q8trt.errors import ConfigError
+
+RUN_FILE = "run.json"
+#: Folder of runs, below the current folder.
+RUNS_DIR = "runs"
+STAGES = ("fp32", "ptq", "int8")
+StageName = Literal["fp32", "ptq", "int8"]
+#: Newest format of run.json.
+FORMAT = 1
+#: Names that a run writes into its folder.
+WRITTEN = (RUN_FILE, *STAGES, "checkpoints", "logs")
+#: Names in a run folder whose temporary names a killed writer may have left.
+_SWEPT = (*WRITTEN, "engine*", "benchmark.*", "parity.json", "sensitivity.*", "compare.*")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage.
+
+    Attributes:
+        checkpoint: the folder, relative to the run or absolute.
+        scores: development split -> metric -> value.
+        details: all else that was noted, such as steps and seconds a step.
+    """
+
+    checkpoint: str
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        path = Path(self.checkpoint)
+        if not self.checkpoint.isprintable() or (not path.is_absolute() and (".." in path.parts or not path.parts)):
+            raise ValueError(f"the checkpoint {self.checkpoint[:80]!r} is not a folder inside the run")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry of run.json, whose details stand beside the rest."""
+        scores = {"scores": self.scores} if self.scores else {}
+        return {"checkpoint": self.checkpoint, **scores, **self.details}
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.json.
+
+    Attributes:
+        format: of the file.
+        task: the name of the task.
+        created: ISO 8601, UTC.
+        folder: the absolute path of the run when it was made; "" if unknown.
+        provenance: command, commit, versions, hardware and date.
+        config: the configuration, as `FinetuneConfig.to_dict` made it.
+        data: the record of the rows, see `q8trt.tasks.data.record`; None if unknown.
+        stages: the finished stages.
+        more: other keys, of earlier versions.
+    """
+
+    format: int
+    task: str
+    created: str
+    folder: str
+    provenance: dict[str, Any]
+    config: dict[str, Any]
+    data: dict[str, Any] | None
+    stages: dict[StageName, StageRecord]
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of run.json; `parse_record` reads it back."""
+        data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "more"}
+        return {**data, **self.more, "stages": {name: stage.to_dict() for name, stage in self.stages.items()}}
+
+
+def parse_record(data: Any) -> RunRecord:
+    """Return the record that JSON data hold.
+
+    Raises:
+        MalformedError: a key is missing, or a value has another type than it should.
+    """
+    if not isinstance(data, dict):
+        raise files.MalformedError("the document must be an object")
+    grouped = _grouped(data, RunRecord, "more")
+    if isinstance(stages := data.get("stages"), dict):
+        grouped["stages"] = {name: _grouped(entry, StageRecord, "details") for name, entry in stages.items()}
+    record = files.decode(RunRecord, grouped)
+    if not 1 <= record.format <= FORMAT:
+        raise files.MalformedError(f"format {record.format}, expected {FORMAT} at most; upgrade q8trt")
+    return record
+
+
+#: Values of keys that runs of earlier versions lack.
+_DEFAULTS: Mapping[str, Any] = {
+    "task": "", "created": "", "folder": "", "provenance": {}, "data": None, "scores": {}
+}  # fmt: skip
+
+
+def _grouped(data: Any, cls: type, rest: str) -> Any:
+    """Return `data` with the keys that `cls` lacks moved under `rest`; what is not an object is for the decoder."""
+    if not isinstance(data, dict):
+        return data
+    names = {each.name for each in dataclasses.fields(cls)} - {rest}
+    missing = {name: value for name, value in _DEFAULTS.items() if name in names and name not in data}
+    return {
+        **{name: value for name, value in data.items() if name in names},
+        **missing,
+        rest: {name: value for name, value in data.items() if name not in names},
+    }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def record(self) -> RunRecord:
+        """run.json, as it is on the disk now.
+
+        Raises:
+            ConfigError: the file is missing or damaged.
+        """
+        try:
+            return parse_record(files.read_json(self.path / RUN_FILE))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"{self.path} is not a run folder (no {RUN_FILE}); make one: {make_a_run()}") from None
+        except OSError as error:
+            raise ConfigError(f"{self.path / RUN_FILE} cannot be read: {error.strerror or error}") from None
+        except files.MalformedError as error:
+            raise ConfigError(f"{self.path / RUN_FILE} is damaged: {error}") from None
+
+    def write(self, record: RunRecord) -> None:
+        """Replace run.json. Raises ValueError for a score that is not finite."""
+        files.write_json(self.path / RUN_FILE, record.to_dict())
+
+    def stage(self, name: str) -> StageRecord | None:
+        """Return the record of a finished stage, or None while it is not finished."""
+        return next((stage for key, stage in self.record.stages.items() if key == name), None)
+
+    def finish_stage(self, name: StageName, entry: dict[str, Any]) -> None:
+        """Note a stage as finished; `entry` needs "checkpoint", the folder, relative to the run or absolute."""
+        record, stage = self.record, StageRecord(**_grouped(entry, StageRecord, "details"))
+        self.write(dataclasses.replace(record, stages={**record.stages, name: stage}))
+
+    def checkpoint(self, name: str) -> Path | None:
+        """Return the checkpoint folder of a finished stage, or None."""
+        stage = self.stage(name)
+        return self.path / stage.checkpoint if stage else None
+
+    def best_quantized(self) -> Path | None:
+        """Return the checkpoint to build an INT8 engine from: QAT's, else the calibrated one."""
+        return self.checkpoint("int8") or self.checkpoint("ptq")
+
+    def sweep(self) -> None:
+        """Delete what killed writers left under temporary names. A live writer's are locked, and stay."""
+        files.sweep(self.path, _SWEPT)
+
+
+def check_new_run(path: str | Path) -> None:
+    """Check that a run can be made in `path` without replacing anything. Other files may be there.
+
+    Raises:
+        ConfigError: the folder is a run already, holds a name that the run would write, lies inside a checkpoint, or cannot
+            be written.
+    """
+    folder = Path(path)
+    files.check_folder(folder)
+    if folder.resolve() in Path.cwd().resolve().parents:
+        raise ConfigError(
+            f"--output_dir {path} is above the current folder; give a folder of its own, such as runs/NAME"
+        )
+    if (folder / RUN_FILE).exists():
+        _ = Run(Path(path)).record  # raises where another program wrote it, or it is damaged
+        raise ConfigError(
+            f"{path} is a run already; give another --output_dir, or continue it: {command('finetune', '--resume', path)}"
+        )
+    for name in WRITTEN:
+        if (folder / name).exists() or (folder / name).is_symlink():
+            raise ConfigError(
+                f"--output_dir {path} holds {name!r} already, which the run would write; give a new folder, or move it away"
+            )
+    check_outside_checkpoints(folder)
+
+
+def check_outside_checkpoints(path: str | Path, option: str = "--output_dir") -> None:
+    """Raise ConfigError if `path` is a checkpoint of a run or is inside one, because a run replaces its checkpoints whole."""
+    target = Path(path).resolve()
+    for folder in (target, *target.parents):
+        if folder.name in WRITTEN and (folder.parent / RUN_FILE).is_file():
+            raise ConfigError(f"{option} {path} is inside {folder}, which belongs to a run; give a folder outside it")
+
+
+def new_run(
+    path: str | Path, provenance: dict[str, Any], task: str, config: dict[str, Any], data: dict[str, Any] | None = None
+) -> Run:
+    """Make a run folder.
+
+    Args:
+        path: the folder.
+        provenance: command, commit, versions, hardware and date: see `q8trt.hardware.provenance`.
+        task: the task's name.
+        config: JSON-ready configuration, from which `--resume` continues.
+        data: the record of the rows, see `q8trt.tasks.data.record`; None leaves them out.
+
+    Raises:
+        ConfigError: see `check_new_run`.
+    """
+    check_new_run(path)
+    created, folder = datetime.now(UTC).isoformat(timespec="seconds"), str(Path(path).absolute())
+    run = Run(Path(path))
+    run.write(RunRecord(FORMAT, task, created, folder, provenance, config, data, {}))
+    return run
+
+
+def run_name(task: str, model: str) -> str:
+    """Return a name for a new run, from task, model and time: ``"sts-b-minilm-20261122-160512"``."""
+    return f"{task}-{model}-{time.strftime('%Y%m%d-%H%M%S')}".casefold()
+
+
+def open_run(path: str | Path) -> Run:
+    """Return the run in the folder `path`.
+
+    Raises:
+        ConfigError: the folder is not a run, or run.json is damaged.
+    """
+    run = Run(Path(path))
+    _ = run.record
+    return run
+
+
+def find_runs(root: str | Path) -> list[Run]:
+    """Return all runs under `root`, the one written last first. Hidden folders are temporary names, not runs."""
+    written = {}
+    for path in Path(root).glob(f"*/{RUN_FILE}"):
+        if not path.parent.name.startswith("."):
+            try:
+                written[path.parent] = path.stat().st_mtime
+            except OSError:  # removed meanwhile, or a link to nothing
+                continue
+    return [Run(path) for path in sorted(written, key=lambda path: written[path], reverse=True)]
+
+
+def make_a_run(root: str | Path = RUNS_DIR) -> str:
+    """Return the command that makes a run under `root`."""
+    return f"{command('finetune', '--task', 'STS-B', *runs_dir_option(root))} (or --demo, which needs no hub)"
+
+
+def runs_dir_option(root: str | Path) -> list[str]:
+    """Return the words that name the folder of runs; none for the default."""
+    return [] if Path(root) == Path(RUNS_DIR) else ["--runs_dir", str(root)]

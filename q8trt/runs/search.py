@@ -1,0 +1,59 @@
+"""Runs by what they have finished: the newest that can be used, and what to do about one that cannot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from q8trt.console.commands import command, options_of
+from q8trt.errors import ConfigError
+from q8trt.runs.config import config_of_run, last_stage
+from q8trt.runs.run import STAGES, Run, find_runs, make_a_run
+
+_log = logging.getLogger(__name__)
+
+
+def sound_runs(root: str | Path) -> Iterator[Run]:
+    """Yield the runs under `root` that can be read, the one written last first; log a warning for each that cannot."""
+    for run in find_runs(root):
+        if is_sound(run):
+            yield run
+
+
+def is_sound(run: Run) -> bool:
+    """Return whether run.json can be read; log a warning where it cannot."""
+    try:
+        _ = config_of_run(run)
+    except ConfigError as error:
+        _log.warning("skipping a run: %s", error)
+        return False
+    return True
+
+
+def newest_run(root: str | Path, stages: tuple[str, ...]) -> Run:
+    """Return the newest run that has finished one of `stages`; runs that cannot be read are skipped with a warning.
+
+    Raises:
+        ConfigError: there is none; the message says how to make one.
+    """
+    for run in sound_runs(root):
+        if any(run.stage(stage) for stage in stages):
+            return run
+    raise ConfigError(
+        f"no run with a finished {' or '.join(stages)} checkpoint under {root}/; make one: {make_a_run(root)}"
+    )
+
+
+def how_to_finish(run: Run, stages: Sequence[str]) -> str:
+    """Return what to do about a run that has finished none of `stages`: words, and a command that works as printed."""
+    config, record = config_of_run(run), run.record
+    planned = STAGES[: STAGES.index(last_stage(config)) + 1]
+    if set(stages) & set(planned) or "fp32" not in record.stages:
+        return f"finish it: {command('finetune', '--resume', run.path)}"
+    if "ptq" in record.stages:
+        build = command("build-engine", "--int8", "--checkpoint", run.path, "--stage", "ptq")
+        return f"it ends with calibration; build its calibrated checkpoint: {build}"
+    fp32 = run.path / record.stages["fp32"].checkpoint
+    calibrate = command("calibrate", "--model_name_or_path", fp32, *options_of(config.data))
+    return f"it ends with FP32; calibrate that: {calibrate}"

@@ -1,0 +1,140 @@
+"""An engine folder's ``model.onnx`` on ONNX Runtime: the fallback where no GPU is, and the check of any engine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q8trt.console.names import printable
+from q8trt.engine.backend import one_line
+from q8trt.errors import BackendError, EngineError
+from q8trt.files.onnx import check_file
+from q8trt.hardware.gpu import gpus
+from q8trt.hardware.packages import install_command
+from q8trt.runtime.base import LayerTime, Runner
+from q8trt.runtime.layer_times import read_trace, typical
+from q8trt.runtime.onnxruntime.graph import for_the_cpu
+
+CPU = "CPUExecutionProvider"
+_INTEGERS: dict[str, Any] = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
+_SILENT = 4  # ONNX Runtime also prints what it raises; 4 keeps only fatal lines
+
+
+class OnnxRuntimeRunner(Runner):
+    """Runs an ONNX file, on the CPU unless another execution provider is asked for.
+
+    Args:
+        path: the ONNX file.
+        precision: what the file computes in, for reports: see `Runner`.
+        providers: execution providers in order of preference, such as ["CUDAExecutionProvider"]; default the CPU's.
+        threads: threads within an operator; default ONNX Runtime's own choice (the physical cores).
+
+    Raises:
+        EngineError: the file is missing, damaged, or its inputs are not integers.
+        BackendError: ONNX Runtime is not installed, or a provider is not available.
+    """
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self, path: str | Path, precision: str, providers: Sequence[str] | None = None, threads: int | None = None
+    ) -> None:
+        self.precision = precision
+        self._ort = _import()
+        wanted = list(providers or [CPU])
+        self._source = Path(path), wanted, threads
+        self._session: Any = self._open(*self._source)
+        inputs = self._session.get_inputs()
+        self.input_names = tuple(each.name for each in inputs)
+        try:
+            self._types = {each.name: _INTEGERS[each.type] for each in inputs}
+        except KeyError as error:
+            raise EngineError(f"{path}: inputs must be int32 or int64, not {error}; export the model again") from None
+        if not inputs or not self._session.get_outputs():
+            raise EngineError(f"{path} has no input or no output; export the model again")
+        outputs = [output.name for output in self._session.get_outputs()]
+        self._output = "logits" if "logits" in outputs else outputs[0]
+        cards = gpus() if wanted[0] != CPU else []
+        self.device = "cpu" if wanted[0] == CPU else cards[0].name if cards else wanted[0]
+        self._options = self._ort.RunOptions()
+        self._options.log_severity_level = _SILENT
+
+    def _open(self, path: Path, wanted: list[str], threads: int | None, trace: Path | None = None) -> Any:
+        if not path.is_file():
+            raise EngineError(f"{path} does not exist; export the model first")
+        available = self._ort.get_available_providers()
+        if absent := [name for name in wanted if name not in available]:
+            raise BackendError(f"ONNX Runtime has no {', '.join(absent)} here; available: {', '.join(available)}")
+        options = self._ort.SessionOptions()
+        options.log_severity_level = _SILENT
+        # Idle threads that spin for work take the cores from whatever else runs in this process: timed in turn with
+        # another session, FP32 took twice the time that it takes alone (2 cores, 1x128).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if trace is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(trace)
+        model = self._model(path, rewrite=wanted[0] == CPU and self.precision.startswith("int8"))
+        try:
+            session = self._ort.InferenceSession(model, options, providers=wanted)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise EngineError(f"ONNX Runtime cannot load {path}, which may be damaged: {one_line(error)}") from error
+        if wanted[0] not in session.get_providers():  # it falls back to the CPU without an error
+            raise BackendError(f"ONNX Runtime could not start {wanted[0]}: CUDA or cuDNN libraries are missing")
+        return session
+
+    def _model(self, path: Path, rewrite: bool) -> bytes | str:
+        """Return what ONNX Runtime opens: the rewritten graph, or the name of a file that was checked."""
+        if not rewrite:
+            check_file(path)
+            return str(path)
+        try:
+            return for_the_cpu(path.read_bytes())
+        except ValueError as error:
+            raise EngineError(f"cannot load {path}, which may be damaged: {one_line(error)}") from None
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
+
+    def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """See `Runner.infer`."""
+        return self._run(self._session, arrays)
+
+    def layer_times(self, arrays: Mapping[str, np.ndarray], iterations: int = 10) -> list[LayerTime]:
+        """See `q8trt.runtime.base.ProfiledRunner`: nodes of the graph as ONNX Runtime fused it, in a session of their own."""
+        with tempfile.TemporaryDirectory() as folder:
+            session: Any = None if self._session is None else self._open(*self._source, Path(folder) / "trace")
+            for _ in range(1 + iterations):
+                self._run(session, arrays)
+            reports = read_trace(Path(session.end_profiling()))
+        return typical(reports, 1 + iterations, "ONNX Runtime's profiler")
+
+    def _run(self, session: Any, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        if session is None:
+            raise BackendError("this ONNX Runtime runner is closed")
+        feed = {name: array.astype(self._types[name], copy=False) for name, array in self.checked(arrays).items()}
+        try:
+            logits = session.run([self._output], feed, self._options)[0]
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime refused the batch: {one_line(error)}") from error
+        if not isinstance(logits, np.ndarray) or logits.dtype.kind not in "fiub":
+            raise EngineError(
+                f"{self._source[0]}: its output {printable(self._output)} holds no numbers; export the model again"
+            )
+        return np.asarray(logits, dtype=np.float32)
+
+    def close(self) -> None:
+        """Drop the session and its memory."""
+        self._session = None
+
+
+def _import() -> Any:
+    try:
+        import google.protobuf  # noqa: F401 - comes with ONNX Runtime; `q8trt.files.onnx` needs it
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(f"ONNX Runtime is not usable ({one_line(error)}): {install_command('cpu')}") from error
+    return onnxruntime

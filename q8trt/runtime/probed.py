@@ -1,0 +1,207 @@
+"""Runners that also show what flows inside the model: the output of a module, by the module's path.
+
+A module of the torch model and a node of the exported file are one place when the node is named after the module:
+"bert.encoder.layer.0.output.LayerNorm" and "bert.encoder.layer.0.output.LayerNorm/LayerNormalization", as `q8trt.export`
+names them. Where a pass folded a factor into a module, the file's metadata says so. A TensorRT plan has fused such places
+away, so it has no runner here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from q8trt.engine.backend import one_line
+from q8trt.errors import BackendError, EngineError
+from q8trt.files import parse_json
+from q8trt.runtime.onnxruntime.runner import CPU, OnnxRuntimeRunner
+from q8trt.runtime.torch_runner import TorchRunner
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Ends the name of an input that stands in for a module's output.
+_GIVEN = ".given"
+_Places = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class ProbedTorch(TorchRunner):
+    """A `TorchRunner` that can show the outputs of modules."""
+
+    def modules(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+        """Paths of the linears, LayerNorms and embedding tables that answer each token or each row of the batch `arrays`.
+
+        They come in the order in which they compute. Others, such as BERT's table of positions, which is read once for
+        all rows, are left out.
+        """
+        from torch import nn
+
+        kinds = (nn.Linear, nn.LayerNorm, nn.Embedding)
+        candidates = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
+        rows = len(next(iter(self.checked(arrays).values())))
+        return tuple(name for name, output in self.outputs(arrays, candidates).items() if len(output) == rows)
+
+    def outputs(
+        self, arrays: Mapping[str, np.ndarray], modules: Sequence[str], given: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run one batch as `infer` does.
+
+        Args:
+            arrays: see `Runner.infer`.
+            modules: paths within the model.
+            given: module -> what whatever reads its output gets in its place: float32, of the output's shape.
+
+        Returns:
+            module -> its own output, float32, (batch, sequence, features) or (batch, features), in the order of computation.
+        """
+        found: dict[str, np.ndarray] = {}
+
+        def keep(name: str, output: Any) -> Any:
+            if name in modules:
+                found[name] = output.float().cpu().numpy()
+            replaced = (given or {}).get(name)
+            return None if replaced is None else self._torch.as_tensor(replaced).to(output)
+
+        hooks = [
+            self._model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+            for name in dict.fromkeys([*modules, *(given or {})])
+        ]
+        try:
+            self.infer(arrays)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+class ProbedOnnxRuntime(OnnxRuntimeRunner):
+    """An `OnnxRuntimeRunner` on the CPU that can show the outputs of the torch modules that the file was traced from.
+
+    `infer` runs the file as it is; `outputs` runs a copy with more outputs, in which fewer operators may be fused.
+    """
+
+    def __init__(self, path: str | Path, precision: str) -> None:
+        super().__init__(path, precision)
+        self._path = Path(path)
+        self._watched: tuple[_Places, Any] = ((), ()), None
+        self._factors: dict[str, np.ndarray] = {}
+
+    def outputs(
+        self, arrays: Mapping[str, np.ndarray], modules: Sequence[str], given: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """See `ProbedTorch.outputs`.
+
+        Raises:
+            EngineError: the file has no node of one of the modules.
+        """
+        session = self._watching((tuple(modules), tuple(given or ())))
+        feed = {name: array.astype(self._types[name], copy=False) for name, array in self.checked(arrays).items()}
+        kind = np.float16 if self.precision.endswith("fp16") else np.float32
+        for module, array in (given or {}).items():
+            feed[f"{module}{_GIVEN}"] = (array * self._factors.get(module, 1)).astype(kind)
+        names = [output.name for output in session.get_outputs()][-len(modules) :]
+        try:
+            found = session.run(names, feed, self._options)
+        except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            raise BackendError(f"ONNX Runtime refused the batch: {one_line(error)}") from error
+        outputs = {module: np.asarray(each, np.float32) for module, each in zip(modules, found, strict=True)}
+        return {module: each / self._factors.get(module, np.float32(1)) for module, each in outputs.items()}
+
+    def _watching(self, places: _Places) -> Any:
+        """A session with (modules to show, modules to replace) as last outputs and inputs; the latest one is kept."""
+        if self._watched[0] != places:
+            import onnx
+
+            model = self._loaded()
+            tensors, self._factors = module_outputs(model)
+            for name in {*places[0], *places[1]} - tensors.keys():
+                raise EngineError(f"{self._path} has no node of {name}; export it again with build_engine.py")
+            _open_up(
+                model,
+                tensors,
+                places,
+                onnx.TensorProto.FLOAT16 if self.precision.endswith("fp16") else onnx.TensorProto.FLOAT,
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                onnx.save(model, Path(folder) / "model.onnx")
+                self._watched = places, self._open(Path(folder) / "model.onnx", [CPU], None)
+        return self._watched[1]
+
+    def _loaded(self) -> onnx.ModelProto:
+        """Return the file, its external data included; `OnnxRuntimeRunner` has checked it."""
+        import onnx
+
+        try:
+            return onnx.load(self._path)
+        except Exception as error:  # protobuf's, the onnx package's and the system's share no base
+            raise EngineError(f"{self._path} cannot be read: {one_line(error)}") from None
+
+    def close(self) -> None:
+        """Drop both sessions."""
+        super().close()
+        self._watched = ((), ()), None
+
+
+def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Where the file holds what leaves a module: the output of the last node named after it, or what its metadata says.
+
+    True of modules that compute in themselves, such as a linear, not of those whose last step is a module of their own.
+
+    Returns:
+        module path -> tensor; module path -> the factor that this tensor carries, float32, () or (features,), where not 1.
+
+    Raises:
+        EngineError: the metadata are damaged.
+    """
+    tensors, factors = {}, {}
+    for node in model.graph.node:
+        scope, _, operation = node.name.rpartition("/")
+        if scope and operation:
+            tensors[scope] = node.output[0]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    try:
+        noted = parse_json(metadata.get("modules", '{"modules": {}, "factors": []}'))
+        for module, (tensor, number) in noted["modules"].items():
+            written = noted["factors"][number]
+            factor = 2.0 ** np.array(written["log2"]) if isinstance(written, dict) else np.array(written)
+            tensors[module], factors[module] = str(tensor), factor.astype(np.float32)
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise EngineError(
+            f"the entry 'modules' of the ONNX file's metadata is damaged ({one_line(error)}); export it again"
+        ) from None
+    return tensors, factors
+
+
+def _open_up(model: onnx.ModelProto, tensors: Mapping[str, str], places: _Places, kind: int) -> None:
+    """Make outputs of what leaves the first modules, and let an input stand in for what leaves the others."""
+    import onnx
+
+    graph = model.graph
+    stand_ins = {tensors[name]: f"{name}{_GIVEN}" for name in places[1]}
+    for node in graph.node:
+        for position, tensor in enumerate(node.input):
+            node.input[position] = stand_ins.get(tensor, tensor)
+    for name in stand_ins.values():
+        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, ["batch", "sequence", None]))
+    shown = [_joined(graph, tensors[name]) for name in places[0]]
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
+
+
+def _joined(graph: onnx.GraphProto, tensor: str) -> str:
+    """A tensor of (B, S, A * D) where `tensor` is (B, A, S, D), the heads split off a fused QKV projection; else itself.
+
+    In the graph, for as an output of its own ONNX Runtime may show such a tensor as its quantizer leaves it.
+    """
+    from onnx import helper, numpy_helper
+
+    if not any(node.op_type == "Split" and tensor in node.output for node in graph.node):
+        return tensor
+    rows, joined, shape = f"{tensor}.rows", f"{tensor}.joined", f"{tensor}.shape"
+    graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), shape))
+    graph.node.append(helper.make_node("Transpose", [tensor], [rows], rows, perm=[0, 2, 1, 3]))
+    graph.node.append(helper.make_node("Reshape", [rows, shape], [joined], joined))
+    return joined

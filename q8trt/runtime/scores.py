@@ -1,0 +1,85 @@
+"""Runner + task -> metrics: one way to score every backend on the same rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from q8trt.errors import DataError
+from q8trt.runtime.base import Runner
+from q8trt.tasks.data import Features, bucketed_batches, restore_order
+from q8trt.tasks.data.batches import DEFAULT_BUCKETS
+from q8trt.tasks.glue import Task
+from q8trt.tasks.metrics import compute_from_logits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one runner scored on one split.
+
+    Attributes:
+        metrics: the task's metrics, as fractions.
+        logits: float32, shape (rows, num_labels), in the order of the rows.
+        seconds: wall time inside `Runner.infer`, summed over the batches (tokenization and metrics left out).
+    """
+
+    metrics: dict[str, float]
+    logits: np.ndarray
+    seconds: float
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows scored per second of `seconds`."""
+        return len(self.logits) / self.seconds
+
+
+def predict(
+    runner: Runner,
+    features: Features,
+    pad_token_id: int,
+    max_length: int,
+    batch_size: int = 32,
+    on_progress: Callable[[int], None] | None = None,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
+) -> tuple[np.ndarray, float]:
+    """Logits of every row, (rows, num_labels) float32 in input order, and the seconds spent inside the runner.
+
+    Rows are sorted by length and each batch is padded to the smallest of `buckets` that holds it, `max_length` being the last.
+    """
+    chunks: list[np.ndarray] = []
+    order: list[np.ndarray] = []
+    seconds = 0.0
+    for batch in bucketed_batches(features, batch_size, pad_token_id, buckets, max_length):
+        started = time.perf_counter()
+        chunks.append(runner.infer(batch.arrays))
+        seconds += time.perf_counter() - started
+        order.append(batch.indices)
+        if on_progress:
+            on_progress(len(batch.indices))
+    return restore_order(chunks, order), seconds
+
+
+def evaluate(
+    runner: Runner,
+    features: Features,
+    task: Task,
+    pad_token_id: int,
+    max_length: int,
+    batch_size: int = 32,
+    on_progress: Callable[[int], None] | None = None,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    activation: str = "identity",
+) -> Evaluation:
+    """Score `runner` on labelled `features` with the metrics of `task`; `activation` as in `compute_from_logits`.
+
+    Raises:
+        DataError: the features carry no labels, or the logits are not finite.
+        BackendError: the runner refused a batch.
+    """
+    if features.labels is None:
+        raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
+    logits, seconds = predict(runner, features, pad_token_id, max_length, batch_size, on_progress, buckets)
+    return Evaluation(compute_from_logits(task, logits, features.labels, activation), logits, seconds)

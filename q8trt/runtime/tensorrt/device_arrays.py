@@ -1,0 +1,163 @@
+"""Arrays that lie on the GPU already, whoever made them: read where they are, so nothing is copied.
+
+torch, CuPy, JAX and PyCUDA tell where their memory is by DLPack (https://dmlc.github.io/dlpack) or by
+``__cuda_array_interface__`` (Numba documentation, "CUDA Array Interface"). DLPack is asked first: it makes the producer's
+work precede ours, which version 2 of the interface cannot say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from q8trt.errors import DataError
+from q8trt.runtime.tensorrt.cuda import CheckedCuda
+
+_HOST, _CUDA, _CUDA_HOST, _CUDA_MANAGED = 1, 2, 3, 13  # DLDeviceType
+_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}  # DLDataTypeCode
+
+
+class _DLTensor(ctypes.Structure):
+    """DLPack's DLTensor, with which the DLManagedTensor of a capsule named "dltensor" begins."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True)
+class DeviceArray:
+    """One input on the GPU.
+
+    Attributes:
+        pointer: its address.
+        shape: its sizes.
+        dtype: the name of its type, as "int32".
+        device: the index of its GPU.
+        strides: elements between neighbours along each axis; None for a C-contiguous array.
+        stream: the stream whose work makes it, to be waited for; None where there is nothing to wait for.
+        owner: what keeps the memory from being freed.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: int
+    strides: tuple[int, ...] | None
+    stream: int | None
+    owner: Any
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements follow each other in C order."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.strides or ()), strict=False):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The sizes of an array on the host or a GPU; what has only ``__cuda_array_interface__`` need have no ``shape``."""
+    if not hasattr(array, "shape") and hasattr(array, "__cuda_array_interface__"):
+        return tuple(array.__cuda_array_interface__["shape"])
+    return tuple(np.shape(array))
+
+
+def on_gpu(name: str, array: Any, dtype: np.dtype[Any], device: int, stream: int, cuda: CheckedCuda) -> Any:
+    """`array` as a `DeviceArray` that an engine can read in place; None when it is an array of the host.
+
+    Args:
+        name: the input's name, for messages.
+        array: anything.
+        dtype: what the engine reads.
+        device: the engine's GPU.
+        stream: the CUDA stream that will read it; a DLPack producer makes its own work precede.
+        cuda: the runtime, asked where a pointer lies.
+
+    Raises:
+        DataError: it lies on another GPU or device, its type is not `dtype`, or it is not C-contiguous.
+    """
+    found = _find(name, array, stream, cuda)
+    if found is None:
+        return None
+    if found.device != device:
+        raise DataError(f"{name} lies on GPU {found.device}, the engine on GPU {device}: copy it there first")
+    if found.dtype != dtype.name:
+        raise DataError(
+            f"{name} is {found.dtype} on the GPU; the engine reads it in place, as {dtype.name}: "
+            f"convert it first (torch: .to(torch.{dtype.name}), CuPy: .astype('{dtype.name}'))"
+        )
+    if not found.contiguous:
+        raise DataError(
+            f"{name} of shape {found.shape} is not contiguous on the GPU (strides {found.strides}); the engine reads it "
+            "in place: make it so first (torch: .contiguous(), CuPy: cupy.ascontiguousarray)"
+        )
+    return found
+
+
+def _find(name: str, array: Any, stream: int, cuda: CheckedCuda) -> DeviceArray | None:
+    if isinstance(array, np.ndarray):
+        return None
+    if hasattr(array, "__dlpack_device__"):
+        kind = int(array.__dlpack_device__()[0])
+        if kind in (_CUDA, _CUDA_MANAGED):
+            return _from_dlpack(array.__dlpack__(stream=stream))
+        if kind not in (_HOST, _CUDA_HOST):
+            raise DataError(f"{name} lies on a device of DLPack's type {kind}; give it on the host or on an NVIDIA GPU")
+        return None
+    if hasattr(array, "__cuda_array_interface__"):
+        return _from_interface(name, array, cuda)
+    return None
+
+
+def _from_dlpack(capsule: Any) -> DeviceArray:
+    """Read a DLPack capsule without consuming it: it gives the memory back when it is collected."""
+    get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    tensor = _DLTensor.from_address(get_pointer(capsule, b"dltensor"))
+    kind = _KINDS.get(tensor.code, f"DLPack's type {tensor.code} of bits ")
+    lanes = f"x{tensor.lanes}" if tensor.lanes != 1 else ""
+    return DeviceArray(
+        pointer=(tensor.data or 0) + tensor.byte_offset,
+        shape=tuple(tensor.shape[: tensor.ndim]),
+        dtype=kind if kind == "bool" else f"{kind}{tensor.bits}{lanes}",
+        device=tensor.device_id,
+        strides=tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None,
+        stream=None,
+        owner=capsule,
+    )
+
+
+def _from_interface(name: str, array: Any, cuda: CheckedCuda) -> DeviceArray:
+    described = array.__cuda_array_interface__
+    dtype, pointer = np.dtype(described["typestr"]), int(described["data"][0])
+    where = cuda.cudaPointerGetAttributes(pointer)
+    if int(where.type) not in (
+        int(cuda.cudaMemoryType.cudaMemoryTypeDevice),
+        int(cuda.cudaMemoryType.cudaMemoryTypeManaged),
+    ):
+        raise DataError(f"{name} says that it lies on a GPU, but its memory is the host's: pass it as a NumPy array")
+    strides = described.get("strides")
+    return DeviceArray(
+        pointer=pointer,
+        shape=tuple(described["shape"]),
+        dtype=dtype.name,
+        device=int(where.device),
+        strides=None if strides is None else tuple(step // dtype.itemsize for step in strides),
+        stream=described.get("stream"),
+        owner=array,
+    )

@@ -1,0 +1,225 @@
+"""A plan deserialized once, whose execution contexts as many threads as wanted may run."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q8trt.engine.backend import Backend, one_line
+from q8trt.engine.shapes import ShapeProfile
+from q8trt.errors import BackendError, ConfigError, EngineError
+from q8trt.runtime.tensorrt.cuda import CheckedCuda, text
+from q8trt.runtime.tensorrt.runtime_cache import RuntimeCache, cache_path
+
+SPECIALIZATIONS = ("lazy", "eager", "none")
+
+
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """How a plan is run.
+
+    Raises:
+        ConfigError: an unknown `specialization`.
+    """
+
+    cuda_graph: bool = field(
+        default=True, metadata={"help": "launch a shape that comes twice in a row from a CUDA graph"}
+    )
+    runtime_cache: str | None = field(
+        default=None,
+        metadata={"help": "folder that keeps what TensorRT-RTX compiles at run time (default: beside the plan)"},
+    )
+    specialization: str = field(
+        default="lazy",
+        metadata={
+            "help": "TensorRT-RTX compiles kernels of a new shape in the background (lazy), at once (eager) or never (none)"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.specialization not in SPECIALIZATIONS:
+            raise ConfigError(
+                f"specialization must be one of {', '.join(SPECIALIZATIONS)}; got {self.specialization!r}"
+            )
+
+
+class SharedEngine:
+    """An `ICudaEngine` and those who use it: `retain` for one more, `release` for one less; the last one frees it.
+
+    Attributes:
+        backend: what runs it.
+        cuda: the CUDA runtime.
+        device: the index of the GPU, and `gpu` its name.
+        input_names: in the plan's order; `output_names` likewise, and `logits` the one that is the model's answer.
+        dtypes: the NumPy type of each tensor.
+        profiles: the optimization profiles.
+        captures: whether CUDA graphs are ours to capture; TensorRT-RTX does it by itself, for only it knows when the
+            kernels of a shape are compiled ("Working with RTX CUDA Graphs" in its documentation).
+    """
+
+    def __init__(
+        self, path: Path, backend: Backend, cuda: CheckedCuda, device: int, options: TensorRTOptions, host_code: bool
+    ) -> None:
+        self.backend, self.cuda, self.device = backend, cuda, device
+        self.captures = options.cuda_graph and backend.name != "tensorrt_rtx"
+        #: What a batch's `Timing.cuda_graph` says where the graph is not ours.
+        self.graph_state = None if options.cuda_graph and not self.captures else False
+        self._lock, self._users = threading.Lock(), 1
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._config: Any = None
+        self._cache: RuntimeCache | None = None
+        try:
+            self._open(path, options, host_code)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # an exception that is kept must not keep the engine
+            self.release()
+            raise
+
+    def _open(self, path: Path, options: TensorRTOptions, host_code: bool) -> None:
+        cuda, backend = self.cuda, self.backend
+        backend.check_driver()  # before cuda-python's less helpful word for the same
+        cuda.cudaSetDevice(self.device)
+        self.gpu = text(cuda.cudaGetDeviceProperties(self.device).name)
+        self._runtime = runtime = backend.runtime()
+        if host_code:
+            runtime.engine_host_code_allowed = True
+        plan = path.read_bytes()
+        self._engine = runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise EngineError(
+                f"{backend.title} cannot load {path} on {self.gpu}; "
+                f"rebuild it with this version on this GPU: {backend.last_error()}"
+            )
+        self._describe(path)
+        if backend.name == "tensorrt_rtx":
+            self._configure(
+                options, cache_path(Path(options.runtime_cache or path.parent), plan, backend.version, self.gpu)
+            )
+
+    def _describe(self, path: Path) -> None:
+        engine, trt = self._engine, self.backend.module
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        inputs = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        self.input_names = tuple(name for name in names if inputs[name])
+        self.output_names = tuple(name for name in names if not inputs[name])
+        if not self.input_names or not self.output_names:
+            raise EngineError(
+                f"{path} has inputs {list(self.input_names)} and outputs {list(self.output_names)}; both are needed"
+            )
+        self.logits = "logits" if "logits" in self.output_names else self.output_names[0]
+        try:
+            self.dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in names}
+        except TypeError as error:
+            raise EngineError(
+                f"{path} has an input or output of a type that NumPy lacks ({one_line(error)})"
+            ) from error
+        shapes = (
+            engine.get_tensor_profile_shape(self.input_names[0], each)
+            for each in range(engine.num_optimization_profiles)
+        )
+        self.profiles = tuple(ShapeProfile(*map(tuple, each)) for each in shapes)
+
+    def _configure(self, options: TensorRTOptions, path: Path) -> None:
+        """What only TensorRT-RTX has: kernels compiled at run time, their cache, and CUDA graphs of its own."""
+        self._config = self._runtime_config(options.specialization, options.cuda_graph)
+        self._cache = RuntimeCache(self._config, path)
+
+    def _runtime_config(self, specialization: str, cuda_graph: bool) -> Any:
+        trt = self.backend.module
+        config = self.ask(self._engine.create_runtime_config)
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = getattr(strategies, specialization.upper())
+        graphs = trt.CudaGraphStrategy
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if cuda_graph else graphs.DISABLED
+        return config
+
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What `function` of the library answers; null and False are how it says no.
+
+        Raises:
+            BackendError: it said no, or raised; the line that it logged last is quoted.
+        """
+        try:
+            answer = function(*arguments)
+        except RuntimeError as error:
+            raise BackendError(
+                f"{self.backend.title}: {function.__name__} failed: {one_line(error)}: {self.backend.last_error()}"
+            ) from error
+        if answer is None or answer is False:
+            reason = self.backend.last_error()
+            self.backend.forget_errors()  # it has been said; a later refusal must not quote it
+            raise BackendError(f"{self.backend.title}: {function.__name__} was refused: {reason}")
+        return answer
+
+    def new_context(self, profiler: Any = None) -> Any:
+        """An execution context; several threads may ask. Its memory is that of the profile it is switched to.
+
+        Args:
+            profiler: a `trt.IProfiler` that each batch reports its layers to; such a context launches no CUDA graph.
+        """
+        with self._lock:
+            how = self._config
+            if how is None:
+                how = self.backend.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+            elif profiler is not None:
+                how = self._runtime_config("eager", cuda_graph=False)
+                if self._cache is not None:
+                    self._cache.share(how)
+            context = self.ask(self._engine.create_execution_context, how)
+        if profiler is not None:
+            context.profiler = profiler
+            context.enqueue_emits_profile = True
+        return context
+
+    def save_runtime_cache(self) -> None:
+        """Keep what was compiled so far; nothing on TensorRT, which compiles nothing at run time."""
+        with self._lock:
+            if self._cache is not None:
+                self._cache.save()
+
+    @property
+    def runtime_cache_state(self) -> str:
+        """ "none" (TensorRT has no such cache), "new" or "loaded"."""
+        return "none" if self._cache is None else self._cache.state
+
+    def retain(self) -> SharedEngine:
+        """This engine, with one more user."""
+        with self._lock:
+            self._users += 1
+        return self
+
+    def release(self) -> None:
+        """One user less; after the last one, whose contexts are gone, the engine's memory goes back."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        try:
+            self.save_runtime_cache()
+        finally:
+            # each holds on to those after it
+            self._config = self._cache = None
+            self._engine = None
+            self._runtime = None
+
+
+def layer_profiler(trt: Any) -> Any:
+    """A `trt.IProfiler` whose `reports` are layer -> ms, batch after batch, in the order in which layers first ran."""
+    base: Any = trt.IProfiler
+
+    class LayerProfiler(base):
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.reports: dict[str, list[float]] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.reports.setdefault(layer_name, []).append(float(ms))
+
+    return LayerProfiler()

@@ -1,0 +1,195 @@
+"""A plan on TensorRT or TensorRT-RTX, with CUDA called through cuda-python: no torch is needed to serve an engine.
+
+The plan is deserialized once (`tensorrt_engine`); each optimization profile has a context, a stream, buffers and a CUDA
+graph (`tensorrt_bucket`). The life of one batch: pinned host memory -> device buffers -> `execute_async_v3` or the graph
+-> pinned host memory -> logits, all on the profile's stream. Arrays that lie on the GPU are read where they are.
+
+A runner belongs to one thread at a time. For more threads over the same engine, each takes a `fork`::
+
+    with TensorRTRunner("model.plan", "int8") as runner, ThreadPoolExecutor(8) as pool:
+        forks = [runner.fork() for _ in range(8)]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from q8trt.engine.backend import find_backend
+from q8trt.engine.shapes import covering, show_profiles
+from q8trt.errors import BackendError, DataError, EngineError
+from q8trt.runtime.base import LayerTime, Runner, Timing, common_shape
+from q8trt.runtime.layer_times import typical
+from q8trt.runtime.tensorrt.bucket import Bucket
+from q8trt.runtime.tensorrt.cuda import attempt, cuda_runtime
+from q8trt.runtime.tensorrt.device_arrays import DeviceArray, on_gpu, shape_of
+from q8trt.runtime.tensorrt.engine import SharedEngine, TensorRTOptions, layer_profiler
+
+
+class TensorRTRunner(Runner):
+    """Runs a serialized plan. All memory that batches need is taken here, none while they run.
+
+    Args:
+        plan_path: the plan.
+        precision: what it computes in, for reports: see `Runner`.
+        backend: "tensorrt" or "tensorrt_rtx": the one that built the plan; default as `find_backend`.
+        device: index of the CUDA device.
+        options: CUDA graphs, and what TensorRT-RTX compiles at run time.
+        host_code: let the plan bring code for the host, as a version-compatible plan does (its own lean runtime). Such a
+            plan is a program: load it only where you trust its maker.
+
+    Attributes:
+        profiles: the plan's optimization profiles; each batch runs in the tightest that takes it.
+
+    Raises:
+        ConfigError: the backend is unknown.
+        BackendError: the backend or cuda-python is not installed, no GPU can be used, or its memory is full.
+        EngineError: the plan is missing, damaged, or of another version or GPU; TensorRT's own line is quoted.
+    """
+
+    def __init__(
+        self,
+        plan_path: str | Path,
+        precision: str,
+        backend: str | None = None,
+        device: int = 0,
+        options: TensorRTOptions | None = None,
+        host_code: bool = False,
+    ) -> None:
+        path = Path(plan_path)
+        if not path.is_file():
+            raise EngineError(f"{path} does not exist; build the engine first")
+        found = find_backend(backend)
+        options = options or TensorRTOptions()
+        engine = SharedEngine(path, found, cuda_runtime(found.name), device, options, host_code)
+        self._start(engine, precision)
+
+    def _start(self, engine: SharedEngine, precision: str) -> None:
+        self.precision, self._engine = precision, engine
+        self.backend, self.device = engine.backend.name, engine.gpu
+        self.input_names, self.profiles = engine.input_names, engine.profiles
+        self._busy = threading.Lock()
+        self._buckets: list[Bucket] = []
+        self._closed = False
+        try:
+            for index in range(len(self.profiles)):
+                self._buckets.append(Bucket(engine, index))
+        except BaseException:
+            self.close()
+            raise
+
+    def fork(self) -> TensorRTRunner:
+        """A runner for another thread: its own contexts, streams, buffers and graphs over the same engine.
+
+        The engine's memory goes back when the last of them is closed, in whatever order.
+
+        Raises:
+            BackendError: this runner is closed, or memory is short.
+        """
+        with self._busy:
+            self._open()
+            self._engine.cuda.cudaSetDevice(self._engine.device)
+            fork = object.__new__(TensorRTRunner)
+            fork._start(self._engine.retain(), self.precision)
+            return fork
+
+    def infer(self, arrays: Mapping[str, Any]) -> np.ndarray:
+        """See `Runner.infer`. An input may also be an array on this GPU that speaks DLPack or `__cuda_array_interface__`.
+
+        Such an array is read in place, so it must be of the plan's type (int32) and C-contiguous.
+
+        Raises:
+            DataError: also when the shape lies outside the plan's profiles, or an array on the GPU cannot be read there.
+            BackendError: also when another thread is using this runner.
+        """
+        return self._infer(arrays, None)[0]
+
+    def infer_timed(self, arrays: Mapping[str, Any]) -> Timing:
+        """See `q8trt.runtime.base.TimedRunner`: CUDA events around the copies and the kernels. Raises as `infer`."""
+        timing = self._infer(arrays, time.perf_counter())[1]
+        assert timing is not None
+        return timing
+
+    def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
+        """See `q8trt.runtime.base.ProfiledRunner`: by `trt.IProfiler`, in a context of its own and without CUDA graphs."""
+        with self._held():
+            shape, index = self._shape_and_profile(arrays)
+            profiler = layer_profiler(self._engine.backend.module)
+            bucket = Bucket(self._engine, index, profiler)
+            try:
+                for _ in range(1 + iterations):
+                    bucket.run(self._batch(arrays, bucket), shape, None)
+            finally:
+                bucket.close()
+            return typical(profiler.reports, 1 + iterations, f"{self._engine.backend.title}'s profiler")
+
+    def _infer(self, arrays: Mapping[str, Any], started: float | None) -> tuple[np.ndarray, Timing | None]:
+        with self._held():
+            shape, index = self._shape_and_profile(arrays)
+            bucket = self._buckets[index]
+            return bucket.run(self._batch(arrays, bucket), shape, started)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """This runner for this thread alone, its device made the thread's."""
+        if not self._busy.acquire(blocking=False):
+            raise BackendError("this runner is busy in another thread; give each thread its own: runner.fork()")
+        try:
+            self._open()
+            self._engine.cuda.cudaSetDevice(self._engine.device)  # the current device is the thread's, not the runner's
+            yield
+        finally:
+            self._busy.release()
+
+    def _shape_and_profile(self, arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+        """The (batch, sequence) of a batch, and the index of the profile that takes it."""
+        shape = common_shape({name: shape_of(each) for name, each in self.needed(arrays).items()})
+        index = covering(self.profiles, shape)
+        if index is None:
+            taken = show_profiles(self.profiles)
+            raise DataError(f"the batch has shape {shape}; the plan takes (batch, sequence) from {taken}")
+        return shape, index
+
+    def _batch(self, arrays: Mapping[str, Any], bucket: Bucket) -> dict[str, np.ndarray | DeviceArray]:
+        return {name: self._input(name, each, bucket) for name, each in self.needed(arrays).items()}
+
+    def _input(self, name: str, array: Any, bucket: Bucket) -> np.ndarray | DeviceArray:
+        engine = self._engine
+        found = on_gpu(name, array, engine.dtypes[name], engine.device, int(bucket.stream), engine.cuda)
+        if isinstance(found, DeviceArray):
+            return found
+        host = np.asarray(array)
+        if host.dtype.kind not in "iub":
+            raise DataError(f"{name} is {host.dtype}; the engine takes integers")
+        return host
+
+    def _open(self) -> None:
+        if self._closed:
+            raise BackendError(f"this {self._engine.backend.title} runner is closed")
+
+    def save_runtime_cache(self) -> None:
+        """Keep what TensorRT-RTX compiled so far, as `close` does: for services that are ended rather than closed."""
+        self._engine.save_runtime_cache()
+
+    @property
+    def runtime_cache_state(self) -> str:
+        """ "none" (TensorRT has no such cache), "new", or "loaded" where this start needed not compile all again."""
+        return self._engine.runtime_cache_state
+
+    def close(self) -> None:
+        """Free memory, streams, graphs and contexts, and the engine where no fork uses it; waits for a batch under way."""
+        with self._busy:
+            if self._closed:
+                return
+            self._closed = True
+            attempt(self._engine.cuda.cudaSetDevice, self._engine.device)
+            for bucket in self._buckets:
+                bucket.close()
+            self._buckets = []
+            self._engine.release()

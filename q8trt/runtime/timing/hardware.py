@@ -1,0 +1,103 @@
+"""What a GPU can do at most, and what it is doing: so that a figure can be told from what the clock or a neighbour did to it."""
+
+from __future__ import annotations
+
+import csv
+import re
+import subprocess
+from dataclasses import dataclass
+
+_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "memory.used", "temperature.gpu", "power.draw")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Dense tensor-core peaks of a GPU at its boost clock, in 10^12 operations per second; sparsity is left out.
+
+    Attributes:
+        pattern: what `nvidia-smi` calls the GPU, as a regular expression.
+        int8: INT8 products, INT32 sums.
+        fp16: FP16 products, FP32 sums; on GeForce cards a kernel that sums in FP16 can exceed it.
+        source: the document that says so.
+    """
+
+    pattern: str
+    int8: float
+    fp16: float
+    source: str
+
+
+_ADA = "NVIDIA Ada GPU Architecture whitepaper v2.02, appendix A"
+_BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper v1.1, appendix A"
+#: The first pattern that matches counts: the special cases stand before the general ones.
+PEAKS = (
+    Peak(r"H200 NVL|H100 NVL", 1671, 835, "NVIDIA H100 and H200 NVL datasheets, half of the figures with sparsity"),
+    Peak(r"H100 PCIe", 1513, 756, "NVIDIA H100 datasheet, half of the figures with sparsity"),
+    Peak(r"H200|H100|GH200", 1979, 989, "NVIDIA H100 and H200 datasheets (SXM), half of the figures with sparsity"),
+    Peak(r"A100\b", 624, 312, "NVIDIA A100 datasheet"),
+    Peak(r"A10\b", 250, 125, "NVIDIA A10 datasheet"),
+    Peak(r"A30\b", 330, 165, "NVIDIA A30 datasheet"),
+    Peak(r"L40S\b", 733, 362, "NVIDIA L40S datasheet"),
+    Peak(r"L40\b", 362, 181, "NVIDIA L40 datasheet"),
+    Peak(r"L4\b", 242, 121, "NVIDIA L4 datasheet, half of the figures with sparsity"),
+    Peak(r"RTX 4090(?! D| Laptop)", 660.6, 165.2, _ADA),
+    Peak(r"RTX 5090(?! D| Laptop)", 838, 209.5, _BLACKWELL),
+    Peak(r"(Tesla )?T4\b", 130, 65, "NVIDIA T4 datasheet"),
+)
+
+
+def peak_tops(device: str, precision: str) -> float | None:
+    """The peak of `device` at `precision`; None for a CPU, an unknown GPU, and FP32, whose peak depends on TF32.
+
+    Args:
+        device: as `nvidia-smi` names it.
+        precision: as `q8trt.runtime.Runner` names it.
+    """
+    found = next((peak for peak in PEAKS if re.search(peak.pattern, device)), None) if device != "cpu" else None
+    if found is None or precision == "fp32":
+        return None
+    return found.int8 if precision.startswith("int8") else found.fp16
+
+
+def peak_source(device: str) -> str | None:
+    """Where the peak of `device` is documented; None where it is not known."""
+    return next((peak.source for peak in PEAKS if re.search(peak.pattern, device)), None)
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """One look at a GPU through `nvidia-smi`; None for what the driver does not tell. Memory is the whole GPU's."""
+
+    name: str
+    driver: str
+    sm_clock_mhz: float | None
+    max_sm_clock_mhz: float | None
+    memory_used_mib: float | None
+    temperature_c: float | None
+    power_w: float | None
+
+
+def gpu_states() -> list[GpuState]:
+    """Every GPU of the machine as it is now; [] without a GPU or driver."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[cell.strip() for cell in row] for row in csv.reader(answer.stdout.splitlines())]
+    return [GpuState(row[0], row[1], *map(_number, row[2:])) for row in rows if len(row) == len(_FIELDS)]
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else None
+
+
+def clock_warning(states: list[GpuState]) -> str | None:
+    """A remark where the clock of a GPU moved by more than 5% between looks taken under load; None where it held."""
+    clocks = [state.sm_clock_mhz for state in states if state.sm_clock_mhz]
+    if not clocks or max(clocks) <= 1.05 * min(clocks):
+        return None
+    return (
+        f"unstable clocks: the SM clock moved between {min(clocks):.0f} and {max(clocks):.0f} MHz while timing; "
+        "lock it (nvidia-smi --lock-gpu-clocks) for figures that repeat"
+    )

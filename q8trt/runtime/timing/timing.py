@@ -1,0 +1,316 @@
+"""Runner -> latency and throughput, with the definitions of trtexec.
+
+Machines drift: clocks step down, neighbours wake up. Runners are therefore timed interleaved, one iteration each in
+turn, so that what slows one slows all and the ratio between two medians holds where the medians themselves do not.
+
+Definitions (TensorRT documentation, "Performance Benchmarking using trtexec"): *latency* is H2D + GPU compute + D2H of one
+query, *GPU compute* the kernels alone, *enqueue* the host's time to launch them, *host wall time* from the call to the logits;
+*throughput* is queries over the sum of their host wall times. A query is one batch. Where a runner has no device timings
+(CPU), latency is the host wall time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from q8trt.errors import ConfigError, DataError
+from q8trt.runtime.base import Runner, TimedRunner
+from q8trt.runtime.timing.config import BenchmarkConfig
+
+WHAT_IS_TIMED = (
+    "wall time of one Runner.infer call, host arrays in, host logits out: copies to and from the device are inside, "
+    "tokenization is not; full-length sequences without padding; runners interleaved after warm-up"
+)
+WHAT_IS_TIMED_ON_DEVICES = (
+    "H2D + GPU compute + D2H of one query by CUDA events: host arrays in, host logits out, tokenization left out; "
+    "full-length sequences without padding; runners interleaved after warm-up"
+)
+#: Parts of a query that a runner with device timings tells, in the order in which they are shown.
+PARTS = ("h2d", "gpu", "d2h", "enqueue", "host")
+#: trtexec warns from the same shares on.
+_ENQUEUE_BOUND = 0.8
+_UNSTABLE_GPU_VARIATION = 0.01
+_UNSTABLE_SPREAD = 1.2
+
+Clock = Callable[[], float]
+Inputs = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The distribution of one time over the iterations, ms; percentiles interpolate linearly, ``std_ms`` is the population's."""
+
+    median_ms: float
+    mean_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    min_ms: float
+    std_ms: float
+
+
+@dataclass(frozen=True)
+class Latency(Spread):
+    """The times of one batch of one shape.
+
+    Attributes:
+        batch: rows of a query, and `sequence` tokens of each.
+        iterations: queries timed.
+        queries_per_s: queries over the sum of their host wall times; `samples_per_s` is `batch` times that.
+        clock: what the latency is: "device" (H2D + GPU + D2H) or "host" (wall time).
+        parts: the `PARTS` of a query; {} where the runner has no device timings.
+        cuda_graph: whether each query was launched from a CUDA graph; None where there is none to launch or the runner does
+            not say.
+        transfers: whether the copies to and from the device are in the latency; None where the runner does not time them.
+        gemm_tops: matrix products of the model, 10^12 operations a second, over GPU compute (host wall time on a CPU) at the
+            median; None where the model's work is not known.
+        peak_share: `gemm_tops` over the GPU's peak at this precision; None where that is not known.
+        warnings: what makes the figure doubtful.
+    """
+
+    batch: int
+    sequence: int
+    iterations: int
+    queries_per_s: float
+    samples_per_s: float
+    clock: str = "host"
+    parts: dict[str, Spread] = field(default_factory=dict)
+    cuda_graph: bool | None = None
+    transfers: bool | None = None
+    gemm_tops: float | None = None
+    peak_share: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> str:
+        """``"16x128"``: batch x sequence."""
+        return f"{self.batch}x{self.sequence}"
+
+    @property
+    def compute_ms(self) -> float:
+        """The median that a rate of arithmetic is taken over: GPU compute where it is known, else the latency."""
+        return self.parts["gpu"].median_ms if "gpu" in self.parts else self.median_ms
+
+
+def spread(milliseconds: Sequence[float]) -> Spread:
+    """The distribution of times of single iterations, in ms.
+
+    Raises:
+        ValueError: no times, or one that is negative or not finite.
+    """
+    ms = np.asarray(milliseconds, dtype=np.float64)
+    if not ms.size or not np.all(np.isfinite(ms) & (ms >= 0)):
+        raise ValueError(f"expected finite milliseconds, one per iteration; got {list(milliseconds)}")
+    median, p90, p95, p99 = (float(value) for value in np.percentile(ms, [50, 90, 95, 99], method="linear"))
+    return Spread(median, float(ms.mean()), p90, p95, p99, float(ms.min()), float(ms.std()))
+
+
+def summarize(
+    batch: int, sequence: int, seconds: Sequence[float], parts: Mapping[str, Sequence[float]] | None = None
+) -> Latency:
+    """The figures of `seconds`, the host wall times of single iterations.
+
+    Args:
+        batch: rows of a query.
+        sequence: tokens of a row.
+        seconds: one per iteration.
+        parts: the `PARTS` of the same iterations in ms, if the runner tells them; the latency is then H2D + GPU + D2H.
+
+    Raises:
+        ValueError: no times, or one that is not positive and finite.
+    """
+    times = np.asarray(seconds, dtype=np.float64)
+    if not times.size or not np.all(np.isfinite(times) & (times > 0)):
+        raise ValueError(f"expected positive, finite seconds, one per iteration; got {list(seconds)}")
+    spreads, milliseconds = {}, 1000 * times
+    if parts:
+        spreads = {name: spread(parts[name]) for name in PARTS}
+        milliseconds = np.sum([np.asarray(parts[name], dtype=np.float64) for name in ("h2d", "gpu", "d2h")], axis=0)
+    whole = spread(milliseconds.tolist())
+    rate = len(times) / float(times.sum())
+    return Latency(
+        **vars(whole),
+        batch=batch,
+        sequence=sequence,
+        iterations=len(times),
+        queries_per_s=rate,
+        samples_per_s=batch * rate,
+        clock="device" if parts else "host",
+        parts=spreads,
+        warnings=tuple(_warnings(whole, spreads)),
+    )
+
+
+def _warnings(latency: Spread, parts: Mapping[str, Spread]) -> list[str]:
+    """What makes the figure doubtful, in the terms of trtexec."""
+    found = []
+    if parts:
+        gpu = parts["gpu"]
+        if parts["enqueue"].median_ms > _ENQUEUE_BOUND * gpu.median_ms:
+            found.append(
+                "enqueue-bound: launching takes about as long as computing; use a CUDA graph or a larger batch"
+            )
+        copies = parts["h2d"].median_ms + parts["d2h"].median_ms
+        if copies > gpu.median_ms:
+            found.append("transfer-bound: the copies take longer than the computation")
+        if gpu.mean_ms and gpu.std_ms / gpu.mean_ms > _UNSTABLE_GPU_VARIATION:
+            variation = 100 * gpu.std_ms / gpu.mean_ms
+            found.append(f"unstable: GPU compute varies by {variation:.1f}% (standard deviation over mean)")
+    elif latency.p95_ms > _UNSTABLE_SPREAD * latency.median_ms:
+        found.append(f"unstable: p95 is {latency.p95_ms / latency.median_ms:.2f} times the median")
+    return found
+
+
+def random_inputs(
+    batch: int,
+    sequence: int,
+    vocab_size: int,
+    seed: int = 0,
+    input_names: Sequence[str] = ("input_ids", "attention_mask", "token_type_ids"),
+) -> dict[str, np.ndarray]:
+    """Arrays for one batch, int32, shape (batch, sequence): uniform token ids, a mask of ones, token types of zeros.
+
+    Every sequence is full length, so that no backend can gain by skipping padding.
+
+    Args:
+        batch: rows.
+        sequence: tokens per row.
+        vocab_size: ids are drawn from [0, vocab_size).
+        seed: the same arguments and seed give the same arrays.
+        input_names: which arrays to make, e.g. `Runner.input_names`.
+
+    Raises:
+        ConfigError: a size below 1.
+        DataError: an input that is not one of BERT's three.
+    """
+    if min(batch, sequence, vocab_size) < 1:
+        raise ConfigError(f"batch {batch}, sequence {sequence}, vocab_size {vocab_size}: expected 1 or more of each")
+    shape = (batch, sequence)
+    known = {
+        "input_ids": np.random.default_rng(seed).integers(vocab_size, size=shape, dtype=np.int32),
+        "attention_mask": np.ones(shape, np.int32),
+        "token_type_ids": np.zeros(shape, np.int32),
+    }
+    unknown = [name for name in input_names if name not in known]
+    if unknown:
+        raise DataError(f"no random data for the model inputs {unknown}; known are {list(known)}")
+    return {name: known[name] for name in input_names}
+
+
+def turns(count: int, number: int) -> list[int]:
+    """The order in which `count` runners go in round `number`.
+
+    The start rotates and the direction alternates, so that each runner takes each position equally often and none
+    always follows the same neighbour (whose data is what it finds in the caches).
+    """
+    step = -1 if number % 2 else 1
+    return [(number + step * turn) % count for turn in range(count)]
+
+
+class Stopwatch:
+    """Times queries of one runner: by its own device timings where it has them, else by the clock around `Runner.infer`."""
+
+    def __init__(self, runner: Runner, clock: Clock) -> None:
+        self._runner, self._clock = runner, clock
+        self.seconds: list[float] = []
+        self.parts: dict[str, list[float]] = {name: [] for name in PARTS} if isinstance(runner, TimedRunner) else {}
+        self._graphs: set[bool | None] = set()
+
+    def query(self, inputs: Inputs) -> None:
+        """Run and time one batch."""
+        if not isinstance(self._runner, TimedRunner):
+            started = self._clock()
+            self._runner.infer(inputs)
+            self.seconds.append(self._clock() - started)
+            return
+        timing = self._runner.infer_timed(inputs)
+        self.seconds.append(timing.host_ms / 1000)
+        self._graphs.add(timing.cuda_graph)
+        for name in PARTS:
+            self.parts[name].append(getattr(timing, f"{name}_ms"))
+
+    @property
+    def cuda_graph(self) -> bool | None:
+        """Whether every query was launched from a CUDA graph; None where the runner does not say."""
+        return None if None in self._graphs or not self._graphs else self._graphs == {True}
+
+    def latency(self, batch: int, sequence: int) -> Latency:
+        """The figures of the queries so far, all of one shape."""
+        latency = summarize(batch, sequence, self.seconds, self.parts)
+        return replace(latency, cuda_graph=self.cuda_graph, transfers=True if self.parts else None)
+
+
+def _measure_shape(
+    runners: Sequence[Runner], config: BenchmarkConfig, inputs: Inputs, progress: Callable[[int], None], clock: Clock
+) -> list[Stopwatch]:
+    """The times of each iteration, a stopwatch per runner, all with equally many."""
+    warm, timed = ([Stopwatch(runner, clock) for runner in runners] for _ in range(2))
+    deadline = clock() + config.max_seconds
+    # A quarter of the time is the most that warm-up may eat: a slow model is better timed often than warmed often.
+    warm_by = deadline - 0.75 * config.max_seconds
+    done = 0
+    for number in range(config.warmup):
+        if number and clock() >= warm_by:
+            break
+        for index in turns(len(runners), number):
+            warm[index].query(inputs)
+        done += 1
+        progress(1)
+    number, until = 0, clock() + config.duration_s
+    while number < config.iterations or clock() < until:
+        # Two rounds at least, one in each direction.
+        if number >= 2 and clock() >= deadline:
+            break
+        for index in turns(len(runners), number):
+            timed[index].query(inputs)
+        number += 1
+        if number <= config.iterations:
+            done += 1
+            progress(1)
+    skipped = config.warmup + config.iterations - done
+    if skipped:
+        progress(skipped)
+    return timed
+
+
+def measure(
+    runners: Sequence[Runner],
+    config: BenchmarkConfig,
+    make_inputs: Callable[[int, int], Inputs],
+    on_progress: Callable[[int], None] | None = None,
+    clock: Clock = time.perf_counter,
+    on_shape: Callable[[], None] | None = None,
+) -> list[list[Latency]]:
+    """Time `runners` against each other, shape by shape, interleaved: one iteration each per round.
+
+    Every runner gets the same arrays. When ``max_seconds`` is up a shape ends with the round under way, so all runners
+    have equally many iterations; one warm-up round (if any is asked for) and two timed rounds are always run.
+
+    Args:
+        runners: what to time; each must accept every shape. A `TimedRunner` is asked for its device timings, the others
+            are timed around `Runner.infer`, which returns logits on the host: the copies are inside.
+        config: shapes, iterations and the cap on time.
+        make_inputs: (batch, sequence) -> arrays, e.g. a partial of `random_inputs`.
+        on_progress: called with a number of rounds done or skipped; they add up to ``config.rounds``.
+        clock: seconds, monotonic.
+        on_shape: called after each shape, while the machine is still at work temperature: to look at its clocks.
+
+    Returns:
+        for each runner, in the order given, one `Latency` per shape.
+
+    Raises:
+        DataError, BackendError: from the runner.
+    """
+    results: list[list[Latency]] = [[] for _ in runners]
+    for batch, sequence in config.shapes if runners else ():
+        inputs = make_inputs(batch, sequence)
+        watches = _measure_shape(runners, config, inputs, on_progress or (lambda rounds: None), clock)
+        for latencies, watch in zip(results, watches, strict=True):
+            latencies.append(watch.latency(batch, sequence))
+        if on_shape:
+            on_shape()
+    return results

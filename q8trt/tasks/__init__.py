@@ -1,0 +1,1 @@
+"""The tasks: the GLUE table, metrics, and the data they are trained and scored on."""

@@ -1,0 +1,223 @@
+"""Tokenization, and batches padded to a few fixed lengths.
+
+A batch is as long as the smallest bucket that holds its longest row. Few lengths suit what runs them: an engine has
+one optimization profile per length, and a compiler few shapes to specialize for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from q8trt.errors import ConfigError, DataError
+from q8trt.tasks.data.encoding import Encoder, EncodingError
+from q8trt.tasks.data.examples import Examples, Features, Labels
+
+DEFAULT_BUCKETS = (16, 32, 64, 128, 256, 512)
+
+_PADDED = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> Features:
+    """Tokenize a split, without padding; pairs are cut longest first.
+
+    Args:
+        examples: texts; `Features` (tokenized already, from TFRecord) are only checked.
+        tokenizer: a transformers tokenizer. Its ``model_input_names`` decide whether there are token types.
+        max_length: tokens per example, special tokens included.
+
+    Raises:
+        ConfigError: `max_length` leaves no room for text, or is more than the model has positions.
+        DataError: tokenized examples are longer than `max_length` or beyond the tokenizer's vocabulary, or the tokenizer
+            fails.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=examples.task.is_pair)
+    shortest = special + len(examples.task.text_columns)
+    if not shortest <= max_length <= tokenizer.model_max_length:
+        raise ConfigError(
+            f"max_seq_length {max_length} must be from {shortest} to {tokenizer.model_max_length} for this model"
+        )
+    if isinstance(examples, Features):
+        if examples.token_type_ids is not None and "token_type_ids" not in tokenizer.model_input_names:
+            examples = replace(examples, token_type_ids=None)
+        return _check_features(examples, len(tokenizer), max_length)
+    texts = [examples.first] if examples.second is None else [examples.first, examples.second]
+    try:
+        encoder = Encoder(tokenizer.backend_tokenizer, max_length, len(texts) == 2, tokenizer.truncation_side)
+        encoded = encoder.encode(list(zip(*texts, strict=True)))
+    except EncodingError as error:
+        raise DataError(f"{examples.source}: the tokenizer cannot encode the texts: {error}") from None
+    return Features(
+        task=examples.task,
+        split=examples.split,
+        source=examples.source,
+        is_sample=examples.is_sample,
+        text_columns=examples.text_columns,
+        label_column=examples.label_column,
+        input_ids=encoded.ids,
+        token_type_ids=encoded.type_ids if "token_type_ids" in tokenizer.model_input_names else None,
+        labels=examples.labels,
+    )
+
+
+def _check_features(features: Features, vocabulary: int, max_length: int) -> Features:
+    longest = int(features.lengths.max(initial=0))
+    if longest > max_length:
+        raise DataError(f"{features.source}: {longest} tokens in one example; raise --max_seq_length from {max_length}")
+    highest = max((max(ids) for ids in features.input_ids), default=0)
+    if min((min(ids) for ids in features.input_ids), default=0) < 0:
+        raise DataError(f"{features.source}: a token id below 0; the file is damaged")
+    if highest >= vocabulary:
+        raise DataError(
+            f"{features.source}: token id {highest}, but the vocabulary has {vocabulary}; "
+            "the file was made with another tokenizer"
+        )
+    return features
+
+
+def buckets_up_to(max_length: int, buckets: Sequence[int] = DEFAULT_BUCKETS) -> tuple[int, ...]:
+    """The buckets below `max_length`, and `max_length` itself."""
+    return (*sorted(bucket for bucket in buckets if bucket < max_length), max_length)
+
+
+def bucket_for(length: int, buckets: Sequence[int] = DEFAULT_BUCKETS) -> int:
+    """The smallest bucket that holds `length` tokens.
+
+    Raises:
+        DataError: no bucket does.
+    """
+    fitting = [bucket for bucket in buckets if bucket >= length]
+    if not fitting:
+        raise DataError(f"{length} tokens do not fit the longest bucket, {max(buckets)}; lower --max_seq_length")
+    return min(fitting)
+
+
+def pad(
+    rows: Sequence[Mapping[str, Any]],
+    pad_token_id: int,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    max_length: int | None = None,
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Pad rows on the right to one bucket.
+
+    Args:
+        rows: dicts with ``input_ids`` and, optionally, ``attention_mask`` and ``token_type_ids``; the rest is ignored.
+        pad_token_id: fills ``input_ids``; the mask and the token types are filled with 0.
+        buckets: the lengths allowed.
+        max_length: if given, the longest length allowed, itself a bucket.
+
+    Returns:
+        (B, S) int64 arrays under the names that the rows have.
+
+    Raises:
+        DataError: a row is longer than the longest bucket.
+    """
+    allowed = buckets if max_length is None else buckets_up_to(max_length, buckets)
+    length = bucket_for(max(len(row["input_ids"]) for row in rows), allowed)
+    arrays = {}
+    for name in _PADDED:
+        if name in rows[0]:
+            array = np.full((len(rows), length), pad_token_id if name == "input_ids" else 0, dtype=np.int64)
+            for target, row in zip(array, rows, strict=True):
+                target[: len(row[name])] = row[name]
+            arrays[name] = array
+    return arrays
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns rows of `Features` into a padded batch of torch tensors: the ``collate_fn`` of a DataLoader or Trainer.
+
+    Returns (B, S) int64 tensors as `pad` does, and ``labels`` (B,), float32 for regression and int64 otherwise.
+    """
+
+    pad_token_id: int
+    buckets: Sequence[int] = DEFAULT_BUCKETS
+    max_length: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Pad `rows`; raises DataError as `pad` does."""
+        import torch
+
+        arrays = pad(rows, self.pad_token_id, self.buckets, self.max_length)
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if "labels" in rows[0]:
+            labels = [row["labels"] for row in rows]
+            batch["labels"] = torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.int64)
+        return batch
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A padded batch.
+
+    Attributes:
+        arrays: model inputs by name, (B, S) int64.
+        indices: (B,) int64, each row's position in the split.
+        labels: (B,) float32 or int64, or None.
+    """
+
+    arrays: dict[str, npt.NDArray[np.int64]]
+    indices: npt.NDArray[np.int64]
+    labels: Labels | None
+
+
+class Tokenized(Protocol):
+    """What `bucketed_batches` reads of `Features`, or of anything like them: rows as `pad` takes them."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) tokens per example."""
+
+    @property
+    def labels(self) -> Labels | None:
+        """(N,) labels, or None."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example."""
+
+
+def bucketed_batches(
+    features: Tokenized,
+    batch_size: int,
+    pad_token_id: int,
+    buckets: Sequence[int] = DEFAULT_BUCKETS,
+    max_length: int | None = None,
+) -> Iterator[Batch]:
+    """Yield batches of rows sorted by length (rows of equal length keep their order), the last one maybe smaller.
+
+    `restore_order` puts what was computed from them back into the order of the split.
+
+    Raises:
+        ConfigError: `batch_size` is not positive.
+        DataError: a row is longer than the longest bucket.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch size {batch_size}, expected 1 or more")
+    order = np.argsort(features.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        arrays = pad([features[index] for index in indices.tolist()], pad_token_id, buckets, max_length)
+        yield Batch(arrays, indices, None if features.labels is None else features.labels[indices])
+
+
+def restore_order(chunks: Sequence[npt.NDArray[Any]], indices: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
+    """Results of batches, (B, ...) each, as one array (N, ...) in the order of the split.
+
+    Args:
+        chunks: one array per batch.
+        indices: `Batch.indices` of the same batches.
+
+    Raises:
+        ValueError: the indices are not a permutation of 0 to N - 1, or rows and indices differ in number.
+    """
+    rows, order = np.concatenate(chunks), np.concatenate(indices)
+    if len(rows) != len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
+        raise ValueError(f"{len(rows)} rows with {len(order)} indices that are not a permutation of them")
+    restored = np.empty_like(rows)
+    restored[order] = rows
+    return restored

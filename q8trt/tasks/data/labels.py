@@ -1,0 +1,129 @@
+"""The rule by which a label or a score is read, the same for every format."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from functools import lru_cache
+
+import numpy as np
+
+from q8trt.errors import DataError
+from q8trt.tasks.data.opening import shown
+from q8trt.tasks.glue import Task
+
+_NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,3})?", re.ASCII)
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
+#: Labels that an error lists.
+_SHOWN_LABELS = 20
+
+
+def official_labels(task: Task) -> dict[str, int]:
+    """Return how the official TSV spells each label -> label id."""
+    return {label: index for index, label in enumerate(task.tsv_labels)}
+
+
+def accepted_labels(task: Task) -> dict[str, int]:
+    """Return every spelling that a user's own file may use -> label id: names, official spelling, and ids.
+
+    A task whose own labels are numbers has no ids as spelling: label "1" may well be id 0.
+    """
+    spelled = {label: index for index, label in enumerate(task.labels)} | official_labels(task)
+    if any(_number(label) is not None for label in task.labels):
+        return spelled
+    return {str(index): index for index in range(task.num_labels)} | spelled
+
+
+def label_id(label: object, spellings: Mapping[str, int]) -> int | None:
+    """Return the id of a label as a file holds it, or None for one that is not among `spellings`.
+
+    A label is text, a number or a truth value, and every format follows one rule:
+
+    - Text equals a spelling whose letters are the same. Else the case of letters and the space around the text are
+      ignored, unless two labels differ in nothing more.
+    - A number equals each spelling of the same number, as text or not: ``1``, ``1.0``, ``"1"``, ``" 1.0 "``.
+    - A truth value equals the text ``true`` or ``false``, and no number: it does not say which label it means unless a
+      label has that name.
+    - Anything else (a list, a date, NaN, nothing) is no label.
+    """
+    if isinstance(label, str) and label in spellings:
+        return spellings[label]
+    key = _key(label)
+    return None if key is None else _by_key(tuple(spellings.items())).get(key)
+
+
+@lru_cache(maxsize=16)
+def _by_key(spellings: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    """Return key -> id; a key that two labels share names neither."""
+    ids: dict[str, set[int]] = {}
+    for spelling, index in spellings:
+        ids.setdefault(_key(spelling) or "", set()).add(index)
+    return {key: next(iter(indices)) for key, indices in ids.items() if len(indices) == 1}
+
+
+def _key(label: object) -> str | None:
+    """Return what two spellings of one label have in common; None for what is no label."""
+    number = None if isinstance(label, bool) else _number(label)
+    if number is not None:
+        return str(int(number)) if number == int(number) else str(number.normalize())
+    return str(label).strip().casefold() if isinstance(label, str | bool) else None
+
+
+def _number(value: object) -> Decimal | None:
+    """Return the finite number that a value or its text stands for, or None."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        return None
+    if isinstance(value, str):
+        value = value.strip()
+        return Decimal(value) if _NUMBER.fullmatch(value) else None
+    number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+    return number if number.is_finite() else None
+
+
+def check_label(label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None) -> int:
+    """Return the id of a label.
+
+    Args:
+        label: as the file holds it.
+        task: gives the labels.
+        where: the prefix of errors.
+        spellings: label as written -> label id; by default those of the official TSV.
+
+    Raises:
+        DataError: it is none of the task's labels; names `where`.
+    """
+    spellings = official_labels(task) if spellings is None else spellings
+    index = label_id(label, spellings)
+    if index is None:
+        raise DataError(f"{where}: label {shown(label)}, expected one of {_listed(spellings)}")
+    return index
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - _SHOWN_LABELS} more" if len(listed) > _SHOWN_LABELS else ""
+    return ", ".join(listed[:_SHOWN_LABELS]) + more
+
+
+def check_score(value: object, task: Task, where: str) -> float:
+    """Return `value` as a score of a regression task: a number, or text that is one.
+
+    Raises:
+        DataError: it is no number, not finite in 32 bits, or outside the task's range; names `where`.
+    """
+    number = _number(value)
+    try:
+        score = math.nan if number is None else float(number)
+    except OverflowError:
+        score = math.nan
+    low, high = task.score_range or (-_LARGEST_SCORE, _LARGEST_SCORE)
+    if not low <= score <= high:
+        expected = (
+            f"a number from {low:g} to {high:g}"
+            if task.score_range
+            else "a finite number (or name the labels: --label_list)"
+        )
+        raise DataError(f"{where}: score {shown(value)}, expected {expected}")
+    return score

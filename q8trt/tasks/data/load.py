@@ -1,0 +1,228 @@
+"""From options to examples: which source a split is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from q8trt.errors import ConfigError, DataError
+from q8trt.tasks.data import tfrecord
+from q8trt.tasks.data.examples import Examples, Features
+from q8trt.tasks.data.hub import read_hub
+from q8trt.tasks.data.opening import path_name
+from q8trt.tasks.data.record import DataRecord, SplitRecord
+from q8trt.tasks.data.sample import sample_examples
+from q8trt.tasks.data.tabular import read_table
+from q8trt.tasks.data.tsv import find_file, read_folder
+from q8trt.tasks.glue import Task, canonical, custom_task, get_task
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read. Without `data_dir`, files or `sample`, GLUE comes from the hub.
+
+    Raises:
+        ConfigError: an unknown task, two sources at once, or a number that is not positive.
+    """
+
+    task: str = field(metadata={"help": "GLUE task (STS-B, MRPC, ...), or 'custom' for your own files"})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder with the task's official TSV or TFRecord files, or the GLUE folder"}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "own training data: .csv, .tsv, .jsonl, .parquet or .tfrecord"}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "own development data: .csv, .tsv, .jsonl, .parquet or .tfrecord"}
+    )
+    sample: bool = field(default=False, metadata={"help": "the built-in sentence pairs (not GLUE) in place of STS-B"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first N training examples"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first N development examples"})
+    max_seq_length: int = field(default=128, metadata={"help": "tokens per example, special tokens included"})
+    label_list: tuple[str, ...] | None = field(
+        default=None, metadata={"help": "labels of a custom task in the order of their ids; none for regression"}
+    )
+    text_column_names: tuple[str, ...] | None = field(
+        default=None, metadata={"help": "one or two text columns of the files (custom: sentence1 and sentence2)"}
+    )
+    label_column_name: str | None = field(default=None, metadata={"help": "label column of the files"})
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_samples", "max_eval_samples", "max_seq_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name} {value}, expected 1 or more")
+        for name in ("data_dir", "train_file", "validation_file", "label_column_name"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"--{name} is empty; give a value, or leave the option out")
+        sources = {
+            "--data_dir": self.data_dir,
+            "--train_file/--validation_file": self.has_files,
+            "--sample": self.sample,
+        }
+        several = [name for name, value in sources.items() if value]
+        if len(several) > 1:
+            raise ConfigError(f"{' and '.join(several)} exclude each other: give one source of data")
+        task = self.resolved_task  # looked up here so that a wrong name fails at once
+        self._check_custom()
+        if self.sample and task.name != "STS-B":
+            raise ConfigError(f"the built-in sample is sentence similarity: use --task STS-B, not {self.task}")
+
+    def _check_custom(self) -> None:
+        columns = self.text_column_names
+        if columns is not None and len(columns) not in (1, 2):
+            raise ConfigError(f"--text_column_names takes one or two columns, got {len(columns)}")
+        if columns is not None and len({*columns, self.label_column_name}) != len(columns) + 1:
+            raise ConfigError(
+                f"--text_column_names {' '.join(columns)} and --label_column_name {self.label_column_name or ''}: one column "
+                "cannot be two of them"
+            )
+        if self.is_custom and not self.has_files:
+            raise ConfigError("--task custom needs --train_file and --validation_file")
+        if not self.is_custom and self.label_list is not None:
+            raise ConfigError(f"--label_list is for --task custom; the labels of {self.task} are fixed")
+        if not self.has_files and (columns is not None or self.label_column_name is not None):
+            raise ConfigError("--text_column_names and --label_column_name need --train_file or --validation_file")
+        if columns is not None and len(columns) != len(self.resolved_task.text_columns):
+            raise ConfigError(
+                f"{self.task} has {len(self.resolved_task.text_columns)} text columns, got {len(columns)}"
+            )
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the data are the user's own files."""
+        return self.train_file is not None or self.validation_file is not None
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the task is outside GLUE."""
+        return canonical(self.task) == "custom"
+
+    @cached_property
+    def resolved_task(self) -> Task:
+        """The task, GLUE's or custom."""
+        if not self.is_custom:
+            return get_task(self.task)
+        return custom_task("custom", self.label_list or (), is_pair=len(self.text_column_names or (1, 2)) == 2)
+
+    @property
+    def dev_splits(self) -> tuple[str, ...]:
+        """The development splits of this source: two for MNLI, except that a file is always one."""
+        return ("dev",) if self.has_files else tuple(self.resolved_task.dev_splits)
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The text columns that are known without reading the data; () if none are."""
+        return self.text_column_names or ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options, ready for JSON."""
+        return {each.name: getattr(self, each.name) for each in fields(DataConfig)}
+
+    def load(self, split: str) -> Examples | Features:
+        """Return a split, as `load_examples` does."""
+        task = self.resolved_task
+        examples: Examples | Features
+        if self.sample:
+            examples = sample_examples(split)
+        elif self.has_files:
+            examples = _read_file(self, split)
+        elif self.data_dir is not None:
+            examples = _read_folder(Path(self.data_dir), task, split)
+        else:
+            examples = read_hub(task, split)
+        return examples.take(self.max_train_samples if split == "train" else self.max_eval_samples)
+
+
+@dataclass(frozen=True)
+class RunData(DataConfig):
+    """The rows of a run that was made before: a split that has changed since is an error.
+
+    Attributes:
+        record: what the run read; None for a run of an earlier q8trt, whose rows are not compared.
+        remedy: what the user may do where the rows are gone or have changed; "" for nothing.
+    """
+
+    record: DataRecord | None = None
+    remedy: str = ""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The text columns that the run took its texts from; () if none are known."""
+        return self.record.text_columns if self.record and self.record.text_columns else super().columns
+
+    def load(self, split: str) -> Examples | Features:
+        """Return a split.
+
+        Raises:
+            DataError: it is missing or malformed, or its rows are not those that the run read.
+        """
+        try:
+            examples = super().load(split)
+        except DataError as error:
+            raise self._error(str(error)) from None
+        expected = self.record.splits.get(split) if self.record else None
+        now = SplitRecord(len(examples), examples.fingerprint)
+        if expected is not None and expected != now:
+            raise self._error(
+                f"the {split} rows ({self._place(split, examples)}) are not those of the run any more: {now.rows} rows with the "
+                f"fingerprint {now.fingerprint}, and run.json has {expected.rows} with {expected.fingerprint}"
+            )
+        return examples
+
+    def _place(self, split: str, examples: Examples | Features) -> str:
+        path = self.data_dir or (self.train_file if split == "train" else self.validation_file)
+        return path_name(Path(path)) if path else examples.source
+
+    def _error(self, message: str) -> DataError:
+        return DataError(f"{message}; {self.remedy}" if self.remedy else message)
+
+
+def load_examples(config: DataConfig, split: str) -> Examples | Features:
+    """Return one split: text, or token ids where the source is TFRecord.
+
+    Args:
+        config: says where from, and how many.
+        split: ``"train"`` or one of ``config.dev_splits``.
+
+    Raises:
+        ConfigError: the source has no such split.
+        DataError: the data are missing, empty or malformed; or they are a run's, and have changed since.
+    """
+    if split not in ("train", *config.dev_splits):
+        raise ConfigError(f"no split {split!r}; expected one of train, {', '.join(config.dev_splits)}")
+    return config.load(split)
+
+
+def load_train(config: DataConfig) -> Examples | Features:
+    """The training split. Raises as `load_examples` does."""
+    return load_examples(config, "train")
+
+
+def load_dev(config: DataConfig) -> dict[str, Examples | Features]:
+    """Every development split by name; MNLI has two. Raises as `load_examples` does."""
+    return {split: load_examples(config, split) for split in config.dev_splits}
+
+
+def _read_file(config: DataConfig, split: str) -> Examples | Features:
+    flag = "train_file" if split == "train" else "validation_file"
+    path = getattr(config, flag)
+    if path is None:
+        raise ConfigError(f"--{flag} is missing: own data come as --train_file and --validation_file")
+    if Path(path).suffix.lower() in tfrecord.EXTENSIONS:
+        return tfrecord.read_tfrecord(path, config.resolved_task, split)
+    return read_table(path, config.resolved_task, split, config.text_column_names, config.label_column_name)
+
+
+def _read_folder(folder: Path, task: Task, split: str) -> Examples | Features:
+    if find_file(folder, task, task.files[split]) is None:
+        # BERT's tools call the development file eval.tf_record.
+        stems = (split, "eval") if split == "dev" else (split,)
+        for name in (stem + extension for stem in stems for extension in tfrecord.EXTENSIONS):
+            path = find_file(folder, task, name)
+            if path is not None:
+                return tfrecord.read_tfrecord(path, task, split)
+    return read_folder(folder, task, split)

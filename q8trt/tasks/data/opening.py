@@ -1,0 +1,137 @@
+"""Opening of data files that a user names: regular files of bounded lines, and one line of error for anything else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from q8trt.console.names import printable
+from q8trt.errors import DataError
+
+#: Bytes of the longest line that is read. No text to train on is longer; it bounds the memory of a damaged file.
+LONGEST_LINE = 4 * 2**20
+#: Bytes that any file may expand to, and how many times its size a larger one may.
+EXPANSION, _EXPANSION_RATIO = 256 * 2**20, 200
+_BOM = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
+#: Characters of a value, and column names, that an error shows.
+_SHOWN_CHARACTERS, _SHOWN_NAMES = 60, 20
+
+
+def shown(value: object) -> str:
+    """Return ``repr(value)``, cut to a length that fits a line."""
+    text = repr(value[: _SHOWN_CHARACTERS + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= _SHOWN_CHARACTERS + 2 else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def shown_names(names: list[str]) -> str:
+    """Return the names of columns, those beyond the first twenty counted only."""
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(map(shown, names[:_SHOWN_NAMES])) + more
+
+
+def path_name(path: Path) -> str:
+    """Return the path as errors show it: on one line, whatever characters it holds."""
+    return printable(str(path))
+
+
+def open_data(path: Path) -> BinaryIO:
+    """Open a regular file.
+
+    Raises:
+        DataError: it is missing, is no regular file (reading a pipe or a device may never end), or cannot be read.
+    """
+    name = path_name(path)
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait forever.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    except ValueError as error:  # a NUL character in the path
+        raise DataError(f"{name}: cannot be read: {error}") from None
+    kind = os.fstat(handle).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(handle)
+        what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+        raise DataError(f"{name}: is {what}; expected a file of data")
+    return os.fdopen(handle, "rb")
+
+
+def is_data_file(path: Path) -> bool:
+    """Return whether `path` names a regular file; False where the system does not let us look."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_gzip(file: BinaryIO) -> bool:
+    """Return whether the file begins as gzip does. Leaves it at its beginning."""
+    start = file.read(len(_GZIP))
+    file.seek(0)
+    return start == _GZIP
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line with its end) of a UTF-8 file, a byte order mark removed.
+
+    Lines end at a newline only: texts contain other characters that Python's own ``splitlines`` cuts at.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, holds NUL bytes, or has a line beyond `LONGEST_LINE`.
+    """
+    name, number = path_name(path), 0
+    with open_data(path) as file:
+        if is_gzip(file):
+            raise DataError(f"{name}: is compressed with gzip; unpack it first (gunzip)")
+        while line := _read_line(file, name):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise DataError(f"{name}:{number}: a line of more than {LONGEST_LINE:,} bytes; expected one example")
+            if number == 1:
+                line = line.removeprefix(_BOM)
+            try:
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{name}:{number}: not UTF-8: {error.reason}; convert the file to UTF-8") from None
+            if "\0" in text:
+                raise DataError(f"{name}:{number}: a NUL byte; expected a text file in UTF-8")
+            yield number, text
+
+
+def _read_line(file: BinaryIO, name: str) -> bytes:
+    try:
+        return file.readline(LONGEST_LINE + 1)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+
+
+class Allowance:
+    """A bound on what one file may expand to in memory, so that a small file cannot exhaust it.
+
+    Args:
+        name: what the error calls the file.
+        size: bytes of the file on disk.
+        least: bytes that a small file may expand to.
+    """
+
+    def __init__(self, name: str, size: int, least: int = EXPANSION) -> None:
+        self._name = name
+        self._left = max(least, _EXPANSION_RATIO * size)
+        self._text = f"{self._left:,} bytes, the limit for a file of {size:,} bytes"
+
+    def spend(self, count: int) -> None:
+        """Take `count` bytes off. Raises DataError where no more are left."""
+        self.check(count)
+        self._left -= count
+
+    def check(self, count: int) -> None:
+        """Raise DataError where fewer than `count` bytes are left."""
+        if count > self._left:
+            raise DataError(f"{self._name}: expands to more than {self._text}; it looks like a decompression bomb")

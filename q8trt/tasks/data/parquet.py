@@ -1,0 +1,116 @@
+"""Parquet files: the chosen columns alone, in batches, within a bound on what a small file may expand to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from q8trt.console.names import printable
+from q8trt.errors import DataError
+from q8trt.tasks.data.examples import require
+from q8trt.tasks.data.opening import Allowance, open_data, path_name
+
+_BATCH_ROWS = 1024
+#: Bytes that a row takes in memory beside its text.
+_ROW_BYTES = 64
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of the columns.
+
+    Raises:
+        DataError: pyarrow is missing, or the file is not Parquet.
+    """
+    with open_data(path) as file:
+        return list(_open(file, path).schema_arrow.names)
+
+
+def parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """Yield where a row is, and its values in the columns `names`; the last one holds the labels.
+
+    Raises:
+        DataError: a column has a type that holds no texts or no labels, the file is damaged, or it expands to more than
+            a file of its size may.
+    """
+    where = path_name(path)
+    with open_data(path) as file:
+        schema = _open(file, path).schema_arrow
+        for name in names:
+            _check_type(schema.field(name).type, name, where, is_text=name != names[-1])
+        parquet = _open(file, path, names[:-1])
+        allowance = Allowance(where, path.stat().st_size)
+        try:
+            _check_size(parquet.metadata, names, allowance)
+        except _errors() as error:
+            raise DataError(f"{where}: damaged: {_first_line(error)}") from None
+        number = 0
+        for columns in _batches(parquet, names, where):
+            texts = (value for column in columns[:-1] for value in column if value is not None)
+            allowance.spend(_ROW_BYTES * len(columns[0]) + sum(map(len, texts)))
+            for values in zip(*columns, strict=True):
+                number += 1
+                yield f"{where}: row {number}", values
+
+
+def _open(file: BinaryIO, path: Path, texts: Sequence[str] = ()) -> Any:
+    """Return a ``ParquetFile`` whose text columns stay dictionaries, as they are in the file, until they are read."""
+    parquet = require("pyarrow.parquet", "reading Parquet")
+    try:
+        opened = parquet.ParquetFile(file, read_dictionary=list(texts), page_checksum_verification=True)
+        opened.schema_arrow.names  # noqa: B018 - read here, where errors are caught
+    except _errors() as error:
+        raise DataError(f"{path_name(path)}: not Parquet: {_first_line(error)}") from None
+    return opened
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """Return what pyarrow raises for a damaged file; ValueError is the root of its decoding errors."""
+    arrow = require("pyarrow", "reading Parquet")
+    return (arrow.ArrowException, OSError, ValueError, LookupError, OverflowError, MemoryError)
+
+
+def _first_line(error: Exception) -> str:
+    return printable(next(iter(str(error).splitlines()), type(error).__name__))
+
+
+def _check_type(kind: Any, column: str, where: str, is_text: bool) -> None:
+    types = require("pyarrow.types", "reading Parquet")
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    tests = ["is_string", "is_large_string", "is_string_view", "is_null"]
+    if not is_text:
+        tests += ["is_integer", "is_floating", "is_decimal", "is_boolean"]
+    if not any(getattr(types, test)(value) for test in tests if hasattr(types, test)):
+        what = "text" if is_text else "text, numbers or true and false"
+        raise DataError(f"{where}: column {column!r} has the type {' '.join(str(kind).split())}, expected {what}")
+
+
+def _check_size(metadata: Any, names: Sequence[str], allowance: Allowance) -> None:
+    """Refuse a file that says itself that it expands too far, before any of it is read."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+    sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema in names]
+    allowance.check(_ROW_BYTES * metadata.num_rows + sum(sizes))
+
+
+def _batches(parquet: Any, names: Sequence[str], where: str) -> Iterator[list[list[Any]]]:
+    """Yield the values of the columns, batch by batch."""
+    batches = parquet.iter_batches(_BATCH_ROWS, columns=list(names))
+    while True:
+        try:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            columns = [_values(batch.column(name)) for name in names]
+        except _errors() as error:
+            raise DataError(f"{where}: damaged: {_first_line(error)}") from None
+        yield columns
+
+
+def _values(column: Any) -> list[Any]:
+    """Return a column as a list. Rows of one dictionary entry share one value, however long it is."""
+    if not hasattr(column, "dictionary"):
+        return list(column.to_pylist())
+    indices = column.indices.unique()  # of this batch: the dictionary may be that of a whole file
+    entries = dict(zip(indices.to_pylist(), column.dictionary.take(indices).to_pylist(), strict=True))
+    return [entries[index] for index in column.indices.to_pylist()]

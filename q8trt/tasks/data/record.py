@@ -1,0 +1,102 @@
+"""The record of a run's rows: what was read, from which columns, and a fingerprint that shows later if they changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from q8trt import files
+from q8trt.console.names import printable
+from q8trt.errors import ConfigError, DataError
+from q8trt.tasks.data.examples import Examples, Features
+
+log = logging.getLogger("q8trt")
+
+#: Metrics that are 0 for every model where all labels are the same.
+_CORRELATIONS = ("matthews", "pearson", "spearman", "corr")
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """The number of rows of a split and their fingerprint, both after ``--max_train_samples`` or ``--max_eval_samples``."""
+
+    rows: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The rows of a run, as run.json holds them.
+
+    Attributes:
+        splits: "train" and each development split -> its rows.
+        text_columns: the columns that the texts were taken from; [] where the source has no columns.
+        label_column: the column that the labels were taken from, or "".
+    """
+
+    splits: dict[str, SplitRecord]
+    text_columns: list[str] = field(default_factory=list)
+    label_column: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record ready for JSON; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> DataRecord:
+        """Read what `to_dict` returned. Raises ConfigError for anything else."""
+        try:
+            return files.decode(cls, data)
+        except files.MalformedError as error:
+            raise ConfigError(f"the record of the run's data is damaged ({error}); start a new run") from None
+
+    def columns_line(self) -> str:
+        """Return ``"columns: title, body; label: stars"``, or "" where the source has no columns."""
+        text = f"columns: {', '.join(self.text_columns)}; label: {self.label_column}" if self.text_columns else ""
+        return printable(text)
+
+
+def record_splits(train: Examples | Features, dev: Mapping[str, Examples | Features]) -> DataRecord:
+    """Check the splits of a run against each other, and return their record.
+
+    Remarks of the logger ``q8trt`` name what makes training or its scores useless, though each row can be read.
+
+    Raises:
+        DataError: the files hold their texts or labels in columns of different names, so that one may be the wrong one.
+    """
+    splits = {"train": train, **dev}
+    for name, rows in dev.items():
+        _compare_columns(train, rows)
+        _remark_on_labels(train, name, rows)
+    records = {name: SplitRecord(len(rows), rows.fingerprint) for name, rows in splits.items()}
+    for name in dev:
+        if records[name] == records["train"]:
+            log.warning("%s has the same rows as the training data: its scores say nothing of new text", name)
+    return DataRecord(records, list(train.text_columns), train.label_column)
+
+
+def _compare_columns(train: Examples | Features, dev: Examples | Features) -> None:
+    ours, theirs = (*train.text_columns, train.label_column), (*dev.text_columns, dev.label_column)
+    if train.text_columns and dev.text_columns and ours != theirs:
+        raise DataError(
+            f"{train.source} gives the columns {', '.join(ours)}, and {dev.source} {', '.join(theirs)}; name them alike, "
+            "or choose them with --text_column_names and --label_column_name"
+        )
+
+
+def _remark_on_labels(train: Examples | Features, split: str, dev: Examples | Features) -> None:
+    if train.labels is None or dev.labels is None:
+        return
+    task = train.task
+    if len(dev.labels) > 1 and task.main_metric in _CORRELATIONS and bool(np.all(dev.labels == dev.labels[0])):
+        log.warning("all labels of %s are the same: %s is 0 for every model", split, task.main_metric)
+    if task.main_metric == "f1" and not bool(np.any(dev.labels == 1)):
+        log.warning("no row of %s has the label %s: f1 is 0 for every model", split, task.labels[1])
+    unseen = sorted(set(dev.labels.tolist()) - set(train.labels.tolist()))
+    if not task.is_regression and unseen:
+        names = ", ".join(task.labels[index] for index in unseen)
+        log.warning("no training row has the label %s, which rows of %s have", names, split)

@@ -1,0 +1,219 @@
+"""A user's own file: CSV (quoted), TSV (not quoted), JSON Lines or Parquet, told apart by its extension."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from q8trt import files
+from q8trt.errors import DataError
+from q8trt.tasks.data.examples import Examples, check_row, collect
+from q8trt.tasks.data.labels import accepted_labels
+from q8trt.tasks.data.opening import LONGEST_LINE, open_data, path_name, shown, shown_names, text_lines
+from q8trt.tasks.glue import Task
+
+_PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesis"), ("question1", "question2"))
+_SINGLES = (("sentence",), ("text",))
+_LABELS = ("label", "labels", "score")
+#: One line of JSON Lines is one small object.
+_JSON_LIMITS = files.Limits(size=LONGEST_LINE, depth=16, values=100_000)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+#: Lines by the rules of CSV, where a carriage return ends one too.
+_CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+
+Values = tuple[str, Sequence[Any]]
+"""The place of a row (``file:line``) and its values in the chosen columns."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """An open file of rows.
+
+    Attributes:
+        columns: the names of its columns, in order; [] where the file is empty.
+        select: returns the rows, each with the values of the columns asked for.
+    """
+
+    columns: list[str]
+    select: Callable[[Sequence[str]], Iterator[Values]]
+
+
+def read_table(
+    path: str | Path,
+    task: Task,
+    split: str,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+) -> Examples:
+    """Read a file of labelled examples.
+
+    Columns are, in this order of preference: those given; the task's own, as the official TSV or the hub names them;
+    common names (sentence1 and sentence2, sentence, text, ...; label, score). `labels.label_id` says which labels are
+    accepted.
+
+    Raises:
+        DataError: no such file, an unknown extension, a missing column (lists those found), a column that is there
+            twice, or a row that cannot be used (names file and line; file and row for Parquet).
+    """
+    path = Path(path)
+    open_data(path).close()  # the first thing to say is that there is no such file
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        expected = ", ".join(_READERS)
+        raise DataError(f"{path_name(path)}: unknown extension {path.suffix!r}; expected one of {expected}")
+    table = reader(path)
+    if not table.columns:
+        raise DataError(f"{path_name(path)}: no examples")
+    check_unique(table.columns, path_name(path))
+    texts, label = _choose_columns(path, table.columns, task, text_columns, label_column)
+    spellings = accepted_labels(task)
+    rows = []
+    for where, values in table.select([*texts, label]):
+        if None in values:
+            column = [*texts, label][list(values).index(None)]
+            raise DataError(f"{where}: column {column!r} has no value")
+        rows.append(check_row(values[:-1], values[-1], task, where, spellings))
+    if not rows:
+        raise DataError(f"{path_name(path)}: no examples")
+    source = f"file {path.name}"
+    return collect(rows, task=task, split=split, source=source, text_columns=tuple(texts), label_column=label)
+
+
+def check_unique(columns: Sequence[str], where: str) -> None:
+    """Raise DataError where two columns have one name: either of them could be meant."""
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
+            raise DataError(f"{where}: column {shown(name)} is there twice; rename one")
+        seen.add(name)
+
+
+def text_column_names(
+    is_pair: bool, task: Task | None = None, given: Sequence[str] | None = None
+) -> list[Sequence[str]]:
+    """Return the names that text columns may have, the preferred ones first.
+
+    These are the ones given and no others; else the task's own, as the official TSV or the hub names them; then common
+    ones.
+    """
+    if given:
+        return [given]
+    official = filter(None, [task.text_columns, task.hub_columns]) if task else ()
+    return [*official, *(_PAIRS if is_pair else _SINGLES)]
+
+
+def _choose_columns(
+    path: Path, columns: list[str], task: Task, text_columns: Sequence[str] | None, label_column: str | None
+) -> tuple[Sequence[str], str]:
+    texts = text_column_names(task.is_pair, task, text_columns)
+    labels = [label_column] if label_column else [task.label_column, *_LABELS]
+    chosen = next((names for names in texts if set(names) <= set(columns)), None)
+    label = next((name for name in labels if name in columns and name not in (chosen or ())), None)
+    if chosen is None or label is None:
+        missing = [name for name in texts[0] if name not in columns] if chosen is None else labels[:1]
+        raise DataError(
+            f"{path_name(path)}: no column {' and '.join(map(repr, missing))}; found {shown_names(columns)} "
+            "(--text_column_names and --label_column_name choose others)"
+        )
+    return chosen, label
+
+
+def _fields_table(columns: list[str], rows: Iterator[tuple[str, list[str]]]) -> Table:
+    """Return the table of rows that are lists of fields, as long as the header."""
+
+    def select(names: Sequence[str]) -> Iterator[Values]:
+        positions = [columns.index(name) for name in names]
+        for where, fields in rows:
+            if len(fields) != len(columns):
+                raise DataError(f"{where}: {len(fields)} fields, expected {len(columns)} as in the header")
+            yield where, [fields[position] for position in positions]
+
+    return Table(columns, select)
+
+
+def _tsv(path: Path) -> Table:
+    name = path_name(path)
+    rows = ((f"{name}:{number}", line.rstrip("\r\n").split("\t")) for number, line in text_lines(path))
+    return _fields_table(next(rows, ("", []))[1], rows)
+
+
+def _csv(path: Path) -> Table:
+    rows = _csv_rows(path)
+    return _fields_table(next(rows, ("", []))[1], rows)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield where a row begins, and its fields: a quoted field may span lines. Blank lines are no rows."""
+    name = path_name(path)
+    lines = (piece for _, line in text_lines(path) for piece in _pieces(line))
+    reader = csv.reader(lines, strict=True)
+    line = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield f"{name}:{line}", fields
+            line = reader.line_num + 1
+    except csv.Error as error:
+        unclosed = " (a quote that is never closed?)" if "limit" in str(error) else ""
+        raise DataError(f"{name}:{line}: not CSV: {str(error).partition(' - ')[0]}{unclosed}") from None
+
+
+def _pieces(line: str) -> list[str]:
+    return _CSV_LINE.findall(line) if "\r" in line else [line]
+
+
+def _jsonl(path: Path) -> Table:
+    objects = _objects(path)
+    first = next(objects, None)
+    if first is None:
+        return Table([], lambda names: iter(()))
+
+    def select(names: Sequence[str]) -> Iterator[Values]:
+        keys = [f'"{name}"' for name in names]
+        for where, line, value in chain([first], objects):
+            if any(line.count(key) > 1 for key in keys):
+                _check_keys(line, where)
+            yield where, [value.get(name) for name in names]
+
+    return Table([*first[2]], select)
+
+
+def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield where an object is, its line, and the object; blank lines are none."""
+    name = path_name(path)
+    for number, line in text_lines(path):
+        if line.strip():
+            yield f"{name}:{number}", line, _json_object(line, f"{name}:{number}")
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = files.parse_json(line, _JSON_LIMITS)
+    except files.MalformedError as error:
+        half = " (half of a surrogate pair?)" if _SURROGATE.search(line) else ""
+        raise DataError(f"{where}: {error}{half}; expected one JSON object a line") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: a JSON {type(value).__name__}, expected one object a line")
+    return value
+
+
+def _check_keys(line: str, where: str) -> None:
+    """Raise DataError for an object with one key twice. Slow; for lines that look as if they had one."""
+    json.loads(line, object_pairs_hook=lambda pairs: check_unique([key for key, _ in pairs], where))
+
+
+def _parquet(path: Path) -> Table:
+    from q8trt.tasks.data.parquet import parquet_columns, parquet_rows
+
+    return Table(parquet_columns(path), lambda names: parquet_rows(path, names))
+
+
+_READERS: dict[str, Callable[[Path], Table]] = {
+    ".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet,
+}  # fmt: skip

@@ -1,0 +1,132 @@
+"""GLUE's metrics, as fractions in [-1, 1]: accuracy, F1, Matthews, Pearson, Spearman.
+
+The arithmetic is scikit-learn's and SciPy's; this module adds what they leave open: a correlation with a constant is
+0, and values that are not finite are refused instead of spread.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from q8trt.errors import DataError
+from q8trt.tasks.glue import Task
+
+Array = npt.NDArray[np.generic]
+
+
+def _accuracy(predictions: Array, references: Array) -> float:
+    return float(np.mean(predictions == references))
+
+
+def _f1(predictions: Array, references: Array) -> float:
+    """F1 of class 1, which is what GLUE reports for MRPC and QQP; 0 where nothing is predicted and nothing is due."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, pos_label=1, zero_division=0.0))
+
+
+def _is_constant(values: Array) -> bool:
+    return bool(np.all(values == values[0]))
+
+
+def _correlation(name: str) -> Callable[[Array, Array], float]:
+    """Return a correlation that is 0 where the textbook quotient is 0 / 0.
+
+    That is so when either side is constant, or so nearly constant that its variance has no float.
+    """
+
+    def correlate(predictions: Array, references: Array) -> float:
+        if _is_constant(predictions) or _is_constant(references):
+            return 0.0
+        if name == "matthews":
+            from sklearn.metrics import matthews_corrcoef
+
+            return float(matthews_corrcoef(references, predictions))
+        from scipy import stats
+
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SciPy's, of what is nearly constant
+            value = float({"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](predictions, references)[0])
+        return value if math.isfinite(value) else 0.0
+
+    return correlate
+
+
+_pearson, _spearman = _correlation("pearson"), _correlation("spearman")
+
+_METRICS: Mapping[str, Callable[[Array, Array], float]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _correlation("matthews"),
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "corr": lambda predictions, references: (
+        (_pearson(predictions, references) + _spearman(predictions, references)) / 2
+    ),
+}
+
+
+def _finite(values: Array, what: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+    if len(bad):
+        raise DataError(f"{len(bad)} of {len(values)} {what} are not finite, the first in row {bad[0]}")
+
+
+def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -> dict[str, float]:
+    """The metrics of `task`, by name.
+
+    Args:
+        task: names the metrics.
+        predictions: (N,) label ids, or scores for regression.
+        references: (N,) the true ones.
+
+    Raises:
+        DataError: no rows, shapes that differ or are not (N,), values that are not finite.
+    """
+    dtype = np.float64 if task.is_regression else np.int64
+    found, expected = np.asarray(predictions), np.asarray(references)
+    if found.ndim != 1 or found.shape != expected.shape or not len(found):
+        raise DataError(
+            f"{task.name}: predictions {found.shape} and references {expected.shape} must both be (N,), N > 0"
+        )
+    _finite(found, "predictions")
+    _finite(expected, "references")
+    if not task.is_regression and (np.any(found != found.astype(dtype)) or np.any(expected != expected.astype(dtype))):
+        raise DataError(f"{task.name}: predictions and references must be label ids, got fractions (logits?)")
+    return {name: _METRICS[name](found.astype(dtype), expected.astype(dtype)) for name in task.metrics}
+
+
+def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """Return the sigmoid of float32 logits as float32, as torch has it; large ones do not overflow."""
+    powers = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)
+
+
+def compute_from_logits(
+    task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike, activation: str = "identity"
+) -> dict[str, float]:
+    """Return the metrics of a model's output: argmax for classification, the answer itself for regression.
+
+    Args:
+        task: names the metrics and the number of labels.
+        logits: (N, num_labels) float; (N,) too for regression.
+        labels: (N,) int for classification, float for regression.
+        activation: "sigmoid" if a regression's answer is the sigmoid of its logit; a correlation differs between the two.
+
+    Raises:
+        DataError: the shape does not fit the task, or a logit is not finite.
+    """
+    scores = np.asarray(logits)
+    if task.is_regression and scores.ndim == 1:
+        scores = scores[:, None]
+    if scores.ndim != 2 or scores.shape[1] != task.num_labels or not len(scores):
+        raise DataError(f"{task.name}: logits have shape {np.shape(logits)}, expected (N, {task.num_labels}), N > 0")
+    _finite(scores, "rows of logits")
+    if not task.is_regression:
+        return compute(task, scores.argmax(axis=1), labels)
+    return compute(task, sigmoid(scores[:, 0]) if activation == "sigmoid" else scores[:, 0], labels)

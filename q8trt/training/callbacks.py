@@ -1,0 +1,210 @@
+"""Callbacks of a `transformers.Trainer`: the step timer, the log, Ctrl-C and SIGTERM, the best checkpoint, and the start
+of quantization."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from tqdm.auto import tqdm
+
+from q8trt.console import signals
+from q8trt.quantization.insertion import model_quantizers
+
+#: Under torchrun a signal that comes again so soon is the first one, passed on.
+_REPEAT_SECONDS = 5
+
+
+class StepTimer(transformers.TrainerCallback):
+    """Seconds of each optimizer step, evaluation and checkpoints left out; the first three are warm-up."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the watch."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop it, once the GPU is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def of_interest(self) -> list[float]:
+        """The seconds without the warm-up, or all of them in a run too short for one."""
+        return self.seconds[3:] or self.seconds
+
+
+class Progress(transformers.TrainerCallback):
+    """A bar on a terminal, and one readable line per log everywhere."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero:
+            # disable=None: no bar where stderr is a file, so that logs stay readable
+            self.bar = tqdm(
+                desc=self.description, total=state.max_steps, initial=state.global_step, disable=None, unit="step"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Print the figures."""
+        unwanted = ("epoch", "runtime", "per_second", "total_flos", "time", "train_loss")
+        shown = {
+            name.removeprefix("eval_"): value
+            for name, value in (logs or {}).items()
+            if isinstance(value, float) and not any(part in name for part in unwanted)
+        }
+        if self.bar is not None and shown:
+            kind = "dev  " if any(name.startswith("eval_") for name in logs or {}) else "train"
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            line = f"  {self.description} {kind} step {state.global_step}/{state.max_steps}  {figures}"
+            self.bar.write(line, file=sys.stderr)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+class StopOnInterrupt(transformers.TrainerCallback):
+    """The first Ctrl-C or SIGTERM saves a checkpoint at the end of the step and stops; the second stops at once.
+
+    Under torchrun all processes stop at the same step, whichever of them the signal reached.
+
+    Attributes:
+        interrupt: the exception that stands for the signal; None while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.interrupt: KeyboardInterrupt | None = None
+        self._stack = contextlib.ExitStack()
+        self._first = 0.0
+
+    @property
+    def requested(self) -> bool:
+        """Return whether training stops."""
+        return self.interrupt is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupt is None:
+            self.interrupt, self._first = signals.interrupt(number), time.monotonic()
+        elif not _is_repeated(time.monotonic() - self._first):
+            raise signals.interrupt(number)
+
+    def __enter__(self) -> StopOnInterrupt:
+        self._stack.enter_context(signals.handled(self._handle))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def _stop(self, args: Any, control: Any) -> None:
+        self._agree(args.device)
+        if self.requested:
+            control.should_save = True
+            control.should_training_stop = True
+            # With a limit of 1 the Trainer ends by deleting all but the best, the one to continue from included.
+            args.save_total_limit = None
+
+    def _agree(self, device: torch.device) -> None:
+        """Tell the other processes of a signal: gradients are exchanged in every step, so none may stop alone."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        terminated = isinstance(self.interrupt, signals.TerminatedError)
+        number = 0 if self.interrupt is None else signal.SIGTERM if terminated else signal.SIGINT
+        highest = torch.tensor(int(number), device=device)
+        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+        if self.interrupt is None and highest.item():
+            self.interrupt = signals.interrupt(int(highest.item()))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal: save and stop."""
+        self._stop(args, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a signal during an evaluation: save and stop before the next step."""
+        self._stop(args, control)
+
+
+def _is_repeated(seconds: float) -> bool:
+    """Return whether a signal that comes `seconds` after the first is the same: torchrun passes on what it receives."""
+    return seconds < _REPEAT_SECONDS and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+class KeepBest(transformers.TrainerCallback):
+    """Every new best evaluation gets a checkpoint, also between those of `save_steps`."""
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Save where the metric is the best so far."""
+        value = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
+        if value is not None and (state.best_metric is None or value > state.best_metric):
+            control.should_save = True
+
+
+class DelayedQuantization(transformers.TrainerCallback):
+    """The first steps of a quantized model train in floating point; what is evaluated or saved is always quantized.
+
+    Otherwise the best checkpoint would be one of a float model. Weights drift away from their ranges meanwhile, so all
+    ranges are measured anew whenever the quantizers come on. Only the number of the step decides, so that a resumed
+    training does the same.
+
+    Args:
+        model: the quantized model.
+        start_step: steps before the quantizers come on for good.
+        calibrate: measures every range of `model` anew, in place.
+    """
+
+    def __init__(self, model: nn.Module, start_step: int, calibrate: Callable[[], object]) -> None:
+        self.quantizers = model_quantizers(model).values()
+        self.start_step = start_step
+        self.calibrate = calibrate
+        self._calibrated_at: int | None = None
+
+    def _switch(self, on: bool) -> None:
+        # Not disable(): a disabled quantizer is passed by, and one that watches for its moving average has to be called.
+        for quantizer in self.quantizers:
+            if on:
+                quantizer.enable_quant()
+            else:
+                quantizer.disable_quant()
+
+    def _quantize(self, step: int) -> None:
+        if self._calibrated_at != step:
+            self.calibrate()
+            self._calibrated_at = step
+        self._switch(True)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Off before `start_step`. At it, for a run that was stopped there, calibrate."""
+        if state.global_step < self.start_step:
+            self._switch(False)
+        elif state.global_step == self.start_step:
+            self._quantize(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """On at `start_step`, and before it for an evaluation or a checkpoint."""
+        wanted = control.should_evaluate or control.should_save  # as at the very last step
+        if state.global_step == self.start_step or (state.global_step < self.start_step and wanted):
+            self._quantize(state.global_step)

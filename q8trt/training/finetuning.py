@@ -1,0 +1,359 @@
+"""The road from a checkpoint to a quantized one: FP32 fine-tuning, calibration, QAT. Each stage can be skipped.
+
+fp32   fine-tune the floating-point model                       (or take one: --from_fp32)
+ptq    put quantizers in, calibrate: post-training quantization (ends here for calibrate.py)
+int8   fine-tune with the quantizers in, the FP32 model teaching (or another: --teacher_model_name_or_path)
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from q8trt.console.commands import command
+from q8trt.console.progress import is_main_process, progress
+from q8trt.errors import ConfigError, InterruptedRunError
+from q8trt.models import check_rows, checkpoints, model_inputs
+from q8trt.models.activation import activation_of, adopt_activation
+from q8trt.quantization.recipe import Recipe
+from q8trt.runs.config import FinetuneConfig, last_stage
+from q8trt.runs.run import STAGES, Run, StageName, StageRecord
+from q8trt.runtime.scores import evaluate
+from q8trt.runtime.torch_runner import TorchRunner
+from q8trt.tasks.data import DataRecord, Features, load_dev, load_train, pad, record_splits, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from q8trt.quantization.calibration import Calibration
+    from q8trt.quantization.libraries import Library
+    from q8trt.training.distillation import Distillation
+
+log = logging.getLogger("q8trt")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The input of every stage: the tokenizer, the tokenized rows, and their record for run.json."""
+
+    tokenizer: Any
+    train: Features
+    dev: dict[str, Features]
+    data: DataRecord
+
+
+def load_inputs(config: FinetuneConfig) -> Inputs:
+    """Read and tokenize the rows of `config`, and check the model and the teacher against them: before a step is trained.
+
+    Raises:
+        DataError: the data are missing or malformed, or do not fit the model's tables.
+        CheckpointError: the model has no usable configuration, head or tokenizer, or the teacher cannot be used.
+        ConfigError: the library of quantizers is not installed, or the teacher does not fit the model.
+    """
+    if config.precision == "int8":
+        library_of(config)
+    name = config.from_fp32 or config.model_name_or_path
+    model = checkpoints.load_config(name)
+    if config.from_fp32:
+        _check_head(model, config)
+    tokenizer = checkpoints.load_tokenizer(name)
+    train, dev = load_train(config.data), load_dev(config.data)
+    data = record_splits(train, dev)
+    if config.teacher_model_name_or_path and config.distillation and last_stage(config) == "int8":
+        check_teacher(config.teacher_model_name_or_path, config, tokenizer)
+    length = config.data.max_seq_length
+    inputs = Inputs(
+        tokenizer,
+        tokenize(train, tokenizer, length),
+        {split: tokenize(rows, tokenizer, length) for split, rows in dev.items()},
+        data,
+    )
+    for rows in (inputs.train, *inputs.dev.values()):
+        check_rows(rows, model)
+    return inputs
+
+
+def _check_head(model: Any, config: FinetuneConfig) -> None:
+    """Check that the checkpoint to start from answers the task."""
+    name, task = str(config.from_fp32), config.data.resolved_task
+    order = checkpoints.check_head(model, task, name)
+    adopt_activation(model, checkpoints.resolve_model(name))
+    if activation_of(model, task, name) != "identity" and last_stage(config) == "int8":
+        raise ConfigError(
+            f"{name} asks for a sigmoid of its logit (activation_fn in its configuration), and QAT would train the logit to "
+            "be the score; leave QAT out: --no_qat"
+        )
+    if order is not None and config.from_pytorch_quantization:
+        names = [str(model.id2label[number]) for number in range(task.num_labels)]
+        raise ConfigError(
+            f"{name} has the labels in the order {', '.join(names)}, {task.name} in the order {', '.join(task.labels)}, and "
+            "--from_pytorch_quantization takes the head as it is; give both in one order (id2label in config.json)"
+        )
+
+
+def library_of(config: FinetuneConfig) -> Library:
+    """Where the run's quantizers come from.
+
+    Raises:
+        ConfigError: no such library, or it is not installed.
+    """
+    from q8trt.quantization.libraries import library
+
+    return library(config.quantizer)
+
+
+def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
+    """Check that the teacher `name` can be loaded, reads the token ids of `tokenizer`, and answers the task.
+
+    Raises:
+        CheckpointError: not a fine-tuned, BERT-like, floating-point checkpoint for the task.
+        ConfigError: another vocabulary, or too few positions.
+    """
+    option, task = f"--teacher_model_name_or_path {name}", config.data.resolved_task
+    theirs = checkpoints.load_tokenizer(name)
+    if theirs.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(
+            f"{option} has another vocabulary than the model ({len(theirs)} tokens, the model's has {len(tokenizer)}), "
+            "and a teacher reads the model's token ids; give a teacher of the same vocabulary"
+        )
+    if theirs.model_max_length < config.data.max_seq_length:
+        raise ConfigError(
+            f"{option} reads at most {theirs.model_max_length} tokens; lower --max_seq_length from "
+            f"{config.data.max_seq_length} to that"
+        )
+    checkpoints.load_finetuned(name, task, config.allow_pickle)  # and dropped: it is wanted after the FP32 stage
+
+
+def score(
+    model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, precision: str
+) -> dict[str, dict[str, float]]:
+    """Metrics of the torch model on each development split."""
+    from q8trt.quantization.insertion import weights_quantized_once
+
+    task, scores = config.data.resolved_task, {}
+    activation = activation_of(model.config, task, "the model")
+    runner = TorchRunner(model, precision)
+    for split, rows in inputs.dev.items():
+        with weights_quantized_once(model), progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
+            batch = config.training.per_device_eval_batch_size
+            length = config.data.max_seq_length
+            result = evaluate(
+                runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance, activation=activation
+            )
+        scores[split] = result.metrics
+    return scores
+
+
+def calibration_batches(
+    rows: Features, pad_token_id: int, max_length: int, count: int, seed: int, batch_size: int = 16
+) -> Iterator[Any]:
+    """`count` rows chosen by `seed`, as batches of int64 torch tensors (batch, sequence), longest last.
+
+    Rows are sorted by length so that little padding is seen: calibration should watch text.
+    """
+    import torch
+
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    chosen.sort(key=lambda index: int(rows.lengths[index]))
+    for start in range(0, len(chosen), batch_size):
+        arrays = pad([rows[index] for index in chosen[start : start + batch_size]], pad_token_id, max_length=max_length)
+        yield {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> tuple[PreTrainedModel, Calibration]:
+    """A calibrated, quantized copy of the floating-point `model`, and what calibration found.
+
+    Raises:
+        ConfigError: the recipe does not fit the model or the library.
+        QuantizationError: a site could not be calibrated.
+    """
+    from q8trt.quantization.calibration import searched_sites
+    from q8trt.quantization.insertion import insert_quantizers
+
+    quantized = copy.deepcopy(model)
+    if config.from_pytorch_quantization:
+        return _imported(quantized, config)
+    insert_quantizers(quantized, config.recipe, library_of(config))
+    passes = 1 + sum(alpha is not None for alpha in (config.recipe.smoothquant, config.recipe.smooth_residuals))
+    rows = passes * min(config.calibration_samples, len(inputs.train))
+    with progress("Calibrating", rows + len(searched_sites(quantized, config.recipe))) as advance:
+        calibration = measure_ranges(quantized, config, inputs, advance)
+    return quantized, calibration
+
+
+def _imported(model: PreTrainedModel, config: FinetuneConfig) -> tuple[PreTrainedModel, Calibration]:
+    """`model` with the weights and ranges of a pytorch-quantization checkpoint."""
+    from q8trt.quantization.calibration import Calibration
+    from q8trt.quantization.insertion import model_quantizers
+    from q8trt.quantization.migration import import_checkpoint
+
+    quantized, _, _ = import_checkpoint(
+        str(config.from_pytorch_quantization),
+        model,
+        name=config.recipe.name,
+        library=library_of(config),
+        allow_pickle=config.allow_pickle,
+    )
+    amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
+    return quantized, Calibration(amax)
+
+
+def measure_ranges(
+    quantized: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, on_progress: Callable[[int], None] | None = None
+) -> Calibration:
+    """Calibrate a quantized model, in place, on the rows that the configuration chooses.
+
+    Raises:
+        QuantizationError: a site could not be calibrated.
+    """
+    from q8trt.quantization.calibration import calibrate
+
+    pad_token_id, length = inputs.tokenizer.pad_token_id, config.data.max_seq_length
+    count, seed = config.calibration_samples, config.training.seed
+    batches = list(calibration_batches(inputs.train, pad_token_id, length, count, seed))
+    return calibrate(quantized, config.recipe, batches, on_progress, library_of(config), on_progress)
+
+
+class Finetuning:
+    """A run in progress: each stage is done unless run.json says it is finished."""
+
+    def __init__(self, config: FinetuneConfig, run: Run, inputs: Inputs, resume: bool = False) -> None:
+        self.config = config
+        self.run = run
+        self.inputs = inputs
+        self.resume = resume
+        self.task = config.data.resolved_task
+        self._finished: frozenset[str] = frozenset()
+
+    def execute(self) -> dict[StageName, StageRecord]:
+        """Do the stages that are left.
+
+        Returns:
+            stage -> what run.json says of it.
+
+        Raises:
+            Q8TRTError: bad input, or Ctrl-C or SIGTERM after the state was saved (InterruptedRunError).
+        """
+        from accelerate import PartialState
+
+        # Under torchrun all processes must agree on what is left, so they look before the first one finishes a stage.
+        self._finished = frozenset(stage for stage in STAGES if self.run.stage(stage))
+        PartialState().wait_for_everyone()
+        last = last_stage(self.config)
+        self.config.training.check_schedule(len(self.inputs.train), self._stages_to_train(last))
+        try:
+            model = self._fp32()
+            if last != "fp32":
+                quantized = self._ptq(model)
+                if last == "int8":
+                    self._int8(quantized, model)
+        except KeyboardInterrupt as interrupt:
+            raise InterruptedRunError(
+                f"stopped between steps of training; continue with: {command('finetune', '--resume', self.run.path)}"
+            ) from interrupt
+        return dict(self.run.record.stages)
+
+    def _stages_to_train(self, last: str) -> set[str]:
+        """Return the stages that train, of those that are left."""
+        trained = {"fp32"} if not self.config.from_fp32 else set()
+        if last == "int8":
+            trained.add("int8")
+        return trained - self._finished
+
+    def _finish(self, stage: StageName, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
+        """Save the stage's checkpoint, score it, and note it as finished, in that order."""
+        from accelerate import PartialState
+
+        if is_main_process():
+            checkpoints.save_checkpoint(self.run.path / stage, model, self.inputs.tokenizer, recipe)
+            scores = score(model, self.config, self.inputs, "fp32" if recipe is None else "int8")
+            self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
+        PartialState().wait_for_everyone()
+
+    def _train(self, stage: str, model: PreTrainedModel, epochs: float, rate: float, **own: Any) -> dict[str, Any]:
+        from q8trt.training.stage import Stage, train_stage
+
+        folder, length = self.run.path, self.config.data.max_seq_length
+        dev = next(iter(self.inputs.dev.values()))
+        plan = Stage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, **own)
+        return asdict(train_stage(plan, self.task, self.inputs.tokenizer, self.config.training, self.resume))
+
+    def _fp32(self) -> PreTrainedModel:
+        config, options = self.config, self.config.training
+        if "fp32" not in self._finished:
+            if config.from_fp32:
+                model = checkpoints.load_finetuned(config.from_fp32, self.task, config.allow_pickle)
+                details: dict[str, Any] = {"source": checkpoints.short_name(config.from_fp32)}
+            else:
+                _set_seed(options.seed)
+                model = checkpoints.load_pretrained(
+                    config.model_name_or_path, self.task, dropout=options.dropout, allow_pickle=config.allow_pickle
+                )
+                details = self._train("fp32", model, options.num_train_epochs, options.learning_rate)
+            self._finish("fp32", model, None, details)
+        # From disk, also when it was just trained: the Trainer leaves its wrappers on the model that it trained.
+        return checkpoints.load_finetuned(self.run.path / "fp32", self.task)
+
+    def _ptq(self, model: PreTrainedModel) -> PreTrainedModel:
+        if "ptq" not in self._finished:
+            started = time.perf_counter()
+            quantized, calibration = quantize(model, self.config, self.inputs)
+            details = {
+                "calibration_samples": self.config.calibration_samples,
+                "calibration_seconds": round(time.perf_counter() - started, 3),
+                "percentiles": dict(calibration.percentiles),
+            }
+            self._finish("ptq", quantized, self.config.recipe, details)
+        return checkpoints.load_quantized(self.run.path / "ptq", library_of(self.config))[0]
+
+    def _int8(self, quantized: PreTrainedModel, fp32: PreTrainedModel) -> None:
+        if "int8" in self._finished:
+            return
+        from q8trt.training.stage import Quantization
+
+        config, options = self.config, self.config.training
+        if config.recipe.qat_start is not None:
+            config = replace(config, recipe=config.recipe.qat_start)
+            quantized, _ = quantize(fp32, config, self.inputs)
+        _set_seed(options.seed)
+        if options.qat_dropout is not None:
+            checkpoints.set_dropout(quantized, options.qat_dropout)
+        ranges = Quantization(config.recipe, lambda: measure_ranges(quantized, config, self.inputs))
+        details = self._train(
+            "int8",
+            quantized,
+            options.qat_epochs,
+            options.qat_learning_rate,
+            distillation=self._distillation(fp32) if config.distillation else None,
+            quantization=ranges,
+        )
+        self._finish("int8", quantized, config.recipe, {**details, "distillation": config.distillation})
+
+    def _distillation(self, fp32: PreTrainedModel) -> Distillation:
+        from q8trt.training.distillation import Distillation
+
+        config, options = self.config, self.config.training
+        teacher, tokenizer = fp32, self.inputs.tokenizer
+        if name := config.teacher_model_name_or_path:
+            teacher = checkpoints.load_finetuned(name, self.task, config.allow_pickle)
+            tokenizer = checkpoints.load_tokenizer(name)
+        return Distillation(
+            teacher,
+            label_weight=options.label_loss_weight,
+            logit_weight=options.distillation_weight,
+            temperature=options.distillation_temperature,
+            hidden_weight=options.hidden_loss_weight,
+            attention_weight=options.attention_loss_weight,
+            token_types="token_type_ids" in model_inputs(tokenizer),
+        )
+
+
+def _set_seed(seed: int) -> None:
+    from transformers import set_seed
+
+    set_seed(seed)

@@ -1,0 +1,393 @@
+"""Fine-tuning, quantization-aware fine-tuning and distillation, on `transformers.Trainer`.
+
+A stage trains one model. In QAT the quantizers are in the forward pass and the straight-through estimator carries the
+gradient past their rounding (Q8BERT, arXiv 1910.06188, section 2.2). What becomes of their ranges is told in
+`q8trt.quantization.ranges`, how a floating-point model teaches in `q8trt.training.distillation`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import rotate_checkpoints
+
+from q8trt.console.commands import command
+from q8trt.console.progress import is_main_process
+from q8trt.errors import InterruptedRunError
+from q8trt.quantization.insertion import weights_quantized_once
+from q8trt.quantization.ranges import Ranges, apply_ranges
+from q8trt.quantization.recipe import Recipe
+from q8trt.runs.training_config import TrainingConfig
+from q8trt.tasks.data import Collator, Features
+from q8trt.tasks.glue import Task
+from q8trt.tasks.metrics import compute_from_logits
+from q8trt.training import checkpoints as trainer_checkpoints
+from q8trt.training.callbacks import DelayedQuantization, KeepBest, Progress, StepTimer, StopOnInterrupt
+from q8trt.training.distillation import PROJECTION, Distillation, Distiller, distilling
+
+log = logging.getLogger("q8trt")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What training one stage gave.
+
+    Attributes:
+        best_metric: the task's main metric at the best checkpoint, which the model now holds.
+        steps: optimizer steps taken.
+        step_seconds_median: seconds from the start of an optimizer step to its end; evaluation and saving left out.
+        step_seconds_mean: the same, averaged.
+    """
+
+    best_metric: float | None
+    steps: int
+    step_seconds_median: float | None
+    step_seconds_mean: float | None
+
+
+class _ByLength(LengthGroupedSampler):
+    """Similar lengths together, in an order that seed and epoch alone decide.
+
+    The parent draws from the global generator, whose state differs between processes and after `--resume`.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: Callable[[], int]) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed())
+        return super().__iter__()
+
+
+class _Trainer(transformers.Trainer):
+    """The Trainer with a teacher, and with ranges that move."""
+
+    #: Our loss is a mean over the batch, so the Trainer divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        *args: Any,
+        distiller: Distiller | None,
+        ranges: Ranges | None,
+        range_learning_rate: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.distiller = distiller
+        self.ranges = ranges
+        self.range_learning_rate = range_learning_rate
+        if distiller is not None:
+            distiller.distillation.teacher.to(self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        return _ByLength(sampler.lengths, sampler.batch_size, lambda: self.args.seed + int(self.state.epoch or 0))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW, with learned ranges in a group of their own: no weight decay, and a rate relative to the range."""
+        if self.ranges is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        learned = self.ranges.parameters()
+        for amax in learned:
+            amax.requires_grad_(False)  # so that the Trainer's own groups leave it out
+        optimizer = super().create_optimizer(model)
+        for amax in learned:
+            amax.requires_grad_(True)
+        if learned:
+            # Their gradients are tiny (lsq divides them by the root of the number of elements): so must epsilon be.
+            own = {"lr": self.range_learning_rate, "weight_decay": 0.0, "eps": 1e-12}
+            optimizer.add_param_group({"params": learned, **own})
+        self.ranges.attach(optimizer)
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Return the Trainer's schedule; its warm-up ends a step before training does, however short training is."""
+        self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save as the Trainer does, seal the checkpoint, and only then delete older ones."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each process writes the state of its own random generators
+        if self.is_world_process_zero():
+            trainer_checkpoints.seal(self._checkpoint_at(self.state.global_step))
+            rotate_checkpoints(str(self.args.output_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, if it is still what was written."""
+        best = self._checkpoint_at(self.state.best_global_step)
+        trainer_checkpoints.check_whole(best)
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
+
+    def _checkpoint_at(self, step: Any) -> Path:
+        return trainer_checkpoints.checkpoint_at(Path(str(self.args.output_dir)), step)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with weights quantized once and not for each batch."""
+        with weights_quantized_once(self.accelerator.unwrap_model(self.model)):
+            return super().evaluation_loop(*args, **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Label loss (mean squared error or cross entropy), mixed with the distance to the teacher while training."""
+        if self.distiller is None or not model.training:
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        with self.accelerator.autocast():
+            target = self.distiller.ask_teacher(inputs)
+        outputs = model(**inputs, **self.distiller.wanted)
+        loss = self.distiller.loss(outputs, inputs, target)
+        return (loss, outputs) if return_outputs else loss
+
+
+def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, learning_rate: float) -> Any:
+    config.check_machine()
+    on_cpu = config.on_cpu()
+    return transformers.TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        max_steps=config.max_steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"lr_end": config.lr_end, "power": config.lr_power},
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        adam_epsilon=config.adam_epsilon,
+        max_grad_norm=config.max_grad_norm,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        train_sampling_strategy="sequential" if config.no_shuffle else "group_by_length" if config.group_by_length else "random",
+        eval_strategy="steps" if config.do_eval else "no",
+        eval_steps=config.eval_steps,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        load_best_model_at_end=config.do_eval,
+        metric_for_best_model=task.main_metric if config.do_eval else None,
+        greater_is_better=True if config.do_eval else None,
+        logging_steps=config.logging_steps,
+        fp16=config.fp16,
+        bf16=config.bf16,
+        seed=config.seed,
+        data_seed=config.seed,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and os.environ.get("WORLD_SIZE", "1") != "1" else None,
+        ddp_find_unused_parameters=False,
+        dataloader_num_workers=config.dataloader_num_workers,
+        dataloader_pin_memory=not on_cpu,
+        report_to="none",
+        remove_unused_columns=False,
+    )  # fmt: skip
+
+
+def _use_loss_scale(trainer: transformers.Trainer, config: TrainingConfig) -> None:
+    """Give FP16 training the configured dynamic loss scale in place of torch's default one."""
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler = torch.amp.GradScaler(
+            "cuda",
+            init_scale=config.loss_scale_value,
+            growth_factor=config.loss_scale_factor,
+            backoff_factor=1 / config.loss_scale_factor,
+            growth_interval=config.loss_scale_window,
+        )
+
+
+def _metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
+    def compute(prediction: Any) -> dict[str, float]:
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        return compute_from_logits(task, np.asarray(logits, dtype=np.float32), prediction.label_ids)
+
+    return compute
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What a stage has to know of a quantized model.
+
+    Attributes:
+        recipe: what the model was quantized with; its `qat` says what becomes of the ranges.
+        calibrate: measures every range of the model anew, in place.
+    """
+
+    recipe: Recipe
+    calibrate: Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage: which model, on what, for how long.
+
+    Attributes:
+        name: "fp32" or "int8"; names the folders of its checkpoints and logs.
+        model: trained in place; at the end it holds the best checkpoint's weights.
+        train: the training rows.
+        dev: the rows that choose the best checkpoint.
+        epochs: passes over `train`.
+        learning_rate: the peak of the schedule.
+        folder: the run's folder.
+        max_length: the longest row, in tokens; the last padding bucket.
+        distillation: a teacher, or None to learn from the labels alone.
+        quantization: for a quantized model: how its ranges train; None for a float one, or to leave the ranges alone.
+    """
+
+    name: str
+    model: nn.Module
+    train: Features
+    dev: Features
+    epochs: float
+    learning_rate: float
+    folder: Path
+    max_length: int
+    distillation: Distillation | None = field(default=None)
+    quantization: Quantization | None = field(default=None)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the Trainer keeps its own, for `--resume`."""
+        return self.folder / "checkpoints" / self.name
+
+
+def _training_lengths(max_length: int) -> tuple[int, ...]:
+    """Batches are padded to a multiple of 8: fewer tokens than the engine's buckets, which training need not keep to."""
+    return tuple(range(8, max_length + 1, 8))
+
+
+def _make_trainer(
+    stage: Stage,
+    task: Task,
+    tokenizer: Any,
+    config: TrainingConfig,
+    arguments: Any,
+    distiller: Distiller | None,
+    ranges: Ranges | None,
+) -> _Trainer:
+    """The Trainer of a stage, with our own log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
+    order = np.argsort(stage.dev.lengths, kind="stable").tolist()
+    trainer = _Trainer(
+        model=stage.model,
+        args=arguments,
+        train_dataset=stage.train,
+        eval_dataset=cast(Any, torch.utils.data.Subset(cast(Any, stage.dev), order)),
+        data_collator=Collator(tokenizer.pad_token_id, _training_lengths(stage.max_length), stage.max_length),
+        processing_class=tokenizer,
+        compute_metrics=_metrics_function(task),
+        distiller=distiller,
+        ranges=ranges,
+        range_learning_rate=config.range_learning_rate,
+    )
+    for printer in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(printer)
+    trainer.add_callback(KeepBest())
+    trainer.add_callback(Progress(stage.name.upper()))
+    if trainer.is_world_process_zero():
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(stage.folder / "logs" / stage.name))))
+    _use_loss_scale(trainer, config)
+    return trainer
+
+
+def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig, resume: bool = False) -> StageResult:
+    """Train `stage.model` in place.
+
+    Args:
+        stage: what to train.
+        task: gives the loss and the metric that chooses the best checkpoint.
+        tokenizer: its padding token fills batches, its separator tells a teacher the token types.
+        config: the options of training.
+        resume: go on from the newest sound checkpoint of this stage, if there is one.
+
+    Raises:
+        ConfigError: the options do not fit this machine.
+        CheckpointError: the best checkpoint was damaged while training went on.
+        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved and `resume` continues from it.
+    """
+    arguments = _arguments(config, task, stage.checkpoints, stage.epochs, stage.learning_rate)
+    checkpoint = _resume_point(stage, arguments.world_size) if resume else None
+    if checkpoint is not None:
+        state = trainer_checkpoints.load_state(checkpoint)
+        if state.global_step >= state.max_steps:  # the Trainer would take one step more
+            trainer_checkpoints.load_final_weights(stage.model, checkpoint, state, PROJECTION)
+            return StageResult(state.best_metric, state.global_step, None, None)
+    with contextlib.ExitStack() as stack:
+        ranges = distiller = None
+        if stage.quantization is not None:
+            ranges = stack.enter_context(apply_ranges(stage.model, stage.quantization.recipe))
+        if stage.distillation is not None:
+            setting = distilling(stage.model, stage.distillation, task.is_regression, tokenizer.sep_token_id)
+            distiller = stack.enter_context(setting)
+        trainer = _make_trainer(stage, task, tokenizer, config, arguments, distiller, ranges)
+        return _run(trainer, stage, config.quant_start_step, checkpoint)
+
+
+def _resume_point(stage: Stage, processes: int) -> Path | None:
+    """Return the checkpoint to go on from, the same in every process, and say so; newer ones are removed."""
+    choice: list[Any] = [None]
+    if is_main_process():
+        point = trainer_checkpoints.find_resume_point(stage.checkpoints)
+        if line := point.describe(stage.name):
+            log.info("%s", line)
+        trainer_checkpoints.remove_newer(stage.checkpoints, point.checkpoint)
+        choice = [point.checkpoint]
+    checkpoint: Path | None = broadcast_object_list(choice)[0]
+    if checkpoint is not None and (writers := trainer_checkpoints.processes_of(checkpoint)) != processes:
+        log.warning(
+            "%s was written by %d processes and this run has %d: the result differs from that of an uninterrupted run",
+            checkpoint.name, writers, processes,
+        )  # fmt: skip
+    return checkpoint
+
+
+def _run(trainer: _Trainer, stage: Stage, quant_start_step: int, checkpoint: Path | None) -> StageResult:
+    """Train from `checkpoint`, or from the start, to the end or to the first Ctrl-C or SIGTERM."""
+    timer, stopper = StepTimer(), StopOnInterrupt()
+    trainer.add_callback(timer)
+    trainer.add_callback(stopper)
+    if stage.quantization is not None and quant_start_step:
+        # The last: it reads what the others want at the end of a step.
+        trainer.add_callback(DelayedQuantization(stage.model, quant_start_step, stage.quantization.calibrate))
+    try:
+        with stopper:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        if trainer.is_world_process_zero():
+            trainer_checkpoints.remove_incomplete(stage.checkpoints)
+    if stopper.requested:
+        raise InterruptedRunError(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {stage.name}; "
+            f"continue with: {command('finetune', '--resume', stage.folder)}"
+        ) from stopper.interrupt
+    seconds = timer.of_interest()
+    return StageResult(
+        best_metric=trainer.state.best_metric,
+        steps=trainer.state.global_step,
+        step_seconds_median=statistics.median(seconds) if seconds else None,
+        step_seconds_mean=statistics.fmean(seconds) if seconds else None,
+    )
