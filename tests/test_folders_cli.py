@@ -236,7 +236,7 @@ def test_only_the_first_process_of_torchrun_locks(tmp_path: Path, monkeypatch: p
 def building(run: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A build of `run` that stands still in the middle: half an engine is under a temporary name."""
     code = (
-        "import sys, time\nfrom q8trt import building\nfrom q8trt.cli.main import run_command\n"
+        "import sys, time\nfrom q8trt.deployment import building\nfrom q8trt.cli.main import run_command\n"
         "building.build_plan = lambda *_: (print(flush=True), time.sleep(60))\n"
         "run_command('build-engine', ['--checkpoint', 'runs/mine'])\n"
     )
