@@ -24,9 +24,11 @@ import numpy as np
 
 from q8trt import Engine, files
 from q8trt.deployment.triton import TritonConfig, write_repository
-from q8trt.deployment.triton.local_server import ENVIRONMENT, find_installation, serve
 from q8trt.hardware.provenance import provenance
 from q8trt.tasks.data import DataConfig, load_dev
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from triton_local_server import ENVIRONMENT, find_installation, serve
 
 RESULTS = Path(__file__).parent / "results"
 LABEL = "ONNX Runtime on the CPU behind Triton (Python backend)"

@@ -90,12 +90,12 @@ def test_building_lacks(machine: types.SimpleNamespace) -> None:
     machine.backends = {"tensorrt": "10.13.2"}
     assert how("build engine") == (
         False,
-        "TensorRT needs an NVIDIA GPU to build; pip install tensorrt-rtx cuda-python does not",
+        "TensorRT needs an NVIDIA GPU to build; pip install tensorrt-rtx cuda-python nvidia-ml-py does not",
     )
     machine.backends = {}
     runs, what = how("build engine")
     assert not runs
-    assert what == "needs pip install tensorrt cuda-python (with a GPU) or pip install tensorrt-rtx cuda-python"
+    assert what == "needs pip install tensorrt cuda-python nvidia-ml-py (with a GPU) or pip install tensorrt-rtx cuda-python nvidia-ml-py"
 
 
 def test_benchmarking_in_a_light_install_lacks_its_tables(machine: types.SimpleNamespace) -> None:
@@ -110,13 +110,13 @@ def test_benchmarking_lacks(machine: types.SimpleNamespace) -> None:
     machine.cards = [H100]
     assert how("benchmark")[1].endswith(
         "TensorRT-RTX 1.7.1 runs on compute capability 7.5, 8.0, 8.6, 8.9, 12.0 and newer, NVIDIA H100 80GB HBM3 has 9.0: "
-        "use TensorRT there (pip install tensorrt cuda-python)"
+        "use TensorRT there (pip install tensorrt cuda-python nvidia-ml-py)"
     )
     machine.cards = [T4]
     assert how("benchmark")[1].endswith("a plan for Tesla T4 must be built with --sm 7.5")
     machine.cards = [H100]
     del machine.packages["cuda-python"]
-    assert how("benchmark")[1].endswith("the plan needs cuda-python: pip install tensorrt-rtx cuda-python")
+    assert how("benchmark")[1].endswith("the plan needs cuda-python: pip install tensorrt-rtx cuda-python nvidia-ml-py")
     machine.backends, machine.providers = {}, []
     runs, what = how("benchmark")
     assert not runs
@@ -134,7 +134,7 @@ def test_diagnosis_of_a_bare_machine(machine: types.SimpleNamespace, monkeypatch
     assert checks["Python"].ok
     assert {check.found for name, check in checks.items() if name != "Python"} == {"none"}
     assert all(check.hint for name, check in checks.items() if name != "Python")
-    assert checks["TensorRT"].hint == "pip install tensorrt cuda-python"
+    assert checks["TensorRT"].hint == "pip install tensorrt cuda-python nvidia-ml-py"
 
 
 def test_diagnosis_of_a_full_machine(machine: types.SimpleNamespace) -> None:

@@ -69,7 +69,7 @@ def test_gpus_that_rtx_refuses(rtx: Backend, sm: str, runs: bool) -> None:
     if refusal:
         assert re.fullmatch(
             rf"TensorRT-RTX [\d.]+ runs on compute capability 7\.5, .* and newer, NVIDIA H100 has {sm}: use TensorRT there "
-            r"\(pip install tensorrt cuda-python\)",
+            r"\(pip install tensorrt cuda-python nvidia-ml-py\)",
             refusal,
         )
     assert Backend("tensorrt", rtx.module, "11.1").refusal(Gpu("NVIDIA H100", sm, 0, "")) is None

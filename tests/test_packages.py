@@ -34,8 +34,8 @@ def test_no_message_asks_for_a_package_that_no_index_has() -> None:
 
 
 def test_commands() -> None:
-    assert install_command("rtx") == "pip install tensorrt-rtx cuda-python"
-    assert install_command("tensorrt-cu12") == 'pip install tensorrt-cu12 "cuda-python<13"'
+    assert install_command("rtx") == "pip install tensorrt-rtx cuda-python nvidia-ml-py"
+    assert install_command("tensorrt-cu12") == 'pip install tensorrt-cu12 "cuda-python<13" nvidia-ml-py'
     assert install_module("modelopt.torch.quantization") == "pip install nvidia-modelopt"
     assert install_module("google.protobuf") == "pip install protobuf"
     assert install_module("rich") == "pip install rich"

@@ -54,7 +54,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
     def find(name: str) -> Any:
         if name not in versions:
-            raise MissingPackageError("TensorRT-RTX is not installed", "pip install tensorrt-rtx cuda-python")
+            raise MissingPackageError("TensorRT-RTX is not installed", "pip install tensorrt-rtx cuda-python nvidia-ml-py")
         return Backend(name, types.SimpleNamespace(ComputeCapability=sms), versions[name])  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "find_backend", find)
@@ -95,14 +95,14 @@ def test_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_absent_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
     assert list(map(str, preflight(folder, cards=[L40S]))) == [
-        "TensorRT-RTX is not installed; pip install tensorrt-rtx cuda-python"
+        "TensorRT-RTX is not installed; pip install tensorrt-rtx cuda-python nvidia-ml-py"
     ]
 
 
 def test_absent_cuda_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_cuda_python", lambda: False)
     assert list(map(str, preflight(folder, cards=[L40S]))) == [
-        "cuda-python is not installed; pip install tensorrt-rtx cuda-python"
+        "cuda-python is not installed; pip install tensorrt-rtx cuda-python nvidia-ml-py"
     ]
 
 
@@ -141,7 +141,7 @@ def test_rtx_and_gpus(folder: Path) -> None:
     (problem,) = preflight(folder, cards=[H100])
     assert str(problem) == (
         "its plan is for compute capability 8.0, 8.6, 8.9, 12.0; NVIDIA H100 has 9.0, for which TensorRT-RTX cannot "
-        "build; use TensorRT there (pip install tensorrt cuda-python), or ONNX Runtime on the CPU (backend onnxruntime)"
+        "build; use TensorRT there (pip install tensorrt cuda-python nvidia-ml-py), or ONNX Runtime on the CPU (backend onnxruntime)"
     )
 
 

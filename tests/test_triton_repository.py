@@ -75,7 +75,7 @@ def test_the_files_of_a_variant(engine: Path, tmp_path: Path, backend: str, more
     assert set(written.models) == {path.name for path in written.path.iterdir()}
     for name in written.models:  # Triton takes no model whose folder and name differ
         assert parse_config(written.path / name / "config.pbtxt").name == name
-    source = Path(__file__).parents[1] / "q8trt" / "triton" / "model.py"
+    source = Path(__file__).parents[1] / "q8trt" / "deployment" / "triton" / "model.py"
     assert (written.path / "sts_b" / "1" / "model.py").read_bytes() == source.read_bytes()
     if backend == "tensorrt":
         assert (written.path / "sts_b_encoder" / "1" / "model.plan").read_bytes() == PLAN
@@ -302,7 +302,7 @@ def test_the_command_for_labels_without_a_gpu(tmp_path: Path, capsys: pytest.Cap
     assert "sst_2  text -> label and probabilities; 32 rows a request at most, 16 tokens" in out
     assert "--gpus" not in out
     assert "pip install tokenizers onnxruntime" in out
-    assert f"python -m q8trt.deployment.triton.local_server {models}" in out
+    assert f"python tests/triton_local_server.py {models}" in out
     assert (
         json.loads(parse_config(models / "sst_2" / "config.pbtxt").parameters["labels"].string_value) == SINGLE.labels
     )

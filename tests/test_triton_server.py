@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 from app_fixtures import ITEMS, MAX_LENGTH, REGRESSION, TASKS, engine_folder, reference
+from triton_local_server import Address, find_installation, free_ports, main, serve
 
 from q8trt.deployment.triton import TritonConfig, write_repository
-from q8trt.deployment.triton.local_server import Address, find_installation, free_ports, main, serve
 from q8trt.engine.manifest import Manifest, ModelInfo, write_manifest
 from q8trt.errors import BackendError, Q8TRTError
 
@@ -237,8 +237,7 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, stop: signal.Signals)
     ports = [str(port) for port in free_ports(3)]
     command = [
         sys.executable,
-        "-m",
-        "q8trt.deployment.triton.local_server",
+        str(Path(__file__).with_name("triton_local_server.py")),
         str(written.path),
         "--environment",
         str(installed),
@@ -259,7 +258,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         signal.signal(signal.SIGTERM, before)
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith(f"local_server: error: {tmp_path} holds no nvidia-pytriton")
+    assert told.err.startswith(f"triton_local_server: error: {tmp_path} holds no nvidia-pytriton")
     assert told.err.count("\n") == 1
 
 

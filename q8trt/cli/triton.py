@@ -73,6 +73,6 @@ def _next(written: Repository, config: TritonConfig) -> list[str]:
     lines.append(f"  YY.MM: a container {release}: {_MATRIX}")
     if config.backend == "python":
         lines.append(
-            f"without a container: make triton && python -m q8trt.deployment.triton.local_server {shlex.quote(str(written.path))}"
+            f"without a container: make triton && python tests/triton_local_server.py {shlex.quote(str(written.path))}"
         )
     return lines

