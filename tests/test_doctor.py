@@ -95,7 +95,8 @@ def test_building_lacks(machine: types.SimpleNamespace) -> None:
     machine.backends = {}
     runs, what = how("build engine")
     assert not runs
-    assert what == "needs pip install tensorrt cuda-python nvidia-ml-py (with a GPU) or pip install tensorrt-rtx cuda-python nvidia-ml-py"
+    rtx = "pip install tensorrt-rtx cuda-python nvidia-ml-py"
+    assert what == f"needs pip install tensorrt cuda-python nvidia-ml-py (with a GPU) or {rtx}"
 
 
 def test_benchmarking_in_a_light_install_lacks_its_tables(machine: types.SimpleNamespace) -> None:

@@ -141,7 +141,8 @@ def test_rtx_and_gpus(folder: Path) -> None:
     (problem,) = preflight(folder, cards=[H100])
     assert str(problem) == (
         "its plan is for compute capability 8.0, 8.6, 8.9, 12.0; NVIDIA H100 has 9.0, for which TensorRT-RTX cannot "
-        "build; use TensorRT there (pip install tensorrt cuda-python nvidia-ml-py), or ONNX Runtime on the CPU (backend onnxruntime)"
+        "build; use TensorRT there (pip install tensorrt cuda-python nvidia-ml-py), or ONNX Runtime on the CPU "
+        "(backend onnxruntime)"
     )
 
 
