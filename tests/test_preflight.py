@@ -54,7 +54,9 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
 
     def find(name: str) -> Any:
         if name not in versions:
-            raise MissingPackageError("TensorRT-RTX is not installed", "pip install tensorrt-rtx cuda-python nvidia-ml-py")
+            raise MissingPackageError(
+                "TensorRT-RTX is not installed", "pip install tensorrt-rtx cuda-python nvidia-ml-py"
+            )
         return Backend(name, types.SimpleNamespace(ComputeCapability=sms), versions[name])  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "find_backend", find)

@@ -461,7 +461,9 @@ def test_running_an_engine_needs_neither_torch_nor_transformers(plan: Path) -> N
 def test_cuda_python_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda", None)
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(BackendError, match=r"cuda-python is not usable .*: pip install tensorrt-rtx cuda-python nvidia-ml-py"):
+    with pytest.raises(
+        BackendError, match=r"cuda-python is not usable .*: pip install tensorrt-rtx cuda-python nvidia-ml-py"
+    ):
         cuda_runtime("tensorrt_rtx")
 
 
