@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from q8trt import files
-from q8trt.engine.build import build_plan
+from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.export.onnx import PRECISIONS, ExportOptions, export_onnx

@@ -137,7 +137,7 @@ def test_metrics_are_of_the_answers() -> None:
 def test_a_benchmark_scores_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure of an engine's report is the metric of what `predict` answers."""
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
-    from q8trt.engine.search import find_engines
+    from q8trt.engine.folder import find_engines
     from q8trt.evaluation.benchmark import _score
     from q8trt.runtime import open_runner
     from q8trt.tasks.data import DataConfig, load_dev, tokenize

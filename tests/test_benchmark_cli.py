@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
 
 
 def test_max_drop_without_any_fp32_score(built: Path) -> None:
-    from q8trt.engine.search import Engine
+    from q8trt.engine.folder import EngineFolder
     from q8trt.errors import ConfigError
     from q8trt.evaluation.benchmark import check_gate
     from q8trt.reporting import Gate
@@ -248,5 +248,5 @@ def test_max_drop_without_any_fp32_score(built: Path) -> None:
 
     manifest = replace(load_manifest(built / "int8"), metrics={})
     with pytest.raises(ConfigError, match="records none; add an FP32 engine with --engine"):
-        check_gate(Gate(max_drop=1.0), [Engine(built / "int8", manifest)], DataConfig("STS-B", sample=True))
-    check_gate(Gate(), [Engine(built / "fp32", load_manifest(built / "fp32"))], None)
+        check_gate(Gate(max_drop=1.0), [EngineFolder(built / "int8", manifest)], DataConfig("STS-B", sample=True))
+    check_gate(Gate(), [EngineFolder(built / "fp32", load_manifest(built / "fp32"))], None)

@@ -162,7 +162,7 @@ def test_this_machine_is_diagnosed_without_torch() -> None:
 
 def test_importing_needs_no_heavy_package() -> None:
     code = (
-        "import sys, q8trt.doctor, q8trt.engine.build, q8trt.engine.manifest, q8trt.runtime.onnxruntime.runner\n"
+        "import sys, q8trt.doctor, q8trt.engine.build_process, q8trt.engine.manifest, q8trt.runtime.onnxruntime.runner\n"
         "import q8trt.runtime.tensorrt.runner, q8trt.runtime.torch_runner\n"
         "heavy = {'tensorrt', 'tensorrt_rtx', 'torch', 'onnxruntime', 'onnx', 'cuda', 'transformers'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)))"

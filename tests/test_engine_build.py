@@ -16,7 +16,7 @@ import pytest
 from engine_fixtures import SMALL, tiny_onnx
 
 from q8trt.engine.backend import Backend
-from q8trt.engine.build import build_plan
+from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.determinism import compare_plans
 from q8trt.errors import BackendError, ConfigError, EngineError
@@ -54,7 +54,8 @@ def test_two_processes_build_the_same_plan_but_for_names(rtx: Backend, tmp_path:
 
 def test_the_process_is_small() -> None:
     """Only what it needs: a heavy import would cost each build seconds and a GiB."""
-    code = "import sys, q8trt.engine.child; print([m for m in ('torch', 'transformers', 'onnx', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "transformers", "onnx", "numpy")
+    code = f"import sys, q8trt.engine.build_worker; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
 
@@ -211,7 +212,7 @@ def test_the_process_ends_with_the_one_that_waits_for_it(tmp_path: Path) -> None
     (tmp_path / "m.onnx").write_bytes(b"")
     code = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})
-from q8trt.engine.build import build_plan
+from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.determinism import compare_plans
 build_plan({str(tmp_path / "m.onnx")!r}, {str(tmp_path / "m.plan")!r}, BuildConfig("tensorrt"))

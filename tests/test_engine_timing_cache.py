@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from q8trt.engine.backend import Backend
-from q8trt.engine.timing_cache import TimingCache, attach, cache_path
+from q8trt.engine.timing_cache import TimingCache, attach, timing_cache_path
 from q8trt.hardware.gpu import Gpu
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
@@ -25,13 +25,13 @@ TENSORRT = Backend("tensorrt", types.ModuleType("tensorrt"), "10.13.2.6")
     ],
 )
 def test_backend_version_and_gpu_are_in_the_name(given: str, expected: str) -> None:
-    assert cache_path(given, TENSORRT, L40S) == Path(expected)
+    assert timing_cache_path(given, TENSORRT, L40S) == Path(expected)
 
 
 def test_no_two_machines_share_a_file(tmp_path: Path) -> None:
     other = Backend("tensorrt", types.ModuleType("tensorrt"), "10.14.0.1")
     cards = (L40S, Gpu("NVIDIA L4", "8.9", 1, ""), Gpu("NVIDIA H100", "9.0", 1, ""), None)
-    paths = {cache_path(tmp_path, backend, gpu) for backend in (TENSORRT, other) for gpu in cards}
+    paths = {timing_cache_path(tmp_path, backend, gpu) for backend in (TENSORRT, other) for gpu in cards}
     assert len(paths) == 8
     assert {path.parent for path in paths} == {tmp_path}
 

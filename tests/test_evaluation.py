@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
+from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
-from q8trt.engine.search import Engine
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import DataError
 from q8trt.evaluation.benchmark import _largest_batch
@@ -74,13 +74,13 @@ def test_rows_without_labels_are_refused() -> None:
         evaluate(Summing(), features(labels=False), STS_B, 0, 40)
 
 
-def engine(tmp_path, largest: tuple[int, int] | None) -> Engine:
+def engine(tmp_path, largest: tuple[int, int] | None) -> EngineFolder:
     profiles = [ShapeProfile((1, 1), (1, 1), largest)] if largest else []
     manifest = Manifest(
         TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("tiny", "bert", 1, 64, 0, 128), "fp32", None,
         ["input_ids"], 20, profiles=profiles,
     )  # fmt: skip
-    return Engine(tmp_path, manifest)
+    return EngineFolder(tmp_path, manifest)
 
 
 def test_scoring_keeps_within_every_plan(tmp_path) -> None:

@@ -278,7 +278,7 @@ def gpu_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dataclasses import replace
 
     from q8trt.engine.backend import find_backend
-    from q8trt.engine.build import build_plan
+    from q8trt.engine.build_process import build_plan
     from q8trt.engine.config import BuildConfig
     from q8trt.engine.manifest import BackendInfo, load_manifest, write_manifest
     from q8trt.engine.shapes import bucket_profiles

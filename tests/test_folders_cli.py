@@ -103,16 +103,16 @@ def test_an_engine_is_replaced_by_default_in_its_run_and_elsewhere_with_overwrit
 def test_a_file_that_was_put_there_during_the_build_stays(
     built: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt.deployment import building
+    from q8trt.deployment import engine_folder
 
     run = shutil.copytree(built, tmp_path / "run")
-    build_plan = building.build_plan
+    build_plan = engine_folder.build_plan
 
     def slow(*arguments: object) -> object:
         (run / "engine-ptq" / "notes.txt").write_text("mine")
         return build_plan(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(building, "build_plan", slow)
+    monkeypatch.setattr(engine_folder, "build_plan", slow)
     assert "notes.txt" in refused("build-engine", "--checkpoint", "run", writes=True)
     assert (run / "engine-ptq" / "notes.txt").read_text() == "mine"
     assert not list(run.glob(".*"))
@@ -236,8 +236,8 @@ def test_only_the_first_process_of_torchrun_locks(tmp_path: Path, monkeypatch: p
 def building(run: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A build of `run` that stands still in the middle: half an engine is under a temporary name."""
     code = (
-        "import sys, time\nfrom q8trt.deployment import building\nfrom q8trt.cli.main import run_command\n"
-        "building.build_plan = lambda *_: (print(flush=True), time.sleep(60))\n"
+        "import sys, time\nfrom q8trt.deployment import engine_folder\nfrom q8trt.cli.main import run_command\n"
+        "engine_folder.build_plan = lambda *_: (print(flush=True), time.sleep(60))\n"
         "run_command('build-engine', ['--checkpoint', 'runs/mine'])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

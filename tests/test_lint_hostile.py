@@ -14,7 +14,7 @@ from lint_graphs import make_encoder
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.campaign import onnx_files as campaign
-from q8trt.engine.build import build_plan
+from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.errors import EngineError
 from q8trt.lint import LintReport, lint

@@ -15,7 +15,7 @@ import torch
 from tiny_data import write_mnli
 
 from q8trt.cli.main import run_command
-from q8trt.deployment.building import _load, find_source
+from q8trt.deployment.engine_folder import _load, find_source
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.errors import CheckpointError, ConfigError
 from q8trt.evaluation.benchmark import Engine, data_config

@@ -15,7 +15,7 @@ import scipy.stats
 from parity_fixtures import ROWS, alter, ignore_mask, make_engine, make_run, scale_weight
 
 from q8trt.cli.main import main, run_command
-from q8trt.engine.search import Engine, find_engines
+from q8trt.engine.folder import EngineFolder, find_engines
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.evaluation.benchmark import data_config
 from q8trt.evaluation.parity import ParityConfig, check_parity, engines_of, stages
@@ -480,7 +480,7 @@ def test_command_fails_where_stages_part(run: Run, capsys: pytest.CaptureFixture
 
 
 def test_engines_are_found_in_a_run_or_in_the_newest(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def names(engines: list[Engine]) -> set[str]:
+    def names(engines: list[EngineFolder]) -> set[str]:
         return {engine.folder.name for engine in engines}
 
     everything = {"engine-fp32", "engine-ptq", "engine-int8"}

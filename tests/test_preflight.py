@@ -12,7 +12,8 @@ from q8trt.engine import preflight as module
 from q8trt.engine.backend import Backend
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
-from q8trt.engine.preflight import Problem, describe, preflight, rebuild_command
+from q8trt.engine.preflight import Problem, describe, preflight
+from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import EngineError, MissingPackageError
 from q8trt.hardware.gpu import Gpu

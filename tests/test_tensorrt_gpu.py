@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from q8trt.engine.backend import find_backend
-from q8trt.engine.build import build_plan
+from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import bucket_profiles
 from q8trt.errors import DataError, EngineError

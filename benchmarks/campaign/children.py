@@ -39,7 +39,7 @@ WARM = (
     "q8trt.models.checkpoints",
     "q8trt.training.stage",
     "q8trt.training.finetuning",
-    "q8trt.deployment.building",
+    "q8trt.deployment.engine_folder",
 )
 #: Address space that a case may have above its limit of resident memory, MiB: it protects the machine.
 _SPARE_MIB = 8192

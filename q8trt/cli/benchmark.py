@@ -162,7 +162,7 @@ def run(argv: list[str]) -> int:
     batch_size = args.per_device_eval_batch_size
     if batch_size < 1:
         raise ConfigError(f"--per_device_eval_batch_size {batch_size}, expected 1 or more")
-    from q8trt.engine.search import find_engines
+    from q8trt.engine.folder import find_engines
     from q8trt.evaluation.benchmark import OPTIONS, check_gate, compare
     from q8trt.hardware.provenance import provenance
     from q8trt.reporting import Gate

@@ -94,7 +94,7 @@ def _profiles(args: Any, source: Any) -> tuple[ShapeProfile, ...]:
     Raises:
         ConfigError: a single profile's shapes beside buckets or batches, or values that make no profile.
     """
-    from q8trt.deployment.building import profiles_for
+    from q8trt.deployment.engine_folder import profiles_for
 
     given = _given_shapes(args)
     others = [name for name in ("buckets", "opt_batch", "max_batch") if getattr(args, name) is not None]
@@ -112,7 +112,7 @@ def _profiles(args: Any, source: Any) -> tuple[ShapeProfile, ...]:
 
 def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_dir: str | None) -> Path:
     from q8trt.console.progress import is_main_process, phases
-    from q8trt.deployment.building import build_engine
+    from q8trt.deployment.engine_folder import build_engine
     from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
     from q8trt.reporting.engine_table import engine_table
 
@@ -163,7 +163,7 @@ def run(argv: list[str]) -> int:
     args.sm = () if args.sm is None else parse_sms(args.sm)
     read_dataclass(BuildConfig, args, profiles=(ShapeProfile(),))
     read_dataclass(ExportOptions, args)
-    from q8trt.deployment.building import check_output, find_source
+    from q8trt.deployment.engine_folder import check_output, find_source
 
     source = find_source(precision, args.checkpoint, args.runs_dir, args.stage)
     config = read_dataclass(BuildConfig, args, profiles=_profiles(args, source))

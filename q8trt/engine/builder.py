@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from q8trt.engine.backend import Backend, find_backend, one_line, sm_name
 from q8trt.engine.config import BuildConfig, PlanInfo, Progress
 from q8trt.engine.report import BuildLog, EngineReport, GraphSites, engine_report
-from q8trt.engine.timing_cache import TimingCache, cache_path
+from q8trt.engine.timing_cache import TimingCache, timing_cache_path
 from q8trt.errors import BackendError, EngineError
 from q8trt.hardware.gpu import gpus
 
@@ -179,7 +179,7 @@ class _Build:
             self.cache_state = "unsupported"
             return None
         gpu = next(iter(gpus()), None)
-        path = cache_path(self.options.timing_cache, self.backend, gpu)
+        path = timing_cache_path(self.options.timing_cache, self.backend, gpu)
         cache = _using_cache(lambda: TimingCache(config, path))
         self.cache_state = cache.state
         return cache

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 import q8trt
 from q8trt.console.commands import command
-from q8trt.engine.facts import contradictions
+from q8trt.engine.contradictions import contradictions
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError

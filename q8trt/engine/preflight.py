@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from q8trt.console.commands import command
 from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend, numbers
-from q8trt.engine.config import BuildConfig
 from q8trt.engine.driver import driver_problem
 from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, load_manifest
+from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
 from q8trt.errors import BackendError, MissingPackageError
 from q8trt.files import sha256
 from q8trt.hardware.gpu import Gpu, gpus
-from q8trt.runs.run import RUN_FILE
 
 _REBUILD = "rebuild it"
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
@@ -103,70 +101,6 @@ def describe(problems: Sequence[Problem]) -> str:
     return "; ".join(
         str(problem) if last[problem.mend] == index else problem.what for index, problem in enumerate(problems)
     )
-
-
-def rebuild_command(
-    folder: Path,
-    manifest: Manifest,
-    profiles: Sequence[ShapeProfile] | None = None,
-    backend: str | None = None,
-    sm: Sequence[str] | None = None,
-) -> str:
-    """The `build_engine.py` command that makes `folder` again on this machine, with the options that it was made with.
-
-    A manifest names no paths of the machine that wrote it. The checkpoint is the run that the folder lies in; where it
-    lies in none, RUN stands for it and is explained.
-
-    Args:
-        folder: the engine folder.
-        manifest: its manifest.
-        profiles: other profiles than the manifest's.
-        backend: another backend than the manifest's; the former one's own options are left out.
-        sm: other compute capabilities than were asked for; () asks for none.
-    """
-    words = [f"--{part}" for part in manifest.precision.split("+")]
-    run = folder.absolute().parent
-    known = (run / RUN_FILE).is_file()
-    words += ["--checkpoint", str(folder.parent) if known else "RUN"]
-    words += ["--stage", manifest.stage] if manifest.stage else []
-    words += ["--output_dir", str(folder), "--overwrite"]
-    words += _shape_options(manifest.profiles if profiles is None else profiles)
-    built = manifest.backend
-    name = backend or (built.name if built else None)
-    words += ["--backend", name] if name else []
-    given = dict(manifest.report.get("build", {}).get("options", {})) if backend is None else {}
-    if sm is not None:
-        given["sm"] = list(sm)
-    words += _build_options(given)
-    words += ["--fuse_qkv"] if manifest.report.get("export", {}).get("options", {}).get("fuse_qkv") else []
-    model = "" if known else f" (RUN: the run of {manifest.model.name} on {manifest.task.name} that it was made from)"
-    return f"`{command('build-engine', *words)}`{model}"
-
-
-def _shape_options(profiles: Sequence[ShapeProfile]) -> list[str]:
-    """The options that make `profiles`: buckets and batches where these do, else the shapes of the single profile."""
-    if not profiles:
-        return []
-    first = profiles[0]
-    buckets = tuple(sorted({profile.max[1] for profile in profiles}))
-    if tuple(profiles) == bucket_profiles(buckets, first.opt[0], first.max[0]):
-        lengths = ",".join(map(str, buckets))
-        return ["--buckets", lengths, "--opt_batch", str(first.opt[0]), "--max_batch", str(first.max[0])]
-    return [word for name in ("min", "opt", "max") for word in (f"--{name}_shapes", show(getattr(first, name)))]
-
-
-def _build_options(given: dict[str, Any]) -> list[str]:
-    """The options of `BuildConfig` whose value is not its default."""
-    words = []
-    for field in fields(BuildConfig):
-        value = given.get(field.name, field.default)
-        value = tuple(value) if isinstance(value, list) else value
-        if field.name in ("backend", "profiles") or value == field.default:
-            continue
-        words.append(f"--{field.name}")
-        if value is not True:
-            words.append(",".join(value) if isinstance(value, tuple) else str(value))
-    return words
 
 
 def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:

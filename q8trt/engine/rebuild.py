@@ -1,13 +1,21 @@
-"""The command that builds an engine folder, told from its place and name: its manifest may be missing or damaged."""
+"""The commands that build an engine folder, for messages."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from q8trt.console.commands import command
+from q8trt.engine.config import BuildConfig
+from q8trt.engine.shapes import ShapeProfile, bucket_profiles, show
 from q8trt.errors import ConfigError
 from q8trt.runs.run import RUN_FILE, Run
+
+if TYPE_CHECKING:
+    from q8trt.engine.manifest import Manifest
 
 #: Names of the folders that `build_engine.py` makes in a run.
 _DEFAULT = re.compile(r"engine(-(?P<stage>fp32|ptq|int8))?(?P<half>-fp16)?")
@@ -22,15 +30,50 @@ def build_command(folder: Path) -> str:
 
 
 def _best_precision(run: Path) -> str:
-    """Return the option that the finished stages of a run allow; that of a run that cannot be read is INT8's."""
+    """Return the option that the finished stages of a run allow; --int8 for a run that cannot be read."""
     try:
         return "--int8" if Run(run).best_quantized() else "--fp32"
     except ConfigError:
         return "--int8"
 
 
-def rebuild_command(folder: Path) -> str:
-    """Return the command in backticks. An unknown run is written RUN, with an explanation."""
+def rebuild_command(
+    folder: Path,
+    manifest: Manifest | None = None,
+    profiles: Sequence[ShapeProfile] | None = None,
+    backend: str | None = None,
+    sm: Sequence[str] | None = None,
+) -> str:
+    """Return the `build_engine.py` command that makes `folder` again on this machine, in backticks.
+
+    A manifest names no paths of the machine that wrote it. The checkpoint is the run that holds the folder; where no run
+    does, RUN stands for it and is explained.
+
+    Args:
+        folder: the engine folder.
+        manifest: its manifest; None where it is missing or damaged, and the folder's place and name must do.
+        profiles: other profiles than the manifest's.
+        backend: another backend than the manifest's; the former one's own options are left out.
+        sm: other compute capabilities than were asked for; () asks for none.
+    """
+    if manifest is None:
+        return _command_by_name(folder)
+    words = [f"--{part}" for part in manifest.precision.split("+")]
+    in_run = (folder.absolute().parent / RUN_FILE).is_file()
+    words += ["--checkpoint", str(folder.parent) if in_run else "RUN"]
+    words += ["--stage", manifest.stage] if manifest.stage else []
+    words += ["--output_dir", str(folder), "--overwrite"]
+    words += _shape_options(manifest.profiles if profiles is None else profiles)
+    name = backend or (manifest.backend.name if manifest.backend else None)
+    words += ["--backend", name] if name else []
+    options = dict(manifest.report.get("build", {}).get("options", {})) if backend is None else {}
+    words += _build_options(options if sm is None else {**options, "sm": list(sm)})
+    words += ["--fuse_qkv"] if manifest.report.get("export", {}).get("options", {}).get("fuse_qkv") else []
+    model = "" if in_run else f" (RUN: the run of {manifest.model.name} on {manifest.task.name} that it was made from)"
+    return f"`{command('build-engine', *words)}`{model}"
+
+
+def _command_by_name(folder: Path) -> str:
     run, match = folder.absolute().parent, _DEFAULT.fullmatch(folder.absolute().name)
     if not (run / RUN_FILE).is_file():
         line = command("build-engine", "--int8", "--checkpoint", "RUN", "--output_dir", folder, "--overwrite")
@@ -47,3 +90,29 @@ def _precision(stage: str | None, half: bool) -> list[str]:
     if stage == "fp32" or (stage is None and half):
         return ["--fp16" if half else "--fp32"]
     return ["--int8", *(["--fp16"] if half else []), "--stage", stage or "int8"]
+
+
+def _shape_options(profiles: Sequence[ShapeProfile]) -> list[str]:
+    """Return the options that make `profiles`: buckets and batches where these do, else the single profile's shapes."""
+    if not profiles:
+        return []
+    first = profiles[0]
+    buckets = tuple(sorted({profile.max[1] for profile in profiles}))
+    if tuple(profiles) == bucket_profiles(buckets, first.opt[0], first.max[0]):
+        lengths = ",".join(map(str, buckets))
+        return ["--buckets", lengths, "--opt_batch", str(first.opt[0]), "--max_batch", str(first.max[0])]
+    return [word for name in ("min", "opt", "max") for word in (f"--{name}_shapes", show(getattr(first, name)))]
+
+
+def _build_options(options: dict[str, Any]) -> list[str]:
+    """Return the options of `BuildConfig` whose value is not its default."""
+    words = []
+    for field in fields(BuildConfig):
+        value = options.get(field.name, field.default)
+        value = tuple(value) if isinstance(value, list) else value
+        if field.name in ("backend", "profiles") or value == field.default:
+            continue
+        words.append(f"--{field.name}")
+        if value is not True:
+            words.append(",".join(value) if isinstance(value, tuple) else str(value))
+    return words

@@ -19,7 +19,7 @@ from q8trt.hardware.gpu import Gpu
 _log = logging.getLogger(__name__)
 
 
-def cache_path(given: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
+def timing_cache_path(given: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
     """Where the timings for this backend and GPU lie.
 
     Args:

@@ -13,8 +13,8 @@ import numpy as np
 
 from q8trt.console.commands import command
 from q8trt.console.progress import progress
+from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
-from q8trt.engine.search import Engine
 from q8trt.engine.shapes import covering, largest, show_profiles
 from q8trt.errors import ConfigError
 from q8trt.hardware.provenance import portable
@@ -50,7 +50,7 @@ FP16_ON_CPU = (
 )
 
 
-def data_config(engines: Sequence[Engine], given: DataConfig | None) -> DataConfig:
+def data_config(engines: Sequence[EngineFolder], given: DataConfig | None) -> DataConfig:
     """The rows to score on: those given, else those that the run was trained with.
 
     Raises:
@@ -77,7 +77,7 @@ def data_config(engines: Sequence[Engine], given: DataConfig | None) -> DataConf
     return data
 
 
-def _check_labels(engines: Sequence[Engine], data: DataConfig) -> None:
+def _check_labels(engines: Sequence[EngineFolder], data: DataConfig) -> None:
     """Raise ConfigError if the rows count their labels in another order than an engine its outputs."""
     labels = list(data.resolved_task.labels)
     for engine in engines:
@@ -90,7 +90,7 @@ def _check_labels(engines: Sequence[Engine], data: DataConfig) -> None:
 
 
 def compare(
-    engines: Sequence[Engine],
+    engines: Sequence[EngineFolder],
     data: DataConfig | None,
     config: BenchmarkConfig,
     provenance: dict[str, Any],
@@ -172,7 +172,7 @@ def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tupl
     ]
 
 
-def check_gate(gate: Gate, engines: Sequence[Engine], data: DataConfig | None) -> None:
+def check_gate(gate: Gate, engines: Sequence[EngineFolder], data: DataConfig | None) -> None:
     """Refuse, before anything is measured, a gate that these engines cannot answer.
 
     Raises:
@@ -198,13 +198,13 @@ def check_gate(gate: Gate, engines: Sequence[Engine], data: DataConfig | None) -
         )
 
 
-def _build_fp32(engines: Sequence[Engine]) -> str:
+def _build_fp32(engines: Sequence[EngineFolder]) -> str:
     run = next((engine.run for engine in engines if engine.run), None)
     return command("build-engine", "--fp32", *(["--checkpoint", str(run.path)] if run else []))
 
 
 def _lengths(
-    engines: Sequence[Engine],
+    engines: Sequence[EngineFolder],
     runners: Sequence[Runner],
     rows: Features | None,
     largest: tuple[int, int],
@@ -220,7 +220,7 @@ def _lengths(
         return measure_lengths(runners, rows, pad_token_id, max_length, batch_size, buckets, max_seconds, advance)
 
 
-def _with_work(engine: Engine, runner: Runner, latencies: Sequence[Latency]) -> list[Latency]:
+def _with_work(engine: EngineFolder, runner: Runner, latencies: Sequence[Latency]) -> list[Latency]:
     """The latencies with the rate of the model's matrix products, and its share of the peak."""
     path = engine.folder / ONNX_FILE
     work = work_of_onnx(path) if path.is_file() else None
@@ -228,20 +228,20 @@ def _with_work(engine: Engine, runner: Runner, latencies: Sequence[Latency]) -> 
     return [rated(latency, work, peak) for latency in latencies]
 
 
-def _largest_batch(engines: Sequence[Engine], data: DataConfig | None, batch_size: int) -> tuple[int, int]:
+def _largest_batch(engines: Sequence[EngineFolder], data: DataConfig | None, batch_size: int) -> tuple[int, int]:
     """Rows a batch and tokens a row, at most, while scoring: what was asked for, cut to what every plan accepts."""
     limits = [shape for engine in engines if (shape := engine.manifest.largest_shape)]
     wanted = (batch_size, data.max_seq_length if data else 1)
     return min([wanted[0], *(batch for batch, _ in limits)]), min([wanted[1], *(length for _, length in limits)])
 
 
-def _tokenized(engine: Engine, data: DataConfig, max_length: int) -> dict[str, Features]:
+def _tokenized(engine: EngineFolder, data: DataConfig, max_length: int) -> dict[str, Features]:
     tokenizer = checkpoints.load_tokenizer(str(engine.folder))
     return {split: tokenize(rows, tokenizer, max_length) for split, rows in load_dev(data).items()}
 
 
 def _score(
-    engine: Engine,
+    engine: EngineFolder,
     runner: Runner,
     splits: dict[str, Features],
     largest: tuple[int, int],
@@ -279,7 +279,7 @@ def _score(
     }
 
 
-def _torch_scores(engine: Engine, stage: str) -> dict[str, float] | None:
+def _torch_scores(engine: EngineFolder, stage: str) -> dict[str, float] | None:
     """What the torch model of a stage of the run scored on its (first) development set, as the manifest has it."""
     return next(iter((engine.manifest.metrics.get(f"torch_{stage}") or {}).values()), None)
 
@@ -292,13 +292,13 @@ def findings_of(path: Path, precision: str, largest_shape: tuple[int, int] | Non
     return tuple(f"{each.rule}: {each.what}" for each in report.findings if each.level != "info")
 
 
-def _mib(engine: Engine, name: str) -> float | None:
+def _mib(engine: EngineFolder, name: str) -> float | None:
     entry = engine.manifest.files.get(name)
     return entry.bytes / MIB if entry else None
 
 
 def _parity(
-    engine: Engine, rows: Features, logits: np.ndarray, largest: tuple[int, int], buckets: Sequence[int]
+    engine: EngineFolder, rows: Features, logits: np.ndarray, largest: tuple[int, int], buckets: Sequence[int]
 ) -> Parity:
     """How far the engine's logits lie from those of the torch model that it was exported from."""
     from q8trt.runtime.torch_runner import TorchRunner
@@ -317,7 +317,7 @@ def _parity(
     return Parity(float(difference.max()), float(difference.mean()), float(np.abs(reference).max()))
 
 
-def _within_profiles(config: BenchmarkConfig, engines: Sequence[Engine]) -> BenchmarkConfig:
+def _within_profiles(config: BenchmarkConfig, engines: Sequence[EngineFolder]) -> BenchmarkConfig:
     """The default shapes cut to what the engines accept; shapes that the user chose are refused if they do not fit.
 
     Raises:
@@ -339,7 +339,7 @@ def _within_profiles(config: BenchmarkConfig, engines: Sequence[Engine]) -> Benc
     return config
 
 
-def _inputs(engines: Sequence[Engine]) -> Callable[[int, int], dict[str, np.ndarray]]:
+def _inputs(engines: Sequence[EngineFolder]) -> Callable[[int, int], dict[str, np.ndarray]]:
     """What makes a batch that every engine takes, from (batch, sequence)."""
     names = engines[0].manifest.inputs
     vocab_size = min(1000, *(len(checkpoints.load_tokenizer(str(engine.folder))) for engine in engines))

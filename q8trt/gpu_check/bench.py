@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from q8trt.engine.backend import find_backend
-from q8trt.engine.build import build_plan
+from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig, PlanInfo
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.shapes import ShapeProfile

@@ -31,7 +31,7 @@ from q8trt.deployment.triton.config import (
 from q8trt.deployment.triton.pbtxt import render
 from q8trt.engine.backend import TITLES, one_line
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
-from q8trt.engine.preflight import rebuild_command
+from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, EngineError, MissingPackageError
 from q8trt.files import atomic_folder, exclusive, new_folder

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from q8trt.console.progress import progress
-from q8trt.engine.search import Engine
+from q8trt.engine.folder import EngineFolder
 from q8trt.errors import BackendError, EngineError
 from q8trt.evaluation.parity.stages import ParityConfig, Rows, Stage, rows_of, stages_of
 from q8trt.hardware.provenance import portable
@@ -56,7 +56,7 @@ class _Side:
         return self.seen.states.get(self.size, {})
 
 
-def check_parity(engine: Engine, data: DataConfig, config: ParityConfig) -> EngineParity:
+def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> EngineParity:
     """Run every stage of `engine` on the development rows and compare each with the one before it.
 
     Raises:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from q8trt.console.commands import command
 from q8trt.engine.backend import TITLES
+from q8trt.engine.folder import EngineFolder, find_engines
 from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
-from q8trt.engine.search import Engine, find_engines
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
 from q8trt.models import checkpoints
@@ -91,7 +91,7 @@ class Rows:
         return bucketed_batches(features, batch_size, self.pad_token_id, buckets, self.max_length)
 
 
-def engines_of(paths: Sequence[str], runs_dir: str) -> list[Engine]:
+def engines_of(paths: Sequence[str], runs_dir: str) -> list[EngineFolder]:
     """The engines in `paths`, each an engine folder or a run; without paths those of the run whose engine is the newest.
 
     Raises:
@@ -110,7 +110,7 @@ def engines_of(paths: Sequence[str], runs_dir: str) -> list[Engine]:
     return find_engines(folders, runs_dir)
 
 
-def rows_of(engine: Engine, data: DataConfig, config: ParityConfig) -> Rows:
+def rows_of(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> Rows:
     """The development rows (MNLI: of the first split), tokenized; lengths and batches cut to what the plan accepts.
 
     Raises:
@@ -134,7 +134,7 @@ def rows_of(engine: Engine, data: DataConfig, config: ParityConfig) -> Rows:
     )
 
 
-def stages_of(engine: Engine, rows: Rows) -> tuple[list[Stage], dict[str, str]]:
+def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[Stage], dict[str, str]]:
     """The stages to try, in the order in which a model becomes an engine; and, by name, why others cannot be tried.
 
     Raises:

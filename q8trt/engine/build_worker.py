@@ -1,4 +1,4 @@
-"""The process that builds a plan: ``python -m q8trt.engine.child``, started by `build`.
+"""The process that builds a plan: ``python -m q8trt.engine.build_worker``, started by `build`.
 
 Its argument is the request, JSON; it writes lines of JSON to its standard output, each an object with one key: "progress"
 (phase, done, total), "log" (logger, level, text), and at last "built" (a `PlanInfo`), "error" (class, text), "os_error"

@@ -90,14 +90,14 @@ def _build_in_child(onnx_path: Path, plan_path: Path, config: BuildConfig, on_pr
 
 @contextlib.contextmanager
 def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process of `q8trt.engine.child`, with this one's import paths; ended, whatever happens here.
+    """The process of `q8trt.engine.build_worker`, with this one's import paths; ended, whatever happens here.
 
     Its standard input is a pipe that nothing is written to: when this process dies, the pipe closes and the child ends.
     """
     paths = [str(Path(__file__).parents[2]), *(path or str(Path.cwd()) for path in sys.path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
     # -P: the working directory is no import path of ours, so it must be none of the child's
-    command = [sys.executable, "-P", "-m", "q8trt.engine.child", request]
+    command = [sys.executable, "-P", "-m", "q8trt.engine.build_worker", request]
     pipe = subprocess.PIPE
     try:
         child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment)

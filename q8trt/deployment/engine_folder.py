@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
-from q8trt.engine.build import build_plan
+from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig, PlanInfo, Progress
 from q8trt.engine.determinism import PlanDifference, compare_plans
 from q8trt.engine.folder import ENGINE_FOLDER
