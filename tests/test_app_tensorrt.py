@@ -21,7 +21,6 @@ from tensorrt_fakes import batch, install, nothing_left
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from q8trt import ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError
-from q8trt import runtime as runners
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.engine.preflight import Problem
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
@@ -30,6 +29,7 @@ from q8trt.inference import opening
 from q8trt.inference.batching import Limits, in_parallel, limits
 from q8trt.inference.opening import choose
 from q8trt.inference.pool import RunnerPool
+from q8trt.runtime.tensorrt import declaration
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 LABELS = ["no", "maybe", "yes"]
@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 def fake(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A machine with a GPU and TensorRT, which finds nothing wrong with a plan."""
     monkeypatch.setattr(opening, "gpus", lambda: [L40S])
-    monkeypatch.setattr(runners, "preflight", lambda *arguments, **named: [])
+    monkeypatch.setattr(declaration, "preflight", lambda *arguments, **named: [])
     return install("tensorrt", monkeypatch.setattr)
 
 
@@ -142,7 +142,7 @@ def test_a_plan_that_cannot_run_is_an_error_where_a_gpu_is(
     folder: Path, fake: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem("its plan is for compute capability 9.0; NVIDIA L40S has 8.9", "rebuild it: `python build`")
-    monkeypatch.setattr(runners, "preflight", lambda *arguments, **named: [problem])
+    monkeypatch.setattr(declaration, "preflight", lambda *arguments, **named: [problem])
     for device in (None, "cuda"):
         with pytest.raises(
             BackendError, match=r"for compute capability 9\.0; .*; or run the same graph .*device=\"cpu\""
@@ -170,7 +170,7 @@ def test_who_runs_it(
     monkeypatch: pytest.MonkeyPatch, cards: list[Gpu], device: str | None, backend: str | None, choice: str
 ) -> None:
     monkeypatch.setattr(opening, "gpus", lambda: cards)
-    assert choose(MANIFEST, device, backend) == choice
+    assert choose(MANIFEST, device, backend).name == choice
 
 
 def test_a_gpu_and_an_engine_without_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:

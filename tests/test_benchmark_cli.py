@@ -17,6 +17,7 @@ from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, 
 from q8trt.errors import BackendError
 from q8trt.evaluation import benchmark as comparison
 from q8trt.runtime import open_runner
+from q8trt.runtime.onnxruntime.declaration import FP16_ON_CPU
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.tensorrt.engine import TensorRTOptions
 
@@ -89,7 +90,7 @@ def test_one_run_leaves_three_files_and_json_as_its_last_line(
 def test_layers_are_profiled_at_the_largest_shape(
     argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("q8trt.evaluation.benchmark.saturates", lambda: True)
+    monkeypatch.setattr("q8trt.runtime.onnxruntime.graph.saturates", lambda: True)
     assert run_command("benchmark", [*argv, "--no_accuracy"]) == 0
     data = json.loads((tmp_path / "out/benchmark.json").read_text())
     for row in data["rows"]:
@@ -104,7 +105,7 @@ def test_layers_are_profiled_at_the_largest_shape(
         raise BackendError("no profiler")
 
     monkeypatch.setattr(OnnxRuntimeRunner, "layer_times", fails)
-    monkeypatch.setattr("q8trt.evaluation.benchmark.saturates", lambda: False)
+    monkeypatch.setattr("q8trt.runtime.onnxruntime.graph.saturates", lambda: False)
     assert run_command("benchmark", [*argv, "--no_accuracy"]) == 0
     assert "Note: QAT INT8 on ONNX Runtime, CPU: no layer times: no profiler" in " ".join(
         capsys.readouterr().out.split()
@@ -123,14 +124,14 @@ def test_fp16_on_a_cpu_says_nothing_of_a_gpu() -> None:
         row = types.SimpleNamespace(backend="onnxruntime", device=device, precision=precision)
         return [note for note in comparison._notes([], [row]) if "FP16" in note]
 
-    assert notes("cpu", "int8+fp16") == notes("cpu", "fp16") == [comparison.FP16_ON_CPU]
+    assert notes("cpu", "int8+fp16") == notes("cpu", "fp16") == [FP16_ON_CPU]
     assert notes("cpu", "int8") == notes("NVIDIA L4", "fp16") == []
 
 
 def test_a_cpu_without_vnni_is_named_only_beside_int8(
     argv: list[str], built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("q8trt.evaluation.benchmark.saturates", lambda: True)
+    monkeypatch.setattr("q8trt.runtime.onnxruntime.graph.saturates", lambda: True)
     alone = [each for each in argv if each != str(built / "int8")]
     alone.pop(2)
     assert run_command("benchmark", [*alone, "--no_accuracy"]) == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from q8trt.runtime.base import Runner
+from q8trt.runtime.torch_runner import TORCH
 from q8trt.runtime.timing.lengths import evenly_spaced, evenly_spaced_batches, measure_lengths
 from q8trt.tasks.data import Features
 from q8trt.tasks.glue import get_task
@@ -18,7 +19,7 @@ LENGTHS = (10, 40, 12, 20, 64, 8, 30, 16)
 class PerToken(Runner):
     """Takes `cost` seconds a padded token, on a clock of its own."""
 
-    backend, device, precision = "torch", "cpu", "fp32"
+    runtime, device, precision = TORCH, "cpu", "fp32"
     input_names = ("input_ids", "attention_mask")
 
     def __init__(self, cost: float, calls: list[tuple[float, tuple[int, ...], int]], clock: list[float]) -> None:

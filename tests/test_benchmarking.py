@@ -11,6 +11,7 @@ import pytest
 
 from q8trt.errors import ConfigError, DataError
 from q8trt.runtime.base import Runner, Timing
+from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 from q8trt.runtime.timing.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
 from q8trt.runtime.timing.layers import measure_layers
 from q8trt.runtime.timing.timing import (
@@ -34,7 +35,7 @@ class World:
 
 
 class FakeRunner(Runner):
-    backend, device, precision = "onnxruntime", "cpu", "fp32"
+    runtime, device, precision = ONNX_RUNTIME, "cpu", "fp32"
     input_names = ("input_ids",)
 
     def __init__(self, world: World, name: str, seconds: float | list[float]) -> None:

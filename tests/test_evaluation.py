@@ -14,6 +14,7 @@ from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import DataError
 from q8trt.evaluation.benchmark import _largest_batch
 from q8trt.runtime.base import Runner
+from q8trt.runtime.torch_runner import TORCH
 from q8trt.runtime.scores import evaluate, predict
 from q8trt.tasks.data import DataConfig, Features
 from q8trt.tasks.glue import get_task
@@ -25,7 +26,7 @@ LENGTHS = (3, 40, 17, 9, 16, 33, 40, 5, 28)
 class Summing(Runner):
     """Logit = sum of the unpadded token ids; remembers the shapes that it was given."""
 
-    backend, device, precision = "torch", "cpu", "fp32"
+    runtime, device, precision = TORCH, "cpu", "fp32"
     input_names = ("input_ids", "attention_mask")
 
     def __init__(self) -> None:

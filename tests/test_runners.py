@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q8trt import runtime as runners
 from q8trt.engine import preflight
 from q8trt.engine.backend import Backend
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
@@ -19,6 +18,7 @@ from q8trt.hardware.gpu import Gpu
 from q8trt.runtime import open_runner
 from q8trt.runtime.layer_times import read_trace, typical
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.opening import _log_once
 from q8trt.runtime.probed import module_outputs
 from q8trt.runtime.tensorrt import runner as tensorrt_runner
 from q8trt.runtime.tensorrt.engine import TensorRTOptions
@@ -282,7 +282,7 @@ MANIFEST = Manifest(
 def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A machine with an L40S and TensorRT-RTX 1.7.1, where opening a plan returns the arguments."""
     machine = types.SimpleNamespace(cards=[L40S], version="1.7.1.99")
-    runners._say_once.cache_clear()
+    _log_once.cache_clear()
 
     def find(name: str) -> Backend:
         sms = dict.fromkeys(("SM75", "SM86", "SM89", "SM120"))

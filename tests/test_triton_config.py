@@ -38,7 +38,7 @@ def configs(
     """The parsed configs of the text model and of the encoder."""
     described = described or manifest()
     tensors = Tensors(INPUTS, "TYPE_INT32", "TYPE_FP32", len(described.task.labels) or 1)
-    found = limits(described, config.backend == "tensorrt", None, max_batch_size)
+    found = limits(described, config.runs_plan, None, max_batch_size)
     parsed = []
     for make, name in ((text_config, "sts_b"), (encoder_config, "sts_b_encoder")):
         if config.backend == "python" and make is encoder_config:

@@ -55,9 +55,9 @@ def run(argv: list[str]) -> int:
 
 def _next(written: Repository, config: TritonConfig) -> list[str]:
     """How to serve it."""
-    packages = "tokenizers onnxruntime" if config.backend == "python" else "tokenizers"
+    packages = "tokenizers onnxruntime" if config.runtime is None else "tokenizers"
     serve = "tritonserver --model-repository=/models"
-    built, plan = written.manifest.backend, config.backend == "tensorrt"
+    built, plan = written.manifest.backend, config.runs_plan
     if plan and written.manifest.report.get("build", {}).get("options", {}).get("version_compatible"):
         serve += " --backend-config=tensorrt,version-compatible=true"
     folder = shlex.quote(str(written.path.absolute()))
@@ -71,7 +71,7 @@ def _next(written: Repository, config: TritonConfig) -> list[str]:
         f"with TensorRT {built.version}, which built the plan" if plan and built else "not much older than the engine"
     )
     lines.append(f"  YY.MM: a container {release}: {_MATRIX}")
-    if config.backend == "python":
+    if config.runtime is None:
         lines.append(
             f"without a container: make triton && python tests/triton_local_server.py {shlex.quote(str(written.path))}"
         )

@@ -22,9 +22,8 @@ from q8trt.lint import LintConfig, lint
 from q8trt.models import checkpoints
 from q8trt.reporting import Gate, Parity, Report, Row
 from q8trt.runs.config import config_of_run
-from q8trt.runtime import open_runner
+from q8trt.runtime import find_runtime, open_runner
 from q8trt.runtime.base import Runner
-from q8trt.runtime.onnxruntime.graph import saturates
 from q8trt.runtime.scores import evaluate, predict
 from q8trt.runtime.tensorrt.engine import TensorRTOptions
 from q8trt.runtime.timing.config import BenchmarkConfig
@@ -39,15 +38,6 @@ from q8trt.tasks.data.batches import DEFAULT_BUCKETS
 MIB = 2**20
 #: Kernels are compiled before they are timed, not in the background meanwhile; a shape that is timed comes again and again.
 OPTIONS = TensorRTOptions(specialization="eager")
-#: What the CPU's INT8 figures say of the CPU.
-SATURATES = (
-    "this CPU has no VNNI instructions, and INT8 gains less here than on one that has: the products of bytes take more "
-    "instructions, and weights are made unsigned, so that no sum saturates"
-)
-#: What they say of FP16, which these kernels compute through conversions.
-FP16_ON_CPU = (
-    "ONNX Runtime's CPU kernels are slow in FP16: such a graph is for GPUs, its time here says nothing of TensorRT"
-)
 
 
 def data_config(engines: Sequence[EngineFolder], given: DataConfig | None) -> DataConfig:
@@ -108,7 +98,7 @@ def compare(
         data: where the development set is; None leaves accuracy out.
         config: shapes and iterations of the timing.
         provenance: of the report, see `q8trt.hardware.provenance`.
-        backend: "tensorrt", "tensorrt_rtx" or "onnxruntime"; None for the best that this machine can run.
+        backend: the name of a runtime, such as "onnxruntime"; None for the best that this machine can run.
         batch_size: rows a batch while scoring.
         parity: also run each engine's torch checkpoint and state how far the logits are apart.
         buckets: lengths that batches of the development set are padded to, while they are scored and their throughput measured.
@@ -155,10 +145,15 @@ def compare(
 
 def _notes(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
     """What a reader must know of the machine."""
-    cpu = [row.precision for row in rows if (row.backend, row.device) == ("onnxruntime", "cpu")]
-    saturated = any(precision.startswith("int8") for precision in cpu) and saturates()
-    half = FP16_ON_CPU if any(precision.endswith("fp16") for precision in cpu) else None
-    return [note for note in (clock_warning(list(states)), SATURATES if saturated else None, half) if note]
+    clock = clock_warning(list(states))
+    precisions: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        precisions.setdefault((row.backend, row.device), []).append(row.precision)
+    notes = [clock] if clock else []
+    for (backend, device), names in precisions.items():
+        if runtime := find_runtime(backend):
+            notes += runtime.caveats(device, names)
+    return notes
 
 
 def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tuple[list[Row], list[str]]:

@@ -15,7 +15,7 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError
 from q8trt.hardware.gpu import Gpu, gpus
-from q8trt.runtime.base import Runner
+from q8trt.runtime import Runner, find_runtime
 from q8trt.runtime.tensorrt.cuda import cuda_runtime
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class GpuBench:
     """The first GPU, on TensorRT or TensorRT-RTX; see `Bench`.
 
     Args:
-        backend: "tensorrt" or "tensorrt_rtx"; None for TensorRT, else TensorRT-RTX.
+        backend: the name of a TensorRT package; None for TensorRT, else TensorRT-RTX.
         sm: see `BuildConfig.sm`.
 
     Raises:
@@ -74,7 +74,8 @@ class GpuBench:
         BuildConfig(self._backend.name, sm=sm).check_supported(self._backend)
         self._cuda = cuda_runtime(self._backend.name)
         self.title, self.device = self._backend.title, self.gpu.name
-        self.captures_graphs = self._backend.name == "tensorrt"
+        runtime = find_runtime(self._backend.name)
+        self.captures_graphs = runtime is not None and runtime.capabilities.cuda_graphs
 
     def build(self, folder: Path, profiles: tuple[ShapeProfile, ...]) -> PlanInfo:
         """See `Bench.build`."""

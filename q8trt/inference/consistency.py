@@ -42,7 +42,7 @@ def check_tokenizer(folder: Path, manifest: Manifest, tokenizer: Any) -> None:
 def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: Limits, vocabulary: int) -> None:
     """Run one batch of the longest length, of the last token of the vocabulary, and raise EngineError if it does not fit.
 
-    A plan gets the shortest length, and padding: it would read outside its table of embeddings without a word.
+    A runtime that does not check ids gets the shortest length, and padding: it would read outside its embedding table.
     """
     names = pool.first.input_names
     if set(names) != set(manifest.inputs):
@@ -50,9 +50,9 @@ def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: Limi
             f"{folder / MANIFEST_FILE} says that the inputs are {', '.join(manifest.inputs)}, but the model has "
             f"{', '.join(names)}"
         )
-    on_cpu = pool.first.backend == "onnxruntime"
-    length = min(limits.max_length, _TRIED) if on_cpu else limits.buckets[0]
-    ids = np.full((limits.min_batch, length), vocabulary - 1 if on_cpu else manifest.model.pad_token_id, np.int32)
+    checked = pool.first.runtime.capabilities.checks_ids
+    length = min(limits.max_length, _TRIED) if checked else limits.buckets[0]
+    ids = np.full((limits.min_batch, length), vocabulary - 1 if checked else manifest.model.pad_token_id, np.int32)
     types = np.zeros_like(ids)
     arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
     try:

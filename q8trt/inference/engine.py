@@ -45,7 +45,7 @@ class Engine:
     Attributes:
         folder: the engine folder.
         manifest: what the folder says of itself: task, labels, lengths, precision, scores.
-        backend: what computes: "onnxruntime", "tensorrt" or "tensorrt_rtx".
+        backend: the name of the runtime that computes, such as "onnxruntime".
         device: where: "cpu", or the GPU's name.
         limits: lengths and batch sizes: see `q8trt.inference.batching.Limits`.
     """
@@ -62,7 +62,7 @@ class Engine:
     ) -> None:
         self.folder, self.manifest, self.limits = folder, manifest, limits
         self.backend, self.device = pool.first.backend, pool.first.device
-        self._pool = pool
+        self._pool, self._reads_in_place = pool, bool(pool.first.runtime.capabilities.array_protocols)
         self._text = TextEncoder(folder, manifest, limits.max_length)
         check_tokenizer(folder, manifest, self._text.tokenizer)
         check_model(folder, manifest, pool, limits, self._text.vocabulary)
@@ -90,7 +90,7 @@ class Engine:
             folder: what `build_engine.py` wrote.
             device: "cuda": the plan on the GPU; "cpu": the same graph on ONNX Runtime. None: the GPU where there is one,
                 else the CPU. A plan that the GPU cannot run is an error, never a reason to take the CPU.
-            backend: "tensorrt", "tensorrt_rtx" or "onnxruntime", where only that one will do.
+            backend: the name of a runtime, such as "onnxruntime", if only that one will do.
             buckets: lengths in tokens that batches are padded to, ascending; longer texts are cut at the last one.
                 None: those of the plan and the usual ones between them; on the CPU any length.
             batch_size: rows of a batch, at most; no more than the plan takes. None: 32, on the CPU 8.
@@ -108,10 +108,11 @@ class Engine:
         folder = Path(folder)
         manifest = load_manifest(folder, verify=False)
         runners = open_runners(folder, manifest, device, backend, threads, contexts)
-        pool = RunnerPool(runners, shared=runners[0].backend == "onnxruntime")
+        capabilities = runners[0].runtime.capabilities
+        pool = RunnerPool(runners, shared=capabilities.concurrent)
         try:
-            found = limits(manifest, runners[0].backend != "onnxruntime", buckets, batch_size)
-            return cls(folder, manifest, pool, found, contexts, max_batch, max_wait_ms)
+            sizes = limits(manifest, capabilities.fixed_shapes, buckets, batch_size)
+            return cls(folder, manifest, pool, sizes, contexts, max_batch, max_wait_ms)
         except BaseException:
             pool.close()
             raise
@@ -189,7 +190,7 @@ class Engine:
             BackendError: the backend refused the batch.
         """
         self._pool.check_open()
-        batch = check_arrays(arrays, self.manifest, self.device, self._text.vocabulary)
+        batch = check_arrays(arrays, self.manifest, self._reads_in_place, self._text.vocabulary)
         with self._pool.runner() as runner:
             try:
                 return runner.infer(batch)

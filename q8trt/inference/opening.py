@@ -1,24 +1,22 @@
-"""Which backend an engine folder is opened on, and the runners of it."""
+"""Choose the runtime of an engine folder, and open its runners."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from q8trt.engine.backend import backend_name
 from q8trt.engine.manifest import Manifest
 from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.hardware.gpu import gpus
-from q8trt.runtime import open_runner
-from q8trt.runtime.base import Runner
+from q8trt.runtime import EngineRuntime, Runner, cpu_runtime, find_runtime, open_runner, parse_runtime
 
-DEVICES = ("cuda", "cpu")
+DEVICES = {"cuda": "the GPU", "cpu": "the CPU"}
 _CPU = 'or run the same graph on the CPU: device="cpu"'
 
 
 def open_runners(
     folder: Path, manifest: Manifest, device: str | None, backend: str | None, threads: int | None, contexts: int
 ) -> list[Runner]:
-    """The runners of an engine folder: one of ONNX Runtime, or `contexts` of TensorRT. Arguments as `Engine.load`.
+    """Return the runners of an engine folder: one that serves all threads, or `contexts`. Arguments as `Engine.load`.
 
     Raises:
         ConfigError: device or backend is unknown, they contradict each other, or a number is below 1.
@@ -28,44 +26,40 @@ def open_runners(
     for name, number in (("threads", threads), ("contexts", contexts)):
         if number is not None and number < 1:
             raise ConfigError(f"{name} must be 1 or more, got {number}")
-    choice = choose(manifest, device, backend)
-    if choice == "onnxruntime":
-        return [open_runner(folder, choice, threads=threads)]
+    runtime = choose(manifest, device, backend)
     try:
-        first = open_runner(folder, choice)
+        first = open_runner(folder, runtime.name, threads=threads)
     except BackendError as error:
+        if runtime.device == "cpu":
+            raise
         raise BackendError(f"{error}; {_CPU}") from error
-    return [first, *_forks(first, contexts - 1)]
+    return [first] if runtime.capabilities.concurrent else [first, *_forks(first, contexts - 1)]
 
 
-def choose(manifest: Manifest, device: str | None, backend: str | None) -> str:
-    """ "onnxruntime", "tensorrt" or "tensorrt_rtx": what `Engine.load` documents. Raises as `open_runners`."""
+def choose(manifest: Manifest, device: str | None, backend: str | None) -> EngineRuntime:
+    """Return the runtime that `Engine.load` documents. Raises as `open_runners`."""
     if device not in (None, *DEVICES):
         raise ConfigError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
-    wanted = None if backend in (None, "auto") else _name(str(backend))
-    if wanted == "onnxruntime" and device == "cuda":
-        raise ConfigError('backend="onnxruntime" runs on the CPU; leave device out, or give device="cpu"')
-    if wanted not in (None, "onnxruntime") and device == "cpu":
-        raise ConfigError(f'backend="{wanted}" runs on the GPU; leave device out, or give device="cuda"')
-    if wanted:
+    if wanted := parse_runtime(backend):
+        if device not in (None, wanted.device):
+            where = f'{DEVICES[wanted.device]}; leave device out, or give device="{wanted.device}"'
+            raise ConfigError(f'backend="{wanted.name}" runs on {where}')
         return wanted
     if device == "cpu" or (device is None and not gpus()):
-        return "onnxruntime"
+        return cpu_runtime()
     if manifest.backend is None:
         raise EngineError(f"the engine has no plan for the GPU; build one with build_engine.py, {_CPU}")
-    return manifest.backend.name
-
-
-def _name(backend: str) -> str:
-    key = backend.strip().casefold().replace("-", "_")
-    return key if key == "onnxruntime" else backend_name(key)
+    built = find_runtime(manifest.backend.name)
+    if built is None:
+        raise EngineError(f"the plan was built by {manifest.backend.name}, which this version does not run; {_CPU}")
+    return built
 
 
 def _forks(first: Runner, number: int) -> list[Runner]:
     forks: list[Runner] = []
     try:
         for _ in range(number):
-            forks.append(first.fork())  # type: ignore[attr-defined]
+            forks.append(first.fork())
     except BaseException:
         for runner in (*forks, first):
             runner.close()

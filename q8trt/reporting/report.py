@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.runtime.registry import runs_plans
 from q8trt.runtime.timing.hardware import GpuState, peak_source
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.lengths import Lengths
@@ -206,7 +207,7 @@ class Report:
     @property
     def place_note(self) -> str:
         """Says so where no figure was taken on TensorRT; "" where one was."""
-        if not self.rows or any(row.backend.startswith("tensorrt") for row in self.rows):
+        if not self.rows or any(runs_plans(row.backend) for row in self.rows):
             return ""
         if self.places == ["ONNX Runtime, CPU"] and not self.provenance.get("hardware", {}).get("gpus"):
             return "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"

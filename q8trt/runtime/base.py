@@ -1,16 +1,23 @@
-"""The one protocol behind which every engine runs: token arrays in, logits out."""
+"""The contract of a runtime: its declaration, and its runner, which takes token arrays and returns logits."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from q8trt.errors import DataError
+
+if TYPE_CHECKING:
+    from q8trt.engine.manifest import Manifest
+    from q8trt.engine.preflight import Problem
+    from q8trt.engine.shapes import Shape
+    from q8trt.runtime.tensorrt.engine import TensorRTOptions
 
 
 @dataclass(frozen=True)
@@ -74,33 +81,135 @@ class ProfiledRunner(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Availability:
+    """The state of a runtime on this machine.
+
+    Attributes:
+        version: the installed version; "" if none is.
+        problem: why the runtime cannot run here; "" if it can.
+        remedy: the command or setting that makes it usable; "" if none is known.
+    """
+
+    version: str = ""
+    problem: str = ""
+    remedy: str = ""
+
+    @property
+    def usable(self) -> bool:
+        """Return whether the runtime can run here."""
+        return not self.problem
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The abilities of a runtime that its callers must know.
+
+    `TimedRunner` and `ProfiledRunner` are capabilities, too: a runner has them if it has their methods.
+
+    Attributes:
+        concurrent: one runner serves any number of threads; else each thread needs its own, see `Runner.fork`.
+        fixed_shapes: it takes the shapes of the engine's profiles alone, and any other is an error.
+        cuda_graphs: its runner captures CUDA graphs, and `Timing.cuda_graph` reports each launch of one.
+        checks_ids: it refuses a token id outside the embedding table, instead of reading other memory.
+        array_protocols: protocols of arrays that it reads on the device, in place; NumPy arrays always work.
+    """
+
+    concurrent: bool = False
+    fixed_shapes: bool = False
+    cuda_graphs: bool = False
+    checks_ids: bool = False
+    array_protocols: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A library that runs models.
+
+    Attributes:
+        name: the name that options, manifests and reports use, such as "onnxruntime".
+        label: the name for people, such as "ONNX Runtime".
+        capabilities: its abilities.
+    """
+
+    name: str
+    label: str
+    capabilities: Capabilities = Capabilities()
+
+    def caveats(self, device: str, precisions: Sequence[str]) -> list[str]:
+        """Return what a reader of figures must know that were taken on `device` with engines of `precisions`."""
+        return []
+
+
+@dataclass(frozen=True)
+class TritonBackend:
+    """The backend of Triton Inference Server of a runtime's name, which runs the same model file.
+
+    Attributes:
+        platform: the name in ``model_config.proto``, such as "onnxruntime_onnx".
+        devices: where it runs: "cuda", "cpu"; the default comes first.
+    """
+
+    platform: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRuntime(Runtime, ABC):
+    """A runtime that opens engine folders.
+
+    Attributes:
+        device: the kind of device that it runs on: "cpu" or "cuda".
+        model_file: the file of an engine folder that it opens.
+        triton: how Triton serves that file; None if it does not.
+        aliases: other spellings of `name`.
+    """
+
+    device: str
+    model_file: str
+    triton: TritonBackend | None = None
+    aliases: tuple[str, ...] = ()
+
+    @abstractmethod
+    def availability(self) -> Availability:
+        """Return whether this machine can run it, without opening a model. May import the library."""
+
+    def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
+        """Return what keeps an engine folder from running here at `shapes`; [] if nothing is known before it is opened."""
+        return []
+
+    @abstractmethod
+    def open(
+        self, folder: Path, manifest: Manifest, options: TensorRTOptions | None = None, threads: int | None = None
+    ) -> Runner:
+        """Open a verified engine folder; arguments and errors as `q8trt.runtime.open_runner`."""
+
+
 class Runner(ABC):
     """Runs one model at one precision on one device.
 
     Attributes:
-        backend: what computes: "torch", "onnxruntime", "tensorrt" or "tensorrt_rtx".
-        device: where, in words a report can print: "cpu", "NVIDIA H100 80GB HBM3".
+        runtime: the library that computes.
+        device: the device in words for a report: "cpu", "NVIDIA H100 80GB HBM3".
         precision: "fp32", "fp16", "int8" or "int8+fp16".
-        input_names: the arrays `infer` wants, in the model's order.
+        input_names: the arrays that `infer` reads, in the model's order.
     """
 
-    backend: str
+    runtime: Runtime
     device: str
     precision: str
     input_names: tuple[str, ...]
 
     @property
+    def backend(self) -> str:
+        """The name of the runtime."""
+        return self.runtime.name
+
+    @property
     def label(self) -> str:
-        """``"ONNX Runtime, CPU, int8"``: backend, device and precision, as every figure of this runner is labelled."""
-        names = {
-            "torch": "torch",
-            "onnxruntime": "ONNX Runtime",
-            "tensorrt": "TensorRT",
-            "tensorrt_rtx": "TensorRT-RTX",
-        }
-        return (
-            f"{names[self.backend]}, {self.device.upper() if self.device == 'cpu' else self.device}, {self.precision}"
-        )
+        """``"ONNX Runtime, CPU, int8"``: runtime, device and precision, the label of each figure of this runner."""
+        device = self.device.upper() if self.device == "cpu" else self.device
+        return f"{self.runtime.label}, {device}, {self.precision}"
 
     @abstractmethod
     def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -116,6 +225,10 @@ class Runner(ABC):
             DataError: an input is missing or the shapes disagree.
             BackendError: the backend refused the batch.
         """
+
+    def fork(self) -> Runner:
+        """Return a runner of the same model for another thread, of a runtime that is not concurrent."""
+        raise NotImplementedError(f"{self.runtime.label} needs no fork: one runner serves all threads")
 
     def close(self) -> None:  # noqa: B027 - a runner that owns nothing has nothing to give back
         """Give back memory and handles; the runner cannot be used afterwards. Closing twice is harmless."""

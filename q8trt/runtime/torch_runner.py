@@ -10,8 +10,9 @@ import numpy as np
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError
 from q8trt.models import takes_token_types
-from q8trt.runtime.base import Runner
+from q8trt.runtime.base import Runner, Runtime
 
+TORCH = Runtime("torch", "torch")
 INPUTS = ("input_ids", "attention_mask")
 TOKEN_TYPES = "token_type_ids"
 
@@ -28,7 +29,7 @@ class TorchRunner(Runner):
         BackendError: the device cannot be used.
     """
 
-    backend = "torch"
+    runtime = TORCH
 
     def __init__(self, model: Any, precision: str, device: str | None = None) -> None:
         import torch

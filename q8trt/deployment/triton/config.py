@@ -17,11 +17,15 @@ from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering
 from q8trt.errors import ConfigError, nearest
 from q8trt.inference.batching import Limits
+from q8trt.runtime import RUNTIMES, EngineRuntime
+from q8trt.runtime.tensorrt import TENSORRT
 
-BACKENDS = ("tensorrt", "onnxruntime", "python")
+#: Triton's backend that runs the encoder in the model that tokenizes.
+PYTHON = "python"
+#: Triton's backends that run the encoder as a model of its own -> the runtimes that they share a model file with.
+ENCODERS = {runtime.name: runtime for runtime in RUNTIMES if runtime.triton}
+BACKENDS = (*ENCODERS, PYTHON)
 DEVICES = ("cuda", "cpu")
-_PLATFORMS = {"tensorrt": "tensorrt_plan", "onnxruntime": "onnxruntime_onnx"}
-FILES = {"tensorrt": "model.plan", "onnxruntime": "model.onnx"}
 WARMUP_TEXT = "text"
 """File of a model's warmup folder that holds a text: 4 bytes of length, then UTF-8."""
 
@@ -35,7 +39,7 @@ class TritonConfig:
     """
 
     backend: str = field(
-        default="tensorrt",
+        default=TENSORRT.name,
         metadata={"help": "what runs the encoder: tensorrt (model.plan), onnxruntime (model.onnx), or python (model.onnx in the "
                   "model that tokenizes; all that a server with the Python backend alone can run)"},
     )  # fmt: skip
@@ -89,9 +93,10 @@ class TritonConfig:
             raise ConfigError(f"unknown --backend {self.backend!r}{hint}; choose one of {', '.join(BACKENDS)}")
         if self.device not in (None, *DEVICES):
             raise ConfigError(f"unknown --device {self.device!r}; choose one of {', '.join(DEVICES)}")
-        allowed = {"tensorrt": ("cuda",), "onnxruntime": DEVICES, "python": ("cpu",)}[self.backend]
-        if self.device is not None and self.device not in allowed:
-            raise ConfigError(f"--backend {self.backend} runs on {allowed[0]} only; leave --device {self.device} out")
+        if self.device is not None and self.device not in self._devices:
+            raise ConfigError(
+                f"--backend {self.backend} runs on {self._devices[0]} only; leave --device {self.device} out"
+            )
         if self.model_name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.model_name):
             raise ConfigError(
                 f"--model_name {self.model_name!r} cannot name a folder and a URL: use letters, digits, '_', '-' and '.'"
@@ -109,13 +114,28 @@ class TritonConfig:
         for name in ("threads", "vnni"):
             if getattr(self, name) and self.runs_on == "cuda":
                 raise ConfigError(f"--{name} is for an encoder on the CPU; leave it out, or serve on --device cpu")
-        if self.text_instances is not None and self.backend == "python":
+        if self.text_instances is not None and self.backend == PYTHON:
             raise ConfigError("--text_instances is not for --backend python, whose encoder is in them: use --instances")
 
     @property
+    def runtime(self) -> EngineRuntime | None:
+        """The runtime of the encoder; None if the model that tokenizes runs it."""
+        return ENCODERS.get(self.backend)
+
+    @property
+    def runs_plan(self) -> bool:
+        """Return whether the encoder is a plan, which takes the shapes of its profiles alone."""
+        return self.runtime is not None and self.runtime.capabilities.fixed_shapes
+
+    @property
     def runs_on(self) -> str:
-        """Where the encoder runs: "cuda" or "cpu"."""
-        return self.device or ("cuda" if self.backend == "tensorrt" else "cpu")
+        """The device of the encoder: "cuda" or "cpu"."""
+        return self.device or self._devices[0]
+
+    @property
+    def _devices(self) -> tuple[str, ...]:
+        triton = self.runtime.triton if self.runtime else None
+        return triton.devices if triton else ("cpu",)
 
 
 @dataclass(frozen=True)
@@ -146,8 +166,10 @@ def encoder_name(model_name: str) -> str:
 
 
 def encoder_config(name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: Limits) -> Message:
-    """config.pbtxt of the encoder as a model of its own: token arrays in, logits out."""
-    profiles = manifest.profiles if config.backend == "tensorrt" else []
+    """Return the config.pbtxt of the encoder as a model of its own: token arrays in, logits out."""
+    runtime = ENCODERS[config.backend]
+    assert runtime.triton is not None
+    profiles = manifest.profiles if config.runs_plan else []
     group: dict[str, Any] = {"count": config.instances, "kind": Symbol("KIND_CPU")}
     if config.runs_on == "cuda":
         # Triton takes, of the profiles that an instance has, the one whose best shape is nearest to the batch's.
@@ -155,9 +177,9 @@ def encoder_config(name: str, config: TritonConfig, manifest: Manifest, tensors:
         group |= {"profile": [str(index) for index in range(len(profiles))]}
     return {
         "name": name,
-        "platform": _PLATFORMS[config.backend],
-        "backend": config.backend,
-        "default_model_filename": FILES[config.backend],
+        "platform": runtime.triton.platform,
+        "backend": runtime.name,
+        "default_model_filename": runtime.model_file,
         "max_batch_size": limits.batch_size,
         "input": [_tensor(each, tensors.input_type, -1) for each in tensors.inputs],
         "output": [_tensor("logits", tensors.output_type, tensors.labels)],
@@ -186,8 +208,8 @@ def text_config(
     Its parameters are the settings of model.py, each as JSON; ``engine`` tells a reader which engine is served. Texts are
     cut on `side`.
     """
-    task, own_encoder = manifest.task, config.backend == "python"
-    profiles = manifest.profiles if config.backend == "tensorrt" else []
+    task, own_encoder = manifest.task, config.runtime is None
+    profiles = manifest.profiles if config.runs_plan else []
     texts = ("text", "text_pair") if task.is_pair else ("text",)
     count = config.text_instances or config.instances * max(1, len(config.gpus or ())) + 1
     outputs = [_tensor("score", "TYPE_FP32", 1)]
@@ -255,7 +277,7 @@ def _optimization(
     A graph for a range of shapes (``graph_lower_bound``) would leave the rest of its input as it was, which as token ids may
     lie outside the table: each graph is for one shape.
     """
-    if config.backend != "tensorrt" or not config.cuda_graphs:
+    if not (config.cuda_graphs and config.runtime and config.runtime.capabilities.cuda_graphs):
         return None
     powers = [2**n for n in range(limits.batch_size.bit_length())]
     batches = sorted({size for size in (*powers, *(p.opt[0] for p in profiles)) if size <= limits.batch_size}

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.deployment.triton.config import (
-    FILES,
     WARMUP_TEXT,
     Tensors,
     TritonConfig,
@@ -29,7 +28,7 @@ from q8trt.deployment.triton.config import (
     text_config,
 )  # fmt: skip
 from q8trt.deployment.triton.pbtxt import render
-from q8trt.engine.backend import TITLES, one_line
+from q8trt.engine.backend import one_line
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
 from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import show_profiles
@@ -40,6 +39,7 @@ from q8trt.hardware.packages import install_command
 from q8trt.inference.batching import Limits, limits
 from q8trt.inference.consistency import check_tokenizer
 from q8trt.inference.text import TextEncoder
+from q8trt.runtime import label_of
 from q8trt.tasks.data import encoding
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_FILE, truncation_side
 
@@ -94,17 +94,17 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
         shutil.copyfile(Path(__file__).with_name("model.py"), text / "model.py")
         shutil.copyfile(encoding.__file__, text / "encoding.py")
         shutil.copyfile(engine / TOKENIZER_FILE, text / TOKENIZER_FILE)
-        if config.backend == "python":
+        if config.runtime is None:
             _write_graph(engine, text / ONNX_FILE, manifest, config)
             _write_warmup(text.parent / "warmup", found.max_length)
         else:
             models.append(encoder_name(name))
             message = encoder_config(models[1], config, manifest, tensors, found)
             encoder = _write_model(temporary, models[1], render(message))
-            if config.backend == "tensorrt":
-                shutil.copyfile(engine / PLAN_FILE, encoder / FILES["tensorrt"])
+            if config.runs_plan:
+                shutil.copyfile(engine / PLAN_FILE, encoder / config.runtime.model_file)
             else:
-                _write_graph(engine, encoder / FILES["onnxruntime"], manifest, config)
+                _write_graph(engine, encoder / config.runtime.model_file, manifest, config)
     return Repository(output, tuple(models), found, manifest)
 
 
@@ -116,17 +116,16 @@ def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> N
     """
     if ONNX_FILE not in manifest.files:
         raise EngineError(f"{engine} has no {ONNX_FILE}; rebuild it: {rebuild_command(engine, manifest)}")
-    if config.backend != "tensorrt":
+    if config.runtime is None or not config.runs_plan:
         return
-    rebuild = f"rebuild it: {rebuild_command(engine, manifest, backend='tensorrt')}"
+    rebuild = f"rebuild it: {rebuild_command(engine, manifest, backend=config.runtime.name)}"
     built = manifest.backend
     if built is None or PLAN_FILE not in manifest.files:
         raise EngineError(f"{engine} has no plan; {rebuild}; {_OTHERS}")
-    if built.name != "tensorrt":
-        title = TITLES.get(built.name, built.name)
+    if built.name != config.runtime.name:
         raise EngineError(
-            f"{engine / PLAN_FILE} is a plan of {title}, and Triton's tensorrt backend loads plans of TensorRT only; "
-            f"{rebuild}; {_OTHERS}"
+            f"{engine / PLAN_FILE} is a plan of {label_of(built.name)}, and Triton's {config.backend} backend loads plans of "
+            f"{config.runtime.label} only; {rebuild}; {_OTHERS}"
         )
     if any(profile.min[0] > 1 for profile in manifest.profiles):
         shapes = show_profiles(manifest.profiles)
@@ -137,7 +136,7 @@ def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> N
 
 def _limits(manifest: Manifest, config: TritonConfig) -> Limits:
     """The engine's lengths and batch sizes; texts are cut where `q8trt.Engine` cuts them."""
-    plan, wanted = config.backend == "tensorrt", config.max_batch_size
+    plan, wanted = config.runs_plan, config.max_batch_size
     largest = manifest.largest_shape
     found = limits(manifest, plan, None, wanted or (largest[0] if largest else _DEFAULT_BATCH))
     if not plan:

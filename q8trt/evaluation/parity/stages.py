@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 
 from q8trt.console.commands import command
-from q8trt.engine.backend import TITLES
 from q8trt.engine.folder import EngineFolder, find_engines
 from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
 from q8trt.models import checkpoints
 from q8trt.runs.run import RUN_FILE
-from q8trt.runtime import open_runner
+from q8trt.runtime import label_of, open_runner
 from q8trt.runtime.base import Runner
+from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
+from q8trt.runtime.tensorrt import TENSORRT
 from q8trt.tasks.data import DEFAULT_BUCKETS, Batch, DataConfig, Features, bucketed_batches, load_dev, tokenize
 
 #: Rows scored at batch 1 unless a number is given.
@@ -155,11 +156,11 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[Stage], dict[str, 
             stages.append(Stage("torch, quantizers off", "training", partial(_open_quantized, quantized, False)))
         stages.append(Stage("torch fake-quant", "quantization", partial(_open_quantized, quantized, True)))
     onnx = engine.folder / ONNX_FILE
-    stages.append(Stage("ONNX Runtime", "export", lambda: ProbedOnnxRuntime(onnx, manifest.precision)))
+    stages.append(Stage(ONNX_RUNTIME.label, "export", lambda: ProbedOnnxRuntime(onnx, manifest.precision)))
     built, profiles = manifest.backend, manifest.profiles
     if built is None or not profiles:
-        return stages, {"TensorRT": f"{engine.folder} holds no plan"}
-    title = TITLES.get(built.name, built.name)
+        return stages, {TENSORRT.label: f"{engine.folder} holds no plan"}
+    title = label_of(built.name)
     if covering(profiles, (1, int(rows.features.lengths.min()))) is None:
         shown = show_profiles(profiles)
         return stages, {title: f"its profile, {shown}, leaves out single short rows; build with --min_shapes 1x1"}

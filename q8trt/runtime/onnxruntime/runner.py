@@ -11,12 +11,13 @@ import numpy as np
 
 from q8trt.console.names import printable
 from q8trt.engine.backend import one_line
-from q8trt.errors import BackendError, EngineError
+from q8trt.errors import BackendError, EngineError, MissingPackageError
 from q8trt.files.onnx import check_file
 from q8trt.hardware.gpu import gpus
 from q8trt.hardware.packages import install_command
 from q8trt.runtime.base import LayerTime, Runner
 from q8trt.runtime.layer_times import read_trace, typical
+from q8trt.runtime.onnxruntime.declaration import ONNX_RUNTIME
 from q8trt.runtime.onnxruntime.graph import for_the_cpu
 
 CPU = "CPUExecutionProvider"
@@ -38,13 +39,13 @@ class OnnxRuntimeRunner(Runner):
         BackendError: ONNX Runtime is not installed, or a provider is not available.
     """
 
-    backend = "onnxruntime"
+    runtime = ONNX_RUNTIME
 
     def __init__(
         self, path: str | Path, precision: str, providers: Sequence[str] | None = None, threads: int | None = None
     ) -> None:
         self.precision = precision
-        self._ort = _import()
+        self._ort = import_onnxruntime()
         wanted = list(providers or [CPU])
         self._source = Path(path), wanted, threads
         self._session: Any = self._open(*self._source)
@@ -131,10 +132,11 @@ class OnnxRuntimeRunner(Runner):
         self._session = None
 
 
-def _import() -> Any:
+def import_onnxruntime() -> Any:
+    """Return the package. Raises MissingPackageError if it, or protobuf, cannot be imported."""
     try:
         import google.protobuf  # noqa: F401 - comes with ONNX Runtime; `q8trt.files.onnx` needs it
         import onnxruntime
     except ImportError as error:
-        raise BackendError(f"ONNX Runtime is not usable ({one_line(error)}): {install_command('cpu')}") from error
+        raise MissingPackageError(f"ONNX Runtime is not usable ({one_line(error)})", install_command("cpu")) from error
     return onnxruntime

@@ -28,8 +28,11 @@ from q8trt.runtime.base import LayerTime, Runner, Timing, common_shape
 from q8trt.runtime.layer_times import typical
 from q8trt.runtime.tensorrt.bucket import Bucket
 from q8trt.runtime.tensorrt.cuda import attempt, cuda_runtime
+from q8trt.runtime.tensorrt.declaration import TENSORRT, TENSORRT_RTX
 from q8trt.runtime.tensorrt.device_arrays import DeviceArray, on_gpu, shape_of
 from q8trt.runtime.tensorrt.engine import SharedEngine, TensorRTOptions, layer_profiler
+
+_RUNTIMES = {runtime.name: runtime for runtime in (TENSORRT, TENSORRT_RTX)}
 
 
 class TensorRTRunner(Runner):
@@ -72,7 +75,7 @@ class TensorRTRunner(Runner):
 
     def _start(self, engine: SharedEngine, precision: str) -> None:
         self.precision, self._engine = precision, engine
-        self.backend, self.device = engine.backend.name, engine.gpu
+        self.runtime, self.device = _RUNTIMES[engine.backend.name], engine.gpu
         self.input_names, self.profiles = engine.input_names, engine.profiles
         self._busy = threading.Lock()
         self._buckets: list[Bucket] = []

@@ -1,0 +1,70 @@
+"""Open an engine folder on the best runtime of this machine."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q8trt.engine.manifest import load_manifest
+from q8trt.engine.preflight import ON_ONNXRUNTIME, damage, describe, preflight
+from q8trt.engine.shapes import Shape
+from q8trt.errors import BackendError, EngineError
+from q8trt.runtime.base import Runner
+from q8trt.runtime.registry import cpu_runtime, find_runtime, parse_runtime
+
+if TYPE_CHECKING:
+    from q8trt.runtime.tensorrt.engine import TensorRTOptions
+
+_log = logging.getLogger(__name__)
+
+
+def open_runner(
+    engine_folder: str | Path,
+    backend: str | None = None,
+    shapes: Sequence[Shape] = (),
+    options: TensorRTOptions | None = None,
+    threads: int | None = None,
+) -> Runner:
+    """Open a verified engine folder.
+
+    Args:
+        engine_folder: what `build_engine.py` wrote.
+        backend: the name of a runtime. None or "auto" takes the one that built the plan if nothing keeps it from running
+            here, else ``model.onnx`` on the CPU (the reason is logged).
+        shapes: the (batch, sequence) that a plan must take, if they are known beforehand.
+        options: how a plan runs.
+        threads: threads within an operator on the CPU; None for the runtime's own choice.
+
+    Raises:
+        ConfigError: the backend is unknown.
+        EngineError: the folder has no readable manifest, a file of it is missing or changed, or it has no model for the
+            backend.
+        BackendError: the backend that was asked for cannot be used here; the line has each reason and the command that
+            rebuilds the plan.
+    """
+    chosen = parse_runtime(backend)
+    folder = Path(engine_folder)
+    manifest = load_manifest(folder, verify=False)
+    if broken := damage(folder, manifest):
+        raise EngineError(describe(broken))
+    runtime = chosen or find_runtime(manifest.backend.name if manifest.backend else None)
+    obstacles = (
+        runtime.obstacles(folder, manifest, shapes) if runtime else preflight(folder, shapes=shapes, verify=False)
+    )
+    if chosen and obstacles:
+        raise BackendError(f"{folder} cannot run on {chosen.label} here: {describe(obstacles)}")
+    if runtime is None or obstacles:
+        runtime = cpu_runtime()
+        # Not that ONNX Runtime would do: that is what is done.
+        reasons = [each.what if each.mend == ON_ONNXRUNTIME else str(each) for each in obstacles]
+        _log_once(f"running on {runtime.label} on the CPU: {'; '.join(reasons)}")
+    return runtime.open(folder, manifest, options, threads)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    """Log a message once, however many engines a comparison opens."""
+    _log.info("%s", message)

@@ -1,0 +1,54 @@
+"""The runtimes that open engine folders. A new one is a folder beside this file, and an import and a line here."""
+
+from __future__ import annotations
+
+from q8trt.errors import ConfigError, nearest
+from q8trt.runtime.base import EngineRuntime
+from q8trt.runtime.onnxruntime import ONNX_RUNTIME
+from q8trt.runtime.tensorrt import TENSORRT, TENSORRT_RTX
+
+#: In the order in which messages list them; of those for the CPU, the preferred one first. Importing this imports none of them.
+RUNTIMES: tuple[EngineRuntime, ...] = (
+    TENSORRT,
+    TENSORRT_RTX,
+    ONNX_RUNTIME,
+)
+
+
+def find_runtime(name: str | None) -> EngineRuntime | None:
+    """Return the runtime that a manifest or a report calls `name`; None if there is none."""
+    return next((runtime for runtime in RUNTIMES if runtime.name == name), None)
+
+
+def parse_runtime(text: str | None) -> EngineRuntime | None:
+    """Return the runtime that a user asks for, in any case and by any of its names; None for None and "auto".
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    key = (text or "auto").strip().casefold().replace("-", "_")
+    if key == "auto":
+        return None
+    choices = ["auto", *(runtime.name for runtime in RUNTIMES)]
+    runtime = next((each for each in RUNTIMES if key in (each.name, *each.aliases)), None)
+    if runtime is None:
+        raise ConfigError(f"unknown backend {text!r}; choose one of {', '.join(choices)}{nearest(key, choices)}")
+    return runtime
+
+
+def cpu_runtime() -> EngineRuntime:
+    """Return the first runtime that can run on this CPU; the first for a CPU if none can, whose error then names the remedy."""
+    runtimes = [runtime for runtime in RUNTIMES if runtime.device == "cpu"]
+    return next((each for each in runtimes if each.availability().usable), runtimes[0])
+
+
+def runs_plans(name: str) -> bool:
+    """Return whether the runtime that a report calls `name` runs compiled plans."""
+    runtime = find_runtime(name)
+    return runtime is not None and runtime.capabilities.fixed_shapes
+
+
+def label_of(name: str) -> str:
+    """Return the label of the runtime that a manifest calls `name`; the name itself if it is of a later version."""
+    runtime = find_runtime(name)
+    return name if runtime is None else runtime.label
