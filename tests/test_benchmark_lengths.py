@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from q8trt.runtime.base import Runner
-from q8trt.runtime.torch_runner import TORCH
 from q8trt.runtime.timing.lengths import evenly_spaced, evenly_spaced_batches, measure_lengths
+from q8trt.runtime.torch_runner import TORCH
 from q8trt.tasks.data import Features
 from q8trt.tasks.glue import get_task
 

@@ -14,8 +14,8 @@ from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import DataError
 from q8trt.evaluation.benchmark import _largest_batch
 from q8trt.runtime.base import Runner
-from q8trt.runtime.torch_runner import TORCH
 from q8trt.runtime.scores import evaluate, predict
+from q8trt.runtime.torch_runner import TORCH
 from q8trt.tasks.data import DataConfig, Features
 from q8trt.tasks.glue import get_task
 
