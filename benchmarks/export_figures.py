@@ -30,12 +30,13 @@ from q8trt import files
 from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeProfile
-from q8trt.export.onnx import PRECISIONS, ExportOptions, export_onnx
+from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.gpu_check.checks import difference
 from q8trt.gpu_check.models import SIZES, random_pair
 from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintConfig, lint
 from q8trt.models import checkpoints
+from q8trt.quantization.precision import Precision
 from q8trt.runs.run import open_run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.tasks.data import DataConfig, bucketed_batches, load_dev, tokenize
@@ -46,8 +47,8 @@ NAMES = ("input_ids", "attention_mask", "token_type_ids")
 SHAPES = ((1, 32), (1, 128), (16, 128))
 MAX_SHAPES = (32, 128)
 #: What `graph` measures: name -> (precision, whether Q, K and V are one GEMM).
-VARIANTS = {name: (name, False) for name in PRECISIONS} | {
-    f"{name} --fuse_qkv": (name, True) for name in ("int8", "int8+fp16")
+VARIANTS = {name: (name, False) for name in Precision} | {
+    f"{name} --fuse_qkv": (name, True) for name in Precision if name.is_quantized
 }
 
 
@@ -69,7 +70,7 @@ def logits_of_torch(model: Any, batches: list[dict[str, np.ndarray]]) -> np.ndar
         )
 
 
-def logits_of_file(path: Path, precision: str, batches: list[dict[str, np.ndarray]]) -> np.ndarray:
+def logits_of_file(path: Path, precision: Precision, batches: list[dict[str, np.ndarray]]) -> np.ndarray:
     """(rows, 1), float32, by ONNX Runtime on the CPU."""
     with OnnxRuntimeRunner(path, precision) as runner:
         return np.concatenate([runner.infer(batch) for batch in batches])
@@ -89,11 +90,11 @@ def models_of(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     return *random_pair(args.random, args.recipe, rows), tokenizer
 
 
-def figures_of(path: Path, precision: str, exported: Any, plan: Any, seconds: float) -> dict[str, Any]:
+def figures_of(path: Path, precision: Precision, exported: Any, plan: Any, seconds: float) -> dict[str, Any]:
     """What the file and the plan say."""
     report = lint(path, LintConfig(MAX_SHAPES))
     forecast = dataclasses.asdict(report.forecast)
-    if not precision.endswith("fp16"):
+    if not precision.is_half:
         del forecast["fp32_compute_ops"]  # all of what is not INT8: compute_ops_by_type counts them
     findings: dict[str, int] = {}
     for finding in report.findings:
@@ -121,7 +122,7 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
     fixed = BuildConfig(profiles=(ShapeProfile(MAX_SHAPES, MAX_SHAPES, MAX_SHAPES),))
     found: dict[str, Any] = {}
     for name, (precision, fuse_qkv) in VARIANTS.items():
-        model = quantized if precision.startswith("int8") else float_model
+        model = quantized if precision.is_quantized else float_model
         with tempfile.TemporaryDirectory() as folder:
             path, started = Path(folder) / "model.onnx", time.perf_counter()
             exported = export_onnx(model, path, precision, NAMES, ExportOptions(args.exporter, fuse_qkv), batches[:4])

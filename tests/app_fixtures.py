@@ -11,6 +11,7 @@ import numpy as np
 from conftest import make_batch, make_model, make_tokenizer
 
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+from q8trt.quantization.precision import Precision
 
 MAX_LENGTH = 16
 REGRESSION = TaskInfo("STS-B", [], True, True, "pearson")
@@ -48,7 +49,7 @@ def engine_folder(folder: Path, task: TaskInfo, architecture: str = "bert", prec
     tokenizer.save_pretrained(folder)
     config = model.config
     info = ModelInfo("tiny", config.model_type, len(task.labels) or 1, 64, tokenizer.pad_token_id, MAX_LENGTH)
-    write_manifest(folder, Manifest(task, info, precision, None, names, 20))
+    write_manifest(folder, Manifest(task, info, Precision(precision), None, names, 20))
     return folder
 
 

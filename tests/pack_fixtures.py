@@ -13,11 +13,12 @@ from typing import Any
 
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, digest_of, write_manifest
 from q8trt.engine.shapes import ShapeProfile
+from q8trt.quantization.precision import Precision
 
 MANIFEST = Manifest(
     task=TaskInfo("MRPC", ["not_equivalent", "equivalent"], False, True, "f1"),
     model=ModelInfo("tiny", "bert", 2, 512, 0, 128),
-    precision="int8",
+    precision=Precision.INT8,
     recipe={"name": "linear", "description": "The six linears | of each layer.", "sites": {}},
     inputs=["input_ids", "attention_mask"],
     opset=20,

@@ -14,6 +14,7 @@ from tiny_data import write_sts_b
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
 from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.models.checkpoints import save_checkpoint
+from q8trt.quantization.precision import Precision
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import Run, new_run
 from q8trt.runs.training_config import TrainingConfig
@@ -58,7 +59,7 @@ def make_engine(run: Run, stage: str, precision: str = "int8") -> Path:
         Manifest(
             task=TaskInfo(task.name, list(task.labels), task.is_regression, task.is_pair, task.main_metric),
             model=ModelInfo("tiny", model.config.model_type, 1, 64, 0, 32),
-            precision=precision,
+            precision=Precision(precision),
             recipe=None,
             inputs=names,
             opset=20,

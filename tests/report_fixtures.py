@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report, Row
 from q8trt.runtime.timing.lengths import Lengths
 from q8trt.runtime.timing.timing import summarize
@@ -23,7 +24,7 @@ def row(name: str, precision: str, score: float, medians_ms: tuple[float, ...], 
         label=f"{place}, {precision}",
         backend=backend,
         device=device,
-        precision=precision,
+        precision=Precision(precision),
         metrics={"pearson": score, "spearman": score - 0.01},
         onnx_mib=86.8 if precision == "fp32" else 21.7,
         plan_mib=None if precision == "fp32" else 25.04,

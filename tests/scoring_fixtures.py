@@ -17,6 +17,7 @@ from q8trt.errors import InterruptedRunError
 from q8trt.inference.answers import Answer
 from q8trt.inference.batching import Limits
 from q8trt.inference.files import ScoringConfig, Summary, job, score_file
+from q8trt.quantization.precision import Precision
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "dog", "runs", "sleeps", "plane", "takes")
 LABELS = ("no", "maybe", "yes")
@@ -28,7 +29,7 @@ def manifest(
     return Manifest(
         task=TaskInfo(name, [*labels], not labels, is_pair, "pearson" if not labels else "accuracy", [*columns]),
         model=ModelInfo("tiny", "bert", len(labels) or 1, 64, 0, 16),
-        precision="int8",
+        precision=Precision.INT8,
         recipe=None,
         inputs=["input_ids", "attention_mask"],
         opset=20,

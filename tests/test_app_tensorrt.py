@@ -29,6 +29,7 @@ from q8trt.inference import opening
 from q8trt.inference.batching import Limits, in_parallel, limits
 from q8trt.inference.opening import choose
 from q8trt.inference.pool import RunnerPool
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.tensorrt import declaration
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
@@ -36,7 +37,7 @@ LABELS = ["no", "maybe", "yes"]
 MANIFEST = Manifest(
     task=TaskInfo("custom", LABELS, False, False, "accuracy"),
     model=ModelInfo("tiny", "bert", 3, 64, 0, 16),
-    precision="int8",
+    precision=Precision.INT8,
     recipe=None,
     inputs=["input_ids", "attention_mask"],
     opset=20,

@@ -16,6 +16,7 @@ from q8trt.cli.main import run_command
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
 from q8trt.errors import BackendError
 from q8trt.evaluation import benchmark as comparison
+from q8trt.quantization.precision import Precision
 from q8trt.runtime import open_runner
 from q8trt.runtime.onnxruntime.declaration import FP16_ON_CPU
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
@@ -46,7 +47,7 @@ def built(
         export_onnx(model, folder / "model.onnx", precision, INPUTS)
         tiny_tokenizer.save_pretrained(folder)
         manifest = Manifest(
-            TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("tiny", "bert", 1, 64, 0, 32), precision, None,
+            TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("tiny", "bert", 1, 64, 0, 32), Precision(precision), None,
             INPUTS, 20, stage=precision, metrics={"torch_fp32": {"dev": {"pearson": 0.9}}},
         )  # fmt: skip
         write_manifest(folder, manifest)
@@ -121,7 +122,7 @@ def test_layers_are_profiled_at_the_largest_shape(
 
 def test_fp16_on_a_cpu_says_nothing_of_a_gpu() -> None:
     def notes(device: str, precision: str) -> list[str]:
-        row = types.SimpleNamespace(backend="onnxruntime", device=device, precision=precision)
+        row = types.SimpleNamespace(backend="onnxruntime", device=device, precision=Precision(precision))
         return [note for note in comparison._notes([], [row]) if "FP16" in note]
 
     assert notes("cpu", "int8+fp16") == notes("cpu", "fp16") == [FP16_ON_CPU]

@@ -13,6 +13,7 @@ from rich.console import Console
 from test_benchmark_page import Page
 
 from q8trt.cli.main import run_command
+from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report, Row, report_dict, side_by_side_page
 from q8trt.reporting.side_by_side import print_side_by_side, side_by_side
 from q8trt.reporting.side_by_side_page import write_side_by_side
@@ -26,7 +27,7 @@ def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: b
             name, f"{place}, {precision}", "tensorrt" if tensorrt else "onnxruntime", "NVIDIA L4" if tensorrt else "cpu",
             precision, {"pearson": score}, latencies=[summarize(*shape, [0.01 / speed]) for shape in ((1, 32), (8, 32))],
         )
-        for name, precision in (("FP32", "fp32"), ("QAT INT8", "int8"))
+        for name, precision in (("FP32", Precision.FP32), ("QAT INT8", Precision.INT8))
     ]  # fmt: skip
     origin = {
         "git_commit": "0123456789abcdef", "date_utc": "2026-01-01", "versions": {"onnxruntime": "1.32"},

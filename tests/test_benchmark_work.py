@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from q8trt.errors import EngineError
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.timing import hardware
 from q8trt.runtime.timing.hardware import PEAKS, GpuState, clock_warning, gpu_states, peak_source, peak_tops
 from q8trt.runtime.timing.work import Work, work_of_onnx
@@ -67,9 +68,9 @@ def test_work_of_no_file(tmp_path: Path) -> None:
     ],
 )
 def test_peaks(device: str, int8: float | None, fp16: float | None) -> None:
-    assert peak_tops(device, "int8") == peak_tops(device, "int8+fp16") == int8
-    assert peak_tops(device, "fp16") == fp16
-    assert peak_tops(device, "fp32") is None
+    assert peak_tops(device, Precision.INT8) == peak_tops(device, Precision.INT8_FP16) == int8
+    assert peak_tops(device, Precision.FP16) == fp16
+    assert peak_tops(device, Precision.FP32) is None
     assert (peak_source(device) is None) == (int8 is None)
 
 

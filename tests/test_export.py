@@ -17,9 +17,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from q8trt.errors import ConfigError
-from q8trt.export.onnx import PRECISIONS, ExportOptions, export_onnx
+from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers, set_quantization
+from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import load_recipe
 
 SHAPES = ((1, 8), (3, 17), (2, 64))
@@ -38,7 +39,7 @@ def source(
     precision: str, architecture: str, tiny_model: Callable[..., Any], tiny_quantized: Callable[..., Any]
 ) -> Any:
     """A model that `precision` can be exported from."""
-    return tiny_quantized(architecture)[0] if precision.startswith("int8") else tiny_model(architecture)
+    return tiny_quantized(architecture)[0] if precision.is_quantized else tiny_model(architecture)
 
 
 def run(model: Path | onnx.ModelProto, batch: dict[str, torch.Tensor]) -> np.ndarray:
@@ -80,13 +81,13 @@ def exported(
     """BERT in each precision."""
     folder = tmp_path_factory.mktemp("onnx")
     names = inputs_of(tiny_batch("bert"))
-    for precision in PRECISIONS:
+    for precision in Precision:
         model = source(precision, "bert", tiny_model, tiny_quantized)
         export_onnx(model, folder / f"{precision}.onnx", precision, names)
-    return {precision: folder / f"{precision}.onnx" for precision in PRECISIONS}
+    return {precision: folder / f"{precision}.onnx" for precision in Precision}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", list(Precision))
 def test_file_is_sound_and_dynamic(exported: dict[str, Path], precision: str) -> None:
     model = onnx.load(exported[precision])
     onnx.checker.check_model(model, full_check=True)
@@ -107,7 +108,7 @@ def test_file_is_sound_and_dynamic(exported: dict[str, Path], precision: str) ->
     assert [dim.dim_param or dim.dim_value for dim in logits.type.tensor_type.shape.dim] == ["batch", 1]
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8+fp16"])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8_FP16])
 def test_fp16_logits_are_torchs(
     exported: dict[str, Path],
     precision: str,
@@ -135,7 +136,7 @@ def test_one_site_too_few_is_seen(
     assert np.median(differences(exported["int8"], model, tiny_batch)) > 10 * BOUNDS["int8"][0]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int8+fp16"])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8, Precision.INT8_FP16])
 def test_padding_changes_nothing(exported: dict[str, Path], precision: str, tiny_batch: Callable[..., Any]) -> None:
     """Whatever stands in padded places: the mask keeps it out of the first token's attention."""
     batch = tiny_batch("bert", (3, 17))
@@ -146,7 +147,7 @@ def test_padding_changes_nothing(exported: dict[str, Path], precision: str, tiny
     assert np.array_equal(run(exported[precision], batch), run(exported[precision], noise))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
 def test_every_architecture(
     architecture: str,
     precision: str,
@@ -192,7 +193,7 @@ def test_weights_are_stored_as_int8(exported: dict[str, Path], precision: str) -
             assert (numpy_helper.to_array(found[node.input[1]]) > 0).all()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", list(Precision))
 def test_no_shape_arithmetic_is_left(exported: dict[str, Path], precision: str) -> None:
     """But for the length of the sequence, up to which positions are read."""
     model = onnx.load(exported[precision])
@@ -217,7 +218,7 @@ def test_int8_scales_are_amax_over_127(exported: dict[str, Path], tiny_quantized
     assert sorted(scales) == pytest.approx(sorted(expected), rel=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8+fp16"])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8_FP16])
 def test_fp16_has_no_float32_weights(exported: dict[str, Path], precision: str) -> None:
     kinds = {t.data_type for t in tensors(onnx.load(exported[precision])).values() if np.prod(t.dims) > 1}
     assert TensorProto.FLOAT16 in kinds
@@ -246,14 +247,14 @@ def test_sizes(exported: dict[str, Path]) -> None:
     }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", list(Precision))
 def test_precision_must_fit_the_model(
     precision: str, tmp_path: Path, tiny_model: Callable[..., Any], tiny_quantized: Callable[..., Any]
 ) -> None:
-    quantized = precision.startswith("int8")
+    quantized = precision.is_quantized
     model = tiny_model() if quantized else tiny_quantized()[0]
     words = "needs a quantized checkpoint; this one is not" if quantized else "needs a floating-point checkpoint; this"
-    with pytest.raises(ConfigError, match=f"^--{precision.split('+')[0]} {words}"):
+    with pytest.raises(ConfigError, match=f"^--{precision.options[0][2:]} {words}"):
         export_onnx(model, tmp_path / "model.onnx", precision, ["input_ids"])
     assert list(tmp_path.iterdir()) == []
 
@@ -282,7 +283,7 @@ def test_unknown_precision(tmp_path: Path, tiny_model: Callable[..., Any]) -> No
         export_onnx(tiny_model(), tmp_path / "model.onnx", "int4", ["input_ids"])
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8+fp16"])
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.INT8_FP16])
 def test_the_model_is_left_as_it_was_and_exports_the_same_twice(
     precision: str,
     tmp_path: Path,
@@ -303,7 +304,7 @@ def test_the_model_is_left_as_it_was_and_exports_the_same_twice(
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == state[name].dtype
         assert torch.equal(tensor, state[name])
-    if precision.startswith("int8"):
+    if precision.is_quantized:
         set_quantization(model, enabled=False)  # still works as a quantized model
     with torch.no_grad():
         assert torch.equal(model.eval()(**batch).logits, tiny_model()(**batch).logits)

@@ -19,6 +19,7 @@ from q8trt.export.overflow import LARGEST, SMALLEST_NORMAL, KeptOp, ops_to_keep,
 from q8trt.export.passes import normal
 from q8trt.lint import lint
 from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.precision import Precision
 
 TORCHSCRIPT = ExportOptions("torchscript")
 
@@ -54,7 +55,7 @@ def test_nothing_is_kept_without_need(
     precision: str, tmp_path: Path, tiny_model: Callable[..., Any], tiny_quantized: Callable[..., Any],
     tiny_batch: Callable[..., Any],
 ) -> None:  # fmt: skip
-    model = tiny_quantized()[0] if precision.startswith("int8") else tiny_model()
+    model = tiny_quantized()[0] if Precision(precision).is_quantized else tiny_model()
     result = export(model, tmp_path / "model.onnx", precision, [tiny_batch()])
     assert result.kept_fp32 == ()
     graph = ir.load(result.path).graph

@@ -28,6 +28,7 @@ from q8trt.gpu_check.checks import difference, repeat, share
 from q8trt.gpu_check.config import TOLERANCES, CheckConfig
 from q8trt.gpu_check.journal import Journal, Outcome
 from q8trt.hardware.gpu import Gpu
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import Timing
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
@@ -316,7 +317,7 @@ def test_without_a_run_the_demo_makes_one(calibrated: Path, tmp_path: Path, monk
 
     monkeypatch.setattr("q8trt.cli.finetune.run", demo)
     monkeypatch.chdir(tmp_path)
-    run(["--quick"], CpuBench(), replace(TINY, precisions=("fp32",), shapes=((1, 32),)))
+    run(["--quick"], CpuBench(), replace(TINY, precisions=(Precision.FP32,), shapes=((1, 32),)))
     assert [argv[:-1] for argv in asked] == [["--demo", "--recipe", "full", "--output_dir"]]
     (written,) = (tmp_path / "benchmarks" / "results").glob("cpu-20??-??-??/gpu-check.json")
     found = results(json.loads(written.read_text()))

@@ -15,6 +15,7 @@ from rich.console import Console
 from q8trt.cli.main import main
 from q8trt.lint import lint
 from q8trt.lint.render import names_of, print_report
+from q8trt.quantization.precision import Precision
 
 PLAIN = tuple(site for site in SITES if site not in ("v", "softmax"))
 
@@ -114,7 +115,7 @@ def test_an_engine_folder_brings_its_profile(tmp_path: Path, capsys: pytest.Capt
     task = TaskInfo("STS-B", [], True, True, "pearson")
     model = ModelInfo("tiny", "bert", 1, 1024, 0, 600)
     shapes = ShapeProfile((1, 1), (4, 128), (8, 600))
-    manifest = Manifest(task, model, "int8+fp16", None, ["input_ids", "attention_mask"], 20, profiles=[shapes])
+    manifest = Manifest(task, model, Precision.INT8_FP16, None, ["input_ids", "attention_mask"], 20, profiles=[shapes])
     write_manifest(tmp_path, manifest)
     assert main(["lint", str(tmp_path)]) == 1
     out = capsys.readouterr().out

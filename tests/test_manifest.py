@@ -18,11 +18,12 @@ from q8trt.engine.manifest import (
 )
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import EngineError
+from q8trt.quantization.precision import Precision
 
 MANIFEST = Manifest(
     task=TaskInfo("MRPC", ["not_equivalent", "equivalent"], False, True, "f1"),
     model=ModelInfo("tiny", "bert", 2, 512, 0, 128),
-    precision="int8",
+    precision=Precision.INT8,
     recipe={"sites": ["qkv_input"], "percentile": 99.99},
     inputs=["input_ids", "attention_mask"],
     opset=20,
@@ -66,7 +67,7 @@ def test_writing_twice_does_not_list_the_manifest(folder: Path) -> None:
 
 
 def test_a_model_without_plan_or_recipe_is_read_back(folder: Path) -> None:
-    plain = replace(MANIFEST, profiles=[], report={}, backend=None, recipe=None, precision="fp32")
+    plain = replace(MANIFEST, profiles=[], report={}, backend=None, recipe=None, precision=Precision.FP32)
     write_manifest(folder, plain)
     assert replace(load_manifest(folder), files={}, digest="") == plain
     assert plain.largest_shape is None
@@ -113,7 +114,7 @@ def test_invalid_json(folder: Path, text: str) -> None:
         (lambda data: data["profiles"][0].update(max=[2**40, 64]), r"profiles\[0\]\.max\[0\]: expected `int` <= "),
         (lambda data: data["task"].update(activation="tanh"), "task.activation: invalid enum value 'tanh'"),
         (lambda data: data["files"]["model.onnx"].update(sha256="x"), "expected `str` matching regex"),
-        (lambda data: data.update(precision="int7"), "precision: expected `str` matching regex"),
+        (lambda data: data.update(precision="int7"), "precision: invalid enum value 'int7'"),
         (
             lambda data: data["task"].update(is_pair=False),
             "was edited or damaged: its digest does not match; restore it",

@@ -20,6 +20,7 @@ from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.errors import CheckpointError, ConfigError
 from q8trt.evaluation.benchmark import Engine, data_config
 from q8trt.models import checkpoints, label_order, load_config
+from q8trt.quantization.precision import Precision
 from q8trt.tasks.data import DataConfig
 from q8trt.tasks.glue import custom_task, get_task
 
@@ -116,7 +117,7 @@ def test_calibrating_keeps_what_each_output_means(
     encoded = tiny_tokenizer("a good dog", return_tensors="pt")
     with torch.no_grad():
         theirs = original(**encoded).logits[0]
-    for precision, tolerance in (("fp32", 1e-5), ("int8", 0.5)):
+    for precision, tolerance in ((Precision.FP32, 1e-5), (Precision.INT8, 0.5)):
         model, _ = _load(find_source(precision, str(run), "runs"))
         assert list(model.config.id2label.values()) == ["pos", "neg"]
         with torch.no_grad():
@@ -128,7 +129,7 @@ def test_a_quantized_checkpoint_of_another_order_than_its_run_is_not_built(check
     run = tmp_path / "run"
     options = ["--model_name_or_path", str(checkpoint("neg", "pos")), "--output_dir", str(run)]
     assert run_command("calibrate", [*options, "--label_list", "neg", "pos", *write_reviews(tmp_path)]) == 0
-    source = find_source("int8", str(run), "runs")
+    source = find_source(Precision.INT8, str(run), "runs")
     data = replace(source.config.data, label_list=("pos", "neg"))
     with pytest.raises(CheckpointError, match=r"ptq has the labels in another order than its run \(pos, neg\)"):
         _load(replace(source, config=replace(source.config, data=data)))
@@ -211,7 +212,7 @@ def test_two_scores_are_no_labels(checkpoint: Any) -> None:
 def engine(labels: list[str]) -> Engine:
     task = TaskInfo("custom", labels, not labels, False, "accuracy")
     model = ModelInfo("tiny", "bert", len(labels) or 1, 64, 0, 32)
-    return Engine(Path("engine"), Manifest(task, model, "int8", None, ["input_ids", "attention_mask"], 20))
+    return Engine(Path("engine"), Manifest(task, model, Precision.INT8, None, ["input_ids", "attention_mask"], 20))
 
 
 @pytest.mark.parametrize(("labels", "fits"), [(["pos", "neg"], True), (["neg", "pos"], False), ([], False)])

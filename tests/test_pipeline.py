@@ -14,6 +14,7 @@ import scipy.stats
 from tiny_data import SHORT, write_mnli, write_mrpc, write_sts_b
 
 from q8trt.cli.main import run_command
+from q8trt.quantization.precision import Precision
 
 OPTIONS = [*SHORT, "--max_steps", "8", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "4"]
 needs_rtx = pytest.mark.skipif(
@@ -248,7 +249,7 @@ def test_without_training_rows_built_in_sentences_stand_in(
         return load(config)
 
     monkeypatch.setattr(data, "load_train", absent)
-    source = engine_folder.find_source("int8+fp16", str(engines), str(engines.parent))
+    source = engine_folder.find_source(Precision.INT8_FP16, str(engines), str(engines.parent))
     batches, rows = engine_folder.overflow_batches(source, checkpoints.load_tokenizer(str(source.checkpoint)))
     assert rows == "64 built-in sentence pairs, because the training rows are missing"
     assert sum(len(batch["input_ids"]) for batch in batches) == engine_folder.OVERFLOW_ROWS

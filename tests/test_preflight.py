@@ -17,6 +17,7 @@ from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import EngineError, MissingPackageError
 from q8trt.hardware.gpu import Gpu
+from q8trt.quantization.precision import Precision
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 T4 = Gpu("NVIDIA T4", "7.5", 15360, "570.86.15")
@@ -41,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder.parent / "run.json").write_text("{}")
     (folder / "model.plan").write_bytes(b"plan")
     manifest = Manifest(
-        TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("MiniLM", "bert", 1, 512, 0, 128), "int8", None,
+        TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("MiniLM", "bert", 1, 512, 0, 128), Precision.INT8, None,
         ["input_ids"], 20, "int8", BUCKETS, RTX, {}, options(),
     )  # fmt: skip
     write_manifest(folder, manifest)
@@ -218,7 +219,7 @@ def test_shapes_of_a_single_profile(folder: Path) -> None:
 
 def test_the_command_repeats_what_the_plan_was_built_with(folder: Path) -> None:
     report = options(workspace_mib=512, builder_optimization_level=5, timing_cache="my cache", version_compatible=True)
-    manifest = change(folder, backend=TRT, precision="int8+fp16", stage="ptq", report=report)
+    manifest = change(folder, backend=TRT, precision=Precision.INT8_FP16, stage="ptq", report=report)
     assert rebuild_command(folder, manifest) == (
         f"`python build_engine.py --int8 --fp16 --checkpoint '{folder.parent}' --stage ptq --output_dir '{folder}' --overwrite "
         "--buckets 32,64 --opt_batch 16 --max_batch 32 --backend tensorrt --timing_cache 'my cache' --workspace_mib 512 "

@@ -15,6 +15,7 @@ from q8trt.engine.backend import Backend
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.hardware.gpu import Gpu
+from q8trt.quantization.precision import Precision
 from q8trt.runtime import open_runner
 from q8trt.runtime.layer_times import read_trace, typical
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
@@ -269,7 +270,7 @@ def folder(tmp_path: Path, model: Path) -> Path:
 MANIFEST = Manifest(
     task=TaskInfo("STS-B", [], True, True, "pearson"),
     model=ModelInfo("tiny", "bert", 1, 512, 0, 128),
-    precision="int8",
+    precision=Precision.INT8,
     recipe=None,
     inputs=["input_ids", "attention_mask"],
     opset=20,

@@ -18,6 +18,7 @@ from q8trt.engine.manifest import BackendInfo, FileInfo, Manifest, ModelInfo, Ta
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import ConfigError
 from q8trt.inference.batching import limits
+from q8trt.quantization.precision import Precision
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 ONE = (ShapeProfile((1, 1), (16, 128), (32, 128)),)
@@ -26,7 +27,7 @@ BUCKETS = bucket_profiles((32, 64), 8, 24)
 
 def manifest(task: TaskInfo = REGRESSION, profiles: tuple[ShapeProfile, ...] = ONE) -> Manifest:
     return Manifest(
-        task, ModelInfo("tiny", "bert", len(task.labels) or 1, 512, 7, 128), "int8", None, list(INPUTS), 20,
+        task, ModelInfo("tiny", "bert", len(task.labels) or 1, 512, 7, 128), Precision.INT8, None, list(INPUTS), 20,
         profiles=list(profiles), backend=BackendInfo("tensorrt", "10.13.2.6", ["9.0"]),
         files={"model.plan": FileInfo("ab12", 3)},
     )  # fmt: skip

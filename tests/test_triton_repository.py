@@ -19,6 +19,7 @@ from q8trt.deployment.triton import TritonConfig, write_repository
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, write_manifest
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError, ConfigError, EngineError
+from q8trt.quantization.precision import Precision
 
 PLAN = b"a plan"
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
@@ -49,7 +50,7 @@ def int8(tiny_quantized: Callable[..., Any], tiny_tokenizer: Any, tmp_path_facto
     export_onnx(tiny_quantized()[0], folder / "model.onnx", "int8", INPUTS, ExportOptions("torchscript"))
     tiny_tokenizer.save_pretrained(folder)
     info = ModelInfo("tiny", "bert", 1, 64, 0, MAX_LENGTH)
-    write_manifest(folder, Manifest(REGRESSION, info, "int8", None, INPUTS, 20))
+    write_manifest(folder, Manifest(REGRESSION, info, Precision.INT8, None, INPUTS, 20))
     return folder
 
 

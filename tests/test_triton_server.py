@@ -26,6 +26,7 @@ from triton_local_server import Address, find_installation, free_ports, main, se
 from q8trt.deployment.triton import TritonConfig, write_repository
 from q8trt.engine.manifest import Manifest, ModelInfo, write_manifest
 from q8trt.errors import BackendError, Q8TRTError
+from q8trt.quantization.precision import Precision
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-triton"
@@ -73,7 +74,7 @@ def int8_engine(
     export_onnx(tiny_quantized()[0], folder / "model.onnx", "int8", INPUTS, ExportOptions("torchscript"))
     tiny_tokenizer.save_pretrained(folder)
     info = ModelInfo("tiny", "bert", 1, 64, 0, MAX_LENGTH)
-    write_manifest(folder, Manifest(REGRESSION, info, "int8", None, INPUTS, 20))
+    write_manifest(folder, Manifest(REGRESSION, info, Precision.INT8, None, INPUTS, 20))
     return folder
 
 

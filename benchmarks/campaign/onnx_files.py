@@ -12,9 +12,10 @@ from typing import Any
 from benchmarks.campaign.children import in_child
 from benchmarks.campaign.driver import Case, Outcome, run_area
 from benchmarks.campaign.mutations import flipped, spliced, truncated
+from q8trt.quantization.precision import Precision
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-PRECISIONS = ("int8", "fp32", "int8+fp16")
+PRECISIONS = (Precision.INT8, Precision.FP32, Precision.INT8_FP16)
 SECRET = b"\x11" * 65_536
 _INTEGERS = (0, 1, -1, 2, 3, 7, 127, 128, 255, 2**16, 2**31 - 1, 2**31, 2**33, 2**40, 2**62, 2**63 - 1, -(2**63))
 _NAMES = ("", " ", "x" * 300, "\x1b[31m", "\u202e", "a\nb", "input_ids", "logits", "/dev/zero", "..", "\u0000")
@@ -57,7 +58,7 @@ def make_models(folder: Path) -> None:
     calibrate(quantized, recipe, [make_batch(seed=seed) for seed in range(3)])
     names = ("input_ids", "attention_mask", "token_type_ids")
     for precision in PRECISIONS:
-        model = quantized if precision.startswith("int8") else plain
+        model = quantized if precision.is_quantized else plain
         export_onnx(model, folder / f"{precision}.onnx", precision, names, ExportOptions("torchscript"))
 
 
@@ -102,7 +103,7 @@ def _run(name: str, folder: Path) -> None:
 
     from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
-    precision = next((each for each in PRECISIONS if f" {each} " in name), "fp32")
+    precision = next((each for each in PRECISIONS if f" {each} " in name), Precision.FP32)
     runner = OnnxRuntimeRunner(folder / "model.onnx", precision, threads=1)
     arrays = {each: np.ones((2, 8), np.int32) for each in runner.input_names}
     logits = runner.infer(arrays)

@@ -14,6 +14,7 @@ from q8trt.engine.config import BuildConfig, parse_sms
 from q8trt.engine.shapes import Shape, ShapeProfile, parse_buckets, parse_shapes, show_profiles
 from q8trt.errors import ConfigError
 from q8trt.export.options import ExportOptions
+from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE, STAGES
 
 
@@ -73,14 +74,14 @@ def parser() -> Parser:
     return made
 
 
-def _precision(args: Any) -> str:
+def _precision(args: Any) -> Precision:
     if args.fp32 and (args.int8 or args.fp16):
         raise ConfigError("--fp32 excludes --int8 and --fp16; give one, or --int8 --fp16 for INT8 with FP16 elsewhere")
     if args.fp32:
-        return "fp32"
+        return Precision.FP32
     if args.fp16:
-        return "int8+fp16" if args.int8 else "fp16"
-    return "int8"
+        return Precision.INT8_FP16 if args.int8 else Precision.FP16
+    return Precision.INT8
 
 
 def _given_shapes(args: Any) -> dict[str, Shape]:
@@ -110,7 +111,7 @@ def _profiles(args: Any, source: Any) -> tuple[ShapeProfile, ...]:
     return (replace(profiles[0], **given),) if given else profiles
 
 
-def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_dir: str | None) -> Path:
+def _build(source: Any, precision: Precision, config: BuildConfig, args: Any, output_dir: str | None) -> Path:
     from q8trt.console.progress import is_main_process, phases
     from q8trt.deployment.engine_folder import build_engine
     from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
@@ -136,7 +137,7 @@ def _build(source: Any, precision: str, config: BuildConfig, args: Any, output_d
     if twice and not twice["identical"]:
         say(f"  built twice: {twice['difference']}")
     kept = manifest.report["export"]["kept_fp32"]
-    if precision.endswith("fp16"):
+    if precision.is_half:
         rows = manifest.report["export"]["overflow_rows"]
         say(f"  kept in FP32: {len(kept)} operations, looked for on {rows}")
     for op in kept:
@@ -171,10 +172,10 @@ def run(argv: list[str]) -> int:
     say(f"checkpoint: {source.checkpoint}")
     engines = [_build(source, precision, config, args, args.output_dir)]
     baseline = source.run.path / "engine-fp32"
-    wants_baseline = precision.startswith("int8") and not args.no_baseline and args.output_dir is None
+    wants_baseline = precision.is_quantized and not args.no_baseline and args.output_dir is None
     if wants_baseline and source.run.checkpoint("fp32") and not baseline.exists():
         say("the run's FP32 engine, to compare with:")
-        _build(find_source("fp32", str(source.run.path), args.runs_dir), "fp32", config, args, None)
+        _build(find_source(Precision.FP32, str(source.run.path), args.runs_dir), Precision.FP32, config, args, None)
     if baseline.is_dir() and baseline not in engines:
         engines.insert(0, baseline)
     say(f"next: {_next(engines, source)}")

@@ -14,6 +14,7 @@ from q8trt.cli.fresh import fresh_run
 from q8trt.cli.options import Parser, add_data, add_quantizer, add_runs_dir, chosen_data, read_data, say
 from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
 from q8trt.errors import ConfigError
+from q8trt.quantization.precision import Precision
 from q8trt.runs.training_config import TrainingConfig
 
 
@@ -91,7 +92,7 @@ def read_config(args: Any) -> Any:
     newest = newest_run(args.runs_dir, ("fp32",))
     config = config_of_run(newest, "give --task and the options of other data to calibrate on those")
     data = chosen_data(args) or config.data
-    return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision="int8", **common)
+    return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision=Precision.INT8, **common)
 
 
 def _check_import(args: Any) -> None:

@@ -171,7 +171,7 @@ def summary(run: Any, task: Any, is_sample: bool) -> str:
 
 def build_command(run: Run, config: FinetuneConfig) -> str:
     """Return the command that builds the engine of a finished run."""
-    return command("build-engine", "--int8" if config.precision == "int8" else "--fp32", "--checkpoint", run.path)
+    return command("build-engine", "--int8" if config.precision.is_quantized else "--fp32", "--checkpoint", run.path)
 
 
 def recipe_lines(config: Any) -> list[str]:
@@ -215,7 +215,7 @@ def run(argv: list[str]) -> int:
         elif args.output_dir and is_main_process():
             check_new_run(args.output_dir)
         inputs = load_inputs(config)
-        lines = recipe_lines(config) if config.precision == "int8" else []
+        lines = recipe_lines(config) if config.precision.is_quantized else []
         the_run = the_run or stack.enter_context(_fresh(args, argv, config, inputs))
         say(f"run: {the_run.path}")
         if lines:

@@ -19,6 +19,7 @@ from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
 from q8trt.export.options import ExportOptions
 from q8trt.models import checkpoints, model_inputs, positions
 from q8trt.models.activation import activation_of
+from q8trt.quantization.precision import Precision
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUN_FILE, STAGES, Run, check_outside_checkpoints, open_run
 from q8trt.runs.search import how_to_finish, newest_run
@@ -55,18 +56,18 @@ class Source:
         return self.config.data.resolved_task
 
 
-def default_folder(source: Source, precision: str) -> Path:
+def default_folder(source: Source, precision: Precision) -> Path:
     """Return the engine folder in the run: `engine` for QAT, else `engine-<stage>`; with FP16 one of its own."""
-    if not precision.endswith("fp16"):
+    if not precision.is_half:
         return source.run.path / ("engine" if source.stage == "int8" else f"engine-{source.stage}")
     return source.run.path / ("engine-fp16" if source.stage == "fp32" else f"engine-{source.stage}-fp16")
 
 
-def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
+def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
     """The checkpoint to build from: the one given, or the newest run's that fits `precision`.
 
     Args:
-        precision: "fp32", "fp16", "int8" or "int8+fp16".
+        precision: of the engine.
         checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run.
         runs_dir: the folder of runs.
         stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
@@ -75,7 +76,7 @@ def find_source(precision: str, checkpoint: str | None, runs_dir: str, stage: st
         ConfigError: there is no run, or none that fits; or the stage does not fit the precision.
         CheckpointError: there is no such folder.
     """
-    stages = ("int8", "ptq") if precision.startswith("int8") else ("fp32",)
+    stages = ("int8", "ptq") if precision.is_quantized else ("fp32",)
     path = Path(checkpoint) if checkpoint else None
     if path and not path.is_dir():
         raise CheckpointError(f"{path} does not exist; expected a run folder or a checkpoint folder inside one")
@@ -131,7 +132,7 @@ def _scores(source: Source) -> dict[str, Any]:
 
 
 def _manifest(
-    source: Source, model: PreTrainedModel, recipe: Recipe | None, precision: str, inputs: tuple[str, ...],
+    source: Source, model: PreTrainedModel, recipe: Recipe | None, precision: Precision, inputs: tuple[str, ...],
     tokenizer: Any, profiles: Sequence[ShapeProfile], plan: PlanInfo, report: dict[str, Any],
 ) -> Manifest:  # fmt: skip
     from q8trt.export.trace import OPSET
@@ -195,7 +196,7 @@ def _report(
 
 def build_engine(
     source: Source,
-    precision: str,
+    precision: Precision,
     config: BuildConfig,
     output_dir: str | Path | None = None,
     on_progress: Progress | None = None,
@@ -207,7 +208,7 @@ def build_engine(
 
     Args:
         source: the checkpoint.
-        precision: "fp32", "fp16", "int8" or "int8+fp16".
+        precision: of the engine.
         config: backend, profiles, timing cache.
         output_dir: the engine folder; None for the run's default.
         on_progress: called with (phase, step, steps) while the plan is built.
@@ -238,7 +239,7 @@ def build_engine(
         model, recipe = _load(source)
         tokenizer = checkpoints.load_tokenizer(str(source.checkpoint))
         with files.atomic_folder(target) as temporary:
-            batches, rows = overflow_batches(source, tokenizer) if precision.endswith("fp16") else ([], "")
+            batches, rows = overflow_batches(source, tokenizer) if precision.is_half else ([], "")
             exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)
             plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress)
             again = _build_again(temporary, config, on_progress) if verify_deterministic else None
@@ -252,7 +253,7 @@ def build_engine(
     return folder, manifest
 
 
-def check_output(source: Source, precision: str, output_dir: str | Path | None, overwrite: bool = False) -> Path:
+def check_output(source: Source, precision: Precision, output_dir: str | Path | None, overwrite: bool = False) -> Path:
     """Return where the engine folder is written, links resolved.
 
     Raises:

@@ -28,7 +28,7 @@ class EngineFolder:
     @property
     def name(self) -> str:
         """``"QAT INT8"``: how the model came about, where that is known, and the engine's precision."""
-        precision = self.manifest.precision.upper()
+        precision = self.manifest.precision.label
         return precision if self.manifest.stage == "fp32" else f"{_NAMES[self.manifest.stage]} {precision}".strip()
 
     @property

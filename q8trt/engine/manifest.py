@@ -24,6 +24,7 @@ from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
 from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
+from q8trt.quantization.precision import Precision
 
 MANIFEST_FORMAT = 3
 MANIFEST_FILE = "manifest.json"
@@ -100,7 +101,7 @@ class Manifest:
     """An engine folder's description; each field is a key of ``manifest.json``.
 
     Attributes:
-        precision: "fp32", "fp16", "int8" or "int8+fp16".
+        precision: the number formats of the model.
         recipe: the quantization recipe as plain data; None for a model without quantizers.
         inputs: the names of the model's inputs, in its order; each is integer (batch, sequence).
         opset: the ONNX opset of ``model.onnx``.
@@ -119,7 +120,7 @@ class Manifest:
 
     task: TaskInfo
     model: ModelInfo
-    precision: Annotated[str, Meta(pattern=r"^(fp32|fp16|int8|int8\+fp16)$")]
+    precision: Precision
     recipe: dict[str, Any] | None
     inputs: Annotated[list[str], Meta(min_length=1)]
     opset: Annotated[int, Meta(ge=1, le=1000)]

@@ -58,7 +58,7 @@ def rebuild_command(
     """
     if manifest is None:
         return _command_by_name(folder)
-    words = [f"--{part}" for part in manifest.precision.split("+")]
+    words = manifest.precision.options
     in_run = (folder.absolute().parent / RUN_FILE).is_file()
     words += ["--checkpoint", str(folder.parent) if in_run else "RUN"]
     words += ["--stage", manifest.stage] if manifest.stage else []

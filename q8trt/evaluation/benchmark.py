@@ -20,6 +20,7 @@ from q8trt.errors import ConfigError
 from q8trt.hardware.provenance import portable
 from q8trt.lint import LintConfig, lint
 from q8trt.models import checkpoints
+from q8trt.quantization.precision import Precision
 from q8trt.reporting import Gate, Parity, Report, Row
 from q8trt.runs.config import config_of_run
 from q8trt.runtime import find_runtime, open_runner
@@ -146,7 +147,7 @@ def compare(
 def _notes(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
     """What a reader must know of the machine."""
     clock = clock_warning(list(states))
-    precisions: dict[tuple[str, str], list[str]] = {}
+    precisions: dict[tuple[str, str], list[Precision]] = {}
     for row in rows:
         precisions.setdefault((row.backend, row.device), []).append(row.precision)
     notes = [clock] if clock else []
@@ -175,19 +176,19 @@ def check_gate(gate: Gate, engines: Sequence[EngineFolder], data: DataConfig | N
     """
     option = "--max_drop" if gate.max_drop is not None else "--min_speedup"
     precisions = {engine.manifest.precision for engine in engines}
-    if gate and precisions == {"fp32"}:
+    if gate and precisions == {Precision.FP32}:
         raise ConfigError(
             f"{option} judges INT8 and FP16 engines by FP32, and only FP32 is here; add --engine DIR of another"
         )
     if gate.max_drop is not None and data is None:
         raise ConfigError("--max_drop needs the score on the development set; drop --no_accuracy")
-    if gate.min_speedup is not None and "fp32" not in precisions:
+    if gate.min_speedup is not None and Precision.FP32 not in precisions:
         raise ConfigError(
             f"--min_speedup needs an FP32 engine to compare with; build it, and name it with --engine: "
             f"{_build_fp32(engines)}"
         )
     unknown = [engine.folder for engine in engines if not engine.manifest.metrics.get("torch_fp32")]
-    if gate.max_drop is not None and "fp32" not in precisions and unknown:
+    if gate.max_drop is not None and Precision.FP32 not in precisions and unknown:
         raise ConfigError(
             f"--max_drop needs an FP32 score, and {unknown[0]} records none; add an FP32 engine with --engine"
         )
@@ -279,9 +280,9 @@ def _torch_scores(engine: EngineFolder, stage: str) -> dict[str, float] | None:
     return next(iter((engine.manifest.metrics.get(f"torch_{stage}") or {}).values()), None)
 
 
-def findings_of(path: Path, precision: str, largest_shape: tuple[int, int] | None) -> tuple[str, ...]:
+def findings_of(path: Path, precision: Precision, largest_shape: tuple[int, int] | None) -> tuple[str, ...]:
     """What the linter holds against the graph on TensorRT, the worst first; FP32 is not meant to be quantized."""
-    if precision == "fp32" or not path.is_file():
+    if precision == Precision.FP32 or not path.is_file():
         return ()
     report = lint(path, LintConfig(max_shapes=largest_shape))
     return tuple(f"{each.rule}: {each.what}" for each in report.findings if each.level != "info")

@@ -24,12 +24,12 @@ from q8trt.export.passes.half import to_fp16
 from q8trt.export.trace import QUANTIZE_DEQUANTIZE, trace
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.modules import ATTENTION
+from q8trt.quantization.precision import Precision
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from transformers import PreTrainedModel
 
-PRECISIONS = ("fp32", "fp16", "int8", "int8+fp16")
 #: Of opset 20, the oldest that has it.
 IR_VERSION = 9
 #: What one file of protobuf can hold.
@@ -60,7 +60,7 @@ class ExportedModel:
 def export_onnx(
     model: PreTrainedModel,
     path: str | Path,
-    precision: str,
+    precision: Precision | str,
     input_names: Sequence[str],
     options: ExportOptions | None = None,
     batches: Iterable[Mapping[str, np.ndarray]] = (),
@@ -70,7 +70,7 @@ def export_onnx(
     Args:
         model: a transformers sequence classification model; left as it was.
         path: the ONNX file to write, whole or not at all.
-        precision: one of PRECISIONS. "int8" needs a calibrated quantized model, "fp32" and "fp16" one without quantizers.
+        precision: the precision, or its name. A quantized one needs a calibrated model, the others one without quantizers.
         input_names: the inputs that the tokenizer makes, such as input_ids, attention_mask, token_type_ids.
         options: exporter and optional passes.
         batches: with FP16, rows to look for overflow on: input name -> int32 (batch, sequence). Without any, only
@@ -80,13 +80,14 @@ def export_onnx(
         ConfigError: the precision is unknown or does not fit the model, some of the model's quantizers do not take part when it
             computes, or the file would be larger than 2 GiB.
     """
+    precision = Precision.parse(precision)
     _check_precision(model, precision)
     options = options or ExportOptions()
     graph = trace(model, input_names, options.exporter)
     _check_quantizers(model, graph)
     reports = run_passes(graph, options.passes)
     kept: list[KeptOp] = []
-    if precision.endswith("fp16"):
+    if precision.is_half:
         kept, report = _halve(graph, batches)
         reports.append(report)
     reports.append(PassReport("note_modules", normal.note_modules(graph)))
@@ -99,13 +100,11 @@ def export_onnx(
     )
 
 
-def _check_precision(model: PreTrainedModel, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ConfigError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+def _check_precision(model: PreTrainedModel, precision: Precision) -> None:
     quantized = bool(model_quantizers(model))
-    if quantized != precision.startswith("int8"):
+    if quantized != precision.is_quantized:
         needs, has = ("a quantized", "is not quantized") if not quantized else ("a floating-point", "is quantized")
-        raise ConfigError(f"--{precision.split('+')[0]} needs {needs} checkpoint; this one {has}")
+        raise ConfigError(f"{precision.options[0]} needs {needs} checkpoint; this one {has}")
 
 
 def _check_quantizers(model: PreTrainedModel, graph: ir.Model) -> None:
@@ -130,14 +129,14 @@ def _halve(graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> tupl
     return kept, report
 
 
-def _write(graph: ir.Model, path: Path, precision: str) -> None:
+def _write(graph: ir.Model, path: Path, precision: Precision) -> None:
     """Write the file, whole or not at all."""
     import onnx
     import onnx_ir as ir
 
     graph.producer_name, graph.producer_version = "q8trt", __version__
     graph.graph.name, graph.ir_version = "q8trt", IR_VERSION
-    graph.metadata_props["precision"] = precision
+    graph.metadata_props["precision"] = precision.value
     tensors = [value.const_value for value in graph.graph.initializers.values()]
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     if size > LARGEST_FILE:

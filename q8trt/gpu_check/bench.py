@@ -15,6 +15,7 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError
 from q8trt.hardware.gpu import Gpu, gpus
+from q8trt.quantization.precision import Precision
 from q8trt.runtime import Runner, find_runtime
 from q8trt.runtime.tensorrt.cuda import cuda_runtime
 
@@ -40,13 +41,13 @@ class Bench(Protocol):
     def build(self, folder: Path, profiles: tuple[ShapeProfile, ...]) -> PlanInfo:
         """Build the plan of an engine folder. Raises as `build_plan` does."""
 
-    def open(self, folder: Path, precision: str, cuda_graph: bool) -> Runner:
+    def open(self, folder: Path, precision: Precision, cuda_graph: bool) -> Runner:
         """The plan, loaded; its runner has ``fork``, see `TensorRTRunner`. Raises EngineError, BackendError."""
 
     def free_bytes(self) -> int:
         """Free device memory."""
 
-    def references(self, subject: Subject, folders: dict[str, Path]) -> dict[str, Callable[[], Runner]]:
+    def references(self, subject: Subject, folders: dict[Precision, Path]) -> dict[str, Callable[[], Runner]]:
         """What an engine is to beat on the same GPU: row name -> what opens it, or raises a Q8TRTError where it is absent."""
 
 
@@ -81,7 +82,7 @@ class GpuBench:
         """See `Bench.build`."""
         return build_plan(folder / ONNX_FILE, folder / PLAN_FILE, BuildConfig(self._backend.name, profiles, self._sm))
 
-    def open(self, folder: Path, precision: str, cuda_graph: bool) -> Runner:
+    def open(self, folder: Path, precision: Precision, cuda_graph: bool) -> Runner:
         """See `Bench.open`; TensorRT-RTX compiles at once, so that no kernel is compiled while others are timed."""
         from q8trt.runtime.tensorrt.engine import TensorRTOptions
         from q8trt.runtime.tensorrt.runner import TensorRTRunner
@@ -94,21 +95,21 @@ class GpuBench:
         self._cuda.cudaSetDevice(0)
         return int(self._cuda.cudaMemGetInfo()[0])
 
-    def references(self, subject: Subject, folders: dict[str, Path]) -> dict[str, Callable[[], Runner]]:
+    def references(self, subject: Subject, folders: dict[Precision, Path]) -> dict[str, Callable[[], Runner]]:
         """See `Bench.references`: torch in FP32 and FP16, and ONNX Runtime's CUDA provider on the float graphs."""
         from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
         from q8trt.runtime.torch_runner import TorchRunner
 
-        def torch(precision: str) -> Runner:
+        def torch(precision: Precision) -> Runner:
             model = copy.deepcopy(subject.float_model)
-            return TorchRunner(model.half() if precision == "fp16" else model, precision, "cuda:0")
+            return TorchRunner(model.half() if precision.is_half else model, precision, "cuda:0")
 
         found: dict[str, Callable[[], Runner]] = {}
-        for precision in ("fp32", "fp16"):
-            found[f"torch {precision.upper()}"] = functools.partial(torch, precision)
+        for precision in (Precision.FP32, Precision.FP16):
+            found[f"torch {precision.label}"] = functools.partial(torch, precision)
             if precision in folders:
                 path = folders[precision] / ONNX_FILE
-                found[f"ONNX Runtime CUDA {precision.upper()}"] = functools.partial(
+                found[f"ONNX Runtime CUDA {precision.label}"] = functools.partial(
                     OnnxRuntimeRunner, path, precision, [CUDA]
                 )
         return found

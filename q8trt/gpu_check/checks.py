@@ -21,6 +21,7 @@ from q8trt.gpu_check.config import TOLERANCES, CheckConfig
 from q8trt.gpu_check.grid import Entry, LatencyGrid
 from q8trt.gpu_check.journal import Journal, Outcome
 from q8trt.gpu_check.models import Subject
+from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import predict
@@ -77,11 +78,11 @@ class ModelCheck:
         self._journal, self._work, self._stack = journal, work, stack
         self._subject: Subject | None = None
         self._expected: dict[str, np.ndarray] = {}
-        self._folders: dict[str, Path] = {}
-        self._findings: dict[str, tuple[str, ...]] = {}
-        self._plans: dict[str, float] = {}
-        self._running: dict[str, Runner] = {}
-        self._metrics: dict[str, dict[str, float]] = {}
+        self._folders: dict[Precision, Path] = {}
+        self._findings: dict[Precision, tuple[str, ...]] = {}
+        self._plans: dict[Precision, float] = {}
+        self._running: dict[Precision, Runner] = {}
+        self._metrics: dict[Precision, dict[str, float]] = {}
 
     @property
     def subject(self) -> Subject:
@@ -110,7 +111,7 @@ class ModelCheck:
         from q8trt.runtime.torch_runner import TorchRunner
 
         found = {}
-        for kind, precision in (("fp32", "fp32"), ("fake_quant", "int8")):
+        for kind, precision in (("fp32", Precision.FP32), ("fake_quant", Precision.INT8)):
             with TorchRunner(self.subject.model(precision), precision) as runner:
                 found[kind] = self._predict(runner)
         details: dict[str, Any] = {
@@ -143,15 +144,15 @@ class ModelCheck:
     def build(self) -> None:
         """Export and build an engine of each precision."""
         for precision in self._config.precisions:
-            self._step(f"build {precision.upper()}", self._build, precision)
+            self._step(f"build {precision.label}", self._build, precision)
 
-    def _build(self, precision: str) -> Outcome[None]:
+    def _build(self, precision: Precision) -> Outcome[None]:
         from q8trt.export.onnx import export_onnx
 
         folder = self._work / precision
         folder.mkdir()
         subject = self.subject
-        batches = subject.batches(16, _OVERFLOW_BATCHES) if precision.endswith("fp16") else []
+        batches = subject.batches(16, _OVERFLOW_BATCHES) if precision.is_half else []
         exported = export_onnx(
             subject.model(precision), folder / ONNX_FILE, precision, subject.input_names, batches=batches
         )
@@ -169,7 +170,7 @@ class ModelCheck:
     def logits(self) -> None:
         """Load each engine, hold its logits against torch's, and score it where the weights are real."""
         for precision in self._config.precisions:
-            label = precision.upper()
+            label = precision.label
             if precision not in self._plans:
                 self._journal.skip(f"{self._name}: load {label}", "it was not built")
                 continue
@@ -183,14 +184,14 @@ class ModelCheck:
             if self.subject.weights == "real":
                 self._step(f"score {label}", self._compare_scores, precision, logits)
 
-    def _load(self, precision: str) -> Outcome[Runner]:
+    def _load(self, precision: Precision) -> Outcome[Runner]:
         runner = self._stack.enter_context(self._bench.open(self._folders[precision], precision, True))
         return Outcome(f"on {runner.label}", True, value=runner)
 
-    def _compare(self, precision: str, runner: Runner) -> Outcome[np.ndarray]:
+    def _compare(self, precision: Precision, runner: Runner) -> Outcome[np.ndarray]:
         logits = self._predict(runner)
         against = {kind: difference(logits, expected) for kind, expected in self._expected.items()}
-        reference = "fake_quant" if precision.startswith("int8") else "fp32"
+        reference = "fake_quant" if precision.is_quantized else "fp32"
         found, allowed = against[reference], TOLERANCES[self.subject.weights][precision]
         passed = found["largest"] <= allowed.largest and found["mean"] <= allowed.mean
         figure = (
@@ -200,7 +201,7 @@ class ModelCheck:
         details = {"rows": len(logits), "against": against, "reference": reference, "allowed": asdict(allowed)}
         return Outcome(figure, passed, details, logits)
 
-    def _compare_scores(self, precision: str, logits: np.ndarray) -> Outcome[None]:
+    def _compare_scores(self, precision: Precision, logits: np.ndarray) -> Outcome[None]:
         metrics, expected = self._score(logits), self._score(self._expected["fp32"])
         self._metrics[precision] = metrics
         metric = self.subject.features.task.main_metric
@@ -215,7 +216,7 @@ class ModelCheck:
         precision, runner = self._last_running()
         what = f"{self._config.threads} threads over one engine"
         if runner is None:
-            self._journal.skip(f"{self._name}: {what}", f"no {precision.upper()} engine runs")
+            self._journal.skip(f"{self._name}: {what}", f"no {precision.label} engine runs")
         else:
             batches = self.subject.batches(min(8, self._config.largest[0]), _THREAD_BATCHES)
             self._step(what, share, runner, batches, self._config.threads)
@@ -243,7 +244,7 @@ class ModelCheck:
         )
         return True
 
-    def _last_running(self) -> tuple[str, Runner | None]:
+    def _last_running(self) -> tuple[Precision, Runner | None]:
         precision = self._config.precisions[-1]
         return precision, self._running.get(precision)
 
@@ -251,7 +252,7 @@ class ModelCheck:
         """Time engines with and without CUDA graph and the references in turn, a step for each shape."""
         entries = [self._entry(precision, runner, True) for precision, runner in self._running.items()]
         for precision in self._running:
-            name = f"load {precision.upper()} without CUDA graph"
+            name = f"load {precision.label} without CUDA graph"
             runner = self._step(name, self._without_graph, precision)
             if runner is not None:
                 entries.append(self._entry(precision, runner, False))
@@ -272,7 +273,7 @@ class ModelCheck:
         if report is not None:
             self._journal.reports[self._name] = report
 
-    def _without_graph(self, precision: str) -> Outcome[Runner]:
+    def _without_graph(self, precision: Precision) -> Outcome[Runner]:
         runner = self._stack.enter_context(self._bench.open(self._folders[precision], precision, False))
         return Outcome(f"on {runner.label}", value=runner)
 
@@ -281,9 +282,9 @@ class ModelCheck:
         runner.infer(self.subject.batches(1, 1)[0])  # one that opens but cannot run must not spoil the grid
         return Outcome(f"on {runner.label}", value=runner)
 
-    def _entry(self, precision: str, runner: Runner, graph: bool) -> Entry:
+    def _entry(self, precision: Precision, runner: Runner, graph: bool) -> Entry:
         return Entry(
-            precision.upper(), runner, graph, self._folders[precision] / ONNX_FILE, self._plans[precision],
+            precision.label, runner, graph, self._folders[precision] / ONNX_FILE, self._plans[precision],
             self._metrics.get(precision, {}) if graph else {}, self._findings[precision],
         )  # fmt: skip
 

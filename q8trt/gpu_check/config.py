@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles, largest
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.timing.config import BenchmarkConfig, Shape, grid
 
 
@@ -21,8 +22,16 @@ class Tolerance:
 #: 0.0028 (mean 0.0004) in FP16 and 0.76 (0.044) in INT8 with FP16, over logits to 5; BERT-base and -large 0.0005 (0.0001) and
 #: 0.056 (0.020), over logits to 0.3. FP32 has FP16's, for GPUs multiply FP32 in TF32, whose mantissa is as short as FP16's.
 TOLERANCES = {
-    "real": {"fp32": Tolerance(0.03, 0.004), "fp16": Tolerance(0.03, 0.004), "int8+fp16": Tolerance(1.5, 0.1)},
-    "random": {"fp32": Tolerance(0.005, 0.0015), "fp16": Tolerance(0.005, 0.0015), "int8+fp16": Tolerance(0.12, 0.05)},
+    "real": {
+        Precision.FP32: Tolerance(0.03, 0.004),
+        Precision.FP16: Tolerance(0.03, 0.004),
+        Precision.INT8_FP16: Tolerance(1.5, 0.1),
+    },
+    "random": {
+        Precision.FP32: Tolerance(0.005, 0.0015),
+        Precision.FP16: Tolerance(0.005, 0.0015),
+        Precision.INT8_FP16: Tolerance(0.12, 0.05),
+    },
 }
 
 
@@ -45,7 +54,7 @@ class CheckConfig:
     """
 
     models: tuple[str, ...] = ("minilm", "bert-base", "bert-large")
-    precisions: tuple[str, ...] = ("fp32", "fp16", "int8+fp16")
+    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16, Precision.INT8_FP16)
     shapes: tuple[Shape, ...] = grid((1, 8, 32, 128), (128, 32))
     warmup: int = 10
     iterations: int = 100

@@ -13,6 +13,7 @@ import numpy as np
 from q8trt.errors import ConfigError
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.models import checkpoints, model_inputs
+from q8trt.quantization.precision import Precision
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import Run
 from q8trt.runs.search import how_to_finish
@@ -52,9 +53,9 @@ class Subject:
     pad_token_id: int
     vocab_size: int
 
-    def model(self, precision: str) -> PreTrainedModel:
+    def model(self, precision: Precision) -> PreTrainedModel:
         """What an engine of `precision` is exported from, and measured against."""
-        return self.quantized if precision.startswith("int8") else self.float_model
+        return self.quantized if precision.is_quantized else self.float_model
 
     def batches(self, batch_size: int, count: int) -> list[dict[str, np.ndarray]]:
         """At most `count` batches of all lengths, input name -> int32 (batch, sequence)."""

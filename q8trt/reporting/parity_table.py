@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from q8trt.quantization.precision import Precision
+
 SCHEMA = 1
 
 
@@ -104,7 +106,7 @@ class EngineParity:
 
     name: str
     folder: str
-    precision: str
+    precision: Precision
     task: str
     main_metric: str
     split: str

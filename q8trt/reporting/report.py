@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.registry import runs_plans
 from q8trt.runtime.timing.hardware import GpuState, peak_source
 from q8trt.runtime.timing.layers import LayerTimes
@@ -58,7 +59,7 @@ class Row:
     label: str
     backend: str
     device: str
-    precision: str
+    precision: Precision
     metrics: dict[str, float]
     onnx_mib: float | None = None
     plan_mib: float | None = None
@@ -215,11 +216,15 @@ class Report:
 
     def baseline(self, row: Row) -> Row | None:
         """The first FP32 row on the backend and device of `row`; None when there is none."""
-        return next((other for other in self.rows if other.precision == "fp32" and row.is_comparable(other)), None)
+        return next(
+            (other for other in self.rows if other.precision == Precision.FP32 and row.is_comparable(other)), None
+        )
 
     def fp16_row(self, row: Row) -> Row | None:
         """The first FP16 row on the backend and device of `row`; None when there is none."""
-        return next((other for other in self.rows if other.precision == "fp16" and row.is_comparable(other)), None)
+        return next(
+            (other for other in self.rows if other.precision == Precision.FP16 and row.is_comparable(other)), None
+        )
 
     def score_x100(self, row: Row) -> float | None:
         """The main metric of `row` times 100; None where it was not scored."""

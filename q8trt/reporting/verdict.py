@@ -10,6 +10,7 @@ import shlex
 from dataclasses import dataclass
 
 from q8trt.errors import ConfigError
+from q8trt.quantization.precision import Precision
 from q8trt.reporting.report import Report, Row
 
 # Even interleaved medians wobble: a difference smaller than this is not called one.
@@ -26,11 +27,10 @@ def verdict(report: Report) -> list[str]:
         if baseline is None:
             lines.append(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")
             continue
-        is_int8 = row.precision.startswith("int8")
-        half = report.fp16_row(row) if is_int8 else None
+        half = report.fp16_row(row) if row.precision.is_quantized else None
         said = [_compared(report, row, other) for other in (baseline, half) if other is not None]
         lines += [line for faster, slower in said for line in (faster, slower) if line]
-        if is_int8 and any(slower for _, slower in said):
+        if row.precision.is_quantized and any(slower for _, slower in said):
             lines.append(_reasons(row))
     return lines
 
@@ -80,7 +80,7 @@ class Gate:
 
     def failures(self, report: Report) -> list[str]:
         """What of `report` does not pass, a clause each; [] when all does. What was not measured does not pass."""
-        judged = [row for row in report.rows if row.precision != "fp32"]
+        judged = [row for row in report.rows if row.precision != Precision.FP32]
         failed = [] if judged else ["no row but FP32's to judge"]
         for row in judged:
             if self.max_drop is not None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from q8trt import files
 from q8trt.errors import ConfigError
+from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.runs.run import RUN_FILE, Run
 from q8trt.runs.training_config import TrainingConfig
@@ -31,7 +32,7 @@ class FinetuneConfig:
         training: how to train.
         model_name_or_path: where training starts.
         from_fp32: a fine-tuned FP32 checkpoint to take in place of the first stage.
-        precision: "fp32" stops after the first stage; "int8" goes on.
+        precision: FP32 stops after the first stage, INT8 goes on; a name is parsed.
         distillation: whether a floating-point model teaches the quantized one.
         teacher_model_name_or_path: the teacher, a fine-tuned FP32 checkpoint of the same task and vocabulary; None: the
             run's own FP32 stage.
@@ -51,7 +52,7 @@ class FinetuneConfig:
     training: TrainingConfig
     model_name_or_path: str = "bert-base-uncased"
     from_fp32: str | None = None
-    precision: str = "int8"
+    precision: Precision = Precision.INT8
     distillation: bool = True
     teacher_model_name_or_path: str | None = None
     qat: bool = True
@@ -62,8 +63,9 @@ class FinetuneConfig:
     from_pytorch_quantization: str | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "int8"):
+        if self.precision not in (Precision.FP32, Precision.INT8):
             raise ConfigError(f"--precision {self.precision}, expected fp32 or int8")
+        object.__setattr__(self, "precision", Precision(self.precision))
         if self.calibration_samples < 1:
             raise ConfigError(f"--calibration_samples {self.calibration_samples}, expected 1 or more")
 
@@ -150,4 +152,4 @@ def _moved(old_folder: str, new_folder: Path, path: str) -> str:
 
 def last_stage(config: FinetuneConfig) -> str:
     """The stage that ends a run of `config`."""
-    return "fp32" if config.precision == "fp32" else "int8" if config.qat else "ptq"
+    return "fp32" if not config.precision.is_quantized else "int8" if config.qat else "ptq"

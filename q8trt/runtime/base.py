@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from q8trt.errors import DataError
+from q8trt.quantization.precision import Precision
 
 if TYPE_CHECKING:
     from q8trt.engine.manifest import Manifest
@@ -191,13 +192,13 @@ class Runner(ABC):
     Attributes:
         runtime: the library that computes.
         device: the device in words for a report: "cpu", "NVIDIA H100 80GB HBM3".
-        precision: "fp32", "fp16", "int8" or "int8+fp16".
+        precision: the number formats that it computes in.
         input_names: the arrays that `infer` reads, in the model's order.
     """
 
     runtime: Runtime
     device: str
-    precision: str
+    precision: Precision
     input_names: tuple[str, ...]
 
     @property

@@ -18,6 +18,7 @@ import numpy as np
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError, EngineError
 from q8trt.files import parse_json
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.onnxruntime.runner import CPU, OnnxRuntimeRunner
 from q8trt.runtime.torch_runner import TorchRunner
 
@@ -84,7 +85,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
     `infer` runs the file as it is; `outputs` runs a copy with more outputs, in which fewer operators may be fused.
     """
 
-    def __init__(self, path: str | Path, precision: str) -> None:
+    def __init__(self, path: str | Path, precision: Precision | str) -> None:
         super().__init__(path, precision)
         self._path = Path(path)
         self._watched: tuple[_Places, Any] = ((), ()), None
@@ -100,7 +101,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         """
         session = self._watching((tuple(modules), tuple(given or ())))
         feed = {name: array.astype(self._types[name], copy=False) for name, array in self.checked(arrays).items()}
-        kind = np.float16 if self.precision.endswith("fp16") else np.float32
+        kind = np.float16 if self.precision.is_half else np.float32
         for module, array in (given or {}).items():
             feed[f"{module}{_GIVEN}"] = (array * self._factors.get(module, 1)).astype(kind)
         names = [output.name for output in session.get_outputs()][-len(modules) :]
@@ -124,7 +125,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
                 model,
                 tensors,
                 places,
-                onnx.TensorProto.FLOAT16 if self.precision.endswith("fp16") else onnx.TensorProto.FLOAT,
+                onnx.TensorProto.FLOAT16 if self.precision.is_half else onnx.TensorProto.FLOAT,
             )
             with tempfile.TemporaryDirectory() as folder:
                 onnx.save(model, Path(folder) / "model.onnx")

@@ -10,6 +10,7 @@ import numpy as np
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError
 from q8trt.models import takes_token_types
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import Runner, Runtime
 
 TORCH = Runtime("torch", "torch")
@@ -22,7 +23,7 @@ class TorchRunner(Runner):
 
     Args:
         model: a `transformers` model whose output has `logits`; put into evaluation mode.
-        precision: what it computes in, for reports: see `Runner`.
+        precision: of the model, or its name; for reports.
         device: where to move it, such as "cuda:0"; default where it is.
 
     Raises:
@@ -31,11 +32,11 @@ class TorchRunner(Runner):
 
     runtime = TORCH
 
-    def __init__(self, model: Any, precision: str, device: str | None = None) -> None:
+    def __init__(self, model: Any, precision: Precision | str, device: str | None = None) -> None:
         import torch
 
         self._torch = torch
-        self.precision = precision
+        self.precision = Precision(precision)
         try:
             self._model: Any = (model if device is None else model.to(device)).eval()
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was compiled with CUDA

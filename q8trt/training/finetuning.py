@@ -20,6 +20,7 @@ from q8trt.console.progress import is_main_process, progress
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.models import check_rows, checkpoints, model_inputs
 from q8trt.models.activation import activation_of, adopt_activation
+from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe
 from q8trt.runs.config import FinetuneConfig, last_stage
 from q8trt.runs.run import STAGES, Run, StageName, StageRecord
@@ -55,7 +56,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         CheckpointError: the model has no usable configuration, head or tokenizer, or the teacher cannot be used.
         ConfigError: the library of quantizers is not installed, or the teacher does not fit the model.
     """
-    if config.precision == "int8":
+    if config.precision.is_quantized:
         library_of(config)
     name = config.from_fp32 or config.model_name_or_path
     model = checkpoints.load_config(name)
@@ -130,7 +131,7 @@ def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
 
 
 def score(
-    model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, precision: str
+    model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, precision: Precision
 ) -> dict[str, dict[str, float]]:
     """Metrics of the torch model on each development split."""
     from q8trt.quantization.insertion import weights_quantized_once
@@ -271,7 +272,7 @@ class Finetuning:
 
         if is_main_process():
             checkpoints.save_checkpoint(self.run.path / stage, model, self.inputs.tokenizer, recipe)
-            scores = score(model, self.config, self.inputs, "fp32" if recipe is None else "int8")
+            scores = score(model, self.config, self.inputs, Precision.FP32 if recipe is None else Precision.INT8)
             self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
         PartialState().wait_for_everyone()
 

@@ -131,7 +131,7 @@ def measured(folder: Path, manifest: Manifest) -> tuple[_Row | None, _Origin | N
 
 def _head(manifest: Manifest, licence: str) -> str:
     kind = "regression" if manifest.task.is_regression else "text-classification"
-    precision = manifest.precision.upper()
+    precision = manifest.precision.label
     sample = f" ({SAMPLE_LABEL})" if _is_sample(manifest) else ""
     front = (
         f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""

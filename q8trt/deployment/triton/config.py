@@ -227,7 +227,7 @@ def text_config(
         "max_length": limits.max_length,
         "truncation_side": side,
         "threads": config.threads,
-        "needs_vnni": config.vnni and manifest.precision.startswith("int8"),
+        "needs_vnni": config.vnni and manifest.precision.is_quantized,
         "engine": _engine(manifest),
     }
     environment = {"EXECUTION_ENV_PATH": config.execution_env_path} if config.execution_env_path else {}

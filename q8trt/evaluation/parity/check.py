@@ -21,9 +21,6 @@ from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.tasks.data import DataConfig, restore_order
 from q8trt.tasks.metrics import compute_from_logits
 
-#: Precision -> relative error that a layer may add by rounding alone. Measured on MiniLM, recipes `linear` and `full`: FP32
-#: 1e-6; INT8 up to 0.013; INT8 with FP16 elsewhere 0.15, for there every value lies a little off before it is rounded.
-TOLERANCES = {"fp32": 0.005, "fp16": 0.02, "int8": 0.05, "int8+fp16": 0.3}
 #: Rows whose hidden states are compared.
 LAYER_ROWS = 32
 
@@ -67,7 +64,7 @@ def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -
     """
     rows = rows_of(engine, data, config)
     stages, not_run = stages_of(engine, rows)
-    tolerance = config.tolerance or TOLERANCES[engine.manifest.precision]
+    tolerance = config.tolerance or engine.manifest.precision.rounding
     check = _Check(rows, tolerance, config.quantization_tolerance)
     for stage in stages:
         try:

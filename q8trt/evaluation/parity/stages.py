@@ -13,6 +13,7 @@ from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
 from q8trt.models import checkpoints
+from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE
 from q8trt.runtime import label_of, open_runner
 from q8trt.runtime.base import Runner
@@ -32,7 +33,7 @@ class ParityConfig:
     Attributes:
         batch_sizes: rows a batch; 1 runs without padding, others are padded to a bucket of lengths.
         samples: rows of the development set; None for all of them (the first 256 at batch 1).
-        tolerance: relative error that a layer may add between stages of the same arithmetic; None for `TOLERANCES`.
+        tolerance: relative error that a layer may add between stages of the same arithmetic; None for `Precision.rounding`.
         quantization_tolerance: relative error that quantizing a layer may add; `full` with PTQ adds up to 0.36 to a layer
             of MiniLM, `linear` 0.13.
 
@@ -150,7 +151,7 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[Stage], dict[str, 
             f"{run.path} has no finished {'fp32' if fp32 is None else manifest.stage} checkpoint any more"
         )
     task = rows.features.task
-    stages = [Stage("torch FP32", "", lambda: ProbedTorch(checkpoints.load_finetuned(fp32, task), "fp32"))]
+    stages = [Stage("torch FP32", "", lambda: ProbedTorch(checkpoints.load_finetuned(fp32, task), Precision.FP32))]
     if manifest.stage != "fp32":
         if manifest.stage == "int8":  # QAT has moved the weights, too: tell what training did from what quantizing does
             stages.append(Stage("torch, quantizers off", "training", partial(_open_quantized, quantized, False)))
@@ -173,4 +174,4 @@ def _open_quantized(folder: Path, enabled: bool) -> ProbedTorch:
 
     model = checkpoints.load_quantized(folder)[0]
     set_quantization(model, enabled)
-    return ProbedTorch(model, "int8")
+    return ProbedTorch(model, Precision.INT8)

@@ -13,6 +13,7 @@ from torch import nn
 from q8trt.errors import DataError
 from q8trt.models.activation import activation_of
 from q8trt.quantization.insertion import model_quantizers, set_quantization
+from q8trt.quantization.precision import Precision
 from q8trt.quantization.sites import Site, encoder_sites, layout_of
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runtime.torch_runner import TorchRunner
@@ -91,7 +92,7 @@ class Probe:
         set_quantization(
             model, True
         )  # with every quantizer off afterwards, the attention that has them is the float one
-        self._runner = TorchRunner(model, "int8")
+        self._runner = TorchRunner(model, Precision.INT8)
         self.float_logits = self.logits(())
         self.float_score = self._score(self.float_logits)
 

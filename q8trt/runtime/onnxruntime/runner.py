@@ -15,6 +15,7 @@ from q8trt.errors import BackendError, EngineError, MissingPackageError
 from q8trt.files.onnx import check_file
 from q8trt.hardware.gpu import gpus
 from q8trt.hardware.packages import install_command
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import LayerTime, Runner
 from q8trt.runtime.layer_times import read_trace, typical
 from q8trt.runtime.onnxruntime.declaration import ONNX_RUNTIME
@@ -30,7 +31,7 @@ class OnnxRuntimeRunner(Runner):
 
     Args:
         path: the ONNX file.
-        precision: what the file computes in, for reports: see `Runner`.
+        precision: of the file, or its name.
         providers: execution providers in order of preference, such as ["CUDAExecutionProvider"]; default the CPU's.
         threads: threads within an operator; default ONNX Runtime's own choice (the physical cores).
 
@@ -42,9 +43,13 @@ class OnnxRuntimeRunner(Runner):
     runtime = ONNX_RUNTIME
 
     def __init__(
-        self, path: str | Path, precision: str, providers: Sequence[str] | None = None, threads: int | None = None
+        self,
+        path: str | Path,
+        precision: Precision | str,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
     ) -> None:
-        self.precision = precision
+        self.precision = Precision(precision)
         self._ort = import_onnxruntime()
         wanted = list(providers or [CPU])
         self._source = Path(path), wanted, threads
@@ -79,7 +84,7 @@ class OnnxRuntimeRunner(Runner):
             options.intra_op_num_threads = threads
         if trace is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(trace)
-        model = self._model(path, rewrite=wanted[0] == CPU and self.precision.startswith("int8"))
+        model = self._model(path, rewrite=wanted[0] == CPU and self.precision.is_quantized)
         try:
             session = self._ort.InferenceSession(model, options, providers=wanted)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception

@@ -24,6 +24,7 @@ import numpy as np
 from q8trt.engine.backend import find_backend
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import BackendError, DataError, EngineError
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import LayerTime, Runner, Timing, common_shape
 from q8trt.runtime.layer_times import typical
 from q8trt.runtime.tensorrt.bucket import Bucket
@@ -40,7 +41,7 @@ class TensorRTRunner(Runner):
 
     Args:
         plan_path: the plan.
-        precision: what it computes in, for reports: see `Runner`.
+        precision: of the plan, or its name; for reports.
         backend: "tensorrt" or "tensorrt_rtx": the one that built the plan; default as `find_backend`.
         device: index of the CUDA device.
         options: CUDA graphs, and what TensorRT-RTX compiles at run time.
@@ -59,7 +60,7 @@ class TensorRTRunner(Runner):
     def __init__(
         self,
         plan_path: str | Path,
-        precision: str,
+        precision: Precision | str,
         backend: str | None = None,
         device: int = 0,
         options: TensorRTOptions | None = None,
@@ -71,9 +72,9 @@ class TensorRTRunner(Runner):
         found = find_backend(backend)
         options = options or TensorRTOptions()
         engine = SharedEngine(path, found, cuda_runtime(found.name), device, options, host_code)
-        self._start(engine, precision)
+        self._start(engine, Precision(precision))
 
-    def _start(self, engine: SharedEngine, precision: str) -> None:
+    def _start(self, engine: SharedEngine, precision: Precision) -> None:
         self.precision, self._engine = precision, engine
         self.runtime, self.device = _RUNTIMES[engine.backend.name], engine.gpu
         self.input_names, self.profiles = engine.input_names, engine.profiles

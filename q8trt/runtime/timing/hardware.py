@@ -7,6 +7,8 @@ import re
 import subprocess
 from dataclasses import dataclass
 
+from q8trt.quantization.precision import Precision
+
 _FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "memory.used", "temperature.gpu", "power.draw")
 
 
@@ -46,17 +48,17 @@ PEAKS = (
 )
 
 
-def peak_tops(device: str, precision: str) -> float | None:
+def peak_tops(device: str, precision: Precision) -> float | None:
     """The peak of `device` at `precision`; None for a CPU, an unknown GPU, and FP32, whose peak depends on TF32.
 
     Args:
         device: as `nvidia-smi` names it.
-        precision: as `q8trt.runtime.Runner` names it.
+        precision: of the engine.
     """
     found = next((peak for peak in PEAKS if re.search(peak.pattern, device)), None) if device != "cpu" else None
-    if found is None or precision == "fp32":
+    if found is None or precision == Precision.FP32:
         return None
-    return found.int8 if precision.startswith("int8") else found.fp16
+    return found.int8 if precision.is_quantized else found.fp16
 
 
 def peak_source(device: str) -> str | None:
