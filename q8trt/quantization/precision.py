@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from q8trt.errors import ConfigError, nearest
+from q8trt.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Precision(StrEnum):
         try:
             return cls(text)
         except ValueError:
-            raise ConfigError(f"unknown precision {text!r}{nearest(str(text), cls)}; known: {', '.join(cls)}") from None
+            raise ConfigError(f"unknown precision {text!r}; known: {', '.join(cls)}") from None
 
     @property
     def is_quantized(self) -> bool:
