@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from q8trt.engine.manifest import ONNX_FILE, Manifest
 from q8trt.errors import EngineError, MissingPackageError
+from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import Availability, Capabilities, EngineRuntime, Runner, TritonBackend
 
 if TYPE_CHECKING:
@@ -44,15 +45,15 @@ class OnnxRuntime(EngineRuntime):
             raise EngineError(f"{folder} has no {ONNX_FILE} to run on {self.label}; rebuild it with build_engine.py")
         return OnnxRuntimeRunner(folder / ONNX_FILE, manifest.precision, threads=threads)
 
-    def caveats(self, device: str, precisions: Sequence[str]) -> list[str]:
+    def caveats(self, device: str, precisions: Sequence[Precision]) -> list[str]:
         """See `Runtime.caveats`: the CPU's share in INT8 and FP16 figures."""
         from q8trt.runtime.onnxruntime.graph import saturates
 
         if device != "cpu":
             return []
-        quantized = any(precision.startswith("int8") for precision in precisions)
+        quantized = any(precision.is_quantized for precision in precisions)
         notes = [SATURATES] if quantized and saturates() else []
-        return notes + [FP16_ON_CPU] * any(precision.endswith("fp16") for precision in precisions)
+        return notes + [FP16_ON_CPU] * any(precision.is_half for precision in precisions)
 
 
 ONNX_RUNTIME = OnnxRuntime(
