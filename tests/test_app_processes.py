@@ -12,6 +12,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("torch", reason="torch, the reference, is not installed")
@@ -63,7 +64,7 @@ def test_an_engine_refuses_to_run_in_a_forked_process(folder: Path, how: str) ->
     """No use hangs, nor does dropping the copy; the child can load an engine of its own, and the parent goes on."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
-        [sys.executable, "-c", FORK, str(folder), how], capture_output=True, text=True, timeout=60, env=environment,
+        [sys.executable, "-c", FORK, str(folder), how], capture_output=True, text=True, timeout=PATIENCE, env=environment,
         check=False,
     )  # fmt: skip
     line = (
@@ -79,7 +80,7 @@ def test_an_engine_that_is_dropped_unclosed_ends_its_thread(folder: Path) -> Non
     dropped, pool = weakref.ref(engine), weakref.ref(engine._pool)
     assert len(threads) == 1
     del engine
-    threads[0].join(10)
+    threads[0].join(PATIENCE)
     assert not threads[0].is_alive()
     gc.collect()
     assert dropped() is None

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 pytest.importorskip("onnx", reason="onnx is not installed")
 from engine_fixtures import TABLE, tiny_logits, tiny_onnx
@@ -314,9 +315,9 @@ def test_closing_waits_for_what_runs_and_turns_away_who_waits() -> None:
         waiting.start()
         closing = threading.Thread(target=pool.close)
         closing.start()
-        assert refused.wait(10)
+        assert refused.wait(PATIENCE)
         assert closing.is_alive()
         assert pool.first.closed == 0  # type: ignore[attr-defined]
-    closing.join(10)
-    waiting.join(10)
+    closing.join(PATIENCE)
+    waiting.join(PATIENCE)
     assert pool.first.closed == 1  # type: ignore[attr-defined]

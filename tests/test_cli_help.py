@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 import q8trt
 from q8trt.cli.main import COMMANDS, main
@@ -45,7 +46,7 @@ sys.exit(f"imported {{loaded}}" if loaded else 0)
 def probe(code: str) -> str:
     """Run `code` in a new interpreter; returns what it printed, fails if it took long or imported something heavy."""
     command = [sys.executable, "-c", PROBE.format(code=code, heavy=HEAVY)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -75,18 +76,6 @@ def test_sub_command_shows_help_without_heavy_imports() -> None:
 def test_package_runs_as_a_module() -> None:
     text = probe("sys.argv = ['q8trt', '--version']; runpy.run_module('q8trt', run_name='__main__')")
     assert text == f"q8trt {q8trt.__version__}\n"
-
-
-def test_help_takes_less_than_two_seconds() -> None:
-    """The best of three, for a busy machine."""
-    import time
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "finetune.py", "--help"], cwd=ROOT, capture_output=True, check=True)
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(3)) < 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from pack_fixtures import write_engine
+from waiting import PATIENCE
 
 from q8trt.cli import main as cli
 from q8trt.cli.failures import explain
@@ -124,7 +125,7 @@ def test_ctrl_c_in_a_finalizer_comes_again(monkeypatch: pytest.MonkeyPatch, caps
 
     def run(argv: list[str]) -> int:
         Dropped()
-        threading.Event().wait(10)
+        threading.Event().wait(PATIENCE)
         return 0
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: SimpleNamespace(run=run))
@@ -148,7 +149,7 @@ def test_a_signal_waits_for_an_import(
         import slow_library  # type: ignore[import-not-found]
 
         whole.append(slow_library.WHOLE)
-        threading.Event().wait(10)
+        threading.Event().wait(PATIENCE)
         return 0
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: SimpleNamespace(run=run))
@@ -214,7 +215,7 @@ def test_standard_streams_that_are_closed(tmp_path: Path) -> None:
     packable.with_suffix(".q8trt").unlink()
     command = [sys.executable, "-m", "q8trt", "pack", str(packable)]
     closed = subprocess.Popen(command, cwd=ROOT, preexec_fn=lambda: [os.close(number) for number in (0, 1, 2)])
-    assert (whole, closed.wait(60)) == (0, 0)
+    assert (whole, closed.wait(PATIENCE)) == (0, 0)
     assert packable.with_suffix(".q8trt").read_bytes() == expected
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tiny_data import write_sts_b
+from waiting import PATIENCE
 
 from q8trt.cli.main import run_command
 from q8trt.console import commands
@@ -251,12 +252,23 @@ def test_without_an_installed_program_the_package_is_run(monkeypatch: pytest.Mon
 
 def test_a_shell_runs_what_a_script_in_another_folder_prints(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmark.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, ROOT / "benchmark.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     line = done.stderr.strip()
     assert line.startswith("benchmark: error: no engine under runs/; build one: ")
     again = subprocess.run(
-        line.split("build one: ")[1], shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        line.split("build one: ")[1],
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert again.stderr.startswith(
         "build_engine: error: no run with a finished int8 or ptq checkpoint under runs/; make"

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_data import SHORT, write_sts_b
+from waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = [*SHORT, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "2"]
@@ -26,7 +26,7 @@ def torchrun(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
         try:
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.terminate()  # unlike kill, it lets torchrun end its processes
             raise
@@ -81,14 +81,10 @@ def test_sigterm_stops_both_processes_at_one_step(to_one: bool, tiny_checkpoint:
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     checkpoints = tmp_path / "run" / "checkpoints" / "fp32"
     with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
-        deadline = time.monotonic() + 120
-        while not list(checkpoints.glob("checkpoint-*/hashes.json")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: list(checkpoints.glob("checkpoint-*/hashes.json")), process)
         workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(workers[-1]) if to_one else process.pid, signal.SIGTERM)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     point = find_resume_point(checkpoints)
     assert point.rejected == ()
     assert point.checkpoint is not None

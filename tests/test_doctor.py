@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 from q8trt import doctor
 from q8trt.doctor import Check, Step, diagnose, render, steps
@@ -157,7 +158,7 @@ def test_a_broken_onnxruntime_is_told(machine: types.SimpleNamespace) -> None:
 
 def test_this_machine_is_diagnosed_without_torch() -> None:
     code = "import sys; from q8trt.doctor import *; render(diagnose(), steps()); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE).returncode == 0
 
 
 def test_importing_needs_no_heavy_package() -> None:
@@ -167,7 +168,7 @@ def test_importing_needs_no_heavy_package() -> None:
         "heavy = {'tensorrt', 'tensorrt_rtx', 'torch', 'onnxruntime', 'onnx', 'cuda', 'transformers'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    answer = subprocess.run([sys.executable, "-c", code], timeout=PATIENCE, capture_output=True, text=True)
     assert answer.stderr.strip() == ""
 
 

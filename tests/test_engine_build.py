@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_fixtures import SMALL, tiny_onnx
+from waiting import wait_until
 
 from q8trt.engine.backend import Backend
 from q8trt.engine.build_process import build_plan
@@ -207,7 +207,7 @@ def test_the_process_ends_with_the_one_that_waits_for_it(tmp_path: Path) -> None
     """Even where that is killed and can put nothing in order."""
     (tmp_path / "tensorrt.py").write_text(
         f"import os, time\nopen({str(tmp_path / 'pid')!r} + '.part', 'w').write(str(os.getpid()))\n"
-        f"os.rename({str(tmp_path / 'pid')!r} + '.part', {str(tmp_path / 'pid')!r})\ntime.sleep(60)\n"
+        f"os.rename({str(tmp_path / 'pid')!r} + '.part', {str(tmp_path / 'pid')!r})\ntime.sleep(600)\n"
     )
     (tmp_path / "m.onnx").write_bytes(b"")
     code = f"""
@@ -218,15 +218,11 @@ from q8trt.engine.determinism import compare_plans
 build_plan({str(tmp_path / "m.onnx")!r}, {str(tmp_path / "m.plan")!r}, BuildConfig("tensorrt"))
 """
     parent = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "pid").is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until((tmp_path / "pid").is_file, parent)
     child = int((tmp_path / "pid").read_text())
     parent.kill()
     parent.wait()
-    while Path(f"/proc/{child}").is_dir() and "Z" not in state(child) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not Path(f"/proc/{child}").is_dir() or state(child) == "Z"
+    wait_until(lambda: state(child) == "Z")
 
 
 def state(process: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scoring_fixtures import LABELS, WORDS, real_logits, write_real_engine
+from waiting import PATIENCE
 
 from q8trt.cli.main import run_command
 
@@ -59,13 +60,17 @@ def test_batch_csv_gives_what_the_command_gives(engine: Path, tmp_path: Path) ->
     source = tmp_path / "pairs.csv"
     source.write_text("sentence1,sentence2\n" + "".join(f"{a},{b}\n" for a, b in [*PAIRS, ("", "x")]))
     command = [sys.executable, str(EXAMPLES / "batch_csv.py"), str(engine), str(source)]
-    done = subprocess.run([*command, str(tmp_path / "a.csv")], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [*command, str(tmp_path / "a.csv")], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
     assert done.stdout == f"3 rows -> {tmp_path / 'a.csv'}; 1 rejected, 0 cut\n"
     assert done.stderr.startswith("100%  3 rows, ")
     options = ["--engine", str(engine), "--input", str(source), "--output", str(tmp_path / "b.csv")]
     assert run_command("predict", options) == 0
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    again = subprocess.run([*command, str(tmp_path / "a.csv")], capture_output=True, text=True, timeout=60, check=False)
+    again = subprocess.run(
+        [*command, str(tmp_path / "a.csv")], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert again.returncode == 1
     assert again.stderr.startswith(f"batch_csv: {tmp_path / 'a.csv'} exists already")
 
@@ -294,7 +299,7 @@ def gpu_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_torch_and_cupy_on_a_gpu(gpu_engine: Path) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     command = [sys.executable, str(EXAMPLES / "torch_and_cupy.py"), str(gpu_engine), *PAIRS[0]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     names = ["NumPy", "torch"] + (["CuPy"] if importlib.util.find_spec("cupy") else [])
     for found in printed(done.stdout, names):
         np.testing.assert_allclose(found, real_logits(*PAIRS[0])[:1], rtol=1e-3)
@@ -305,6 +310,6 @@ def test_pycuda_on_a_gpu(gpu_engine: Path) -> None:
     pytest.importorskip("pycuda", reason="PyCUDA is not installed")
     ids = [str(WORDS.index(word)) for word in ("[CLS]", "a", "cat", "runs", "[SEP]")]
     command = [sys.executable, str(EXAMPLES / "pycuda_arrays.py"), str(gpu_engine), *ids]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
     found = np.array(re.findall(r"-?\d+\.\d*(?:e[+-]\d+)?", done.stdout), np.float64)
     np.testing.assert_allclose(found, real_logits("a cat runs")[:1], rtol=1e-3)

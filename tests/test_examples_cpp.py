@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 SOURCE = Path(__file__).parents[1] / "examples" / "cpp" / "q8trt_run.cpp"
 FAKES = Path(__file__).parent / "cpp_fakes"
@@ -48,7 +49,7 @@ def test_it_compiles_against_tensorrt() -> None:
     )  # fmt: skip
     cuda = headers("cuda_runtime_api.h", f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/include", "/usr/include")
     system = [word for folder in (tensorrt, cuda) for word in ("-isystem", str(folder))]
-    subprocess.run([compiler(), *STRICT, "-fsyntax-only", *system, str(SOURCE)], check=True, timeout=300)
+    subprocess.run([compiler(), *STRICT, "-fsyntax-only", *system, str(SOURCE)], check=True, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cpp") / "q8trt_run"
     subprocess.run(
         [compiler(), *STRICT, "-fsanitize=address,undefined", f"-I{FAKES}", str(SOURCE), "-o", str(path)],
-        check=True, timeout=300,
+        check=True, timeout=PATIENCE,
     )  # fmt: skip
     return path
 
@@ -77,7 +78,7 @@ def write_engine(folder: Path, labels: tuple[str, ...] = (), inputs: int = 3) ->
 
 
 def run(program: Path, *words: Any) -> tuple[int, str, str]:
-    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=PATIENCE, check=False)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import wait_until
 
 from q8trt import files
 from q8trt.cli.main import run_command
@@ -237,16 +238,14 @@ def building(run: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A build of `run` that stands still in the middle: half an engine is under a temporary name."""
     code = (
         "import sys, time\nfrom q8trt.deployment import engine_folder\nfrom q8trt.cli.main import run_command\n"
-        "engine_folder.build_plan = lambda *_: (print(flush=True), time.sleep(60))\n"
+        "engine_folder.build_plan = lambda *_: (print(flush=True), time.sleep(600))\n"
         "run_command('build-engine', ['--checkpoint', 'runs/mine'])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment
     )
-    deadline = time.monotonic() + 120
-    while not list(run.glob(".engine-ptq.*.tmp/model.onnx")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: list(run.glob(".engine-ptq.*.tmp/model.onnx")), process)
     yield process
     process.kill()
     process.communicate()

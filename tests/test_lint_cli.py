@@ -11,6 +11,7 @@ import pytest
 from cli_fixtures import Refused, refused  # noqa: F401 - a fixture
 from lint_graphs import SITES, make_encoder
 from rich.console import Console
+from waiting import PATIENCE
 
 from q8trt.cli.main import main
 from q8trt.lint import lint
@@ -158,5 +159,5 @@ def test_linting_needs_neither_torch_nor_tensorrt(tmp_path: Path) -> None:
         "heavy = {'torch', 'transformers', 'modelopt', 'onnxruntime', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr

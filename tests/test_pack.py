@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pack_fixtures import FILES, MANIFEST, write_engine
+from waiting import PATIENCE
 
 from q8trt.cli.main import run_command
 from q8trt.deployment.archive import pack, unpack
@@ -388,7 +389,7 @@ from q8trt.cli.main import main
 sys.exit(main(["pack", sys.argv[1]]) or main(["unpack", sys.argv[1] + ".q8trt", "--output_dir", sys.argv[2]]))
 """
     command = [sys.executable, "-c", code, str(packable), str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert load_manifest(tmp_path / "out")
 

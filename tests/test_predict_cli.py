@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from scoring_fixtures import LABELS, real_logits, write_real_engine
+from waiting import PATIENCE
 
 from q8trt.cli import predict
 from q8trt.cli.main import run_command
@@ -178,6 +179,6 @@ from q8trt.cli.main import main
 sys.exit(main(["predict", *sys.argv[1:]]))
 """
     command = [sys.executable, "-c", code, *options(engine, write_pairs(tmp_path / "in.csv"))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert len(read(tmp_path / "out.csv")) == 3

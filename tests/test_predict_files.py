@@ -7,13 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from scoring_fixtures import ROWS, Job, write_real_engine
+from waiting import PATIENCE, wait_until
 
 from q8trt.errors import BusyError, ConfigError, DataError
 from q8trt.files import exclusive
@@ -216,20 +216,14 @@ def slow(arguments: list[str], **options: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
 def test_two_commands_and_one_output(tmp_path: Path, refused: Refused) -> None:
     arguments = many(tmp_path)
     output = tmp_path / "out.csv"
     with slow([*arguments, str(output)]) as first:
-        wait_for(tmp_path / "out.csv.rejected.partial", first)
+        wait_until((tmp_path / "out.csv.rejected.partial").exists, first)
         line = refused("predict", *arguments, str(output))
         again = refused("predict", *arguments, str(output), "--overwrite")
-        _, err = first.communicate(timeout=60)
+        _, err = first.communicate(timeout=PATIENCE)
     assert f"{output} is in use by process {first.pid} (-c); wait until it ends" in line
     assert "is in use by process" in again
     assert first.returncode == 0, err
@@ -246,15 +240,15 @@ def test_a_file_size_limit_keeps_what_is_done(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     with slow(arguments, preexec_fn=limited) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, err
     assert err.splitlines()[-1].startswith(f"predict: error: {tmp_path / 'out.csv.partial'}: File too large; ")
     assert err.endswith(" rows are kept, and the same command goes on from there\n")
     with slow(arguments) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert "going on after" in err
     with slow([*arguments[:-1], str(tmp_path / "whole.csv")]) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 

@@ -8,13 +8,13 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scoring_fixtures import ROWS, StandIn, write_real_engine
+from waiting import PATIENCE, wait_until
 
 from q8trt.cli.main import run_command
 from q8trt.errors import BackendError, ConfigError, InterruptedRunError
@@ -233,13 +233,9 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
         [sys.executable, "-c", SLOW, *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
     ) as process:
         state = output.with_name("out.csv.state.json")
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if state.is_file() and json.loads(state.read_text())["rows"]:
-                break
-            time.sleep(0.01)
+        wait_until(lambda: state.is_file() and json.loads(state.read_text())["rows"], process)
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == code, err
     assert output.read_text() == "sentence1,score\nof an earlier job,1\n"
     command = shlex.join([sys.executable, "-m", "q8trt", "predict", *options])
@@ -247,7 +243,9 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
         said, _, command = err.splitlines()[-1].partition(" rows; the same command goes on from there: ")
         assert said.startswith("predict: stopped after ")
         assert shlex.split(command)[-len(options) :] == options
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "going on after " in done.stderr
     for ending in ("", ".rejected.csv"):

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny_data import SHORT, write_sts_b
+from waiting import PATIENCE, wait_until
 
 from q8trt import files
 from q8trt.cli.main import run_command
@@ -27,6 +29,8 @@ from q8trt.training.callbacks import StopOnInterrupt
 
 ROOT = Path(__file__).parents[1]
 
+#: What a callback reads of the Trainer's.
+ARGUMENTS = SimpleNamespace(device="cpu", save_total_limit=1)
 #: 6 steps are an epoch, so step 8 lies in the second one.
 STEPS = 10
 OPTIONS = [*SHORT, "--max_steps", str(STEPS), "--eval_steps", "4", "--save_steps", "4", "--logging_steps", "5"]
@@ -34,8 +38,6 @@ OPTIONS = [*SHORT, "--max_steps", str(STEPS), "--eval_steps", "4", "--save_steps
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -439,34 +441,57 @@ def test_a_signal_during_an_evaluation_saves_right_after_it(
 
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_the_interrupt_handler_counts(number: int) -> None:
-    stopper = StopOnInterrupt()
-    with stopper:
+    with StopOnInterrupt() as stopper:
         signal.raise_signal(number)
+        stopper.on_step_end(ARGUMENTS, None, SimpleNamespace())
         assert stopper.requested
         with pytest.raises(KeyboardInterrupt) as caught:
             signal.raise_signal(number)
     assert isinstance(caught.value, signals.TerminatedError) == (number == signal.SIGTERM)
 
 
+def test_a_signal_after_training_goes_to_the_earlier_handler() -> None:
+    with pytest.raises(KeyboardInterrupt), StopOnInterrupt() as stopper:
+        signal.raise_signal(signal.SIGINT)
+    assert not stopper.requested
+
+
 def test_a_signal_that_torchrun_passes_on_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late: it would end a process in the middle of its checkpoint."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with StopOnInterrupt() as stopper:
         signal.raise_signal(signal.SIGTERM)
+        stopper.on_step_end(ARGUMENTS, None, SimpleNamespace())
+        monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
         signal.raise_signal(signal.SIGTERM)
-        stopper._first -= 60
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+
+
+def all_reduce(monkeypatch: pytest.MonkeyPatch, reduce: Callable[[torch.Tensor], object]) -> None:
+    """Stand in for the exchange between two processes: `reduce` changes this process's value."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, _: reduce(tensor))
 
 
 def test_a_signal_to_another_process_of_torchrun_stops_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, _: tensor.fill_(signal.SIGTERM))
-    stopper, control = StopOnInterrupt(), SimpleNamespace(should_save=False, should_training_stop=False)
-    stopper.on_step_end(SimpleNamespace(device="cpu", save_total_limit=1), None, control)
+    all_reduce(monkeypatch, lambda value: value.fill_(signal.SIGTERM))
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    with StopOnInterrupt() as stopper:
+        stopper.on_step_end(ARGUMENTS, None, control)
+        signal.raise_signal(signal.SIGTERM)  # torchrun ends this process when the other has ended
     assert control == SimpleNamespace(should_save=True, should_training_stop=True)
     assert isinstance(stopper.interrupt, signals.TerminatedError)
+
+
+def test_a_signal_during_the_exchange_stops_this_process_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other process has not heard of it: it would wait for this one in the next step for ever."""
+    all_reduce(monkeypatch, lambda value: signal.raise_signal(signal.SIGTERM))
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    with StopOnInterrupt() as stopper:
+        stopper.on_step_end(ARGUMENTS, None, control)
+        assert control == SimpleNamespace(should_save=False, should_training_stop=False)
+        stopper.on_step_end(ARGUMENTS, None, control)
+    assert control == SimpleNamespace(should_save=True, should_training_stop=True)
 
 
 def test_a_thread_of_an_app_may_train() -> None:
@@ -515,13 +540,9 @@ def test_sigterm_to_the_process(arguments: list[str], capsys: pytest.CaptureFixt
     long = [*arguments, "--precision", "fp32", "--output_dir", "run", "--max_steps", "100000"]
     command = [sys.executable, str(ROOT / "finetune.py"), *long]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
-        while not list(Path("run").glob("checkpoints/fp32/checkpoint-*/hashes.json")):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
+        wait_until(lambda: list(Path("run").glob("checkpoints/fp32/checkpoint-*/hashes.json")), process)
         process.terminate()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     assert err.splitlines()[-1].startswith("finetune: stopped at step ")
     _, _, goes_on = err.splitlines()[-1].partition("; continue with: ")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 from q8trt.engine import preflight
 from q8trt.engine.backend import Backend
@@ -396,7 +397,7 @@ def test_an_engine_folder_runs_on_onnxruntime_without_torch_and_transformers(ort
         "    assert runner.infer(batch).shape == (2, 3)\n"
         "    assert runner.layer_times(batch)\n"
     )
-    answer = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    answer = subprocess.run([sys.executable, "-c", code], timeout=PATIENCE, capture_output=True, text=True)
     assert (answer.returncode, answer.stderr.strip()) == (0, "")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 import q8trt
 from q8trt.engine.shapes import bucket_profiles
@@ -453,7 +454,7 @@ def test_running_an_engine_needs_neither_torch_nor_transformers(plan: Path) -> N
         f"sys.exit(', '.join(set({TRAINING!r}) & set(sys.modules)) or None)"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=PATIENCE, capture_output=True, text=True
     )
     assert (answer.returncode, answer.stderr.strip()) == (0, "")
 

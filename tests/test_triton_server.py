@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from app_fixtures import ITEMS, MAX_LENGTH, REGRESSION, TASKS, engine_folder, reference
 from triton_local_server import Address, find_installation, free_ports, main, serve
+from waiting import PATIENCE
 
 from q8trt.deployment.triton import TritonConfig, write_repository
 from q8trt.engine.manifest import Manifest, ModelInfo, write_manifest
@@ -113,7 +114,7 @@ def ask(server: Address, protocol: str, *requests: tuple[str, dict[str, list[str
             "requests": [{"model": model, "inputs": inputs} for model, inputs in requests]}  # fmt: skip
     done = subprocess.run(
         [ENVIRONMENT / "bin" / "python", Path(__file__).with_name("triton_client.py")],
-        input=json.dumps(work), capture_output=True, text=True, timeout=120, check=False,
+        input=json.dumps(work), capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers: list[dict[str, Any]] = json.loads(done.stdout)
@@ -196,7 +197,7 @@ def test_a_model_that_cannot_load_is_an_error_of_one_line(tmp_path: Path) -> Non
         engine_folder(tmp_path / "engine", REGRESSION), tmp_path / "models", TritonConfig("python")
     )
     (written.path / "sts_b" / "1" / "tokenizer.json").unlink()
-    with pytest.raises(BackendError) as error, serve(written.path, installed, timeout=60):
+    with pytest.raises(BackendError) as error, serve(written.path, installed, timeout=PATIENCE):
         pass
     assert "tritonserver stopped with exit code 1" in str(error.value)
     assert "No such file" in str(error.value)
@@ -247,7 +248,7 @@ def test_the_command_serves_until_a_signal(tmp_path: Path, stop: signal.Signals)
         assert process.stdout is not None
         assert f"HTTP 127.0.0.1:{ports[0]}, gRPC 127.0.0.1:{ports[1]}" in process.stdout.readline()
         process.send_signal(stop)
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
     assert not processes_of(written.path)
 
 

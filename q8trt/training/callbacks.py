@@ -20,9 +20,6 @@ from tqdm.auto import tqdm
 from q8trt.console import signals
 from q8trt.quantization.insertion import model_quantizers
 
-#: Under torchrun a signal that comes again so soon is the first one, passed on.
-_REPEAT_SECONDS = 5
-
 
 class StepTimer(transformers.TrainerCallback):
     """Seconds of each optimizer step, evaluation and checkpoints left out; the first three are warm-up."""
@@ -89,16 +86,17 @@ class Progress(transformers.TrainerCallback):
 class StopOnInterrupt(transformers.TrainerCallback):
     """The first Ctrl-C or SIGTERM saves a checkpoint at the end of the step and stops; the second stops at once.
 
-    Under torchrun all processes stop at the same step, whichever of them the signal reached.
+    Under torchrun all processes stop at the same step, whichever of them the signal reached, and later signals are ignored:
+    torchrun passes on what the processes received already.
 
     Attributes:
-        interrupt: the exception that stands for the signal; None while there is none.
+        interrupt: the exception that stands for the signal, once all processes stop for it; None until then.
     """
 
     def __init__(self) -> None:
         self.interrupt: KeyboardInterrupt | None = None
         self._stack = contextlib.ExitStack()
-        self._first = 0.0
+        self._received = 0
 
     @property
     def requested(self) -> bool:
@@ -106,17 +104,19 @@ class StopOnInterrupt(transformers.TrainerCallback):
         return self.interrupt is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupt is None:
-            self.interrupt, self._first = signals.interrupt(number), time.monotonic()
-        elif not _is_repeated(time.monotonic() - self._first):
+        if not self._received:
+            self._received = number
+        elif os.environ.get("WORLD_SIZE", "1") == "1":
             raise signals.interrupt(number)
 
     def __enter__(self) -> StopOnInterrupt:
         self._stack.enter_context(signals.handled(self._handle))
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._stack.close()
+        if self._received and not self.requested and kind is None:  # it came after training
+            signal.raise_signal(self._received)
 
     def _stop(self, args: Any, control: Any) -> None:
         self._agree(args.device)
@@ -127,15 +127,17 @@ class StopOnInterrupt(transformers.TrainerCallback):
             args.save_total_limit = None
 
     def _agree(self, device: torch.device) -> None:
-        """Tell the other processes of a signal: gradients are exchanged in every step, so none may stop alone."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return
-        terminated = isinstance(self.interrupt, signals.TerminatedError)
-        number = 0 if self.interrupt is None else signal.SIGTERM if terminated else signal.SIGINT
-        highest = torch.tensor(int(number), device=device)
-        torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-        if self.interrupt is None and highest.item():
-            self.interrupt = signals.interrupt(int(highest.item()))
+        """Stop if a signal reached any process: gradients are exchanged in every step, so none may stop alone.
+
+        A signal that arrives meanwhile counts the next time. This process would stop for it and the others would not.
+        """
+        number = self._received
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            highest = torch.tensor(number, device=device)
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+            number = int(highest.item())
+        if number and self.interrupt is None:
+            self.interrupt = signals.interrupt(number)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a signal: save and stop."""
@@ -145,10 +147,9 @@ class StopOnInterrupt(transformers.TrainerCallback):
         """After a signal during an evaluation: save and stop before the next step."""
         self._stop(args, control)
 
-
-def _is_repeated(seconds: float) -> bool:
-    """Return whether a signal that comes `seconds` after the first is the same: torchrun passes on what it receives."""
-    return seconds < _REPEAT_SECONDS and os.environ.get("WORLD_SIZE", "1") != "1"
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Agree on a signal that came after the last step."""
+        self._agree(args.device)
 
 
 class KeepBest(transformers.TrainerCallback):

@@ -136,6 +136,7 @@ class _Trainer(transformers.Trainer):
         if self.is_world_process_zero():
             trainer_checkpoints.seal(self._checkpoint_at(self.state.global_step))
             rotate_checkpoints(str(self.args.output_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
+        self.accelerator.wait_for_everyone()  # the others may read it next, or end, upon which torchrun ends this one
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint, if it is still what was written."""
