@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from q8trt.quantization.precision import Precision
-from q8trt.reporting import Report, Row, html
-from q8trt.reporting.html import table
-from q8trt.reporting.svg import Point, Series, bars, chart, choice_axis, numbers, value_axis
+from q8trt.reporting import Report, Row
+from q8trt.reporting.charts import Bar, BarChart, LineChart, Point, Series, bar_figure, line_figure, svg, tick_labels
 from q8trt.runtime.base import LayerTime
 from q8trt.runtime.timing.layers import LayerTimes, by_kind
 from q8trt.runtime.timing.lengths import Lengths
 from q8trt.runtime.timing.timing import summarize
 
 H100 = "NVIDIA H100 80GB HBM3"
-VOID = {"meta", "br", "circle", "rect", "path", "line", "polyline"}
+VOID = {"meta", "br", "path", "line", "use", "g", "defs"}
 
 
 class Page(HTMLParser):
@@ -65,6 +65,10 @@ def row(name: str, precision: str, factor: float, tensorrt: bool = False, share:
         {"pearson": 0.86 + factor / 100}, 86.8, 91.0, latencies, fp32_metrics={"pearson": 0.868},
         lengths=Lengths(1500, 32, (16, 128), 128, 31.5, 300 / factor, 100 / factor),
     )  # fmt: skip
+
+
+def html(report: Report) -> str:
+    return report.to_html()
 
 
 @pytest.fixture
@@ -147,8 +151,8 @@ def test_time_by_layer_is_summed_over_the_encoders_layers(report: Report) -> Non
     assert f"{'a' * 30}…{'a' * 27}.end</text>" in text  # cut in the middle; the tooltip has all of it
     # On one scale: FP32's 2 ms are a third of INT8's 6 ms.
     (fp32, *_), (int8, *_) = (
-        [float(width) for width in re.findall(r'class="bar s\d" x="4" y="\d+" width="([\d.]+)"', part)]
-        for part in re.split("<figcaption><b>Time by layer", text)[1:]
+        [float(right) - 4 for right in re.findall(r"M 4 [\d.]+ +L ([\d.]+) ", part)]
+        for part in text.split("<figcaption><b>Time by layer")[1:]
     )
     assert fp32 / int8 == pytest.approx(1 / 3, rel=0.02)
 
@@ -158,13 +162,6 @@ def test_a_share_is_shown_of_the_whole(report: Report) -> None:
     drawing = page[page.index("<figcaption><b>Share of the GPU") :].partition("</figure>")[0]
     assert all(f">{tick}</text>" in drawing for tick in (0, 20, 40, 60, 80, 100))
     assert "logarithmic" not in drawing
-
-
-def test_cells_of_a_table() -> None:
-    drawn = table(["", "ms", "said"], [["a", "1", "passed"], ["b", "2", "it passed"]], 1, 1)
-    assert "<th></th><th class=number>ms</th><th>said</th>" in drawn
-    assert "<td>a</td><td class=number>1</td><td class=passed>passed</td>" in drawn
-    assert "<td>it passed</td>" in drawn
 
 
 def test_accuracy_stands_against_the_largest_shape(report: Report) -> None:
@@ -188,45 +185,66 @@ def test_what_cannot_be_drawn_is_said(report: Report) -> None:
 def test_the_built_in_sample_and_the_cpu_are_named(report: Report) -> None:
     sample = html(replace(report, rows=report.rows[:2], is_sample=True))
     assert sample.count("built-in sample, not GLUE") >= 3
-    assert sample.count("No GPU: figures are ONNX Runtime&#x27;s on the CPU, not TensorRT&#x27;s") == 1
+    assert sample.count("No GPU: figures are ONNX Runtime&#39;s on the CPU, not TensorRT&#39;s") == 1
+
+
+def line_axes(values: list[float], x_values: tuple[float, ...] = (1, 64), **options: Any) -> Any:
+    points = tuple(Point(x_values[0], value, "tip") for value in values)
+    chart = LineChart((Series("A", 0, points),), ("x", "y"), x_values, tuple(values), **options)
+    figure, _ = line_figure(chart)
+    return figure.axes[0]
 
 
 def test_axes() -> None:
-    assert value_axis([3.0, 19.0]).ticks == (0, 5, 10, 15, 20)
-    assert value_axis([86.6, 86.9], from_zero=False).ticks[0] <= 86.25
-    wide = value_axis([2.5, 310.0])
-    assert (wide.is_log, wide.low, wide.high) == (True, 2, 500)
-    assert wide.place(2) == 0
-    assert wide.place(500) == 1
-    assert wide.place(10**1.5) == pytest.approx(0.5)  # the geometric mean of the ends
-    batches = choice_axis([8, 1, 8, 64])
-    assert batches.ticks == (1, 8, 64)
-    assert batches.place(8) == pytest.approx(0.5)
-    assert 0 < batches.place(1) < 0.1
-    assert choice_axis([16]).place(16) == pytest.approx(0.5)
+    assert list(line_axes([3.0, 19.0]).get_yticks()) == [0, 5, 10, 15, 20]
+    assert line_axes([86.6, 86.9], y_from_zero=False).get_ylim()[0] <= 86.25
+    wide = line_axes([2.5, 310.0])
+    assert wide.get_yscale() == "log"
+    assert list(wide.get_yticks()) == [5, 10, 20, 50, 100, 200]
+    batches = line_axes([1.0], (8, 1, 8, 64))
+    assert batches.get_xscale() == "log"
+    assert list(batches.get_xticks()) == [1, 8, 64]
+    assert [label.get_text() for label in batches.get_xticklabels()] == ["1", "8", "64"]
+    low, high = line_axes([1.0], (16,)).get_xlim()
+    assert low * high == pytest.approx(16**2)
 
 
 @pytest.mark.parametrize("values", [[0.004, 0.005], [1.0], [7.0, 8000.0], [99.0, 101.0], [0.3, 0.0], [12345.0]])
 def test_every_value_lies_on_its_axis(values: list[float]) -> None:
-    for axis in (value_axis(values), value_axis(values, from_zero=False)):
-        assert all(-1e-9 <= axis.place(value) <= 1 + 1e-9 for value in values)
-        assert 2 <= len(axis.ticks) <= 9
+    for from_zero in (True, False):
+        axes = line_axes(values, y_from_zero=from_zero)
+        low, high = axes.get_ylim()
+        assert all(low <= value <= high for value in values)
+        assert 2 <= len(axes.get_yticks()) <= 9
 
 
 def test_tick_labels_agree_in_decimals() -> None:
-    assert numbers((86.5, 87.0), False) == ["86.5", "87.0"]
-    assert numbers((0.0, 20_000.0), False) == ["0k", "20k"]
-    assert numbers((0.5, 1.0, 20.0), True) == ["0.5", "1", "20"]
+    assert tick_labels((86.5, 87.0)) == ["86.5", "87.0"]
+    assert tick_labels((0.0, 20_000.0)) == ["0k", "20k"]
+    assert tick_labels((0.5, 1.0, 20.0), is_log=True) == ["0.5", "1", "20"]
 
 
 def test_points_lie_where_the_axes_say() -> None:
     series = Series("A & B", 1, (Point(1, 10, "low"), Point(64, 20, "<high>")))
-    drawn = chart([series], choice_axis([1, 64]), value_axis([10, 20]), ("x", "y"), "t")
-    marks = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)"', drawn)
-    (left, lower), (right, upper) = [(float(x), float(y)) for x, y in marks]
+    drawn = svg(LineChart((series,), ("x", "y"), (1, 64), (10, 20)), 'a "title"')
+    (left, lower), (right, upper) = [
+        (float(x), float(y)) for x, y in re.findall(r'<use x="([\d.]+)" y="([\d.]+)"', drawn)
+    ]
     assert left < right
     assert lower > upper  # y grows downwards
-    assert "&lt;high&gt;" in drawn
-    shown = bars([("all", 100.0, 0, "100"), ("half", 50.0, 1, "50")], "t", "unit")
-    whole, half = map(float, re.findall(r'class="bar s\d" x="4" y="\d+" width="([\d.]+)"', shown))
-    assert whole == pytest.approx(2 * half, abs=0.1)
+    assert "<title>&lt;high&gt;</title>" in drawn
+    assert 'aria-label="a &quot;title&quot;"' in drawn
+    shown, tips = bar_figure(BarChart((Bar("all", 100.0, 0, "100"), Bar("half", 50.0, 1, "50")), "unit"))
+    whole, half = [bar.get_width() for bar in shown.axes[0].patches]
+    assert whole == pytest.approx(2 * half)
+    assert tips == ["all: 100", "half: 50"]
+
+
+def test_colors_are_variables_of_the_stylesheet(report: Report) -> None:
+    text = html(report)
+    drawings = re.findall(r"<svg class=\"chart\".*?</svg>", text, flags=re.DOTALL)
+    assert drawings
+    for drawing in drawings:
+        assert not re.search(r"#[0-9a-f]{6}|black", drawing)
+        for variable in re.findall(r"var\((--\w+)\)", drawing):
+            assert text.count(f"{variable}:") == 2  # light and dark

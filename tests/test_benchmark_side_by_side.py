@@ -14,9 +14,10 @@ from test_benchmark_page import Page
 
 from q8trt.cli.main import run_command
 from q8trt.quantization.precision import Precision
-from q8trt.reporting import Report, Row, report_dict, side_by_side_page
-from q8trt.reporting.side_by_side import print_side_by_side, side_by_side
-from q8trt.reporting.side_by_side_page import write_side_by_side
+from q8trt.reporting import Report, Row, report_dict
+from q8trt.reporting.comparison import SideBySide, stored_report
+from q8trt.reporting.comparison import side_by_side as match
+from q8trt.reporting.comparison_page import comparison_html, print_side_by_side, write_side_by_side
 from q8trt.runtime.timing.timing import summarize
 
 
@@ -34,6 +35,14 @@ def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: b
         "hardware": {"cpu": cpu, "cores": 2, "gpus": []},
     }  # fmt: skip
     return json.loads(json.dumps(report_dict(Report("STS-B", "dev", "GLUE", False, 9, "f", "pearson", rows, origin))))
+
+
+def matched(a: dict[str, Any], b: dict[str, Any]) -> SideBySide:
+    return match(stored_report(a, "a.json"), stored_report(b, "b.json"))
+
+
+def side_by_side(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return matched(a, b).to_dict()
 
 
 def test_like_for_like() -> None:
@@ -55,13 +64,13 @@ def test_across_machines_and_backends_each_row_says_so() -> None:
     for row in gpu["rows"]:
         assert row["across"] == ["backend: onnxruntime | tensorrt", "device: EPYC, 2 cores | NVIDIA L4"]
         assert (row["a_place"][:4], row["b_place"][:8]) == ("ONNX", "TensorRT")
-    text = printed(gpu, 200)
+    text = printed(matched(made(), made(tensorrt=True)), 200)
     assert text.count("backend and device") == text.count("A: ONNX Runtime, CPU; B: TensorRT, NVIDIA L4") == 4
     assert "like for like" not in text
-    assert printed(side_by_side(made(), made()), 200).count("like for like") == 4
+    assert printed(matched(made(), made()), 200).count("like for like") == 4
 
 
-def printed(both: dict[str, Any], width: int) -> str:
+def printed(both: SideBySide, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     print_side_by_side(both, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -95,16 +104,17 @@ def test_rows_of_one_name_are_matched_within_their_place_first() -> None:
 def test_what_only_one_has_is_named() -> None:
     a, b = made(), made()
     del b["rows"][1], b["rows"][0]["latencies"][1]
-    both = side_by_side(a, b)
-    assert (both["only_in_a"], both["only_in_b"]) == (["QAT INT8"], [])
-    assert both["rows"][1]["b_median_ms"] is both["rows"][1]["b_over_a_speed_ratio"] is None
+    both = matched(a, b)
+    assert (both.only_in_a, both.only_in_b) == (("QAT INT8",), ())
+    row = both.to_dict()["rows"][1]
+    assert row["b_median_ms"] is row["b_over_a_speed_ratio"] is None
     assert "only in A: QAT INT8" in printed(both, 120)
     assert printed(both, 120).count("not timed in B") == 1
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_no_number_is_cut(width: int) -> None:
-    words = set(printed(side_by_side(made(), made(speed=2.0, cpu="Xeon")), width).split())
+    words = set(printed(matched(made(), made(speed=2.0, cpu="Xeon")), width).split())
     assert {"10.00", "5.00", "2.00x", "1x32", "86.00"} <= words
 
 
@@ -127,10 +137,10 @@ def test_page(tmp_path: Path) -> None:
     a, b = made(), made(speed=2.0, tensorrt=True)
     b["rows"][1]["latencies"].pop()
     b["rows"].append(made(tensorrt=True)["rows"][0] | {"name": "<B> alone"})
-    both = side_by_side(a, b)
+    both = matched(a, b)
     paths = write_side_by_side(tmp_path / "new", both, "l4")
     assert [path.name for path in paths] == ["l4.html", "l4.json"]
-    assert json.loads(paths[1].read_text(encoding="utf-8")) == json.loads(json.dumps(both))
+    assert json.loads(paths[1].read_text(encoding="utf-8")) == json.loads(json.dumps(both.to_dict()))
     text = paths[0].read_text(encoding="utf-8")
     page = Page(text)
     assert (page.open, page.links) == ([], [])
@@ -142,14 +152,14 @@ def test_page(tmp_path: Path) -> None:
         "1x32, A: 10.00 ms", "1x32, B: 5.00 ms, 2.00x", "8x32, A: 10.00 ms", "8x32, B: 5.00 ms, 2.00x"
     ]  # fmt: skip
     assert len(page.figures[1]["title"]) == 2  # 8x32 was not timed in B
-    assert text.count("not timed in B") == 1
+    assert text.count(">not timed in B<") == 1  # the cells without a figure say so in their tooltips
     assert "only in B: &lt;B&gt; alone" in text
     assert "<h2>Scores</h2>" in text
     for report in (a, b):
         for row in report["rows"]:
             row["score_x100"] = None
-    assert "<h2>Scores</h2>" not in side_by_side_page.html(side_by_side(a, b))
-    assert Page(side_by_side_page.html(side_by_side(a | {"rows": []}, b))).figures == []
+    assert "<h2>Scores</h2>" not in comparison_html(matched(a, b))
+    assert Page(comparison_html(matched(a | {"rows": []}, b))).figures == []
 
 
 def test_command_writes_a_page_where_told(

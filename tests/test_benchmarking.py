@@ -17,6 +17,7 @@ from q8trt.runtime.timing.layers import measure_layers
 from q8trt.runtime.timing.timing import (
     WHAT_IS_TIMED,
     WHAT_IS_TIMED_ON_DEVICES,
+    TimingWarning,
     measure,
     random_inputs,
     summarize,
@@ -208,16 +209,18 @@ def test_a_runner_without_profiler_is_told() -> None:
 def test_warnings_of_device_timings() -> None:
     assert timed([10.0] * 4).warnings == ()
     (enqueue,) = timed([10.0] * 4, enqueue=8.1).warnings
-    assert enqueue.startswith("enqueue-bound: ")
+    assert enqueue.kind == "enqueue-bound"
     (transfer,) = timed([2.9] * 4).warnings
-    assert transfer.startswith("transfer-bound: ")
+    assert transfer.kind == "transfer-bound"
     (unstable,) = timed([10.0, 10.0, 10.0, 10.5]).warnings  # standard deviation 0.2165 of a mean of 10.125
-    assert unstable == "unstable: GPU compute varies by 2.1% (standard deviation over mean)"
+    assert str(unstable) == "unstable: GPU compute varies by 2.1% (standard deviation over mean)"
 
 
 def test_warning_of_a_wide_spread_on_the_host() -> None:
     assert summarize(1, 8, [1.0] * 19 + [1.19]).warnings == ()
-    assert summarize(1, 8, [1.0, 1.0, 1.0, 2.0]).warnings == ("unstable: p95 is 1.85 times the median",)
+    assert summarize(1, 8, [1.0, 1.0, 1.0, 2.0]).warnings == (
+        TimingWarning("unstable", "p95 is 1.85 times the median"),
+    )
 
 
 def test_each_shape_is_looked_at_once() -> None:

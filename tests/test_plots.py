@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from q8trt.errors import ConfigError
-from q8trt.reporting.plots import SensitivityPlot, plot_sensitivity, sensitivity_figure
+from q8trt.reporting.sensitivity_plot import SensitivityPlot, plot_sensitivity, sensitivity_figure
 
 NAMES = ("qkv_input", "gelu_out", "ffn_residual.skip")
 PLOT = SensitivityPlot(

@@ -15,13 +15,11 @@ from q8trt.reporting import (
     Gate,
     Parity,
     Report,
-    html,
-    markdown,
     print_report,
     report_dict,
-    verdict,
     write_report,
 )
+from q8trt.reporting import verdict as verdict_phrases
 from q8trt.runtime.base import LayerTime
 from q8trt.runtime.timing.hardware import GpuState
 from q8trt.runtime.timing.layers import LayerTimes
@@ -39,6 +37,14 @@ def printed(report: Report, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
     print_report(report, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def markdown(report: Report) -> str:
+    return report.to_markdown()
+
+
+def verdict(report: Report) -> list[str]:
+    return [phrase.text for phrase in verdict_phrases(report)]
 
 
 def unwrapped(text: str) -> str:
@@ -321,16 +327,17 @@ def keys(value: object) -> set[str]:
 
 def test_every_key_is_documented(on_gpu: Report) -> None:
     from q8trt.hardware.provenance import provenance
-    from q8trt.reporting.side_by_side import side_by_side
+    from q8trt.reporting.comparison import side_by_side, stored_report
 
     text = (Path(__file__).parents[1] / "docs" / "benchmark-schema.md").read_text(encoding="utf-8")
     times = LayerTimes(1, 128, 10, (LayerTime("gemm", 1.0),))
     measured = {"parity": Parity(0.1, 0.01, 4.0), "fp32_metrics": {"pearson": 0.87}, "layer_times": times}
     rows = [replace(row, **measured) for row in on_gpu.rows]
     data = report_dict(replace(on_gpu, rows=rows), Gate(1.0, 1.0))
+    stored = stored_report(json.loads(json.dumps(data)), "benchmark.json")
     origin = provenance(["benchmark.py"])
     origin.pop("versions")
-    used = keys(data) | keys(origin) | keys(side_by_side(data, data))
+    used = keys(data) | keys(origin) | keys(side_by_side(stored, stored).to_dict())
     assert used - {word for word in used if f"`{word}`" in text} == set()
     assert "h2d" in used  # the parts of a query were among them
 
@@ -350,7 +357,7 @@ def test_torchs_score_stands_beside_the_engines(report: Report) -> None:
     rows = [replace(row, fp32_metrics={"pearson": 0.8676}) for row in report.rows]
     told = replace(report, rows=rows)
     line = "torch FP32 scored pearson x100 86.76 on the run's development set, as recorded there"
-    assert markdown(told).count(line) == html(told).count(line.replace("'", "&#x27;")) == 1
+    assert markdown(told).count(line) == told.to_html().count(line.replace("'", "&#39;")) == 1
     assert line in unwrapped(printed(told, 120))
     assert not any("torch FP32" in note for note in report.all_notes)
     timed = replace(told, rows=[replace(row, metrics={}) for row in rows])

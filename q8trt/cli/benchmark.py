@@ -129,8 +129,8 @@ def _data(args: Any, engines: Any) -> Any:
 
 
 def _compare(args: Any) -> int:
-    from q8trt.reporting.side_by_side import print_side_by_side, read_report, side_by_side
-    from q8trt.reporting.side_by_side_page import write_side_by_side
+    from q8trt.reporting.comparison import read_report, side_by_side
+    from q8trt.reporting.comparison_page import print_side_by_side, write_side_by_side
 
     if args.output_dir:
         stem = Path(args.output_dir) / (args.name or "compare")
@@ -142,7 +142,7 @@ def _compare(args: Any) -> int:
         page, _ = write_side_by_side(args.output_dir, both, args.name or "compare")
         say(f"report: {page} and {page.with_suffix('.json').name}")
     if args.json:
-        say(json.dumps(both, ensure_ascii=False, allow_nan=False))
+        say(json.dumps(both.to_dict(), ensure_ascii=False, allow_nan=False))
     return 0
 
 

@@ -90,7 +90,7 @@ def _run_checks(args: Any, folder: Path, bench: Any, config: Any, origin: dict[s
     from q8trt.gpu_check.checks import run_checks
     from q8trt.gpu_check.journal import Journal
     from q8trt.gpu_check.models import Models
-    from q8trt.gpu_check.page import STEM, line, print_table, write
+    from q8trt.gpu_check.page import STEM, line, print_checks, write
 
     page = folder / f"{STEM}.html"
     check_report(folder / f"{STEM}.json", [page], keys=("schema", "checks"), option="--output_dir")
@@ -106,7 +106,7 @@ def _run_checks(args: Any, folder: Path, bench: Any, config: Any, origin: dict[s
         makers = Models(lambda: _run(args.run), args.data_dir, config).makers
         run_checks(bench, makers, config, journal, work, origin)
     say()
-    print_table(journal, table_console())
+    print_checks(journal, table_console())
     say(f"report: {page} and gpu-check.json")
     return 1 if journal.failed else 0
 

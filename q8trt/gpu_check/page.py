@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
-from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from q8trt import files
 from q8trt.gpu_check.bench import Bench
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.gpu_check.journal import RESULTS, Check, Journal
 from q8trt.reporting import report_dict
-from q8trt.reporting.html import content, page, provenance_section, section, table
+from q8trt.reporting.benchmark_page import benchmark_page
+from q8trt.reporting.html import render
+from q8trt.reporting.table import Column, Phrase, Table, Tone, words
+from q8trt.reporting.terminal import print_table, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SCHEMA = 1
 STEM = "gpu-check"
-_STYLES = {"passed": "green", "failed": "bold red", "skipped": "yellow", "measured": ""}
+_TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "skipped": "warning", "measured": "plain"}
 
 
 def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -52,20 +52,26 @@ def summary(journal: Journal) -> str:
 
 def html(journal: Journal, bench: Bench, provenance: dict[str, Any]) -> str:
     """One self-contained page: the table of checks, then each model's plots and tables."""
-    title = f"GPU check: {bench.title} on {bench.device}"
-    checks = [[each.check, each.result, each.figure, f"{each.seconds:.1f}"] for each in journal.checks]
-    head = f"<header><h1>{escape(title)}</h1>\n<p>{escape(summary(journal))}</p></header>"
-    failures = [check for check in journal.checks if check.result == "failed"]
-    body = [head]
-    if failures:
-        items = "".join(f"<li class='slower'>{escape(each.check)}: {escape(each.figure)}</li>" for each in failures)
-        body.append(section("Failed", f"<ul class='verdict'>{items}</ul>"))
-    listed = table(["check", "result", "figure", "seconds"], checks, 3)
-    body.append(section("Checks", f"<div class='prose'>{listed}</div>"))
-    for report in journal.reports.values():
-        body += content(report)
-    body.append(provenance_section({"backend": bench.title, "device": bench.device, **provenance}))
-    return page(title, body)
+    return render(
+        "gpu_check",
+        title=f"GPU check: {bench.title} on {bench.device}",
+        summary=summary(journal),
+        failures=[Phrase(f"{each.check}: {each.figure}", "bad") for each in journal.checks if each.result == "failed"],
+        checks=check_table(journal),
+        reports=[benchmark_page(report) for report in journal.reports.values()],
+        provenance={"backend": bench.title, "device": bench.device, **provenance},
+    )
+
+
+def check_table(journal: Journal) -> Table:
+    """Return a line per step: check, result, figure and, where there is room, seconds."""
+    columns = (
+        words("check", wraps=True), words("result"), words("figure", wraps=True), Column("seconds", format=".1f", rank=1)
+    )  # fmt: skip
+    rows = [
+        (each.check, Phrase(each.result, _TONES[each.result]), each.figure, each.seconds) for each in journal.checks
+    ]
+    return Table(columns, tuple(rows))
 
 
 def write(
@@ -87,12 +93,7 @@ def line(check: Check) -> str:
     return f"{check.result:9} {check.check}: {check.figure}"
 
 
-def print_table(journal: Journal, console: Console) -> None:
-    """Print the table (check, result, figure) and how many there are of each result."""
-    shown = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for header in ("check", "result", "figure"):
-        shown.add_column(header, overflow="fold", no_wrap=header == "result")
-    for check in journal.checks:
-        shown.add_row(Text(check.check), Text(check.result, style=_STYLES[check.result]), Text(check.figure))
-    console.print(shown)
-    console.print(Text(summary(journal), style="bold red" if journal.failed else "bold"))
+def print_checks(journal: Journal, console: Console) -> None:
+    """Print the table of checks and how many there are of each result."""
+    print_table(console, check_table(journal))
+    say(console, summary(journal), "bold red" if journal.failed else "bold")

@@ -1,12 +1,13 @@
-"""A benchmark's figures as data, on the terminal, as JSON, Markdown and one HTML page."""
+"""Reports: facts as dataclasses, the sentences made from them, and tables for the terminal, Markdown and HTML."""
 
-from q8trt.reporting.html import html
-from q8trt.reporting.markdown import markdown
-from q8trt.reporting.output import report_dict, write_report
-from q8trt.reporting.report import Parity, Ratio, Report, Row
-from q8trt.reporting.table import print_report
-from q8trt.reporting.verdict import Gate, verdict
+from q8trt.reporting.benchmark import Parity, Ratio, Report, Row
+from q8trt.reporting.benchmark_json import report_dict, write_report
+from q8trt.reporting.benchmark_text import print_report
+from q8trt.reporting.gate import Gate
+from q8trt.reporting.table import Column, Phrase, Table, words
+from q8trt.reporting.verdict import verdict, verdicts
 
 __all__ = [
-    "Gate", "Parity", "Ratio", "Report", "Row", "html", "markdown", "print_report", "report_dict", "verdict", "write_report"
+    "Column", "Gate", "Parity", "Phrase", "Ratio", "Report", "Row", "Table", "print_report", "report_dict", "verdict",
+    "verdicts", "words", "write_report",
 ]  # fmt: skip

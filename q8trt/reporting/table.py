@@ -1,135 +1,111 @@
-"""A report on the terminal."""
+"""A table of figures, which the terminal, Markdown and HTML renderers draw."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
+from q8trt.reporting.formats import number
 
-from q8trt.reporting.cells import (
-    DETAILS,
-    DEVICE_PARTS,
-    LENGTHS,
-    LENGTHS_LEGEND,
-    SPEEDUP_LEGEND,
-    Column,
-    detail_cells,
-    gpu_line,
-    length_cells,
-    lengths_title,
-    part_cells,
-    score_cells,
-    time_cells,
-)
-from q8trt.reporting.report import Report, Row
-from q8trt.reporting.verdict import verdict
+Tone = Literal["plain", "good", "bad", "warning"]
+#: Text of a cell without a value; `Column.missing` is the reason.
+DASH = "-"
 
 
-def _table(headers: Sequence[str], rows: Sequence[Sequence[str]], padding: int) -> Table:
-    """Words left, numbers right. Only the second column (backend and device) may wrap: a cut number is a wrong one."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, padding, 0, 0), pad_edge=False)
-    for index, header in enumerate(headers):
-        cells = [header, *(row[index] for row in rows)]
-        width = max(len(line) for cell in cells for line in cell.split("\n"))
-        if index == 1:
-            table.add_column(Text(header), overflow="fold")
-        else:
-            table.add_column(Text(header), justify="right" if index else "left", no_wrap=True, min_width=width)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+@dataclass(frozen=True)
+class Phrase:
+    """Text and the judgment in it, which the renderers color.
+
+    Attributes:
+        text: a word of a table or a whole sentence.
+        tone: "good", "bad", "warning" or "plain".
+    """
+
+    text: str
+    tone: Tone = "plain"
 
 
-def _wide(report: Report, padding: int) -> Table:
-    """One line per row, two columns per shape."""
-
-    def cells(row: Row) -> list[str]:
-        times = [cell for shape in report.shapes for cell in time_cells(report, row, shape)]
-        return [row.name, row.place, *score_cells(report, row).values(), *times]
-
-    headers = [*_score_headers(report), *(f"{shape}\n{unit}" for shape in report.shapes for unit in ("ms", "speed"))]
-    return _table(headers, [cells(row) for row in report.rows], padding)
+#: A value that its column formats; None where there is none.
+Cell = str | float | Phrase | None
 
 
-def _score_headers(report: Report) -> list[str]:
-    columns = score_cells(report, report.rows[0]) if report.rows else {}
-    return ["", "runs on", *("\n".join(column) for column in columns)]
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        heading: title; a line break is one on the terminal alone.
+        unit: unit of the figures, a line of its own on the terminal.
+        align: "right" for figures, "left" for words.
+        format: format specification of a figure, or a function that returns its text.
+        missing: why a cell may have no value.
+        wraps: whether words wrap where there is little room; figures are never cut.
+        rank: order in which columns leave a narrow terminal, the highest first; 0 stays.
+    """
+
+    heading: str
+    unit: str = ""
+    align: Literal["left", "right"] = "right"
+    format: str | Callable[[Any], str] = ""
+    missing: str = "not measured"
+    wraps: bool = False
+    rank: int = 0
+
+    @property
+    def title(self) -> str:
+        """Heading and unit in one line."""
+        return " ".join(f"{self.heading} {self.unit}".split())
+
+    def text(self, cell: Cell) -> str:
+        """Return the text of a cell."""
+        if cell is None:
+            return DASH
+        if isinstance(cell, Phrase):
+            return cell.text
+        if callable(self.format):
+            return self.format(cell)
+        return cell if isinstance(cell, str) else number(cell, self.format)
+
+    def tone(self, cell: Cell) -> Tone:
+        """Return the judgment in a cell."""
+        return cell.tone if isinstance(cell, Phrase) else "plain"
 
 
-def _scores(report: Report) -> Table:
-    return _table(
-        _score_headers(report), [[row.name, row.place, *score_cells(report, row).values()] for row in report.rows], 1
-    )
+def words(heading: str, wraps: bool = False) -> Column:
+    """Return a column of words."""
+    return Column(heading, align="left", wraps=wraps)
 
 
-def _fitting(console: Console, tables: Sequence[Table]) -> list[Table]:
-    """The first of `tables` that needs no wrapping, else the first that cuts no number, else none; in a list."""
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells below their columns.
 
-    def width(table: Table) -> Measurement:
-        # The console's own width would clamp the measure to itself, and everything would seem to fit.
-        return Measurement.get(console, console.options.update(max_width=10_000), table)
+    Attributes:
+        columns: the first one names the row.
+        rows: as many cells each as there are columns.
+        legend: explanation below the table.
+        title: heading above it.
 
-    whole = [table for table in tables if width(table).maximum <= console.width]
-    return (whole or [table for table in tables if width(table).minimum <= console.width])[:1]
+    Raises:
+        ValueError: a row has another number of cells.
+    """
 
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    legend: str = ""
+    title: str = ""
 
-def _without(columns: Sequence[Column], rows: Sequence[Sequence[str]], dropped: Sequence[str]) -> Table:
-    """A table of rows that begin with name and place, without the columns whose header begins with one of `dropped`."""
-    kept = [index for index, column in enumerate(columns) if column[0] not in dropped]
-    cells = [[*row[:2], *(row[2 + index] for index in kept)] for row in rows]
-    return _table(["", "runs on", *("\n".join(columns[index]).strip() for index in kept)], cells, 1)
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError(f"{self.title or 'table'}: a row has not one cell for each of {len(self.columns)} columns")
 
+    def texts(self) -> list[list[str]]:
+        """Return the rows as text."""
+        return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
-def _details(report: Report) -> list[Table]:
-    """Percentiles, throughput and arithmetic, one line per row and shape; from all columns to few."""
-    rows = [[row.name, row.place, *detail_cells(report, row, each)] for row in report.rows for each in row.latencies]
-    fewer = [
-        (),
-        ("mean", "p90"),
-        ("mean", "p90", "p95", "queries"),
-        ("mean", "p90", "p95", "queries", "GEMM", "of", "samples"),
-    ]
-    return [_without(DETAILS, rows, dropped) for dropped in fewer] if rows else []
-
-
-def _device_parts(report: Report) -> list[Table]:
-    rows = [[row.name, row.place, *part_cells(each)] for row in report.rows for each in row.latencies if each.parts]
-    return [_without(DEVICE_PARTS, rows, dropped) for dropped in ((), ("host wall", "copies"))] if rows else []
-
-
-def _lengths(report: Report) -> list[Table]:
-    rows = [[row.name, row.place, *length_cells(row)] for row in report.rows if row.lengths]
-    return [_without(LENGTHS, rows, dropped) for dropped in ((), ("batch", "tokens"))] if rows else []
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Print title, figures, verdict and notes, in the widest layout that `console` holds without cutting a number."""
-
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style=style))
-
-    say(report.title, "bold")
-    console.print()
-    summary = _fitting(console, (_wide(report, 1), _wide(report, 0))) or [_scores(report)]
-    for table in (*summary, *_fitting(console, _details(report)), *_fitting(console, _device_parts(report))):
-        console.print(table)
-        console.print()
-    if title := lengths_title(report):
-        say(title, "bold")
-        for table in _fitting(console, _lengths(report)):
-            console.print(table)
-        console.print()
-        say(LENGTHS_LEGEND, "dim")
-    if report.shapes:
-        say(SPEEDUP_LEGEND, "dim")
-        say(f"ms: median of {report.what_is_timed}", "dim")
-    for gpu in report.gpus:
-        say(gpu_line(gpu))
-    for line in verdict(report):
-        say(line)
-    for note in report.all_notes:
-        say(f"Note: {note}", "yellow")
+    def up_to(self, rank: int) -> Table:
+        """Return the table without columns of a rank above `rank`."""
+        at = [index for index, column in enumerate(self.columns) if column.rank <= rank]
+        rows = tuple(tuple(row[index] for index in at) for row in self.rows)
+        return Table(tuple(self.columns[index] for index in at), rows, self.legend, self.title)

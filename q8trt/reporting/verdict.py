@@ -1,48 +1,93 @@
-"""What may be concluded from a report: where INT8 is faster, and whether a gate of accuracy and speed is passed.
-
-INT8 is called faster only where it was measured faster, on the same backend and device.
-"""
+"""Where each row of a benchmark is faster than FP32 and FP16 on the same backend and device, and where it is not."""
 
 from __future__ import annotations
 
-import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from q8trt.errors import ConfigError
-from q8trt.quantization.precision import Precision
-from q8trt.reporting.report import Report, Row
+from q8trt.reporting.benchmark import Report, Row
+from q8trt.reporting.table import Phrase
 
-# Even interleaved medians wobble: a difference smaller than this is not called one.
+#: Even interleaved medians vary: a smaller difference is not called one.
 FASTER_FROM = 1.02
 
 
-def verdict(report: Report) -> list[str]:
-    """For each row the shapes where it is faster than FP32 (INT8: and than FP16), those where it is not, and why that may be."""
-    lines: list[str] = []
+@dataclass(frozen=True)
+class Comparison:
+    """The speed of a row relative to another one on the same backend and device.
+
+    Attributes:
+        baseline: the other row.
+        speeds: shape -> how many times as fast; shapes that both rows were timed at.
+    """
+
+    baseline: Row
+    speeds: Mapping[str, float]
+
+    @property
+    def faster(self) -> dict[str, float]:
+        """The shapes where the row is faster."""
+        return {shape: speed for shape, speed in self.speeds.items() if speed >= FASTER_FROM}
+
+    @property
+    def slower(self) -> dict[str, float]:
+        """The shapes where it is not."""
+        return {shape: speed for shape, speed in self.speeds.items() if speed < FASTER_FROM}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A timed row and its comparisons, with FP32 first; none where no FP32 row has the same backend and device."""
+
+    row: Row
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def needs_reasons(self) -> bool:
+        """Whether an INT8 row is not faster somewhere."""
+        return self.row.precision.is_quantized and any(each.slower for each in self.comparisons)
+
+
+def verdicts(report: Report) -> list[Verdict]:
+    """Return the verdict of each timed row that is not its own baseline; INT8 is also compared with FP16."""
+    judged = []
     for row in report.rows:
         baseline = report.baseline(row)
         if row is baseline or not row.latencies:
             continue
-        if baseline is None:
-            lines.append(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")
-            continue
         half = report.fp16_row(row) if row.precision.is_quantized else None
-        said = [_compared(report, row, other) for other in (baseline, half) if other is not None]
-        lines += [line for faster, slower in said for line in (faster, slower) if line]
-        if row.precision.is_quantized and any(slower for _, slower in said):
-            lines.append(_reasons(row))
-    return lines
+        others = [other for other in (baseline, half) if other] if baseline else []
+        judged.append(Verdict(row, tuple(_compared(report, row, other) for other in others)))
+    return judged
 
 
-def _compared(report: Report, row: Row, baseline: Row) -> tuple[str, str]:
-    """Two sentences, where the row is faster than the baseline and where it is not; "" for one without a shape."""
+def _compared(report: Report, row: Row, baseline: Row) -> Comparison:
     ratio = report.ratio(row, baseline)
-    speeds = {shape: speed for shape in report.shapes if (speed := ratio.speed(shape)) is not None}
-    faster = ", ".join(f"{shape} ({speed:.2f}x)" for shape, speed in speeds.items() if speed >= FASTER_FROM)
-    slower = ", ".join(f"{shape} ({speed:.2f}x)" for shape, speed in speeds.items() if speed < FASTER_FROM)
-    than = f"faster than {baseline.name} on {row.place} at"
-    return f"{row.name} is {than} {faster}" if faster else "", f"{row.name} is NOT {than} {slower}" if slower else ""
+    return Comparison(baseline, {shape: speed for shape in report.shapes if (speed := ratio.speed(shape)) is not None})
+
+
+def verdict(report: Report) -> list[Phrase]:
+    """Return the sentences on `verdicts`."""
+    return [phrase for each in verdicts(report) for phrase in _sentences(each)]
+
+
+def _sentences(judged: Verdict) -> list[Phrase]:
+    row = judged.row
+    if not judged.comparisons:
+        return [Phrase(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")]
+    phrases = []
+    for each in judged.comparisons:
+        than = f"faster than {each.baseline.name} on {row.place} at"
+        if each.faster:
+            phrases.append(Phrase(f"{row.name} is {than} {_shapes(each.faster)}", "good"))
+        if each.slower:
+            phrases.append(Phrase(f"{row.name} is NOT {than} {_shapes(each.slower)}", "bad"))
+    return [*phrases, Phrase(_reasons(row))] if judged.needs_reasons else phrases
+
+
+def _shapes(speeds: Mapping[str, float]) -> str:
+    return ", ".join(f"{shape} ({speed:.2f}x)" for shape, speed in speeds.items())
 
 
 def _reasons(row: Row) -> str:
@@ -51,78 +96,3 @@ def _reasons(row: Row) -> str:
         return f"{row.name}: the linter finds nothing in this graph that keeps TensorRT from INT8 ({command})"
     more = f" and {len(row.findings) - 1} more" if len(row.findings) > 1 else ""
     return f"{row.name}: what stands in the way on TensorRT, by the linter: {row.findings[0]}{more}; see {command}"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What every row but FP32's must reach; None: not asked for.
-
-    Attributes:
-        max_drop: points (x100) of the main metric that may be lost against FP32: the FP32 engine of the same report, else
-            what the run's torch FP32 model scored.
-        min_speedup: how many times as fast as FP32 each timed shape must be, same backend and device.
-
-    Raises:
-        ConfigError: a value that is not finite, or a speedup that is not positive.
-    """
-
-    max_drop: float | None = None
-    min_speedup: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_drop is not None and not math.isfinite(self.max_drop):
-            raise ConfigError(f"--max_drop {self.max_drop}, expected points of the main metric, such as 1.0")
-        if self.min_speedup is not None and not (math.isfinite(self.min_speedup) and self.min_speedup > 0):
-            raise ConfigError(f"--min_speedup {self.min_speedup}, expected a positive factor, such as 1.5")
-
-    def __bool__(self) -> bool:
-        return self.max_drop is not None or self.min_speedup is not None
-
-    def failures(self, report: Report) -> list[str]:
-        """What of `report` does not pass, a clause each; [] when all does. What was not measured does not pass."""
-        judged = [row for row in report.rows if row.precision != Precision.FP32]
-        failed = [] if judged else ["no row but FP32's to judge"]
-        for row in judged:
-            if self.max_drop is not None:
-                failed += _dropped(report, row, self.max_drop)
-            if self.min_speedup is not None:
-                failed += _slow(report, row, self.min_speedup)
-        return failed
-
-
-def reference_x100(report: Report, row: Row) -> tuple[float, str] | None:
-    """The FP32 score (x100) that a drop is counted from and whose it is; None where none is known."""
-    baseline = report.baseline(row)
-    score = report.score_x100(baseline) if baseline else None
-    if score is not None:
-        return score, "the FP32 engine"
-    torch = (row.fp32_metrics or {}).get(report.main_metric)
-    return None if torch is None else (100 * torch, "torch FP32 as recorded in its run")
-
-
-def _dropped(report: Report, row: Row, max_drop: float) -> list[str]:
-    score, reference = report.score_x100(row), reference_x100(report, row)
-    where = f"{row.name} on {row.place}"
-    if score is None or reference is None:
-        return [f"{where}: drop of {report.main_metric} unknown, for want of {'a score' if score is None else 'FP32'}"]
-    drop = reference[0] - score
-    if drop <= max_drop + 1e-9:  # 86.76 - 85.76 is a hair above 1
-        return []
-    return [
-        f"{where} loses {drop:.2f} points of {report.main_metric} against {reference[1]} "
-        f"({score:.2f} of {reference[0]:.2f}), more than --max_drop {max_drop:g}"
-    ]
-
-
-def _slow(report: Report, row: Row, min_speedup: float) -> list[str]:
-    where = f"{row.name} on {row.place}"
-    failed = []
-    for shape in report.shapes:
-        speed = report.speed(row, shape)
-        if speed is None:
-            failed.append(f"{where}: speed at {shape} unknown, for want of FP32 on the same backend and device")
-        elif speed < min_speedup:
-            failed.append(
-                f"{where} is {speed:.2f}x as fast as FP32 at {shape}, less than --min_speedup {min_speedup:g}"
-            )
-    return failed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.evaluation.sensitivity.probe import Cost
 from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sensitivity
-from q8trt.reporting.plots import SensitivityPlot, plot_sensitivity
+from q8trt.reporting.sensitivity_plot import SensitivityPlot, plot_sensitivity
 
 if TYPE_CHECKING:
     from rich.console import Console

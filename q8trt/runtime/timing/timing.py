@@ -12,7 +12,7 @@ query, *GPU compute* the kernels alone, *enqueue* the host's time to launch them
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,6 +54,17 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class TimingWarning:
+    """A reason to doubt a time: its `kind`, such as "unstable", and the `detail` behind it."""
+
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True)
 class Latency(Spread):
     """The times of one batch of one shape.
 
@@ -83,7 +94,7 @@ class Latency(Spread):
     transfers: bool | None = None
     gemm_tops: float | None = None
     peak_share: float | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[TimingWarning, ...] = ()
 
     @property
     def shape(self) -> str:
@@ -145,24 +156,20 @@ def summarize(
     )
 
 
-def _warnings(latency: Spread, parts: Mapping[str, Spread]) -> list[str]:
-    """What makes the figure doubtful, in the terms of trtexec."""
-    found = []
+def _warnings(latency: Spread, parts: Mapping[str, Spread]) -> Iterator[TimingWarning]:
+    """Yield what makes the figure doubtful, in the terms of trtexec."""
     if parts:
         gpu = parts["gpu"]
         if parts["enqueue"].median_ms > _ENQUEUE_BOUND * gpu.median_ms:
-            found.append(
-                "enqueue-bound: launching takes about as long as computing; use a CUDA graph or a larger batch"
-            )
-        copies = parts["h2d"].median_ms + parts["d2h"].median_ms
-        if copies > gpu.median_ms:
-            found.append("transfer-bound: the copies take longer than the computation")
+            detail = "launching takes about as long as computing; use a CUDA graph or a larger batch"
+            yield TimingWarning("enqueue-bound", detail)
+        if parts["h2d"].median_ms + parts["d2h"].median_ms > gpu.median_ms:
+            yield TimingWarning("transfer-bound", "the copies take longer than the computation")
         if gpu.mean_ms and gpu.std_ms / gpu.mean_ms > _UNSTABLE_GPU_VARIATION:
             variation = 100 * gpu.std_ms / gpu.mean_ms
-            found.append(f"unstable: GPU compute varies by {variation:.1f}% (standard deviation over mean)")
+            yield TimingWarning("unstable", f"GPU compute varies by {variation:.1f}% (standard deviation over mean)")
     elif latency.p95_ms > _UNSTABLE_SPREAD * latency.median_ms:
-        found.append(f"unstable: p95 is {latency.p95_ms / latency.median_ms:.2f} times the median")
-    return found
+        yield TimingWarning("unstable", f"p95 is {latency.p95_ms / latency.median_ms:.2f} times the median")
 
 
 def random_inputs(

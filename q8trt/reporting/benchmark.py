@@ -5,13 +5,13 @@ A time is only ever divided by a time taken on the same backend and device; ever
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.registry import runs_plans
-from q8trt.runtime.timing.hardware import GpuState, peak_source
+from q8trt.runtime.timing.hardware import GpuState
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.lengths import Lengths
 from q8trt.runtime.timing.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
@@ -76,6 +76,11 @@ class Row:
     def place(self) -> str:
         """``"ONNX Runtime, CPU"``: the label without the precision."""
         return self.label.removesuffix(f", {self.precision}")
+
+    @property
+    def device_label(self) -> str:
+        """``"CPU"`` or the name of the GPU."""
+        return "CPU" if self.device == "cpu" else self.device
 
     def is_comparable(self, other: Row) -> bool:
         """Whether times of the two may be divided: same backend, same device."""
@@ -188,31 +193,16 @@ class Report:
         return list(dict.fromkeys(row.place for row in self.rows))
 
     @property
-    def all_notes(self) -> list[str]:
-        """`notes`, torch's score, parity, doubtful times, sources of peaks, and whether TensorRT had no part in it."""
-        notes = [*self.notes, *self._torch_notes(), *(_parity_note(row, row.parity) for row in self.rows if row.parity)]
-        notes += [note for row in self.rows for note in _timing_notes(row)]
-        notes += _peak_notes(self.rows)
-        return [*notes, self.place_note] if self.place_note else notes
-
-    def _torch_notes(self) -> list[str]:
-        """What torch FP32 scored, which every engine stands beside."""
-        if not any(row.metrics for row in self.rows):
-            return []
-        scores = {(row.fp32_metrics or {}).get(self.main_metric) for row in self.rows}
-        return [
-            f"torch FP32 scored {self.main_metric} x100 {100 * score:.2f} on the run's development set, as recorded there"
-            for score in sorted(each for each in scores if each is not None)
-        ]
+    def origin(self) -> dict[str, Any]:
+        """Provenance of the data, then of the report."""
+        return {"data": self.data_label, "data_fingerprint": self.data_fingerprint, **self.provenance}
 
     @property
-    def place_note(self) -> str:
-        """Says so where no figure was taken on TensorRT; "" where one was."""
-        if not self.rows or any(runs_plans(row.backend) for row in self.rows):
-            return ""
-        if self.places == ["ONNX Runtime, CPU"] and not self.provenance.get("hardware", {}).get("gpus"):
-            return "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
-        return f"No figure was taken on TensorRT: they are those of {' and of '.join(self.places)}"
+    def all_notes(self) -> list[str]:
+        """`notes` and those that follow from the rows."""
+        from q8trt.reporting.notes import all_notes
+
+        return all_notes(self)
 
     def baseline(self, row: Row) -> Row | None:
         """The first FP32 row on the backend and device of `row`; None when there is none."""
@@ -260,67 +250,31 @@ class Report:
         baseline = self.baseline(row)
         return self.ratio(row, baseline).speed(shape) if baseline else None
 
+    def torch_fp32_x100(self, row: Row) -> float | None:
+        """The main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None where none is."""
+        score = (row.fp32_metrics or {}).get(self.main_metric)
+        return None if score is None else 100 * score
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. Units are in the keys; metrics are fractions, ``*_ratio`` is below 1 where faster or smaller."""
-        return {
-            "schema": self.schema,
-            "title": self.title,
-            "task": self.task,
-            "split": self.split,
-            "data_source": self.data_label,
-            "is_sample": self.is_sample,
-            "rows_evaluated": self.rows_evaluated,
-            "data_fingerprint": self.data_fingerprint,
-            "main_metric": self.main_metric,
-            "rows": [self._row_dict(row) for row in self.rows],
-            "gpus": [asdict(gpu) for gpu in self.gpus],
-            "what_is_timed": self.what_is_timed,
-            "notes": self.all_notes,
-            "provenance": self.provenance,
-        }
+        """Return the content of ``benchmark.json``: JSON-ready, units in the keys (docs/benchmark-schema.md)."""
+        from q8trt.reporting.benchmark_json import report_dict
 
-    def _row_dict(self, row: Row) -> dict[str, Any]:
-        baseline = self.baseline(row)
-        against = None
-        if baseline:
-            ratio = self.ratio(row, baseline)
-            against = {
-                "baseline": baseline.name,
-                "score_delta_x100": self.score_delta_x100(row),
-                "median_latency_ratio": ratio.latency,
-                "onnx_size_ratio": ratio.onnx_size,
-                "plan_size_ratio": ratio.plan_size,
-            }
-        lengths = {**asdict(row.lengths), "ratio": row.lengths.ratio} if row.lengths else None
-        return {**asdict(row), "lengths": lengths, "score_x100": self.score_x100(row), "against": against}
+        return report_dict(self)
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown: figures, verdict, notes, every metric, latency, length buckets, provenance."""
+        from q8trt.reporting.benchmark_text import markdown
+
+        return markdown(self)
+
+    def to_html(self) -> str:
+        """Return the report as one HTML page with plots, which needs no network and no script."""
+        from q8trt.reporting.benchmark_page import benchmark_html
+
+        return benchmark_html(self)
 
 
-def _parity_note(row: Row, parity: Parity) -> str:
-    return (
-        f"{row.name}: logits of {row.place} differ from the torch model's by at most "
-        f"{parity.largest_logit_difference:.2g}, {parity.mean_logit_difference:.2g} on average "
-        f"(logits reach {parity.largest_logit:.2g})"
-    )
-
-
-def _timing_notes(row: Row) -> list[str]:
-    """One note for each kind of warning, with the shapes that it holds for and the words of the first."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for latency in row.latencies:
-        for warning in latency.warnings:
-            kind, _, what = warning.partition(": ")
-            found.setdefault(kind, []).append((latency.shape, what))
-    notes = []
-    for kind, where in found.items():
-        shapes = "every shape" if len(where) == len(row.latencies) > 1 else ", ".join(shape for shape, _ in where)
-        first = f"at {where[0][0]}, " if len(where) > 1 else ""
-        notes.append(f"{row.name} on {row.place}: {kind} at {shapes}: {first}{where[0][1]}")
-    return notes
-
-
-def _peak_notes(rows: list[Row]) -> list[str]:
-    """Where the peaks come from that shares are of."""
-    devices = dict.fromkeys(
-        row.device for row in rows if any(latency.peak_share is not None for latency in row.latencies)
-    )
-    return [f"Share of peak: dense tensor-core peak of the {device} by {peak_source(device)}" for device in devices]
+def machine(hardware: Mapping[str, Any] | None) -> str:
+    """Return the GPUs, or the CPU, of a provenance's hardware."""
+    hardware = hardware or {}
+    return ", ".join(hardware.get("gpus") or [f"{hardware.get('cpu', 'CPU')}, {hardware.get('cores', '?')} cores"])

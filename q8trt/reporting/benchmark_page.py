@@ -1,0 +1,223 @@
+"""A benchmark report as a page: plots to look at, tables to read.
+
+A plot shows one backend on one device and names it: figures of different places never share axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.reporting.benchmark import Report, Row, machine
+from q8trt.reporting.benchmark_tables import detail_tables, document_summary
+from q8trt.reporting.charts import Bar, BarChart, LineChart, Point, Series
+from q8trt.reporting.formats import ms, percent, rate, times
+from q8trt.reporting.html import Figure, render
+from q8trt.reporting.notes import gpu_note, place_note
+from q8trt.reporting.table import Phrase, Table
+from q8trt.reporting.verdict import verdict
+from q8trt.runtime.timing.layers import LayerTimes, by_kind
+from q8trt.runtime.timing.timing import Latency
+
+#: Bars of a plot of layers; the rest is one bar more.
+_LAYERS = 9
+#: Rows of one place with their numbers, which choose color and marker.
+Rows = Sequence[tuple[int, Row]]
+
+
+@dataclass(frozen=True)
+class PlacePlots:
+    """The plots of one backend and device, and a sentence for each that cannot be drawn."""
+
+    name: str
+    figures: list[Figure]
+    not_drawn: list[str]
+
+
+@dataclass(frozen=True)
+class BenchmarkPage:
+    """The content of a report's sections, as the templates read it."""
+
+    title: str
+    machine: str
+    place_note: str
+    verdict: list[Phrase]
+    summary: Table
+    places: list[PlacePlots]
+    notes: list[str]
+    tables: Sequence[Table]
+
+
+def benchmark_html(report: Report) -> str:
+    """Return the page, a whole HTML document."""
+    return render("benchmark", title=report.title, page=benchmark_page(report), provenance=report.origin)
+
+
+def benchmark_page(report: Report) -> BenchmarkPage:
+    """Return what the page of a report shows, provenance apart."""
+    origin = report.provenance
+    return BenchmarkPage(
+        title=report.title,
+        machine=f"{machine(origin.get('hardware'))} · {origin.get('date_utc', '')}",
+        place_note=place_note(report),
+        verdict=verdict(report),
+        summary=document_summary(report).up_to(0),
+        places=[_plots(report, place) for place in report.places],
+        notes=[*(note for note in report.all_notes if note != place_note(report)), *map(gpu_note, report.gpus)],
+        tables=detail_tables(report),
+    )
+
+
+def _plots(report: Report, place: str) -> PlacePlots:
+    rows = list(enumerate(row for row in report.rows if row.place == place))
+    shapes = {(latency.batch, latency.sequence) for _, row in rows for latency in row.latencies}
+    batches, sequences = sorted({batch for batch, _ in shapes}), sorted({sequence for _, sequence in shapes})
+    figures: list[Figure] = []
+    not_drawn = []
+    if len(batches) > 1:
+        charts = {f"{length} tokens": _over_batches(rows, length, _median) for length in sequences}
+        figures += _family("Median latency against batch", charts, place, ("batch", "ms; whiskers to p95"))
+    else:
+        not_drawn.append("Latency against batch: needs two batch sizes, see --batch_sizes.")
+    if len(sequences) > 1:
+        charts = {f"batch {batch}": _over_sequences(rows, batch, _throughput) for batch in batches}
+        figures += _family("Throughput against sequence", charts, place, ("tokens a row", "samples/s"))
+    else:
+        not_drawn.append("Throughput against sequence: needs two lengths, see --seq_lengths.")
+    figures += _accuracy(report, rows, place)
+    charts = {f"{length} tokens": _over_batches(rows, length, _share) for length in sequences}
+    if any(charts.values()):
+        labels = "batch", "% of the peak at the precision of the row"
+        figures += _family("Share of the GPU's peak against batch", charts, place, labels, whole=100.0)
+    elif rows:
+        not_drawn.append(f"Share of peak: no peak is known for {rows[0][1].device_label} at these precisions.")
+    figures += _buckets(rows, place)
+    layers = _layers(rows, place)
+    return PlacePlots(place, figures + layers, not_drawn if layers else [*not_drawn, "Time by layer: not profiled."])
+
+
+#: A value, the end of its whisker (None: it has none), and both as text.
+Reading = tuple[float, float | None, str]
+
+
+def _median(latency: Latency) -> Reading | None:
+    return latency.median_ms, latency.p95_ms, f"{ms(latency.median_ms)} ms, p95 {ms(latency.p95_ms)} ms"
+
+
+def _throughput(latency: Latency) -> Reading | None:
+    return latency.samples_per_s, None, f"{rate(latency.samples_per_s)} samples/s"
+
+
+def _share(latency: Latency) -> Reading | None:
+    share = latency.peak_share
+    return None if share is None else (100 * share, None, percent(share))
+
+
+def _over_batches(rows: Rows, sequence: int, read: Callable[[Latency], Reading | None]) -> list[Series]:
+    return _curves(rows, lambda each: each.batch if each.sequence == sequence else None, read)
+
+
+def _over_sequences(rows: Rows, batch: int, read: Callable[[Latency], Reading | None]) -> list[Series]:
+    return _curves(rows, lambda each: each.sequence if each.batch == batch else None, read)
+
+
+def _curves(
+    rows: Rows, x_of: Callable[[Latency], int | None], read: Callable[[Latency], Reading | None]
+) -> list[Series]:
+    """Return a series for each row that has a point: latencies without an x or a reading have none."""
+    series = []
+    for index, row in rows:
+        points = [
+            Point(x, reading[0], f"{row.name}, {each.shape}: {reading[2]}", reading[1])
+            for each in row.latencies
+            if (x := x_of(each)) is not None and (reading := read(each))
+        ]
+        if points:
+            series.append(Series(row.name, index, tuple(sorted(points, key=lambda point: point.x))))
+    return series
+
+
+def _legend(series: Sequence[Series]) -> tuple[tuple[int, str], ...]:
+    return tuple((each.index, each.name) for each in series)
+
+
+def _family(
+    title: str, charts: Mapping[str, list[Series]], place: str, labels: tuple[str, str], whole: float | None = None
+) -> list[Figure]:
+    """Return a figure for each chart that has a series, all on the same axes, so that they can be compared.
+
+    With `whole`, the vertical axis is linear from 0 to at least there.
+    """
+    points = [point for series in charts.values() for each in series for point in each.points]
+    x = tuple(point.x for point in points)
+    y = tuple(value for point in points for value in (point.y, point.high) if value is not None)
+    y = y if whole is None else (0.0, whole, *y)
+    return [
+        Figure(f"{title}, {at}", place, LineChart(tuple(series), labels, x, y), _legend(series))
+        for at, series in charts.items()
+        if series
+    ]
+
+
+def _accuracy(report: Report, rows: Rows, place: str) -> list[Figure]:
+    shape, series = report.largest_shape, []
+    for index, row in rows:
+        score, median = report.score_x100(row), row.median_ms(shape)
+        if score is not None and median is not None:
+            series.append(Series(row.name, index, (Point(median, score, f"{row.name}: {score:.2f}, {ms(median)} ms"),)))
+    if not series:
+        return []
+    torch = next((score for _, row in rows if (score := report.torch_fp32_x100(row)) is not None), None)
+    points = [each.points[0] for each in series]
+    label = f"{report.main_metric} x100" + (f", {SAMPLE_LABEL}" if report.is_sample else "")
+    chart = LineChart(
+        tuple(series),
+        ("median ms; left is faster", label),
+        x_values=(0.0, *(point.x for point in points)),
+        y_values=(*(point.y for point in points), *([] if torch is None else [torch])),
+        x_is_choice=False,
+        y_from_zero=False,
+        joined=False,
+        reference=torch,
+    )
+    title, reference = f"Accuracy against latency, {shape}", "" if torch is None else "torch FP32, recorded in the run"
+    return [Figure(title, place, chart, _legend(series), reference)]
+
+
+def _buckets(rows: Rows, place: str) -> list[Figure]:
+    bars = []
+    for index, row in rows:
+        if row.lengths:
+            bucketed, fixed = row.lengths.bucket_samples_per_s, row.lengths.fixed_samples_per_s
+            text = f"{rate(bucketed)} ({times(row.lengths.ratio)})"
+            bars.append(Bar(f"{row.name}, length buckets", bucketed, index, text))
+            bars.append(Bar(f"{row.name}, fixed {row.lengths.fixed}", fixed, index, rate(fixed)))
+    return [Figure("Throughput of the development set", place, BarChart(tuple(bars), "samples/s"))] if bars else []
+
+
+def _layers(rows: Rows, place: str) -> list[Figure]:
+    """Return where the time of a batch goes: a figure for each row, all on one scale."""
+    profiled = [(row, row.layer_times, _layer_bars(index, row.layer_times)) for index, row in rows if row.layer_times]
+    limit = max((bar.value for _, _, bars in profiled for bar in bars), default=0.0)
+    return [
+        Figure(
+            f"Time by layer, {row.name}, {measured.batch}x{measured.sequence}",
+            place,
+            BarChart(bars, f"ms, median of {measured.iterations} batches, by the backend's profiler", limit),
+        )
+        for row, measured, bars in profiled
+    ]
+
+
+def _layer_bars(index: int, measured: LayerTimes) -> tuple[Bar, ...]:
+    """Return the kinds of layer that take longest, and all others as one."""
+    kinds = by_kind(measured)
+    rest = kinds[_LAYERS:]
+    if rest:
+        kinds[_LAYERS:] = [("all others", sum(time for _, time, _ in rest), sum(count for _, _, count in rest))]
+    total = measured.total_ms or 1
+    return tuple(
+        Bar(name if count == 1 else f"{name} ({count})", time, index, f"{ms(time)} ms, {percent(time / total)}")
+        for name, time, count in kinds
+    )

@@ -1,0 +1,150 @@
+"""The tables of a benchmark report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.reporting.benchmark import Report, Row
+from q8trt.reporting.formats import ms, percent, rate, switch, times, tops, x100
+from q8trt.reporting.table import DASH, Cell, Column, Table, words
+from q8trt.runtime.timing.timing import PARTS, Latency
+
+SPEED_LEGEND = "speed: FP32's median time over this row's, same backend and device; above 1 is faster than FP32"
+LENGTHS_LEGEND = (
+    "samples/s: rows over host wall time, batches of both kinds taking turns; speed: buckets over fixed length"
+)
+#: With more shapes than this, a document leaves the times to the latency table.
+SUMMARY_SHAPES = 4
+_NO_FP32 = "no FP32 row on the same backend and device"
+_ROW = (words(""), words("runs on", wraps=True))
+_SHAPE = Column("batch x\nsequence")
+
+
+def summary(report: Report, with_times: bool = True) -> Table:
+    """Return a line per row: score, sizes and, `with_times`, median and speed at each shape."""
+    shapes = report.shapes if with_times else []
+    return _summary(report, _ROW, "x100", shapes, SPEED_LEGEND if report.shapes else "")
+
+
+def document_summary(report: Report) -> Table:
+    """Return `summary` for a document, which has room for the name of the sample and, at rank 1, the precision."""
+    unit = f"x100 ({SAMPLE_LABEL})" if report.is_sample else "x100"
+    shapes = report.shapes if len(report.shapes) <= SUMMARY_SHAPES else []
+    legend = f"{SPEED_LEGEND}; {DASH}: not measured, or nothing comparable." if shapes else ""
+    return _summary(report, (*_ROW, replace(words("precision"), rank=1)), unit, shapes, legend)
+
+
+def _summary(report: Report, names: tuple[Column, ...], unit: str, shapes: Sequence[str], legend: str) -> Table:
+    columns = [
+        Column(report.main_metric, unit, format=".2f", missing="not scored"),
+        Column("vs", "FP32", format="+.2f", missing=_NO_FP32),
+        Column("ONNX", "MiB", format=".1f", missing="no ONNX file"),
+        Column("plan", "MiB", format=".1f", missing="no plan"),
+    ]
+    for shape in shapes:
+        columns += [Column(shape, "ms", format=ms), Column(shape, "speed", format=times, missing=_NO_FP32)]
+
+    def cells(row: Row) -> list[Cell]:
+        figures: list[Cell] = [report.score_x100(row), report.score_delta_x100(row), row.onnx_mib, row.plan_mib]
+        return figures + [cell for shape in shapes for cell in (row.median_ms(shape), report.speed(row, shape))]
+
+    rows = tuple((*(row.name, row.place, row.precision)[: len(names)], *cells(row)) for row in report.rows)
+    return Table((*names, *columns), rows, legend)
+
+
+def scores(report: Report) -> Table:
+    """Return every metric, of each row and of the torch model that it was exported from."""
+    names = list(dict.fromkeys(name for row in report.rows for name in row.metrics))
+    columns = [Column(name, "x100", format=x100, missing="not scored") for name in names]
+    torch = any(row.torch_metrics for row in report.rows)
+    columns += [Column(f"torch {name}", "x100", format=x100, missing="not recorded") for name in names if torch]
+    rows = []
+    for row in report.rows:
+        recorded = row.torch_metrics or {}
+        figures = [row.metrics.get(name) for name in names] + [recorded.get(name) for name in names if torch]
+        rows.append((row.name, row.place, *figures))
+    title = f"Scores, {SAMPLE_LABEL}" if report.is_sample else "Scores"
+    return Table((*_ROW, *columns), tuple(rows) if names else (), title=title)
+
+
+#: Statistics of one row at one shape, in the order of the table.
+_STATISTICS: tuple[tuple[Column, Callable[[Latency], Cell]], ...] = (
+    (Column("median", "ms", format=ms), lambda each: each.median_ms),
+    (Column("mean", "ms", format=ms, rank=3), lambda each: each.mean_ms),
+    (Column("p90", "ms", format=ms, rank=3), lambda each: each.p90_ms),
+    (Column("p95", "ms", format=ms, rank=2), lambda each: each.p95_ms),
+    (Column("p99", "ms", format=ms), lambda each: each.p99_ms),
+    (Column("queries", "/s", format=rate, rank=2), lambda each: each.queries_per_s),
+    (Column("samples", "/s", format=rate, rank=1), lambda each: each.samples_per_s),
+    (Column("GEMM", "TOPS", format=tops, missing="the model's work is not known", rank=1), lambda each: each.gemm_tops),
+    (Column("of", "peak", format=percent, missing="the peak is not known", rank=1), lambda each: each.peak_share),
+)
+
+
+def latencies(report: Report) -> Table:
+    """Return percentiles, throughput and arithmetic, a line per row and shape."""
+    columns = (
+        *_ROW, _SHAPE, *(column for column, _ in _STATISTICS), Column("speed", format=times, missing=_NO_FP32),
+        Column("iterations", format="d", rank=4),
+    )  # fmt: skip
+    rows = [
+        (
+            row.name, row.place, each.shape, *(statistic(each) for _, statistic in _STATISTICS),
+            report.speed(row, each.shape), each.iterations,
+        )
+        for row in report.rows
+        for each in row.latencies
+    ]  # fmt: skip
+    return Table(columns, tuple(rows), f"Timed is the {report.what_is_timed}.", "Latency and throughput")
+
+
+_PART_TITLES = {"h2d": "H2D", "gpu": "GPU", "d2h": "D2H", "enqueue": "enqueue", "host": "host wall"}
+
+
+def parts(report: Report) -> Table:
+    """Return the medians of the parts of a query, for rows whose runner times them."""
+    columns = [Column(_PART_TITLES[part], "ms", format=".3f", rank=part == "host") for part in PARTS]
+    columns += [
+        Column("CUDA", "graph", format=switch, missing="the backend does not report it"),
+        Column("copies", "timed", format=switch, missing="the backend does not report it", rank=1),
+    ]
+    rows = [
+        (
+            row.name, row.place, each.shape, *(each.parts[part].median_ms for part in PARTS), each.cuda_graph,
+            each.transfers,
+        )
+        for row in report.rows
+        for each in row.latencies
+        if each.parts
+    ]  # fmt: skip
+    return Table((*_ROW, _SHAPE, *columns), tuple(rows), title="Parts of a query, medians")
+
+
+def lengths(report: Report) -> Table:
+    """Return the throughput on the scored rows with length buckets and without."""
+    columns = (
+        *_ROW, Column("rows", format="d"), Column("batch", "size", format="d", rank=1),
+        Column("tokens", "a row", format=".1f", rank=1), Column("length buckets", "samples/s", format=rate),
+        Column("fixed length", "samples/s", format=rate), Column("speed", format=times),
+    )  # fmt: skip
+    measured = [(row, row.lengths) for row in report.rows if row.lengths]
+    rows = [
+        (
+            row.name, row.place, each.rows, each.batch_size, each.mean_tokens, each.bucket_samples_per_s,
+            each.fixed_samples_per_s, each.ratio,
+        )
+        for row, each in measured
+    ]  # fmt: skip
+    title = ""
+    if measured:
+        first = measured[0][1]
+        share = "all rows" if first.rows == report.rows_evaluated else f"{first.rows} rows in evenly spaced batches"
+        title = f"Length buckets {', '.join(map(str, first.buckets))} against fixed {first.fixed}, {share}"
+    return Table(columns, tuple(rows), f"{LENGTHS_LEGEND}.", title)
+
+
+def detail_tables(report: Report) -> Sequence[Table]:
+    """Return the tables below the summary that have a row."""
+    return [table for table in (scores(report), latencies(report), parts(report), lengths(report)) if table.rows]

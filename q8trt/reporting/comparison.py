@@ -1,0 +1,263 @@
+"""Two benchmark reports side by side: two machines, two backends or two versions.
+
+A ratio between different machines or backends compares more than the rows' names say, so each such row carries what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from q8trt.errors import DataError
+from q8trt.files import read_json
+from q8trt.reporting.benchmark import SCHEMA, machine
+
+#: Keys of a report, and of a row, without which there is nothing to compare.
+_REPORT = ("title", "main_metric")
+_ROW = ("name", "precision", "backend", "device", "label", "latencies", "score_x100")
+
+
+@dataclass(frozen=True)
+class StoredLatency:
+    """The part of a latency of ``benchmark.json`` that is compared."""
+
+    batch: int
+    sequence: int
+    median_ms: float
+    clock: str
+
+    @property
+    def shape(self) -> str:
+        """``"16x128"``: batch x sequence."""
+        return f"{self.batch}x{self.sequence}"
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """The part of a row of ``benchmark.json`` that is compared."""
+
+    name: str
+    precision: str
+    backend: str
+    device: str
+    label: str
+    latencies: list[StoredLatency]
+    score_x100: float | None
+
+    @property
+    def place(self) -> str:
+        """The label without the precision."""
+        return self.label.removesuffix(f", {self.precision}")
+
+
+@dataclass(frozen=True)
+class StoredReport:
+    """The part of ``benchmark.json`` that is compared."""
+
+    title: str
+    main_metric: str
+    rows: list[StoredRow]
+    provenance: dict[str, Any]
+    task: str | None = None
+    split: str | None = None
+    data_fingerprint: str | None = None
+    rows_evaluated: int | None = None
+
+    @property
+    def data(self) -> tuple[str | int | None, ...]:
+        """The scored rows: equal in two reports on the same data."""
+        return self.task, self.split, self.data_fingerprint, self.rows_evaluated
+
+    def machine(self, row: StoredRow) -> str:
+        """Return the GPU that `row` ran on, or the name of the CPU."""
+        if row.device != "cpu":
+            return row.device
+        hardware = self.provenance.get("hardware", {})
+        return machine({"cpu": hardware.get("cpu", "CPU"), "cores": hardware.get("cores", "?")})
+
+
+def read_report(path: str | Path) -> StoredReport:
+    """Return a report that `benchmark.py` wrote.
+
+    Raises:
+        DataError: the file is missing, no JSON, no benchmark report, or one of another schema.
+    """
+    expected = "expected a benchmark.json that benchmark.py wrote"
+    if not Path(path).is_file():
+        raise DataError(f"{path} does not exist; {expected}")
+    try:
+        return stored_report(read_json(path), str(path))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON file ({error}); {expected}") from error
+
+
+def stored_report(data: Any, path: str) -> StoredReport:
+    """Return the content of ``benchmark.json`` as a report; raises as `read_report` does, with `path` in the message."""
+    if (
+        not isinstance(data, dict)
+        or not {"schema", "rows", "provenance"} <= set(data)
+        or not isinstance(data["rows"], list)
+    ):
+        raise DataError(f"{path} is no benchmark report; expected a benchmark.json that benchmark.py wrote")
+    if data["schema"] != SCHEMA:
+        raise DataError(f"{path} has schema {data['schema']}, this q8trt reads {SCHEMA}; run benchmark.py again")
+    missing = [key for key in _REPORT if key not in data]
+    missing += [key for row in data["rows"] for key in _ROW if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise DataError(f"{path} is damaged: {missing[0]} is missing; run benchmark.py again")
+    try:
+        return msgspec.convert(data, StoredReport)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path} is damaged: {error}; run benchmark.py again") from None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two rows beside their figures: the `name` of what differs, and what it is in A and in B."""
+
+    name: str
+    a: str
+    b: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.a} | {self.b}"
+
+
+@dataclass(frozen=True)
+class TimePair:
+    """The median time of two matched rows at one shape.
+
+    Attributes:
+        b_median_ms: None where B has not timed the shape.
+        across: what differs beside the figures; where it is not empty, the ratio compares that and not the models.
+    """
+
+    name: str
+    precision: str
+    shape: str
+    a_place: str
+    b_place: str
+    a_median_ms: float
+    b_median_ms: float | None
+    across: tuple[Difference, ...]
+
+    @property
+    def speed(self) -> float | None:
+        """A's median over B's: above 1, B is faster."""
+        return None if self.b_median_ms is None else self.a_median_ms / self.b_median_ms
+
+
+@dataclass(frozen=True)
+class ScorePair:
+    """The score of two matched rows; `across` says that they were scored on different rows."""
+
+    name: str
+    metric: str
+    a_score_x100: float | None
+    b_score_x100: float | None
+    across: tuple[Difference, ...]
+
+    @property
+    def points(self) -> float | None:
+        """B's score less A's; None on different data, or without a score."""
+        if self.across or self.a_score_x100 is None or self.b_score_x100 is None:
+            return None
+        return self.b_score_x100 - self.a_score_x100
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two reports with their rows matched by name and precision, and their times by shape.
+
+    Attributes:
+        a: the first report, and `b` the second.
+        times: one for each matched row and shape of A.
+        scores: one for each matched row.
+        only_in_a: names of the rows without a partner, and `only_in_b`.
+    """
+
+    a: StoredReport
+    b: StoredReport
+    times: tuple[TimePair, ...]
+    scores: tuple[ScorePair, ...]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``compare.json`` holds (docs/benchmark-schema.md)."""
+        return {
+            "a": _about(self.a),
+            "b": _about(self.b),
+            "rows": [
+                {**asdict(each), "b_over_a_speed_ratio": each.speed, "across": list(map(str, each.across))}
+                for each in self.times
+            ],
+            "scores": [
+                {**asdict(each), "b_minus_a_points": each.points, "across": list(map(str, each.across))}
+                for each in self.scores
+            ],
+            "only_in_a": list(self.only_in_a),
+            "only_in_b": list(self.only_in_b),
+        }
+
+
+def _about(report: StoredReport) -> dict[str, Any]:
+    keys = ("date_utc", "git_commit", "versions", "hardware")
+    return {"title": report.title, **{key: report.provenance.get(key) for key in keys}}
+
+
+def side_by_side(a: StoredReport, b: StoredReport) -> SideBySide:
+    """Match the rows of two reports."""
+    pairs = _pairs(a.rows, b.rows)
+    matched = [id(row) for pair in pairs for row in pair]
+    return SideBySide(
+        a,
+        b,
+        tuple(time for first, second in pairs for time in _times(a, b, first, second)),
+        tuple(_score(a, b, first, second) for first, second in pairs),
+        tuple(row.name for row in a.rows if id(row) not in matched),
+        tuple(row.name for row in b.rows if id(row) not in matched),
+    )
+
+
+def _pairs(a: Sequence[StoredRow], b: Sequence[StoredRow]) -> list[tuple[StoredRow, StoredRow]]:
+    """Return rows of one name and precision, in the order of `a`: first those of one backend and device, then the others."""
+    partners: dict[int, int] = {}
+    for keys in (("name", "precision", "backend", "device"), ("name", "precision")):
+        for index, row in enumerate(a):
+            free = (other for other in range(len(b)) if other not in partners.values())
+            alike = (other for other in free if all(getattr(row, key) == getattr(b[other], key) for key in keys))
+            if index not in partners and (partner := next(alike, None)) is not None:
+                partners[index] = partner
+    return [(a[index], b[partners[index]]) for index in sorted(partners)]
+
+
+def _differing(name: str, a: str, b: str) -> tuple[Difference, ...]:
+    return (Difference(name, a, b),) if a != b else ()
+
+
+def _times(a: StoredReport, b: StoredReport, first: StoredRow, second: StoredRow) -> list[TimePair]:
+    """Return one for each shape of `first`. Versions are what one compares, so they are not among the differences."""
+    across = _differing("backend", first.backend, second.backend)
+    across += _differing("device", a.machine(first), b.machine(second))
+    others = {latency.shape: latency for latency in second.latencies}
+    pairs = []
+    for latency in first.latencies:
+        other = others.get(latency.shape)
+        clocks = _differing("clock", latency.clock, other.clock) if other else ()
+        pairs.append(
+            TimePair(
+                first.name, first.precision, latency.shape, first.place, second.place, latency.median_ms,
+                other.median_ms if other else None, across + clocks,
+            )
+        )  # fmt: skip
+    return pairs
+
+
+def _score(a: StoredReport, b: StoredReport, first: StoredRow, second: StoredRow) -> ScorePair:
+    across = () if a.data == b.data else (Difference("data", a.title, b.title),)
+    return ScorePair(first.name, a.main_metric, first.score_x100, second.score_x100, across)

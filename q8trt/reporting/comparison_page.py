@@ -1,0 +1,143 @@
+"""Two benchmark reports side by side on the terminal, as a page and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q8trt import files
+from q8trt.reporting.benchmark import machine
+from q8trt.reporting.charts import Bar, BarChart
+from q8trt.reporting.comparison import ScorePair, SideBySide, StoredReport, TimePair
+from q8trt.reporting.formats import ms, times
+from q8trt.reporting.html import Figure, render
+from q8trt.reporting.table import Column, Phrase, Table, words
+from q8trt.reporting.terminal import print_lines, print_table, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TITLE = "Two benchmarks side by side"
+_LEGEND = (
+    "speed: A's median time over B's; above 1, B is faster. Where the ratio is across a backend or a device, it "
+    "compares those and not the models."
+)
+_LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+def print_side_by_side(both: SideBySide, console: Console) -> None:
+    """Print both reports' origins, the tables, and the rows without a partner."""
+    print_lines(console, _origins(both))
+    say(console)
+    for table in _tables(both):
+        print_table(console, table)
+    print_lines(console, _without_partner(both))
+
+
+def comparison_html(both: SideBySide) -> str:
+    """Return the page, a whole HTML document."""
+    data = both.to_dict()
+    return render(
+        "comparison",
+        title=TITLE,
+        reports=_origins(both),
+        figures=_figures(both.times),
+        tables=_tables(both),
+        without_partner=_without_partner(both),
+        provenance={"A": data["a"], "B": data["b"]},
+    )
+
+
+def write_side_by_side(folder: str | Path, both: SideBySide, name: str = "compare") -> tuple[Path, Path]:
+    """Write ``<name>.html`` and ``.json`` into `folder`, each whole or not at all; returns the two paths.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    paths = Path(folder) / f"{name}.html", Path(folder) / f"{name}.json"
+    files.write_text(paths[0], comparison_html(both))
+    files.write_json(paths[1], both.to_dict())
+    return paths
+
+
+def _origins(both: SideBySide) -> list[Phrase]:
+    return [Phrase(f"{letter}: {_origin(report)}") for letter, report in (("A", both.a), ("B", both.b))]
+
+
+def _origin(report: StoredReport) -> str:
+    """Return title, machine, date, commit and libraries in a line."""
+    origin = report.provenance
+    versions, commit = origin.get("versions") or {}, origin.get("git_commit")
+    date = f"{origin.get('date_utc')}{f', commit {commit[:10]}' if commit else ''}"
+    libraries = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
+    return f"{report.title}; {machine(origin.get('hardware'))}; {date}; {libraries}"
+
+
+def _without_partner(both: SideBySide) -> list[Phrase]:
+    names = (("A", both.only_in_a), ("B", both.only_in_b))
+    return [Phrase(f"only in {letter}: {', '.join(rows)}") for letter, rows in names if rows]
+
+
+def _tables(both: SideBySide) -> list[Table]:
+    """Return the times and, where a report has any, the scores."""
+    scored = any(each.a_score_x100 is not None or each.b_score_x100 is not None for each in both.scores)
+    return [_time_table(both.times), _score_table(both.scores)] if scored else [_time_table(both.times)]
+
+
+def _time_table(pairs: Sequence[TimePair]) -> Table:
+    columns = (
+        words(""), words("runs on", wraps=True), Column("batch x\nsequence"), Column("A", "median ms", format=ms),
+        Column("B", "median ms", format=ms, missing="not timed in B"),
+        Column("speed\nB over A", format=times, missing="not timed in B"), words("ratio\nacross", wraps=True),
+    )  # fmt: skip
+    rows = [
+        (each.name, _place(each), each.shape, each.a_median_ms, each.b_median_ms, each.speed, _across(each))
+        for each in pairs
+    ]
+    return Table(columns, tuple(rows), _LEGEND, "Times")
+
+
+def _score_table(pairs: Sequence[ScorePair]) -> Table:
+    unit = f"{pairs[0].metric} x100"
+    columns = (
+        words(""), Column("A", unit, format=".2f", missing="not scored"),
+        Column("B", unit, format=".2f", missing="not scored"),
+        Column("B - A", "points", format="+.2f", missing="scored on different rows"), words("data", wraps=True),
+    )  # fmt: skip
+    rows = [(each.name, each.a_score_x100, each.b_score_x100, each.points, _data(each)) for each in pairs]
+    return Table(columns, tuple(rows), title="Scores")
+
+
+def _data(pair: ScorePair) -> str:
+    return "; ".join(map(str, pair.across)) or "the same rows"
+
+
+def _across(pair: TimePair) -> str:
+    """Return the names of what differs; "like for like" where nothing does."""
+    if pair.b_median_ms is None:
+        return "not timed in B"
+    return " and ".join(each.name for each in pair.across) or "like for like"
+
+
+def _place(pair: TimePair) -> str:
+    """Return the place of both rows, once where it is the same."""
+    return pair.a_place if pair.a_place == pair.b_place else f"A: {pair.a_place}; B: {pair.b_place}"
+
+
+def _figures(pairs: Sequence[TimePair]) -> list[Figure]:
+    """Return both medians at each shape, a figure for each row, with its place and what the ratio is across."""
+    rows: dict[tuple[str, str, str], list[tuple[TimePair, float, float]]] = {}
+    for pair in pairs:
+        if pair.b_median_ms is not None and pair.speed is not None:
+            rows.setdefault((pair.name, pair.a_place, pair.b_place), []).append((pair, pair.b_median_ms, pair.speed))
+    figures = []
+    for (name, _, _), timed in rows.items():
+        bars = []
+        for pair, b_median, speed in timed:
+            bars.append(Bar(f"{pair.shape}, A", pair.a_median_ms, 0, f"{ms(pair.a_median_ms)} ms"))
+            bars.append(Bar(f"{pair.shape}, B", b_median, 1, f"{ms(b_median)} ms, {times(speed)}"))
+        first = timed[0][0]
+        place = f"{_place(first)}; {_across(first)}"
+        figures.append(Figure(f"{name}, median latency", place, BarChart(tuple(bars), "ms"), ((0, "A"), (1, "B"))))
+    return figures

@@ -1,0 +1,85 @@
+"""A gate of accuracy and speed that a benchmark passes or not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from q8trt.errors import ConfigError
+from q8trt.quantization.precision import Precision
+from q8trt.reporting.benchmark import Report, Row
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What every row but FP32's must reach; None: not asked for.
+
+    Attributes:
+        max_drop: points (x100) of the main metric that may be lost against FP32: the FP32 engine of the same report, else
+            what the run's torch FP32 model scored.
+        min_speedup: how many times as fast as FP32 each timed shape must be, same backend and device.
+
+    Raises:
+        ConfigError: a value that is not finite, or a speedup that is not positive.
+    """
+
+    max_drop: float | None = None
+    min_speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not math.isfinite(self.max_drop):
+            raise ConfigError(f"--max_drop {self.max_drop}, expected points of the main metric, such as 1.0")
+        if self.min_speedup is not None and not (math.isfinite(self.min_speedup) and self.min_speedup > 0):
+            raise ConfigError(f"--min_speedup {self.min_speedup}, expected a positive factor, such as 1.5")
+
+    def __bool__(self) -> bool:
+        return self.max_drop is not None or self.min_speedup is not None
+
+    def failures(self, report: Report) -> list[str]:
+        """What of `report` does not pass, a clause each; [] when all does. What was not measured does not pass."""
+        judged = [row for row in report.rows if row.precision != Precision.FP32]
+        failed = [] if judged else ["no row but FP32's to judge"]
+        for row in judged:
+            if self.max_drop is not None:
+                failed += _dropped(report, row, self.max_drop)
+            if self.min_speedup is not None:
+                failed += _slow(report, row, self.min_speedup)
+        return failed
+
+
+def reference_x100(report: Report, row: Row) -> tuple[float, str] | None:
+    """The FP32 score (x100) that a drop is counted from and whose it is; None where none is known."""
+    baseline = report.baseline(row)
+    score = report.score_x100(baseline) if baseline else None
+    if score is not None:
+        return score, "the FP32 engine"
+    torch = (row.fp32_metrics or {}).get(report.main_metric)
+    return None if torch is None else (100 * torch, "torch FP32 as recorded in its run")
+
+
+def _dropped(report: Report, row: Row, max_drop: float) -> list[str]:
+    score, reference = report.score_x100(row), reference_x100(report, row)
+    where = f"{row.name} on {row.place}"
+    if score is None or reference is None:
+        return [f"{where}: drop of {report.main_metric} unknown, for want of {'a score' if score is None else 'FP32'}"]
+    drop = reference[0] - score
+    if drop <= max_drop + 1e-9:  # 86.76 - 85.76 is a hair above 1
+        return []
+    return [
+        f"{where} loses {drop:.2f} points of {report.main_metric} against {reference[1]} "
+        f"({score:.2f} of {reference[0]:.2f}), more than --max_drop {max_drop:g}"
+    ]
+
+
+def _slow(report: Report, row: Row, min_speedup: float) -> list[str]:
+    where = f"{row.name} on {row.place}"
+    failed = []
+    for shape in report.shapes:
+        speed = report.speed(row, shape)
+        if speed is None:
+            failed.append(f"{where}: speed at {shape} unknown, for want of FP32 on the same backend and device")
+        elif speed < min_speedup:
+            failed.append(
+                f"{where} is {speed:.2f}x as fast as FP32 at {shape}, less than --min_speedup {min_speedup:g}"
+            )
+    return failed

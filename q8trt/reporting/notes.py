@@ -1,0 +1,85 @@
+"""Sentences that a reader of a benchmark report needs beside its figures."""
+
+from __future__ import annotations
+
+from q8trt.reporting.benchmark import Parity, Report, Row
+from q8trt.reporting.formats import number
+from q8trt.reporting.table import DASH
+from q8trt.runtime.registry import runs_plans
+from q8trt.runtime.timing.hardware import GpuState, peak_source
+from q8trt.runtime.timing.timing import TimingWarning
+
+
+def all_notes(report: Report) -> list[str]:
+    """Return the report's notes, torch's score, parity, doubtful times, sources of peaks, and `place_note`."""
+    notes = [*report.notes, *_torch_notes(report)]
+    notes += [_parity_note(row, row.parity) for row in report.rows if row.parity]
+    notes += [note for row in report.rows for note in _timing_notes(row)]
+    notes += _peak_notes(report)
+    place = place_note(report)
+    return [*notes, place] if place else notes
+
+
+def place_note(report: Report) -> str:
+    """Return a sentence where no figure was taken on TensorRT; "" where one was."""
+    if not report.rows or any(runs_plans(row.backend) for row in report.rows):
+        return ""
+    if report.places == ["ONNX Runtime, CPU"] and not report.provenance.get("hardware", {}).get("gpus"):
+        return "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
+    return f"No figure was taken on TensorRT: they are those of {' and of '.join(report.places)}"
+
+
+def _torch_notes(report: Report) -> list[str]:
+    """Return what torch FP32 scored, the reference of every engine."""
+    if not any(row.metrics for row in report.rows):
+        return []
+    scores = {report.torch_fp32_x100(row) for row in report.rows} - {None}
+    return [
+        f"torch FP32 scored {report.main_metric} x100 {score:.2f} on the run's development set, as recorded there"
+        for score in sorted(score for score in scores if score is not None)
+    ]
+
+
+def _parity_note(row: Row, parity: Parity) -> str:
+    return (
+        f"{row.name}: logits of {row.place} differ from the torch model's by at most "
+        f"{parity.largest_logit_difference:.2g}, {parity.mean_logit_difference:.2g} on average "
+        f"(logits reach {parity.largest_logit:.2g})"
+    )
+
+
+def _timing_notes(row: Row) -> list[str]:
+    """Return a note for each kind of warning, with its shapes and the words of the first."""
+    kinds: dict[str, list[tuple[str, TimingWarning]]] = {}
+    for latency in row.latencies:
+        for warning in latency.warnings:
+            kinds.setdefault(warning.kind, []).append((latency.shape, warning))
+    notes = []
+    for kind, warnings in kinds.items():
+        everywhere = len(warnings) == len(row.latencies) > 1
+        shapes = "every shape" if everywhere else ", ".join(shape for shape, _ in warnings)
+        shape, first = warnings[0]
+        where = f"at {shape}, " if len(warnings) > 1 else ""
+        notes.append(f"{row.name} on {row.place}: {kind} at {shapes}: {where}{first.detail}")
+    return notes
+
+
+def _peak_notes(report: Report) -> list[str]:
+    """Return the sources of the peaks that shares are of."""
+    devices = dict.fromkeys(
+        row.device for row in report.rows if any(each.peak_share is not None for each in row.latencies)
+    )
+    return [f"Share of peak: dense tensor-core peak of the {device} by {peak_source(device)}" for device in devices]
+
+
+def gpu_note(gpu: GpuState) -> str:
+    """Return ``"NVIDIA L40S right after timing: driver 570.86, SM clock 2520 of 2520 MHz, memory used 1200 MiB, ..."``."""
+
+    def whole(value: float | None) -> str:
+        return DASH if value is None else number(value, ".0f")
+
+    return (
+        f"{gpu.name} right after timing: driver {gpu.driver}, SM clock {whole(gpu.sm_clock_mhz)} of "
+        f"{whole(gpu.max_sm_clock_mhz)} MHz, memory used {whole(gpu.memory_used_mib)} MiB (all processes), "
+        f"{whole(gpu.temperature_c)} °C, {whole(gpu.power_w)} W"
+    )

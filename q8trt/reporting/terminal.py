@@ -1,0 +1,86 @@
+"""Tables and sentences on the terminal, by rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from q8trt.reporting.table import Phrase, Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+_STYLES = {"plain": "", "good": "green", "bad": "bold red", "warning": "yellow"}
+
+
+def say(console: Console, text: str | Phrase = "", style: str = "") -> None:
+    """Print a sentence as it is, without markup."""
+    from rich.text import Text
+
+    phrase = text if isinstance(text, Phrase) else Phrase(text)
+    console.print(Text(phrase.text, style=style or _STYLES[phrase.tone]))
+
+
+def print_lines(console: Console, lines: Iterable[str | Phrase], style: str = "") -> None:
+    """Print sentences, one a line."""
+    for line in lines:
+        say(console, line, style)
+
+
+def print_table(console: Console, table: Table, optional: bool = False) -> bool:
+    """Print title, table and legend in the widest layout that `console` holds without cutting a figure.
+
+    Args:
+        console: rich's console.
+        table: what to print; columns of a high rank are left out where there is no room.
+        optional: whether to print nothing where no layout fits; else the lines are as long as they must be.
+
+    Returns:
+        whether it is printed.
+    """
+    fitting = _fitting(console, table)
+    if fitting is None and optional:
+        return False
+    if table.title:
+        say(console, table.title, "bold")
+    console.print(fitting or rich_table(table.up_to(0), 0), crop=False)
+    if table.legend:
+        say(console, table.legend, "dim")
+    console.print()
+    return True
+
+
+def _fitting(console: Console, table: Table) -> RichTable | None:
+    """Return the first layout that needs no wrapping, else the first that cuts no figure, else None."""
+    from rich.measure import Measurement
+
+    ranks = sorted({column.rank for column in table.columns}, reverse=True)
+    layouts = [rich_table(table.up_to(rank), padding) for rank in ranks for padding in (1, 0)]
+    # The console's own width would clamp the measure to itself, and everything would seem to fit.
+    unbounded = console.options.update(max_width=10_000)
+    widths = [Measurement.get(console, unbounded, layout) for layout in layouts]
+    whole = [layout for layout, width in zip(layouts, widths, strict=True) if width.maximum <= console.width]
+    uncut = [layout for layout, width in zip(layouts, widths, strict=True) if width.minimum <= console.width]
+    return next(iter(whole + uncut), None)
+
+
+def rich_table(table: Table, padding: int = 1) -> RichTable:
+    """Return `table` as rich's; only columns that may wrap do."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=SIMPLE_HEAD, show_edge=False, padding=(0, padding, 0, 0), pad_edge=False)
+    texts = table.texts()
+    for index, column in enumerate(table.columns):
+        heading = "\n".join(part for part in (column.heading, column.unit) if part)
+        if column.wraps:
+            drawn.add_column(Text(heading), justify=column.align, overflow="fold")
+        else:
+            lines = [line for text in (heading, *(row[index] for row in texts)) for line in text.split("\n")]
+            drawn.add_column(Text(heading), justify=column.align, no_wrap=True, min_width=max(map(len, lines)))
+    for row in table.rows:
+        cells = zip(table.columns, row, strict=True)
+        drawn.add_row(*(Text(column.text(cell), style=_STYLES[column.tone(cell)]) for column, cell in cells))
+    return drawn
