@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from q8trt import Engine, Q8TRTError
-from q8trt.inference.files import Progress, ScoringConfig, score_file
+from q8trt.inference.files import JobProgress, ScoringConfig, score_file
 
 
-def show(progress: Progress) -> None:
+def show(progress: JobProgress) -> None:
     """Called after each chunk of rows."""
     print(f"{progress.done:4.0%}  {progress.rows:,} rows, {progress.rows_per_s:,.0f} rows/s", file=sys.stderr)
 

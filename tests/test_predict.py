@@ -136,7 +136,7 @@ def test_rejected_rows_are_quoted_as_they_stood(engine: StandIn) -> None:
 
 
 def test_a_line_that_is_no_text_at_all(engine: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("q8trt.inference.files.lines.LONGEST", 2**20)
+    monkeypatch.setattr("q8trt.inference.files.records.LONGEST", 2**20)
     summary = score(engine, "sentence1,sentence2\na,b\n" + "x" * (3 * 2**20) + "\nc,d\n")
     assert summary.rows == 2
     assert rejected(summary) == [(3, "longer than 1 MiB")]

@@ -16,7 +16,7 @@ from waiting import PATIENCE
 
 from q8trt.cli import predict
 from q8trt.cli.main import run_command
-from q8trt.inference.files import Progress
+from q8trt.inference.files import JobProgress
 
 if TYPE_CHECKING:
     from cli_fixtures import Refused
@@ -147,7 +147,7 @@ def test_required_options(refused: Refused) -> None:
 def test_progress_on_a_terminal_and_in_a_log(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    half, end = Progress(1500, 500, 3, 0.5, 0.25, 10.0), Progress(2500, 500, 3, 1.0, 0.25, 20.0)
+    half, end = JobProgress(1500, 500, 3, 0.5, 0.25, 10.0), JobProgress(2500, 500, 3, 1.0, 0.25, 20.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     shown = predict._Shown()
     shown(half)

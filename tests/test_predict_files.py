@@ -164,7 +164,7 @@ def test_an_input_that_cannot_be_read(job: Job, monkeypatch: pytest.MonkeyPatch)
     def refuse(path: Path, *arguments: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("q8trt.inference.files.lines.Path.open", refuse)
+    monkeypatch.setattr("q8trt.inference.files.records.Path.open", refuse)
     with pytest.raises(DataError, match=r"in\.csv cannot be read: Permission denied"):
         Records(job.source, ".csv")
 

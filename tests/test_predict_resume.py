@@ -107,9 +107,9 @@ def test_a_crash_between_any_two_writes(source: Path, monkeypatch: pytest.Monkey
         if place == "note":
             patch.setattr(outputs, "write_state", crashing(outputs.write_state))
         elif place == "rejected":
-            patch.setattr(job.Layout, "rejected", crashing(job.Layout.rejected))
+            patch.setattr(job.Columns, "rejected", crashing(job.Columns.rejected))
         else:
-            patch.setattr(job.Layout, "lines", crashing(job.Layout.lines))
+            patch.setattr(job.Columns, "lines", crashing(job.Columns.lines))
         with pytest.raises(MemoryError):
             run(source, "out.csv")
     for ending in (".partial", ".rejected.partial"):  # a write that the crash cut in two

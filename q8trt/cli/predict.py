@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt.cli.options import Parser, say, warn
 
 if TYPE_CHECKING:
-    from q8trt.inference.files import Progress, ScoringConfig, Summary
+    from q8trt.inference.files import JobProgress, ScoringConfig, Summary
 
 #: Where stderr is a file, a line of progress each so many seconds.
 _LOG_SECONDS = 30.0
@@ -102,7 +102,7 @@ def _score(config: ScoringConfig, args: Any) -> Summary:
     return summary
 
 
-def _figures(progress: Progress) -> str:
+def _figures(progress: JobProgress) -> str:
     return f"{progress.rows:,} rows, {progress.rows_per_s:,.0f} rows/s"
 
 
@@ -114,7 +114,7 @@ class _Shown:
         self._next = time.monotonic() + _LOG_SECONDS
         self._resumed = False
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: JobProgress) -> None:
         if progress.resumed and not self._resumed:
             warn(f"going on after {progress.resumed:,} rows of an earlier run")
         self._resumed = True

@@ -1,6 +1,6 @@
 """Offline scoring: a file of rows through an `Engine` to a file of answers, of any size and resumable."""
 
 from q8trt.inference.files.config import ScoringConfig
-from q8trt.inference.files.job import Progress, Summary, score_file
+from q8trt.inference.files.job import JobProgress, Summary, score_file
 
-__all__ = ["Progress", "ScoringConfig", "Summary", "score_file"]
+__all__ = ["JobProgress", "ScoringConfig", "Summary", "score_file"]

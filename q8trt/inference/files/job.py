@@ -1,6 +1,6 @@
-"""One file through an engine, chunk by chunk. What is done is noted, so that an interrupted job goes on from there.
+"""One file through an engine, chunk by chunk. A journal notes what is done, so an interrupted job goes on from there.
 
-A chunk is a fixed number of rows from the beginning of the file, whatever happened in between. So the batches, and with
+A chunk is a fixed number of rows from the beginning of the file, whatever happened before. So the batches, and with
 them the last digits of the answers, are those of a job that was never interrupted.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ import q8trt
 from q8trt.engine.manifest import MANIFEST_FILE
 from q8trt.errors import DataError, InputError, InterruptedRunError
 from q8trt.files import exclusive, sha256
+from q8trt.inference.files.columns import Columns, choose_columns, is_finite
 from q8trt.inference.files.config import ScoringConfig
-from q8trt.inference.files.layout import Layout, is_finite, make_layout
 from q8trt.inference.files.outputs import Outputs
 from q8trt.inference.files.places import check_places
 from q8trt.inference.files.records import Record, Records
@@ -28,7 +27,6 @@ from q8trt.inference.files.records import Record, Records
 if TYPE_CHECKING:
     from q8trt.inference import Engine
 
-_log = logging.getLogger(__name__)
 #: A chunk ends here as well, so that long rows do not fill the memory, bytes of the input.
 _CHUNK_BYTES = 16 * 2**20
 #: The journal is written no more often than this: flushing to the disk takes as long as a chunk of a fast engine.
@@ -37,12 +35,12 @@ _GOES_ON = "the same command goes on from there"
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a job is.
+class JobProgress:
+    """The progress of a job.
 
     Attributes:
-        rows: scored so far; of these `resumed` by an earlier run. `rejected` are those that could not be.
-        done: share of the file, 0 to 1; `already` of it by an earlier run.
+        rows: rows scored so far, of which an earlier run scored `resumed`; `rejected` counts those that could not be.
+        done: share of the file, 0 to 1, of which an earlier run did `already`.
         seconds: since this run began.
     """
 
@@ -55,23 +53,23 @@ class Progress:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows that this run scored, a second."""
+        """Rows that this run scores in a second."""
         return (self.rows - self.resumed) / max(self.seconds, 1e-9)
 
     @property
     def seconds_left(self) -> float:
-        """By the share of the file that this run did so far."""
+        """Seconds to the end, by the share of the file that this run did so far."""
         return (1 - self.done) * self.seconds / max(self.done - self.already, 1e-9)
 
 
 @dataclass(frozen=True)
-class Summary(Progress):
+class Summary(JobProgress):
     """A finished job.
 
     Attributes:
         output: the answers; no such file if every row was rejected.
-        rejected_file: the rows that could not be scored; None where there are none.
-        first_reason: of the first rejected row that this run saw, with its line; "" where there is none.
+        rejected_file: the rows that could not be scored; None if there are none.
+        first_reason: the line and reason of the first rejected row that this run saw; "" if there is none.
         texts: the columns that were scored.
         names: the columns that were added.
         truncated: rows that were cut at the engine's longest sequence, as in training.
@@ -85,32 +83,33 @@ class Summary(Progress):
     truncated: int
 
 
-def score_file(engine: Engine, config: ScoringConfig, on_progress: Callable[[Progress], None] | None = None) -> Summary:
+def score_file(
+    engine: Engine, config: ScoringConfig, on_progress: Callable[[JobProgress], None] | None = None
+) -> Summary:
     """Score every row of a file.
 
-    An unfinished job of the same input, output and engine goes on where it stopped. The answers get their real name when
-    all are there. If every row is rejected, `Summary.rows` is 0 and no output is written or replaced.
+    An unfinished job of the same input, output and engine goes on where it stopped. The answers get their real name at the
+    end. If every row is rejected, `Summary.rows` is 0 and no output is written or replaced.
 
     Args:
-        engine: open; nobody else uses it meanwhile, or `Summary.truncated` counts theirs too.
+        engine: an open engine that nobody else uses meanwhile, or `Summary.truncated` counts their rows, too.
         config: the files.
         on_progress: called after each chunk.
 
     Raises:
-        ConfigError: the output is there already, or an unfinished job that is another one or damaged; or the job would
+        ConfigError: the output exists already, or an unfinished job that is another one or damaged; or the job would
             write to a file that it reads, or to one of the user's.
         BusyError: another process scores to the same output.
         DataError: the input is missing or empty, has no column of text, or changed meanwhile; or a file cannot be written.
         InterruptedRunError: Ctrl-C; the same call goes on.
-        BackendError: the engine refused a batch; what was done is kept.
+        BackendError: the engine refused a batch; the rows done before it are safe.
     """
     records = Records(config.input, config.input_kind)
     try:
         check_places(config, engine.folder)
-        task, plain = engine.manifest.task, config.input_kind == ".txt"
-        layout = make_layout(config.input, config.output_kind, records.columns, task, config, plain)
+        columns = choose_columns(config, records.columns, engine.manifest.task)
         with exclusive(config.output):
-            return _Job(engine, config, layout, records).run(on_progress or (lambda _: None))
+            return _Job(engine, config, columns, records).run(on_progress or (lambda _: None))
     except OSError as error:
         raise DataError(f"{error.filename or config.output} cannot be used: {error.strerror or error}") from error
     finally:
@@ -118,18 +117,18 @@ def score_file(engine: Engine, config: ScoringConfig, on_progress: Callable[[Pro
 
 
 class _Job:
-    def __init__(self, engine: Engine, config: ScoringConfig, layout: Layout, records: Records) -> None:
-        self.engine, self.config, self.layout, self.records = engine, config, layout, records
-        self._told = records.stat()
+    def __init__(self, engine: Engine, config: ScoringConfig, columns: Columns, records: Records) -> None:
+        self.engine, self.config, self.columns, self.records = engine, config, columns, records
+        self._input = records.stat()
         self.outputs = Outputs(config)
         identity = self._identity()
         if not self.outputs.find(identity):
             self.outputs.begin(identity, *records.position)
-        self.resumed, self.first_reason = self.outputs.state.rows, ""
+        self._resumed, self.first_reason = self.outputs.state.rows, ""
         self._already = self._share()
         self._started = time.perf_counter()
 
-    def run(self, on_progress: Callable[[Progress], None]) -> Summary:
+    def run(self, on_progress: Callable[[JobProgress], None]) -> Summary:
         """Score what is missing, and end the job."""
         config = self.config
         try:
@@ -137,37 +136,37 @@ class _Job:
                 self._score_all(on_progress)
             self.outputs.finish()
         except BaseException as error:
-            kept = self._keep()
-            if kept and isinstance(error, KeyboardInterrupt):
-                raise InterruptedRunError(f"stopped after {kept}; {_GOES_ON}") from error
+            safe = self._secure()
+            if safe and isinstance(error, KeyboardInterrupt):
+                raise InterruptedRunError(f"stopped after {safe}; {_GOES_ON}") from error
             if isinstance(error, OSError):
-                what = f"{error.filename or config.partial}: {error.strerror or error}"
-                raise DataError(f"{what}; {kept} are kept, and {_GOES_ON}" if kept else what) from error
+                problem = f"{error.filename or config.partial}: {error.strerror or error}"
+                raise DataError(f"{problem}; {safe} are kept, and {_GOES_ON}" if safe else problem) from error
             raise
         finally:
             self.outputs.close()
         state = self.outputs.state
         return Summary(
-            **self._progress(), output=config.output, rejected_file=config.rejected if state.rejected else None,
-            first_reason=self.first_reason, texts=self.layout.texts, names=self.layout.names, truncated=state.truncated,
+            **vars(self._progress()), output=config.output, rejected_file=config.rejected if state.rejected else None,
+            first_reason=self.first_reason, texts=self.columns.texts, names=self.columns.answers, truncated=state.truncated,
         )  # fmt: skip
 
-    def _score_all(self, on_progress: Callable[[Progress], None]) -> None:
+    def _score_all(self, on_progress: Callable[[JobProgress], None]) -> None:
         state = self.outputs.state
         self.records.start(state.input_bytes, state.input_lines)
         noted = time.monotonic()
         if not state.output_bytes:
-            self.outputs.append(self.layout.header(), b"", state.input_bytes)
+            self.outputs.append(self.columns.header(), b"", state.input_bytes)
         for chunk in self._chunks():
             self._score(chunk)
             self._check_input()
             if time.monotonic() - noted >= _NOTE_SECONDS:
                 self.outputs.note()
                 noted = time.monotonic()
-            on_progress(Progress(**self._progress()))
+            on_progress(self._progress())
 
-    def _keep(self) -> str:
-        """Note what is done, or remove all if that is nothing; returns how much is kept."""
+    def _secure(self) -> str:
+        """Note the rows that are done, or remove the files if none is; return the number of rows in words."""
         with contextlib.suppress(OSError):  # the disk may be full: the last note stands
             if not self.outputs.state.begun:
                 self.outputs.discard()
@@ -178,24 +177,22 @@ class _Job:
 
     def _check_input(self) -> None:
         """Raise DataError if the input is not the file that it was when it was opened."""
-        told, now = self._told, self.config.input.stat()
-        if (told.st_size, told.st_mtime_ns, told.st_ino) != (now.st_size, now.st_mtime_ns, now.st_ino):
+        then, now = self._input, self.config.input.stat()
+        if (then.st_size, then.st_mtime_ns, then.st_ino) != (now.st_size, now.st_mtime_ns, now.st_ino):
             raise DataError(f"{self.config.input} changed while it was scored; score it again with --overwrite")
 
     def _identity(self) -> dict[str, Any]:
         """Return what the output depends on, by the names that a user knows. The journal adds a hash of the input."""
         config, engine = self.config, self.engine
-        limits = dataclasses.asdict(engine.limits)
+        limits = dataclasses.asdict(engine.limits).items()
         return {
             "q8trt version": q8trt.__version__,
-            "input": [self._told.st_size, self._told.st_mtime_ns],
+            "input": [self._input.st_size, self._input.st_mtime_ns],
             "engine": sha256(engine.folder / MANIFEST_FILE),
             "backend": [engine.backend, engine.device],
-            "batch size or buckets": {
-                name: list(value) if isinstance(value, tuple) else value for name, value in limits.items()
-            },
-            "output columns": [*self.layout.columns, *self.layout.names],
-            "text columns": list(self.layout.texts),
+            "batch size or buckets": {k: list(value) if isinstance(value, tuple) else value for k, value in limits},
+            "output columns": [*self.columns.inputs, *self.columns.answers],
+            "text columns": list(self.columns.texts),
             "chunk size": config.chunk_rows,
             "--safe_csv": config.safe_csv,
         }
@@ -205,7 +202,7 @@ class _Job:
         chunk: list[Record] = []
         began = self.outputs.state.input_bytes
         for record in self.records:
-            reason = record.reason or self.layout.reason(record.values)
+            reason = record.reason or self.columns.reason(record.values)
             chunk.append(dataclasses.replace(record, reason=reason) if reason else record)
             at = self.records.position[0]
             if len(chunk) == self.config.chunk_rows or at - began >= _CHUNK_BYTES:
@@ -221,8 +218,8 @@ class _Job:
             self.first_reason = self.first_reason or f"line {bad[0].line}: {bad[0].reason}"
         offset, number = self.records.position
         self.outputs.append(
-            self.layout.lines([record.values for record in good], answers),
-            self.layout.rejected(bad, header=not state.rejected_bytes),
+            self.columns.lines([record.values for record in good], answers),
+            self.columns.rejected(bad, header=not state.rejected_bytes),
             offset,
             input_lines=number,
             rows=state.rows + len(good),
@@ -236,7 +233,7 @@ class _Job:
         answers: list[Any] = []
         while rows:
             try:
-                answers = self.engine.predict([self.layout.text(record.values) for record in rows])
+                answers = self.engine.predict([self.columns.text(record.values) for record in rows])
                 break
             except InputError as error:
                 if error.index is None:
@@ -252,15 +249,8 @@ class _Job:
 
     def _share(self) -> float:
         """Return the share of the input that is done."""
-        return min(self.outputs.state.input_bytes / max(self._told.st_size, 1), 1.0)
+        return min(self.outputs.state.input_bytes / max(self._input.st_size, 1), 1.0)
 
-    def _progress(self) -> dict[str, Any]:
-        state = self.outputs.state
-        return {
-            "rows": state.rows,
-            "resumed": self.resumed,
-            "rejected": state.rejected,
-            "done": self._share(),
-            "already": self._already,
-            "seconds": time.perf_counter() - self._started,
-        }
+    def _progress(self) -> JobProgress:
+        state, seconds = self.outputs.state, time.perf_counter() - self._started
+        return JobProgress(state.rows, self._resumed, state.rejected, self._share(), self._already, seconds)

@@ -1,6 +1,6 @@
-"""``.state.json``, the journal of an unfinished job: how far it is, with a hash of all that it read and wrote.
+"""``.state.json``, the journal of an unfinished job: its progress, with a hash of all that it read and wrote.
 
-A job goes on only where the input, the partial output and the rejected rows are, up to the byte, those of the journal.
+A job goes on only if the input, the partial output and the rejected rows are, up to the byte, those of the journal.
 Damage of any of the four files is an error and never another output.
 """
 
@@ -20,39 +20,7 @@ _FORMAT = 2
 _LIMITS = Limits(size=16 * 2**20, depth=16, values=100_000)
 #: Parts of every format's journal. A file with one of them is a journal, sound or damaged.
 _KEYS = (b'{\n  "job": {', b'"input_bytes"', b'"output_bytes"', b'"rejected_bytes"', b'"input_lines"')
-_BLOCK = 2**20
-
-
-class Prefix:
-    """The running SHA-256 of the first bytes of a file.
-
-    Attributes:
-        size: bytes hashed so far.
-    """
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._hash = hashlib.sha256()
-
-    def add(self, data: bytes) -> None:
-        """Hash `data`, which follows what is hashed."""
-        self._hash.update(data)
-        self.size += len(data)
-
-    def read(self, path: Path, size: int) -> None:
-        """Hash the bytes of `path` from `self.size` to `size`. A file that is shorter ends it early."""
-        with path.open("rb") as file:
-            file.seek(self.size)
-            while self.size < size and (block := file.read(min(_BLOCK, size - self.size))):
-                self.add(block)
-
-    @property
-    def sha256(self) -> str:
-        """The hash of the first `size` bytes, as 64 hexadecimal digits."""
-        return self._hash.hexdigest()
-
-
-_EMPTY = Prefix().sha256
+_EMPTY = hashlib.sha256().hexdigest()
 
 
 @dataclass(frozen=True)
@@ -60,14 +28,13 @@ class State:
     """The content of ``.state.json``.
 
     Attributes:
-        job: what must be the same for the job to go on: the input, the engine, and what its answers depend on.
+        job: the facts that must not change for the job to go on: the input, the engine and what its answers depend on.
         replaces: whether the job may replace an output of an earlier one.
-        input_bytes: bytes of the input that are done; `input_lines` is their number of lines, `input_sha256` their hash.
-        output_bytes: bytes of the partial output that are sound, header included; 0 before the header is written.
-        rejected_bytes: bytes of the rejected rows that are sound.
-        rows: rows that were scored. `rejected` counts those that could not be, `truncated` those that are longer than the
-            engine takes.
-        finished: whether all rows are done. Then only the renames are missing.
+        input_bytes: bytes of the input that are done, in `input_lines` lines.
+        output_bytes: sound bytes of the partial output, header included; 0 before the header is written.
+        rejected_bytes: sound bytes of the rejected rows.
+        rows: rows that were scored; `rejected` counts those that could not be, `truncated` those that were cut.
+        finished: whether all rows are done, and only the renames are missing.
         checksum: the SHA-256 of all other fields.
     """
 

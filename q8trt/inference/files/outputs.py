@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from io import FileIO
@@ -17,8 +18,35 @@ from typing import Any
 from q8trt.errors import ConfigError
 from q8trt.files import sync
 from q8trt.inference.files.config import ScoringConfig
-from q8trt.inference.files.journal import ForeignError, Prefix, State, read_state, write_state
+from q8trt.inference.files.journal import ForeignError, State, read_state, write_state
 from q8trt.inference.files.places import check_free, is_rejected_file
+
+_BLOCK = 2**20
+
+
+class Prefix:
+    """The running SHA-256 of the first `size` bytes of a file."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256()
+
+    def add(self, data: bytes) -> None:
+        """Hash `data`, which follows what is hashed."""
+        self._hash.update(data)
+        self.size += len(data)
+
+    def read(self, path: Path, size: int) -> None:
+        """Hash the bytes of `path` from `self.size` to `size`. A file that is shorter ends it early."""
+        with path.open("rb") as file:
+            file.seek(self.size)
+            while self.size < size and (block := file.read(min(_BLOCK, size - self.size))):
+                self.add(block)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the first `size` bytes, as 64 hexadecimal digits."""
+        return self._hash.hexdigest()
 
 
 class Growing:

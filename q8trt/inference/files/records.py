@@ -1,7 +1,7 @@
-"""The rows of a CSV, TSV, JSON Lines or plain text file, one after the other; one that cannot be read is a row with a reason.
+"""The rows of a CSV, TSV, JSON Lines or plain text file, in order; a row that cannot be read has a reason.
 
-Different from `q8trt.tasks.data.tabular`, which reads data to train on: there the first bad row is an error and a file fits into
-memory; here bad rows are set aside, and reading may begin anywhere.
+`q8trt.tasks.data.tabular` reads training data: there the first bad row is an error, and a file fits into memory. Here bad
+rows are set aside, and reading may begin anywhere.
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from q8trt.errors import DataError
 from q8trt.files import Limits, MalformedError, parse_json
-from q8trt.inference.files.lines import LONGEST, Lines
 
+#: The longest row, bytes: it bounds the memory that one row takes.
+LONGEST = 4 * 2**20
+#: The column of a plain text file.
+TEXT_COLUMN = "sentence"
+_BOM = b"\xef\xbb\xbf"
 _JSON_LIMITS = Limits(size=LONGEST, depth=64, values=100_000)
 _HALF_PAIR = re.compile(
     rb"\\u[dD][89aAbB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89aAbB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
 )
-#: The column of a plain text file.
-TEXT_COLUMN = "sentence"
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Record:
 
     Attributes:
         line: its first physical line, from 1.
-        raw: its bytes, as they stand in the file.
-        values: column -> value; strings but for JSON.
-        reason: why it cannot be read; "" where it can.
+        raw: its bytes in the file.
+        values: column -> value; strings, except in JSON.
+        reason: why it cannot be read; "" if it can.
     """
 
     line: int
@@ -46,11 +48,11 @@ class Record:
 
 
 class Records:
-    """Reads one file.
+    """The rows of one file.
 
     Args:
         path: the file.
-        kind: ".csv", ".tsv", ".jsonl" or ".txt".
+        kind: ".csv", ".tsv", ".jsonl", ".json" or ".txt".
 
     Attributes:
         columns: those of the header; of JSON, the keys of the first object.
@@ -68,7 +70,7 @@ class Records:
                 raise DataError(
                     f"{path} is not a regular file, and cannot be read again after an interruption; copy it to one"
                 )
-            self._lines = Lines(path)
+            self._lines = _Lines(path)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
         except OSError as error:
@@ -78,46 +80,45 @@ class Records:
 
     def close(self) -> None:
         """Close the file."""
-        self._lines.close()
+        self._lines.file.close()
 
     def stat(self) -> os.stat_result:
-        """Return the size, times and inode of the file that is open."""
-        return self._lines.stat()
+        """Return the size, times and inode of the open file."""
+        return os.fstat(self._lines.file.fileno())
 
     @property
     def position(self) -> tuple[int, int]:
-        """Bytes and lines read: the end of the record that was given last."""
+        """The bytes and lines read: the end of the last record."""
         return self._lines.offset, self._lines.number
 
     def start(self, offset: int, number: int) -> None:
         """Go on behind `offset` bytes and `number` lines, where a record ends."""
-        self._lines.close()
-        self._lines = Lines(self.path, offset, number)
+        self.close()
+        self._lines = _Lines(self.path, offset, number)
 
     def __iter__(self) -> Iterator[Record]:
+        lines = self._lines
         read = {".csv": self._csv, ".tsv": self._tsv, ".jsonl": self._json, ".txt": self._text}[self.kind]
         while True:
-            self._lines.begin()
-            line = self._lines.number + 1
+            lines.begin()
+            line = lines.number + 1
             try:
                 values = read()
             except StopIteration:
                 return
             except _FieldsError as error:
-                last = self._lines.number
-                lines = f" (lines {line} to {last})" if last > line else ""
-                yield Record(line, self._lines.taken, reason=f"{error}{lines}")
-                continue
-            except (csv.Error, ValueError, RecursionError) as error:  # JSON, UTF-8 and TooLongError are ValueErrors
-                # Where a quote goes wrong, so does what follows: the next line may begin a sound record.
-                self._lines.back_to_one()
-                yield Record(line, self._lines.taken, reason=_reason(error, self._lines.taken))
-                continue
-            if values is not None:
-                yield Record(line, self._lines.taken, values)
+                span = f" (lines {line} to {lines.number})" if lines.number > line else ""
+                yield Record(line, lines.taken, reason=f"{error}{span}")
+            except (csv.Error, ValueError, RecursionError) as error:  # JSON, UTF-8 and _TooLongError are ValueErrors
+                # Behind a wrong quote everything is wrong: the next line may begin a sound record.
+                lines.back_to_one()
+                yield Record(line, lines.taken, reason=_reason(error, lines.taken))
+            else:
+                if values is not None:
+                    yield Record(line, lines.taken, values)
 
     def _header(self) -> list[str]:
-        """Leaves the reader behind the header, where there is one."""
+        """Return the columns, and leave the reader behind the header, if there is one."""
         if self.kind == ".txt":
             return [TEXT_COLUMN]
         if self.kind == ".jsonl":
@@ -134,7 +135,7 @@ class Records:
             ) from error
         if not any(columns):
             raise DataError(f"{self.path}:1: empty; expected a header with the names of the columns")
-        twice = next((name for index, name in enumerate(columns) if name in columns[:index]), None)
+        twice = _duplicate(columns)
         if twice is not None:
             raise DataError(f"{self.path}:1: column {twice!r} is there twice; rename one")
         return list(columns)
@@ -152,11 +153,11 @@ class Records:
         return self._row(fields if list(fields) != [""] else [])
 
     def _row(self, fields: Sequence[str]) -> Mapping[str, Any] | None:
-        """None for a blank line, which is no row, as in training."""
+        """Return the values of a row; None for a blank line, which is no row, as in training."""
         if not fields:
             return None
         if len(fields) != len(self.columns):
-            raise _FieldsError(len(fields), len(self.columns))
+            raise _FieldsError(f"{len(fields)} fields, expected {len(self.columns)} as in the header")
         return dict(zip(self.columns, fields, strict=True))
 
     def _json(self) -> Mapping[str, Any] | None:
@@ -173,17 +174,76 @@ class Records:
         return {TEXT_COLUMN: next(self._lines).rstrip("\r\n")}
 
 
+class _Lines:
+    """An iterator over the lines of a seekable UTF-8 file, line ends included, from byte `offset` behind `number` lines.
+
+    Only a newline ends a line: texts hold other characters at which Python's text files cut. A byte order mark is left out.
+
+    Attributes:
+        offset: bytes read.
+        number: lines read.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, number: int = 0) -> None:
+        self.file: BinaryIO = path.open("rb")
+        if offset == 0 and self.file.read(len(_BOM)) == _BOM:
+            offset = len(_BOM)
+        self.file.seek(offset)
+        self.offset, self.number = offset, number
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a record at the next line."""
+        self._start = (self.offset, self.number)
+        self._parts: list[bytes] = []
+
+    @property
+    def taken(self) -> bytes:
+        """The bytes read since `begin`."""
+        return b"".join(self._parts)
+
+    def back_to_one(self) -> None:
+        """Read the record again, and only its first line: what follows may be sound."""
+        self.offset, self.number = self._start
+        self.file.seek(self.offset)
+        line = self.file.readline(LONGEST)
+        self._parts, size = [line], len(line)
+        while line and not line.endswith(b"\n"):
+            line = self.file.readline(LONGEST)
+            size += len(line)
+        self.offset, self.number = self.offset + size, self.number + 1
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        """Return the next line. After UnicodeDecodeError and _TooLongError the record needs `back_to_one`."""
+        line = self.file.readline(LONGEST)
+        if not line:
+            raise StopIteration
+        self._parts.append(line)
+        self.offset, self.number = self.offset + len(line), self.number + 1
+        if self.offset - self._start[0] >= LONGEST:
+            raise _TooLongError(f"longer than {LONGEST // 2**20} MiB")
+        return line.decode("utf-8")
+
+
+class _TooLongError(ValueError):
+    """A record of more than `LONGEST` bytes."""
+
+
 class _FieldsError(ValueError):
-    def __init__(self, found: int, expected: int) -> None:
-        super().__init__(f"{found} fields, expected {expected} as in the header")
+    """A record with more or fewer fields than the header."""
+
+
+def _duplicate(names: Sequence[str]) -> str | None:
+    return next((name for index, name in enumerate(names) if name in names[:index]), None)
 
 
 def _check_keys(pairs: Sequence[tuple[str, Any]]) -> None:
     """Raise ValueError if an object has a key twice: parsers keep one of the values, in silence."""
     if len(dict(pairs)) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise ValueError(f"key {twice!r} is there twice")
+        raise ValueError(f"key {_duplicate([name for name, _ in pairs])!r} is there twice")
 
 
 def _reason(error: Exception, line: bytes = b"") -> str:
