@@ -1,6 +1,7 @@
 """What this machine has and what q8trt can therefore do on it: the substance of ``q8trt doctor``.
 
-Versions come from package metadata; torch, transformers and ModelOpt are never imported, so the answer takes a second.
+`probe` collects the facts, `checks` and `steps` judge them, `render` prints them. Versions come from package metadata;
+torch, transformers and ModelOpt are never imported, so the answer takes a second.
 """
 
 from __future__ import annotations
@@ -8,113 +9,89 @@ from __future__ import annotations
 import importlib.util
 import platform
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from q8trt.engine.backend import BACKENDS, INSTALL, TITLES, backend_status, find_backend
+from q8trt.engine.backend import INSTALL, TITLES, Backend, BackendState, backend_states
 from q8trt.engine.driver import driver_problem
-from q8trt.errors import BackendError
 from q8trt.hardware.gpu import Gpu, gpus
-from q8trt.hardware.packages import install_command, pip_install
+from q8trt.hardware.packages import install_command, installed_version, pip_install
 
 _MINIMUM_PYTHON = (3, 11)
+_TRAINING = ("torch", "transformers", "datasets", "accelerate", "nvidia-modelopt")
+_PACKAGES = (*_TRAINING, "cuda-python", "nvidia-ml-py", "onnxruntime", "onnxruntime-gpu", "rich")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts of a machine.
+
+    Attributes:
+        python: Python's version.
+        gpus: those that CUDA programs can use.
+        backends: TensorRT and TensorRT-RTX.
+        packages: the version of each of the packages above that is installed.
+        providers: ONNX Runtime's execution providers, such as "CPUExecutionProvider"; () when it is absent or broken.
+        torch_cuda: the CUDA version that torch was built with; None for a CPU build.
+    """
+
+    python: str
+    gpus: tuple[Gpu, ...]
+    backends: tuple[BackendState, ...]
+    packages: Mapping[str, str]
+    providers: tuple[str, ...] = ()
+    torch_cuda: str | None = None
+
+    @property
+    def backend(self) -> Backend | None:
+        """The backend that is taken where none is named."""
+        return next((state.backend for state in self.backends if state.backend), None)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked for: what was `found`, whether that is `ok`, and a `hint` on how to get it ("" when ok)."""
+    """A requirement: its present `value`, whether that is `ok`, and a `hint` on how to get it ("" when ok)."""
 
     name: str
-    found: str
+    value: str
     ok: bool
-    hint: str
+    hint: str = ""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the work: whether it `runs` here, and `how`, or what it lacks."""
+    """A step of the work: whether it `runs` here, and `how`, or what it lacks."""
 
     name: str
     runs: bool
     how: str
 
 
-def diagnose() -> list[Check]:
-    """Look for everything that q8trt can use; nothing raises."""
-    python = sys.version_info >= _MINIMUM_PYTHON
-    return [
-        Check("Python", platform.python_version(), python, "" if python else "q8trt needs Python 3.11 or newer"),
-        *_gpu_checks(gpus()),
-        _package("CUDA runtime", "cuda-python", f"{INSTALL['tensorrt']} or {INSTALL['tensorrt_rtx']}"),
-        *_backend_checks(),
-        _onnxruntime(),
-        _package("ModelOpt", "nvidia-modelopt", pip_install("nvidia-modelopt")),
-        _torch(),
-        _package("transformers", "transformers", pip_install("transformers")),
-    ]
+def probe() -> Machine:
+    """Return the facts of this machine; nothing raises."""
+    versions = {package: installed_version(package) for package in _PACKAGES}
+    return Machine(
+        python=platform.python_version(),
+        gpus=tuple(gpus()),
+        backends=tuple(backend_states()),
+        packages={package: version for package, version in versions.items() if version},
+        providers=_providers(),
+        torch_cuda=_torch_cuda(),
+    )
 
 
-def _gpu_checks(cards: list[Gpu]) -> list[Check]:
-    if not cards:
-        hint = "install NVIDIA's driver to run plans; all else works on the CPU"
-        return [Check("GPU", "none", False, hint), Check("NVIDIA driver", "none", False, hint)]
-    names = ", ".join(f"{card.name} (SM {card.sm}, {card.memory_mib:,} MiB)" for card in cards)
-    return [Check("GPU", names, True, ""), Check("NVIDIA driver", cards[0].driver, True, "")]
-
-
-def _backend_checks() -> list[Check]:
-    checks = []
-    for name, found in backend_status().items():
-        ok = found[:1].isdigit()
-        installed = ok or importlib.util.find_spec(name) is not None
-        checks.append(Check(TITLES[name], found if installed else "none", ok, "" if ok else INSTALL[name]))
-    return checks
-
-
-def _package(name: str, package: str, install: str) -> Check:
-    found = _version(package)
-    return Check(name, found or "none", found is not None, "" if found else install)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _providers() -> list[str]:
-    """ONNX Runtime's execution providers; [] when it is absent or broken."""
+def _providers() -> tuple[str, ...]:
     try:
         import onnxruntime
 
-        return list(onnxruntime.get_available_providers())
+        return tuple(onnxruntime.get_available_providers())
     except Exception:  # a broken installation must not stop the doctor: `_onnxruntime` reports it
-        return []
-
-
-def _onnxruntime() -> Check:
-    found, providers = _version("onnxruntime") or _version("onnxruntime-gpu"), _providers()
-    if not providers:
-        broken = f"{found}, but it cannot be imported" if found else "none"
-        return Check("ONNX Runtime", broken, False, install_command("cpu"))
-    names = ", ".join(provider.removesuffix("ExecutionProvider") for provider in providers)
-    return Check("ONNX Runtime", f"{found or 'unknown version'} ({names})", True, "")
-
-
-def _torch() -> Check:
-    found = _version("torch")
-    if found is None:
-        return Check("torch", "none", False, pip_install("torch"))
-    cuda = _torch_cuda()
-    return Check("torch", f"{found} ({f'CUDA {cuda}' if cuda else 'CPU build'})", True, "")
+        return ()
 
 
 def _torch_cuda() -> str | None:
-    """The CUDA version torch was built with, read from its version file: importing torch takes seconds."""
+    """Read torch's version file: importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -126,70 +103,118 @@ def _torch_cuda() -> str | None:
     return match[1] if match else None
 
 
-def steps() -> list[Step]:
-    """Which steps of the work run on this machine, and on what."""
-    cards = gpus()
-    return [_finetune(cards), _build(cards), _benchmark(cards)]
+def checks(machine: Machine) -> list[Check]:
+    """Return everything that q8trt can use, and whether the machine has it."""
+    python = tuple(int(part) for part in machine.python.split(".")[:2]) >= _MINIMUM_PYTHON
+    return [
+        Check("Python", machine.python, python, "" if python else "q8trt needs Python 3.11 or newer"),
+        *_gpu_checks(machine),
+        _package(machine, "CUDA runtime", "cuda-python", f"{INSTALL['tensorrt']} or {INSTALL['tensorrt_rtx']}"),
+        *map(_backend_check, machine.backends),
+        _onnxruntime(machine),
+        _package(machine, "ModelOpt", "nvidia-modelopt", pip_install("nvidia-modelopt")),
+        _torch(machine),
+        _package(machine, "transformers", "transformers", pip_install("transformers")),
+    ]
 
 
-def _finetune(cards: list[Gpu]) -> Step:
-    needed = ("torch", "transformers", "datasets", "accelerate", "nvidia-modelopt")
-    if missing := [package for package in needed if _version(package) is None]:
+def _gpu_checks(machine: Machine) -> list[Check]:
+    if not machine.gpus:
+        hint = "install NVIDIA's driver to run plans; all else works on the CPU"
+        if "nvidia-ml-py" not in machine.packages:
+            hint = f"{pip_install('nvidia-ml-py')}, which lists GPUs; {hint}"
+        return [Check("GPU", "none", False, hint), Check("NVIDIA driver", "none", False, hint)]
+    names = ", ".join(f"{card.name} (SM {card.sm}, {card.memory_mib:,} MiB)" for card in machine.gpus)
+    return [Check("GPU", names, True), Check("NVIDIA driver", machine.gpus[0].driver, True)]
+
+
+def _backend_check(state: BackendState) -> Check:
+    if state.backend:
+        return Check(TITLES[state.name], state.backend.version, True)
+    return Check(TITLES[state.name], state.problem if state.installed else "none", False, INSTALL[state.name])
+
+
+def _package(machine: Machine, name: str, package: str, install: str) -> Check:
+    version = machine.packages.get(package)
+    return Check(name, version, True) if version else Check(name, "none", False, install)
+
+
+def _onnxruntime(machine: Machine) -> Check:
+    version = machine.packages.get("onnxruntime") or machine.packages.get("onnxruntime-gpu")
+    if not machine.providers:
+        broken = f"{version}, but it cannot be imported" if version else "none"
+        return Check("ONNX Runtime", broken, False, install_command("cpu"))
+    names = ", ".join(provider.removesuffix("ExecutionProvider") for provider in machine.providers)
+    return Check("ONNX Runtime", f"{version or 'unknown version'} ({names})", True)
+
+
+def _torch(machine: Machine) -> Check:
+    version, cuda = machine.packages.get("torch"), machine.torch_cuda
+    if version is None:
+        return Check("torch", "none", False, pip_install("torch"))
+    return Check("torch", f"{version} ({f'CUDA {cuda}' if cuda else 'CPU build'})", True)
+
+
+def steps(machine: Machine) -> list[Step]:
+    """Return which steps of the work run on the machine, and on what."""
+    return [_finetune(machine), _build(machine), _benchmark(machine)]
+
+
+def _finetune(machine: Machine) -> Step:
+    if missing := [package for package in _TRAINING if package not in machine.packages]:
         return Step("fine-tune", False, f"needs {', '.join(missing)}: {pip_install(*missing)}")
-    where = cards[0].name if cards and _torch_cuda() else "the CPU"
-    hint = " (a CPU build: reinstall torch with CUDA to use the GPU)" if cards and not _torch_cuda() else ""
-    return Step("fine-tune", True, f"on {where} with torch {_version('torch')}{hint}")
+    on_gpu = machine.gpus and machine.torch_cuda
+    where = machine.gpus[0].name if on_gpu else "the CPU"
+    hint = "" if on_gpu or not machine.gpus else " (a CPU build: reinstall torch with CUDA to use the GPU)"
+    return Step("fine-tune", True, f"on {where} with torch {machine.packages['torch']}{hint}")
 
 
-def _build(cards: list[Gpu]) -> Step:
-    status = backend_status()
-    usable = [name for name in BACKENDS if status[name][:1].isdigit()]
-    if "tensorrt" in usable and cards:
-        return Step("build engine", True, f"on {cards[0].name} with TensorRT {status['tensorrt']}")
-    if "tensorrt_rtx" in usable:
-        return Step("build engine", True, f"on the CPU with TensorRT-RTX {status['tensorrt_rtx']}")
+def _build(machine: Machine) -> Step:
+    usable = {state.name: state.backend for state in machine.backends if state.backend}
+    if machine.gpus and (backend := usable.get("tensorrt")):
+        return Step("build engine", True, f"on {machine.gpus[0].name} with {backend.title}")
+    if backend := usable.get("tensorrt_rtx"):
+        return Step("build engine", True, f"on the CPU with {backend.title}")
     if usable:
         return Step("build engine", False, f"TensorRT needs an NVIDIA GPU to build; {INSTALL['tensorrt_rtx']} does not")
     return Step("build engine", False, f"needs {INSTALL['tensorrt']} (with a GPU) or {INSTALL['tensorrt_rtx']}")
 
 
-def _benchmark(cards: list[Gpu]) -> Step:
-    if _version("rich") is None:
+def _benchmark(machine: Machine) -> Step:
+    if "rich" not in machine.packages:
         return Step("benchmark", False, f"needs rich: {pip_install('rich')}; to run engines in an app it is not needed")
-    obstacle = _plan_obstacle(cards)
-    if obstacle is None:
-        backend = find_backend()
-        return Step("benchmark", True, f"{backend.title} on {cards[0].name}")
-    if not _providers():
+    obstacle = _plan_obstacle(machine)
+    if obstacle is None and machine.backend:
+        return Step("benchmark", True, f"{machine.backend.title} on {machine.gpus[0].name}")
+    if not machine.providers:
         return Step("benchmark", False, f"{obstacle}; ONNX Runtime on the CPU needs {install_command('cpu')}")
     return Step("benchmark", True, f"ONNX Runtime on the CPU; {obstacle}")
 
 
-def _plan_obstacle(cards: list[Gpu]) -> str | None:
-    """Why a plan built by this machine's backend would not run on it; None when it should."""
-    if not cards:
+def _plan_obstacle(machine: Machine) -> str | None:
+    """Return why a plan built by the machine's backend does not run on it; None when it should."""
+    if not machine.gpus:
         return "the plan needs an NVIDIA GPU"
-    try:
-        backend = find_backend()
-    except BackendError as error:
-        return f"the plan needs a backend: {error}"
-    if _version("cuda-python") is None:
+    card, backend = machine.gpus[0], machine.backend
+    if backend is None:
+        return f"the plan needs a backend: {'; '.join(state.problem for state in machine.backends)}"
+    if "cuda-python" not in machine.packages:
         return f"the plan needs cuda-python: {INSTALL[backend.name]}"
-    if problem := driver_problem(backend.name, backend.title) or backend.refusal(cards[0]):
-        return problem
-    if backend.name == "tensorrt_rtx" and cards[0].sm == "7.5":
-        return f"a plan for {cards[0].name} must be built with --sm 7.5"
+    if problem := driver_problem(backend.name) or backend.refusal(card):
+        return str(problem)
+    if backend.name == "tensorrt_rtx" and card.sm == "7.5":
+        return f"a plan for {card.name} must be built with --sm 7.5"
     return None
 
 
 def render(checks: Sequence[Check], steps: Sequence[Step]) -> str:
-    """Both lists as plain text, in aligned columns; ends without a newline."""
-    rows = [("ok" if check.ok else "-", check.name, check.found, check.hint) for check in checks]
+    """Return both lists as plain text, in aligned columns, without a newline at the end."""
+    rows = [("ok" if check.ok else "-", check.name, check.value, check.hint) for check in checks]
     plan = [("yes" if step.runs else "no", step.name, step.how, "") for step in steps]
     width = max((len(row[1]) for row in rows + plan), default=0)
 
     def line(row: tuple[str, str, str, str]) -> str:
-        mark, name, what, hint = row
-        return f"  {mark:<4}{name:<{width}}  {what}" + (f"  -> {hint}" if hint else "")
+        mark, name, value, hint = row
+        return f"  {mark:<4}{name:<{width}}  {value}" + (f"  -> {hint}" if hint else "")
 
     return "\n".join(["Found", *map(line, rows), "", "Runs here", *map(line, plan)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pytest
 
 from q8trt.errors import EngineError
+from q8trt.hardware.gpu import GpuState
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.timing import hardware
-from q8trt.runtime.timing.hardware import PEAKS, GpuState, clock_warning, gpu_states, peak_source, peak_tops
+from q8trt.runtime.timing.hardware import PEAKS, clock_warning, peak_source, peak_tops
 from q8trt.runtime.timing.work import Work, work_of_onnx
 
 
@@ -89,23 +88,3 @@ def test_clock_warning() -> None:
     warning = clock_warning([state(2000), state(1500)])
     assert warning is not None
     assert "moved between 1500 and 2000 MHz" in warning
-
-
-def test_gpu_states_as_nvidia_smi_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = "NVIDIA L4, 570.86.15, 1995, 2040, 1234, 61, [N/A]\nNVIDIA L4, 570.86.15, 210, 2040, 0, 30, 12.50\n"
-
-    def told(command: list[str], **options: Any) -> Any:
-        assert command[0] == "nvidia-smi"
-        return subprocess.CompletedProcess(command, 0, answer, "")
-
-    monkeypatch.setattr(hardware.subprocess, "run", told)
-    assert gpu_states() == [
-        GpuState("NVIDIA L4", "570.86.15", 1995.0, 2040.0, 1234.0, 61.0, None),
-        GpuState("NVIDIA L4", "570.86.15", 210.0, 2040.0, 0.0, 30.0, 12.5),
-    ]
-
-    def absent(command: list[str], **options: Any) -> Any:
-        raise FileNotFoundError("nvidia-smi")
-
-    monkeypatch.setattr(hardware.subprocess, "run", absent)
-    assert gpu_states() == []

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import types
@@ -12,10 +11,8 @@ from q8trt import doctor
 from q8trt.doctor import Check, Step, diagnose, render, steps
 from q8trt.engine.backend import Backend
 from q8trt.errors import BackendError
-from q8trt.hardware import gpu
-from q8trt.hardware.gpu import Gpu, gpus
+from q8trt.hardware.gpu import Gpu
 
-SMI = "GPU-1a, NVIDIA L40S, 8.9, 46068, 570.86.15\nGPU-2b, NVIDIA H100 80GB HBM3, 9.0, 81559, 570.86.15\n"
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559, "570.86.15")
 T4 = Gpu("Tesla T4", "7.5", 15360, "570.86.15")
@@ -197,54 +194,3 @@ def test_render_aligns() -> None:
         "Runs here",
         "  yes tune   CPU",
     ]
-
-
-# nvidia-smi
-
-
-def smi(monkeypatch: pytest.MonkeyPatch, answer: str | Exception, visible: str | None = None) -> list[Gpu]:
-    def run(command: list[str], **options: Any) -> Any:
-        assert options["timeout"] == 10
-        if isinstance(answer, Exception):
-            raise answer
-        return subprocess.CompletedProcess(command, 0, answer, "")
-
-    monkeypatch.setattr(gpu.subprocess, "run", run)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", visible)
-    return gpus()
-
-
-def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert smi(monkeypatch, SMI) == [L40S, H100]
-    assert smi(monkeypatch, "GPU-1a, NVIDIA L40S, 8.9, [N/A], 570\n") == [Gpu("NVIDIA L40S", "8.9", 0, "570")]
-    assert smi(monkeypatch, "NVIDIA-SMI has failed\n") == []
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        FileNotFoundError("nvidia-smi"),
-        subprocess.TimeoutExpired("nvidia-smi", 10),
-        subprocess.CalledProcessError(9, ""),
-    ],
-)
-def test_no_gpu_is_no_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    assert smi(monkeypatch, error) == []
-
-
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [
-        ("", []),
-        ("1", [H100]),
-        ("1,0", [H100, L40S]),
-        ("GPU-2", [H100]),
-        ("0,7,1", [L40S]),
-        ("-1", []),
-        ("NoDevFiles", []),
-    ],
-)
-def test_visible_devices(monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[Gpu]) -> None:
-    assert smi(monkeypatch, SMI, visible) == expected

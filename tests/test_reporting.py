@@ -11,6 +11,7 @@ import pytest
 from report_fixtures import FP32, H100, INT8, TRT, make_report, row
 from rich.console import Console
 
+from q8trt.hardware.gpu import GpuState
 from q8trt.reporting import (
     Gate,
     Parity,
@@ -21,7 +22,6 @@ from q8trt.reporting import (
 )
 from q8trt.reporting import verdict as verdict_phrases
 from q8trt.runtime.base import LayerTime
-from q8trt.runtime.timing.hardware import GpuState
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
 

@@ -54,7 +54,7 @@ def preflight(
         folder: what `build_engine.py` wrote.
         backend: "tensorrt" or "tensorrt_rtx", where the plan is wanted on that one.
         shapes: the (batch, sequence) that the plan must take.
-        cards: the GPUs of the machine, of which the first is used; default: those that `nvidia-smi` tells of.
+        cards: the GPUs of the machine, of which the first is used; default: those that the driver reports.
         verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
 
     Raises:

@@ -26,7 +26,7 @@ def timing_cache_path(given: str | Path, backend: Backend, gpu: Gpu | None) -> P
         given: a folder, or a file whose name the key is added to: ``timings.cache`` -> ``timings-<key>.cache``. A path
             without suffix is a folder.
         backend: what builds.
-        gpu: what it times on; None where `nvidia-smi` does not tell.
+        gpu: what it times on; None where no driver reports one.
     """
     where = (f"sm{gpu.sm}", gpu.name) if gpu else ("unknown-gpu",)
     key = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (backend.name, backend.version, *where))

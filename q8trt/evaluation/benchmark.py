@@ -17,6 +17,7 @@ from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.shapes import covering, largest, show_profiles
 from q8trt.errors import ConfigError
+from q8trt.hardware.gpu import GpuState, gpu_states
 from q8trt.hardware.provenance import portable
 from q8trt.lint import LintConfig, lint
 from q8trt.models import checkpoints
@@ -28,7 +29,7 @@ from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import evaluate, predict
 from q8trt.runtime.tensorrt.engine import TensorRTOptions
 from q8trt.runtime.timing.config import BenchmarkConfig
-from q8trt.runtime.timing.hardware import GpuState, clock_warning, gpu_states, peak_tops
+from q8trt.runtime.timing.hardware import clock_warning, peak_tops
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers
 from q8trt.runtime.timing.lengths import measure_lengths
 from q8trt.runtime.timing.timing import Latency, measure, random_inputs

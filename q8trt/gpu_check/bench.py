@@ -66,7 +66,7 @@ class GpuBench:
     def __init__(self, backend: str | None = None, sm: tuple[str, ...] = ()) -> None:
         found = gpus()
         if not found:
-            raise BackendError("no NVIDIA GPU here (nvidia-smi lists none)")
+            raise BackendError("no NVIDIA GPU here (the driver lists none)")
         self.gpu: Gpu = found[0]
         self._backend = find_backend(backend)
         if refusal := self._backend.refusal(self.gpu):

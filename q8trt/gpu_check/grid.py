@@ -10,10 +10,11 @@ from typing import Any
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.gpu_check.journal import Outcome
 from q8trt.gpu_check.models import Subject
+from q8trt.hardware.gpu import GpuState, gpu_states
 from q8trt.reporting import Report, Row
 from q8trt.runtime.base import Runner
 from q8trt.runtime.timing.config import Shape
-from q8trt.runtime.timing.hardware import GpuState, clock_warning, gpu_states, peak_tops
+from q8trt.runtime.timing.hardware import clock_warning, peak_tops
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers
 from q8trt.runtime.timing.timing import Latency, measure, random_inputs
 from q8trt.runtime.timing.work import rated, work_of_onnx

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import q8trt
+from q8trt.hardware.gpu import gpu_names
 
 DISTRIBUTIONS = (
     "q8trt",
@@ -130,12 +131,6 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _gpus() -> list[str]:
-    """The name of each GPU, e.g. ``["NVIDIA H100 80GB HBM3"]``; empty without a working driver."""
-    names = _output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
-    return [name.strip() for name in names.splitlines() if name.strip()]
-
-
 def _os_name() -> str:
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
@@ -167,7 +162,7 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
             "cpu_features": _cpu_features(),
             "cores": _cores(),
             "memory_gib": _memory_gib(),
-            "gpus": _gpus(),
+            "gpus": gpu_names(),
         },
         "platform": {"os": _os_name(), "python": platform.python_version()},
     }

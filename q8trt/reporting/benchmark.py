@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.hardware.gpu import GpuState
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.timing.hardware import GpuState
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.lengths import Lengths
 from q8trt.runtime.timing.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
@@ -137,7 +137,7 @@ class Report:
         main_metric: the metric of the tables; a key of ``Row.metrics``.
         rows: one per model, precision and device; the first FP32 row of a backend and device is its baseline.
         provenance: see `q8trt.hardware.provenance.provenance`.
-        gpus: the machine's GPUs as they were right after timing; [] without `nvidia-smi`.
+        gpus: the machine's GPUs as they were right after timing; [] without a driver or nvidia-ml-py.
         notes: what else a reader must know; `all_notes` adds what follows from the rows.
     """
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import re
-import subprocess
 from dataclasses import dataclass
 
+from q8trt.hardware.gpu import GpuState
 from q8trt.quantization.precision import Precision
-
-_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "memory.used", "temperature.gpu", "power.draw")
 
 
 @dataclass(frozen=True)
@@ -17,7 +14,7 @@ class Peak:
     """Dense tensor-core peaks of a GPU at its boost clock, in 10^12 operations per second; sparsity is left out.
 
     Attributes:
-        pattern: what `nvidia-smi` calls the GPU, as a regular expression.
+        pattern: the GPU's name in the driver, as a regular expression.
         int8: INT8 products, INT32 sums.
         fp16: FP16 products, FP32 sums; on GeForce cards a kernel that sums in FP16 can exceed it.
         source: the document that says so.
@@ -52,7 +49,7 @@ def peak_tops(device: str, precision: Precision) -> float | None:
     """The peak of `device` at `precision`; None for a CPU, an unknown GPU, and FP32, whose peak depends on TF32.
 
     Args:
-        device: as `nvidia-smi` names it.
+        device: as the driver names it.
         precision: of the engine.
     """
     found = next((peak for peak in PEAKS if re.search(peak.pattern, device)), None) if device != "cpu" else None
@@ -64,34 +61,6 @@ def peak_tops(device: str, precision: Precision) -> float | None:
 def peak_source(device: str) -> str | None:
     """Where the peak of `device` is documented; None where it is not known."""
     return next((peak.source for peak in PEAKS if re.search(peak.pattern, device)), None)
-
-
-@dataclass(frozen=True)
-class GpuState:
-    """One look at a GPU through `nvidia-smi`; None for what the driver does not tell. Memory is the whole GPU's."""
-
-    name: str
-    driver: str
-    sm_clock_mhz: float | None
-    max_sm_clock_mhz: float | None
-    memory_used_mib: float | None
-    temperature_c: float | None
-    power_w: float | None
-
-
-def gpu_states() -> list[GpuState]:
-    """Every GPU of the machine as it is now; [] without a GPU or driver."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[cell.strip() for cell in row] for row in csv.reader(answer.stdout.splitlines())]
-    return [GpuState(row[0], row[1], *map(_number, row[2:])) for row in rows if len(row) == len(_FIELDS)]
-
-
-def _number(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else None
 
 
 def clock_warning(states: list[GpuState]) -> str | None:
