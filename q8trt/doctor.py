@@ -200,7 +200,7 @@ def _plan_obstacle(machine: Machine) -> str | None:
         return f"the plan needs a backend: {'; '.join(state.problem for state in machine.backends)}"
     if "cuda-python" not in machine.packages:
         return f"the plan needs cuda-python: {INSTALL[backend.name]}"
-    if problem := driver_problem(backend.name) or backend.refusal(card):
+    if problem := driver_problem(backend.name, backend.title) or backend.refusal(card):
         return str(problem)
     if backend.name == "tensorrt_rtx" and card.sm == "7.5":
         return f"a plan for {card.name} must be built with --sm 7.5"

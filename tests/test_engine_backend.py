@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from q8trt.engine import backend as seam
-from q8trt.engine.backend import Backend, backend_status, find_backend, sm_name
+from q8trt.engine.backend import BACKENDS, Backend, BackendState, backend_states, find_backend, sm_name
 from q8trt.errors import BackendError, ConfigError
 from q8trt.hardware.gpu import Gpu
 
@@ -34,7 +34,11 @@ def test_absent_backend(monkeypatch: pytest.MonkeyPatch, name: str, package: str
         find_backend(name)
     with pytest.raises(BackendError, match=r"TensorRT is not installed: .*; TensorRT-RTX is not installed: "):
         find_backend()
-    assert all("is not installed" in reason for reason in backend_status().values())
+    states = backend_states()
+    assert [(state.name, state.backend, state.installed) for state in states] == [
+        (backend, None, False) for backend in BACKENDS
+    ]
+    assert all("is not installed" in state.problem for state in states)
 
 
 def absent(name: str) -> Any:
@@ -48,6 +52,8 @@ def test_a_broken_backend_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(seam.importlib, "import_module", broken)
     with pytest.raises(BackendError, match=r"cannot be imported: libnvinfer\.so\.10: cannot open shared object file$"):
         find_backend("tensorrt")
+    reason = "TensorRT is installed but cannot be imported: libnvinfer.so.10: cannot open shared object file"
+    assert backend_states()[0] == BackendState("tensorrt", problem=reason, installed=True)
 
 
 def test_tensorrt_comes_before_rtx(monkeypatch: pytest.MonkeyPatch) -> None:

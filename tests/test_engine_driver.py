@@ -17,7 +17,7 @@ from q8trt.engine import backend as seam
 from q8trt.engine import driver
 from q8trt.engine.backend import Backend
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.driver import driver_cuda, driver_problem, package_cuda
+from q8trt.engine.driver import DriverProblem, driver_cuda, driver_problem, package_cuda
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError
 
@@ -45,16 +45,16 @@ def test_a_driver_that_fits(cuda: tuple[int, int] | None, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("installed")
 def test_an_older_driver_names_the_package_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "driver_cuda", lambda: (12, 4))
-    assert driver_problem("tensorrt", "TensorRT 11.4.0") == (
+    assert str(driver_problem("tensorrt", "TensorRT 11.4.0")) == (
         "TensorRT 11.4.0 is built for CUDA 13, and this driver supports CUDA 12.4 at most: update the driver, or install the "
         "package for CUDA 12: pip uninstall -y tensorrt tensorrt-cu13 tensorrt-cu13-bindings tensorrt-cu13-libs && "
-        'pip install tensorrt-cu12 "cuda-python<13"'
+        'pip install tensorrt-cu12 "cuda-python<13" nvidia-ml-py'
     )
     assert driver_problem("tensorrt_rtx", "TensorRT-RTX 1.7.1") is None
     monkeypatch.setattr(driver, "driver_cuda", lambda: (11, 8))
-    problem = driver_problem("tensorrt_rtx", "TensorRT-RTX 1.7.1") or ""
-    assert "built for CUDA 12" in problem
-    assert "driver supports CUDA 11.8" in problem
+    problem = driver_problem("tensorrt_rtx", "TensorRT-RTX 1.7.1")
+    assert problem == DriverProblem("TensorRT-RTX 1.7.1", "tensorrt-rtx", built_for=12, driver=(11, 8))
+    assert "driver supports CUDA 11.8" in str(problem)
 
 
 @pytest.mark.usefixtures("installed")

@@ -70,7 +70,7 @@ def change(folder: Path, **given: Any) -> Manifest:
 
 def command(problem: Problem) -> list[str]:
     """The words of the command that `problem` gives; the command line takes them."""
-    before, _, rest = problem.mend.partition("`")
+    before, _, rest = problem.remedy.partition("`")
     assert before == "rebuild it: "
     words = shlex.split(rest.partition("`")[0])
     assert words[:2] == ["python", "build_engine.py"]
@@ -132,15 +132,15 @@ def test_versions(
     for problem in problems:
         package = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}[built.name]
         start = f"its plan was built by version {built.version}, {found} is installed, and {why}"
-        assert problem.what.startswith(start)
-        assert problem.what.endswith(f"(pip install {package}=={built.version})")
+        assert problem.cause.startswith(start)
+        assert problem.cause.endswith(f"(pip install {package}=={built.version})")
         assert ("--version_compatible" in command(problem)) is version_compatible
 
 
 def test_rtx_and_gpus(folder: Path) -> None:
     assert preflight(folder, cards=[replace(L40S, sm="12.1")]) == []  # newer than all it names
     (problem,) = preflight(folder, cards=[T4])
-    assert problem.what == "its plan is for compute capability 8.0, 8.6, 8.9, 12.0; NVIDIA T4 has 7.5"
+    assert problem.cause == "its plan is for compute capability 8.0, 8.6, 8.9, 12.0; NVIDIA T4 has 7.5"
     assert value(command(problem), "--sm") == "7.5"
     (problem,) = preflight(folder, cards=[H100])
     assert str(problem) == (
@@ -154,7 +154,7 @@ def test_rtx_asked_for_some_covers_no_newer_gpu(folder: Path) -> None:
     """On an H100 a plan for 8.9 alone was refused with "Supported compute capabilities: 8.9"."""
     change(folder, backend=replace(RTX, sm_targets=["8.9"]), report=options(sm=("8.9",)))
     (problem,) = preflight(folder, cards=[H100])
-    assert problem.what.endswith(
+    assert problem.cause.endswith(
         "is for compute capability 8.9; NVIDIA H100 has 9.0, for which TensorRT-RTX cannot build"
     )
     (problem,) = preflight(folder, cards=[replace(L40S, sm="13.0")])
@@ -177,7 +177,7 @@ def test_tensorrt_and_gpus(folder: Path, level: str, card: Gpu, fits: bool) -> N
     problems = preflight(folder, cards=[card])
     assert (problems == []) is fits
     for problem in problems:
-        assert problem.what == f"its plan is for compute capability 8.9; {card.name} has {card.sm}"
+        assert problem.cause == f"its plan is for compute capability 8.9; {card.name} has {card.sm}"
         assert value(command(problem), "--hardware_compatibility_level") == (None if level == "none" else level)
         assert "--sm" not in command(problem)
 
@@ -186,15 +186,15 @@ def test_files(folder: Path) -> None:
     assert preflight(folder, cards=[L40S]) == []
     (folder / "model.plan").write_bytes(b"nalp")
     (problem,) = preflight(folder, cards=[L40S])
-    assert "model.plan has SHA-256 " in problem.what
-    assert problem.what.endswith("…: it was changed")
+    assert "model.plan has SHA-256 " in problem.cause
+    assert problem.cause.endswith("…: it was changed or replaced")
     assert preflight(folder, cards=[L40S], verify=False) == []
     (folder / "model.plan").write_bytes(b"pla")
     (problem,) = preflight(folder, cards=[L40S])
-    assert problem.what.endswith("model.plan is 3 bytes, the manifest says 4: it was changed or replaced")
+    assert problem.cause.endswith("model.plan is 3 bytes, the manifest says 4: it was changed or replaced")
     (folder / "model.plan").unlink()
     (problem,) = preflight(folder, cards=[L40S])
-    assert problem.what.endswith("model.plan is missing, but the manifest lists it")
+    assert problem.cause.endswith("model.plan is missing, but the manifest lists it")
     command(problem)
     with pytest.raises(EngineError, match="does not exist"):
         preflight(folder / "nowhere")
@@ -202,12 +202,12 @@ def test_files(folder: Path) -> None:
 
 def test_shapes_and_buckets(folder: Path) -> None:
     (problem,) = preflight(folder, shapes=[(1, 1), (64, 32), (8, 128)], cards=[L40S])
-    assert problem.what == "the plan takes 1x1 to 32x32, best at 16x32; 1x33 to 32x64, best at 16x64, not 64x32, 8x128"
+    assert problem.cause == "the plan takes 1x1 to 32x32, best at 16x32; 1x33 to 32x64, best at 16x64, not 64x32, 8x128"
     words = command(problem)
     assert [value(words, f"--{name}") for name in ("buckets", "opt_batch", "max_batch")] == ["32,64,128", "16", "64"]
     (problem,) = preflight(folder, shapes=[(1, 513)], cards=[L40S])
-    assert problem.what.endswith("not 1x513, and the model has 512 positions")
-    assert problem.mend == "use sequences of 512 or less"
+    assert problem.cause.endswith("not 1x513, and the model has 512 positions")
+    assert problem.remedy == "use sequences of 512 or less"
 
 
 def test_shapes_of_a_single_profile(folder: Path) -> None:
@@ -243,7 +243,7 @@ def test_the_command_of_a_folder_that_lies_in_no_run(folder: Path) -> None:
 def test_another_backend_is_wanted(folder: Path) -> None:
     change(folder, report=options(sm=("8.9",)))
     (problem,) = preflight(folder, "tensorrt", cards=[L40S])
-    assert problem.what == "its plan was built by TensorRT-RTX"
+    assert problem.cause == "its plan was built by TensorRT-RTX"
     words = command(problem)
     assert value(words, "--backend") == "tensorrt"
     assert "--sm" not in words  # TensorRT-RTX's own
@@ -252,7 +252,7 @@ def test_another_backend_is_wanted(folder: Path) -> None:
 def test_no_plan(folder: Path) -> None:
     change(folder, backend=None, profiles=[], report={})
     (problem,) = preflight(folder, cards=[L40S])
-    assert problem.what == f"{folder} has no plan"
+    assert problem.cause == f"{folder} has no plan"
     assert "--backend" not in command(problem)
 
 
@@ -266,5 +266,5 @@ def test_all_problems_are_told_and_the_one_command_mends_them(folder: Path, monk
     assert [value(list(*words), name) for name in ("--sm", "--buckets")] == ["7.5", "32,64,128"]
     line = describe(problems)
     assert line.count("build_engine.py") == 1
-    assert all(problem.what in line for problem in problems)
+    assert all(problem.cause in line for problem in problems)
     assert "\n" not in line

@@ -10,8 +10,9 @@ def run(argv: list[str]) -> int:
     Parser(prog="q8trt doctor", description="Print what this machine can do, and which steps will run.").parse_args(
         argv
     )
-    from q8trt.doctor import diagnose, render, steps
+    from q8trt.doctor import checks, probe, render, steps
 
-    found = steps()
-    say(render(diagnose(), found))
-    return 0 if all(step.runs for step in found) else 1
+    machine = probe()
+    plan = steps(machine)
+    say(render(checks(machine), plan))
+    return 0 if all(step.runs for step in plan) else 1

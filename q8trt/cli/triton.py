@@ -58,7 +58,7 @@ def _next(written: Repository, config: TritonConfig) -> list[str]:
     packages = "tokenizers onnxruntime" if config.runtime is None else "tokenizers"
     serve = "tritonserver --model-repository=/models"
     built, plan = written.manifest.backend, config.runs_plan
-    if plan and written.manifest.report.get("build", {}).get("options", {}).get("version_compatible"):
+    if plan and written.manifest.record.build.options.version_compatible:
         serve += " --backend-config=tensorrt,version-compatible=true"
     folder = shlex.quote(str(written.path.absolute()))
     command = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import importlib.util
 import logging
 import re
 from collections import deque
@@ -71,7 +70,7 @@ class Backend:
             BackendError: the driver is too old; the line names the package that fits it.
         """
         if problem := driver_problem(self.name, self.title):
-            raise BackendError(problem)
+            raise BackendError(str(problem))
 
     def check_build(self) -> None:
         """Check that a plan can be built here. TensorRT-RTX builds without a GPU.
@@ -144,6 +143,23 @@ class Backend:
         )
 
 
+@dataclass(frozen=True)
+class BackendState:
+    """A TensorRT package on this machine.
+
+    Attributes:
+        name: one of `BACKENDS`.
+        backend: the package; None where it cannot be used.
+        problem: why it cannot be used, with the remedy; "" where it can.
+        installed: False only where the package is missing.
+    """
+
+    name: str
+    backend: Backend | None = None
+    problem: str = ""
+    installed: bool = True
+
+
 def numbers(version: str) -> tuple[int, ...]:
     """``"12.0"`` -> ``(12, 0)``, which has an order."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
@@ -200,15 +216,15 @@ def find_backend(name: str | None = None) -> Backend:
     """
     if name is not None:
         return _load(backend_name(name))
-    failures = []
+    states = []
     for candidate in BACKENDS:
-        try:
-            return _load(candidate)
-        except BackendError as error:
-            failures.append(str(error))
-            if importlib.util.find_spec(candidate) is not None:
-                _log.warning("%s", error)
-    raise BackendError("; ".join(failures))
+        state = _state(candidate)
+        if state.backend:
+            return state.backend
+        if state.installed:
+            _log.warning("%s", state.problem)
+        states.append(state)
+    raise BackendError("; ".join(state.problem for state in states))
 
 
 def backend_name(name: str) -> str:
@@ -233,12 +249,15 @@ def _load(name: str) -> Backend:
         raise BackendError(f"{title} is installed but cannot be imported: {one_line(error)}") from error
 
 
-def backend_status() -> dict[str, str]:
-    """For each of `BACKENDS` its version, or the reason why it cannot be used."""
-    status = {}
-    for name in BACKENDS:
-        try:
-            status[name] = _load(name).version
-        except BackendError as error:
-            status[name] = str(error)
-    return status
+def backend_states() -> list[BackendState]:
+    """Return the state of each of `BACKENDS` on this machine."""
+    return [_state(name) for name in BACKENDS]
+
+
+def _state(name: str) -> BackendState:
+    try:
+        return BackendState(name, backend=_load(name))
+    except MissingPackageError as error:
+        return BackendState(name, problem=str(error), installed=False)
+    except BackendError as error:
+        return BackendState(name, problem=str(error))

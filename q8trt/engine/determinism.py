@@ -1,29 +1,28 @@
-"""Whether the same input built twice gave the same plan, and where two plans part.
+"""Two builds of the same input, and where their plans differ.
 
-Two plans may part in nothing but names: TensorRT-RTX's compiler numbers its temporary tensors ("__mye25748") as its threads
-come to them, and writes the names into the plan. So regions of text are told from the rest, with an example.
+Plans may differ in nothing but names: TensorRT-RTX's compiler numbers its temporary tensors ("__mye25748") as its threads
+come to them, and writes the names into the plan. So text is counted apart, with an example.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _CHUNK = 1 << 24
 #: Differing bytes closer to each other than this are of one region.
 GAP = 64
-#: For each byte, whether it is printable ASCII or white space.
-_TEXT = np.array([32 <= byte < 127 or byte in b"\t\n\r" for byte in range(256)])
+_TEXT = bytes(range(32, 127)) + b"\t\n\r"
 
 
 @dataclass(frozen=True)
 class PlanDifference:
-    """How two plans differ; offsets and sizes in bytes.
+    """The difference of two plans; offsets and sizes in bytes.
 
     Attributes:
         sizes: of the two plans.
@@ -62,64 +61,46 @@ class PlanDifference:
         return text
 
 
-@dataclass
-class _Region:
-    first: int
-    last: int
-    count: int
-    is_text: bool
-
-
 def compare_plans(first: str | Path, second: str | Path) -> PlanDifference:
-    """Compare two files byte by byte, in pieces: plans are as large as models.
+    """Compare two files byte by byte; they are mapped, not read into memory.
 
     Raises:
         OSError: a file cannot be read.
     """
+    import numpy as np
+
     paths = Path(first), Path(second)
     sizes = paths[0].stat().st_size, paths[1].stat().st_size
-    count, regions, text_regions = 0, 0, 0
-    start: int | None = None
-    example: int | None = None
-    open_region: _Region | None = None
-    with paths[0].open("rb") as one, paths[1].open("rb") as two:
-        for offset in range(0, min(sizes), _CHUNK):
-            length = min(_CHUNK, min(sizes) - offset)
-            left, right = (np.frombuffer(file.read(length), np.uint8) for file in (one, two))
-            for region in _regions(left, right, offset):
-                count += region.count
-                if open_region and region.first - open_region.last < GAP:  # it lies across two pieces
-                    text_regions -= open_region.is_text
-                    region.is_text &= open_region.is_text
-                else:
-                    regions += 1
-                text_regions += region.is_text
-                start = region.first if start is None else start
-                example = region.first if region.is_text and example is None else example
-                open_region = region
-        words = None if example is None else (_word(one, example), _word(two, example))
-    last = open_region.last if open_region else None
-    return PlanDifference(sizes, count, regions, text_regions, start, last, words)
+    length = min(sizes)
+    if not length:
+        return PlanDifference(sizes)
+    left, right = (np.memmap(path, np.uint8, "r", shape=(length,)) for path in paths)
+    count = 0
+    regions: list[tuple[int, int]] = []  # first and last differing byte
+    for start in range(0, length, _CHUNK):
+        piece = slice(start, start + _CHUNK)
+        offsets = start + np.flatnonzero(left[piece] != right[piece])
+        count += len(offsets)
+        breaks = np.flatnonzero(np.diff(offsets) >= GAP) + 1
+        parts = [(int(part[0]), int(part[-1])) for part in np.split(offsets, breaks) if len(part)]
+        if regions and parts and parts[0][0] - regions[-1][1] < GAP:  # the last region continues in this piece
+            parts[0] = regions.pop()[0], parts[0][1]
+        regions += parts
+    if not regions:
+        return PlanDifference(sizes)
+    texts = [a for a, b in regions if _is_text(left[a : b + 1]) and _is_text(right[a : b + 1])]
+    example = (_word(left, texts[0]), _word(right, texts[0])) if texts else None
+    return PlanDifference(sizes, count, len(regions), len(texts), regions[0][0], regions[-1][1], example)
 
 
-def _regions(left: np.ndarray, right: np.ndarray, offset: int) -> list[_Region]:
-    """The regions of one piece, which begins at `offset`."""
-    found = np.flatnonzero(left != right)
-    if not len(found):
-        return []
-    breaks = np.flatnonzero(np.diff(found) >= GAP) + 1
-    made = []
-    for a, b in pairwise([0, *breaks.tolist(), len(found)]):
-        begin, end = int(found[a]), int(found[b - 1])
-        is_text = bool(_TEXT[left[begin : end + 1]].all() and _TEXT[right[begin : end + 1]].all())
-        made.append(_Region(begin + offset, end + offset, b - a, is_text))
-    return made
+def _is_text(data: np.ndarray) -> bool:
+    """Return whether all bytes are printable ASCII or white space."""
+    return not data.tobytes().translate(None, _TEXT)
 
 
-def _word(file: BinaryIO, offset: int) -> str:
-    """The name that the byte at `offset` belongs to."""
+def _word(plan: np.ndarray, offset: int) -> str:
+    """Return the name that the byte at `offset` is part of."""
     start = max(0, offset - 64)
-    file.seek(start)
-    text = file.read(128).decode("ascii", errors="replace")
+    text = plan[start : start + 128].tobytes().decode("ascii", errors="replace")
     words = (match for match in re.finditer(r"[\w./+-]+", text, re.ASCII) if match.end() > offset - start)
     return next((match[0] for match in words), "")

@@ -9,12 +9,47 @@ from __future__ import annotations
 
 import ctypes
 import os
+from dataclasses import dataclass
 from importlib.metadata import distributions
 
 from q8trt.hardware.packages import installed_version, pip_install
 
 #: Newest major version of CUDA that a package name is looked for.
 _NEWEST = 19
+
+
+@dataclass(frozen=True)
+class DriverProblem:
+    """A driver that is too old for a TensorRT package.
+
+    Attributes:
+        title: the package in words, such as "TensorRT 11.4.0".
+        package: its distribution, "tensorrt" or "tensorrt-rtx".
+        built_for: the major CUDA version of the package.
+        driver: the newest CUDA version that the driver supports, such as (12, 4).
+    """
+
+    title: str
+    package: str
+    built_for: int
+    driver: tuple[int, int]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        major = self.driver[0]
+        install = pip_install(f"{self.package}-cu{major}", f"cuda-python<{major + 1}", "nvidia-ml-py")
+        return (
+            f"update the driver, or install the package for CUDA {major}: "
+            f"pip uninstall -y {' '.join(_installed(self.package))} && {install}"
+        )
+
+    def __str__(self) -> str:
+        major, minor = self.driver
+        return (
+            f"{self.title} is built for CUDA {self.built_for}, and this driver supports CUDA {major}.{minor} at most: "
+            f"{self.remedy}"
+        )
 
 
 def driver_cuda() -> tuple[int, int] | None:
@@ -32,7 +67,7 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def package_cuda(module: str) -> int | None:
-    """Return the major CUDA version that an installed TensorRT package was built for; None where its name does not say.
+    """Return the major CUDA version that an installed TensorRT package was built for; None if its name has none.
 
     Args:
         module: "tensorrt" or "tensorrt_rtx".
@@ -44,8 +79,8 @@ def package_cuda(module: str) -> int | None:
     return None
 
 
-def driver_problem(module: str, title: str) -> str | None:
-    """Return why the driver cannot run a TensorRT package, with the remedy; None where it can, or without a driver.
+def driver_problem(module: str, title: str) -> DriverProblem | None:
+    """Return why the driver cannot run a TensorRT package; None where it can, or without a driver.
 
     Args:
         module: "tensorrt" or "tensorrt_rtx".
@@ -54,12 +89,7 @@ def driver_problem(module: str, title: str) -> str | None:
     driver, built_for = driver_cuda(), package_cuda(module)
     if driver is None or built_for is None or driver[0] >= built_for:
         return None
-    package, major = module.replace("_", "-"), driver[0]
-    return (
-        f"{title} is built for CUDA {built_for}, and this driver supports CUDA {major}.{driver[1]} at most: update the driver, "
-        f"or install the package for CUDA {major}: pip uninstall -y {' '.join(_installed(package))} && "
-        + pip_install(f"{package}-cu{major}", f"cuda-python<{major + 1}")
-    )
+    return DriverProblem(title, module.replace("_", "-"), built_for, driver)
 
 
 def _installed(package: str) -> list[str]:

@@ -8,6 +8,7 @@ the manifest's own hash.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import q8trt
 from q8trt.console.commands import command
 from q8trt.engine.contradictions import contradictions
 from q8trt.engine.rebuild import build_command, rebuild_command
+from q8trt.engine.record import EngineRecord
 from q8trt.engine.shapes import Shape, ShapeProfile, largest
 from q8trt.errors import ConfigError, EngineError
 from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
@@ -109,9 +111,7 @@ class Manifest:
         profiles: the plan's optimization profiles, shortest sequences first; [] without a plan.
         backend: what built the plan; None without a plan.
         metrics: numbers under nested names, such as {"dev": {"pearson": 0.8739}}.
-        report: what is known of the engine before it runs: "is_sample" (whether `metrics` are of the built-in sample),
-            "engine" (`EngineReport`, as read back), "build" (seconds, memory, determinism), "forecast" (the linter's, of the
-            graph); {} without a plan.
+        report: the facts that are known before the engine runs, as plain data; `record` reads them. {} without a plan.
         files: every file of the folder but the manifest; filled in by `write_manifest`.
         created: ISO 8601, UTC.
         q8trt_version: the version of q8trt that wrote the folder.
@@ -134,6 +134,16 @@ class Manifest:
     q8trt_version: str = q8trt.__version__
     format: int = MANIFEST_FORMAT
     digest: str = ""
+
+    @functools.cached_property
+    def record(self) -> EngineRecord:
+        """The facts that are known before the engine runs; a fact that `report` lacks has its default.
+
+        Raises:
+            MalformedError: a fact in `report` has another type.
+            ConfigError: a build option has a value that no build takes.
+        """
+        return decode(EngineRecord, self.report, partial=True)
 
     @property
     def largest_shape(self) -> Shape | None:
@@ -208,7 +218,8 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
         raise EngineError(f"{path} cannot be read: {error}") from error
     manifest = parse_manifest(path, text)
     for name, info in manifest.files.items() if verify else ():
-        _verify(folder / name, info)
+        if problem := file_problem(folder / name, info):
+            raise EngineError(f"{problem}; rebuild it with {rebuild_command(folder)}")
     return manifest
 
 
@@ -229,21 +240,17 @@ def parse_manifest(where: str | Path, text: bytes) -> Manifest:
     return manifest
 
 
-def _verify(path: Path, expected: FileInfo) -> None:
-    rebuild = f"rebuild it with {rebuild_command(path.parent)}"
+def file_problem(path: Path, expected: FileInfo) -> str:
+    """Return how a file differs from its entry in the manifest; "" where it does not."""
     if not path.is_file():
-        raise EngineError(f"{path} is missing, but the manifest lists it; {rebuild}")
-    size = path.stat().st_size
-    if size != expected.bytes:
-        raise EngineError(
-            f"{path} is {size:,} bytes, the manifest says {expected.bytes:,}: it was changed or replaced; {rebuild}"
+        return f"{path} is missing, but the manifest lists it"
+    if (size := path.stat().st_size) != expected.bytes:
+        return f"{path} is {size:,} bytes, the manifest says {expected.bytes:,}: it was changed or replaced"
+    if (digest := sha256(path)) != expected.sha256:
+        return (
+            f"{path} has SHA-256 {digest[:12]}…, the manifest says {expected.sha256[:12]}…: it was changed or replaced"
         )
-    digest = sha256(path)
-    if digest != expected.sha256:
-        raise EngineError(
-            f"{path} has SHA-256 {digest[:12]}…, the manifest says {expected.sha256[:12]}…: "
-            f"it was changed or replaced; {rebuild}"
-        )
+    return ""
 
 
 def _parse(path: str | Path, data: Any) -> Manifest:
@@ -256,6 +263,7 @@ def _parse(path: str | Path, data: Any) -> Manifest:
         raise EngineError(f"{path} has format {written}, of an older q8trt; rebuild the engine{_with(path)}")
     try:
         manifest = decode(Manifest, _upgraded(data) if written == 2 else data)
+        _ = manifest.record
     except (MalformedError, ConfigError) as error:
         raise EngineError(f"{path}: {error}") from None
     if contrary := contradictions(manifest):

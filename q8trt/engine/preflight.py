@@ -1,41 +1,50 @@
-"""Whether a plan can run on this machine, told before it is loaded: a plan that cannot fails at load with obscure words.
+"""The problems that keep a plan from running on this machine, known before it is loaded.
 
-Each problem says what is wrong and how to mend it; where a rebuild does, the command is exact: it gives the manifest's own
-build options again, changed by no more than the problems ask for.
+A plan that cannot run fails at load with obscure words. Each problem here has its remedy; where that is a rebuild, the
+command is exact: it repeats the manifest's build options, changed by no more than the problems ask for.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend, numbers
+from q8trt.engine.config import BuildConfig
 from q8trt.engine.driver import driver_problem
-from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, load_manifest
+from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, file_problem, load_manifest
 from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
 from q8trt.errors import BackendError, MissingPackageError
-from q8trt.files import sha256
 from q8trt.hardware.gpu import Gpu, gpus
+from q8trt.hardware.packages import installed_version, pip_install
 
-_REBUILD = "rebuild it"
 _PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 _OTHER_BACKEND = f"use TensorRT there ({INSTALL['tensorrt']}), or ONNX Runtime on the CPU (backend onnxruntime)"
-ON_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
+_ON_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that keeps a plan from running here: `what` is wrong, and how to `mend` it."""
+    """An obstacle for a plan on this machine.
 
-    what: str
-    mend: str
+    Attributes:
+        cause: what is wrong.
+        remedy: how to fix it.
+        rebuild: where the remedy is a rebuild, the options that it changes, as arguments of `rebuild_command`.
+        only_other_runtime: True where nothing helps but to run the ONNX file on ONNX Runtime, as `remedy` then says.
+    """
+
+    cause: str
+    remedy: str = ""
+    rebuild: dict[str, Any] | None = None
+    only_other_runtime: bool = False
 
     def __str__(self) -> str:
-        return f"{self.what}; {self.mend}"
+        return f"{self.cause}; {self.remedy}"
 
 
 def preflight(
@@ -45,14 +54,14 @@ def preflight(
     cards: Sequence[Gpu] | None = None,
     verify: bool = True,
 ) -> list[Problem]:
-    """What keeps the plan of an engine folder from running on this machine; [] when nothing does.
+    """Return the problems that keep the plan of an engine folder from running on this machine.
 
     Nothing is loaded and no GPU is touched. Sources: "Engine Compatibility" in TensorRT's and TensorRT-RTX's
     documentation.
 
     Args:
         folder: what `build_engine.py` wrote.
-        backend: "tensorrt" or "tensorrt_rtx", where the plan is wanted on that one.
+        backend: "tensorrt" or "tensorrt_rtx", where the plan must run on that one.
         shapes: the (batch, sequence) that the plan must take.
         cards: the GPUs of the machine, of which the first is used; default: those that the driver reports.
         verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
@@ -63,43 +72,39 @@ def preflight(
     folder = Path(folder)
     manifest = load_manifest(folder, verify=False)
     built = manifest.backend
-    broken = damage(folder, manifest) if verify else []
+    problems = damage(folder, manifest) if verify else []
     if built is None or PLAN_FILE not in manifest.files:
-        return [*broken, _rebuild(f"{folder} has no plan", rebuild_command(folder, manifest, backend=backend))]
-    if backend not in (None, built.name):
-        what = f"its plan was built by {TITLES.get(built.name, built.name)}"
-        return [*broken, _rebuild(what, rebuild_command(folder, manifest, backend=backend))]
-    rebuilt: dict[str, Any] = {}
-    problems = [*_backend_problems(manifest, built), *_gpu_problems(manifest, built, cards, rebuilt)]
-    problems += _shape_problems(manifest, shapes, rebuilt)
-    command = rebuild_command(folder, manifest, **rebuilt)
-    told = [Problem(each.what, _REBUILD) for each in broken] + problems
-    return [_rebuild(each.what, command) if each.mend == _REBUILD else each for each in told]
+        problems.append(Problem(f"{folder} has no plan", rebuild={"backend": backend}))
+    elif backend not in (None, built.name):
+        cause = f"its plan was built by {TITLES.get(built.name, built.name)}"
+        problems.append(Problem(cause, rebuild={"backend": backend}))
+    else:
+        problems += _backend_problems(manifest, built)
+        problems += _gpu_problems(manifest, built, gpus() if cards is None else cards)
+        problems += _shape_problems(manifest, shapes)
+    return _with_command(problems, folder, manifest)
 
 
 def damage(folder: Path, manifest: Manifest) -> list[Problem]:
-    """The files of the manifest that are missing or are not what it says."""
-    found = []
-    for name, info in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{path} is missing, but the manifest lists it")
-        elif (size := path.stat().st_size) != info.bytes:
-            found.append(f"{path} is {size:,} bytes, the manifest says {info.bytes:,}: it was changed or replaced")
-        elif (digest := sha256(path)) != info.sha256:
-            found.append(f"{path} has SHA-256 {digest[:12]}…, the manifest says {info.sha256[:12]}…: it was changed")
-    return [_rebuild(what, rebuild_command(folder, manifest)) for what in found]
+    """Return a problem for each file of the manifest that is missing or differs from it."""
+    causes = [file_problem(folder / name, info) for name, info in manifest.files.items()]
+    return _with_command([Problem(cause, rebuild={}) for cause in causes if cause], folder, manifest)
 
 
-def _rebuild(what: str, command: str) -> Problem:
-    return Problem(what, f"rebuild it: {command}")
+def _with_command(problems: Sequence[Problem], folder: Path, manifest: Manifest) -> list[Problem]:
+    """Give each problem that a rebuild solves the command that solves them all."""
+    changes: dict[str, Any] = {}
+    for problem in problems:
+        changes |= problem.rebuild or {}
+    remedy = f"rebuild it: {rebuild_command(folder, manifest, **changes)}"
+    return [problem if problem.rebuild is None else replace(problem, remedy=remedy) for problem in problems]
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """All of `problems` in one line; what mends several is said once, after the last of them."""
-    last = {problem.mend: index for index, problem in enumerate(problems)}
+    """Return all of `problems` in one line; a remedy of several appears once, after the last of them."""
+    last = {problem.remedy: index for index, problem in enumerate(problems)}
     return "; ".join(
-        str(problem) if last[problem.mend] == index else problem.what for index, problem in enumerate(problems)
+        str(problem) if last[problem.remedy] == index else problem.cause for index, problem in enumerate(problems)
     )
 
 
@@ -109,110 +114,101 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
     except MissingPackageError as error:
         return [Problem(error.problem, error.command)]
     except BackendError as error:
-        return [Problem(str(error), ON_ONNXRUNTIME)]
+        return [Problem(str(error), _ON_ONNXRUNTIME, only_other_runtime=True)]
     problems = []
-    if not _loads(manifest, built, backend):
-        what = f"its plan was built by version {built.version}, {backend.version} is installed"
-        package = f"{_PACKAGES[built.name]}=={built.version}"
-        problems.append(Problem(f"{what}, and {_rule(manifest, built)} (pip install {package})", _REBUILD))
+    if not _loads(manifest.record.build.options, built, backend):
+        versions = f"its plan was built by version {built.version}, {backend.version} is installed"
+        package = pip_install(f"{_PACKAGES[built.name]}=={built.version}")
+        problems.append(Problem(f"{versions}, and {_version_rule(manifest, built)} ({package})", rebuild={}))
     if problem := driver_problem(built.name, backend.title):
-        problems.append(Problem(problem, "or use ONNX Runtime on the CPU (backend onnxruntime)"))
+        problems.append(Problem(str(problem), "or use ONNX Runtime on the CPU (backend onnxruntime)"))
     if not _has_cuda_python():
         problems.append(Problem("cuda-python is not installed", INSTALL[built.name]))
     return problems
 
 
-def _loads(manifest: Manifest, built: BackendInfo, backend: Backend) -> bool:
-    """Whether `backend` is a version that loads the plan."""
+def _loads(options: BuildConfig, built: BackendInfo, backend: Backend) -> bool:
+    """Return whether `backend` is a version that loads the plan."""
     theirs, ours = numbers(built.version)[:3], numbers(backend.version)[:3]
-    if _option(manifest, "version_compatible") and backend.name == "tensorrt":
+    if options.version_compatible and backend.name == "tensorrt":
         return ours >= theirs and ours[:1] == theirs[:1]
     return ours == theirs
 
 
-def _rule(manifest: Manifest, built: BackendInfo) -> str:
-    """What the documentation says of versions."""
+def _version_rule(manifest: Manifest, built: BackendInfo) -> str:
+    """Return the documentation's rule of versions."""
     if built.name == "tensorrt_rtx":
         return "TensorRT-RTX plans load in the release that built them, no other"
-    if _option(manifest, "version_compatible"):
+    if manifest.record.build.options.version_compatible:
         return "a version-compatible plan loads in its version and newer ones of the same major version"
     return "TensorRT plans load in the version that built them, no other"
 
 
-def _option(manifest: Manifest, name: str) -> Any:
-    """An option of the build; None where the manifest does not tell."""
-    return manifest.report.get("build", {}).get("options", {}).get(name)
-
-
 def needs_host_code(manifest: Manifest) -> bool:
-    """Whether the plan brings code of its own for the host: the lean runtime of a version-compatible plan."""
-    return bool(_option(manifest, "version_compatible"))
+    """Return whether the plan brings code for the host: the lean runtime of a version-compatible plan."""
+    return manifest.record.build.options.version_compatible
 
 
 def _has_cuda_python() -> bool:
     return importlib.util.find_spec("cuda") is not None
 
 
-def _gpu_problems(
-    manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu] | None, rebuilt: dict[str, Any]
-) -> list[Problem]:
-    """Problems of the GPU; what a rebuild must ask for because of them is put into `rebuilt`."""
-    cards = gpus() if cards is None else cards
+def _gpu_problems(manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu]) -> list[Problem]:
     if not cards:
-        return [Problem("no NVIDIA driver or GPU was found", ON_ONNXRUNTIME)]
-    card, targets = cards[0], built.sm_targets
-    if _fits(card, manifest, built):
+        if installed_version("nvidia-ml-py") is None:
+            return [Problem("nvidia-ml-py, which lists GPUs, is not installed", pip_install("nvidia-ml-py"))]
+        return [Problem("no NVIDIA driver or GPU was found", _ON_ONNXRUNTIME, only_other_runtime=True)]
+    card, options = cards[0], manifest.record.build.options
+    if _fits(card, options, built):
         return []
-    what = f"its plan is for compute capability {', '.join(targets)}; {card.name} has {card.sm}"
-    if built.name == "tensorrt_rtx":
-        try:
-            backend = find_backend(built.name)
-        except BackendError:  # told by `_backend_problems`
-            backend = None
-        if backend and backend.refusal(card):
-            return [Problem(f"{what}, for which {TITLES[built.name]} cannot build", _OTHER_BACKEND)]
-        asked = _option(manifest, "sm") or ()
-        if backend and card.sm not in backend.supported_sms():
-            rebuilt["sm"] = ()  # newer than all that can be named
-        else:
-            # Turing (7.5) shares no plan with others
-            together = [*asked, card.sm] if asked and "7.5" not in (*asked, card.sm) else [card.sm]
-            rebuilt["sm"] = sorted(together, key=numbers)
-    return [Problem(what, _REBUILD)]
+    cause = f"its plan is for compute capability {', '.join(built.sm_targets)}; {card.name} has {card.sm}"
+    if built.name != "tensorrt_rtx":
+        return [Problem(cause, rebuild={})]
+    try:
+        backend = find_backend(built.name)
+    except BackendError:  # which `_backend_problems` reports
+        return [Problem(cause, rebuild={"sm": _targets(card, options.sm)})]
+    if backend.refusal(card):
+        return [Problem(f"{cause}, for which {TITLES[built.name]} cannot build", _OTHER_BACKEND)]
+    is_newest = card.sm not in backend.supported_sms()  # newer than all that can be named
+    return [Problem(cause, rebuild={"sm": () if is_newest else _targets(card, options.sm)})]
 
 
-def _fits(card: Gpu, manifest: Manifest, built: BackendInfo) -> bool:
-    """Whether the plan may run on `card`; one of TensorRT-RTX also covers newer architectures, unless --sm named some."""
+def _targets(card: Gpu, asked: Sequence[str]) -> list[str]:
+    """Return the compute capabilities to ask for; Turing (7.5) shares no plan with others."""
+    together = {*asked, card.sm}
+    return sorted(together if asked and "7.5" not in together else {card.sm}, key=numbers)
+
+
+def _fits(card: Gpu, options: BuildConfig, built: BackendInfo) -> bool:
+    """Return whether the plan may run on `card`; one of TensorRT-RTX covers newer architectures unless --sm named some."""
     targets = [numbers(sm) for sm in built.sm_targets]
     sm = numbers(card.sm)
     if not targets or sm in targets:
         return True
     if built.name == "tensorrt_rtx":
-        return not _option(manifest, "sm") and sm > max(targets)
-    return _option(manifest, "hardware_compatibility_level") == "ampere+" and sm >= (8, 0)
+        return not options.sm and sm > max(targets)
+    return options.hardware_compatibility_level == "ampere+" and sm >= (8, 0)
 
 
-def _shape_problems(manifest: Manifest, shapes: Sequence[Shape], rebuilt: dict[str, Any]) -> list[Problem]:
-    """Shapes that no profile takes; the profiles that would are put into `rebuilt`."""
+def _shape_problems(manifest: Manifest, shapes: Sequence[Shape]) -> list[Problem]:
     missing = [shape for shape in shapes if covering(manifest.profiles, shape) is None]
     if not missing:
         return []
     positions = manifest.model.max_position_embeddings
-    what = f"the plan takes {show_profiles(manifest.profiles)}, not {', '.join(map(show, missing))}"
+    cause = f"the plan takes {show_profiles(manifest.profiles)}, not {', '.join(map(show, missing))}"
     if max(sequence for _, sequence in missing) > positions:
-        return [Problem(f"{what}, and the model has {positions} positions", f"use sequences of {positions} or less")]
-    rebuilt["profiles"] = _widened(manifest.profiles, missing)
-    return [Problem(what, _REBUILD)]
+        return [Problem(f"{cause}, and the model has {positions} positions", f"use sequences of {positions} or less")]
+    return [Problem(cause, rebuild={"profiles": _widened(manifest.profiles, missing)})]
 
 
 def _widened(profiles: Sequence[ShapeProfile], shapes: Sequence[Shape]) -> tuple[ShapeProfile, ...]:
-    """`profiles` made as large as `shapes` need: by larger batches and a further bucket, or a wider single profile."""
+    """Return `profiles` as large as `shapes` need: with larger batches and a further bucket, or a wider single profile."""
     first = profiles[0]
     buckets = {profile.max[1] for profile in profiles}
     if len(profiles) > 1 or first == bucket_profiles((first.max[1],), first.opt[0], first.max[0])[0]:
         longest = max(sequence for _, sequence in shapes)
         buckets |= {longest} if longest > max(buckets) else set()
         return bucket_profiles(sorted(buckets), first.opt[0], max(first.max[0], *(batch for batch, _ in shapes)))
-    all_of = [first.min, first.max, *shapes]
-    low, high = (tuple(pick(shape[axis] for shape in all_of) for axis in (0, 1)) for pick in (min, max))
-    return (ShapeProfile((low[0], low[1]), first.opt, (high[0], high[1])),)
+    batches, sequences = zip(first.min, first.max, *shapes, strict=True)
+    return (ShapeProfile((min(batches), min(sequences)), first.opt, (max(batches), max(sequences))),)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from q8trt.console.commands import command
 from q8trt.engine.config import BuildConfig
@@ -66,9 +66,9 @@ def rebuild_command(
     words += _shape_options(manifest.profiles if profiles is None else profiles)
     name = backend or (manifest.backend.name if manifest.backend else None)
     words += ["--backend", name] if name else []
-    options = dict(manifest.report.get("build", {}).get("options", {})) if backend is None else {}
-    words += _build_options(options if sm is None else {**options, "sm": list(sm)})
-    words += ["--fuse_qkv"] if manifest.report.get("export", {}).get("options", {}).get("fuse_qkv") else []
+    options = manifest.record.build.options if backend is None else BuildConfig()
+    words += _build_options(options if sm is None else replace(options, sm=tuple(sm)))
+    words += ["--fuse_qkv"] if manifest.record.export.options.fuse_qkv else []
     model = "" if in_run else f" (RUN: the run of {manifest.model.name} on {manifest.task.name} that it was made from)"
     return f"`{command('build-engine', *words)}`{model}"
 
@@ -104,12 +104,11 @@ def _shape_options(profiles: Sequence[ShapeProfile]) -> list[str]:
     return [word for name in ("min", "opt", "max") for word in (f"--{name}_shapes", show(getattr(first, name)))]
 
 
-def _build_options(options: dict[str, Any]) -> list[str]:
+def _build_options(options: BuildConfig) -> list[str]:
     """Return the options of `BuildConfig` whose value is not its default."""
     words = []
     for field in fields(BuildConfig):
-        value = options.get(field.name, field.default)
-        value = tuple(value) if isinstance(value, list) else value
+        value = getattr(options, field.name)
         if field.name in ("backend", "profiles") or value == field.default:
             continue
         words.append(f"--{field.name}")

@@ -168,8 +168,13 @@ def _check_limits(value: Any, limits: Limits) -> None:
             raise MalformedError(f"it holds a value of type {type(each).__name__} ({each}); put it in quotes")
 
 
-def decode(cls: type[_T], data: Any) -> _T:
+def decode(cls: type[_T], data: Any, *, partial: bool = False) -> _T:
     """Return the dataclass `cls` that became `data` through `dataclasses.asdict` and JSON.
+
+    Args:
+        cls: the dataclass; its annotations are the schema.
+        data: parsed JSON.
+        partial: accept a document of another version: a missing key takes its default, an unknown one is ignored.
 
     Raises:
         MalformedError: a key is missing or unknown, or a value does not have its field's type.
@@ -180,7 +185,8 @@ def decode(cls: type[_T], data: Any) -> _T:
         raise MalformedError("it is nested too deep") from None
     except msgspec.ValidationError as error:
         raise MalformedError(_message(str(error), data)) from None
-    _compare_keys(data, decoded, "")
+    if not partial:
+        _compare_keys(data, decoded, "")
     return decoded
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q8trt.engine.manifest import load_manifest
-from q8trt.engine.preflight import ON_ONNXRUNTIME, damage, describe, preflight
+from q8trt.engine.preflight import damage, describe, preflight
 from q8trt.engine.shapes import Shape
 from q8trt.errors import BackendError, EngineError
 from q8trt.runtime.base import Runner
@@ -59,7 +59,7 @@ def open_runner(
     if runtime is None or obstacles:
         runtime = cpu_runtime()
         # Not that ONNX Runtime would do: that is what is done.
-        reasons = [each.what if each.mend == ON_ONNXRUNTIME else str(each) for each in obstacles]
+        reasons = [each.cause if each.only_other_runtime else str(each) for each in obstacles]
         _log_once(f"running on {runtime.label} on the CPU: {'; '.join(reasons)}")
     return runtime.open(folder, manifest, options, threads)
 

@@ -149,7 +149,7 @@ def _head(manifest: Manifest, licence: str) -> str:
 
 def _is_sample(manifest: Manifest) -> bool:
     """Whether the model was trained and scored on the built-in sample."""
-    return bool(manifest.report.get("is_sample"))
+    return manifest.record.is_sample
 
 
 def _example(manifest: Manifest) -> str:

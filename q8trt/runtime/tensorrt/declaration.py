@@ -36,7 +36,7 @@ class TensorRT(EngineRuntime):
             return Availability(version, f"{self.label} needs an NVIDIA GPU and its driver")
         if importlib.util.find_spec("cuda") is None:
             return Availability(version, "cuda-python is not installed", INSTALL[self.name])
-        return Availability(version, driver_problem(self.name, backend.title) or backend.refusal(cards[0]) or "")
+        return Availability(version, str(driver_problem(self.name, backend.title) or backend.refusal(cards[0]) or ""))
 
     def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
         """See `EngineRuntime.obstacles`."""

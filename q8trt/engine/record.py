@@ -1,0 +1,96 @@
+"""The facts of a build that a manifest keeps under ``report``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from q8trt.engine.config import BuildConfig
+from q8trt.engine.determinism import PlanDifference
+from q8trt.engine.report import EngineReport
+from q8trt.export.options import ExportOptions
+
+
+@dataclass(frozen=True)
+class KeptOperation:
+    """An operation that stays in FP32 in an FP16 graph: the node's name and type, and the reason."""
+
+    name: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassChange:
+    """A graph pass: its name and the number of places that it changed."""
+
+    name: str
+    changed: int
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """The export of the graph.
+
+    Attributes:
+        passes: the graph passes, in order.
+        kept_fp32: with FP16, the operations that stay in FP32.
+        overflow_rows: the rows that FP16's range was tried on, in words; "" without FP16.
+        options: how the graph was written.
+    """
+
+    passes: tuple[PassChange, ...] = ()
+    kept_fp32: tuple[KeptOperation, ...] = ()
+    overflow_rows: str = ""
+    options: ExportOptions = field(default_factory=ExportOptions)
+
+
+@dataclass(frozen=True)
+class BuildRecord:
+    """The build of the plan.
+
+    Attributes:
+        seconds: wall time.
+        peak_memory_mib: the most memory of the building process, in MiB; None where the system does not report it.
+        timing_cache: see `PlanInfo`.
+        options: how the plan was built; its backend and profiles are the manifest's.
+        built_twice: the difference from a second build; None without one.
+    """
+
+    seconds: float = 0.0
+    peak_memory_mib: float | None = None
+    timing_cache: str = "none"
+    options: BuildConfig = field(default_factory=BuildConfig)
+    built_twice: PlanDifference | None = None
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The facts of an engine that are known before it runs.
+
+    Attributes:
+        is_sample: whether the model was trained and scored on the built-in sample.
+        export: the graph.
+        forecast: the linter's forecast of the graph, `q8trt.lint.report.Forecast` as plain data.
+        findings: the number of the linter's findings.
+        engine: the contents of the plan; None without a plan.
+        build: the build of the plan.
+    """
+
+    is_sample: bool = False
+    export: ExportRecord = field(default_factory=ExportRecord)
+    forecast: dict[str, Any] = field(default_factory=dict)
+    findings: int = 0
+    engine: EngineReport | None = None
+    build: BuildRecord = field(default_factory=BuildRecord)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as ``manifest.json`` holds it."""
+        data = asdict(self)
+        build = data["build"]
+        build["options"] = {key: value for key, value in build["options"].items() if key not in ("backend", "profiles")}
+        if difference := self.build.built_twice:
+            build["built_twice"] = {
+                "identical": difference.identical, "difference": str(difference), **build["built_twice"]
+            }  # fmt: skip
+        return data
