@@ -60,8 +60,8 @@ class EngineReport:
         notes: remarks, and why something is None.
     """
 
-    source: str
-    profiles: int
+    source: str = ""
+    profiles: int = 0
     layers: int | None = None
     layers_by_type: dict[str, int] = field(default_factory=dict)
     layers_by_precision: dict[str, int] = field(default_factory=dict)
