@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from q8trt.hardware.gpu import GpuState
 from q8trt.reporting.benchmark import Parity, Report, Row
 from q8trt.reporting.formats import number
 from q8trt.reporting.table import DASH
 from q8trt.runtime.registry import runs_plans
-from q8trt.hardware.gpu import GpuState
 from q8trt.runtime.timing.hardware import peak_source
 from q8trt.runtime.timing.timing import TimingWarning
 
