@@ -14,7 +14,7 @@ from rich.console import Console
 from waiting import PATIENCE
 
 from q8trt.cli.main import main
-from q8trt.lint import lint
+from q8trt.lint import Place, lint
 from q8trt.lint.render import names_of, print_report
 from q8trt.quantization.precision import Precision
 
@@ -63,16 +63,16 @@ def test_every_fp32_leftover_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    ("names", "text"),
+    ("places", "text"),
     [
-        (["layer 0 attention"], "layer 0 attention"),
-        (["layer 0 attention", "layer 2 attention", "layer 3 attention"], "layer 0, 2-3 attention"),
-        (["head", "embeddings", "layer 1 attention"], "embeddings, layer 1 attention, head"),
-        (["layer 0 attention", "layer 0 feed-forward"], "layer 0 attention and feed-forward"),
+        ([("attention", 0)], "layer 0 attention"),
+        ([("attention", 0), ("attention", 2), ("attention", 3)], "layer 0, 2-3 attention"),
+        ([("head", None), ("embeddings", None), ("attention", 1)], "embeddings, layer 1 attention, head"),
+        ([("attention", 0), ("feed-forward", 0)], "layer 0 attention and feed-forward"),
     ],
 )
-def test_names_of_blocks(names: list[str], text: str) -> None:
-    assert names_of(names) == text
+def test_names_of_blocks(places: list[tuple[str, int | None]], text: str) -> None:
+    assert names_of([Place(*place) for place in places]) == text
 
 
 def test_exit_code_follows_the_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

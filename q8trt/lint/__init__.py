@@ -1,4 +1,4 @@
-"""The linter: what TensorRT will do with an ONNX graph, block by block, told from the file alone.
+"""The linter: it forecasts, from an ONNX file alone, what TensorRT will do with the graph, block by block.
 
     report = lint("model.onnx", LintConfig(max_shapes=(32, 128)))
     report.forecast.int8_gemms, report.worst
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from q8trt.lint.report import LEVELS, Block, Finding, Forecast, Item, LintConfig, LintReport
+from q8trt.lint.report import Block, Finding, Forecast, Item, LintConfig, LintReport, Part, Place
+from q8trt.lint.rules import LEVELS, Level
 
-__all__ = ["LEVELS", "Block", "Finding", "Forecast", "Item", "LintConfig", "LintReport", "lint"]
+__all__ = [
+    "LEVELS", "Block", "Finding", "Forecast", "Item", "Level", "LintConfig", "LintReport", "Part", "Place", "lint",
+]  # fmt: skip
 
 
 def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:
@@ -21,11 +24,11 @@ def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:
 
     Args:
         path: the file; weights in external data are not read.
-        config: what else is known; default: nothing.
+        config: facts that the file does not hold.
 
     Raises:
         EngineError: the file is missing, is no ONNX file, is truncated or malformed.
     """
-    from q8trt.lint.check import check
+    from q8trt.lint.linter import check
 
     return check(path, config or LintConfig())

@@ -1,127 +1,191 @@
-"""The blocks of a model, and what TensorRT does with each part of them, in a few words."""
+"""The linter's sentences: every fact about feeds, products, tables and attentions is put into words here."""
 
 from __future__ import annotations
 
-from q8trt.lint.attention import Verdict, is_key_transposed_early
-from q8trt.lint.blocks import kind_of
-from q8trt.lint.graph import Graph, Node
-from q8trt.lint.quantizers import feed, quantizer_of
-from q8trt.lint.report import Block, Item
-from q8trt.lint.structure import ACTIVATIONS, Attention, Embedding, Product, Structure
+import onnx_ir as ir
 
-_TABLES = {
-    "int8": "INT8 table",
-    "gathered": "INT8 rows gathered before DequantizeLinear: refused",
-    "quantized": "float table behind a QuantizeLinear",
+from q8trt.lint.attention import Obstacle, Verdict, is_key_transposed_early
+from q8trt.lint.graph import Graph, Value, op_of
+from q8trt.lint.quantizers import Feed, feed, quantizer_of
+from q8trt.lint.report import Block, Item, Part, Place
+from q8trt.lint.structure import ACTIVATIONS, Attention, Embedding, Product, Residual, Structure, Table
+
+_UNKNOWN = "an unknown type"
+#: Rule -> the words for an `Obstacle`.
+_OBSTACLES = {
+    "not-recognised": "no pair of BMMs around Softmax",
+    "attention-float-type": "the BMMs are in {}",
+    "attention-head-size": "head size {}",
+    "attention-sequence": "up to {} tokens",
+    "attention-scale": "the scale comes after {}",
+    "attention-qkv-qdq": "no INT8 on {}",
+    "attention-softmax-qdq": "no INT8 after Softmax",
+    "attention-output-qdq": "no Q/DQ after the second BMM",
+    "attention-mask-qdq": "Q/DQ between the first BMM and Softmax",
 }
 
 
-def describe(
-    graph: Graph, found: Structure, names: list[str], where: dict[Node, str], verdicts: dict[Node, Verdict]
-) -> list[Block]:
-    """Blocks in order, each with its parts in the order of the graph. `verdicts` goes by the Softmax."""
-    items: dict[str, list[tuple[int, Item]]] = {name: [] for name in names}
-
-    def add(node: Node, label: str, what: str) -> None:
-        items[where[node]].append((node.index, Item(label, node.name, what)))
-
-    for embedding in found.embeddings:
-        add(embedding.node, f"table {_size(graph, embedding)}", table_text(graph, embedding))
-    roles = gemm_roles(graph, found, where)
-    for gemm in found.gemms:
-        add(gemm.node, roles[gemm.node], gemm.text)
-    bmms = bmm_roles(found)
-    for bmm in found.bmms:
-        add(bmm.node, bmms.get(bmm.node, "BMM"), bmm.text)
-    for attention in found.attentions:
-        if attention.scores is not None and attention.scores.right.int8:
-            early = is_key_transposed_early(graph, attention.scores)
-            add(attention.scores.node, "K's Transpose", f"{'before' if early else 'after'} its Q/DQ")
-        add(attention.softmax, "Softmax", type_of(graph, attention.softmax))
-        add(attention.softmax, "attention", verdicts[attention.softmax].text)
-    for residual in found.residuals:
-        add(residual.node, "residual Add", f"{residual.left.text} + {residual.right.text}")
-    for norm in found.norms:
-        steps = f", in {len(norm.nodes)} ops" if norm.decomposed else ""
-        source = " from an INT8 input" if is_norm_quantized(graph, norm.input) else ""
-        add(norm.nodes[-1], "LayerNorm", type_of(graph, norm.nodes[-1]) + steps + source)
-    gelus = {node for group in found.gelus for node in group}
-    for group in found.gelus:
-        steps = f", in {len(group)} ops or more" if len(group) > 1 else ""
-        add(group[0], "GELU", type_of(graph, group[0]) + steps)
-    for node in graph.nodes:
-        if node.op in ACTIVATIONS and node not in gelus and graph.streams_in(node):
-            add(node, node.op, type_of(graph, node))
-    return [
-        Block(name, kind_of(name), [item for _, item in sorted(items[name], key=lambda pair: pair[0])])
-        for name in names
-        if items[name]
-    ]
+def feed_text(way: Feed) -> str:
+    """Return "INT8", "FP16", or what is in between, such as "UINT8" or "FP32 (Cast after DequantizeLinear)"."""
+    dtype = way.dtype.upper() or _UNKNOWN
+    if way.scheme is None:
+        return dtype
+    if way.between is not None:
+        return f"{dtype} ({way.between} after DequantizeLinear)"
+    if way.int8:
+        return "INT8"
+    return "asymmetric INT8" if way.scheme.dtype == "int8" else way.scheme.dtype.upper()
 
 
-def type_of(graph: Graph, node: Node) -> str:
-    """The float type that a node computes in, as "FP16"."""
-    return (graph.dtype(node.outputs[0]) or graph.dtype(node.inputs[0]) or "an unknown type").upper()
+def product_text(product: Product) -> str:
+    """Return the types of both sides, such as "INT8 x INT8"."""
+    if not product.is_supported:
+        return f"{op_of(product.node)}, which TensorRT lacks"
+    note = " (scales along the summed dimension)" if product.wrong_axis else ""
+    note = " (activation scaled by channel)" if product.scaled_by_channel else note
+    return f"{feed_text(product.left)} x {feed_text(product.right)}{note}"
+
+
+def residual_text(residual: Residual) -> str:
+    """Return the types of both inputs, such as "INT8 + FP16"."""
+    return f"{feed_text(residual.left)} + {feed_text(residual.right)}"
 
 
 def table_text(graph: Graph, embedding: Embedding) -> str:
-    """What an embedding table is, as "INT8 table"."""
-    if embedding.how == "float":
-        return f"{graph.dtype(embedding.table).upper()} table"
-    return _TABLES.get(embedding.how, f"{embedding.how} table")
+    """Return the form of an embedding table, such as "INT8 table"."""
+    words = {
+        Table.INT8: "INT8 table",
+        Table.GATHERED: "INT8 rows gathered before DequantizeLinear: refused",
+        Table.QUANTIZED: "float table behind a QuantizeLinear",
+        Table.FLOAT: f"{graph.dtype(embedding.table).upper()} table",
+    }
+    return words.get(embedding.kind, f"{feed_text(embedding.feed)} table")
 
 
-def _size(graph: Graph, embedding: Embedding) -> str:
-    return "x".join(str(size) for size in graph.shape(embedding.table) or ())
+def obstacle_text(obstacle: Obstacle) -> str:
+    """Return a reason against a fused attention, such as "head size 24"."""
+    subject = obstacle.subject
+    if obstacle.rule == "attention-float-type":
+        subject = subject.upper() or _UNKNOWN
+    return _OBSTACLES[obstacle.rule].format(subject)
 
 
-def is_norm_quantized(graph: Graph, tensor: str) -> bool:
-    """Whether a LayerNorm's input comes straight from a Q/DQ pair, also behind a factor per channel."""
-    dequantize = feed(graph, tensor).dequantize
+def verdict_text(verdict: Verdict) -> str:
+    """Return "fusable in INT8", or why not."""
+    if not verdict.obstacles:
+        return f"fusable in {verdict.dtype.upper() or '?'}"
+    return "not fusable: " + "; ".join(map(obstacle_text, verdict.obstacles))
+
+
+def float_type(graph: Graph, node: ir.Node) -> str:
+    """Return the float type that a node computes in, as "FP16"."""
+    return (graph.dtype(node.outputs[0]) or graph.dtype(node.inputs[0]) or _UNKNOWN).upper()
+
+
+def is_norm_quantized(graph: Graph, value: Value) -> bool:
+    """Return whether a LayerNorm's input comes straight from a Q/DQ pair, also behind a factor per channel."""
+    dequantize = feed(graph, value).dequantize
     return dequantize is not None and quantizer_of(graph, dequantize) is not None
 
 
-def bmm_roles(found: Structure) -> dict[Node, str]:
-    """BMM -> "first BMM" (Q and K) or "second BMM" (probabilities and V)."""
-    roles = {}
-    for attention in found.attentions:
+class _Items:
+    """The items of all blocks while they are collected."""
+
+    def __init__(self, graph: Graph, places: list[Place], block_of: dict[ir.Node, Place]) -> None:
+        self.graph, self.block_of = graph, block_of
+        self.by_place: dict[Place, list[tuple[int, Item]]] = {place: [] for place in places}
+
+    def add(self, node: ir.Node, part: Part, label: str, what: str, int8: bool = False) -> None:
+        self._append(node, Item(part, label, node.name or "", what, int8))
+
+    def add_float(self, node: ir.Node, part: Part, label: str, steps: str = "", source: str = "") -> None:
+        """Add a part that runs in floating point, in `steps` ops and from an unusual `source`."""
+        dtype, note = float_type(self.graph, node), f"{steps} {source}".strip()
+        what = f"{dtype}{', ' if steps else ' ' if note else ''}{note}"
+        self._append(node, Item(part, label, node.name or "", what, dtype=dtype, note=note))
+
+    def _append(self, node: ir.Node, item: Item) -> None:
+        self.by_place[self.block_of[node]].append((self.graph.index[node], item))
+
+
+def describe(
+    graph: Graph,
+    structure: Structure,
+    places: list[Place],
+    block_of: dict[ir.Node, Place],
+    roles: dict[ir.Node, str],
+    verdicts: dict[ir.Node, Verdict],
+) -> list[Block]:
+    """Return the blocks in order, each with its parts in the order of the graph. `verdicts` go by the Softmax."""
+    items = _Items(graph, places, block_of)
+    for embedding in structure.embeddings:
+        size = "x".join(str(size) for size in graph.shape(embedding.table) or ())
+        items.add(embedding.node, Part.TABLE, f"table {size}", table_text(graph, embedding))
+    for part, products in ((Part.GEMM, structure.gemms), (Part.BMM, structure.bmms)):
+        for product in products:
+            int8 = product.int8 and product.is_supported
+            items.add(product.node, part, roles.get(product.node, "BMM"), product_text(product), int8)
+    for attention in structure.attentions:
+        if attention.scores is not None and attention.scores.right.int8:
+            early = "before" if is_key_transposed_early(graph, attention.scores) else "after"
+            items.add(attention.scores.node, Part.KEY_TRANSPOSE, "K's Transpose", f"{early} its Q/DQ")
+        items.add_float(attention.softmax, Part.SOFTMAX, "Softmax")
+        items.add(attention.softmax, Part.ATTENTION, "attention", verdict_text(verdicts[attention.softmax]))
+    for residual in structure.residuals:
+        items.add(residual.node, Part.RESIDUAL, "residual Add", residual_text(residual), residual.int8)
+    for norm in structure.norms:
+        steps = f"in {len(norm.nodes)} ops" if norm.decomposed else ""
+        source = "from an INT8 input" if is_norm_quantized(graph, norm.input) else ""
+        items.add_float(norm.nodes[-1], Part.NORM, "LayerNorm", steps, source)
+    for group in structure.gelus:
+        items.add_float(group[0], Part.GELU, "GELU", f"in {len(group)} ops or more" if len(group) > 1 else "")
+    gelus = {node for group in structure.gelus for node in group}
+    for node in graph.nodes_of(*ACTIVATIONS):
+        if node not in gelus and graph.streams_in(node):
+            items.add_float(node, Part.ACTIVATION, op_of(node))
+    return [
+        Block(place, [item for _, item in sorted(pairs, key=lambda pair: pair[0])])
+        for place, pairs in items.by_place.items()
+        if pairs
+    ]
+
+
+def roles_of(graph: Graph, structure: Structure, block_of: dict[ir.Node, Place]) -> dict[ir.Node, str]:
+    """Return GEMM or BMM -> its name by its place: "query GEMM", "fused QKV GEMM" (one for all three), "first BMM" ..."""
+    gemms = {gemm.node for gemm in structure.gemms}
+    projections: dict[ir.Node, list[str]] = {}
+    bmms: dict[ir.Node, str] = {}
+    for attention in structure.attentions:
+        for role, node in _projections(graph, attention, gemms):
+            names = projections.setdefault(node, [])
+            names += [role] if role not in names else []
         for product, role in ((attention.scores, "first BMM"), (attention.context, "second BMM")):
             if product is not None:
-                roles[product.node] = role
-    return roles
-
-
-def gemm_roles(graph: Graph, found: Structure, where: dict[Node, str]) -> dict[Node, str]:
-    """GEMM -> "query GEMM", "key GEMM", "fused QKV GEMM" (one for all three), "output GEMM" ... by its place."""
-    gemms = {gemm.node for gemm in found.gemms}
-    roles: dict[Node, str] = {}
-    for attention in found.attentions:
-        for role, source in _projections(graph, attention, gemms).items():
-            roles[source] = f"{roles[source]}-{role}" if source in roles and role not in roles[source] else role
-    roles = {node: f"{'fused QKV' if role == 'query-key-value' else role} GEMM" for node, role in roles.items()}
-    blocks: dict[str, list[Product]] = {}
-    for gemm in found.gemms:
+                bmms[product.node] = role
+    fused = ["query", "key", "value"]
+    roles = {node: f"{'fused QKV' if names == fused else '-'.join(names)} GEMM" for node, names in projections.items()}
+    blocks: dict[Place, list[ir.Node]] = {}
+    for gemm in structure.gemms:
         if gemm.node not in roles:
-            blocks.setdefault(where[gemm.node], []).append(gemm)
-    for block, members in blocks.items():
-        known = {"attention": ["output"], "feed-forward": ["intermediate", "output"]}.get(kind_of(block), [])
-        for number, gemm in enumerate(members):
-            roles[gemm.node] = f"{known[number]} GEMM" if len(known) == len(members) else f"GEMM {number + 1}"
-    return roles
+            blocks.setdefault(block_of[gemm.node], []).append(gemm.node)
+    for place, nodes in blocks.items():
+        known = {"attention": ["output"], "feed-forward": ["intermediate", "output"]}.get(place.kind, [])
+        for number, node in enumerate(nodes):
+            roles[node] = f"{known[number]} GEMM" if len(known) == len(nodes) else f"GEMM {number + 1}"
+    return roles | bmms
 
 
-def _projections(graph: Graph, attention: Attention, gemms: set[Node]) -> dict[str, Node]:
-    """The GEMMs that Q, K and V come from."""
-    found = {}
-    starts: dict[str, str] = {}
+def _projections(graph: Graph, attention: Attention, gemms: set[ir.Node]) -> list[tuple[str, ir.Node]]:
+    """Return the GEMMs that Q, K and V come from."""
+    starts: list[tuple[str, Value]] = []
     if attention.scores is not None:
-        starts |= {"query": attention.scores.node.inputs[0], "key": attention.scores.node.inputs[1]}
+        starts += zip(("query", "key"), attention.scores.node.inputs[:2], strict=True)
     if attention.context is not None:
-        starts["value"] = attention.context.node.inputs[1]
-    for role, tensor in starts.items():
-        while (node := graph.producers.get(tensor)) is not None and node not in gemms:
-            following = [name for name in node.inputs if name in graph.stream]
-            tensor = following[0] if following else ""
+        starts.append(("value", attention.context.node.inputs[1]))
+    projections = []
+    for role, value in starts:
+        while (node := graph.producer(value)) is not None and node not in gemms:
+            value = next(iter(graph.streams_in(node)), None)
         if node is not None:
-            found[role] = node
-    return found
+            projections.append((role, node))
+    return projections

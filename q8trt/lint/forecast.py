@@ -1,12 +1,14 @@
-"""The forecast in numbers; `q8trt.lint.report.Forecast` says what each one counts."""
+"""The forecast in numbers; `q8trt.lint.report.Forecast` defines each one."""
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from q8trt.lint.attention import Verdict
-from q8trt.lint.graph import FLOATS, QUANTIZED, Graph, Node
+from q8trt.lint.graph import FLOATS, QUANTIZED, Graph, op_of
 from q8trt.lint.quantizers import DEQUANTIZE, MOVES, QUANTIZE
 from q8trt.lint.report import Forecast
-from q8trt.lint.structure import Structure
+from q8trt.lint.structure import Structure, Table
 
 #: Ops that do no arithmetic: they move, pick, join or cast, or carry a subgraph.
 _NO_COMPUTE = (
@@ -15,64 +17,64 @@ _NO_COMPUTE = (
 )  # fmt: skip
 
 
-def compute_ops(graph: Graph, found: Structure) -> dict[Node, str]:
-    """Compute op -> the type that it runs in; see `Forecast` for what is one."""
-    int8 = {product.node for product in (*found.gemms, *found.bmms) if product.int8}
-    int8 |= {residual.node for residual in found.residuals if residual.int8}
+def compute_ops(graph: Graph, parts: Structure) -> dict[ir.Node, str]:
+    """Return compute op -> the type that it runs in; see `Forecast` for what is one."""
+    int8 = {product.node for product in (*parts.gemms, *parts.bmms) if product.int8}
+    int8 |= {residual.node for residual in parts.residuals if residual.int8}
     types = {}
     for node in graph.nodes:
-        if node.op in _NO_COMPUTE or not graph.streams_in(node) or not any(n in graph.stream for n in node.outputs):
+        if op_of(node) in _NO_COMPUTE or not graph.streams_in(node) or graph.stream.isdisjoint(node.outputs):
             continue
-        floats = [kind for name in (*node.outputs, *node.inputs) if (kind := graph.dtype(name)) in FLOATS]
+        floats = [kind for value in (*node.outputs, *node.inputs) if (kind := graph.dtype(value)) in FLOATS]
         plain = floats[0] if floats else graph.dtype(node.outputs[0]) or "unknown"
         types[node] = "int8" if node in int8 else plain
     return types
 
 
-def is_half(types: dict[Node, str]) -> bool:
-    """Whether the graph's floating-point arithmetic is mostly in FP16 or BF16."""
+def is_half(types: dict[ir.Node, str]) -> bool:
+    """Return whether the graph's floating-point arithmetic is mostly in FP16 or BF16."""
     kinds = list(types.values())
     half = kinds.count("fp16") + kinds.count("bf16")
     return half > 0 and half >= kinds.count("fp32")
 
 
-def weights_behind_quantizer(graph: Graph) -> list[Node]:
-    """QuantizeLinear nodes that read a float constant of two dimensions or more."""
+def weights_behind_quantizer(graph: Graph) -> list[ir.Node]:
+    """Return the QuantizeLinear nodes that read a float constant of two dimensions or more."""
     return [
         node
-        for node in graph.nodes
-        if node.op == QUANTIZE and graph.is_constant(node.inputs[0]) and len(graph.shape(node.inputs[0]) or ()) > 1
+        for node in graph.nodes_of(QUANTIZE)
+        if graph.is_constant(node.inputs[0]) and len(graph.shape(node.inputs[0]) or ()) > 1
     ]
 
 
 def make_forecast(
-    graph: Graph, found: Structure, types: dict[Node, str], verdicts: dict[Node, Verdict], purposeless: set[Node]
+    graph: Graph,
+    parts: Structure,
+    types: dict[ir.Node, str],
+    verdicts: dict[ir.Node, Verdict],
+    purposeless: set[ir.Node],
 ) -> Forecast:
-    """Count."""
+    """Count what `Forecast` defines."""
     kinds = list(types.values())
-    stored = {graph.source(name) for name in graph.readers if graph.is_stored(name)}
+    stored = {graph.origin(value) for value in graph.readers if graph.is_stored(value)}
+    integers = [value for value in stored if graph.dtype(value) in QUANTIZED and len(graph.shape(value) or ()) > 1]
+    others = sorted(set(kinds) - {"int8", "fp16", "fp32"})
     return Forecast(
-        layers=len(found.attentions),
-        gemms=len(found.gemms),
-        int8_gemms=sum(gemm.int8 for gemm in found.gemms),
-        bmms=len(found.bmms),
-        int8_bmms=sum(bmm.int8 for bmm in found.bmms),
-        residual_adds=len(found.residuals),
-        int8_residual_adds=sum(residual.int8 for residual in found.residuals),
-        fusable_attentions=sum(not verdict.reasons for verdict in verdicts.values()),
-        embeddings=len(found.embeddings),
-        int8_embeddings=sum(embedding.how == "int8" for embedding in found.embeddings),
-        fp32_compute_ops=[node.name for node, kind in types.items() if kind == "fp32"],
-        compute_ops_by_type={
-            kind: kinds.count(kind) for kind in ("int8", "fp16", "fp32", *sorted(set(kinds) - {"int8", "fp16", "fp32"}))
-        },
-        qdq_nodes=sum(node.op in (QUANTIZE, DEQUANTIZE) for node in graph.nodes),
+        layers=len(parts.attentions),
+        gemms=len(parts.gemms),
+        int8_gemms=sum(gemm.int8 for gemm in parts.gemms),
+        bmms=len(parts.bmms),
+        int8_bmms=sum(bmm.int8 for bmm in parts.bmms),
+        residual_adds=len(parts.residuals),
+        int8_residual_adds=sum(residual.int8 for residual in parts.residuals),
+        fusable_attentions=sum(not verdict.obstacles for verdict in verdicts.values()),
+        embeddings=len(parts.embeddings),
+        int8_embeddings=sum(embedding.kind is Table.INT8 for embedding in parts.embeddings),
+        fp32_compute_ops=[node.name or "" for node, kind in types.items() if kind == "fp32"],
+        compute_ops_by_type={kind: kinds.count(kind) for kind in ("int8", "fp16", "fp32", *others)},
+        qdq_nodes=len(graph.nodes_of(QUANTIZE, DEQUANTIZE)),
         dangling_qdq=len(purposeless),
-        int8_weight_bytes=sum(
-            graph.tensor_bytes(name)
-            for name in stored
-            if graph.dtype(name) in QUANTIZED and len(graph.shape(name) or ()) > 1
-        ),
-        float_weight_bytes=sum(graph.tensor_bytes(name) for name in stored if graph.dtype(name) in FLOATS),
+        int8_weight_bytes=sum(graph.stored_bytes(value) for value in integers),
+        float_weight_bytes=sum(graph.stored_bytes(value) for value in stored if graph.dtype(value) in FLOATS),
         float_weights_behind_quantizer=len(weights_behind_quantizer(graph)),
     )

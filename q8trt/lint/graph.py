@@ -1,285 +1,282 @@
-"""An ONNX file as the linter reads it: nodes in order, who makes and who reads a tensor, its type, shape and constants.
+"""An ONNX file as the linter reads it: an `onnx_ir` graph with the types, shapes and constants of its values.
 
-Weights stay on disk until their values are asked for, and only scales, zero points and small constants ever are; a file with
+Weights stay on disk until their values are needed, and only scales, zero points and small constants ever are: a file with
 external data of any size is read as fast as a small one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
+from onnx import TensorProto
 
-from q8trt.files import MalformedError, parse_json
 from q8trt.files.onnx import load_external
 from q8trt.files.onnx.storage import elements
-from q8trt.lint.reading import Dims, Parts, dtype_name, read
-from q8trt.lint.soundness import ONNX_DOMAINS, show
-from q8trt.lint.subgraphs import NONE, Bodies, bodies
-
-if TYPE_CHECKING:
-    import onnx
+from q8trt.lint.reading import Source, read
+from q8trt.lint.soundness import show
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
 QUANTIZED = ("int8", "uint8")
-#: Arrays of more elements are not kept in memory, and those of far more not read.
-_KEPT, _LARGEST_READ = 2**18, 2**28
+#: ONNX element type -> the name used in reports; what is not listed has ONNX's own name.
+_NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "UNDEFINED": ""}
+_DTYPES = {number: _NAMES.get(name, name.lower()) for name, number in TensorProto.DataType.items()}
+_BYTES = {"int8": 1, "uint8": 1, "bool": 1, "fp16": 2, "bf16": 2, "int16": 2, "int64": 8, "fp64": 8}
+#: Arrays of more elements are not cached, and those of far more not read.
+_CACHED, _LARGEST_READ = 2**18, 2**28
 _RANDOM = ("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
+Dims = tuple[int | None, ...]
+Value = ir.Value | None
 
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One node of the graph.
 
-    Attributes:
-        index: its place in the (topological) order.
-        name: its own name, or op and index where it has none.
-        op: its type; with the domain in front where that is not ONNX's own, as "com.microsoft.Gelu".
-        inputs: names; "" for an optional input that is left out.
-        outputs: names.
-        proto: the node itself.
-        bodies: its subgraphs.
-    """
+def dtype_name(number: int | None) -> str:
+    """Return "fp32", "int8" ... for ONNX's number of a type; "" where ONNX does not define it."""
+    return _DTYPES.get(number or 0, "")
 
-    index: int
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    proto: onnx.NodeProto
-    bodies: Bodies = NONE
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The inputs, and what the node's subgraphs read."""
-        return (*self.inputs, *self.bodies.captured)
+@lru_cache(4096)
+def _op(domain: str, op_type: str) -> str:
+    return show(f"{domain}.{op_type}" if domain else op_type)
 
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """The value of an attribute, or `default` where it is not set."""
-        from onnx import helper
 
-        found = next((each for each in self.proto.attribute if each.name == name), None)
-        return default if found is None else helper.get_attribute_value(found)
+def op_of(node: ir.Node) -> str:
+    """Return a node's type; with the domain in front where that is not ONNX's own, as "com.microsoft.Gelu"."""
+    return _op(node.domain, node.op_type)
 
-    def input(self, position: int) -> str:
-        """The name of an input, or "" where it is left out."""
-        return self.inputs[position] if position < len(self.inputs) else ""
+
+def operand(node: ir.Node, position: int) -> Value:
+    """Return an input of a node; None where it is left out."""
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
+def integer(node: ir.Node, name: str, default: int) -> int:
+    """Return an integer attribute, or `default` where it is not set."""
+    attribute = node.attributes.get(name)
+    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INT:
+        return default
+    return attribute.as_int()
+
+
+def permutation(node: ir.Node) -> list[int]:
+    """Return the order of dimensions that a Transpose gives; [] where it is not set."""
+    attribute = node.attributes.get("perm")
+    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INTS:
+        return []
+    return list(attribute.as_ints())
+
+
+def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the nodes of the bodies of If, Loop and Scan, those of subgraphs of subgraphs included."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for graph in attribute.as_graphs():
+                yield from graph.all_nodes()
 
 
 class Graph:
     """The graph of one ONNX file; see `read_graph`.
 
     Attributes:
-        path: the file.
-        opset: version of ONNX's own operators.
-        producer: what wrote the file, such as "pytorch 2.13.0".
-        nodes: in topological order, Constant nodes left out.
-        inputs: names of the inputs, in their order; initializers are none.
-        outputs: names of the outputs.
-        producers: tensor -> the node that makes it.
-        readers: tensor -> the nodes that read it, each once.
-        contradiction: what shape inference finds that cannot be; "" where all shapes agree.
-        invalid: what ONNX's own checker says against the graph; "" where it passes.
-        kept_fp32: node -> why q8trt's exporter left it in FP32, as the file's metadata says; {} for other exporters' files.
+        source: the file as it was read.
+        nodes: in topological order, Constant nodes left out; each has a name that can be printed.
+        index: node -> its position in `nodes`.
+        inputs: the inputs in their order, without initializers.
+        outputs: the outputs.
+        constants: stored constant (initializer or output of a Constant node) -> its message, in the order of the file.
+        readers: value -> the nodes that read it, also in their subgraphs, each once.
     """
 
-    def __init__(self, parts: Parts) -> None:
-        self.path, self.opset, self._tensors = parts.path, parts.opset, parts.tensors
-        self.contradiction, self.invalid = parts.contradiction, parts.invalid
-        self.kept_fp32 = _kept_fp32(parts.model)
-        self.producer = show(f"{parts.model.producer_name} {parts.model.producer_version}".strip()) or "unknown"
-        graph = parts.skeleton
-        self.nodes = [_node(index, proto) for index, proto in enumerate(graph.node)]
-        self.inputs = [value.name for value in graph.input if value.name not in self._tensors]
-        self.outputs = [value.name for value in graph.output]
-        declared = (*parts.model.graph.input, *parts.model.graph.output)
-        self._declared = {value.name: dtype_name(value.type.tensor_type.elem_type) for value in declared}
-        self.producers = {name: node for node in self.nodes for name in node.outputs if name}
-        self.readers: dict[str, list[Node]] = {}
+    def __init__(self, source: Source) -> None:
+        self.source, graph = source, source.graph
+        self.nodes = list(graph)
+        self.index = {node: index for index, node in enumerate(self.nodes)}
+        for node, index in self.index.items():
+            node.name = show(node.name or "") or f"{op_of(node)}_{index}"
+        values = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+        values |= {value.name: value for node in self.nodes for value in node.outputs if value.name}
+        self.constants: dict[ir.Value, TensorProto] = {
+            values[name]: tensor for name, tensor in source.constants.items()
+        }
+        self.inputs = [value for value in graph.inputs if value not in self.constants and value.name in source.declared]
+        self.outputs = list(graph.outputs)
+        self._read = {
+            node: [*dict.fromkeys(filter(None, (*node.inputs, *map(values.get, names))))]
+            for node, names in zip(self.nodes, source.captured, strict=True)
+        }
+        self.readers: dict[ir.Value, list[ir.Node]] = {}
+        for node, values_read in self._read.items():
+            for value in values_read:
+                self.readers.setdefault(value, []).append(node)
+        self._by_op: dict[str, list[ir.Node]] = {}
         for node in self.nodes:
-            for name in dict.fromkeys(filter(None, node.reads)):
-                self.readers.setdefault(name, []).append(node)
-        self._inferred = parts.types
-        self._types = dict(parts.types)
-        self._values: dict[str, np.ndarray | None] = {}
-        self._fill_types()
+            self._by_op.setdefault(op_of(node), []).append(node)
+        self._guessed: dict[Value, str] = {}
+        self._values: dict[Value, np.ndarray | None] = {}
+        self._guess_types()
 
-    def _fill_types(self) -> None:
+    def _guess_types(self) -> None:
         """Give outputs that shape inference passed over (ops of other domains) the type of their first float input."""
         for node in self.nodes:
-            for name in node.outputs:
-                if self.dtype(name):
+            for value in node.outputs:
+                if not value.name or self.dtype(value):
                     continue
-                if node.op in ("QuantizeLinear", "DequantizeLinear"):
-                    of = node.input(2 if node.op == "QuantizeLinear" else 1)
-                    dtype = self.dtype(of) or "uint8"
+                if op_of(node) in ("QuantizeLinear", "DequantizeLinear"):
+                    dtype = self.dtype(operand(node, 2 if op_of(node) == "QuantizeLinear" else 1)) or "uint8"
                 else:
                     dtype = next((kind for each in node.inputs if (kind := self.dtype(each)) in FLOATS), "")
-                self._types[name] = (dtype, None)
+                self._guessed[value] = dtype
 
-    def dtype(self, tensor: str) -> str:
-        """ "fp32", "fp16", "int8", "int64", "bool" ...; "" where it is not known."""
-        return self._types.get(tensor, ("", None))[0]
+    def nodes_of(self, *ops: str) -> list[ir.Node]:
+        """Return the nodes of one of `ops`, in topological order."""
+        if len(ops) == 1:
+            return self._by_op.get(ops[0], [])
+        return sorted((node for op in ops for node in self._by_op.get(op, ())), key=self.index.__getitem__)
 
-    def shape(self, tensor: str) -> Dims | None:
-        """The sizes, None for a dynamic one; None where not even the rank is known."""
-        return self._types.get(tensor, ("", None))[1]
+    def inferred_type(self, value: Value) -> str:
+        """Return "fp32", "fp16", "int8", "int64", "bool" ... from shape inference and the file; "" where it is not known."""
+        if value in self.constants:
+            return dtype_name(self.constants[value].data_type)
+        return dtype_name(value.dtype) if value is not None and isinstance(value.type, ir.TensorType) else ""
 
-    def size(self, tensor: str) -> int:
-        """Number of elements of a tensor of known, fixed shape; 0 for any other."""
-        shape = self.shape(tensor)
+    def dtype(self, value: Value) -> str:
+        """Return the type as `inferred_type`, and a guess from the inputs of the node where inference knows none."""
+        return self.inferred_type(value) or self._guessed.get(value, "")
+
+    def declared_type(self, value: ir.Value) -> str:
+        """Return the type that the file gives an input or output; "" where it gives none of a tensor."""
+        return dtype_name(self.source.declared.get(value.name or "", 0))
+
+    def shape(self, value: Value) -> Dims | None:
+        """Return the sizes, None for a dynamic one; None where not even the rank is known."""
+        if value in self.constants:
+            return tuple(self.constants[value].dims)
+        if value is None or value.shape is None or value in self._guessed or not isinstance(value.type, ir.TensorType):
+            return None
+        return tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
+
+    def size(self, value: Value) -> int:
+        """Return the number of elements of a tensor of known, fixed shape; 0 for any other."""
+        shape = self.shape(value)
         return math.prod(0 if size is None else size for size in shape) if shape is not None else 0
 
-    def tensor_bytes(self, tensor: str) -> int:
-        """Bytes of a stored constant."""
-        width = {"int8": 1, "uint8": 1, "bool": 1, "fp16": 2, "bf16": 2, "int16": 2, "int64": 8, "fp64": 8}
-        return self.size(tensor) * width.get(self.dtype(tensor), 4)
+    def stored_bytes(self, value: Value) -> int:
+        """Return the bytes of a stored constant."""
+        return self.size(value) * _BYTES.get(self.dtype(value), 4)
 
-    @property
-    def stored_tensors(self) -> list[str]:
-        """Names of all stored constants: initializers and outputs of Constant nodes."""
-        return list(self._tensors)
+    def producer(self, value: Value) -> ir.Node | None:
+        """Return the node that makes a value; None for inputs and constants."""
+        return None if value is None else value.producer()
 
-    def inferred_type(self, tensor: str) -> str:
-        """The type as `dtype` names it, "" where it is only guessed from what the node reads."""
-        return self._inferred.get(tensor, ("", None))[0]
+    def reader(self, value: ir.Value) -> ir.Node | None:
+        """Return the only reader of a value; None where there are none or several."""
+        readers = self.readers.get(value, [])
+        return readers[0] if len(readers) == 1 else None
 
-    def declared_type(self, tensor: str) -> str:
-        """The type that the file gives an input or output, as `dtype` names it; "" where it gives none of a tensor."""
-        return self._declared.get(tensor, "")
-
-    def stored_type(self, tensor: str) -> str:
-        """The type of a stored constant, as `dtype` names it."""
-        return dtype_name(self._tensors[tensor].data_type)
-
-    def source(self, tensor: str) -> str:
-        """`tensor`, or what it is a copy of: exporters share initializers through Identity nodes."""
-        return self._copies.get(tensor, tensor)
+    def origin(self, value: Value) -> Value:
+        """Return `value`, or what it is a copy of: exporters share initializers through Identity nodes."""
+        return self._copies.get(value, value)
 
     @cached_property
-    def _copies(self) -> dict[str, str]:
-        """Output of an Identity -> what it is a copy of, at the end of the chain."""
-        copies: dict[str, str] = {}
-        for node in self.nodes:
-            if node.op == "Identity":
-                copies[node.outputs[0]] = copies.get(node.inputs[0], node.inputs[0])
+    def _copies(self) -> dict[Value, Value]:
+        """Output of an Identity -> the end of the chain that it copies."""
+        copies: dict[Value, Value] = {}
+        for node in self.nodes_of("Identity"):
+            copies[node.outputs[0]] = copies.get(node.inputs[0], node.inputs[0])
         return copies
 
-    def is_stored(self, tensor: str) -> bool:
-        """Whether the tensor is a constant as it stands in the file, with nothing left to compute."""
-        return self.source(tensor) in self._tensors
+    def is_stored(self, value: Value) -> bool:
+        """Return whether the value is a constant of the file, with nothing left to compute."""
+        return self.origin(value) in self.constants
 
-    def is_constant(self, tensor: str) -> bool:
-        """Whether the tensor depends on no input of the graph."""
-        return tensor in self._constants
+    def is_constant(self, value: Value) -> bool:
+        """Return whether the value depends on no input of the graph."""
+        return value in self._fixed
 
     @cached_property
-    def _constants(self) -> set[str]:
-        found = set(self._tensors)
-        for node in self.nodes:
-            inputs = [name for name in node.inputs if name]
-            if inputs and node.bodies is NONE and node.op not in _RANDOM and all(name in found for name in inputs):
-                found.update(node.outputs)
-        return found
+    def _fixed(self) -> set[Value]:
+        fixed: set[Value] = set(self.constants)
+        for node, names in zip(self.nodes, self.source.captured, strict=True):
+            inputs = [value for value in node.inputs if value is not None]
+            pure = not names and op_of(node) not in _RANDOM and next(inner_nodes(node), None) is None
+            if inputs and pure and all(value in fixed for value in inputs):
+                fixed.update(value for value in node.outputs if value.name)
+        return fixed
 
-    def value(self, tensor: str) -> np.ndarray | None:
-        """The numbers of a stored constant, also behind Identity or Cast; None for anything else, and for huge ones."""
-        if tensor in self._values:
-            return self._values[tensor]
-        found = self._read(tensor)
-        if found is None or found.size <= _KEPT:
-            self._values[tensor] = found
-        return found
+    def numbers(self, value: Value) -> np.ndarray | None:
+        """Return the numbers of a stored constant, also behind Identity or Cast; None for anything else, and for huge ones."""
+        if value in self._values:
+            return self._values[value]
+        array = self._load(value)
+        if array is None or array.size <= _CACHED:
+            self._values[value] = array
+        return array
 
-    def _read(self, tensor: str) -> np.ndarray | None:
-        from onnx import helper
-
-        source = self.source(tensor)
-        if (stored := self._tensors.get(source)) is not None:
-            return _numbers(stored, self.path) if elements(stored) <= _LARGEST_READ else None
-        node = self.producers.get(source)
-        if node is None or node.op != "Cast":
+    def _load(self, value: Value) -> np.ndarray | None:
+        origin = self.origin(value)
+        if origin in self.constants:
+            tensor = self.constants[origin]
+            return _array(tensor, self.source.path) if elements(tensor) <= _LARGEST_READ else None
+        node = self.producer(origin)
+        if node is None or op_of(node) != "Cast":
             return None
-        value = self.value(node.inputs[0])
-        if value is None or node.attribute("to") not in helper.get_all_tensor_dtypes():
+        array, target = self.numbers(node.inputs[0]), integer(node, "to", 0)
+        if array is None or not dtype_name(target) or target == ir.DataType.STRING:
             return None
-        kind = helper.tensor_dtype_to_np_dtype(node.attribute("to"))
+        kind = ir.DataType(target).numpy()
         with np.errstate(over="ignore", invalid="ignore"):
-            return value.astype(kind) if kind.kind in "fiub" else value
+            return array.astype(kind) if kind.kind in "fiub" else array
 
-    def scalar(self, tensor: str) -> float | None:
-        """The value of a constant of one element."""
-        if not self.is_constant(tensor) or self.size(tensor) != 1:
+    def scalar(self, value: Value) -> float | None:
+        """Return the number of a constant of one element."""
+        if not self.is_constant(value) or self.size(value) != 1:
             return None
-        value = self.value(tensor)
-        return None if value is None or value.dtype.kind not in "fiub" else float(value.reshape(-1)[0])
+        array = self.numbers(value)
+        return None if array is None or array.dtype.kind not in "fiub" else float(array.reshape(-1)[0])
 
     @cached_property
-    def stream(self) -> set[str]:
+    def stream(self) -> set[Value]:
         """The activations: what the rows gathered from a float or INT8 table, or a float input, become.
 
         What is computed from the integer inputs alone (mask, positions, shapes) is none, whatever its type.
         """
-        found = {name for name in self.inputs if self.dtype(name) in FLOATS}
+        stream: set[Value] = {value for value in self.inputs if self.dtype(value) in FLOATS}
         for node in self.nodes:
-            if is_table_lookup(self, node) or any(name in found for name in node.reads):
-                found.update(name for name in node.outputs if self._carries(node, name))
-        return found
+            if is_table_lookup(self, node) or any(value in stream for value in self._read[node]):
+                stream.update(value for value in node.outputs if value.name and self._carries(node, value))
+        return stream
 
-    def _carries(self, node: Node, tensor: str) -> bool:
-        dtype = self.dtype(tensor)
-        return dtype in FLOATS or dtype in QUANTIZED or not dtype or "Integer" in node.op
+    def _carries(self, node: ir.Node, value: ir.Value) -> bool:
+        return self.dtype(value) in (*FLOATS, *QUANTIZED, "") or "Integer" in op_of(node)
 
-    def streams_in(self, node: Node) -> list[str]:
-        """The activations among a node's inputs."""
-        return [name for name in node.inputs if name in self.stream]
-
-    def reader(self, tensor: str) -> Node | None:
-        """The only reader of a tensor; None where there are none or several."""
-        readers = self.readers.get(tensor, [])
-        return readers[0] if len(readers) == 1 else None
+    def streams_in(self, node: ir.Node) -> list[ir.Value]:
+        """Return the activations among a node's inputs."""
+        return [value for value in node.inputs if value is not None and value in self.stream]
 
 
-def is_table_lookup(graph: Graph, node: Node) -> bool:
-    """Whether the node gathers rows of a constant table: an embedding."""
-    if node.op != "Gather" or not graph.is_constant(node.inputs[0]) or graph.is_constant(node.inputs[1]):
+def is_table_lookup(graph: Graph, node: ir.Node) -> bool:
+    """Return whether the node gathers rows of a constant table: an embedding."""
+    if op_of(node) != "Gather" or not graph.is_constant(node.inputs[0]) or graph.is_constant(node.inputs[1]):
         return False
     shape = graph.shape(node.inputs[0])
     return graph.dtype(node.inputs[0]) in (*FLOATS, *QUANTIZED) and shape is not None and len(shape) == 2
 
 
-def _numbers(tensor: onnx.TensorProto, path: Path) -> np.ndarray | None:
-    """Return the values, small floats and integers that numpy lacks widened to float32; None for strings and the like."""
-    import onnx
-    from onnx import numpy_helper
-
-    copied = onnx.TensorProto()
+def _array(tensor: TensorProto, path: Path) -> np.ndarray | None:
+    """Return the values; small floats and integers that NumPy lacks as float32; None for strings and complex numbers."""
+    copied = TensorProto()
     copied.CopyFrom(tensor)
     load_external(copied, path)
-    array = np.asarray(numpy_helper.to_array(copied))
+    array = ir.serde.deserialize_tensor(copied).numpy()
     if array.dtype.kind in "fiub":
         return array
     return None if array.dtype.kind in "OSUc" else array.astype(np.float32)
-
-
-def _kept_fp32(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the entry of the metadata, if it is a JSON object of strings."""
-    text = next((entry.value for entry in model.metadata_props if entry.key == "kept_fp32"), "{}")
-    with contextlib.suppress(MalformedError):
-        if isinstance(entries := parse_json(text), dict):
-            return {name: show(reason) for name, reason in entries.items() if isinstance(reason, str)}
-    return {}
-
-
-def _node(index: int, proto: onnx.NodeProto) -> Node:
-    op = show(proto.op_type if proto.domain in ONNX_DOMAINS else f"{proto.domain}.{proto.op_type}")
-    name = show(proto.name) or f"{op}_{index}"
-    return Node(index, name, op, tuple(proto.input), tuple(proto.output), proto, bodies(proto))
 
 
 def read_graph(path: str | Path) -> Graph:

@@ -1,12 +1,13 @@
-"""What a QuantizeLinear or DequantizeLinear does, and how a tensor reaches an op: in INT8 or in float, and why."""
+"""The action of a QuantizeLinear or DequantizeLinear, and the way of a tensor to an op: in INT8 or in float, and why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
-from q8trt.lint.graph import Graph, Node
+from q8trt.lint.graph import Graph, Value, integer, op_of, operand, permutation
 
 #: Ops that move data: Q/DQ commute with them (TensorRT documentation, "Explicit Quantization", Q/DQ propagation).
 MOVES = (
@@ -14,11 +15,12 @@ MOVES = (
 )  # fmt: skip
 QUANTIZE = "QuantizeLinear"
 DEQUANTIZE = "DequantizeLinear"
+SCALES = ("Mul", "Div")
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """What one Q or DQ node does.
+    """The quantization that one Q or DQ node applies.
 
     Attributes:
         dtype: of the integers: "int8", "uint8", "int32" ...
@@ -33,132 +35,126 @@ class Scheme:
     axis: int | None
 
     @property
-    def is_symmetric(self) -> bool:
-        """Whether every zero point is known to be 0."""
-        return self.zero_point is not None and not self.zero_point.any()
+    def is_supported(self) -> bool:
+        """Return whether TensorRT can run an op in INT8 on this: signed 8 bits, and every zero point is known to be 0.
 
-    @property
-    def problem(self) -> str:
-        """Why TensorRT cannot run an op in INT8 on this; "" where nothing stands against it.
-
-        Source: TensorRT documentation, "Working with Quantized Types": symmetric, signed 8 bits; its ONNX parser.
+        Source: TensorRT documentation, "Working with Quantized Types"; its ONNX parser.
         """
-        if self.dtype != "int8":
-            return self.dtype.upper()
-        return "" if self.is_symmetric else "asymmetric INT8"
+        return self.dtype == "int8" and self.zero_point is not None and not self.zero_point.any()
 
 
-def scheme(graph: Graph, node: Node) -> Scheme:
+def scheme(graph: Graph, node: ir.Node) -> Scheme:
     """Read the integer type, scales, zero points and axis of a Q or DQ node."""
-    zero, scale = node.input(2), graph.value(node.inputs[1]) if graph.is_stored(node.inputs[1]) else None
-    if node.op == QUANTIZE:
+    data, scales, zero = node.inputs[0], node.inputs[1], operand(node, 2)
+    if op_of(node) == QUANTIZE:
         dtype = graph.dtype(node.outputs[0]) or (graph.dtype(zero) if zero else "uint8")
     else:
-        dtype = graph.dtype(node.inputs[0])
-    points = graph.value(zero) if zero else np.zeros(1, np.int8)
-    shape = graph.shape(node.inputs[1])
-    many = shape is None or any(size != 1 for size in shape)
+        dtype = graph.dtype(data)
+    points = graph.numbers(zero) if zero else np.zeros(1, np.int8)
+    shape = graph.shape(scales)
     axis = None
-    if many:
-        rank = len(graph.shape(node.inputs[0]) or ())
-        axis = node.attribute("axis", 1)
-        axis = axis + rank if axis < 0 else axis
-    return Scheme(dtype, scale, points, axis)
+    if shape is None or any(size != 1 for size in shape):
+        axis = integer(node, "axis", 1)
+        axis = axis + len(graph.shape(data) or ()) if axis < 0 else axis
+    return Scheme(dtype, graph.numbers(scales) if graph.is_stored(scales) else None, points, axis)
 
 
 @dataclass(frozen=True)
 class Feed:
-    """How one operand reaches an op.
+    """The way of one operand to an op.
 
     Attributes:
-        int8: whether TensorRT can take it in INT8.
-        text: "INT8", "FP16", or what stands between, such as "UINT8" or "FP32 (Cast after DequantizeLinear)".
+        dtype: type of the operand where the op reads it, such as "fp16"; "" where it is not known.
         dequantize: the DequantizeLinear that it comes through, if any.
+        scheme: the quantization of that node; None without one.
+        between: op after that node that makes the operand float: "Cast", or "Mul" or "Div" for a scale that comes late.
         axis: dimension of the operand, as the op sees it, that several scales run along; None for one scale.
         float_weights: the operand is a float constant behind a QuantizeLinear.
     """
 
-    int8: bool
-    text: str
-    dequantize: Node | None = None
+    dtype: str
+    dequantize: ir.Node | None = None
+    scheme: Scheme | None = None
+    between: str | None = None
     axis: int | None = None
     float_weights: bool = False
 
+    @property
+    def int8(self) -> bool:
+        """Return whether TensorRT can take the operand in INT8."""
+        return self.scheme is not None and self.between is None and self.scheme.is_supported
 
-def feed(graph: Graph, tensor: str) -> Feed:
-    """Follow `tensor` back, over ops that only move data, to a DequantizeLinear.
+    @property
+    def is_scaled_late(self) -> bool:
+        """Return whether a Mul or Div stands between the DequantizeLinear and the op."""
+        return self.between in SCALES
+
+
+def feed(graph: Graph, value: Value) -> Feed:
+    """Follow `value` back, over ops that only move data, to a DequantizeLinear.
 
     A Cast between DequantizeLinear and the op counts as float: the op that TensorRT sees has a float operand that no
     DequantizeLinear makes, and whether it fuses across the Cast is not documented.
     """
-    dtype = graph.dtype(tensor)
-    plain = dtype.upper() or "an unknown type"
-    axis_moves: list[Node] = []
-    between: list[str] = []
-    while (node := graph.producers.get(tensor)) is not None and node.op != DEQUANTIZE:
-        if node.op not in (*MOVES, "Cast", "Mul", "Div") or not node.inputs or not node.inputs[0]:
-            return Feed(False, plain)
-        if node.op in ("Mul", "Div"):
-            if len(node.inputs) != 2 or not any(graph.is_constant(name) for name in node.inputs):
-                return Feed(False, plain)
-            tensor = next((name for name in node.inputs if not graph.is_constant(name)), "")
-        else:
-            tensor = node.inputs[0]
-        if node.op in ("Cast", "Mul", "Div"):
-            between.append(node.op)
-        axis_moves.append(node)
+    dtype, between = graph.dtype(value), None
+    moves: list[ir.Node] = []
+    while (node := graph.producer(value)) is not None and op_of(node) != DEQUANTIZE:
+        op = op_of(node)
+        if op not in (*MOVES, "Cast", *SCALES) or operand(node, 0) is None:
+            return Feed(dtype)
+        value = node.inputs[0]
+        if op in SCALES:
+            if len(node.inputs) != 2 or not any(graph.is_constant(each) for each in node.inputs):
+                return Feed(dtype)
+            value = next((each for each in node.inputs if not graph.is_constant(each)), None)
+        if op not in MOVES:
+            between = op
+        moves.append(node)
     if node is None:
-        return Feed(False, plain)
-    if between:
-        return Feed(False, f"{plain} ({between[-1]} after DequantizeLinear)", node)
-    return _through(graph, node, axis_moves)
+        return Feed(dtype)
+    dequantized = scheme(graph, node)
+    if between is not None:
+        return Feed(dtype, node, dequantized, between)
+    quantize = quantizer_of(graph, node)
+    axis = dequantized.axis
+    for move in reversed(moves):  # from the DequantizeLinear towards the op
+        if axis is not None and op_of(move) == "Transpose":
+            order = permutation(move) or [1, 0]
+            axis = order.index(axis) if axis in order else axis
+    return Feed(dtype, node, dequantized, None, axis, quantize is not None and graph.is_constant(quantize.inputs[0]))
 
 
-def _through(graph: Graph, dequantize: Node, moves: list[Node]) -> Feed:
-    found = scheme(graph, dequantize)
-    quantize = quantizer_of(graph, dequantize)
-    stored = quantize is not None and graph.is_constant(quantize.inputs[0])
-    axis = found.axis
-    for node in reversed(moves):  # from the DequantizeLinear towards the op
-        axis = _moved(node, axis)
-    if found.problem:
-        return Feed(False, found.problem, dequantize, axis, stored)
-    return Feed(True, "INT8", dequantize, axis, stored)
+def quantizer_of(graph: Graph, dequantize: ir.Node) -> ir.Node | None:
+    """Return the QuantizeLinear behind a DequantizeLinear, over ops that only move data; None where there is none."""
+    node = behind_moves(graph, dequantize.inputs[0])
+    return node if node is not None and op_of(node) == QUANTIZE else None
 
 
-def _moved(node: Node, axis: int | None) -> int | None:
-    """Where a Transpose leaves dimension `axis`; other ops are taken to leave it where it is."""
-    if axis is None or node.op != "Transpose":
-        return axis
-    order = list(node.attribute("perm", [])) or [1, 0]
-    return order.index(axis) if axis in order else axis
+def behind_moves(graph: Graph, value: Value) -> ir.Node | None:
+    """Return the node that `value` comes from, over ops that only move data; None for inputs and constants."""
+    node = graph.producer(value)
+    while node is not None and op_of(node) in MOVES:
+        node = graph.producer(node.inputs[0])
+    return node
 
 
-def quantizer_of(graph: Graph, dequantize: Node) -> Node | None:
-    """The QuantizeLinear behind a DequantizeLinear, over ops that only move data; None where there is none."""
-    node = graph.producers.get(dequantize.inputs[0])
-    while node is not None and node.op in MOVES:
-        node = graph.producers.get(node.inputs[0])
-    return node if node is not None and node.op == QUANTIZE else None
-
-
-def users(graph: Graph, tensor: str, passing: tuple[str, ...] = MOVES) -> list[Node]:
-    """The nodes that read `tensor`, those behind ops of `passing` in place of these."""
-    seen: dict[Node, None] = {}
-    waiting = [tensor]
+def users(graph: Graph, value: ir.Value, passing: tuple[str, ...] = MOVES) -> list[ir.Node]:
+    """Return the nodes that read `value`, those behind ops of `passing` in place of these."""
+    seen: dict[ir.Node, None] = {}
+    waiting = [value]
     while waiting:
         for node in graph.readers.get(waiting.pop(), []):
-            if node.op in passing and node not in seen:
-                waiting += [name for name in node.outputs if name]
+            if op_of(node) in passing and node not in seen:
+                waiting += node.outputs
             seen[node] = None
-    return [node for node in seen if node.op not in passing]
+    return [node for node in seen if op_of(node) not in passing]
 
 
-def same_quantization(graph: Graph, first: Node, second: Node) -> bool:
-    """Whether two Q or DQ nodes have equal, stored scales and zero points."""
+def same_quantization(graph: Graph, first: ir.Node, second: ir.Node) -> bool:
+    """Return whether two Q or DQ nodes have equal, stored scales and zero points."""
     one, two = scheme(graph, first), scheme(graph, second)
     if one.scale is None or two.scale is None or one.zero_point is None or two.zero_point is None:
-        return first.inputs[1:] == second.inputs[1:]
+        return list(first.inputs[1:]) == list(second.inputs[1:])
     return (
         one.axis == two.axis
         and one.dtype == two.dtype

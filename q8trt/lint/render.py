@@ -10,11 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from q8trt.lint.blocks import HEAD
-from q8trt.lint.report import Block, Finding, LintReport
+from q8trt.lint.report import HEAD, Block, Finding, LintReport, Part, Place
+from q8trt.lint.rules import LEVELS, Level
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-_FULL = "INT8 x INT8"
 _SHOWN = 3  # of the different things that a rule found
 _ALL_NAMED = ("fp32-leftover",)  # rules that name every node, not the first alone
 
@@ -51,12 +50,12 @@ def verdict(report: LintReport) -> str:
         if total
     ]
     fusable = f"; {cast.fusable_attentions} of {cast.layers} attentions fusable" if cast.layers else ""
-    counts = ", ".join(_plural(report.count(level), level) for level in ("error", "warning", "info"))
+    counts = ", ".join(_plural(report.count(level), level) for level in LEVELS)
     refused = "TensorRT will refuse this file or misread it. " if report.count("error") else ""
     return f"{refused}INT8: {', '.join(parts) or 'nothing to count'}{fusable}; {counts}."
 
 
-def _plural(count: int, level: str) -> str:
+def _plural(count: int, level: Level) -> str:
     name = "note" if level == "info" else level
     return f"{count} {name}{'' if count == 1 else 's'}"
 
@@ -68,59 +67,48 @@ def block_table(blocks: Sequence[Block]) -> Table:
         table.add_column(Text(header), overflow="fold", no_wrap=number in (1, 2, 3, 4))
     rows: dict[tuple[str, tuple[str, ...]], list[Block]] = {}
     for block in blocks:
-        rows.setdefault((block.kind, _cells(block)), []).append(block)
+        rows.setdefault((block.place.kind, _cells(block)), []).append(block)
     for (_, cells), alike in rows.items():
-        table.add_row(*(Text(cell) for cell in (names_of([block.name for block in alike]), *cells)))
+        table.add_row(*(Text(cell) for cell in (names_of([block.place for block in alike]), *cells)))
     return table
 
 
 def _cells(block: Block) -> tuple[str, ...]:
-    gemms = [item.what for item in block.items if "GEMM" in item.label]
-    bmms = [item.what for item in block.items if "BMM" in item.label]
-    adds = [item.what for item in block.items if item.label == "residual Add"]
-    rest = [item.what.split(",")[0].split(" ")[0] for item in block.items if _is_rest(item.label)]
+    int8 = {part: [item.int8 for item in block.items if item.part is part] for part in Part}
+    adds = int8[Part.RESIDUAL]
     return (
-        _share(gemms, _FULL),
-        _share(bmms, _FULL),
-        "INT8" if adds and set(adds) == {"INT8 + INT8"} else "not INT8" if adds else "",
-        "/".join(dict.fromkeys(rest)),
+        _share(int8[Part.GEMM]),
+        _share(int8[Part.BMM]),
+        "INT8" if adds and all(adds) else "not INT8" if adds else "",
+        "/".join(dict.fromkeys(item.dtype for item in block.items if item.dtype)),
         "; ".join(_notes(block)),
     )
 
 
-def _is_rest(label: str) -> bool:
-    return not any(word in label for word in ("GEMM", "BMM", "residual", "attention", "table", "Transpose"))
-
-
-def _share(found: Sequence[str], wanted: str) -> str:
-    return f"{sum(what == wanted for what in found)}/{len(found)}" if found else ""
+def _share(int8: Sequence[bool]) -> str:
+    return f"{sum(int8)}/{len(int8)}" if int8 else ""
 
 
 def _notes(block: Block) -> list[str]:
-    tables = Counter(item.what for item in block.items if item.label.startswith("table"))
+    tables = Counter(item.what for item in block.items if item.part is Part.TABLE)
     notes = [f"{count} {what}{'s' if count > 1 and what.endswith('table') else ''}" for what, count in tables.items()]
-    notes += dict.fromkeys(item.what for item in block.items if item.label == "attention")
-    notes += dict.fromkeys(
-        f"{item.label} {item.what.split(' ', 1)[1].lstrip(', ')}"
-        for item in block.items
-        if item.label in ("LayerNorm", "GELU") and " " in item.what
-    )
-    return [note.replace("  ", " ") for note in notes]
+    notes += dict.fromkeys(item.what for item in block.items if item.part is Part.ATTENTION)
+    notes += dict.fromkeys(f"{item.label} {item.note}" for item in block.items if item.note)
+    return notes
 
 
-def names_of(names: Sequence[str]) -> str:
-    """["layer 0 attention", "layer 1 attention"] -> "layer 0-1 attention"; other names joined by commas."""
-    plain = list(dict.fromkeys(name for name in names if not name.startswith("layer ")))
-    kinds: dict[str, list[int]] = {}
-    for name in names:
-        if name.startswith("layer "):
-            _, number, kind = name.split(" ", 2)
-            kinds.setdefault(kind, []).append(int(number))
-    both: dict[str, list[str]] = {}
-    for kind, numbers in kinds.items():
-        both.setdefault(_ranges(sorted(set(numbers))), []).append(kind)
-    layers = [f"layer {span} {' and '.join(kind)}" for span, kind in both.items()]
-    return ", ".join([*(name for name in plain if name != HEAD), *layers, *(name for name in plain if name == HEAD)])
+def names_of(places: Sequence[Place]) -> str:
+    """Return "layer 0-1 attention" for layers 0 and 1; the names of other places joined by commas, the head last."""
+    layers: dict[str, list[int]] = {}
+    for place in places:
+        if place.layer is not None:
+            layers.setdefault(place.kind, []).append(place.layer)
+    kinds_of: dict[str, list[str]] = {}
+    for kind, numbers in layers.items():
+        kinds_of.setdefault(_ranges(sorted(set(numbers))), []).append(kind)
+    plain = list(dict.fromkeys(place.kind for place in places if place.layer is None))
+    names = [f"layer {span} {' and '.join(kinds)}" for span, kinds in kinds_of.items()]
+    return ", ".join([*(kind for kind in plain if kind != HEAD), *names, *([HEAD] if HEAD in plain else [])])
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -157,11 +145,11 @@ def _lines(group: Sequence[Finding]) -> list[Text]:
     lines = [Text(f"{what} (x{count})" if counted and count > 1 else what) for what, count in whats.most_common(_SHOWN)]
     if len(whats) > _SHOWN:
         lines.append(Text(f"and {len(whats) - _SHOWN} more of the kind"))
-    if blocks := list(dict.fromkeys(finding.block for finding in group if finding.block)):
-        nodes = list(dict.fromkeys(finding.node for finding in group if finding.block))
+    if places := list(dict.fromkeys(finding.place for finding in group if finding.place)):
+        nodes = list(dict.fromkeys(finding.node for finding in group if finding.place))
         every = len(nodes) == 1 or group[0].rule in _ALL_NAMED
         named = ", ".join(nodes) if every else f"first: {nodes[0]}"
-        lines.append(Text(f"in {names_of(blocks)}; {named}", style="dim"))
+        lines.append(Text(f"in {names_of(places)}; {named}", style="dim"))
     lines.append(Text.assemble(("why: ", "italic"), group[0].why))
     lines.append(Text.assemble(("fix: ", "italic"), group[0].fix))
     return lines

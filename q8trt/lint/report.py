@@ -1,22 +1,19 @@
-"""What the linter takes and gives: plain frozen dataclasses, ready for JSON."""
+"""The linter's configuration and its report: plain frozen dataclasses, ready for JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from q8trt.errors import ConfigError
-from q8trt.lint.rules import RULES
-
-#: From worst to mildest. error: TensorRT refuses the graph, or computes something else than it says; warning: slower, larger
-#: or less accurate than it could be; info: worth knowing.
-LEVELS = ("error", "warning", "info")
+from q8trt.lint.rules import LEVELS, RULES, Level
 
 
 @dataclass(frozen=True)
 class LintConfig:
-    """What the linter is told beside the file.
+    """Facts about the engine that the file does not hold.
 
     Attributes:
         max_shapes: the largest (batch, sequence) of the engine's optimization profiles; None where there is no profile.
@@ -32,22 +29,71 @@ class LintConfig:
             raise ConfigError(f"max_shapes must be a positive batch and sequence; got {self.max_shapes}")
 
 
+EMBEDDINGS, HEAD = "embeddings", "head"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A block of the model: "embeddings", "head" or "model", or "attention" or "feed-forward" of a numbered layer."""
+
+    kind: str
+    layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the name, such as "layer 0 attention"."""
+        return self.kind if self.layer is None else f"layer {self.layer} {self.kind}"
+
+
+class Part(Enum):
+    """The kinds of parts that a block has."""
+
+    TABLE = auto()
+    GEMM = auto()
+    BMM = auto()
+    KEY_TRANSPOSE = auto()
+    SOFTMAX = auto()
+    ATTENTION = auto()
+    RESIDUAL = auto()
+    NORM = auto()
+    GELU = auto()
+    ACTIVATION = auto()
+
+
 @dataclass(frozen=True)
 class Item:
-    """One part of a block: its `label` ("query GEMM"), the `node`, and `what` it does ("INT8 x INT8")."""
+    """One part of a block.
 
+    Attributes:
+        part: its kind.
+        label: its name in the block, such as "query GEMM".
+        node: the node.
+        what: a few words on what it does, such as "INT8 x INT8".
+        int8: whether it runs in INT8.
+        dtype: the float type that it runs in, such as "FP16"; "" for parts that may run in INT8.
+        note: what is unusual about it, such as "in 9 ops".
+    """
+
+    part: Part
     label: str
     node: str
     what: str
+    int8: bool = False
+    dtype: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of the model: `name` as in "layer 0 attention", `kind` the same without the number, its items in order."""
+    """A block of the model and its items in order."""
 
-    name: str
-    kind: str
+    place: Place
     items: list[Item]
+
+    @property
+    def name(self) -> str:
+        """Return the name of its place."""
+        return self.place.name
 
 
 @dataclass(frozen=True)
@@ -57,31 +103,36 @@ class Finding:
     Attributes:
         rule: stable id, a key of `q8trt.lint.rules.RULES`.
         level: one of LEVELS.
-        block: the block that it is in; "" for the graph as a whole.
+        place: the block that it is in; None for the graph as a whole.
         node: the node; "" for the graph as a whole.
-        what: what is so.
+        what: the facts, in a few words.
     """
 
     rule: str
-    level: str
-    block: str
+    level: Level
+    place: Place | None
     node: str
     what: str
 
     @property
+    def block(self) -> str:
+        """Return the name of its place; "" for the graph as a whole."""
+        return "" if self.place is None else self.place.name
+
+    @property
     def why(self) -> str:
-        """Why it matters for TensorRT."""
+        """Return why it matters for TensorRT."""
         return RULES[self.rule].why
 
     @property
     def fix(self) -> str:
-        """How to put it right, in one line."""
+        """Return how to fix it, in one line."""
         return RULES[self.rule].fix
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What TensorRT is expected to run, counted in the graph.
+    """The work that TensorRT is expected to run, counted in the graph.
 
     A *compute op* is a node that does arithmetic on activations: GEMM, BMM, Add (of biases, residuals or the mask), Mul, Div,
     Softmax, LayerNormalization, Gelu and so on; the nodes of a decomposed LayerNorm or GELU count one each. None are: Q/DQ,
@@ -132,14 +183,14 @@ class Forecast:
 
 @dataclass(frozen=True)
 class LintReport:
-    """What the linter says of one file.
+    """The linter's report on one file.
 
     Attributes:
         path: the ONNX file.
-        producer: what wrote it.
+        producer: the program that wrote it.
         opset: version of ONNX's operators.
         max_shapes: the (batch, sequence) that it was judged for; None where none was given.
-        forecast: what TensorRT is expected to run, in numbers.
+        forecast: the expected work, in numbers.
         blocks: embeddings, layers and head, in order.
         findings: the worst first, then in the order of the graph.
     """
@@ -153,21 +204,37 @@ class LintReport:
     findings: list[Finding]
 
     @property
-    def worst(self) -> str | None:
-        """The worst level among the findings; None where there are none."""
+    def worst(self) -> Level | None:
+        """Return the worst level among the findings; None where there are none."""
         return next((level for level in LEVELS if self.count(level)), None)
 
-    def count(self, level: str) -> int:
-        """How many findings are of this level."""
+    def count(self, level: Level) -> int:
+        """Return how many findings are of this level."""
         return sum(finding.level == level for finding in self.findings)
 
-    def reaches(self, level: str) -> bool:
-        """Whether a finding is at `level` or worse."""
+    def reaches(self, level: Level) -> bool:
+        """Return whether a finding is at `level` or worse."""
         return any(self.count(each) for each in LEVELS[: LEVELS.index(level) + 1])
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain data; each finding with why it matters and how to fix it."""
-        data = dataclasses.asdict(self)
-        data["worst"] = self.worst
-        data["findings"] = [{**dataclasses.asdict(each), "why": each.why, "fix": each.fix} for each in self.findings]
-        return data
+        """Return the report as plain data; each finding with why it matters and how to fix it."""
+        return {
+            "path": self.path,
+            "producer": self.producer,
+            "opset": self.opset,
+            "max_shapes": self.max_shapes,
+            "forecast": dataclasses.asdict(self.forecast),
+            "blocks": [
+                {
+                    "name": block.name,
+                    "kind": block.place.kind,
+                    "items": [{"label": each.label, "node": each.node, "what": each.what} for each in block.items],
+                }
+                for block in self.blocks
+            ],
+            "findings": [
+                {key: getattr(each, key) for key in ("rule", "level", "block", "node", "what", "why", "fix")}
+                for each in self.findings
+            ],
+            "worst": self.worst,
+        }

@@ -1,4 +1,4 @@
-"""The linter's rules: stable id -> why it matters for TensorRT, what to do, and where that is written.
+"""The linter's rules: stable id -> why it matters for TensorRT, how to fix it, and the source of both.
 
 Sources: TRT is NVIDIA's TensorRT documentation (docs.nvidia.com/deeplearning/tensorrt) by section; T#n is issue n of
 NVIDIA/TensorRT, MO#n of NVIDIA/Model-Optimizer. "Built" means tried with TensorRT-RTX 1.7.1. What no source states is worded so.
@@ -7,6 +7,13 @@ NVIDIA/TensorRT, MO#n of NVIDIA/Model-Optimizer. "Built" means tried with Tensor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+#: error: TensorRT refuses the graph, or computes something else than it says; warning: slower, larger or less accurate than it
+#: could be; info: worth knowing.
+Level = Literal["error", "warning", "info"]
+#: From worst to mildest.
+LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 
 
 @dataclass(frozen=True)
@@ -282,3 +289,19 @@ RULES = {
         "this linter",
     ),
 }
+
+#: Rules that are errors, and those that are for information; all others are warnings. A check may say otherwise of a case.
+_ERRORS = (
+    "unsupported-op", "unsupported-type", "mixed-types", "contradiction", "scale-count", "scale-axis", "zero-point-count",
+    "scale-type", "quantized-type", "zero-point", "unsigned-integers", "int32-dequantize", "scale-not-positive",
+    "gather-before-dequantize",
+)  # fmt: skip
+_NOTES = (
+    "scales-unchecked", "not-quantized", "weights-per-tensor", "decomposed-gelu", "embedding-float", "int64-input",
+    "dynamic-shapes", "not-recognised", "attention-float-type",
+)  # fmt: skip
+
+
+def level_of(rule: str) -> Level:
+    """Return the usual level of a rule."""
+    return "error" if rule in _ERRORS else "info" if rule in _NOTES else "warning"

@@ -1,73 +1,74 @@
-"""The parts of a transformer found in a graph by its structure, whatever its nodes are called.
+"""The parts of a transformer, recognized by the structure of the graph, whatever its nodes are called.
 
 A GEMM has one constant operand, a BMM none. Attention is a Softmax between two BMMs. A residual Add joins two activations and
-feeds a LayerNorm. From their order follow the layers (`q8trt.lint.blocks`).
+feeds a LayerNorm. The layers follow from their order (`q8trt.lint.blocks`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
 
-from q8trt.lint.graph import Graph, Node, is_table_lookup
-from q8trt.lint.quantizers import DEQUANTIZE, MOVES, QUANTIZE, Feed, feed
+import onnx_ir as ir
 
+from q8trt.lint.graph import Graph, Value, integer, is_table_lookup, op_of, operand
+from q8trt.lint.quantizers import DEQUANTIZE, MOVES, QUANTIZE, SCALES, Feed, feed
+
+#: Products that TensorRT has.
+PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 #: Op -> positions of its two operands.
 OPERANDS = {
-    "MatMul": (0, 1), "Gemm": (0, 1), "Conv": (0, 1), "ConvTranspose": (0, 1), "MatMulInteger": (0, 1),
-    "ConvInteger": (0, 1), "QLinearMatMul": (0, 3), "QLinearConv": (0, 3), "com.microsoft.QGemm": (0, 3),
-    "com.microsoft.FusedMatMul": (0, 1), "com.microsoft.MatMulIntegerToFloat": (0, 1),
-    "com.microsoft.DynamicQuantizeMatMul": (0, 1), "com.microsoft.MatMulNBits": (0, 1),
+    **dict.fromkeys(PRODUCTS, (0, 1)), "MatMulInteger": (0, 1), "ConvInteger": (0, 1), "QLinearMatMul": (0, 3),
+    "QLinearConv": (0, 3), "com.microsoft.QGemm": (0, 3), "com.microsoft.FusedMatMul": (0, 1),
+    "com.microsoft.MatMulIntegerToFloat": (0, 1), "com.microsoft.DynamicQuantizeMatMul": (0, 1),
+    "com.microsoft.MatMulNBits": (0, 1),
 }  # fmt: skip
-ACTIVATIONS = (
-    "Gelu", "Erf", "Tanh", "Relu", "Sigmoid", "Elu", "LeakyRelu", "HardSwish", "HardSigmoid", "Softplus", "Mish", "Celu",
-    "Selu", "PRelu", "com.microsoft.Gelu", "com.microsoft.FastGelu", "com.microsoft.BiasGelu", "com.microsoft.QuickGelu",
-)  # fmt: skip
 GELUS = ("Gelu", "com.microsoft.Gelu", "com.microsoft.FastGelu", "com.microsoft.BiasGelu", "com.microsoft.QuickGelu")
-#: What may lie on the way from a BMM to Softmax and on to the next BMM without changing what it is.
+ACTIVATIONS = (
+    *GELUS, "Erf", "Tanh", "Relu", "Sigmoid", "Elu", "LeakyRelu", "HardSwish", "HardSigmoid", "Softplus", "Mish", "Celu", "Selu",
+    "PRelu",
+)  # fmt: skip
+#: What may be on the way from a BMM to Softmax and on to the next BMM without changing what it is.
 _PASS = (*MOVES, "Cast", QUANTIZE, DEQUANTIZE)
 
 
 @dataclass(frozen=True)
 class Product:
-    """A GEMM (one constant operand; Conv counts as one) or BMM (none), and how its operands reach it."""
+    """A GEMM (one constant operand, `weight`; Conv counts as one) or BMM (none), and how its operands reach it."""
 
-    node: Node
+    node: ir.Node
     left: Feed
     right: Feed
-    weight: str = ""
+    weight: Value = None
 
     @property
     def int8(self) -> bool:
-        """Whether both sides are fed INT8, with scales that can be taken out of the sum."""
+        """Return whether both sides are fed INT8, with scales that can be taken out of the sum."""
         return self.left.int8 and self.right.int8 and not self.wrong_axis and not self.scaled_by_channel
 
     @property
+    def is_supported(self) -> bool:
+        """Return whether TensorRT has the op."""
+        return op_of(self.node) in PRODUCTS
+
+    @property
     def wrong_axis(self) -> bool:
-        """Whether the weight's scales run along the dimension that is summed over."""
-        return bool(self.weight) and self.right.axis is not None and self.right.axis != self.output_axis
+        """Return whether the weight's scales run along the dimension that is summed over."""
+        return self.weight is not None and self.right.axis is not None and self.right.axis != self.output_axis
 
     @property
     def scaled_by_channel(self) -> bool:
-        """Whether an activation has several scales, which TensorRT offers for weights alone."""
-        return self.left.axis is not None or (not self.weight and self.right.axis is not None)
+        """Return whether an activation has several scales, which TensorRT offers for weights alone."""
+        return self.left.axis is not None or (self.weight is None and self.right.axis is not None)
 
     @property
     def output_axis(self) -> int:
-        """The dimension of the weight, as stored for this op, that becomes the output's channels."""
-        if self.node.op == "MatMul":
-            return 1
-        if self.node.op == "Gemm":
-            return 0 if self.node.attribute("transB", 0) else 1
-        return 1 if self.node.op == "ConvTranspose" else 0
-
-    @property
-    def text(self) -> str:
-        """Such as "INT8 x INT8"."""
-        if self.node.op not in ("MatMul", "Gemm", "Conv", "ConvTranspose"):
-            return f"{self.node.op}, which TensorRT lacks"
-        note = " (scales along the summed dimension)" if self.wrong_axis else ""
-        note = " (activation scaled by channel)" if self.scaled_by_channel else note
-        return f"{self.left.text} x {self.right.text}{note}"
+        """Return the dimension of the weight, as stored for this op, that becomes the output's channels."""
+        op = op_of(self.node)
+        if op == "Gemm":
+            return 0 if integer(self.node, "transB", 0) else 1
+        return 1 if op in ("MatMul", "ConvTranspose") else 0
 
 
 @dataclass(frozen=True)
@@ -83,25 +84,24 @@ class Attention:
         quantized_scores: Q/DQ nodes there.
     """
 
-    softmax: Node
+    softmax: ir.Node
     scores: Product | None
     context: Product | None
-    scales: tuple[Node, ...] = ()
-    masks: tuple[Node, ...] = ()
-    quantized_scores: tuple[Node, ...] = ()
+    scales: tuple[ir.Node, ...] = ()
+    masks: tuple[ir.Node, ...] = ()
+    quantized_scores: tuple[ir.Node, ...] = ()
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm: one op, or `nodes` that compute it step by step. `input` is the normalized tensor."""
+    """A LayerNorm: one op, or `nodes` that compute it step by step. `input` is the normalized value."""
 
-    nodes: tuple[Node, ...]
-    input: str
-    output: str
+    nodes: tuple[ir.Node, ...]
+    input: Value
 
     @property
     def decomposed(self) -> bool:
-        """Whether it is spelled out in several ops."""
+        """Return whether it is spelled out in several ops."""
         return len(self.nodes) > 1
 
 
@@ -109,96 +109,93 @@ class Norm:
 class Residual:
     """An Add of two activations that a LayerNorm reads."""
 
-    node: Node
+    node: ir.Node
     left: Feed
     right: Feed
 
     @property
     def int8(self) -> bool:
-        """Whether both inputs are INT8."""
+        """Return whether both inputs are INT8."""
         return self.left.int8 and self.right.int8
+
+
+class Table(Enum):
+    """The form in which an embedding table is stored."""
+
+    INT8 = "DequantizeLinear -> Gather"
+    GATHERED = "Gather -> DequantizeLinear"
+    QUANTIZED = "a float table behind a QuantizeLinear"
+    FLOAT = "a float table"
+    OTHER = "integers that TensorRT does not run as INT8"
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Rows gathered from a constant table.
+    """Rows gathered from the constant `table` by `node`; `feed` is the way of the table to it."""
 
-    Attributes:
-        node: the Gather.
-        table: the stored table.
-        how: "int8" (DequantizeLinear -> Gather), "gathered" (Gather -> DequantizeLinear), "quantized" (a float table behind
-            a QuantizeLinear), "float" or what stands against INT8, such as "UINT8".
-    """
-
-    node: Node
-    table: str
-    how: str
+    node: ir.Node
+    table: Value
+    kind: Table
+    feed: Feed
 
 
-@dataclass
+@dataclass(frozen=True)
 class Structure:
-    """What was found, each kind in the order of the graph."""
+    """The recognized parts, each kind in the order of the graph. A GELU is its nodes."""
 
-    gemms: list[Product] = field(default_factory=list)
-    bmms: list[Product] = field(default_factory=list)
-    attentions: list[Attention] = field(default_factory=list)
-    norms: list[Norm] = field(default_factory=list)
-    gelus: list[tuple[Node, ...]] = field(default_factory=list)
-    residuals: list[Residual] = field(default_factory=list)
-    embeddings: list[Embedding] = field(default_factory=list)
+    gemms: Sequence[Product]
+    bmms: Sequence[Product]
+    attentions: Sequence[Attention]
+    norms: Sequence[Norm]
+    gelus: Sequence[tuple[ir.Node, ...]]
+    residuals: Sequence[Residual]
+    embeddings: Sequence[Embedding]
 
 
 def find_structure(graph: Graph) -> Structure:
     """Recognize the parts of `graph`; what is not recognized is left out."""
-    found = Structure()
-    for node in graph.nodes:
-        if node.op in OPERANDS and graph.streams_in(node):
-            product = _product(graph, node)
-            (found.gemms if product.weight else found.bmms).append(product)
-        elif is_table_lookup(graph, node):
-            found.embeddings.append(_embedding(graph, node))
-    bmms = {bmm.node: bmm for bmm in found.bmms}
-    found.attentions = [
-        _attention(graph, node, bmms) for node in graph.nodes if node.op == "Softmax" and graph.streams_in(node)
-    ]
-    found.norms = _norms(graph)
-    found.gelus = _gelus(graph)
-    found.residuals = _residuals(graph, found)
-    return found
+    products = [_product(graph, node) for node in graph.nodes_of(*OPERANDS) if graph.streams_in(node)]
+    bmms = {product.node: product for product in products if product.weight is None}
+    norms = _norms(graph)
+    return Structure(
+        gemms=[product for product in products if product.weight is not None],
+        bmms=list(bmms.values()),
+        attentions=[_attention(graph, node, bmms) for node in graph.nodes_of("Softmax") if graph.streams_in(node)],
+        norms=norms,
+        gelus=_gelus(graph),
+        residuals=_residuals(graph, {product.node for product in products}, norms),
+        embeddings=[_embedding(graph, node) for node in graph.nodes_of("Gather") if is_table_lookup(graph, node)],
+    )
 
 
-def _product(graph: Graph, node: Node) -> Product:
-    left, right = (node.input(position) for position in OPERANDS[node.op])
+def _product(graph: Graph, node: ir.Node) -> Product:
+    left, right = (operand(node, position) for position in OPERANDS[op_of(node)])
     if graph.is_constant(left) and not graph.is_constant(right):
         left, right = right, left
-    weight = right if graph.is_constant(right) else ""
-    return Product(node, feed(graph, left), feed(graph, right), weight)
+    return Product(node, feed(graph, left), feed(graph, right), right if graph.is_constant(right) else None)
 
 
-def _attention(graph: Graph, softmax: Node, bmms: dict[Node, Product]) -> Attention:
+def _attention(graph: Graph, softmax: ir.Node, bmms: dict[ir.Node, Product]) -> Attention:
     way = _back_to_product(graph, softmax.inputs[0], bmms)
     context = _forward_to_product(graph, softmax.outputs[0], bmms)
     if way is None:
         return Attention(softmax, None, context)
     first, *between = way
-    return Attention(
-        softmax,
-        bmms[first],
-        context,
-        tuple(node for node in between if node.op in ("Mul", "Div")),
-        tuple(node for node in between if node.op in ("Add", "Sub", "Where")),
-        tuple(node for node in between if node.op in (QUANTIZE, DEQUANTIZE)),
-    )
+
+    def of(*ops: str) -> tuple[ir.Node, ...]:
+        return tuple(node for node in between if op_of(node) in ops)
+
+    return Attention(softmax, bmms[first], context, of(*SCALES), of("Add", "Sub", "Where"), of(QUANTIZE, DEQUANTIZE))
 
 
-def _back_to_product(graph: Graph, tensor: str, bmms: dict[Node, Product]) -> list[Node] | None:
-    """The BMM that `tensor` comes from and the nodes after it; None where the way leads elsewhere."""
-    reader_of: dict[Node, Node | None] = {}
-    waiting: list[tuple[str, Node | None]] = [(tensor, None)]
+def _back_to_product(graph: Graph, value: Value, bmms: dict[ir.Node, Product]) -> list[ir.Node] | None:
+    """Return the BMM that `value` comes from and the nodes after it; None where the way leads elsewhere."""
+    reader_of: dict[ir.Node, ir.Node | None] = {}
+    waiting: list[tuple[Value, ir.Node | None]] = [(value, None)]
     while waiting:
-        name, reader = waiting.pop()
-        node = graph.producers.get(name)
-        if node is None or node in reader_of or name not in graph.stream:
+        value, reader = waiting.pop()
+        node = graph.producer(value)
+        if node is None or node in reader_of or value not in graph.stream:
             continue
         reader_of[node] = reader
         if node in bmms:
@@ -206,118 +203,117 @@ def _back_to_product(graph: Graph, tensor: str, bmms: dict[Node, Product]) -> li
             while (following := reader_of[way[-1]]) is not None:
                 way.append(following)
             return way
-        if node.op in _PASS:
-            waiting.append((node.inputs[0], node))
-        elif node.op in ("Mul", "Div", "Add", "Sub", "Where", "Clip", "Max", "Min"):
+        if op_of(node) in _PASS:
+            waiting.append((operand(node, 0), node))
+        elif op_of(node) in (*SCALES, "Add", "Sub", "Where", "Clip", "Max", "Min"):
             waiting += [(each, node) for each in reversed(graph.streams_in(node))]
     return None
 
 
-def _forward_to_product(graph: Graph, tensor: str, bmms: dict[Node, Product]) -> Product | None:
-    """The first BMM that reads `tensor`, also behind casts, Q/DQ and the Where that clears NaN."""
-    waiting, seen = [tensor], set()
+def _forward_to_product(graph: Graph, value: ir.Value, bmms: dict[ir.Node, Product]) -> Product | None:
+    """Return the first BMM that reads `value`, also behind casts, Q/DQ and the Where that clears NaN."""
+    waiting, seen = [value], set()
     while waiting:
         for node in graph.readers.get(waiting.pop(0), []):
             if node in bmms:
                 return bmms[node]
-            if node.op in (*_PASS, "Where", "Mul") and node not in seen:
+            if op_of(node) in (*_PASS, "Where", "Mul") and node not in seen:
                 seen.add(node)
-                waiting += [name for name in node.outputs if name]
+                waiting += node.outputs
     return None
 
 
 def _norms(graph: Graph) -> list[Norm]:
-    found = []
-    for node in graph.nodes:
-        if node.op == "LayerNormalization" and graph.streams_in(node):
-            found.append(Norm((node,), node.inputs[0], node.outputs[0]))
-        elif node.op == "Div" and (norm := _decomposed_norm(graph, node)) is not None:
-            found.append(norm)
-    return found
+    norms = []
+    for node in graph.nodes_of("LayerNormalization", "Div"):
+        if op_of(node) == "Div":
+            norms += [norm] if (norm := _decomposed_norm(graph, node)) else []
+        elif graph.streams_in(node):
+            norms.append(Norm((node,), node.inputs[0]))
+    return norms
 
 
-def _decomposed_norm(graph: Graph, divide: Node) -> Norm | None:
-    """ReduceMean -> Sub -> Pow (or Mul) -> ReduceMean -> Add -> Sqrt -> Div (-> Mul -> Add), recognized at the Div."""
-    center, root = (_made_by(graph, name) for name in divide.inputs)
-    if center is None or root is None or (center.op, root.op) != ("Sub", "Sqrt"):
+def _decomposed_norm(graph: Graph, divide: ir.Node) -> Norm | None:
+    """Return ReduceMean -> Sub -> Pow (or Mul) -> ReduceMean -> Add -> Sqrt -> Div (-> Mul -> Add), given the Div."""
+    center, root = (_producer(graph, value) for value in divide.inputs)
+    if center is None or root is None or (op_of(center), op_of(root)) != ("Sub", "Sqrt"):
         return None
-    mean, shifted = _made_by(graph, center.inputs[1]), _made_by(graph, root.inputs[0])
-    if mean is None or mean.op != "ReduceMean" or shifted is None or shifted.op != "Add":
+    mean, shifted = _producer(graph, center.inputs[1]), _producer(graph, root.inputs[0])
+    if mean is None or op_of(mean) != "ReduceMean" or shifted is None or op_of(shifted) != "Add":
         return None
-    variance = next((node for node in (_made_by(graph, name) for name in shifted.inputs) if node is not None), None)
-    if variance is None or variance.op != "ReduceMean":
+    variance = next((node for value in shifted.inputs if (node := _producer(graph, value)) is not None), None)
+    if variance is None or op_of(variance) != "ReduceMean":
         return None
-    square = _made_by(graph, variance.inputs[0])
-    if square is None or square.op not in ("Pow", "Mul"):
+    square = _producer(graph, variance.inputs[0])
+    if square is None or op_of(square) not in ("Pow", "Mul"):
         return None
     nodes = [mean, center, square, variance, shifted, root, divide]
     for op in ("Mul", "Add"):
         reader = graph.reader(nodes[-1].outputs[0])
-        if reader is not None and reader.op == op and any(graph.is_constant(name) for name in reader.inputs):
+        if reader is not None and op_of(reader) == op and any(graph.is_constant(value) for value in reader.inputs):
             nodes.append(reader)
-    return Norm(tuple(nodes), center.inputs[0], nodes[-1].outputs[0])
+    return Norm(tuple(nodes), center.inputs[0])
 
 
-def _made_by(graph: Graph, tensor: str) -> Node | None:
-    """The producer of a tensor, a Cast skipped."""
-    node = graph.producers.get(tensor)
-    return graph.producers.get(node.inputs[0]) if node is not None and node.op == "Cast" else node
+def _producer(graph: Graph, value: Value) -> ir.Node | None:
+    """Return the producer of a value, a Cast skipped."""
+    node = graph.producer(value)
+    return graph.producer(node.inputs[0]) if node is not None and op_of(node) == "Cast" else node
 
 
-def _gelus(graph: Graph) -> list[tuple[Node, ...]]:
-    """GELU as one op, or the Erf or Tanh of its formula with the Add of 1 and the Mul that follow."""
-    found: list[tuple[Node, ...]] = []
-    for node in graph.nodes:
-        if node.op in GELUS and graph.streams_in(node):
-            found.append((node,))
-        elif node.op in ("Erf", "Tanh") and graph.streams_in(node):
+def _gelus(graph: Graph) -> list[tuple[ir.Node, ...]]:
+    """Return GELU as one op, or the Erf or Tanh of its formula with the Add of 1 and the Mul that follow."""
+    gelus: list[tuple[ir.Node, ...]] = []
+    for node in graph.nodes_of(*GELUS, "Erf", "Tanh"):
+        if not graph.streams_in(node):
+            continue
+        if op_of(node) in GELUS:
+            gelus.append((node,))
+        else:
             plus = graph.reader(node.outputs[0])
-            if plus is not None and plus.op == "Add" and 1.0 in [graph.scalar(name) for name in plus.inputs]:
+            if plus is not None and op_of(plus) == "Add" and 1.0 in [graph.scalar(value) for value in plus.inputs]:
                 times = graph.reader(plus.outputs[0])
-                found.append((node, plus, *([times] if times is not None and times.op == "Mul" else [])))
-    return found
+                gelus.append((node, plus, *([times] if times is not None and op_of(times) == "Mul" else [])))
+    return gelus
 
 
-def _residuals(graph: Graph, found: Structure) -> list[Residual]:
-    heads = {norm.nodes[0]: norm for norm in found.norms}
-    products = {product.node for product in (*found.gemms, *found.bmms)}
-    heavy: set[str] = set()  # tensors that come from a GEMM
+def _residuals(graph: Graph, products: set[ir.Node], norms: Sequence[Norm]) -> list[Residual]:
+    heads = {norm.nodes[0]: norm for norm in norms}
+    heavy: set[Value] = set()  # values that come from a GEMM
     for node in graph.nodes:
-        if node in products or any(name in heavy for name in node.inputs):
-            heavy.update(node.outputs)
+        if node in products or any(value in heavy for value in node.inputs):
+            heavy.update(value for value in node.outputs if value.name)
     return [
-        Residual(node, *(feed(graph, name) for name in node.inputs))
-        for node in graph.nodes
-        if node.op == "Add"
-        and all(name in graph.stream and not graph.is_constant(name) for name in node.inputs)
-        and any(name in heavy for name in node.inputs)
+        Residual(node, *(feed(graph, value) for value in node.inputs))
+        for node in graph.nodes_of("Add")
+        if all(value in graph.stream and not graph.is_constant(value) for value in node.inputs)
+        and any(value in heavy for value in node.inputs)
         and _feeds_norm(graph, node, heads)
     ]
 
 
-def _feeds_norm(graph: Graph, add: Node, heads: dict[Node, Norm]) -> bool:
-    """Whether a LayerNorm reads the sum: at once, or behind a constant factor per channel, a cast or Q/DQ."""
+def _feeds_norm(graph: Graph, add: ir.Node, heads: dict[ir.Node, Norm]) -> bool:
+    """Return whether a LayerNorm reads the sum: at once, or behind a constant factor per channel, a cast or Q/DQ."""
     waiting, seen = [add.outputs[0]], set()
     while waiting:
-        tensor = waiting.pop()
-        for node in graph.readers.get(tensor, []):
-            if node in heads and heads[node].input == tensor:
+        value = waiting.pop()
+        for node in graph.readers.get(value, []):
+            if node in heads and heads[node].input is value:
                 return True
-            scaled = node.op in ("Mul", "Div") and any(graph.is_constant(name) for name in node.inputs)
-            if (node.op in _PASS or scaled) and node not in seen:
+            scaled = op_of(node) in SCALES and any(graph.is_constant(each) for each in node.inputs)
+            if (op_of(node) in _PASS or scaled) and node not in seen:
                 seen.add(node)
-                waiting += [name for name in node.outputs if name]
+                waiting += node.outputs
     return False
 
 
-def _embedding(graph: Graph, node: Node) -> Embedding:
-    table = feed(graph, node.inputs[0])
-    if table.dequantize is None:
-        gathered = [reader for reader in graph.readers.get(node.outputs[0], []) if reader.op == DEQUANTIZE]
-        how = "gathered" if gathered else "float"
-        return Embedding(node, graph.source(node.inputs[0]), how)
-    origin = graph.source(table.dequantize.inputs[0])
-    if table.float_weights:
-        quantize = graph.producers[origin]
-        return Embedding(node, graph.source(quantize.inputs[0]), "quantized" if table.int8 else table.text)
-    return Embedding(node, origin, "int8" if table.int8 else table.text)
+def _embedding(graph: Graph, node: ir.Node) -> Embedding:
+    way = feed(graph, node.inputs[0])
+    if way.dequantize is None:
+        gathered = any(op_of(reader) == DEQUANTIZE for reader in graph.readers.get(node.outputs[0], []))
+        return Embedding(node, graph.origin(node.inputs[0]), Table.GATHERED if gathered else Table.FLOAT, way)
+    table, kind = graph.origin(way.dequantize.inputs[0]), Table.INT8
+    if way.float_weights:
+        quantize = graph.producer(table)
+        table, kind = graph.origin(quantize.inputs[0]) if quantize else table, Table.QUANTIZED
+    return Embedding(node, table, kind if way.int8 else Table.OTHER, way)

@@ -44,20 +44,20 @@ def work_of_onnx(path: str | Path) -> Work | None:
     Raises:
         EngineError: the file is missing or no ONNX file.
     """
-    from q8trt.lint.graph import read_graph
+    from q8trt.lint.graph import operand, read_graph
     from q8trt.lint.structure import find_structure
 
     graph = read_graph(path)
-    found = find_structure(graph)
+    parts = find_structure(graph)
     weights = width = 0
-    for gemm in found.gemms:
+    for gemm in parts.gemms:
         output = graph.shape(gemm.node.outputs[0])
         if output is None or not graph.size(gemm.weight):
             return None
         if len(output) == 3:  # (batch, sequence, channels): each token; pooler and head have (batch, channels)
             weights += graph.size(gemm.weight)
-    for attention in found.attentions:
-        values = graph.shape(attention.context.node.inputs[1]) if attention.context else None
+    for attention in parts.attentions:
+        values = graph.shape(operand(attention.context.node, 1)) if attention.context else None
         if values is None or len(values) != 4 or values[1] is None or values[3] is None:
             return None
         width += values[1] * values[3]  # (batch, heads, sequence, head size)
