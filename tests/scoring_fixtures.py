@@ -15,7 +15,7 @@ from typing import Any
 from q8trt.engine.manifest import MANIFEST_FILE, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.errors import InterruptedRunError
 from q8trt.inference.answers import Answer
-from q8trt.inference.batching import Limits
+from q8trt.inference.batching import BatchLimits
 from q8trt.inference.files import ScoringConfig, Summary, job, score_file
 from q8trt.quantization.precision import Precision
 
@@ -45,7 +45,7 @@ class StandIn:
 
     folder: Path
     manifest: Manifest = field(default_factory=manifest)
-    limits: Limits = field(default_factory=lambda: Limits(16, (8, 16), 32))
+    limits: BatchLimits = field(default_factory=lambda: BatchLimits(16, (8, 16), 32))
     backend: str = "stand-in"
     device: str = "cpu"
     truncated: int = 0

@@ -27,7 +27,7 @@ from q8trt.engine.preflight import Problem
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.hardware.gpu import Gpu
 from q8trt.inference import opening
-from q8trt.inference.batching import Limits, in_parallel, limits
+from q8trt.inference.batching import BatchLimits, batch_limits, in_parallel
 from q8trt.inference.opening import choose
 from q8trt.inference.pool import RunnerPool
 from q8trt.quantization.precision import Precision
@@ -89,7 +89,7 @@ def test_texts_run_on_the_plan_in_the_order_given(folder: Path, fake: types.Simp
         np.testing.assert_allclose(
             engine.logits(TEXTS), np.stack([expected(text) for text in TEXTS]) * scale, rtol=1e-5
         )
-        assert engine.limits == Limits(16, (16,), 4)
+        assert engine.limits == BatchLimits(16, (16,), 4)
     assert nothing_left(fake)
 
 
@@ -191,37 +191,37 @@ def plan(*profiles: ShapeProfile, trained: int = 128) -> Manifest:
 @pytest.mark.parametrize(
     ("profiles", "trained", "found"),
     [
-        ([ShapeProfile()], 128, Limits(128, (16, 32, 64, 128), 32)),
-        (bucket_profiles((32, 64, 128), 8, 64), 128, Limits(128, (16, 32, 64, 128), 32)),
-        ([ShapeProfile((1, 64), (8, 128), (16, 128))], 128, Limits(128, (64, 128), 16)),
-        ([ShapeProfile((8, 128), (8, 128), (8, 128))], 128, Limits(128, (128,), 8, 8)),
-        ([ShapeProfile((1, 256), (8, 256), (8, 256))], 128, Limits(128, (256,), 8)),
-        ([ShapeProfile((1, 1), (8, 48), (8, 48))], 128, Limits(48, (16, 32, 48), 8)),
-        ([ShapeProfile((1, 1), (8, 200), (8, 200))], 128, Limits(128, (16, 32, 64, 128), 8)),
+        ([ShapeProfile()], 128, BatchLimits(128, (16, 32, 64, 128), 32)),
+        (bucket_profiles((32, 64, 128), 8, 64), 128, BatchLimits(128, (16, 32, 64, 128), 32)),
+        ([ShapeProfile((1, 64), (8, 128), (16, 128))], 128, BatchLimits(128, (64, 128), 16)),
+        ([ShapeProfile((8, 128), (8, 128), (8, 128))], 128, BatchLimits(128, (128,), 8, 8)),
+        ([ShapeProfile((1, 256), (8, 256), (8, 256))], 128, BatchLimits(128, (256,), 8)),
+        ([ShapeProfile((1, 1), (8, 48), (8, 48))], 128, BatchLimits(48, (16, 32, 48), 8)),
+        ([ShapeProfile((1, 1), (8, 200), (8, 200))], 128, BatchLimits(128, (16, 32, 64, 128), 8)),
     ],
 )
-def test_lengths_and_batches_follow_the_plan(profiles: Any, trained: int, found: Limits) -> None:
-    assert limits(plan(*profiles, trained=trained), True, None, 32) == found
+def test_lengths_and_batches_follow_the_plan(profiles: Any, trained: int, found: BatchLimits) -> None:
+    assert batch_limits(plan(*profiles, trained=trained), True, None, 32) == found
 
 
 def test_batches_are_as_large_as_suits_what_runs_them() -> None:
-    assert limits(plan(ShapeProfile((1, 1), (8, 128), (64, 128))), True, None).batch_size == 32
-    assert limits(plan(ShapeProfile((1, 1), (8, 128), (16, 128))), True, None).batch_size == 16
-    assert limits(plan(ShapeProfile((1, 1), (8, 128), (64, 128))), False, None).batch_size == 8
+    assert batch_limits(plan(ShapeProfile((1, 1), (8, 128), (64, 128))), True, None).batch_size == 32
+    assert batch_limits(plan(ShapeProfile((1, 1), (8, 128), (16, 128))), True, None).batch_size == 16
+    assert batch_limits(plan(ShapeProfile((1, 1), (8, 128), (64, 128))), False, None).batch_size == 8
 
 
 def test_without_a_plan_every_length_runs_as_it_is() -> None:
-    assert limits(plan(trained=5), False, None, 5) == Limits(5, (1, 2, 3, 4, 5), 5)
+    assert batch_limits(plan(trained=5), False, None, 5) == BatchLimits(5, (1, 2, 3, 4, 5), 5)
     profile = ShapeProfile((4, 1), (4, 12), (4, 12))
-    assert limits(plan(profile, trained=20), False, None, 32) == Limits(12, tuple(range(1, 13)), 32)
+    assert batch_limits(plan(profile, trained=20), False, None, 32) == BatchLimits(12, tuple(range(1, 13)), 32)
 
 
 def test_buckets_that_the_plan_does_not_take() -> None:
     manifest = plan(ShapeProfile((1, 64), (8, 128), (16, 128)))
-    assert limits(manifest, True, (64, 100), 32) == Limits(100, (64, 100), 16)
+    assert batch_limits(manifest, True, (64, 100), 32) == BatchLimits(100, (64, 100), 16)
     with pytest.raises(ConfigError, match=r"bucket 32 cannot run: the plan takes 1x64 to 16x128, best at 8x128, and"):
-        limits(manifest, True, (32, 64), 32)
-    assert limits(manifest, False, (32, 64), 32) == Limits(64, (32, 64), 32)
+        batch_limits(manifest, True, (32, 64), 32)
+    assert batch_limits(manifest, False, (32, 64), 32) == BatchLimits(64, (32, 64), 32)
 
 
 def test_batches_are_filled_up_to_what_the_plan_takes(folder: Path, fake: types.SimpleNamespace) -> None:

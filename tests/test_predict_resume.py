@@ -159,10 +159,10 @@ def test_another_job_does_not_go_on(source: Path) -> None:
     ],
 )
 def test_another_engine_does_not_go_on(source: Path, change: dict[str, Any], what: str) -> None:
-    from q8trt.inference.batching import Limits
+    from q8trt.inference.batching import BatchLimits
 
     interrupted(source)
-    change = {"limits": Limits(16, (16,), 32)} if "limits" in change else change
+    change = {"limits": BatchLimits(16, (16,), 32)} if "limits" in change else change
     config = ScoringConfig(source, source.with_name("out.csv"), chunk_rows=4)
     with pytest.raises(ConfigError, match=f"another {what}"):
         score_file(StandIn(source.parent / "engine", **change), config)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from q8trt.deployment.triton.pbtxt import Symbol, entries, render
 from q8trt.engine.manifest import BackendInfo, FileInfo, Manifest, ModelInfo, TaskInfo
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import ConfigError
-from q8trt.inference.batching import limits
+from q8trt.inference.batching import batch_limits
 from q8trt.quantization.precision import Precision
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -39,7 +39,7 @@ def configs(
     """The parsed configs of the text model and of the encoder."""
     described = described or manifest()
     tensors = Tensors(INPUTS, "TYPE_INT32", "TYPE_FP32", len(described.task.labels) or 1)
-    found = limits(described, config.runs_plan, None, max_batch_size)
+    found = batch_limits(described, config.runs_plan, None, max_batch_size)
     parsed = []
     for make, name in ((text_config, "sts_b"), (encoder_config, "sts_b_encoder")):
         if config.backend == "python" and make is encoder_config:
@@ -110,7 +110,7 @@ def test_profiles_share_an_instance_and_graphs_stay_within_them(tmp_path: Path) 
     assert (encoder.instance_group[0].count, text.instance_group[0].count) == (2, 3)
     assert encoder.max_batch_size == 24
     assert list(encoder.dynamic_batching.preferred_batch_size) == [8, 24]
-    lengths = limits(manifest(profiles=BUCKETS), True, None, 24).buckets
+    lengths = batch_limits(manifest(profiles=BUCKETS), True, None, 24).buckets
     assert {16, 32, 64} <= set(lengths)
     assert graphs(encoder) == [(batch, length) for length in lengths for batch in (1, 2, 4, 8, 16, 24)]
 

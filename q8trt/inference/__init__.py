@@ -1,4 +1,4 @@
-"""What an app embeds: an engine folder that takes text and gives the task's answer. Needs no torch."""
+"""An engine folder in an app: texts in, the task's answers out. Needs no torch. `inference.files` scores files offline."""
 
 from q8trt.inference.answers import Answer
 from q8trt.inference.engine import Engine

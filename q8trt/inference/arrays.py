@@ -1,4 +1,4 @@
-"""The checks of token arrays that an app made itself."""
+"""Check the token arrays of an app."""
 
 from __future__ import annotations
 

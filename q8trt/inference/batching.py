@@ -1,4 +1,4 @@
-"""The lengths and batch sizes that an engine is given."""
+"""Token ids -> logits and answers, in batches of like lengths whose sizes the model takes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,36 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering, show_profiles
 from q8trt.errors import ConfigError
-from q8trt.tasks.data.batches import DEFAULT_BUCKETS
+from q8trt.inference.answers import answers
+from q8trt.inference.pool import RunnerPool
+from q8trt.inference.text import Tokens
+from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch, bucketed_batches, restore_order
 
-#: Rows of a batch where none are asked for. A GPU wants many; a CPU is as quick with few, and pads less.
-DEFAULT_BATCH = {"plan": 32, "cpu": 8}
+#: Rows of a batch by default: a GPU needs many; a CPU is as quick with few, and pads less.
+_ROWS_OF_PLAN, _ROWS_ON_CPU = 32, 8
 
 T = TypeVar("T")
 R = TypeVar("R")
+#: Token ids of one example, and its token types or None.
+Row = tuple[list[int], list[int] | None]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What batches look like.
+class BatchLimits:
+    """The lengths and sizes of batches.
 
     Attributes:
-        max_length: tokens per example; longer ones are cut.
+        max_length: tokens of an example, at most; longer ones are cut.
         buckets: lengths that batches are padded to, ascending; the last one holds `max_length`.
         batch_size: rows of a batch, at most.
-        min_batch: rows of a batch, at least; 1 but for a plan that takes no fewer.
+        min_batch: rows of a batch, at least; above 1 only if a plan takes no fewer.
     """
 
     max_length: int
@@ -39,73 +44,107 @@ class Limits:
     min_batch: int = 1
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """`arrays` with the last row repeated until there are `min_batch`."""
+        """Return `arrays` with the last row repeated until there are `min_batch`."""
         missing = self.min_batch - len(arrays["input_ids"])
         if missing <= 0:
             return arrays
         return {name: np.pad(array, ((0, missing), (0, 0)), mode="edge") for name, array in arrays.items()}
 
 
-def limits(manifest: Manifest, plan: bool, buckets: Sequence[int] | None, batch_size: int | None = None) -> Limits:
-    """The limits of an engine.
+def batch_limits(
+    manifest: Manifest, fixed_shapes: bool, buckets: Sequence[int] | None, batch_size: int | None = None
+) -> BatchLimits:
+    """Return the limits of an engine.
 
-    An example is as long as the model was trained for and the plan takes, on whatever backend: so that all of them give
-    the same answers.
+    An example is at most as long as training and the plan allow, on every runtime, so that all give the same answers.
 
     Args:
         manifest: the engine's.
-        plan: whether the plan runs, which takes the shapes of its profiles and no other.
-        buckets: lengths to pad to; None for those of the plan's profiles and the usual ones between them, or without a
-            plan no padding but to the longest row.
-        batch_size: rows of a batch, at most; None for the best that is known.
+        fixed_shapes: whether the runtime takes the shapes of the plan's profiles alone.
+        buckets: lengths to pad to. None: those of the profiles and the usual ones between them; with free shapes, no
+            padding but to the longest row.
+        batch_size: rows of a batch, at most; None for the default.
 
     Raises:
         ConfigError: a bucket or the batch size is not positive, or beyond what model and plan take.
     """
     if batch_size is None:
-        batch_size = DEFAULT_BATCH["plan" if plan else "cpu"]
+        batch_size = _ROWS_OF_PLAN if fixed_shapes else _ROWS_ON_CPU
     if batch_size < 1:
         raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
     longest = manifest.model.max_seq_length
     if shape := manifest.largest_shape:
         longest = min(longest, shape[1])
-    profiles = manifest.profiles if plan else []
+    profiles = manifest.profiles if fixed_shapes else []
     batch_size = min([batch_size, *(profile.max[0] for profile in profiles)])
     min_batch = max([1, *(profile.min[0] for profile in profiles)])
     if buckets is None:
-        return Limits(longest, _default_buckets(profiles, longest, batch_size), batch_size, min_batch)
+        return BatchLimits(longest, _default_buckets(profiles, longest, batch_size), batch_size, min_batch)
     chosen = tuple(buckets)
     if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 1:
         raise ConfigError(f"buckets must be ascending lengths in tokens, such as (32, 64, 128); got {chosen}")
     for bucket in chosen:
-        if bucket > longest or (profiles and not _takes(profiles, batch_size, bucket)):
+        if bucket > longest or (profiles and covering(profiles, (batch_size, bucket)) is None):
             taken = f"the plan takes {show_profiles(profiles)}" if profiles else f"the engine takes up to {longest}"
             raise ConfigError(f"bucket {bucket} cannot run: {taken}, and the model was trained at {longest}")
-    return Limits(chosen[-1], chosen, batch_size, min_batch)
-
-
-def in_parallel(function: Callable[[T], R], batches: Iterable[T], workers: int) -> list[R]:
-    """`function` of each batch in `workers` threads; the results in order. Few batches are made before they are needed."""
-    done: list[R] = []
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        for batch in batches:
-            if len(waiting) == 2 * workers:
-                done.append(waiting.popleft().result())
-            waiting.append(threads.submit(function, batch))
-        return done + [future.result() for future in waiting]
-
-
-def _takes(profiles: Sequence[ShapeProfile], batch: int, length: int) -> bool:
-    return covering(profiles, (batch, length)) is not None
+    return BatchLimits(chosen[-1], chosen, batch_size, min_batch)
 
 
 def _default_buckets(profiles: Sequence[ShapeProfile], longest: int, batch: int) -> tuple[int, ...]:
     if not profiles:
         return tuple(range(1, longest + 1))  # any length runs as it is, and padding is work
     lengths = {*DEFAULT_BUCKETS, longest, *(profile.max[1] for profile in profiles)}
-    taken = sorted(length for length in lengths if _takes(profiles, batch, length))
+    taken = sorted(length for length in lengths if covering(profiles, (batch, length)) is not None)
     enough = next((length for length in taken if length >= longest), None)
     if enough is None:
         raise ConfigError(f"no profile takes a batch of {longest} tokens: {show_profiles(profiles)}")
     return tuple(length for length in taken if length <= enough)
+
+
+class BatchedModel:
+    """A model that answers any number of rows, in batches, from any thread.
+
+    It does not refer to the `Engine`, whose batch thread holds it; so a dropped engine is collected.
+
+    Args:
+        pool: the runners.
+        manifest: the engine's.
+        limits: lengths and batch sizes.
+        contexts: batches of one call that run at the same time.
+    """
+
+    def __init__(self, pool: RunnerPool, manifest: Manifest, limits: BatchLimits, contexts: int) -> None:
+        self.pool, self.limits = pool, limits
+        self._task, self._pad_token_id, self._contexts = manifest.task, manifest.model.pad_token_id, contexts
+
+    def answers(self, rows: list[Row]) -> list[Any]:
+        """Return the task's answer to each row of token ids."""
+        types = [types for _, types in rows if types is not None]
+        return answers(self.logits(Tokens([ids for ids, _ in rows], types or None, 0)), self._task)
+
+    def logits(self, tokens: Tokens) -> np.ndarray:
+        """Return float32 logits, (rows, labels), in order."""
+        limits = self.limits
+        batches = bucketed_batches(tokens, limits.batch_size, self._pad_token_id, limits.buckets)
+        if len(tokens) <= limits.batch_size:
+            parts = [self._infer(batch) for batch in batches]
+        else:
+            parts = in_parallel(self._infer, batches, self._contexts)
+        return restore_order(*zip(*parts, strict=True))
+
+    def _infer(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the logits of a batch, and the places of its rows."""
+        with self.pool.runner() as runner:
+            return runner.infer(self.limits.fill(batch.arrays))[: len(batch.indices)], batch.indices
+
+
+def in_parallel(function: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
+    """Return `function` of each item, in order, from `workers` threads. It draws few items before they are needed."""
+    done: list[R] = []
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for item in items:
+            if len(waiting) == 2 * workers:
+                done.append(waiting.popleft().result())
+            waiting.append(threads.submit(function, item))
+        return done + [future.result() for future in waiting]

@@ -1,4 +1,4 @@
-"""The manifest against the files that it describes: tokenizer, and graph or plan."""
+"""Check a manifest against the files that it describes: tokenizer, and graph or plan."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from q8trt.engine.manifest import MANIFEST_FILE, Manifest
 from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.files import MalformedError, read_json
-from q8trt.inference.batching import Limits
+from q8trt.inference.batching import BatchLimits
 from q8trt.inference.pool import RunnerPool
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE
 
-#: Tokens of the batch that is tried, at most: it is to take milliseconds.
+#: The longest sequence of the trial batch, which must take milliseconds.
 _TRIED = 512
 
 
@@ -39,7 +39,7 @@ def check_tokenizer(folder: Path, manifest: Manifest, tokenizer: Any) -> None:
         )
 
 
-def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: Limits, vocabulary: int) -> None:
+def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: BatchLimits, vocabulary: int) -> None:
     """Run one batch of the longest length, of the last token of the vocabulary, and raise EngineError if it does not fit.
 
     A runtime that does not check ids gets the shortest length, and padding: it would read outside its embedding table.

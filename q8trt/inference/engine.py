@@ -1,8 +1,8 @@
 """`Engine`: an engine folder in an app. Text in, the task's answer out.
 
-Threads: `predict` works in the caller's, except for batches that run side by side. `apredict` checks and encodes in the event
+`predict` works in the caller's thread, except for batches that run side by side. `apredict` checks and encodes in the event
 loop, a long request in the loop's executor; a batch thread runs the token ids of all requests. That thread and the runners
-do not refer to the `Engine`: one that is dropped unclosed ends them.
+do not refer to the `Engine`: dropping it unclosed ends them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from q8trt.engine.manifest import Manifest, load_manifest
 from q8trt.errors import ArrayError, DataError
 from q8trt.inference.answers import Answer, answers
 from q8trt.inference.arrays import check_arrays
-from q8trt.inference.batching import Limits, limits
+from q8trt.inference.batching import BatchedModel, BatchLimits, batch_limits
 from q8trt.inference.consistency import check_model, check_tokenizer
-from q8trt.inference.inference import Inference
 from q8trt.inference.microbatch import MicroBatcher
 from q8trt.inference.opening import open_runners
 from q8trt.inference.pool import RunnerPool
@@ -38,16 +37,16 @@ _INLINE = 4096
 
 
 class Engine:
-    """A loaded engine folder. Any number of threads and event loops may use one at the same time.
+    """An opened engine folder, by `Engine.load`. Any number of threads and event loops may use one at the same time.
 
-    Made by `Engine.load`. Use it as a context manager, or `close` it.
+    Use it as a context manager, or `close` it.
 
     Attributes:
         folder: the engine folder.
-        manifest: what the folder says of itself: task, labels, lengths, precision, scores.
+        manifest: the facts of the folder: task, labels, lengths, precision, scores.
         backend: the name of the runtime that computes, such as "onnxruntime".
-        device: where: "cpu", or the GPU's name.
-        limits: lengths and batch sizes: see `q8trt.inference.batching.Limits`.
+        device: "cpu", or the GPU's name.
+        limits: lengths and batch sizes.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Engine:
         folder: Path,
         manifest: Manifest,
         pool: RunnerPool,
-        limits: Limits,
+        limits: BatchLimits,
         contexts: int,
         max_batch: int,
         max_wait_ms: float,
@@ -66,8 +65,8 @@ class Engine:
         self._text = TextEncoder(folder, manifest, limits.max_length)
         check_tokenizer(folder, manifest, self._text.tokenizer)
         check_model(folder, manifest, pool, limits, self._text.vocabulary)
-        self._inference = Inference(pool, manifest, limits, contexts)
-        self._batcher = MicroBatcher(self._inference.answers, max_batch, max_wait_ms, limits.batch_size)
+        self._model = BatchedModel(pool, manifest, limits, contexts)
+        self._batcher = MicroBatcher(self._model.answers, max_batch, max_wait_ms, limits.batch_size)
         self._truncated, self._lock = 0, threading.Lock()
         weakref.finalize(self, pool.close, wait=False).atexit = False
 
@@ -87,18 +86,17 @@ class Engine:
         """Verify an engine folder and open it.
 
         Args:
-            folder: what `build_engine.py` wrote.
-            device: "cuda": the plan on the GPU; "cpu": the same graph on ONNX Runtime. None: the GPU where there is one,
-                else the CPU. A plan that the GPU cannot run is an error, never a reason to take the CPU.
+            folder: the engine folder.
+            device: "cuda" for the plan on the GPU, "cpu" for the same graph on the CPU. None: the GPU if there is one, else
+                the CPU. A plan that the GPU cannot run is an error, never a reason to take the CPU.
             backend: the name of a runtime, such as "onnxruntime", if only that one will do.
             buckets: lengths in tokens that batches are padded to, ascending; longer texts are cut at the last one.
                 None: those of the plan and the usual ones between them; on the CPU any length.
             batch_size: rows of a batch, at most; no more than the plan takes. None: 32, on the CPU 8.
-            threads: threads within an operator of ONNX Runtime; None: its own choice.
-            contexts: batches of one `predict` that run at the same time; on TensorRT, of all together, each with memory of
-                its own on the GPU.
-            max_batch: rows that `apredict` waits for no longer than `max_wait_ms`; then they run as those of `predict`.
-            max_wait_ms: how long, in milliseconds.
+            threads: threads within an operator on the CPU; None for the runtime's own choice.
+            contexts: batches of one `predict` that run at the same time; on a GPU, of all calls, each with its own memory.
+            max_batch: rows of a batch of `apredict`, which waits for them at most `max_wait_ms` milliseconds.
+            max_wait_ms: see `max_batch`.
 
         Raises:
             ConfigError: an option has a value that cannot be used, or two contradict each other.
@@ -111,7 +109,7 @@ class Engine:
         capabilities = runners[0].runtime.capabilities
         pool = RunnerPool(runners, shared=capabilities.concurrent)
         try:
-            sizes = limits(manifest, capabilities.fixed_shapes, buckets, batch_size)
+            sizes = batch_limits(manifest, capabilities.fixed_shapes, buckets, batch_size)
             return cls(folder, manifest, pool, sizes, contexts, max_batch, max_wait_ms)
         except BaseException:
             pool.close()
@@ -119,11 +117,11 @@ class Engine:
 
     @property
     def truncated(self) -> int:
-        """How many items were cut so far because they were longer than `limits.max_length` tokens."""
+        """The number of items cut so far, because they had more than `limits.max_length` tokens."""
         return self._truncated
 
     def predict(self, items: Iterable[Item]) -> list[float] | list[Answer]:
-        """The task's answers, in the order of `items`.
+        """Return the task's answers, in the order of `items`.
 
         Args:
             items: texts, or pairs of texts for a task of pairs; any number.
@@ -133,7 +131,7 @@ class Engine:
             sigmoid for a cross-encoder whose configuration asks for one (`manifest.task.activation`).
 
         Raises:
-            InputError: the list is empty, or an item is no text or an empty one; `index` says which.
+            InputError: the list is empty, or an item is no text or an empty one, the one at `index`.
             PairError: one text was given to a task of pairs, or the reverse.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
@@ -144,10 +142,10 @@ class Engine:
         """Return the logits behind `predict`, float32, shape (items, labels), in order. Raises as `predict` does."""
         rows = self._checked(items)
         windows = (rows[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW))
-        return np.concatenate([self._inference.logits(self._encoded(window)) for window in windows])
+        return np.concatenate([self._model.logits(self._encoded(window)) for window in windows])
 
     def check(self, item: Item) -> tuple[str, ...]:
-        """The texts of one item, one or two. Raises InputError or PairError as `predict` would."""
+        """Return the texts of one item, one or two. Raises InputError or PairError as `predict` would."""
         return self._text.check(item)
 
     @overload
@@ -155,7 +153,7 @@ class Engine:
     @overload
     async def apredict(self, items: list[Any]) -> list[float] | list[Answer]: ...
     async def apredict(self, items: Any) -> Any:
-        """As `predict`, for an event loop: requests that come at the same time run together (dynamic micro-batching).
+        """Answer as `predict` does, in an event loop: simultaneous requests run together (dynamic micro-batching).
 
         Args:
             items: one text, one pair (a tuple of two texts), or a list of them.
@@ -174,18 +172,18 @@ class Engine:
         return replies[0] if single else replies
 
     def run(self, arrays: Mapping[str, Any]) -> np.ndarray:
-        """Logits of token arrays that are ready.
+        """Return the logits of token arrays.
 
         Args:
             arrays: for each of `manifest.inputs` an integer array of one common shape (batch, sequence). On TensorRT they
-                may lie on its GPU, given by anything that speaks DLPack or ``__cuda_array_interface__`` (torch, CuPy,
-                PyCUDA): int32, C-contiguous, read in place.
+                may be on its GPU, as objects with DLPack or ``__cuda_array_interface__`` (torch, CuPy, PyCUDA): int32,
+                C-contiguous, read in place.
 
         Returns:
             float32, shape (batch, labels), on the host.
 
         Raises:
-            ArrayError: one is missing, is not of integers, lies elsewhere, or has a shape or values that do not fit.
+            ArrayError: one is missing, is not of integers, is elsewhere, or has a shape or values that do not fit.
             ClosedError: the engine is closed.
             BackendError: the backend refused the batch.
         """
@@ -198,7 +196,7 @@ class Engine:
                 raise ArrayError(str(error)) from error
 
     def close(self) -> None:
-        """Answer what `apredict` has queued, wait for batches under way, and give memory back. Twice is harmless."""
+        """Answer the queued requests, wait for batches under way, and free memory. Closing twice is harmless."""
         if not self._pool.forked:  # the copy of a forked process has no threads to end
             self._batcher.close()
             self._pool.close()
@@ -224,7 +222,7 @@ class Engine:
         return tokens
 
     def _count(self, truncated: int) -> None:
-        """Add to `truncated`, and say so the first time."""
+        """Add to `truncated`, and log the first time."""
         if not truncated:
             return
         with self._lock:

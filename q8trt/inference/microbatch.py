@@ -1,8 +1,8 @@
 """Dynamic micro-batching: requests that come one by one, from any thread or event loop, run together.
 
-A request waits until `max_batch` rows are there or `max_wait_ms` have passed since the first of them came. While a
-batch runs, the next one gathers, so under load nothing waits in vain. A request of many rows gives a batch `share` of
-them at most and then waits behind the others, so it cannot hold them up.
+A batch starts with `max_batch` rows, or `max_wait_ms` after its first request. While a batch runs, the next one gathers, so
+under load nothing waits in vain. A request of many rows gives a batch `share` of them at most and then waits behind the
+others, so it cannot hold them up.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from q8trt.inference.pool import CLOSED
 
 @dataclass
 class _Request:
-    """Rows that wait for their answers; the first ones may have them."""
+    """Rows that wait for their answers; the first ones may have theirs."""
 
     rows: Sequence[Any]
     future: Future[list[Any]] = field(default_factory=Future)
@@ -62,7 +62,7 @@ class MicroBatcher:
         self._end.atexit = False
 
     def submit(self, rows: Sequence[Any]) -> Future[list[Any]]:
-        """Queue `rows`; the future gives their answers. Raises ClosedError after `close`."""
+        """Queue `rows`, and return the future of their answers. Raises ClosedError after `close`."""
         request = _Request(rows)
         with self._lock:
             if self._closed:
@@ -74,7 +74,7 @@ class MicroBatcher:
         return request.future
 
     def close(self) -> None:
-        """Answer what is queued, then end the thread."""
+        """Answer the queued requests, then end the thread."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -84,7 +84,7 @@ class MicroBatcher:
 
 
 class _Worker:
-    """The thread's side: it refers to nothing that would keep the `MicroBatcher` or its owner alive."""
+    """The work of the thread, which refers to nothing that would keep the `MicroBatcher` or its owner alive."""
 
     def __init__(self, answer: Callable[[list[Any]], list[Any]], max_batch: int, max_wait: float, share: int) -> None:
         self.requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()

@@ -1,7 +1,7 @@
-"""One opened engine for many threads: each batch borrows a runner, and closing waits for those that are out.
+"""One opened engine for many threads: each batch borrows a runner, and closing waits for the borrowed ones.
 
-A fork copies the memory of an engine but not its threads: a batch in the child would wait for them forever. The copy in
-the child is marked at the fork, and refuses every use.
+A fork of the process copies the memory of an engine but not its threads: a batch in the child would wait for them forever.
+The copy in the child is marked at the fork, and refuses every use.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ class RunnerPool:
 
     Args:
         runners: opened runners of the same model, which the pool closes.
-        shared: one runner serves any number of threads at once, as ONNX Runtime's session does; else each is lent to one
-            thread at a time, and who finds none waits.
+        shared: one runner serves all threads at once; else each serves one thread at a time, and others wait.
 
     Attributes:
         forked: whether this is the copy of a pool in a forked process.
@@ -72,7 +71,7 @@ class RunnerPool:
         """Refuse new batches and close every runner, after the batches under way. Closing twice is harmless.
 
         Args:
-            wait: return when the runners are closed; else the last batch under way closes them.
+            wait: return after the runners are closed; else the last batch under way closes them.
         """
         if self.forked:
             return

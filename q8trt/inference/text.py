@@ -1,4 +1,4 @@
-"""Texts -> token ids, cut as in training; and the checks that every item goes through."""
+"""Check texts, and encode them as token ids that are cut as in training."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from q8trt.tasks.data.encoding import Encoder, EncodingError, RoomError
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE, open_tokenizer, truncation_side
 
 Item = str | Sequence[str]
-"""What an app gives for one example: a text, or a pair of texts as a tuple or list of two."""
+"""One example of an app: a text, or a pair of texts as a tuple or list of two."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token ids of N examples without padding: what `q8trt.tasks.data.batches.bucketed_batches` reads.
+    """Token ids of N examples without padding, for `q8trt.tasks.data.batches.bucketed_batches`.
 
     Attributes:
         input_ids: N lists of token ids, special tokens included.
         token_type_ids: N lists, or None if the model takes none.
-        truncated: how many of the examples were cut.
+        truncated: the number of examples that were cut.
     """
 
     input_ids: list[list[int]]
@@ -64,8 +64,7 @@ class TextEncoder:
     Args:
         folder: the engine folder, which holds ``tokenizer.json``.
         manifest: its manifest.
-        max_length: tokens per example, special tokens included; longer pairs lose tokens of the longer text first,
-            as in training (`q8trt.tasks.data.tokenize`).
+        max_length: tokens per example, special tokens included; longer pairs lose tokens of the longer text first.
 
     Raises:
         EngineError: the tokenizer is missing or damaged.
@@ -88,11 +87,11 @@ class TextEncoder:
 
     @property
     def vocabulary(self) -> int:
-        """The rows of a table that has one for each token id, added tokens included. Ids may leave numbers out."""
+        """The rows of an embedding table of all token ids, added tokens included. Ids may leave numbers out."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def check_all(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
-        """The texts of each item, see `check`.
+        """Return the texts of each item, see `check`.
 
         Raises:
             InputError: also for no items at all, or for one text in place of a list.
@@ -106,7 +105,7 @@ class TextEncoder:
         return rows
 
     def check(self, item: Item, index: int | None = None) -> tuple[str, ...]:
-        """The texts of one item: one, or two for a task of pairs.
+        """Return the texts of one item: one, or two for a task of pairs.
 
         Raises:
             PairError: one text where the task takes pairs, or the reverse.
@@ -118,8 +117,8 @@ class TextEncoder:
             expected = "a pair of strings" if self._task.is_pair else "a string"
             raise InputError(f"{where}{_shown(item)} is not text; {self._task.name} takes {expected}", index)
         if self._task.is_pair and len(texts) != 2:
-            what = "one text" if len(texts) == 1 else f"{len(texts)} texts"
-            raise PairError(f"{where}{what}, but {self._task.name} takes pairs: give (text, other)", index)
+            number = "one text" if len(texts) == 1 else f"{len(texts)} texts"
+            raise PairError(f"{where}{number}, but {self._task.name} takes pairs: give (text, other)", index)
         if not self._task.is_pair and len(texts) != 1:
             raise PairError(
                 f"{where}{len(texts)} texts, but {self._task.name} takes single texts: give a string", index
@@ -159,7 +158,7 @@ def _open(folder: Path) -> tuple[Any, str]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether `text` can be written as UTF-8, as tokenizers reads it; a lone surrogate cannot."""
+    """Return whether `text` can be written as UTF-8, as tokenizers reads it; a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -168,6 +167,6 @@ def _is_unicode(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """`value` for a message: its type, and what it is where that is short."""
+    """Return `value` for a message: its type and its text, cut."""
     text = repr(value)
     return f"{type(value).__name__} {text}" if len(text) <= 40 else f"{type(value).__name__} {text[:40]}…"

@@ -16,7 +16,7 @@ from q8trt.deployment.triton.pbtxt import Message, Symbol, entries
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering
 from q8trt.errors import ConfigError, nearest
-from q8trt.inference.batching import Limits
+from q8trt.inference.batching import BatchLimits
 from q8trt.runtime import RUNTIMES, EngineRuntime
 from q8trt.runtime.tensorrt import TENSORRT
 
@@ -165,7 +165,9 @@ def encoder_name(model_name: str) -> str:
     return f"{model_name}_encoder"
 
 
-def encoder_config(name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: Limits) -> Message:
+def encoder_config(
+    name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: BatchLimits
+) -> Message:
     """Return the config.pbtxt of the encoder as a model of its own: token arrays in, logits out."""
     runtime = ENCODERS[config.backend]
     assert runtime.triton is not None
@@ -201,7 +203,7 @@ def encoder_config(name: str, config: TritonConfig, manifest: Manifest, tensors:
 
 
 def text_config(
-    name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: Limits, side: str = "right"
+    name: str, config: TritonConfig, manifest: Manifest, tensors: Tensors, limits: BatchLimits, side: str = "right"
 ) -> Message:
     """Return the config.pbtxt of the model that clients call: texts in, ``score`` or ``label`` and ``probabilities`` out.
 
@@ -260,7 +262,7 @@ def _warmup(name: str, batch_size: int, inputs: Mapping[str, Message]) -> Messag
     return {"name": name, "batch_size": batch_size, "inputs": entries(inputs)}
 
 
-def _batching(delay: int, profiles: Sequence[ShapeProfile], limits: Limits) -> Message:
+def _batching(delay: int, profiles: Sequence[ShapeProfile], limits: BatchLimits) -> Message:
     """The batcher, which waits `delay` microseconds; a plan prefers the batches that it is tuned for."""
     if limits.batch_size == 1:
         return {}
@@ -270,7 +272,7 @@ def _batching(delay: int, profiles: Sequence[ShapeProfile], limits: Limits) -> M
 
 
 def _optimization(
-    config: TritonConfig, profiles: Sequence[ShapeProfile], tensors: Tensors, limits: Limits
+    config: TritonConfig, profiles: Sequence[ShapeProfile], tensors: Tensors, limits: BatchLimits
 ) -> Message | None:
     """CUDA graphs of the shapes that are run: every length, with batches of powers of two and the plan's own.
 

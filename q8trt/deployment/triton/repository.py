@@ -36,7 +36,7 @@ from q8trt.errors import ConfigError, EngineError, MissingPackageError
 from q8trt.files import atomic_folder, exclusive, new_folder
 from q8trt.files.onnx import check_file
 from q8trt.hardware.packages import install_command
-from q8trt.inference.batching import Limits, limits
+from q8trt.inference.batching import BatchLimits, batch_limits
 from q8trt.inference.consistency import check_tokenizer
 from q8trt.inference.text import TextEncoder
 from q8trt.runtime import label_of
@@ -63,7 +63,7 @@ class Repository:
 
     path: Path
     models: tuple[str, ...]
-    limits: Limits
+    limits: BatchLimits
     manifest: Manifest
 
 
@@ -134,14 +134,14 @@ def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> N
         )
 
 
-def _limits(manifest: Manifest, config: TritonConfig) -> Limits:
+def _limits(manifest: Manifest, config: TritonConfig) -> BatchLimits:
     """The engine's lengths and batch sizes; texts are cut where `q8trt.Engine` cuts them."""
     plan, wanted = config.runs_plan, config.max_batch_size
     largest = manifest.largest_shape
-    found = limits(manifest, plan, None, wanted or (largest[0] if largest else _DEFAULT_BATCH))
+    found = batch_limits(manifest, plan, None, wanted or (largest[0] if largest else _DEFAULT_BATCH))
     if not plan:
         steps = (*range(_STEP, found.max_length, _STEP), found.max_length)
-        found = limits(manifest, plan, steps, found.batch_size)
+        found = batch_limits(manifest, plan, steps, found.batch_size)
     if wanted is not None and found.batch_size < wanted:
         shapes = show_profiles(manifest.profiles)
         raise ConfigError(
