@@ -21,6 +21,7 @@ from q8trt.cli.options import (
 from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process
 from q8trt.errors import ConfigError
+from q8trt.quantization.precision import Precision
 from q8trt.runs.run import Run, check_new_run
 from q8trt.runs.training_config import TrainingConfig
 
@@ -92,7 +93,7 @@ def read_config(args: Any) -> Any:
     from q8trt.quantization.recipe import load_recipe
     from q8trt.runs.config import FinetuneConfig
 
-    if args.teacher_model_name_or_path and (args.precision == "fp32" or args.no_qat or args.no_distillation):
+    if args.teacher_model_name_or_path and (args.precision == Precision.FP32 or args.no_qat or args.no_distillation):
         raise ConfigError(
             "--teacher_model_name_or_path is the teacher of QAT, which --precision fp32, --no_qat and --no_distillation "
             "leave out; drop one of them"

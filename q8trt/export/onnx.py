@@ -24,7 +24,7 @@ from q8trt.export.passes.half import to_fp16
 from q8trt.export.trace import QUANTIZE_DEQUANTIZE, trace
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.modules import ATTENTION
-from q8trt.quantization.precision import Precision
+from q8trt.quantization.precision import Precision, format_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -101,9 +101,10 @@ def export_onnx(
 
 
 def _check_precision(model: PreTrainedModel, precision: Precision) -> None:
-    quantized = bool(model_quantizers(model))
-    if quantized != precision.is_quantized:
-        needs, has = ("a quantized", "is not quantized") if not quantized else ("a floating-point", "is quantized")
+    formats = {format_of(quantizer.num_bits).name for quantizer in model_quantizers(model).values()}
+    if formats != ({precision.quantized.name} if precision.quantized else set()):
+        needs = "a quantized" if precision.quantized else "a floating-point"
+        has = f"is quantized{f' in {min(formats)}' if precision.quantized else ''}" if formats else "is not quantized"
         raise ConfigError(f"{precision.options[0]} needs {needs} checkpoint; this one {has}")
 
 

@@ -24,6 +24,7 @@ from q8trt.errors import ConfigError
 from q8trt.export.options import EXPORTERS
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.modules import ATTENTION
+from q8trt.quantization.precision import format_of
 from q8trt.quantization.sites import encoder_sites
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 #: LayerNormalization is one op from 17 on, FP16 scales exist from 19 on, Gelu is one op from 20 on.
 OPSET = 20
-#: Domain and name of the node that stands for a quantizer; attribute `axis`, -1 for one scale, and `site`, its key.
+#: Domain and name of the node that stands for a quantizer; attribute `axis`, -1 for one scale, `site`, its key, and `format`.
 DOMAIN, QUANTIZE_DEQUANTIZE = "q8trt", "QuantizeDequantize"
 #: Added to the scores of padding. FP16 holds it, and exp(MASKED + any score) is zero in FP32 and FP16 alike; the smallest
 #: float, which transformers takes, is -infinity once a score is added in FP16.
@@ -43,18 +44,18 @@ class _Emitter(torch.autograd.Function):
     """The node, for the TorchScript exporter."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, axis: int, site: str) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, axis: int, site: str, format: str) -> torch.Tensor:
         return x.clone()
 
     @staticmethod
-    def symbolic(g: Any, x: Any, scale: Any, axis: int, site: str) -> Any:
-        node = g.op(f"{DOMAIN}::{QUANTIZE_DEQUANTIZE}", x, scale, axis_i=axis, site_s=site)
+    def symbolic(g: Any, x: Any, scale: Any, axis: int, site: str, format: str) -> Any:
+        node = g.op(f"{DOMAIN}::{QUANTIZE_DEQUANTIZE}", x, scale, axis_i=axis, site_s=site, format_s=format)
         return node.setType(x.type())
 
 
-def _emit_dynamo(x: torch.Tensor, scale: torch.Tensor, axis: int, site: str) -> torch.Tensor:
+def _emit_dynamo(x: torch.Tensor, scale: torch.Tensor, axis: int, site: str, format: str) -> torch.Tensor:
     """The node, for torch.export."""
-    attributes: dict[str, Any] = {"axis": axis, "site": site}
+    attributes: dict[str, Any] = {"axis": axis, "site": site, "format": format}
     name = f"{DOMAIN}::{QUANTIZE_DEQUANTIZE}"
     return torch.onnx.ops.symbolic(name, (x, scale), attributes, dtype=x.dtype, shape=x.shape, version=1)
 
@@ -73,15 +74,15 @@ class _ExportQuantizer(nn.Module):
         amax = quantizer.amax.detach().float()
         # Weights are quantized by output channel, tables by row: axis 0 both.
         self.axis = 0 if amax.numel() > 1 else -1
-        self.site, self.emit = site, emit
-        self.register_buffer("scale", (amax / 127).reshape(-1 if amax.numel() > 1 else ()))
+        self.site, self.emit, self.format = site, emit, format_of(quantizer.num_bits)
+        self.register_buffer("scale", (amax / self.format.largest).reshape(-1 if amax.numel() > 1 else ()))
         pre = getattr(quantizer, "pre_quant_scale", None)
         self.register_buffer("pre_quant_scale", None if pre is None else pre.detach().float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pre_quant_scale is not None:
             x = x * self.pre_quant_scale
-        return self.emit(x, self.scale, self.axis, self.site)
+        return self.emit(x, self.scale, self.axis, self.site, self.format.name)
 
 
 class _Logits(nn.Module):
@@ -118,7 +119,7 @@ def _widen_weights(model: PreTrainedModel) -> None:
     quantizers = model_quantizers(model)
     for site in encoder_sites(model):
         quantizer = quantizers.get(site.key)
-        if quantizer is None or quantizer.num_bits == 8:
+        if quantizer is None or quantizer.num_bits not in (4, 2):
             continue
         with torch.no_grad():
             weight = model.get_parameter(site.parameter)

@@ -36,8 +36,8 @@ FORMATS = {each.name: each for each in (_INT8,)}
 
 
 def format_of(num_bits: int | tuple[int, int]) -> Format:
-    """Return the format of a quantizer with `num_bits`."""
-    return next(each for each in FORMATS.values() if each.num_bits == num_bits)
+    """Return the format in which a quantizer of `num_bits` is exported; fewer bits than 8 are INT8 with few values."""
+    return next((each for each in FORMATS.values() if each.num_bits == num_bits), _INT8)
 
 
 class Precision(StrEnum):

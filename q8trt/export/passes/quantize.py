@@ -18,12 +18,15 @@ from q8trt.export.graph import (
     replace,
     set_input,
 )
+from q8trt.quantization.precision import FORMATS, Format
 
 _FAKE = "QuantizeDequantize"
 
 
-def quantize_array(values: np.ndarray, scale: np.ndarray, axis: int | None) -> np.ndarray:
-    """What QuantizeLinear computes with zero_point 0: int8, saturate(round_half_even(values / scale)).
+def quantize_array(
+    values: np.ndarray, scale: np.ndarray, axis: int | None, format: Format = FORMATS["int8"]
+) -> np.ndarray:
+    """Return what QuantizeLinear computes with zero_point 0: saturate(round_half_even(values / scale)).
 
     FP16 is divided in FP32, as ONNX Runtime does it; in FP16 the quotient, rounded twice, would be off by one now and then.
 
@@ -31,6 +34,7 @@ def quantize_array(values: np.ndarray, scale: np.ndarray, axis: int | None) -> n
         values: float32 or float16, any shape.
         scale: one positive scale, or one per index of `axis`.
         axis: dimension that the scales run along; None for one scale.
+        format: the number format of the result.
 
     Source: ONNX operator QuantizeLinear, opset 19.
     """
@@ -39,11 +43,21 @@ def quantize_array(values: np.ndarray, scale: np.ndarray, axis: int | None) -> n
         shape = [1] * values.ndim
         shape[axis if axis is not None else 1] = -1
         scale = scale.reshape(shape)
-    return np.clip(np.rint(values / scale), -128, 127).astype(np.int8)
+    quotients, dtype = values / scale, _dtype(format)
+    rounded = np.rint(quotients) if np.issubdtype(dtype, np.integer) else quotients
+    return np.clip(rounded, format.lowest, format.largest).astype(dtype)
 
 
-def _zero_point(graph: ir.Graph, scale: ir.Value) -> ir.Value:
-    return new_constant(graph, "zero_point", np.zeros(constant(scale).shape, np.int8))
+def _dtype(format: Format) -> np.dtype:
+    return ir.DataType[format.onnx_type].numpy()
+
+
+def _format(node: ir.Node) -> Format:
+    return FORMATS[attribute(node, "format", "")]
+
+
+def _zero_point(graph: ir.Graph, scale: ir.Value, format: Format) -> ir.Value:
+    return new_constant(graph, "zero_point", np.zeros(constant(scale).shape, _dtype(format)))
 
 
 def fold_weights(model: ir.Model) -> int:
@@ -57,13 +71,13 @@ def fold_weights(model: ir.Model) -> int:
         values, scale = constant(node.inputs[0]), constant(node.inputs[1])
         if values is None or scale is None:
             continue
-        axis = attribute(node, "axis", -1)
-        integers, target = quantize_array(values, scale, axis), node.outputs[0]
+        axis, format = attribute(node, "axis", -1), _format(node)
+        integers, target = quantize_array(values, scale, axis, format), node.outputs[0]
         transpose = only_reader(target, "Transpose")
         if transpose is not None and integers.ndim == 2:
             integers, target = np.ascontiguousarray(integers.T), transpose.outputs[0]
             axis = 1 - axis if scale.ndim else axis
-        table = new_constant(model.graph, f"{node.inputs[0].name}.int8", integers)
+        table = new_constant(model.graph, f"{node.inputs[0].name}.{format.name}", integers)
         # No zero point: it is 0 by default, and one a row of an embedding table is 30 KB of zeros.
         dequantize = make("DequantizeLinear", [table, node.inputs[1]], node, **({"axis": axis} if scale.ndim else {}))
         dequantize.metadata_props[SCOPE] = attribute(node, "site", "")
@@ -78,7 +92,7 @@ def insert_qdq(model: ir.Model) -> int:
     inserted = 0
     for node in nodes(model.graph, _FAKE):
         scale = node.inputs[1]
-        zero_point = _zero_point(model.graph, scale)
+        zero_point = _zero_point(model.graph, scale, _format(node))
         value = node.inputs[0]
         smoothing = producer(value, "Mul")
         if smoothing is not None and smoothing.metadata_props.get(SCOPE, "").endswith("quantizer"):
