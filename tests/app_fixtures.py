@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import make_batch, make_model, make_tokenizer
+from conftest import WITH_TOKEN_TYPES, make_batch, make_model, make_tokenizer
 
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
 from q8trt.quantization.precision import Precision
@@ -40,7 +40,7 @@ def engine_folder(folder: Path, task: TaskInfo, architecture: str = "bert", prec
     from q8trt.export.onnx import ExportOptions, export_onnx
 
     folder.mkdir(parents=True)
-    tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
+    tokenizer = make_tokenizer(token_types=architecture in WITH_TOKEN_TYPES)
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
     model = model_of(task, architecture)
     if precision == "int8":
@@ -73,7 +73,7 @@ def reference(task: TaskInfo, items: Sequence[Any], architecture: str = "bert") 
     """Logits of transformers' own model and tokenizer, one item at a time, without padding."""
     import torch
 
-    tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
+    tokenizer = make_tokenizer(token_types=architecture in WITH_TOKEN_TYPES)
     model, rows = model_of(task, architecture), []
     for item in items:
         texts = (item,) if isinstance(item, str) else tuple(item)

@@ -18,7 +18,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models gain nothing from threads, and on busy cores threads wait for each other: several times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-ARCHITECTURES = ("bert", "roberta", "electra", "distilbert")
+#: Architecture -> fields of its tiny configuration that the others do not have, or have with another value.
+TINY_CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {"type_vocab_size": 1, "max_position_embeddings": 66},  # its positions count from pad_token_id + 1
+    "electra": {"embedding_size": 16},
+    "distilbert": {},
+}
+ARCHITECTURES = tuple(TINY_CONFIGS)
+#: Those whose tokenizer makes token types.
+WITH_TOKEN_TYPES = ("bert", "electra")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
 a about above across after again air all alone along also am an and animal any apple are arm around as ask at away
@@ -107,22 +116,18 @@ def make_tokenizer(token_types: bool = True) -> Any:
 
 def make_config(architecture: str = "bert", num_labels: int = 1, **overrides: Any) -> Any:
     """A configuration of 2 layers, hidden size 32, 2 heads; weights large enough for logits that differ."""
-    from transformers import BertConfig, DistilBertConfig, ElectraConfig, RobertaConfig
+    from transformers import AutoConfig
+
+    from q8trt.quantization.architectures import ARCHITECTURES as ENTRIES
 
     vocabulary = len(make_tokenizer())
     shared: dict[str, Any] = {"vocab_size": vocabulary, "initializer_range": 0.2, "pad_token_id": 0}
     shared |= {"num_labels": num_labels, "max_position_embeddings": 64}
     if num_labels == 1:
         shared["problem_type"] = "regression"
-    if architecture == "distilbert":
-        sizes = {"n_layers": 2, "dim": 32, "n_heads": 2, "hidden_dim": 64}
-        return DistilBertConfig(**(shared | sizes | overrides))
     sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-    if architecture == "electra":
-        return ElectraConfig(**(shared | sizes | {"embedding_size": 16} | overrides))
-    if architecture == "roberta":  # its positions count from pad_token_id + 1
-        return RobertaConfig(**(shared | sizes | {"type_vocab_size": 1, "max_position_embeddings": 66} | overrides))
-    return BertConfig(**(shared | sizes | overrides))
+    sizes = {ENTRIES[architecture].config_name(name): size for name, size in sizes.items()}
+    return AutoConfig.for_model(architecture, **(shared | sizes | TINY_CONFIGS[architecture] | overrides))
 
 
 def make_model(architecture: str = "bert", num_labels: int = 1, seed: int = 0, **overrides: Any) -> Any:
@@ -154,7 +159,7 @@ def make_batch(architecture: str = "bert", shape: tuple[int, int] = (3, 17), see
     mask = (torch.arange(width) < lengths).long()
     ids = torch.randint(len(SPECIAL), len(make_tokenizer()), shape, generator=generator)
     batch = {"input_ids": ids * mask, "attention_mask": mask}
-    if architecture in ("bert", "electra"):
+    if architecture in WITH_TOKEN_TYPES:
         batch["token_type_ids"] = (torch.arange(width) >= lengths // 2).long() * mask
     return batch
 
@@ -217,7 +222,7 @@ def tiny_checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[...
         from q8trt.models.checkpoints import save_checkpoint
 
         folder = tmp_path_factory.mktemp("tiny") / f"{architecture}-{num_labels}"
-        tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
+        tokenizer = make_tokenizer(token_types=architecture in WITH_TOKEN_TYPES)
         save_checkpoint(folder, make_model(architecture, num_labels), tokenizer)
         (folder / "hashes.json").unlink()
         return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import make_model, make_tokenizer
+from conftest import WITH_TOKEN_TYPES, make_model, make_tokenizer
 from tiny_data import write_sts_b
 
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
@@ -29,7 +29,7 @@ def make_run(folder: Path, architecture: str, quantized: tuple[Any, Any]) -> Run
 
     data = DataConfig(task="STS-B", data_dir=str(write_sts_b(folder / "data", dev=ROWS)), max_seq_length=32)
     run = new_run(folder / "run", {}, "STS-B", FinetuneConfig(data, TrainingConfig()).to_dict())
-    tokenizer = make_tokenizer(token_types=architecture in ("bert", "electra"))
+    tokenizer = make_tokenizer(token_types=architecture in WITH_TOKEN_TYPES)
     model, recipe = quantized
     trained = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)

@@ -19,6 +19,7 @@ import pytest
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("torch", reason="torch, the reference, is not installed")
 from app_fixtures import ITEMS, LONG, MAX_LENGTH, REGRESSION, SINGLE, TASKS, changed, engine_folder, reference
+from conftest import ARCHITECTURES
 
 import q8trt
 from q8trt import Answer, ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, InputError, PairError
@@ -65,7 +66,7 @@ def test_logits_are_those_of_transformers(engines: dict[str, Engine], kind: str)
     np.testing.assert_allclose(engines[kind].logits(ITEMS[kind]), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("architecture", ["roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES[1:])
 def test_so_are_those_of_other_architectures(tmp_path: Path, architecture: str) -> None:
     with Engine.load(engine_folder(tmp_path / "engine", REGRESSION, architecture), device="cpu") as engine:
         expected = reference(REGRESSION, ITEMS["regression"], architecture)

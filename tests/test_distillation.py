@@ -13,6 +13,7 @@ import scipy.stats
 import torch
 from torch import nn
 
+from q8trt.quantization.architectures import ARCHITECTURES
 from q8trt.training.distillation import (
     PROJECTION,
     Distillation,
@@ -104,7 +105,7 @@ def test_token_types_are_the_tokenizers(tiny_tokenizer: Any) -> None:
 
 def test_the_loss_is_the_weighted_sum() -> None:
     generator = torch.Generator().manual_seed(0)
-    config = SimpleNamespace(num_hidden_layers=2)
+    config = SimpleNamespace(model_type="bert", type_vocab_size=1, num_hidden_layers=2)
     student, teacher = (SimpleNamespace(config=config, forward=lambda input_ids: None) for _ in range(2))
     mask = torch.tensor(MASK)
 
@@ -159,9 +160,7 @@ def test_what_models_give_out(
     for model in (student, teacher):
         model.set_attn_implementation(implementation)
     embedded: list[torch.Tensor] = []
-    layers = getattr(student, student.base_model_prefix).get_submodule(
-        "transformer.layer" if architecture == "distilbert" else "encoder.layer"
-    )
+    layers = student.base_model.get_submodule(ARCHITECTURES[architecture].layers)
     layers[0].register_forward_pre_hook(lambda _, args, kwargs: embedded.append(args[0]), with_kwargs=True)
     settings = Distillation(teacher, hidden_weight=1.0, attention_weight=1.0)
     with distilling(student, settings, True, SEPARATOR) as distiller:
@@ -196,8 +195,9 @@ def test_quantized_attention_shows_itself(
         loss = distiller.loss(outputs, batch, target)
         assert 0 < float(loss.detach()) < 0.1
         loss.backward()
-    name = "q_lin" if architecture == "distilbert" else "query"
-    gradients = [p.grad for n, p in student.named_parameters() if n.endswith(f"{name}.weight")]
+    query = ARCHITECTURES[architecture].query
+    gradients = [p.grad for n, p in student.named_parameters() if n.endswith(f"{query}.weight")]
+    assert len(gradients) == 2
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
     assert all(parameter.grad is None for parameter in teacher.parameters())
 

@@ -9,28 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import WITH_TOKEN_TYPES
 
 from q8trt.cli.main import run_command
 from q8trt.errors import CheckpointError, DataError
 from q8trt.models import load_config, positions, takes_token_types
 from q8trt.models.checkpoints import load_finetuned, load_pretrained, save_checkpoint
 from q8trt.models.config_file import ModelShape, check_config
+from q8trt.quantization.architectures import ARCHITECTURES
 from q8trt.tasks.glue import get_task
 
 STSB = get_task("STS-B")
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
          "max_position_embeddings", "type_vocab_size")  # fmt: skip
-DISTILBERT = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads",
-              "intermediate_size": "hidden_dim"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def configs(tiny_config: Callable[..., Any]) -> dict[str, dict[str, Any]]:
     """Architecture -> the keys of its config.json."""
-    return {
-        name: json.loads(tiny_config(name).to_json_string(use_diff=False))
-        for name in ("bert", "roberta", "electra", "distilbert")
-    }
+    return {name: json.loads(tiny_config(name).to_json_string(use_diff=False)) for name in ARCHITECTURES}
 
 
 def refusal(data: dict[str, Any]) -> str:
@@ -56,7 +53,7 @@ def test_a_size_of_another_type_or_out_of_range(
 ) -> None:
     if architecture == "distilbert" and key == "type_vocab_size":
         return  # it has no token types
-    name = DISTILBERT.get(key, key) if architecture == "distilbert" else key
+    name = ARCHITECTURES[architecture].config_name(key)
     assert f"config.json: {key} " in refusal(configs[architecture] | {name: value})
 
 
@@ -110,18 +107,18 @@ def test_robertas_positions_begin_after_the_paddings(configs: dict[str, Any]) ->
 def test_missing_keys_have_transformers_defaults() -> None:
     from transformers import AutoConfig
 
-    for architecture in ("bert", "roberta", "electra", "distilbert"):
+    for architecture, entry in ARCHITECTURES.items():
         shape, theirs = check_config({"model_type": architecture}, "DIR"), AutoConfig.for_model(architecture)
-        for name in SIZES[: 6 if architecture == "distilbert" else 7]:
-            key = DISTILBERT.get(name, name) if architecture == "distilbert" else name
-            assert getattr(shape, name) == getattr(theirs, key), (architecture, name)
+        for name in SIZES[: 7 if entry.token_type_embeddings else 6]:
+            assert getattr(shape, name) == getattr(theirs, entry.config_name(name)), (architecture, name)
         assert shape.pad_token_id == theirs.pad_token_id
 
 
 def test_the_number_of_parameters(architecture: str, tiny_model: Any, configs: dict[str, Any]) -> None:
     counted = sum(each.numel() for each in tiny_model(architecture).base_model.parameters())
-    assert 0.9 * counted < check_config(configs[architecture], "DIR").parameters(architecture) <= counted
-    assert ModelShape().parameters("bert") > 100e6
+    entry = ARCHITECTURES[architecture]
+    assert 0.9 * counted < check_config(configs[architecture], "DIR").parameters(entry) <= counted
+    assert ModelShape().parameters(ARCHITECTURES["bert"]) > 100e6
 
 
 # Folders
@@ -224,8 +221,8 @@ def test_foreign_quantizers_are_named(folder: Path) -> None:
 
 def test_inputs_and_positions(architecture: str, tiny_config: Any) -> None:
     config = tiny_config(architecture)
-    assert takes_token_types(config) == (architecture in ("bert", "electra"))
-    assert positions(config) == (65 if architecture == "roberta" else 64)
+    assert takes_token_types(config) == (architecture in WITH_TOKEN_TYPES)
+    assert positions(config) == (65 if ARCHITECTURES[architecture].positions_after_padding else 64)
     config.type_vocab_size = 2
     assert takes_token_types(config) == (architecture != "distilbert")
 

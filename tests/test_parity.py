@@ -26,13 +26,13 @@ from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 
 QUICK = ParityConfig(batch_sizes=(1, 8), samples=ROWS)
-#: Architecture -> modules of a layer that a fault is planted in, the path of a layer left out.
+#: Architecture -> the encoder and its layer, and modules of a layer that a fault is planted in.
 LINEARS = {
     "bert": ("bert.encoder.layer.1.", "attention.self.value", "output.dense"),
-    "roberta": ("roberta.encoder.layer.1.", "attention.self.value", "intermediate.dense"),
     "electra": ("electra.encoder.layer.1.", "attention.output.dense", "output.dense"),
     "distilbert": ("distilbert.transformer.layer.1.", "attention.v_lin", "ffn.lin2"),
 }
+LIKE_ROBERTA = ("roberta.encoder.layer.1.", "attention.self.value", "intermediate.dense")
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_altered_weight_scale_in_the_file_is_found(
     run_of: Callable[[str], Run], tmp_path: Path, architecture: str, number: int
 ) -> None:
     shutil.copytree(run_of(architecture).path, tmp_path / "run")
-    folder, (prefix, *linears) = tmp_path / "run" / "engine-ptq", LINEARS[architecture]
+    folder, (prefix, *linears) = tmp_path / "run" / "engine-ptq", LINEARS.get(architecture, LIKE_ROBERTA)
     alter(folder, scale_weight(prefix + linears[number - 1], 1.5))
     engine = check(folder)
     assert not engine.agrees

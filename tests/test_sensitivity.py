@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from cli_fixtures import *  # noqa: F403 - fixtures
 from cli_fixtures import Refused
+from conftest import WITH_TOKEN_TYPES
 from scipy import stats
 from tiny_data import write_mnli, write_sts_b
 
@@ -99,7 +100,7 @@ def logits_row_by_row(model: Any, rows: Features, types: bool) -> np.ndarray:
 def test_a_cost_is_that_of_a_model_with_this_quantizer_alone(architecture: str, prepared: Callable[..., Any]) -> None:
     config, inputs, model, quantized = prepared(architecture)
     rows = inputs.dev["dev"]
-    types = architecture in ("bert", "electra")
+    types = architecture in WITH_TOKEN_TYPES
     probe = sensitivity.probe_of(quantized, rows, config, inputs)
     ranges = {key: quantizer.amax.clone() for key, quantizer in model_quantizers(quantized).items()}
     exact = logits_row_by_row(model, rows, types)

@@ -11,6 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from q8trt.errors import CheckpointError, ConfigError, QuantizationError
+from q8trt.quantization.architectures import ARCHITECTURES, architecture_of
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import (
     insert_quantizers,
@@ -20,17 +21,14 @@ from q8trt.quantization.insertion import (
 )
 from q8trt.quantization.modules import ATTENTION, QuantLinear
 from q8trt.quantization.recipe import Recipe, load_recipe
-from q8trt.quantization.sites import ACTIVATION, OUTSIDE_LAYERS, SITE_KINDS, encoder_sites, layout_of
+from q8trt.quantization.sites import ACTIVATION, OUTSIDE_LAYERS, SITE_KINDS, encoder_sites
 
 LINEAR = load_recipe("linear")
 #: Every site there is.
 ALL = Recipe.from_dict({"name": "all", "weights": {"axis": 0}, "sites": dict.fromkeys(SITE_KINDS)})
 IN_LAYERS = [name for name in SITE_KINDS if name not in OUTSIDE_LAYERS]
 BMM = ("bmm_q", "bmm_k", "softmax_out", "bmm_v")
-NO_DROPOUT = {
-    "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
-    "": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-}
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 #: The input features of the module behind each site, from the papers' shapes: hidden 32, intermediate 64.
 IN_FEATURES = {name: 64 if name in ("gelu_out", "ffn_output.weight") else 32 for name in SITE_KINDS}
 
@@ -38,7 +36,7 @@ IN_FEATURES = {name: 64 if name in ("gelu_out", "ffn_output.weight") else 32 for
 @pytest.fixture
 def pair(architecture: str, tiny_model: Callable[..., Any], request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Hugging Face's own model, and one of the same weights with disabled quantizers at every site; no dropout."""
-    options = NO_DROPOUT.get(architecture, NO_DROPOUT[""])
+    options = {ARCHITECTURES[architecture].config_name(name): 0.0 for name in DROPOUTS}
     implementation = getattr(request, "param", "eager")
     original, quantized = (tiny_model(architecture, attn_implementation=implementation, **options) for _ in range(2))
     insert_quantizers(quantized, ALL)
@@ -71,21 +69,18 @@ def test_sites_exist_in_the_models(architecture: str, head: bool, tiny_model: Ca
     assert len({site.quantizer for site in sites}) == len(sites)
 
 
-#: Of the whole model and of the bare encoder. DistilBERT has no token types, its "pooler" and RoBERTa's are in the head.
+#: Of the whole model and of the bare encoder. The "pooler" of all but BERT is in the head.
+IN_HEAD = (["word", "position", "token_type"], ["pooler", "classifier"], [])
 OUTSIDE = {
     "bert": (["word", "position", "token_type"], ["pooler", "classifier"], ["pooler"]),
-    "roberta": (["word", "position", "token_type"], ["pooler", "classifier"], []),
-    "electra": (["word", "position", "token_type"], ["pooler", "classifier"], []),
     "distilbert": (["word", "position"], ["pooler", "classifier"], []),
 }
 
 
 def test_sites_outside_the_layers(architecture: str, tiny_model: Callable[..., Any]) -> None:
-    tables, heads, bare = OUTSIDE[architecture]
+    tables, heads, bare = OUTSIDE.get(architecture, IN_HEAD)
     model = tiny_model(architecture)
     for sites, expected in ((encoder_sites(model), heads), (encoder_sites(model.base_model), bare)):
-        if architecture == "roberta" and expected == bare:
-            expected = []
         keys = [site.key for site in sites if site.layer is None]
         wanted = [f"embeddings.{table}" for table in tables]
         assert keys == wanted + [f"{head}.{part}" for head in expected for part in ("input", "weight")]
@@ -105,7 +100,7 @@ def test_a_model_that_is_not_bert_like() -> None:
             call(model)
         assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"^my/model is of type None"):
-        layout_of(object(), "my/model")
+        architecture_of(object(), "my/model")
 
 
 def test_a_quantizer_at_every_site(architecture: str, tiny_model: Callable[..., Any]) -> None:
@@ -204,15 +199,15 @@ def test_q_k_v_share_one_input_quantizer(
 ) -> None:
     """Called once a forward, and what it returns is the very tensor that all three projections read."""
     model, _ = tiny_quantized(architecture)
-    layout = layout_of(model.config)
+    entry = architecture_of(model.config)
     calls: dict[str, int] = {}
     for key, quantizer in model_quantizers(model).items():
         quantizer.register_forward_hook(lambda *_, key=key: calls.update({key: calls.get(key, 0) + 1}))
     outputs: list[torch.Tensor] = []
     model_quantizers(model)["layer.1.qkv_input"].register_forward_hook(lambda _, __, output: outputs.append(output))
     inputs: list[torch.Tensor] = []
-    layer = model.base_model.get_submodule(f"{layout.layers}.1")
-    for name in (layout.query, layout.key, layout.value):
+    layer = model.base_model.get_submodule(f"{entry.layers}.1")
+    for name in (entry.query, entry.key, entry.value):
         layer.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.no_grad():
         model(**tiny_batch(architecture))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from q8trt.errors import QuantizationError
+from q8trt.quantization.architectures import ARCHITECTURES
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers, set_quantization
 from q8trt.quantization.recipe import Recipe, load_recipe
@@ -91,14 +92,11 @@ def test_channel_maxima_are_of_text(tiny_model: Callable[..., Any], batches: lis
     keys = [key for key in quantizers if key.endswith(("qkv_input", "ffn_input"))]
     found = channel_maxima(model, quantizers, keys, batches)
     assert len(found) == 4
+    query = "." + ARCHITECTURES[architecture].query.rpartition(".")[2]
     for site in encoder_sites(model):
         if site.key in found:
-            path = site.module + ("" if site.name == "ffn_input" else query_name(architecture))
+            path = site.module + ("" if site.name == "ffn_input" else query)
             np.testing.assert_allclose(found[site.key].numpy(), expected[path], rtol=1e-5)
-
-
-def query_name(architecture: str) -> str:
-    return ".q_lin" if architecture == "distilbert" else ".query"
 
 
 def test_the_model_computes_what_it_did(tiny_model: Callable[..., Any], batches: list[Any], architecture: str) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.campaign.driver import Case, Outcome, run_area
 from benchmarks.campaign.mutations import flipped, json_bytes, json_mutations, replaced, spliced, truncated, without
+from q8trt.quantization.architectures import ARCHITECTURES
 
 TESTS = Path(__file__).resolve().parents[2] / "tests"
-ARCHITECTURES = ("bert", "roberta", "electra", "distilbert")
 #: Values in the place of every number of a configuration.
 _NUMBERS: tuple[Any, ...] = (
     0, -1, 1, 3, 7, 2**20, 2**31, 2**40, 10**9, 10**30, 0.5, 12.0, 1e308, float("nan"), float("inf"), "12", "", None, True,
@@ -66,9 +66,9 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
 
     write_sts_b(base / "data", 8, 4)
     for name in ARCHITECTURES:
-        from conftest import make_model, make_tokenizer
+        from conftest import WITH_TOKEN_TYPES, make_model, make_tokenizer
 
-        tokenizer = make_tokenizer(token_types=name in ("bert", "electra"))
+        tokenizer = make_tokenizer(token_types=name in WITH_TOKEN_TYPES)
         save_checkpoint(base / name, make_model(name), tokenizer)
         (base / name / "hashes.json").unlink()  # as a checkpoint from elsewhere
     config = {name: json.loads((base / name / "config.json").read_text()) for name in ARCHITECTURES}

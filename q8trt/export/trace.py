@@ -22,6 +22,7 @@ from torch import nn
 
 from q8trt.errors import ConfigError
 from q8trt.export.options import EXPORTERS
+from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.modules import ATTENTION
 from q8trt.quantization.precision import format_of
@@ -89,14 +90,14 @@ class _Logits(nn.Module):
     """The model with positional inputs and one output, as the exporters want it.
 
     The mask is made here, (B, 1, 1, S), added to the scores as it is: what transformers makes of a 2D mask depends on its
-    version, and is forty nodes of shape arithmetic in the file. So are RoBERTa's positions, counted from its padding index.
+    version, and is forty nodes of shape arithmetic in the file. So are positions that count from the padding index.
     """
 
     def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.names = tuple(names)
-        self.counts_positions = model.config.model_type == "roberta"
+        self.counts_positions = architecture_of(model.config).positions_after_padding
         self.pad_token_id = model.config.pad_token_id
 
     def forward(self, *arrays: torch.Tensor) -> torch.Tensor:

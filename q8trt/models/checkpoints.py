@@ -28,8 +28,9 @@ from q8trt.models import (
     unavailable,
 )
 from q8trt.models.activation import activation_of, adopt_activation, forget_activation
+from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.recipe import Recipe
-from q8trt.quantization.sites import encoder_sites, layout_of
+from q8trt.quantization.sites import encoder_sites
 
 if TYPE_CHECKING:
     from torch import nn
@@ -136,10 +137,8 @@ def load_pretrained(
 
 
 def _configure_dropout(config: Any, probability: float) -> None:
-    for key in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout",
-                "attention_dropout", "seq_classif_dropout"):  # fmt: skip
-        if hasattr(config, key):
-            setattr(config, key, probability)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+        setattr(config, architecture_of(config).config_name(name), probability)
 
 
 def set_dropout(model: PreTrainedModel, probability: float) -> None:
@@ -158,7 +157,7 @@ def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str, new_h
     wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if new_head:
         wrong = [key for key in wrong if key.startswith(encoder) and not key.startswith(f"{encoder}pooler.")]
-    wrong += [key for key in info["unexpected_keys"] if layout_of(model.config).layers in key]
+    wrong += [key for key in info["unexpected_keys"] if architecture_of(model.config).layers in key]
     _check_foreign_quantizers(info["unexpected_keys"], name)
     if wrong:
         raise CheckpointError(

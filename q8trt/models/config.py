@@ -8,7 +8,7 @@ from typing import Any
 from q8trt.errors import CheckpointError
 from q8trt.models.config_file import check_config, for_transformers, read_config_file
 from q8trt.models.locate import is_folder, resolve_model
-from q8trt.quantization.sites import LAYOUTS, layout_of
+from q8trt.quantization.architectures import ARCHITECTURES, architecture_of
 
 #: Parameters that a configuration may describe beyond what the files hold: too few to trouble any machine.
 _SPARE = 10_000_000
@@ -25,7 +25,7 @@ def load_config(name_or_path: str) -> Any:
     name = resolve_model(name_or_path)
     data = read_config_file(name)
     shape = check_config(data, name_or_path)
-    _check_weights_size(name, shape.parameters(data["model_type"]))
+    _check_weights_size(name, shape.parameters(ARCHITECTURES[data["model_type"]]))
     return config_of(data, name_or_path)
 
 
@@ -43,7 +43,6 @@ def config_of(data: dict[str, Any], where: str) -> Any:
     except Exception as error:  # transformers raises a dozen types for a field that it does not take
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{where}: config.json is not a configuration of transformers: {reason[:300]}") from None
-    layout_of(config, where)
     return config
 
 
@@ -61,12 +60,11 @@ def _check_weights_size(name: str, parameters: int) -> None:
 
 
 def positions(config: Any) -> int:
-    """Return how many tokens the position table holds; RoBERTa's starts after its padding index."""
+    """Return how many tokens the position table holds."""
     table: int = config.max_position_embeddings
-    return table - config.pad_token_id - 1 if config.model_type == "roberta" else table
+    return table - config.pad_token_id - 1 if architecture_of(config).positions_after_padding else table
 
 
 def takes_token_types(config: Any) -> bool:
     """Return whether the model has a choice of token types, so that they are an input of it."""
-    layout = LAYOUTS.get(getattr(config, "model_type", ""))
-    return layout is not None and layout.token_type and config.type_vocab_size > 1
+    return architecture_of(config).token_type_embeddings is not None and config.type_vocab_size > 1

@@ -16,7 +16,7 @@ from q8trt.console.commands import command
 from q8trt.errors import CheckpointError
 from q8trt.models.locate import is_folder, only_local, unavailable
 from q8trt.models.whole import check_whole
-from q8trt.quantization.sites import LAYOUTS
+from q8trt.quantization.architectures import ARCHITECTURES, QUANTIZED_TYPES, Architecture, architecture_named
 
 CONFIG_FILE = "config.json"
 _LIMITS = files.Limits(size=2**24, values=200_000)
@@ -34,17 +34,6 @@ _SIZES = {
 }
 #: Parameters of the largest model that is read; BERT-large has a third of 10^9.
 _MOST_PARAMETERS = 10**10
-#: BERT's names of fields -> DistilBERT's.
-_DISTILBERT = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "hidden_act": "activation",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "classifier_dropout": "seq_classif_dropout",
-}
 #: Keys that choose what a forward pass returns, or how it is run, and not what it computes: transformers' defaults hold.
 _INCIDENTAL = (
     "output_attentions", "_output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript",
@@ -84,20 +73,12 @@ class ModelShape:
     id2label: dict[str, str | int | float] | None = None
     architectures: list[str] | None = None
 
-    def parameters(self, model_type: str) -> int:
+    def parameters(self, architecture: Architecture) -> int:
         """Return about how many weights the encoder has."""
         width, inner = self.hidden_size, self.intermediate_size
         rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
-        table = self.embedding_size if model_type == "electra" else width
+        table: int = getattr(self, architecture.embedding_size)
         return rows * table + self.num_hidden_layers * (4 * width * width + 2 * width * inner)
-
-
-#: Defaults that differ from BERT's.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "roberta": {"vocab_size": 50265, "pad_token_id": 1, "type_vocab_size": 2},
-    "electra": {"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
-    "distilbert": {"num_hidden_layers": 6, "type_vocab_size": 1},
-}
 
 
 def read_config_file(name: str) -> dict[str, Any]:
@@ -156,36 +137,31 @@ def check_config(data: dict[str, Any], where: str) -> ModelShape:
             that q8trt does not: foreign code, a decoder, pruned heads, weights quantized by another library.
     """
     _check_foreign(data, where)
-    model_type = data.get("model_type")
-    if not isinstance(model_type, str) or model_type not in LAYOUTS:
-        raise CheckpointError(
-            f"{where} is of type {_shown(model_type)}, not BERT-like; q8trt quantizes {', '.join(LAYOUTS)}: "
-            "give --model_name_or_path one of those"
-        )
-    names = [field.name for field in dataclasses.fields(ModelShape)]
-    defaults = {**dataclasses.asdict(ModelShape()), **_DEFAULTS.get(model_type, {})}
+    architecture = architecture_named(data.get("model_type"), where)
+    defaults = {**dataclasses.asdict(ModelShape()), **architecture.config_defaults}
     try:
-        shape = files.decode(ModelShape, {name: _value(data, name, model_type, defaults[name]) for name in names})
+        shape = files.decode(
+            ModelShape,
+            # A file may have a field under either name.
+            {
+                name: data.get(architecture.config_name(name), data.get(name, default))
+                for name, default in defaults.items()
+            },
+        )
     except files.MalformedError as error:
         raise CheckpointError(f"{where}: config.json: {error}") from None
-    _check_sizes(shape, model_type, where)
+    _check_sizes(shape, architecture, where)
     _check_numbers(shape, where)
     _check_computation(shape, data, where)
     _check_labels(shape, where)
     return shape
 
 
-def _value(data: dict[str, Any], name: str, model_type: str, default: Any) -> Any:
-    """Return the value of a field, whichever of its two names DistilBERT's file has it under."""
-    other = _DISTILBERT.get(name, name) if model_type == "distilbert" else name
-    return data[other] if other in data else data.get(name, default)
-
-
 def _check_foreign(data: dict[str, Any], where: str) -> None:
     if data.get("auto_map"):
         raise CheckpointError(
             f"{where} needs Python code of its own (auto_map in config.json), which q8trt never runs; give a checkpoint of "
-            f"transformers' own {', '.join(LAYOUTS)}"
+            f"transformers' own {', '.join(ARCHITECTURES)}"
         )
     if quantization := data.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -193,15 +169,15 @@ def _check_foreign(data: dict[str, Any], where: str) -> None:
             f"{where} is quantized already{f' by {method}' if isinstance(method, str) else ''} (quantization_config in "
             "config.json); give the floating-point checkpoint that it was made from"
         )
-    if data.get("model_type") == "qdqbert":
+    if (model_type := data.get("model_type")) in [*QUANTIZED_TYPES]:
         calibrate = command("calibrate", "--model_name_or_path", "DIR", "--from_pytorch_quantization", where)
         raise CheckpointError(
-            f"{where} is a QDQBERT checkpoint of pytorch-quantization; give the floating-point model that it was made from, "
-            f"and take its ranges: {calibrate} (DIR: that model; and --task)"
+            f"{where} is a {model_type.upper()} checkpoint of pytorch-quantization; give the floating-point model that it was "
+            f"made from, and take its ranges: {calibrate} (DIR: that model; and --task)"
         )
 
 
-def _check_sizes(shape: ModelShape, model_type: str, where: str) -> None:
+def _check_sizes(shape: ModelShape, architecture: Architecture, where: str) -> None:
     for name, (low, high) in _SIZES.items():
         value = getattr(shape, name)
         if not low <= value <= high:
@@ -211,21 +187,21 @@ def _check_sizes(shape: ModelShape, model_type: str, where: str) -> None:
             f"{where}: config.json: {shape.num_attention_heads} attention heads do not divide the hidden size "
             f"{shape.hidden_size}; copy the checkpoint again"
         )
-    if (count := shape.parameters(model_type)) > _MOST_PARAMETERS:
+    if (count := shape.parameters(architecture)) > _MOST_PARAMETERS:
         raise CheckpointError(
             f"{where}: config.json describes a model of {count / 1e9:,.0f} billion parameters; the largest that q8trt reads "
             f"has {_MOST_PARAMETERS / 1e9:,.0f} billion"
         )
-    pad = shape.pad_token_id
-    if (pad is not None and not 0 <= pad < shape.vocab_size) or (pad is None and model_type == "roberta"):
+    pad, counts_from_padding = shape.pad_token_id, architecture.positions_after_padding
+    if not 0 <= pad < shape.vocab_size if pad is not None else counts_from_padding:
         raise CheckpointError(
             f"{where}: config.json: pad_token_id is {pad}, expected the number of a row of the token table, 0 to "
             f"{shape.vocab_size - 1}"
         )
-    if model_type == "roberta" and shape.max_position_embeddings <= pad + 1:  # type: ignore[operator]  # checked above
+    if pad is not None and counts_from_padding and shape.max_position_embeddings <= pad + 1:
         raise CheckpointError(
-            f"{where}: config.json: max_position_embeddings is {shape.max_position_embeddings}; RoBERTa's positions begin "
-            f"after the padding's, at {pad + 1}"  # type: ignore[operator]
+            f"{where}: config.json: max_position_embeddings is {shape.max_position_embeddings}; {architecture.label}'s "
+            f"positions begin after the padding's, at {pad + 1}"
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from q8trt.errors import CheckpointError
-from q8trt.quantization.sites import layout_of
+from q8trt.quantization.architectures import architecture_of
 from q8trt.tasks.glue import canonical
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
     """Put the outputs of `model` into another order, in place: output i becomes what `order[i]` was."""
     import torch
 
-    head: Any = model.get_submodule(layout_of(model.config).classifier.removeprefix(":"))
+    head: Any = model.get_submodule(architecture_of(model.config).classifier)
     index = torch.tensor(order)
     with torch.no_grad():
         for parameter in head.parameters():

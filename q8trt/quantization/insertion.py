@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from q8trt.errors import QuantizationError
+from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.libraries import MODELOPT, Library
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import WEIGHT, Site, encoder_sites
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 _BMM_SITES = ("bmm_q", "bmm_k", "softmax_out", "bmm_v")
 
 
-def _place(model: nn.Module, site: Site, quantizer: nn.Module) -> None:
-    from q8trt.quantization.modules import quantize_first_argument, replacement_for
+def _place(model: Any, site: Site, quantizer: nn.Module) -> None:
+    from q8trt.quantization.modules import quantize_first_argument, quantized_class
 
     module = model.get_submodule(site.module)
     if site.name == "qkv_input":
         module.register_forward_pre_hook(quantize_first_argument, with_kwargs=True)
     elif site.name not in _BMM_SITES:
-        replacement = replacement_for(module)
-        if replacement is None:
+        quantized = quantized_class(module, site.name, architecture_of(model.config).residual_class)
+        if quantized is None:
             raise QuantizationError(f"{site.key}: {site.module} is a {type(module).__name__}, which takes no quantizer")
-        module.__class__ = replacement
+        module.__class__ = quantized
     setattr(module, site.attribute, quantizer)
 
 

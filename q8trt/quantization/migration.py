@@ -26,11 +26,12 @@ from torch import nn
 
 from q8trt import files
 from q8trt.errors import CheckpointError, ConfigError, QuantizationError, nearest
+from q8trt.quantization.architectures import QUANTIZED_TYPES, architecture_of
 from q8trt.quantization.calibration import check_amax
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.libraries import Library
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
-from q8trt.quantization.sites import GROUPS, SITE_KINDS, WEIGHT, Site, encoder_sites, layout_of
+from q8trt.quantization.sites import GROUPS, SITE_KINDS, WEIGHT, Site, encoder_sites
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,10 +118,10 @@ def read_config(folder: str | Path) -> Any:
     try:
         data = files.read_json(path)
         kind = data.pop("model_type")
-        config = AutoConfig.for_model("bert" if kind == "qdqbert" else kind, **data)
+        config = AutoConfig.for_model(QUANTIZED_TYPES.get(kind, kind), **data)
     except Exception as error:  # transformers raises a dozen types for a field that it does not take
         raise CheckpointError(f"{path} cannot be read as a transformers configuration: {error}") from None
-    layout_of(config, str(folder))
+    architecture_of(config, str(folder))
     return config
 
 

@@ -77,10 +77,10 @@ def _quantized_sum(module: nn.Module, residual: str, branch: torch.Tensor, skip:
     return total if scales[0] is None or scales[1] is None else total / scales[0]
 
 
-class QuantAttentionOutput(nn.Module):
-    """BERT's, RoBERTa's and ELECTRA's SelfOutput: dense, dropout, Add & LayerNorm."""
+class QuantOutput(nn.Module):
+    """A module that adds a residual after a projection: dense, dropout, Add & LayerNorm, as BERT's SelfOutput and Output."""
 
-    residual = "attention"
+    residual: str
     dense: nn.Module
     dropout: nn.Module
     LayerNorm: nn.Module
@@ -91,14 +91,8 @@ class QuantAttentionOutput(nn.Module):
         return self.LayerNorm(_quantized_sum(self, self.residual, branch, input_tensor))
 
 
-class QuantFeedForwardOutput(QuantAttentionOutput):
-    """BERT's, RoBERTa's and ELECTRA's Output."""
-
-    residual = "ffn"
-
-
 class QuantTransformerBlock(nn.Module):
-    """DistilBERT's layer, which adds both residuals itself."""
+    """A layer that adds both residuals itself, as DistilBERT's."""
 
     attention: nn.Module
     ffn: nn.Module
@@ -114,30 +108,25 @@ class QuantTransformerBlock(nn.Module):
         return self.output_layer_norm(_quantized_sum(self, "ffn", self.ffn(attended), attended))
 
 
-_REPLACEMENTS: dict[str, type[nn.Module]] = {
-    "SelfOutput": QuantAttentionOutput,
-    "Output": QuantFeedForwardOutput,
-    "TransformerBlock": QuantTransformerBlock,
-}
+def quantized_class(module: nn.Module, site: str, residual_class: str) -> type[nn.Module] | None:
+    """Return the class that gives `module` quantizers and keeps it an instance of its own class; None where there is none.
 
-
-def replacement_for(module: nn.Module) -> type[nn.Module] | None:
-    """The class that gives `module` quantizers and keeps it an instance of its own class, or None.
-
-    Raises nothing: what cannot carry quantizers is the caller's to report.
+    Args:
+        module: the module of the site.
+        site: the site's name; that of a residual says which one the module adds.
+        residual_class: the class in this file for a module that adds a residual.
     """
     original = type(module)
-    if isinstance(module, (QuantLinear, QuantEmbedding, QuantAttentionOutput, QuantTransformerBlock)):
+    if isinstance(module, (QuantLinear, QuantEmbedding, QuantOutput, QuantTransformerBlock)):
         return original
     if isinstance(module, nn.Linear):
         return QuantLinear
     if isinstance(module, nn.Embedding):
         return QuantEmbedding
-    # Longest ending first: BertSelfOutput also ends in "Output".
-    for ending, quantized in _REPLACEMENTS.items():
-        if original.__name__.endswith(ending):
-            return type(f"Quant{original.__name__}", (quantized, original), {})
-    return None
+    residual, is_residual, _ = site.partition("_residual.")
+    if not is_residual:
+        return None
+    return type(f"Quant{original.__name__}", (globals()[residual_class], original), {"residual": residual})
 
 
 def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

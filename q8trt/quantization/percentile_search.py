@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.calibrators import SEARCH_START
 from q8trt.quantization.histogram import Histogram, percentile_amax
 from q8trt.quantization.insertion import answering, model_quantizers, set_quantization, weights_quantized_once
 from q8trt.quantization.observation import Batch
-from q8trt.quantization.sites import encoder_sites, layout_of
+from q8trt.quantization.sites import encoder_sites
 
 #: The percentiles that a site may take; 100 is the largest magnitude.
 CANDIDATES = (99.9, 99.99, 99.999, 100.0)
@@ -72,10 +73,13 @@ class _Tail:
         stages: the embeddings and the layers; stage n computes what layer n reads.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
-        layout, encoder = layout_of(model.config), getattr(model, str(model.base_model_prefix), model)
+    def __init__(self, model: Any, batches: Sequence[Batch]) -> None:
+        architecture, encoder = architecture_of(model.config), model.base_model
         self.model, self.batches = model, batches
-        self.stages = [encoder.get_submodule(layout.embeddings), *encoder.get_submodule(layout.layers).children()]
+        self.stages = [
+            encoder.get_submodule(architecture.embeddings),
+            *encoder.get_submodule(architecture.layers).children(),
+        ]
         self._known: list[dict[nn.Module, Any]] = [{} for _ in batches]
 
     def start_at(self, layer: int) -> None:

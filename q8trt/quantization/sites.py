@@ -1,7 +1,7 @@
 """The named places of an encoder that can carry a quantizer.
 
-A site is a tensor of the model, by the name it has in recipes, reports and checkpoints; where it lives in a given
-architecture is this table's business and nobody else's. B: batch, S: sequence, H: hidden size, A: heads, D: head size,
+A site is a tensor of the model, by the name it has in recipes, reports and checkpoints. `architectures` names the module
+that each architecture computes it in. B: batch, S: sequence, H: hidden size, A: heads, D: head size,
 I: intermediate size.
 
     site                         tensor                                            shape
@@ -30,9 +30,9 @@ LayerNorm's input, softmax and GELU themselves, and the Add of the mask stay in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from q8trt.errors import CheckpointError
+from q8trt.quantization.architectures import architecture_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,163 +78,81 @@ class Site:
 _INPUT, _WEIGHT = "input_quantizer", "weight_quantizer"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where one architecture keeps the modules that the sites belong to.
+class _Row(NamedTuple):
+    """A row of the tables below: the field of `Architecture` that names the module, and the quantizer's name in it."""
 
-    `attention_residual` and `ffn_residual` are the modules in which the residual is added; "" is the layer itself.
-    `embeddings`, `layers` and `pooler` are paths within the encoder (``model.bert``), or within the whole model where
-    they begin with ":", as the classification head does.
-    """
-
-    embeddings: str
-    token_type: bool
-    layers: str
-    self_attention: str
-    query: str
-    key: str
-    value: str
-    attention_output: str
-    attention_residual: str
-    ffn_intermediate: str
-    ffn_output: str
-    ffn_residual: str
-    pooler: str
-    classifier: str
-
-    def layer_sites(self) -> tuple[tuple[str, str, str, str], ...]:
-        """(site, kind, module within the layer, attribute), in the order in which a layer computes."""
-        return (
-            ("qkv_input", ACTIVATION, self.self_attention, _INPUT),
-            ("query.weight", WEIGHT, self.query, _WEIGHT),
-            ("key.weight", WEIGHT, self.key, _WEIGHT),
-            ("value.weight", WEIGHT, self.value, _WEIGHT),
-            ("bmm_q", ACTIVATION, self.self_attention, "bmm_q_quantizer"),
-            ("bmm_k", ACTIVATION, self.self_attention, "bmm_k_quantizer"),
-            ("softmax_out", ACTIVATION, self.self_attention, "softmax_out_quantizer"),
-            ("bmm_v", ACTIVATION, self.self_attention, "bmm_v_quantizer"),
-            ("context", ACTIVATION, self.attention_output, _INPUT),
-            ("attention_output.weight", WEIGHT, self.attention_output, _WEIGHT),
-            ("attention_residual.branch", ACTIVATION, self.attention_residual, "attention_branch_quantizer"),
-            ("attention_residual.skip", ACTIVATION, self.attention_residual, "attention_skip_quantizer"),
-            ("ffn_input", ACTIVATION, self.ffn_intermediate, _INPUT),
-            ("ffn_intermediate.weight", WEIGHT, self.ffn_intermediate, _WEIGHT),
-            ("gelu_out", ACTIVATION, self.ffn_output, _INPUT),
-            ("ffn_output.weight", WEIGHT, self.ffn_output, _WEIGHT),
-            ("ffn_residual.branch", ACTIVATION, self.ffn_residual, "ffn_branch_quantizer"),
-            ("ffn_residual.skip", ACTIVATION, self.ffn_residual, "ffn_skip_quantizer"),
-        )
-
-    def embedding_sites(self) -> tuple[tuple[str, str, str, str], ...]:
-        """(site, kind, module within the encoder, attribute) of the embedding tables."""
-        tables = ("word", "position", "token_type") if self.token_type else ("word", "position")
-        return tuple(
-            (f"embeddings.{table}", WEIGHT, f"{self.embeddings}.{table}_embeddings", _WEIGHT) for table in tables
-        )
-
-    def head_sites(self) -> tuple[tuple[str, str, str, str], ...]:
-        """(site, kind, module within the encoder or, after ":", within the model, attribute)."""
-        return tuple(
-            (f"{name}.{part}", kind, module, attribute)
-            for name, module in (("pooler", self.pooler), ("classifier", self.classifier))
-            for part, kind, attribute in (("input", ACTIVATION, _INPUT), ("weight", WEIGHT, _WEIGHT))
-        )
+    site: str
+    kind: str
+    module: str
+    attribute: str
 
 
-def _bert(pooler: str, classifier: str) -> Layout:
-    return Layout(
-        embeddings="embeddings",
-        token_type=True,
-        layers="encoder.layer",
-        self_attention="attention.self",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        attention_output="attention.output.dense",
-        attention_residual="attention.output",
-        ffn_intermediate="intermediate.dense",
-        ffn_output="output.dense",
-        ffn_residual="output",
-        pooler=pooler,
-        classifier=classifier,
-    )
-
-
-_DISTILBERT = Layout(
-    embeddings="embeddings",
-    token_type=False,
-    layers="transformer.layer",
-    self_attention="attention",
-    query="attention.q_lin",
-    key="attention.k_lin",
-    value="attention.v_lin",
-    attention_output="attention.out_lin",
-    attention_residual="",
-    ffn_intermediate="ffn.lin1",
-    ffn_output="ffn.lin2",
-    ffn_residual="",
-    pooler=":pre_classifier",
-    classifier=":classifier",
+_EMBEDDINGS = (
+    _Row("embeddings.word", WEIGHT, "word_embeddings", _WEIGHT),
+    _Row("embeddings.position", WEIGHT, "position_embeddings", _WEIGHT),
+    _Row("embeddings.token_type", WEIGHT, "token_type_embeddings", _WEIGHT),
+)
+#: In the order in which a layer computes.
+_LAYER = (
+    _Row("qkv_input", ACTIVATION, "self_attention", _INPUT),
+    _Row("query.weight", WEIGHT, "query", _WEIGHT),
+    _Row("key.weight", WEIGHT, "key", _WEIGHT),
+    _Row("value.weight", WEIGHT, "value", _WEIGHT),
+    _Row("bmm_q", ACTIVATION, "self_attention", "bmm_q_quantizer"),
+    _Row("bmm_k", ACTIVATION, "self_attention", "bmm_k_quantizer"),
+    _Row("softmax_out", ACTIVATION, "self_attention", "softmax_out_quantizer"),
+    _Row("bmm_v", ACTIVATION, "self_attention", "bmm_v_quantizer"),
+    _Row("context", ACTIVATION, "attention_output", _INPUT),
+    _Row("attention_output.weight", WEIGHT, "attention_output", _WEIGHT),
+    _Row("attention_residual.branch", ACTIVATION, "attention_residual", "attention_branch_quantizer"),
+    _Row("attention_residual.skip", ACTIVATION, "attention_residual", "attention_skip_quantizer"),
+    _Row("ffn_input", ACTIVATION, "ffn_intermediate", _INPUT),
+    _Row("ffn_intermediate.weight", WEIGHT, "ffn_intermediate", _WEIGHT),
+    _Row("gelu_out", ACTIVATION, "ffn_output", _INPUT),
+    _Row("ffn_output.weight", WEIGHT, "ffn_output", _WEIGHT),
+    _Row("ffn_residual.branch", ACTIVATION, "ffn_residual", "ffn_branch_quantizer"),
+    _Row("ffn_residual.skip", ACTIVATION, "ffn_residual", "ffn_skip_quantizer"),
+)
+_POOLER = (_Row("pooler.input", ACTIVATION, "pooler", _INPUT), _Row("pooler.weight", WEIGHT, "pooler", _WEIGHT))
+_CLASSIFIER = (
+    _Row("classifier.input", ACTIVATION, "classifier", _INPUT),
+    _Row("classifier.weight", WEIGHT, "classifier", _WEIGHT),
 )
 
-#: transformers' ``config.model_type`` -> layout.
-LAYOUTS: dict[str, Layout] = {
-    "bert": _bert("pooler.dense", ":classifier"),
-    "roberta": _bert(":classifier.dense", ":classifier.out_proj"),
-    "electra": _bert(":classifier.dense", ":classifier.out_proj"),
-    "distilbert": _DISTILBERT,
-}
-
-_ALL = (
-    *LAYOUTS["bert"].embedding_sites(),
-    *LAYOUTS["bert"].layer_sites(),
-    *LAYOUTS["bert"].head_sites(),
-)
 #: Site name -> kind, in the order of computation.
-SITE_KINDS: dict[str, str] = {name: kind for name, kind, _, _ in _ALL}
+SITE_KINDS: dict[str, str] = {row.site: row.kind for row in (*_EMBEDDINGS, *_LAYER, *_POOLER, *_CLASSIFIER)}
 #: Names that stand for several sites in a recipe.
 GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in SITE_KINDS if name.startswith(f"{group}."))
     for group in ("embeddings", "attention_residual", "ffn_residual", "pooler", "classifier")
 }
 #: Sites outside the encoder layers: their key is their name.
-OUTSIDE_LAYERS = frozenset(name for group in ("embeddings", "pooler", "classifier") for name in GROUPS[group])
-
-
-def layout_of(config: Any, where: str = "the model") -> Layout:
-    """The layout for a transformers configuration.
-
-    Raises:
-        CheckpointError: the architecture is not of the BERT family.
-    """
-    model_type = getattr(config, "model_type", None)
-    if model_type not in LAYOUTS:
-        raise CheckpointError(
-            f"{where} is of type {model_type!r}, not BERT-like; q8trt quantizes {', '.join(LAYOUTS)}: "
-            "give --model_name_or_path one of those"
-        )
-    return LAYOUTS[model_type]
+OUTSIDE_LAYERS = frozenset(row.site for row in (*_EMBEDDINGS, *_POOLER, *_CLASSIFIER))
 
 
 def encoder_sites(model: nn.Module) -> tuple[Site, ...]:
-    """All sites of a transformers model of the BERT family, in the order in which it computes.
+    """Return all sites of a transformers model of the BERT family, in the order in which it computes.
 
-    A model without a head (``BertModel``), or without a pooler, simply has fewer.
+    A model without a head (``BertModel``), or without a pooler, has fewer.
 
     Raises:
         CheckpointError: the architecture is not of the BERT family.
     """
-    layout = layout_of(model.config)
+    architecture = architecture_of(model.config)
     encoder = f"{model.base_model_prefix}." if hasattr(model, str(model.base_model_prefix)) else ""
-    modules = {name for name, _ in model.named_modules()}
-    count = len(list(model.get_submodule(encoder + layout.layers).children()))
-
-    def place(prefix: str, module: str) -> str:
-        return module[1:] if module.startswith(":") else f"{prefix}{module}".rstrip(".")
-
-    sites = [Site(name, kind, None, place(encoder, m), a) for name, kind, m, a in layout.embedding_sites()]
-    for number in range(count):
-        prefix = f"{encoder}{layout.layers}.{number}."
-        sites += [Site(name, kind, number, place(prefix, m), a) for name, kind, m, a in layout.layer_sites()]
-    sites += [Site(name, kind, None, place(encoder, m), a) for name, kind, m, a in layout.head_sites()]
-    return tuple(site for site in sites if site.module in modules)
+    layers = f"{encoder}{architecture.layers}."
+    count = len(list(model.get_submodule(layers[:-1]).children()))
+    groups = [
+        (_EMBEDDINGS, encoder, None),
+        *((_LAYER, f"{layers}{number}.", number) for number in range(count)),
+        (_POOLER, encoder if architecture.pooler_in_encoder else "", None),
+        (_CLASSIFIER, "", None),
+    ]
+    modules = dict(model.named_modules())
+    sites = []
+    for rows, prefix, layer in groups:
+        for row in rows:
+            path = getattr(architecture, row.module)
+            if path is not None and (name := f"{prefix}{path}".rstrip(".")) in modules:
+                sites.append(Site(row.site, row.kind, layer, name, row.attribute))
+    return tuple(sites)

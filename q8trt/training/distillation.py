@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from q8trt.models import takes_token_types
+from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.modules import ATTENTION
-from q8trt.quantization.sites import layout_of
 
 #: Attribute of the student under which W_e and W_h lie while it trains.
 PROJECTION = "distillation_projection"
@@ -194,9 +194,9 @@ def _showing_attention(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_attention_dropout(model: Any) -> Iterator[None]:
-    layout = layout_of(model.config)
-    layers = getattr(model, model.base_model_prefix).get_submodule(layout.layers)
-    dropouts = [layer.get_submodule(layout.self_attention).dropout for layer in layers]
+    architecture = architecture_of(model.config)
+    layers = model.base_model.get_submodule(architecture.layers)
+    dropouts = [layer.get_submodule(architecture.attention_dropout) for layer in layers]
     before = [dropout.p for dropout in dropouts]
     for dropout in dropouts:
         dropout.p = 0.0

@@ -12,9 +12,10 @@ from torch import nn
 
 from q8trt.errors import DataError
 from q8trt.models.activation import activation_of
+from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.insertion import model_quantizers, set_quantization
 from q8trt.quantization.precision import Precision
-from q8trt.quantization.sites import Site, encoder_sites, layout_of
+from q8trt.quantization.sites import Site, encoder_sites
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import Features, bucketed_batches, restore_order
@@ -87,7 +88,7 @@ class Probe:
         self._activation = activation_of(model.config, task, "the model")
         lengths = range(8, max_length, 8)  # fewer tokens than in the engine's buckets, which torch need not keep to
         self._batches = list(bucketed_batches(rows, batch_size, pad_token_id, lengths, max_length))
-        self._layers: Any = model.base_model.get_submodule(layout_of(model.config).layers)
+        self._layers: Any = model.base_model.get_submodule(architecture_of(model.config).layers)
         self._known, self._below, self._hidden = _Known(), 0, list[Any]()
         set_quantization(
             model, True

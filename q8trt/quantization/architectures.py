@@ -1,0 +1,161 @@
+"""The architectures that q8trt quantizes: one entry each, which holds everything that differs between them.
+
+A new architecture is an entry here, a tiny configuration in tests/conftest.py and its name in the documentation. It also
+needs a class in `q8trt.quantization.modules` if it adds its residuals as none of the others does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from q8trt.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture of transformers.
+
+    Attributes:
+        model_type: transformers' name, ``config.model_type``.
+        label: the name in messages.
+        embeddings: the module that computes the first hidden states. This path, the three tables and `layers` are within
+            the encoder (``model.bert``).
+        word_embeddings: the table of tokens.
+        position_embeddings: the table of positions.
+        token_type_embeddings: the table of token types; None for an architecture without them.
+        layers: the list of encoder layers.
+        self_attention: the module that calls transformers' attention function. This path and those up to `ffn_residual`
+            are within a layer; "" is the layer itself.
+        query: the projection of Q; `key` and `value` likewise.
+        attention_dropout: the dropout of the attention probabilities.
+        attention_output: the projection after attention.
+        attention_residual: the module that adds what attention computed to the residual.
+        ffn_intermediate: the first feed-forward projection.
+        ffn_output: the second feed-forward projection.
+        ffn_residual: the module that adds what the feed-forward network computed to the residual.
+        residual_class: the class of `q8trt.quantization.modules` that both of these modules turn into.
+        pooler: the linear layer over the first token, within the encoder if `pooler_in_encoder`, else within the model.
+        pooler_in_encoder: see `pooler`.
+        classifier: the last linear layer of the classification head, within the model.
+        positions_after_padding: positions count from ``pad_token_id + 1``, over the tokens that are not padding.
+        embedding_size: the field of ModelShape that is the width of the embedding tables.
+        config_names: BERT's name of a field of config.json -> the name here.
+        config_defaults: BERT's name of a field -> transformers' default, where it differs from BERT's.
+        quantized_types: `model_type` of pytorch-quantization's own version of the architecture, where there is one.
+    """
+
+    model_type: str
+    label: str
+    embeddings: str = "embeddings"
+    word_embeddings: str = "embeddings.word_embeddings"
+    position_embeddings: str = "embeddings.position_embeddings"
+    token_type_embeddings: str | None = "embeddings.token_type_embeddings"
+    layers: str = "encoder.layer"
+    self_attention: str = "attention.self"
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_dropout: str = "attention.self.dropout"
+    attention_output: str = "attention.output.dense"
+    attention_residual: str = "attention.output"
+    ffn_intermediate: str = "intermediate.dense"
+    ffn_output: str = "output.dense"
+    ffn_residual: str = "output"
+    residual_class: str = "QuantOutput"
+    pooler: str = "classifier.dense"
+    pooler_in_encoder: bool = False
+    classifier: str = "classifier.out_proj"
+    positions_after_padding: bool = False
+    embedding_size: str = "hidden_size"
+    config_names: Mapping[str, str] = field(default_factory=dict)
+    config_defaults: Mapping[str, Any] = field(default_factory=dict)
+    quantized_types: tuple[str, ...] = ()
+
+    def config_name(self, name: str) -> str:
+        """Return the name in config.json of the field that BERT calls `name`."""
+        return self.config_names.get(name, name)
+
+
+_ALL = (
+    Architecture(
+        "bert",
+        "BERT",
+        pooler="pooler.dense",
+        pooler_in_encoder=True,
+        classifier="classifier",
+        quantized_types=("qdqbert",),
+    ),
+    Architecture(
+        "roberta",
+        "RoBERTa",
+        positions_after_padding=True,
+        config_defaults={"vocab_size": 50265, "pad_token_id": 1},
+    ),
+    Architecture(
+        "electra",
+        "ELECTRA",
+        embedding_size="embedding_size",
+        config_defaults={"hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+    ),
+    Architecture(
+        "distilbert",
+        "DistilBERT",
+        token_type_embeddings=None,
+        layers="transformer.layer",
+        self_attention="attention",
+        query="attention.q_lin",
+        key="attention.k_lin",
+        value="attention.v_lin",
+        attention_dropout="attention.dropout",
+        attention_output="attention.out_lin",
+        attention_residual="",
+        ffn_intermediate="ffn.lin1",
+        ffn_output="ffn.lin2",
+        ffn_residual="",
+        residual_class="QuantTransformerBlock",
+        pooler="pre_classifier",
+        classifier="classifier",
+        config_names={
+            "hidden_size": "dim",
+            "num_hidden_layers": "n_layers",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+            "hidden_act": "activation",
+            "hidden_dropout_prob": "dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+            "classifier_dropout": "seq_classif_dropout",
+        },
+        config_defaults={"num_hidden_layers": 6, "type_vocab_size": 1},
+    ),
+)
+
+#: transformers' ``config.model_type`` -> architecture.
+ARCHITECTURES: Mapping[str, Architecture] = {entry.model_type: entry for entry in _ALL}
+#: ``model_type`` of a checkpoint of pytorch-quantization that is not transformers' own -> that of its architecture.
+QUANTIZED_TYPES: Mapping[str, str] = {alias: entry.model_type for entry in _ALL for alias in entry.quantized_types}
+
+
+def architecture_named(model_type: Any, where: str) -> Architecture:
+    """Return the architecture that transformers calls `model_type`.
+
+    Raises:
+        CheckpointError: q8trt has no such architecture; the message names the checkpoint as `where`.
+    """
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        shown = repr(model_type) if len(repr(model_type)) <= 60 else f"{model_type!r:.57}..."
+        raise CheckpointError(
+            f"{where} is of type {shown}, not BERT-like; q8trt quantizes {', '.join(ARCHITECTURES)}: "
+            "give --model_name_or_path one of those"
+        )
+    return ARCHITECTURES[model_type]
+
+
+def architecture_of(config: Any, where: str = "the model") -> Architecture:
+    """Return the architecture of a transformers configuration.
+
+    Raises:
+        CheckpointError: see `architecture_named`.
+    """
+    return architecture_named(getattr(config, "model_type", None), where)
