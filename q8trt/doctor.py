@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from q8trt.engine.backend import INSTALL, TITLES, Backend, BackendState, backend_states
+from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, BackendState, backend_states
 from q8trt.engine.driver import driver_problem
 from q8trt.hardware.gpu import Gpu, gpus
 from q8trt.hardware.packages import install_command, installed_version, pip_install
@@ -109,7 +109,7 @@ def checks(machine: Machine) -> list[Check]:
     return [
         Check("Python", machine.python, python, "" if python else "q8trt needs Python 3.11 or newer"),
         *_gpu_checks(machine),
-        _package(machine, "CUDA runtime", "cuda-python", f"{INSTALL['tensorrt']} or {INSTALL['tensorrt_rtx']}"),
+        _package(machine, "CUDA runtime", "cuda-python", f"{INSTALL[TENSORRT]} or {INSTALL[TENSORRT_RTX]}"),
         *map(_backend_check, machine.backends),
         _onnxruntime(machine),
         _package(machine, "ModelOpt", "nvidia-modelopt", pip_install("nvidia-modelopt")),
@@ -171,13 +171,13 @@ def _finetune(machine: Machine) -> Step:
 
 def _build(machine: Machine) -> Step:
     usable = {state.name: state.backend for state in machine.backends if state.backend}
-    if machine.gpus and (backend := usable.get("tensorrt")):
+    if machine.gpus and (backend := usable.get(TENSORRT)):
         return Step("build engine", True, f"on {machine.gpus[0].name} with {backend.title}")
-    if backend := usable.get("tensorrt_rtx"):
+    if backend := usable.get(TENSORRT_RTX):
         return Step("build engine", True, f"on the CPU with {backend.title}")
     if usable:
-        return Step("build engine", False, f"TensorRT needs an NVIDIA GPU to build; {INSTALL['tensorrt_rtx']} does not")
-    return Step("build engine", False, f"needs {INSTALL['tensorrt']} (with a GPU) or {INSTALL['tensorrt_rtx']}")
+        return Step("build engine", False, f"TensorRT needs an NVIDIA GPU to build; {INSTALL[TENSORRT_RTX]} does not")
+    return Step("build engine", False, f"needs {INSTALL[TENSORRT]} (with a GPU) or {INSTALL[TENSORRT_RTX]}")
 
 
 def _benchmark(machine: Machine) -> Step:
@@ -202,7 +202,7 @@ def _plan_obstacle(machine: Machine) -> str | None:
         return f"the plan needs cuda-python: {INSTALL[backend.name]}"
     if problem := driver_problem(backend.name, backend.title) or backend.refusal(card):
         return str(problem)
-    if backend.name == "tensorrt_rtx" and card.sm == "7.5":
+    if backend.is_rtx and card.sm == "7.5":
         return f"a plan for {card.name} must be built with --sm 7.5"
     return None
 

@@ -222,7 +222,7 @@ def torch_model() -> Any:
     torch = pytest.importorskip("torch", reason="torch is not installed")
 
     class Tiny(torch.nn.Module):  # type: ignore[misc, name-defined]
-        config = types.SimpleNamespace(type_vocab_size=1)
+        config = types.SimpleNamespace(type_vocab_size=1, model_type="bert")
 
         def __init__(self) -> None:
             super().__init__()

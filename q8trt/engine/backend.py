@@ -22,10 +22,10 @@ from q8trt.errors import BackendError, ConfigError, MissingPackageError, nearest
 from q8trt.hardware.gpu import Gpu
 from q8trt.hardware.packages import install_command
 
-BACKENDS = ("tensorrt", "tensorrt_rtx")
-TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
-INSTALL = {"tensorrt": install_command("tensorrt"), "tensorrt_rtx": install_command("rtx")}
-_ALIASES = {"trt": "tensorrt", "rtx": "tensorrt_rtx", "trt_rtx": "tensorrt_rtx"}
+BACKENDS = TENSORRT, TENSORRT_RTX = ("tensorrt", "tensorrt_rtx")
+TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
+INSTALL = {TENSORRT: install_command("tensorrt"), TENSORRT_RTX: install_command("rtx")}
+_ALIASES = {"trt": TENSORRT, "rtx": TENSORRT_RTX, "trt_rtx": TENSORRT_RTX}
 
 _log = logging.getLogger(__name__)
 _trt_log = logging.getLogger("q8trt.tensorrt")
@@ -39,7 +39,7 @@ class Backend:
     """An importable TensorRT package.
 
     Attributes:
-        name: "tensorrt" or "tensorrt_rtx".
+        name: one of `BACKENDS`.
         module: the imported module, called `trt` where it is used.
         version: the module's version, such as "10.13.2.6".
     """
@@ -52,6 +52,11 @@ class Backend:
     def title(self) -> str:
         """``"TensorRT-RTX 1.7.1.116"``, for messages and reports."""
         return f"{TITLES[self.name]} {self.version}"
+
+    @property
+    def is_rtx(self) -> bool:
+        """Return whether this is TensorRT-RTX, which builds without a GPU and compiles kernels at run time."""
+        return self.name == TENSORRT_RTX
 
     def logger(self) -> Any:
         """The process's one `trt.ILogger` of this package (TensorRT keeps the first it is given).
@@ -78,12 +83,12 @@ class Backend:
         Raises:
             BackendError: TensorRT has no driver, without which its builder aborts the process, or one that is too old.
         """
-        if self.name != "tensorrt":
+        if self.is_rtx:
             return
         if driver_cuda() is None:
             raise BackendError(
                 f"{self.title} builds on an NVIDIA GPU only, and no driver was found; TensorRT-RTX builds without one: "
-                f"{INSTALL['tensorrt_rtx']}, then add --backend tensorrt_rtx"
+                f"{INSTALL[TENSORRT_RTX]}, then add --backend {TENSORRT_RTX}"
             )
         self.check_driver()
 
@@ -116,7 +121,7 @@ class Backend:
 
     def supported_sms(self) -> list[str]:
         """The compute capabilities that a plan can be built for, such as ["7.5", "8.0"]; [] if only the GPU at hand's."""
-        if self.name != "tensorrt_rtx":
+        if not self.is_rtx:
             return []
         return [sm for name in self.module.ComputeCapability.__members__ if (sm := sm_name(name))]
 
@@ -139,7 +144,7 @@ class Backend:
             return None
         return (
             f"{self.title} runs on compute capability {', '.join(named)} and newer, {card.name} has {card.sm}: "
-            f"use TensorRT there ({INSTALL['tensorrt']})"
+            f"use TensorRT there ({INSTALL[TENSORRT]})"
         )
 
 

@@ -174,7 +174,7 @@ class _Build:
     def _timing_cache(self, config: Any) -> TimingCache | None:
         if self.options.timing_cache is None:
             return None
-        if self.backend.name == "tensorrt_rtx":
+        if self.backend.is_rtx:
             _log.info("TensorRT-RTX has no timing cache (it tunes when a plan is loaded); timing_cache is ignored")
             self.cache_state = "unsupported"
             return None
@@ -185,7 +185,7 @@ class _Build:
         return cache
 
     def _targets(self, config: Any) -> list[str]:
-        if self.backend.name == "tensorrt":
+        if not self.backend.is_rtx:
             return [gpu.sm for gpu in gpus()[:1]]
         asked = (config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
         return [sm for name in asked if (sm := sm_name(name))] or self.backend.portable_sms()

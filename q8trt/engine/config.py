@@ -91,7 +91,7 @@ class BuildConfig:
             ConfigError: an option is not the backend's; the line says so.
             BackendError: the backend cannot build here.
         """
-        trt, rtx = backend.module, backend.name == "tensorrt_rtx"
+        trt, rtx = backend.module, backend.is_rtx
         if self.sm and not rtx:
             raise ConfigError(f"--sm is TensorRT-RTX's; {backend.title} builds for the GPU at hand: leave --sm out")
         if unknown := [sm for sm in self.sm if sm not in backend.supported_sms()]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from q8trt.engine.backend import INSTALL, TITLES, Backend, find_backend, numbers
+from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, find_backend, numbers
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.driver import driver_problem
 from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, file_problem, load_manifest
@@ -22,8 +22,7 @@ from q8trt.errors import BackendError, MissingPackageError
 from q8trt.hardware.gpu import Gpu, gpus
 from q8trt.hardware.packages import installed_version, pip_install
 
-_PACKAGES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
-_OTHER_BACKEND = f"use TensorRT there ({INSTALL['tensorrt']}), or ONNX Runtime on the CPU (backend onnxruntime)"
+_OTHER_BACKEND = f"use TensorRT there ({INSTALL[TENSORRT]}), or ONNX Runtime on the CPU (backend onnxruntime)"
 _ON_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
 
 
@@ -118,7 +117,7 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
     problems = []
     if not _loads(manifest.record.build.options, built, backend):
         versions = f"its plan was built by version {built.version}, {backend.version} is installed"
-        package = pip_install(f"{_PACKAGES[built.name]}=={built.version}")
+        package = pip_install(f"{built.name.replace('_', '-')}=={built.version}")
         problems.append(Problem(f"{versions}, and {_version_rule(manifest, built)} ({package})", rebuild={}))
     if problem := driver_problem(built.name, backend.title):
         problems.append(Problem(str(problem), "or use ONNX Runtime on the CPU (backend onnxruntime)"))
@@ -130,14 +129,14 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
 def _loads(options: BuildConfig, built: BackendInfo, backend: Backend) -> bool:
     """Return whether `backend` is a version that loads the plan."""
     theirs, ours = numbers(built.version)[:3], numbers(backend.version)[:3]
-    if options.version_compatible and backend.name == "tensorrt":
+    if options.version_compatible and not backend.is_rtx:
         return ours >= theirs and ours[:1] == theirs[:1]
     return ours == theirs
 
 
 def _version_rule(manifest: Manifest, built: BackendInfo) -> str:
     """Return the documentation's rule of versions."""
-    if built.name == "tensorrt_rtx":
+    if built.name == TENSORRT_RTX:
         return "TensorRT-RTX plans load in the release that built them, no other"
     if manifest.record.build.options.version_compatible:
         return "a version-compatible plan loads in its version and newer ones of the same major version"
@@ -162,7 +161,7 @@ def _gpu_problems(manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu]) 
     if _fits(card, options, built):
         return []
     cause = f"its plan is for compute capability {', '.join(built.sm_targets)}; {card.name} has {card.sm}"
-    if built.name != "tensorrt_rtx":
+    if built.name != TENSORRT_RTX:
         return [Problem(cause, rebuild={})]
     try:
         backend = find_backend(built.name)
@@ -186,7 +185,7 @@ def _fits(card: Gpu, options: BuildConfig, built: BackendInfo) -> bool:
     sm = numbers(card.sm)
     if not targets or sm in targets:
         return True
-    if built.name == "tensorrt_rtx":
+    if built.name == TENSORRT_RTX:
         return not options.sm and sm > max(targets)
     return options.hardware_compatibility_level == "ampere+" and sm >= (8, 0)
 

@@ -24,6 +24,9 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "examples": ("fastapi", "uvicorn"),
 }  # fmt: skip
 
+#: Packages of the runtimes that run engines.
+RUNTIME_PACKAGES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
 #: Packages whose module has another name.
 _PACKAGES = {
     "google": "protobuf",

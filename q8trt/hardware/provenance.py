@@ -15,6 +15,7 @@ from typing import Any
 
 import q8trt
 from q8trt.hardware.gpu import gpu_names
+from q8trt.hardware.packages import RUNTIME_PACKAGES
 
 DISTRIBUTIONS = (
     "q8trt",
@@ -22,9 +23,7 @@ DISTRIBUTIONS = (
     "transformers",
     "nvidia-modelopt",
     "onnx",
-    "onnxruntime",
-    "tensorrt",
-    "tensorrt-rtx",
+    *RUNTIME_PACKAGES,
     "numpy",
 )
 

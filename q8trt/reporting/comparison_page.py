@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q8trt import files
+from q8trt.hardware.packages import RUNTIME_PACKAGES
 from q8trt.reporting.benchmark import machine
 from q8trt.reporting.charts import Bar, BarChart
 from q8trt.reporting.comparison import ScorePair, SideBySide, StoredReport, TimePair
@@ -23,7 +24,6 @@ _LEGEND = (
     "speed: A's median time over B's; above 1, B is faster. Where the ratio is across a backend or a device, it "
     "compares those and not the models."
 )
-_LIBRARIES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
 def print_side_by_side(both: SideBySide, console: Console) -> None:
@@ -70,7 +70,7 @@ def _origin(report: StoredReport) -> str:
     origin = report.provenance
     versions, commit = origin.get("versions") or {}, origin.get("git_commit")
     date = f"{origin.get('date_utc')}{f', commit {commit[:10]}' if commit else ''}"
-    libraries = ", ".join(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions)
+    libraries = ", ".join(f"{name} {versions[name]}" for name in RUNTIME_PACKAGES if name in versions)
     return f"{report.title}; {machine(origin.get('hardware'))}; {date}; {libraries}"
 
 

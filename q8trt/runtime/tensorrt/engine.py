@@ -67,7 +67,7 @@ class SharedEngine:
         self, path: Path, backend: Backend, cuda: CheckedCuda, device: int, options: TensorRTOptions, host_code: bool
     ) -> None:
         self.backend, self.cuda, self.device = backend, cuda, device
-        self.captures = options.cuda_graph and backend.name != "tensorrt_rtx"
+        self.captures = options.cuda_graph and not backend.is_rtx
         #: What a batch's `Timing.cuda_graph` says where the graph is not ours.
         self.graph_state = None if options.cuda_graph and not self.captures else False
         self._lock, self._users = threading.Lock(), 1
@@ -98,7 +98,7 @@ class SharedEngine:
                 f"rebuild it with this version on this GPU: {backend.last_error()}"
             )
         self._describe(path)
-        if backend.name == "tensorrt_rtx":
+        if backend.is_rtx:
             self._configure(
                 options, cache_path(Path(options.runtime_cache or path.parent), plan, backend.version, self.gpu)
             )
