@@ -12,7 +12,7 @@ import pytest
 from q8trt.errors import ConfigError, DataError
 from q8trt.runtime.base import Runner, Timing
 from q8trt.runtime.onnxruntime import ONNX_RUNTIME
-from q8trt.runtime.timing.config import BenchmarkConfig, grid, parse_shapes_list, parse_sizes
+from q8trt.runtime.timing.config import TimingConfig, grid, parse_shapes_list, parse_sizes
 from q8trt.runtime.timing.layers import measure_layers
 from q8trt.runtime.timing.timing import (
     WHAT_IS_TIMED,
@@ -55,8 +55,8 @@ def make_inputs(batch: int, sequence: int) -> dict[str, np.ndarray]:
     return random_inputs(batch, sequence, vocab_size=10)
 
 
-def config(**changes: object) -> BenchmarkConfig:
-    return BenchmarkConfig(**{"shapes": ((1, 4),), "warmup": 0, "iterations": 4, **changes})  # type: ignore[arg-type]
+def config(**changes: object) -> TimingConfig:
+    return TimingConfig(**{"shapes": ((1, 4),), "warmup": 0, "iterations": 4, **changes})  # type: ignore[arg-type]
 
 
 def run(world: World, names: str, **changes: object) -> list[str]:

@@ -39,7 +39,7 @@ pytest_plugins = ("cli_fixtures",)
         ("finetune", ["--task", "STS-B", "--recipe", "liner"], ["liner"]),
         ("finetune", ["--demo", "--data_dir", "x"], ["--data_dir and --sample exclude each other"]),
         ("calibrate", [], ["no run", "python finetune.py --task STS-B", "--demo"]),
-        ("calibrate", ["--data_dir", "x"], ["no run"]),
+        ("calibrate", ["--data_dir", "x"], ["--data_dir needs --task"]),
         ("build-engine", ["--int8"], ["no run", "python finetune.py --task STS-B", "--demo"]),
         ("build-engine", ["--int8", "--fp32"], ["--fp32 excludes --int8"]),
         ("build-engine", ["--checkpoint", "nowhere"], ["nowhere does not exist"]),

@@ -151,7 +151,7 @@ def test_an_old_tensorrt_lacks_a_level() -> None:
         ({"builder_optimization_level": 6}, "--builder_optimization_level must be 0 to 5; got 6"),
         (
             {"hardware_compatibility_level": "hopper"},
-            r"must be one of none, ampere\+, same_compute_capability; got 'hopper'",
+            r"unknown --hardware_compatibility_level 'hopper'; known: none, ampere\+, same_compute_capability",
         ),
         ({"sm": ("8.9", "8.9")}, r"--sm 8\.9,8\.9 names a compute capability twice"),
     ],

@@ -6,8 +6,7 @@ import io
 
 import pytest
 
-from q8trt.cli.options import say, warn
-from q8trt.cli.terminal import table_console
+from q8trt.cli.terminal import say, table_console, warn
 from q8trt.console.names import markdown_code, markdown_text, printable
 
 HOSTILE = "\x1b[2J\rred\x07\u202egpj\x9b31m\ud800"

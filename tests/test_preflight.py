@@ -74,7 +74,7 @@ def command(problem: Problem) -> list[str]:
     assert before == "rebuild it: "
     words = shlex.split(rest.partition("`")[0])
     assert words[:2] == ["python", "build_engine.py"]
-    parser().parse_args(words[2:])
+    parser().read(words[2:])
     return words
 
 

@@ -584,6 +584,6 @@ def test_what_the_newest_run_was_imported_from_is_not_imported_again(
     record = json.loads(Path("runs/mine/run.json").read_text())
     record["config"]["from_pytorch_quantization"] = "theirs.pth"
     Path("runs/mine/run.json").write_text(json.dumps(record))
-    config = calibrate.read_config(calibrate.parser().parse_args(["--sensitivity"]))
+    config = calibrate.read_config(calibrate.parser().read(["--sensitivity"]))
     assert config.from_pytorch_quantization is None
     assert config.recipe == load_recipe("full")

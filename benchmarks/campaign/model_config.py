@@ -145,7 +145,7 @@ def _take(data: str, folder: Path) -> None:
     from q8trt.training.finetuning import load_inputs, score
 
     options = ["--model_name_or_path", "model", "--task", "STS-B", "--data_dir", data, "--max_seq_length", "24"]
-    config = read_config(parser().parse_args(options))
+    config = read_config(parser().read(options))
     try:
         inputs = load_inputs(config)
         model = load_finetuned("model", config.data.resolved_task)

@@ -72,7 +72,7 @@ def _newest(folder: Path) -> Any:
     from q8trt.cli.finetune import _unfinished
     from q8trt.deployment.engine_folder import find_source
 
-    _unfinished("runs")
+    _unfinished("newest", "runs")
     return find_source("int8", None, "runs")
 
 

@@ -1,129 +1,112 @@
 """`calibrate.py`, `q8trt calibrate`: a fine-tuned FP32 checkpoint -> a post-training-quantized one.
 
-With --sensitivity nothing is made of the checkpoint: each site is quantized alone, to see what it costs.
+With --sensitivity each site is quantized alone, to see what it costs, and no run is made.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from q8trt.cli.finetune import build_command, recipe_lines, summary
 from q8trt.cli.fresh import fresh_run
-from q8trt.cli.options import Parser, add_data, add_quantizer, add_runs_dir, chosen_data, read_data, say
-from q8trt.cli.sensitivity import add_sensitivity, check_sensitivity, run_sensitivity
+from q8trt.cli.parser import Parser
+from q8trt.cli.sensitivity import run_sensitivity
+from q8trt.cli.terminal import say
+from q8trt.console.options import from_values, group, option
 from q8trt.errors import ConfigError
-from q8trt.quantization.precision import Precision
-from q8trt.runs.training_config import TrainingConfig
+from q8trt.evaluation.config import SensitivityConfig
+from q8trt.files import writable_file
+from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
+from q8trt.runs.run import check_new_run, run_name, runs_dir
+from q8trt.tasks.data import DataConfig
+
+_SENSITIVITY = "sensitivity, in place of a new run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    model_name_or_path: str | None = option(
+        None, "fine-tuned FP32 checkpoint", metavar="DIR", unset="the newest run's, with its data"
+    )
+    output_dir: str | None = option(None, "folder of the new run", metavar="DIR", unset="runs/<task>-<model>-<time>")
+    runs_dir: str = runs_dir()
+    sensitivity: bool = option(
+        False,
+        "score what quantizing each site, and each layer, alone costs -> sensitivity.json and .png in the run's folder, or "
+        "--output_dir",
+        group=_SENSITIVITY,
+    )
+    calibration: CalibrationConfig = group("calibration")
+    bound: SensitivityConfig | None = group(_SENSITIVITY)
+    data: DataConfig | None = group("data (default: the newest run's; others need --task)", unset="the data of the run")
+
+    def __post_init__(self) -> None:
+        if self.bound and not self.sensitivity:
+            typed = next(each for each in fields(self.bound) if getattr(self.bound, each.name) != each.default)
+            raise ConfigError(f"--{typed.metadata['option'].get('flag', typed.name)} needs --sensitivity")
+        if not self.calibration.from_pytorch_quantization:
+            return
+        if not self.model_name_or_path:
+            raise ConfigError(
+                "--from_pytorch_quantization needs --model_name_or_path DIR, the FP32 checkpoint that it was made from "
+                "(for its configuration, tokenizer and scores)"
+            )
+        for name, value in (("recipe", self.calibration.recipe), ("sensitivity", self.sensitivity)):
+            if value:
+                raise ConfigError(f"--{name} and --from_pytorch_quantization exclude each other; give one")
 
 
 def parser() -> Parser:
-    """The options of the command."""
-    made = Parser(
+    """Return the parser of the command."""
+    return Parser(
+        Options,
         prog="calibrate.py",
         description="Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ) -> runs/<name>/",
         epilog="example: python calibrate.py                                  (the newest run's FP32 checkpoint)\n"
         "         python calibrate.py --model_name_or_path DIR --task STS-B\n"
         "         python calibrate.py --sensitivity --max_drop 1.0 --write_recipe mine.yaml",
     )
-    made.add_argument(
-        "--model_name_or_path",
-        metavar="DIR",
-        help="fine-tuned FP32 checkpoint (default: the newest run's, with its data)",
-    )
-    made.add_argument("--output_dir", metavar="DIR", help="the new run's folder (default: runs/<task>-<model>-<time>)")
-    add_runs_dir(made)
-    made.add_argument(
-        "--recipe", metavar="NAME|PATH", help="what to quantize (default: linear; with --sensitivity: full)"
-    )
-    add_quantizer(made)
-    made.add_argument(
-        "--calibration_samples", type=int, default=512, metavar="N", help="rows to calibrate on (default: 512)"
-    )
-    made.add_argument(
-        "--per_device_eval_batch_size", type=int, default=32, metavar="N", help="evaluation rows a batch (default: 32)"
-    )
-    made.add_argument("--seed", type=int, default=42, metavar="N", help="seed of the choice of rows (default: 42)")
-    made.add_argument(
-        "--allow_pickle", action="store_true", help="read pytorch_model.bin; only for files that you trust"
-    )
-    made.add_argument(
-        "--from_pytorch_quantization",
-        metavar="PATH",
-        help="take weights and ranges from a pytorch-quantization or QDQBERT checkpoint instead of calibrating; "
-        "--model_name_or_path is then the FP32 model that it was made from",
-    )
-    add_sensitivity(made)
-    add_data(made, "the newest run's; others need --task")
-    return made
 
 
-def read_config(args: Any) -> Any:
-    """The configuration that the options say: a fine-tuning without training.
+def read_config(options: Options) -> FinetuneConfig:
+    """Return the configuration of the options: a fine-tuning without training.
 
     Raises:
-        ConfigError: no run to calibrate, or options that do not go together.
+        ConfigError: no run to calibrate.
     """
-    from q8trt.quantization.recipe import load_recipe
-    from q8trt.runs.config import FinetuneConfig, config_of_run
     from q8trt.runs.search import newest_run
 
-    training = TrainingConfig(seed=args.seed, per_device_eval_batch_size=args.per_device_eval_batch_size)
-    common = {
-        "training": training,
-        "qat": False,
-        "recipe": load_recipe(args.recipe or ("full" if args.sensitivity else "linear")),
-        "calibration_samples": args.calibration_samples,
-        "quantizer": args.quantizer,
-        "allow_pickle": args.allow_pickle,
-        "from_pytorch_quantization": None,  # not what the newest run may have been made from
-    }
-    if args.from_pytorch_quantization:
-        _check_import(args)
-        common |= {"from_pytorch_quantization": args.from_pytorch_quantization, "recipe": _imported_recipe(args)}
-    if args.model_name_or_path:
-        return FinetuneConfig(
-            data=read_data(args),
-            model_name_or_path=args.model_name_or_path,
-            from_fp32=args.model_name_or_path,
-            **common,
-        )
-    newest = newest_run(args.runs_dir, ("fp32",))
+    model, calibration = options.model_name_or_path, options.calibration
+    recipe = calibration.recipe or load_recipe("full" if options.sensitivity else "linear")
+    if model:
+        data = options.data or from_values(DataConfig, {})
+        if calibration.from_pytorch_quantization:
+            recipe = _imported_recipe(model, data, calibration)
+        return FinetuneConfig(data, model_name_or_path=model, from_fp32=model, **calibration.apply(recipe))
+    newest = newest_run(options.runs_dir, ("fp32",))
     config = config_of_run(newest, "give --task and the options of other data to calibrate on those")
-    data = chosen_data(args) or config.data
-    return replace(config, data=data, from_fp32=str(newest.checkpoint("fp32")), precision=Precision.INT8, **common)
+    changes: dict[str, Any] = {"data": options.data or config.data, "from_fp32": str(newest.checkpoint("fp32"))}
+    return replace(config, **changes, **calibration.apply(recipe))
 
 
-def _check_import(args: Any) -> None:
-    """Options that go with --from_pytorch_quantization.
-
-    Raises:
-        ConfigError: the float model is not named, or an option would have nothing to do.
-    """
-    if not args.model_name_or_path:
-        raise ConfigError(
-            "--from_pytorch_quantization needs --model_name_or_path DIR, the FP32 checkpoint that it was made from "
-            "(for its configuration, tokenizer and scores)"
-        )
-    for option in ("recipe", "sensitivity"):
-        if getattr(args, option):
-            raise ConfigError(f"--{option} and --from_pytorch_quantization exclude each other; give one")
-
-
-def _imported_recipe(args: Any) -> Any:
-    """The recipe that a pytorch-quantization checkpoint amounts to; says what was noticed on the way."""
+def _imported_recipe(model_name: str, data: DataConfig, calibration: CalibrationConfig) -> Recipe:
+    """Return the recipe of a pytorch-quantization checkpoint; prints the notes on it."""
     from q8trt.models.checkpoints import load_finetuned
     from q8trt.quantization.libraries import library
     from q8trt.quantization.migration import import_checkpoint
 
-    model = load_finetuned(args.model_name_or_path, read_data(args).resolved_task, args.allow_pickle)
+    path = str(calibration.from_pytorch_quantization)
     _, recipe, notes = import_checkpoint(
-        args.from_pytorch_quantization,
-        model,
-        name=Path(args.from_pytorch_quantization).stem,
-        library=library(args.quantizer),
-        allow_pickle=args.allow_pickle,
+        path,
+        load_finetuned(model_name, data.resolved_task, calibration.allow_pickle),
+        name=Path(path).stem,
+        library=library(calibration.quantizer),
+        allow_pickle=calibration.allow_pickle,
     )
     say("\n".join(notes))
     return recipe
@@ -131,22 +114,22 @@ def _imported_recipe(args: Any) -> Any:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    args = parser().parse_args(argv)
-    check_sensitivity(args)
-    config = read_config(args)
+    options: Options = parser().read(argv)
+    if options.bound and options.bound.write_recipe:
+        writable_file(options.bound.write_recipe, "--write_recipe", overwrite=options.bound.overwrite)
+    config = read_config(options)
     from q8trt.models.checkpoints import short_name
-    from q8trt.runs.run import check_new_run, run_name
     from q8trt.training.finetuning import Finetuning, load_inputs
 
-    if args.output_dir and not args.sensitivity:
-        check_new_run(args.output_dir)
+    if options.output_dir and not options.sensitivity:
+        check_new_run(options.output_dir)
     inputs = load_inputs(config)
     say("\n".join(recipe_lines(config)))
-    if args.sensitivity:
-        return run_sensitivity(args, argv, config, inputs)
+    if options.sensitivity:
+        return run_sensitivity(options, argv, config, inputs)
     task = config.data.resolved_task.name
     name = run_name(f"ptq-{'sample' if config.data.sample else task}", short_name(config.model_name_or_path))
-    path = args.output_dir or Path(args.runs_dir) / name
+    path = options.output_dir or Path(options.runs_dir) / name
     with fresh_run(path, ["calibrate.py", *argv], config, inputs.data) as new:
         say(f"run: {new.path}")
         if config.data.has_files and inputs.data.text_columns:

@@ -1,15 +1,26 @@
-"""`q8trt doctor`: what this machine can do, and which steps will run."""
+"""`q8trt doctor`: report what this machine can do, and which steps will run."""
 
 from __future__ import annotations
 
-from q8trt.cli.options import Parser, say
+from dataclasses import dataclass
+
+from q8trt.cli.parser import Parser
+from q8trt.cli.terminal import say
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command has no options."""
+
+
+def parser() -> Parser:
+    """Return the parser of the command."""
+    return Parser(Options, prog="q8trt doctor", description="Print what this machine can do, and which steps will run.")
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns 0 when every step will run, else 1."""
-    Parser(prog="q8trt doctor", description="Print what this machine can do, and which steps will run.").parse_args(
-        argv
-    )
+    parser().read(argv)
     from q8trt.doctor import checks, probe, render, steps
 
     machine = probe()

@@ -6,20 +6,48 @@ Exit codes beside those of every command: 1 where a check failed.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from q8trt.cli.options import Parser, say
-from q8trt.cli.terminal import table_console
+from q8trt.cli.parser import Parser
+from q8trt.cli.terminal import say, table_console
+from q8trt.console.options import option, same_option
+from q8trt.engine.config import BuildConfig
 from q8trt.errors import BackendError, ConfigError
 from q8trt.files import check_folder, check_report, exclusive, scratch_folder
 
 RESULTS = Path("benchmarks") / "results"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    run: str | None = option(
+        None, "a finished run of MiniLM", metavar="DIR", unset="makes one, finetune.py --demo --recipe full"
+    )
+    data_dir: str | None = option(None, "GLUE folder", metavar="DIR", unset="the built-in sample, not GLUE")
+    backend: str | None = option(
+        None, "tensorrt or tensorrt_rtx", metavar="NAME", unset="TensorRT where it is installed"
+    )
+    sm: tuple[str, ...] = same_option(BuildConfig, "sm")
+    quick: bool = option(False, "MiniLM alone, two shapes: a few minutes")
+    output_dir: str | None = option(
+        None, "folder of the results", metavar="DIR", unset=f"{RESULTS.as_posix()}/<gpu>-<date>"
+    )
+
+    def __post_init__(self) -> None:
+        if self.data_dir is not None and not Path(self.data_dir).is_dir():
+            raise ConfigError(f"--data_dir {self.data_dir} is no folder; expected the GLUE folder")
+        if self.output_dir is not None:
+            check_folder(self.output_dir)
+
+
 def parser() -> Parser:
-    """The options of the command."""
-    made = Parser(
+    """Return the parser of the command."""
+    return Parser(
+        Options,
         prog="q8trt gpu-check",
         description="On a machine with an NVIDIA GPU: build FP32, FP16 and INT8 engines of MiniLM, BERT-base and BERT-large, "
         "check their logits against torch and their score on the development set, time them with and without CUDA graph "
@@ -28,15 +56,6 @@ def parser() -> Parser:
         epilog="example: q8trt gpu-check --quick\n"
         "         q8trt gpu-check --run runs/NAME --data_dir glue --backend tensorrt_rtx",
     )
-    made.add_argument(
-        "--run", metavar="DIR", help="a finished run of MiniLM (default: makes one, finetune.py --demo --recipe full)"
-    )
-    made.add_argument("--data_dir", metavar="DIR", help="the GLUE folder (default: the built-in sample, not GLUE)")
-    made.add_argument("--backend", metavar="NAME", help="tensorrt or tensorrt_rtx (default: TensorRT where installed)")
-    made.add_argument("--sm", metavar="N,N,...", help="compute capabilities of the plans, as build_engine.py's --sm")
-    made.add_argument("--quick", action="store_true", help="MiniLM alone, two shapes: a few minutes")
-    made.add_argument("--output_dir", metavar="DIR", help=f"default: {RESULTS.as_posix()}/<gpu>-<date>")
-    return made
 
 
 def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
@@ -47,46 +66,40 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
         bench: where engines are built and run; None for the GPU (see `q8trt.gpu_check.bench.Bench`).
         config: what is run; None for what --quick says.
     """
-    args = parser().parse_args(argv)
-    from q8trt.engine.config import parse_sms
+    options: Options = parser().read(argv)
     from q8trt.gpu_check.bench import GpuBench
     from q8trt.gpu_check.config import QUICK, CheckConfig
 
-    sm = () if args.sm is None else parse_sms(args.sm)
-    config = config or (QUICK if args.quick else CheckConfig())
-    _check_input(args)
+    config = config or (QUICK if options.quick else CheckConfig())
+    _check_run(options)
     try:
-        bench = bench or GpuBench(args.backend, sm)
+        bench = bench or GpuBench(options.backend, options.sm)
     except BackendError as error:
         raise BackendError(f"{error}; nothing was run; where it can: {config}") from error
-    return _check(args, argv, bench, config)
+    return _check(options, argv, bench, config)
 
 
-def _check_input(args: Any) -> None:
-    """Refuse bad paths before the minutes that a check takes. Raises ConfigError."""
-    if args.data_dir is not None and not Path(args.data_dir).is_dir():
-        raise ConfigError(f"--data_dir {args.data_dir} is no folder; expected the GLUE folder")
-    if args.output_dir is not None:
-        check_folder(args.output_dir)
-    if args.run is not None:
+def _check_run(options: Options) -> None:
+    """Check the run before the minutes that a check takes. Raises ConfigError."""
+    if options.run is not None:
         from q8trt.gpu_check.models import dev_data, finished_checkpoints
         from q8trt.runs.run import open_run
 
-        found = open_run(args.run)
-        finished_checkpoints(found)
-        dev_data(found, args.data_dir)
+        the_run = open_run(options.run)
+        finished_checkpoints(the_run)
+        dev_data(the_run, options.data_dir)
 
 
-def _check(args: Any, argv: list[str], bench: Any, config: Any) -> int:
+def _check(options: Options, argv: list[str], bench: Any, config: Any) -> int:
     from q8trt.hardware.provenance import provenance
 
     origin = provenance(["q8trt", "gpu-check", *argv])
-    folder = Path(args.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
+    folder = Path(options.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
     with exclusive(folder):
-        return _run_checks(args, folder, bench, config, origin)
+        return _run_checks(options, folder, bench, config, origin)
 
 
-def _run_checks(args: Any, folder: Path, bench: Any, config: Any, origin: dict[str, Any]) -> int:
+def _run_checks(options: Options, folder: Path, bench: Any, config: Any, origin: dict[str, Any]) -> int:
     from q8trt.gpu_check.checks import run_checks
     from q8trt.gpu_check.journal import Journal
     from q8trt.gpu_check.models import Models
@@ -103,7 +116,7 @@ def _run_checks(args: Any, folder: Path, bench: Any, config: Any, origin: dict[s
     say(f"{bench.title} on {bench.device}: {config}")
     with scratch_folder(folder / "engines") as work:
         journal = Journal(keep, hidden=f"{work}/")
-        makers = Models(lambda: _run(args.run), args.data_dir, config).makers
+        makers = Models(lambda: _run(options.run), options.data_dir, config).makers
         run_checks(bench, makers, config, journal, work, origin)
     say()
     print_checks(journal, table_console())
@@ -112,7 +125,7 @@ def _run_checks(args: Any, folder: Path, bench: Any, config: Any, origin: dict[s
 
 
 def _run(path: str | None) -> Any:
-    """The run given, else the demo's, which is made now."""
+    """Return the run in `path`; for None that of the demo, which is made now."""
     from q8trt.cli import finetune
     from q8trt.runs.run import RUNS_DIR, open_run, run_name
 

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from q8trt.cli.options import Parser, say
+from q8trt.cli.parser import Parser
+from q8trt.cli.terminal import say
 from q8trt.console.commands import command
+from q8trt.console.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    engine: str = option(help="engine folder that build_engine.py wrote", metavar="ENGINE_DIR", positional=True)
+    output: str | None = option(None, "the archive", metavar="FILE", unset="beside the folder, ENGINE_DIR.q8trt")
+    license: str | None = option(
+        None,
+        "license of the base model, for the model card",
+        unset="that of the base model's card, else 'not stated'",
+    )
 
 
 def parser() -> Parser:
-    """The options of the command."""
-    made = Parser(
+    """Return the parser of the command."""
+    return Parser(
+        Options,
         prog="q8trt pack",
         description="Write an engine folder as one file: manifest, model card, hashes and every file of the manifest. The same "
-        "folder gives the same bytes. `q8trt unpack` verifies it and lays the folder down again.",
+        "folder gives the same bytes. `q8trt unpack` verifies the file and restores the folder.",
         epilog="example: q8trt pack runs/NAME/engine\n"
         "         q8trt pack runs/NAME/engine --output sts-b.q8trt --license apache-2.0",
     )
-    made.add_argument("engine", metavar="ENGINE_DIR", help="what build_engine.py wrote")
-    made.add_argument("--output", metavar="FILE", help="the archive (default: beside the folder, ENGINE_DIR.q8trt)")
-    made.add_argument(
-        "--license", metavar="TEXT",
-        help="the base model's licence, for the model card (default: what the base model's card says, else 'not stated')",
-    )  # fmt: skip
-    return made
 
 
 def run(argv: list[str]) -> int:
-    """Run the command."""
-    args: Any = parser().parse_args(argv)
+    """Run the command; returns the exit code."""
+    options: Options = parser().read(argv)
     from q8trt.deployment.archive import pack
 
-    packed = pack(args.engine, args.output, args.license)
+    packed = pack(options.engine, options.output, options.license)
     for name, size in packed.members.items():
         say(f"  {name:24} {size:>13,}")
     say(f"archive: {packed.path}  {packed.bytes / 2**20:.1f} MiB")

@@ -1,4 +1,4 @@
-"""Standard streams that take any text, and the lines and tables that go to them."""
+"""Standard streams that take any text, and the lines and tables that a command prints."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from q8trt.console.names import printable
+from q8trt.console.progress import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,17 @@ def discard_output() -> None:
             sys.stdout.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str = "") -> None:
+    """Print a line of the command's answer, from the main process only."""
+    if is_main_process():
+        print(printable(text, "\n\t"), flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a remark on stderr."""
+    print(printable(text, "\n\t"), file=sys.stderr, flush=True)
 
 
 def fail(text: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from q8trt.cli.options import Parser, add_dataclass, read_dataclass, say
+from q8trt.cli.parser import Parser
+from q8trt.cli.terminal import say
+from q8trt.console.options import group, option
 from q8trt.deployment.triton.config import TritonConfig
 
 if TYPE_CHECKING:
@@ -15,36 +18,40 @@ _IMAGE = "nvcr.io/nvidia/tritonserver:YY.MM-py3"
 _MATRIX = "https://docs.nvidia.com/deeplearning/frameworks/support-matrix"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    engine: str = option(help="engine folder that build_engine.py wrote", metavar="ENGINE_DIR", positional=True)
+    output_dir: str = option(help="the repository: a new or an empty folder", metavar="MODEL_REPOSITORY")
+    config: TritonConfig = group("serving")
+
+
 def parser() -> Parser:
-    """The options of the command."""
-    made = Parser(
+    """Return the parser of the command."""
+    return Parser(
+        Options,
         prog="q8trt triton",
         description="Write a Triton model repository: a model that takes texts and answers with a score, or with a label and "
         "probabilities, and beside it the encoder that it calls.",
         epilog="example: q8trt triton runs/NAME/engine --output_dir models\n"
         "         q8trt triton runs/NAME/engine --output_dir models --backend python --instances 2",
     )
-    made.add_argument("engine", metavar="ENGINE_DIR", help="what build_engine.py wrote")
-    made.add_argument(
-        "--output_dir", required=True, metavar="MODEL_REPOSITORY", help="the repository: a new or an empty folder"
-    )
-    add_dataclass(made, TritonConfig, "serving")
-    return made
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    args: Any = parser().parse_args(argv)
-    config: TritonConfig = read_dataclass(TritonConfig, args)
+    options: Options = parser().read(argv)
+    config = options.config
     from q8trt.deployment.triton.repository import write_repository
 
-    written = write_repository(args.engine, args.output_dir, config)
-    task, found = written.manifest.task, written.limits
+    written = write_repository(options.engine, options.output_dir, config)
+    task, limits = written.manifest.task, written.limits
     texts = "text and text_pair" if task.is_pair else "text"
     answer = "score" if task.is_regression else "label and probabilities"
     say(f"model repository: {written.path}")
     say(
-        f"  {written.models[0]}  {texts} -> {answer}; {found.batch_size} rows a request at most, {found.max_length} tokens"
+        f"  {written.models[0]}  {texts} -> {answer}; {limits.batch_size} rows a request at most, {limits.max_length} tokens"
     )
     if len(written.models) > 1:
         say(f"  {written.models[1]}  token arrays -> logits, {config.backend} on {config.runs_on}")
@@ -54,7 +61,7 @@ def run(argv: list[str]) -> int:
 
 
 def _next(written: Repository, config: TritonConfig) -> list[str]:
-    """How to serve it."""
+    """Return lines that show how to serve it."""
     packages = "tokenizers onnxruntime" if config.runtime is None else "tokenizers"
     serve = "tritonserver --model-repository=/models"
     built, plan = written.manifest.backend, config.runs_plan

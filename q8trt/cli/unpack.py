@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-from q8trt.cli.options import Parser, say
+from q8trt.cli.parser import Parser
+from q8trt.cli.terminal import say
+from q8trt.console.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    archive: str = option(help="archive that q8trt pack wrote", metavar="FILE", positional=True)
+    output_dir: str | None = option(None, "folder to make", metavar="DIR", unset="FILE without .q8trt")
+    overwrite: bool = option(False, "replace an engine that is in the folder already")
+    sha256: str | None = option(None, "the SHA-256 that `q8trt pack` printed; refuse any other archive", metavar="HEX")
 
 
 def parser() -> Parser:
-    """The options of the command."""
-    made = Parser(
+    """Return the parser of the command."""
+    return Parser(
+        Options,
         prog="q8trt unpack",
-        description="Verify an archive that `q8trt pack` made and lay its engine folder down, whole or not at all. An archive "
+        description="Verify an archive that `q8trt pack` made and write its engine folder, whole or not at all. An archive "
         "that is damaged, incomplete or holds anything that its manifest does not list is refused.",
         epilog="example: q8trt unpack engine.q8trt --output_dir engine",
     )
-    made.add_argument("archive", metavar="FILE", help="what q8trt pack wrote")
-    made.add_argument("--output_dir", metavar="DIR", help="the folder to make (default: FILE without .q8trt)")
-    made.add_argument("--overwrite", action="store_true", help="replace an engine that is in the folder already")
-    made.add_argument("--sha256", metavar="HEX", help="the SHA-256 that `q8trt pack` printed; refuse any other archive")
-    return made
 
 
 def run(argv: list[str]) -> int:
-    """Run the command."""
-    args: Any = parser().parse_args(argv)
+    """Run the command; returns the exit code."""
+    options: Options = parser().read(argv)
     from q8trt.deployment.archive import unpack
 
-    say(f"engine: {unpack(args.archive, args.output_dir, args.sha256, args.overwrite)}")
+    say(f"engine: {unpack(options.archive, options.output_dir, options.sha256, options.overwrite)}")
     return 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 #: Commands with a script of their own in a checkout.
 _SCRIPTS = ("finetune", "calibrate", "build-engine", "benchmark")
@@ -21,22 +19,6 @@ def command(name: str, *arguments: str | Path) -> str:
         arguments: its options, each word by itself.
     """
     return shlex.join([*_program(name), *map(str, arguments)])
-
-
-def options_of(config: Any) -> list[str]:
-    """Return the options that make the dataclass `config`: for each field that is an option, where it is not the default."""
-    words: list[str] = []
-    for each in dataclasses.fields(config):
-        value, option = getattr(config, each.name), f"--{each.name}"
-        if "help" not in each.metadata or value is None or value == each.default:
-            continue
-        if isinstance(value, bool):
-            words.append(option if value else f"--no_{each.name}")
-        elif isinstance(value, tuple):
-            words += [option, *map(str, value)]
-        else:
-            words += [f"{option}={value}"] if str(value).startswith("-") else [option, str(value)]
-    return words
 
 
 def _program(name: str) -> list[str]:

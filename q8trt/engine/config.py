@@ -1,11 +1,12 @@
-"""What is asked of a build and what comes of it: plain data, for it crosses from one process to another."""
+"""The options and the result of a build: plain data, which crosses from one process to another."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from q8trt.console.options import check_options, option
 from q8trt.engine.backend import Backend
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile
@@ -18,46 +19,58 @@ Progress = Callable[[str, int, int], None]
 """Called as (phase, steps done, steps in all); phases nest."""
 
 
+def parse_sms(text: str) -> tuple[str, ...]:
+    """Read compute capabilities such as "8.6,8.9,12.0".
+
+    Raises:
+        ConfigError: an entry does not look like one.
+    """
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
+        raise ConfigError(f"cannot read --sm {text!r}: write compute capabilities, as 8.6,8.9,12.0")
+    return parts
+
+
 @dataclass(frozen=True)
 class BuildConfig:
-    """How a plan is built. The options of the command line and their help come from the fields.
+    """Options of the build of a plan.
+
+    Attributes:
+        profiles: optimization profiles, the (batch, sequence) shapes that the plan takes.
+
 
     Raises:
         ConfigError: a value is out of its range or not one of those known.
     """
 
-    backend: str | None = field(
-        default=None, metadata={"help": "tensorrt or tensorrt_rtx; default: TensorRT if installed, else TensorRT-RTX"}
+    backend: str | None = option(
+        None, "tensorrt or tensorrt_rtx", metavar="NAME", unset="TensorRT if it is installed, else TensorRT-RTX"
     )
-    profiles: tuple[ShapeProfile, ...] = field(
-        default=(ShapeProfile(),), metadata={"help": "optimization profiles: the (batch, sequence) that the plan takes"}
+    profiles: tuple[ShapeProfile, ...] = (ShapeProfile(),)
+    sm: tuple[str, ...] = option(
+        (),
+        "compute capabilities of the GPUs that run the plan, such as 8.6,8.9,12.0 (TensorRT-RTX only)",
+        metavar="N,N,...",
+        read=parse_sms,
+        show=",".join,
+        unset="8.0, 8.6, 8.9, 12.0 and newer",
     )
-    sm: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "compute capabilities the plan is for, as 8.6,8.9,12.0 (TensorRT-RTX; default: 8.0, 8.6, 8.9, 12.0 and newer)"
-        },
+    timing_cache: str | None = option(
+        None,
+        "file or folder that keeps kernel timings between builds, one file for each GPU (TensorRT only)",
+        metavar="PATH",
     )
-    timing_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "file or folder that keeps kernel timings between builds, one file for each GPU (TensorRT only)"
-        },
+    workspace_mib: int | None = option(
+        None, "scratch memory of a layer, MiB (TensorRT-RTX: of the network)", unset="all of the GPU's"
     )
-    workspace_mib: int | None = field(
-        default=None,
-        metadata={"help": "scratch memory, MiB, of a layer (TensorRT-RTX: of the network); default: all of the GPU's"},
+    builder_optimization_level: int | None = option(
+        None, "0 (fast build) to 5 (tries most kernels)", unset="TensorRT's own, 3"
     )
-    builder_optimization_level: int | None = field(
-        default=None, metadata={"help": "0 (fast build) to 5 (tries most kernels); default: TensorRT's own, 3"}
+    version_compatible: bool = option(
+        False, "the plan also runs on newer TensorRT of the same major version (TensorRT only)"
     )
-    version_compatible: bool = field(
-        default=False,
-        metadata={"help": "the plan also runs on newer TensorRT of the same major version (TensorRT only)"},
-    )
-    hardware_compatibility_level: str = field(
-        default="none",
-        metadata={"help": f"GPUs the plan runs on beside this one: {', '.join(COMPATIBILITY_LEVELS)} (TensorRT only)"},
+    hardware_compatibility_level: str = option(
+        "none", "GPUs that run the plan besides this one (TensorRT only)", choices=COMPATIBILITY_LEVELS
     )
 
     def __post_init__(self) -> None:
@@ -68,11 +81,7 @@ class BuildConfig:
         level = self.builder_optimization_level
         if level is not None and not 0 <= level <= 5:
             raise ConfigError(f"--builder_optimization_level must be 0 to 5; got {level}")
-        if self.hardware_compatibility_level not in COMPATIBILITY_LEVELS:
-            raise ConfigError(
-                f"--hardware_compatibility_level must be one of {', '.join(COMPATIBILITY_LEVELS)}; "
-                f"got {self.hardware_compatibility_level!r}"
-            )
+        check_options(self)
         if len(set(self.sm)) < len(self.sm):
             raise ConfigError(f"--sm {','.join(self.sm)} names a compute capability twice")
 
@@ -134,15 +143,3 @@ class PlanInfo:
     timing_cache: str
     peak_memory_mib: float | None
     report: EngineReport
-
-
-def parse_sms(text: str) -> tuple[str, ...]:
-    """Read compute capabilities such as "8.6,8.9,12.0".
-
-    Raises:
-        ConfigError: an entry does not look like one.
-    """
-    parts = tuple(part.strip() for part in text.split(","))
-    if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
-        raise ConfigError(f"cannot read --sm {text!r}: write compute capabilities, as 8.6,8.9,12.0")
-    return parts

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
+from q8trt.console.options import option
 from q8trt.errors import ConfigError
 
 #: A dimension of a shape; the bound keeps a damaged manifest from sizing memory.
@@ -92,6 +93,11 @@ def parse_buckets(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def _profile_option(word: str) -> Any:
+    text = f"{word} shape of a single profile, such as 16x128 or input_ids:16x128; not with --buckets and the batches"
+    return option(None, text, metavar="BxS", read=parse_shapes, show=show)
+
+
 def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> tuple[ShapeProfile, ...]:
     """One profile for each sequence bucket, tuned for `opt_batch` sequences of the bucket's full length.
 
@@ -114,6 +120,52 @@ def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> t
         ShapeProfile((1, start), (opt_batch, bucket), (max_batch, bucket))
         for start, bucket in zip(starts, buckets, strict=True)
     )
+
+
+@dataclass(frozen=True)
+class ShapeOptions:
+    """Options that choose the optimization profiles of a plan.
+
+    Raises:
+        ConfigError: a single profile's shapes beside buckets or batches.
+    """
+
+    buckets: tuple[int, ...] = option(
+        (),
+        "one optimization profile for each of these sequence lengths, such as 32,64,128",
+        metavar="N,N,...",
+        read=parse_buckets,
+        show=lambda buckets: ",".join(map(str, buckets)),
+        unset="one, as long as the rows of the training",
+    )
+    opt_batch: int | None = option(None, "batch that the profiles are tuned for", unset="16")
+    max_batch: int | None = option(None, "largest batch of the profiles", unset="32")
+    min_shapes: Shape | None = _profile_option("smallest")
+    opt_shapes: Shape | None = _profile_option("tuned")
+    max_shapes: Shape | None = _profile_option("largest")
+
+    def __post_init__(self) -> None:
+        if self._shapes and (others := [name for name in ("buckets", "opt_batch", "max_batch") if getattr(self, name)]):
+            raise ConfigError(
+                f"--{others[0]} excludes --{next(iter(self._shapes))}_shapes: give buckets and batches, or the shapes of one "
+                "profile"
+            )
+
+    @property
+    def _shapes(self) -> dict[str, Shape]:
+        shapes = {"min": self.min_shapes, "opt": self.opt_shapes, "max": self.max_shapes}
+        return {name: shape for name, shape in shapes.items() if shape}
+
+    def profiles(self, length: int) -> tuple[ShapeProfile, ...]:
+        """Return the profiles; without buckets a single one of `length` tokens.
+
+        Raises:
+            ConfigError: the buckets do not ascend, or sizes are not 1 <= min <= opt <= max.
+        """
+        most = max(32, self.opt_batch or 1) if self.max_batch is None else self.max_batch
+        best = min(16, most) if self.opt_batch is None else self.opt_batch
+        profiles = bucket_profiles(self.buckets or (length,), best, most)
+        return (replace(profiles[0], **self._shapes),) if self._shapes else profiles
 
 
 def largest(profiles: Iterable[ShapeProfile]) -> Shape:

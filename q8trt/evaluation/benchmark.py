@@ -17,6 +17,7 @@ from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
 from q8trt.engine.shapes import covering, largest, show_profiles
 from q8trt.errors import ConfigError
+from q8trt.evaluation.config import BenchmarkConfig
 from q8trt.hardware.gpu import GpuState, gpu_states
 from q8trt.hardware.provenance import portable
 from q8trt.lint import LintConfig, lint
@@ -27,19 +28,15 @@ from q8trt.runs.config import config_of_run
 from q8trt.runtime import find_runtime, open_runner
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import evaluate, predict
-from q8trt.runtime.tensorrt.engine import TensorRTOptions
-from q8trt.runtime.timing.config import BenchmarkConfig
+from q8trt.runtime.timing.config import TimingConfig
 from q8trt.runtime.timing.hardware import clock_warning, peak_tops
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers
 from q8trt.runtime.timing.lengths import measure_lengths
 from q8trt.runtime.timing.timing import Latency, measure, random_inputs
 from q8trt.runtime.timing.work import rated, work_of_onnx
 from q8trt.tasks.data import DataConfig, Features, load_dev, tokenize
-from q8trt.tasks.data.batches import DEFAULT_BUCKETS
 
 MIB = 2**20
-#: Kernels are compiled before they are timed, not in the background meanwhile; a shape that is timed comes again and again.
-OPTIONS = TensorRTOptions(specialization="eager")
 
 
 def data_config(engines: Sequence[EngineFolder], given: DataConfig | None) -> DataConfig:
@@ -86,44 +83,35 @@ def compare(
     data: DataConfig | None,
     config: BenchmarkConfig,
     provenance: dict[str, Any],
-    backend: str | None = None,
-    batch_size: int = 32,
-    parity: bool = False,
-    buckets: Sequence[int] = DEFAULT_BUCKETS,
-    options: TensorRTOptions = OPTIONS,
-    layer_times: bool = True,
 ) -> Report:
     """Score and time `engines` on this machine.
 
     Args:
         engines: at least one; each becomes a row.
         data: where the development set is; None leaves accuracy out.
-        config: shapes and iterations of the timing.
+        config: backend, shapes and iterations of the timing, and what else is measured.
         provenance: of the report, see `q8trt.hardware.provenance`.
-        backend: the name of a runtime, such as "onnxruntime"; None for the best that this machine can run.
-        batch_size: rows a batch while scoring.
-        parity: also run each engine's torch checkpoint and state how far the logits are apart.
-        buckets: lengths that batches of the development set are padded to, while they are scored and their throughput measured.
-        options: how plans are run.
-        layer_times: also profile the layers of each engine, at the shape of most tokens.
 
     Raises:
         Q8TRTError: bad data, a damaged engine, a backend that is absent.
     """
-    config = _within_profiles(config, engines)
+    timing, buckets = _within_profiles(config.timing, engines), config.buckets
     with contextlib.ExitStack() as stack:
-        runners = [stack.enter_context(open_runner(each.folder, backend, config.shapes, options)) for each in engines]
-        largest = _largest_batch(engines, data, batch_size)
+        runners = [
+            stack.enter_context(open_runner(each.folder, config.backend, timing.shapes, config.plans))
+            for each in engines
+        ]
+        largest = _largest_batch(engines, data, config.per_device_eval_batch_size)
         splits = _tokenized(engines[0], data, largest[1]) if data else {}
         scored = [
-            _score(engine, runner, splits, largest, buckets, parity)
+            _score(engine, runner, splits, largest, buckets, config.parity)
             for engine, runner in zip(engines, runners, strict=True)
         ]
         first = next(iter(splits.values()), None)
-        lengths = _lengths(engines, runners, first, largest, buckets, config.max_seconds)
+        lengths = _lengths(engines, runners, first, largest, buckets, timing.max_seconds)
         inputs = _inputs(engines)
-        latencies, states = _time(runners, config, inputs)
-        layers = measure_layers(runners, max(config.shapes, key=math.prod), inputs) if layer_times else []
+        latencies, states = _time(runners, timing, inputs)
+        layers = measure_layers(runners, max(timing.shapes, key=math.prod), inputs) if config.layer_times else []
     rows = [
         Row(**fields, latencies=_with_work(engine, runner, times), lengths=each)
         for engine, runner, fields, times, each in zip(engines, runners, scored, latencies, lengths, strict=True)
@@ -314,14 +302,14 @@ def _parity(
     return Parity(float(difference.max()), float(difference.mean()), float(np.abs(reference).max()))
 
 
-def _within_profiles(config: BenchmarkConfig, engines: Sequence[EngineFolder]) -> BenchmarkConfig:
+def _within_profiles(config: TimingConfig, engines: Sequence[EngineFolder]) -> TimingConfig:
     """The default shapes cut to what the engines accept; shapes that the user chose are refused if they do not fit.
 
     Raises:
         ConfigError: a chosen shape lies outside the profile of an engine.
     """
     plans = [(engine.folder, engine.manifest.profiles) for engine in engines if engine.manifest.profiles]
-    if config == replace(config, shapes=BenchmarkConfig().shapes) and plans:
+    if config == replace(config, shapes=TimingConfig().shapes) and plans:
         batches, sequences = zip(*(largest(profiles) for _, profiles in plans), strict=True)
         limits = (min(batches), min(sequences))
         fitting = dict.fromkeys((min(b, limits[0]), min(s, limits[1])) for b, s in config.shapes)
@@ -344,7 +332,7 @@ def _inputs(engines: Sequence[EngineFolder]) -> Callable[[int, int], dict[str, n
 
 
 def _time(
-    runners: Sequence[Runner], config: BenchmarkConfig, inputs: Callable[[int, int], dict[str, np.ndarray]]
+    runners: Sequence[Runner], config: TimingConfig, inputs: Callable[[int, int], dict[str, np.ndarray]]
 ) -> tuple[list[list[Latency]], list[GpuState]]:
     """Latencies of each runner, and the GPU that they ran on, looked at after each shape; [] where none ran on a GPU."""
     devices, states = {runner.device for runner in runners}, []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles, largest
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.timing.config import BenchmarkConfig, Shape, grid
+from q8trt.runtime.timing.config import Shape, TimingConfig, grid
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class CheckConfig:
         """The largest batch and the longest sequence that the plans take."""
         return largest(self.profiles)
 
-    def timing(self, shape: Shape) -> BenchmarkConfig:
+    def timing(self, shape: Shape) -> TimingConfig:
         """How one shape is timed."""
-        return BenchmarkConfig((shape,), self.warmup, self.iterations, max_seconds=self.max_seconds)
+        return TimingConfig((shape,), self.warmup, self.iterations, max_seconds=self.max_seconds)
 
     def __str__(self) -> str:
         """What would be run, in one line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from q8trt.console.options import option
 from q8trt.errors import ConfigError
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.benchmark import Report, Row
@@ -12,19 +13,20 @@ from q8trt.reporting.benchmark import Report, Row
 
 @dataclass(frozen=True)
 class Gate:
-    """What every row but FP32's must reach; None: not asked for.
-
-    Attributes:
-        max_drop: points (x100) of the main metric that may be lost against FP32: the FP32 engine of the same report, else
-            what the run's torch FP32 model scored.
-        min_speedup: how many times as fast as FP32 each timed shape must be, same backend and device.
+    """The bounds that every row but FP32's must keep. FP32 is the engine of the same report on the same backend and device.
 
     Raises:
         ConfigError: a value that is not finite, or a speedup that is not positive.
     """
 
-    max_drop: float | None = None
-    min_speedup: float | None = None
+    max_drop: float | None = option(
+        None,
+        "points (x100) of the main metric that a row may lose against FP32: its engine's, else torch's",
+        metavar="X",
+    )
+    min_speedup: float | None = option(
+        None, "times as fast as FP32 that a row must be at each timed shape", metavar="X"
+    )
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not math.isfinite(self.max_drop):

@@ -1,16 +1,18 @@
-"""What decides a run of fine-tuning, calibration and QAT: plain data, stored with the run."""
+"""The configuration of a run of fine-tuning, calibration and QAT: plain data, stored with the run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, make_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from q8trt import files
+from q8trt.console.options import at_least, check_options, group, option, same_option
 from q8trt.errors import ConfigError
+from q8trt.quantization.libraries import LIBRARIES
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.runs.run import RUN_FILE, Run
@@ -27,47 +29,45 @@ _MODEL_PATHS = ("model_name_or_path", "from_fp32", "teacher_model_name_or_path",
 class FinetuneConfig:
     """Everything that decides a run; stored in run.json, so that `--resume` continues the same run.
 
-    Attributes:
-        data: which rows.
-        training: how to train.
-        model_name_or_path: where training starts.
-        from_fp32: a fine-tuned FP32 checkpoint to take in place of the first stage.
-        precision: FP32 stops after the first stage, INT8 goes on; a name is parsed.
-        distillation: whether a floating-point model teaches the quantized one.
-        teacher_model_name_or_path: the teacher, a fine-tuned FP32 checkpoint of the same task and vocabulary; None: the
-            run's own FP32 stage.
-        qat: False stops after calibration.
-        recipe: what to quantize; the recipe itself, not its name, so that a run does not change with the package.
-        quantizer: the library whose quantizers and calibrators are used, one of `quantization.libraries.LIBRARIES`.
-        calibration_samples: training rows that calibration looks at.
-        allow_pickle: read pickled weights (pytorch_model.bin).
-        from_pytorch_quantization: a checkpoint of pytorch-quantization to take weights and ranges from in place of
-            calibration; its recipe is `recipe`.
-
     Raises:
         ConfigError: an unknown precision, or no calibration rows.
     """
 
-    data: DataConfig
-    training: TrainingConfig
-    model_name_or_path: str = "bert-base-uncased"
-    from_fp32: str | None = None
-    precision: Precision = Precision.INT8
-    distillation: bool = True
-    teacher_model_name_or_path: str | None = None
-    qat: bool = True
-    recipe: Recipe = field(default_factory=lambda: load_recipe("linear"))
-    quantizer: str = "modelopt"
-    calibration_samples: int = 512
-    allow_pickle: bool = False
+    data: DataConfig = group("data (default: GLUE from the hub)")
+    training: TrainingConfig = group("training")
+    model_name_or_path: str = option(
+        "bert-base-uncased", "model to train: folder, hub name, or minilm (of a pip package)", metavar="MODEL"
+    )
+    from_fp32: str | None = option(
+        None, "fine-tuned FP32 checkpoint; skips the stage of FP32 fine-tuning", metavar="DIR"
+    )
+    precision: Precision = option(
+        Precision.INT8, "fp32 stops before quantization", choices=(Precision.FP32, Precision.INT8)
+    )
+    distillation: bool = option(True, "QAT learns from the FP32 teacher as well as from labels")
+    teacher_model_name_or_path: str | None = option(
+        None,
+        "teacher of QAT: a fine-tuned FP32 checkpoint of the same task and vocabulary, which may be larger",
+        metavar="DIR",
+        unset="the run's own FP32 model",
+    )
+    qat: bool = option(True, "train with quantizers after calibration")
+    recipe: Recipe = option(
+        default_factory=lambda: load_recipe("linear"),
+        help="sites to quantize, and how: a recipe of q8trt or a YAML file",
+        metavar="NAME|PATH",
+        read=load_recipe,
+        unset="linear",
+    )
+    quantizer: str = option("modelopt", "library of the quantizers and calibrators", choices=LIBRARIES)
+    calibration_samples: int = option(512, "training rows to calibrate on", values=at_least(1))
+    allow_pickle: bool = option(False, "read pytorch_model.bin; only for files that you trust")
+    #: The checkpoint that `CalibrationConfig.from_pytorch_quantization` named.
     from_pytorch_quantization: str | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in (Precision.FP32, Precision.INT8):
-            raise ConfigError(f"--precision {self.precision}, expected fp32 or int8")
+        check_options(self)
         object.__setattr__(self, "precision", Precision(self.precision))
-        if self.calibration_samples < 1:
-            raise ConfigError(f"--calibration_samples {self.calibration_samples}, expected 1 or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration ready for JSON; `from_dict` reads it back."""
@@ -96,6 +96,42 @@ class FinetuneConfig:
     def absolute(self) -> FinetuneConfig:
         """Return the configuration with absolute paths, which mean the same in every working folder."""
         return self.with_paths(lambda path: str(Path(path).absolute()))
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Options of a calibration without training."""
+
+    recipe: Recipe | None = same_option(
+        FinetuneConfig, "recipe", default=None, unset="linear; with --sensitivity: full"
+    )
+    quantizer: str = same_option(FinetuneConfig, "quantizer")
+    calibration_samples: int = same_option(FinetuneConfig, "calibration_samples")
+    per_device_eval_batch_size: int = same_option(TrainingConfig, "per_device_eval_batch_size")
+    seed: int = same_option(TrainingConfig, "seed")
+    allow_pickle: bool = same_option(FinetuneConfig, "allow_pickle")
+    from_pytorch_quantization: str | None = option(
+        None,
+        "take weights and ranges from a pytorch-quantization or QDQBERT checkpoint instead of calibrating; "
+        "--model_name_or_path is then the FP32 model that it was made from",
+        metavar="PATH",
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def apply(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the fields of the `FinetuneConfig` that calibrates with `recipe` and does not train."""
+        return {
+            "training": TrainingConfig(seed=self.seed, per_device_eval_batch_size=self.per_device_eval_batch_size),
+            "precision": Precision.INT8,
+            "qat": False,
+            "recipe": recipe,
+            "quantizer": self.quantizer,
+            "calibration_samples": self.calibration_samples,
+            "allow_pickle": self.allow_pickle,
+            "from_pytorch_quantization": self.from_pytorch_quantization,
+        }
 
 
 _NESTED = ("data", "training", "recipe")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from q8trt import files
 from q8trt.console.commands import command
+from q8trt.console.options import option
 from q8trt.errors import ConfigError
 
 RUN_FILE = "run.json"
@@ -268,6 +269,11 @@ def find_runs(root: str | Path) -> list[Run]:
 def make_a_run(root: str | Path = RUNS_DIR) -> str:
     """Return the command that makes a run under `root`."""
     return f"{command('finetune', '--task', 'STS-B', *runs_dir_option(root))} (or --demo, which needs no hub)"
+
+
+def runs_dir() -> Any:
+    """Return the option field of the folder of runs."""
+    return option(RUNS_DIR, "folder of runs", metavar="DIR")
 
 
 def runs_dir_option(root: str | Path) -> list[str]:

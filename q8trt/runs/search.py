@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from q8trt.console.commands import command, options_of
+from q8trt.console.commands import command
+from q8trt.console.options import options_of
 from q8trt.errors import ConfigError
 from q8trt.runs.config import config_of_run, last_stage
 from q8trt.runs.run import STAGES, Run, find_runs, make_a_run

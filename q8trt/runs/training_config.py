@@ -1,13 +1,13 @@
-"""The options of training, apart from what trains, so that `--help` needs no torch."""
+"""The options of training. Importing them needs no torch."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
+from q8trt.console.options import SHARE, Values, at_least, check_options, more_than, option
 from q8trt.errors import ConfigError
 
 #: Largest whole number of an option: beyond it, counters of torch and transformers overflow.
@@ -16,67 +16,85 @@ _LARGEST = 2**31 - 1
 _LARGEST_SEED = 2**32 - 1
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+_ONE, _ZERO, _POSITIVE = at_least(1), at_least(0), more_than(0)
+_STEPS = Values("1 or more, or -1 for whole epochs", lambda value: value == -1 or value >= 1)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Options of `q8trt.training.stage`; names follow `transformers.TrainingArguments`, defaults are BERT's on GLUE.
+    """Options of training; names follow `transformers.TrainingArguments`, defaults are BERT's on GLUE.
 
     Raises:
         ConfigError: a value outside its range, or options that exclude each other.
     """
 
-    num_train_epochs: float = _option(3.0, "epochs of FP32 fine-tuning")
-    learning_rate: float = _option(5e-5, "peak learning rate of FP32 fine-tuning")
-    qat_epochs: float = _option(1.0, "epochs of quantization-aware fine-tuning")
-    qat_learning_rate: float = _option(3e-5, "peak learning rate of quantization-aware fine-tuning")
-    range_learning_rate: float = _option(
-        1e-3, "peak learning rate of ranges that the recipe learns (lsq, pact), as a share of the range"
+    num_train_epochs: float = option(3.0, "epochs of FP32 fine-tuning", values=_POSITIVE)
+    learning_rate: float = option(5e-5, "peak learning rate of FP32 fine-tuning", values=_POSITIVE)
+    qat_epochs: float = option(1.0, "epochs of quantization-aware training (QAT)", values=_POSITIVE)
+    qat_learning_rate: float = option(3e-5, "peak learning rate of QAT", values=_POSITIVE)
+    range_learning_rate: float = option(
+        1e-3,
+        "peak learning rate of the ranges that the recipe learns (lsq, pact), as a share of the range",
+        values=_POSITIVE,
     )
-    quant_start_step: int = _option(0, "steps of QAT that train in floating point before the quantizers come on")
-    per_device_train_batch_size: int = _option(16, "training rows a step on each device")
-    per_device_eval_batch_size: int = _option(32, "evaluation rows a step on each device")
-    gradient_accumulation_steps: int = _option(1, "batches an optimizer step")
-    max_steps: int = _option(-1, "stop each stage after this many steps; -1: by epochs")
-    lr_end: float = _option(1e-14, "learning rate at the end of the polynomial decay")
-    lr_power: float = _option(1.0, "power of the polynomial decay")
-    warmup_ratio: float = _option(0.1, "share of the steps in which the learning rate rises")
-    weight_decay: float = _option(1e-4, "AdamW weight decay (not on biases and LayerNorm)")
-    adam_epsilon: float = _option(1e-6, "AdamW epsilon")
-    max_grad_norm: float = _option(1.0, "gradient clipping; 0: none")
-    dropout: float | None = _option(
-        None, "dropout of hidden states, attention and classifier; default: the model's own"
+    quant_start_step: int = option(
+        0, "steps of QAT that train in floating point before quantization starts", values=_ZERO
     )
-    qat_dropout: float | None = _option(None, "dropout during QAT; default: that of the FP32 model")
-    label_loss_weight: float = _option(0.5, "weight of the label loss while a teacher is used; 0: teacher alone")
-    distillation_weight: float = _option(0.5, "weight of the distance to the teacher's logits")
-    hidden_loss_weight: float = _option(
-        0.0, "weight of the distance to the teacher's hidden states (TinyBERT: mean squared error, embeddings included)"
+    per_device_train_batch_size: int = option(16, "training rows in a step on each device", values=_ONE)
+    per_device_eval_batch_size: int = option(32, "evaluation rows in a batch on each device", values=_ONE)
+    gradient_accumulation_steps: int = option(1, "batches in an optimizer step", values=_ONE)
+    max_steps: int = option(-1, "stop each stage after this many steps", unset="-1, the epochs decide", values=_STEPS)
+    lr_end: float = option(1e-14, "learning rate at the end of the polynomial decay", values=_POSITIVE)
+    lr_power: float = option(1.0, "power of the polynomial decay", values=_POSITIVE)
+    warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises", values=_ZERO)
+    weight_decay: float = option(1e-4, "weight decay of AdamW, not on biases and LayerNorm", values=_ZERO)
+    adam_epsilon: float = option(1e-6, "epsilon of AdamW", values=_POSITIVE)
+    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0 does not clip", values=_ZERO)
+    dropout: float | None = option(
+        None, "dropout of hidden states, attention and classifier", unset="the model's own", values=SHARE
     )
-    attention_loss_weight: float = _option(
-        0.0, "weight of the distance to the teacher's attention probabilities; switches attention dropout off"
+    qat_dropout: float | None = option(None, "dropout during QAT", unset="that of the FP32 model", values=SHARE)
+    label_loss_weight: float = option(
+        0.5, "weight of the label loss while a teacher is used; 0 learns from the teacher alone", values=_ZERO
     )
-    distillation_temperature: float = _option(1.0, "temperature of the teacher's logits (classification)")
-    do_eval: bool = _option(True, "evaluate while training and keep the best checkpoint")
-    eval_steps: int = _option(200, "steps between evaluations")
-    save_steps: int = _option(200, "steps between checkpoints; a multiple of --eval_steps")
-    save_total_limit: int = _option(2, "checkpoints kept (the best one is always among them)")
-    logging_steps: int = _option(50, "steps between lines of the log")
-    group_by_length: bool = _option(False, "put rows of similar length into a batch: faster, but it can cost accuracy")
-    no_shuffle: bool = _option(False, "take the training rows in file order")
-    fp16: bool = _option(False, "mixed precision FP16 with dynamic loss scaling (CUDA)")
-    bf16: bool = _option(False, "mixed precision BF16")
-    loss_scale_value: float = _option(65536.0, "initial loss scale of --fp16")
-    loss_scale_factor: float = _option(2.0, "factor by which the loss scale grows and shrinks")
-    loss_scale_window: int = _option(50, "steps without overflow before the loss scale grows")
-    seed: int = _option(42, "seed of initialization, shuffling and dropout")
-    use_cpu: bool = _option(False, "train on the CPU although there is a GPU")
-    dataloader_num_workers: int = _option(0, "processes that prepare batches")
+    distillation_weight: float = option(0.5, "weight of the distance to the teacher's logits", values=_ZERO)
+    hidden_loss_weight: float = option(
+        0.0,
+        "weight of the distance to the teacher's hidden states (TinyBERT: mean squared error, embeddings included)",
+        values=_ZERO,
+    )
+    attention_loss_weight: float = option(
+        0.0,
+        "weight of the distance to the teacher's attention probabilities; switches attention dropout off",
+        values=_ZERO,
+    )
+    distillation_temperature: float = option(
+        1.0, "temperature of the teacher's logits (classification)", values=_POSITIVE
+    )
+    do_eval: bool = option(True, "evaluate while training and keep the best checkpoint")
+    eval_steps: int = option(200, "steps between evaluations", values=_ONE)
+    save_steps: int = option(200, "steps between checkpoints; a multiple of --eval_steps", values=_ONE)
+    save_total_limit: int = option(2, "number of checkpoints that stay, the best one among them", values=_ONE)
+    logging_steps: int = option(50, "steps between lines of the log", values=_ONE)
+    group_by_length: bool = option(False, "put rows of similar length into a batch: faster, but it can cost accuracy")
+    no_shuffle: bool = option(False, "take the training rows in file order")
+    fp16: bool = option(False, "train in FP16 mixed precision with dynamic loss scaling (CUDA)")
+    bf16: bool = option(False, "train in BF16 mixed precision")
+    loss_scale_value: float = option(65536.0, "initial loss scale of --fp16", values=_POSITIVE)
+    loss_scale_factor: float = option(2.0, "factor by which the loss scale grows and shrinks", values=more_than(1))
+    loss_scale_window: int = option(50, "steps without overflow before the loss scale grows", values=_ONE)
+    seed: int = option(42, "seed of initialization, choice of rows, shuffling and dropout", values=_ZERO)
+    use_cpu: bool = option(False, "train on the CPU although there is a GPU")
+    dataloader_num_workers: int = option(0, "processes that prepare batches", values=_ZERO)
 
     def __post_init__(self) -> None:
-        self._check_ranges()
+        for each in fields(self):
+            value, largest = getattr(self, each.name), _LARGEST_SEED if each.name == "seed" else _LARGEST
+            if type(value) is int and value > largest:
+                raise ConfigError(f"--{each.name} {value}, expected at most {largest}")
+        check_options(self)
+        if self.warmup_ratio >= 1:
+            raise ConfigError(f"--warmup_ratio {self.warmup_ratio}, expected a share of the steps below 1")
         if self.fp16 and self.bf16:
             raise ConfigError("--fp16 and --bf16 exclude each other; give one")
         if self.do_eval and self.save_steps % self.eval_steps:
@@ -89,13 +107,13 @@ class TrainingConfig:
             raise ConfigError(f"{', '.join(f'--{name}' for name in weights)} are all 0: nothing is learned")
 
     def on_cpu(self) -> bool:
-        """Whether training runs on the CPU: asked for, or for want of a GPU."""
+        """Return whether training runs on the CPU: by option, or because there is no GPU."""
         import torch
 
         return self.use_cpu or not torch.cuda.is_available()
 
     def check_machine(self) -> None:
-        """This machine can train as configured.
+        """Check that this machine can train as configured.
 
         Raises:
             ConfigError: --fp16 without a CUDA GPU.
@@ -106,7 +124,7 @@ class TrainingConfig:
             )
 
     def check_schedule(self, rows: int, stages: Collection[str]) -> None:
-        """Check what only the number of training rows decides, for every stage that trains.
+        """Check the schedule of every stage that trains, which depends on the number of training rows.
 
         Args:
             rows: training rows.
@@ -152,42 +170,3 @@ class TrainingConfig:
         import torch
 
         return torch.cuda.device_count()
-
-    def _check_ranges(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"--{option.name} {value}, expected a finite number")
-            largest = _LARGEST_SEED if option.name == "seed" else _LARGEST
-            if type(value) is int and value > largest:
-                raise ConfigError(f"--{option.name} {value}, expected at most {largest}")
-        at_least_one = (
-            "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "eval_steps",
-            "save_steps", "save_total_limit", "logging_steps", "loss_scale_window",
-        )  # fmt: skip
-        above_zero = (
-            "num_train_epochs", "learning_rate", "qat_epochs", "qat_learning_rate", "range_learning_rate", "lr_end",
-            "lr_power", "adam_epsilon", "distillation_temperature", "loss_scale_value",
-        )  # fmt: skip
-        not_negative = (
-            "weight_decay", "max_grad_norm", "label_loss_weight", "distillation_weight", "hidden_loss_weight",
-            "attention_loss_weight", "quant_start_step", "dataloader_num_workers", "seed", "warmup_ratio",
-        )  # fmt: skip
-        for names, fits, words in (
-            (at_least_one, lambda value: value >= 1, "1 or more"),
-            (above_zero, lambda value: value > 0, "more than 0"),
-            (not_negative, lambda value: value >= 0, "0 or more"),
-        ):
-            for name in names:
-                if not fits(getattr(self, name)):
-                    raise ConfigError(f"--{name} {getattr(self, name)}, expected {words}")
-        if self.warmup_ratio >= 1:
-            raise ConfigError(f"--warmup_ratio {self.warmup_ratio}, expected a share of the steps below 1")
-        for name in ("dropout", "qat_dropout"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ConfigError(f"--{name} {value}, expected from 0 to below 1")
-        if self.loss_scale_factor <= 1:
-            raise ConfigError(f"--loss_scale_factor {self.loss_scale_factor}, expected more than 1")
-        if self.max_steps != -1 and self.max_steps < 1:
-            raise ConfigError(f"--max_steps {self.max_steps}, expected 1 or more, or -1 for whole epochs")

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from q8trt.console.options import option
 from q8trt.deployment.triton.pbtxt import Message, Symbol, entries
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering
@@ -32,60 +33,48 @@ WARMUP_TEXT = "text"
 
 @dataclass(frozen=True)
 class TritonConfig:
-    """How an engine is served. The options of the command line and their help come from the fields.
+    """Options of serving an engine.
 
     Raises:
         ConfigError: a value is out of its range, unknown, or does not go with the others.
     """
 
-    backend: str = field(
-        default=TENSORRT.name,
-        metadata={"help": "what runs the encoder: tensorrt (model.plan), onnxruntime (model.onnx), or python (model.onnx in the "
-                  "model that tokenizes; all that a server with the Python backend alone can run)"},
-    )  # fmt: skip
-    device: str | None = field(
-        default=None,
-        metadata={"help": "cuda or cpu (default: cuda for tensorrt, cpu for the others; onnxruntime takes either)"},
+    backend: str = option(
+        TENSORRT.name,
+        "what runs the encoder: tensorrt (model.plan), onnxruntime (model.onnx), or python (model.onnx in the model that "
+        "tokenizes, for a server that has the Python backend alone)",
+        metavar="NAME",
     )
-    model_name: str | None = field(
-        default=None, metadata={"help": "what clients call the model (default: from the task, such as sts_b)"}
+    device: str | None = option(
+        None, "cuda or cpu", metavar="NAME", unset="cuda for tensorrt, cpu for the others; onnxruntime takes either"
     )
-    max_batch_size: int | None = field(
-        default=None, metadata={"help": "most rows of a batch (default: the plan's; without a plan 32)"}
+    model_name: str | None = option(
+        None, "name of the model for clients", metavar="NAME", unset="from the task, such as sts_b"
     )
-    instances: int = field(
-        default=1, metadata={"help": "encoders that run at the same time: on each GPU, or on the CPU in all"}
+    max_batch_size: int | None = option(None, "most rows of a batch", unset="the plan's; without a plan 32")
+    instances: int = option(1, "encoders that run at the same time: on each GPU, or on the CPU in all")
+    text_instances: int | None = option(
+        None,
+        "processes that tokenize and wait for the encoder; not for python, whose encoder is in them",
+        unset="one more than the encoders of the --gpus",
     )
-    text_instances: int | None = field(
-        default=None,
-        metadata={"help": "processes that tokenize and wait for the encoder; not for python, whose encoder is in them (default: "
-                  "one more than the encoders of the --gpus)"},
-    )  # fmt: skip
-    gpus: tuple[int, ...] | None = field(
-        default=None, metadata={"help": "numbers of the GPUs to serve on (default: every GPU)"}
+    gpus: tuple[int, ...] | None = option(None, "numbers of the GPUs to serve on", unset="every GPU")
+    max_queue_delay_microseconds: int = option(100, "longest wait of a request for others to share a batch with")
+    cuda_graphs: bool = option(True, "capture a CUDA graph for each length and the usual batch sizes (tensorrt)")
+    threads: int | None = option(
+        None,
+        "threads of an encoder on the CPU",
+        unset="python shares the cores among its instances, onnxruntime takes them all for each",
     )
-    max_queue_delay_microseconds: int = field(
-        default=100, metadata={"help": "how long a request waits for others to share a batch with"}
+    vnni: bool = option(
+        False, "the serving CPU has VNNI: keep INT8 weights signed, which is faster there and wrong on any other CPU"
     )
-    cuda_graphs: bool = field(
-        default=True, metadata={"help": "capture a CUDA graph for each length and the usual batch sizes (tensorrt)"}
+    execution_env_path: str | None = option(
+        None,
+        "environment of the Python models, a folder or a conda-pack archive on the server",
+        metavar="PATH",
+        unset="the server's own Python",
     )
-    threads: int | None = field(
-        default=None,
-        metadata={"help": "threads of an encoder on the CPU (default: python shares the cores among its instances, onnxruntime "
-                  "takes them all for each)"},
-    )  # fmt: skip
-    vnni: bool = field(
-        default=False,
-        metadata={
-            "help": "the serving CPU has VNNI: keep INT8 weights signed, which is faster there and wrong on any other CPU"
-        },
-    )
-    execution_env_path: str | None = field(
-        default=None,
-        metadata={"help": "environment of the Python models, a folder or a conda-pack archive on the server (default: the "
-                  "server's own Python)"},
-    )  # fmt: skip
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

@@ -8,7 +8,8 @@ before it. Between stages of the same arithmetic it may then differ by its own r
 more is the one at fault. Hidden states are compared where the attention mask is 1.
 """
 
+from q8trt.evaluation.config import ParityConfig
 from q8trt.evaluation.parity.check import check_parity
-from q8trt.evaluation.parity.stages import ParityConfig, engines_of
+from q8trt.evaluation.parity.stages import engines_of
 
 __all__ = ["ParityConfig", "check_parity", "engines_of"]

@@ -13,7 +13,8 @@ import numpy as np
 from q8trt.console.progress import progress
 from q8trt.engine.folder import EngineFolder
 from q8trt.errors import BackendError, EngineError
-from q8trt.evaluation.parity.stages import ParityConfig, Rows, Stage, rows_of, stages_of
+from q8trt.evaluation.config import ParityConfig
+from q8trt.evaluation.parity.stages import Rows, Stage, rows_of, stages_of
 from q8trt.hardware.provenance import portable
 from q8trt.reporting.parity_table import Difference, EngineParity, Pair, StageFigures
 from q8trt.runtime.base import Runner

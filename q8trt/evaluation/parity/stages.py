@@ -12,6 +12,7 @@ from q8trt.engine.folder import EngineFolder, find_engines
 from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
+from q8trt.evaluation.config import ParityConfig
 from q8trt.models import checkpoints
 from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE
@@ -24,37 +25,6 @@ from q8trt.tasks.data import DEFAULT_BUCKETS, Batch, DataConfig, Features, bucke
 
 #: Rows scored at batch 1 unless a number is given.
 ROWS_AT_BATCH_1 = 256
-
-
-@dataclass(frozen=True)
-class ParityConfig:
-    """How to compare.
-
-    Attributes:
-        batch_sizes: rows a batch; 1 runs without padding, others are padded to a bucket of lengths.
-        samples: rows of the development set; None for all of them (the first 256 at batch 1).
-        tolerance: relative error that a layer may add between stages of the same arithmetic; None for `Precision.rounding`.
-        quantization_tolerance: relative error that quantizing a layer may add; `full` with PTQ adds up to 0.36 to a layer
-            of MiniLM, `linear` 0.13.
-
-    Raises:
-        ConfigError: a number is not positive.
-    """
-
-    batch_sizes: tuple[int, ...] = (1, 32)
-    samples: int | None = None
-    tolerance: float | None = None
-    quantization_tolerance: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise ConfigError(f"--batch_sizes {' '.join(map(str, self.batch_sizes))}, expected numbers of 1 or more")
-        if self.samples is not None and self.samples < 1:
-            raise ConfigError(f"--samples {self.samples}, expected 1 or more")
-        for name in ("tolerance", "quantization_tolerance"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"--{name} {value}, expected a relative error above 0, such as 0.01")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from q8trt.console.options import option
 from q8trt.errors import ConfigError
 
 INPUTS = (".csv", ".tsv", ".jsonl", ".json", ".txt")
@@ -14,28 +15,40 @@ OUTPUTS = (".csv", ".tsv", ".jsonl")
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """The options of one job.
+    """Options of one job. Links count as what they point to.
 
     Attributes:
-        input: the rows. The ending names the format: .csv (quoted), .tsv (not quoted), .jsonl or .json (one object a
-            line), .txt (one text a line). UTF-8.
-        output: the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file. A link
-            counts as what it points to.
-        text_columns: the one or two columns that hold the text; None: those that the engine was trained on.
-        overwrite: replace `output` and its rejected rows. An unfinished job that is another one, or is damaged, starts over.
-        chunk_rows: rows that are in memory at most.
-        safe_csv: put ' before cells of CSV and TSV that a spreadsheet would run as a formula.
+        chunk_rows: most rows in memory.
 
     Raises:
-        ConfigError: an ending is none of these, `output` is `input`, or a number is below 1.
+        ConfigError: an ending is unknown, `output` is `input`, or a number is below 1.
     """
 
-    input: Path
-    output: Path
-    text_columns: tuple[str, ...] | None = None
-    overwrite: bool = False
+    input: Path = option(
+        help=".csv (quoted), .tsv (not quoted), .jsonl (an object a line) or .txt (a text a line); UTF-8",
+        metavar="FILE",
+    )
+    output: Path = option(
+        help="the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file", metavar="FILE"
+    )
+    text_columns: tuple[str, ...] | None = option(
+        None,
+        "the one or two text columns",
+        flag="text_column_names",
+        metavar="COLUMN",
+        unset="those that the engine was trained on",
+    )
+    overwrite: bool = option(
+        False,
+        "replace OUTPUT and OUTPUT.rejected.csv of an earlier job; an unfinished job of the same input, engine and options "
+        "still continues, another one or a damaged one starts over",
+    )
     chunk_rows: int = 512
-    safe_csv: bool = False
+    safe_csv: bool = option(
+        False,
+        "put ' before cells of .csv and .tsv that begin with = + - @, a tab or a line end and are no numbers, because a "
+        "spreadsheet would run them as formulas",
+    )
 
     def __post_init__(self) -> None:
         for name, endings in (("input", INPUTS), ("output", OUTPUTS)):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from q8trt.console.options import option
 from q8trt.engine.backend import Backend, one_line
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError, ConfigError, EngineError
@@ -28,18 +29,12 @@ class TensorRTOptions:
         ConfigError: an unknown `specialization`.
     """
 
-    cuda_graph: bool = field(
-        default=True, metadata={"help": "launch a shape that comes twice in a row from a CUDA graph"}
+    cuda_graph: bool = option(True, "launch a shape that comes twice in a row from a CUDA graph")
+    runtime_cache: str | None = option(
+        None, "folder for the kernels that TensorRT-RTX compiles at run time", metavar="DIR", unset="beside the plan"
     )
-    runtime_cache: str | None = field(
-        default=None,
-        metadata={"help": "folder that keeps what TensorRT-RTX compiles at run time (default: beside the plan)"},
-    )
-    specialization: str = field(
-        default="lazy",
-        metadata={
-            "help": "TensorRT-RTX compiles kernels of a new shape in the background (lazy), at once (eager) or never (none)"
-        },
+    specialization: str = option(
+        "lazy", "TensorRT-RTX compiles kernels of a new shape in the background (lazy), at once (eager) or never (none)"
     )
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from q8trt.errors import ConfigError, DataError
 from q8trt.runtime.base import Runner, TimedRunner
-from q8trt.runtime.timing.config import BenchmarkConfig
+from q8trt.runtime.timing.config import TimingConfig
 
 WHAT_IS_TIMED = (
     "wall time of one Runner.infer call, host arrays in, host logits out: copies to and from the device are inside, "
@@ -252,7 +252,7 @@ class Stopwatch:
 
 
 def _measure_shape(
-    runners: Sequence[Runner], config: BenchmarkConfig, inputs: Inputs, progress: Callable[[int], None], clock: Clock
+    runners: Sequence[Runner], config: TimingConfig, inputs: Inputs, progress: Callable[[int], None], clock: Clock
 ) -> list[Stopwatch]:
     """The times of each iteration, a stopwatch per runner, all with equally many."""
     warm, timed = ([Stopwatch(runner, clock) for runner in runners] for _ in range(2))
@@ -286,7 +286,7 @@ def _measure_shape(
 
 def measure(
     runners: Sequence[Runner],
-    config: BenchmarkConfig,
+    config: TimingConfig,
     make_inputs: Callable[[int, int], Inputs],
     on_progress: Callable[[int], None] | None = None,
     clock: Clock = time.perf_counter,

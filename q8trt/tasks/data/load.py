@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from q8trt.console.options import at_least, check_options, option
 from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data import tfrecord
 from q8trt.tasks.data.examples import Examples, Features
@@ -17,44 +18,52 @@ from q8trt.tasks.data.record import DataRecord, SplitRecord
 from q8trt.tasks.data.sample import sample_examples
 from q8trt.tasks.data.tabular import read_table
 from q8trt.tasks.data.tsv import find_file, read_folder
-from q8trt.tasks.glue import Task, canonical, custom_task, get_task
+from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to read. Without `data_dir`, files or `sample`, GLUE comes from the hub.
+    """The rows to read. Without `data_dir`, files or `sample`, GLUE comes from the hub.
 
     Raises:
         ConfigError: an unknown task, two sources at once, or a number that is not positive.
     """
 
-    task: str = field(metadata={"help": "GLUE task (STS-B, MRPC, ...), or 'custom' for your own files"})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "folder with the task's official TSV or TFRecord files, or the GLUE folder"}
+    task: str = option(
+        help="GLUE task, such as STS-B or MRPC, or custom for your own files",
+        metavar="TASK",
+        missing=f"give one of {', '.join(TASKS)}, or custom with your own files",
     )
-    train_file: str | None = field(
-        default=None, metadata={"help": "own training data: .csv, .tsv, .jsonl, .parquet or .tfrecord"}
+    data_dir: str | None = option(
+        None, "folder of the task's official TSV or TFRecord files, or the GLUE folder", metavar="DIR"
     )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "own development data: .csv, .tsv, .jsonl, .parquet or .tfrecord"}
+    train_file: str | None = option(
+        None, "your training data: .csv, .tsv, .jsonl, .parquet or .tfrecord", metavar="FILE"
     )
-    sample: bool = field(default=False, metadata={"help": "the built-in sentence pairs (not GLUE) in place of STS-B"})
-    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first N training examples"})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "use only the first N development examples"})
-    max_seq_length: int = field(default=128, metadata={"help": "tokens per example, special tokens included"})
-    label_list: tuple[str, ...] | None = field(
-        default=None, metadata={"help": "labels of a custom task in the order of their ids; none for regression"}
+    validation_file: str | None = option(
+        None, "your development data: .csv, .tsv, .jsonl, .parquet or .tfrecord", metavar="FILE"
     )
-    text_column_names: tuple[str, ...] | None = field(
-        default=None, metadata={"help": "one or two text columns of the files (custom: sentence1 and sentence2)"}
+    sample: bool = option(False, "use the built-in sentence pairs (not GLUE) in place of STS-B")
+    max_train_samples: int | None = option(
+        None, "use only the first N training examples", unset="all", values=at_least(1)
     )
-    label_column_name: str | None = field(default=None, metadata={"help": "label column of the files"})
+    max_eval_samples: int | None = option(
+        None, "use only the first N development examples", unset="all", values=at_least(1)
+    )
+    max_seq_length: int = option(128, "tokens per example, special tokens included", values=at_least(1))
+    label_list: tuple[str, ...] | None = option(
+        None, "labels of a custom task in the order of their ids", metavar="LABEL", unset="none, a regression"
+    )
+    text_column_names: tuple[str, ...] | None = option(
+        None,
+        "the one or two text columns of your files",
+        metavar="COLUMN",
+        unset="the task's; sentence1 and sentence2 of a custom one",
+    )
+    label_column_name: str | None = option(None, "the label column of your files", metavar="COLUMN")
 
     def __post_init__(self) -> None:
-        for name in ("max_train_samples", "max_eval_samples", "max_seq_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} {value}, expected 1 or more")
+        check_options(self)
         for name in ("data_dir", "train_file", "validation_file", "label_column_name"):
             if getattr(self, name) == "":
                 raise ConfigError(f"--{name} is empty; give a value, or leave the option out")

@@ -1,0 +1,115 @@
+"""The parser of a command, made from the dataclass of its options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING
+from shutil import get_terminal_size
+from textwrap import fill
+from typing import Any, NoReturn
+
+from q8trt.console.options import Option, from_values, options_in
+from q8trt.errors import ConfigError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are a ConfigError, and which never guesses at abbreviated options.
+
+    Args:
+        options: the dataclass of the options, see `q8trt.console.options`.
+        prog: the command, as typed.
+        description: what it does.
+        epilog: examples.
+    """
+
+    def __init__(self, options: type, prog: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog,
+            description=fill(description, get_terminal_size().columns - 2),
+            epilog=epilog,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.options = options
+        groups: dict[str, Any] = {"": self}
+        for each in options_in(options):
+            if each.group not in groups:
+                groups[each.group] = self.add_argument_group(each.group)
+            _add(groups[each.group], each)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise in place of printing the usage."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, naming the nearest option for one that does not exist."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], flags)}")
+        return parsed
+
+    def typed_options(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Return the options that `argv` gives, name -> value.
+
+        Raises:
+            ConfigError: an option is unknown, or a value cannot be read.
+        """
+        values = vars(self.parse_args(argv))
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+    def read(self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Any:
+        """Return the dataclass of the options, with the values of `argv`, then of `defaults`, then of its fields.
+
+        Raises:
+            ConfigError: an option is unknown, missing, or has a value that it does not take.
+        """
+        return from_values(self.options, {**(defaults or {}), **self.typed_options(argv)})
+
+    def check_alone(self, typed: Mapping[str, Any], allowed: Collection[str], reason: str) -> None:
+        """Raise ConfigError, with `reason`, if an option other than `allowed` is typed."""
+        for each in sorted(options_in(self.options), key=lambda each: each.flag):
+            if each.name in typed and each.name not in allowed:
+                flag = each.flags[0 if typed[each.name] else -1]
+                raise ConfigError(f"{reason}; drop {flag}")
+
+
+def _add(parser: Any, option: Option) -> None:
+    """Give `parser`, or a group of it, an option."""
+    text = f"{option.help} (default: {option.default_text})" if option.default_text else option.help
+    details: dict[str, Any] = {"help": text.replace("%", "%%")}
+    if option.kind is bool:
+        parser.add_argument(*option.flags, dest=option.name, action=_Switch, **details)
+        return
+    details["type"] = option.read or option.kind
+    details["metavar"] = option.metavar or ("N" if option.kind in (int, float) else "TEXT")
+    if option.choices:
+        details |= {"type": str, "choices": option.choices, "metavar": option.metavar}
+    if option.repeat:
+        details["action"] = "append"
+    elif option.count and not option.read:
+        details["nargs"] = "*" if option.positional and option.default is not MISSING else option.count
+    if option.bare is not None:
+        details |= {"nargs": "?", "const": option.bare}
+    if option.positional:
+        parser.add_argument(option.name, **details)
+    else:
+        required = option.default is MISSING and not option.missing
+        parser.add_argument(*option.flags, dest=option.name, required=required, **details)
+
+
+class _Switch(argparse.Action):
+    """``--flag`` and, for a switch that is on, ``--no_flag``."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **details: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **details)
+
+    def format_usage(self) -> str:
+        """Return the flags for the usage line."""
+        return " | ".join(self.option_strings)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store what the flag says."""
+        setattr(namespace, self.dest, not (option_string or "").startswith("--no_") or len(self.option_strings) == 1)

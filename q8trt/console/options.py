@@ -1,0 +1,275 @@
+"""Options: dataclass fields that carry their help text.
+
+A field made by `option` is an option of each command whose options contain its dataclass; a field made by `group` holds a
+dataclass of options. The parser, its help, the reference pages and the commands that q8trt prints are made from these fields.
+
+    @dataclass(frozen=True)
+    class BuildConfig:
+        workspace_mib: int | None = option(None, "scratch memory of a layer, MiB", values=at_least(1), unset="all of the GPU's")
+"""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar
+
+from q8trt.errors import ConfigError, nearest
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Values:
+    """The numbers that an option takes: `text` completes "expected ..."."""
+
+    text: str
+    contain: Callable[[Any], bool]
+
+
+def at_least(least: float) -> Values:
+    """Return the numbers from `least` on."""
+    return Values(f"{least} or more", lambda value: value >= least)
+
+
+def more_than(bound: float) -> Values:
+    """Return the numbers above `bound`."""
+    return Values(f"more than {bound}", lambda value: value > bound)
+
+
+#: Probabilities below 1.
+SHARE = Values("from 0 to below 1", lambda value: 0 <= value < 1)
+
+
+def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MISSING, **details: Any) -> Any:
+    """Return a dataclass field that is an option.
+
+    Args:
+        default: the value without the option; MISSING if the option is required.
+        help: one sentence without its full stop, the unit included and the default left out.
+        default_factory: a function that makes the default, in place of `default`.
+        details: further attributes of `Option`: `metavar`, `unset`, `values`, `choices`, `read`, `show`, `flag`, `group`,
+            `bare`, `missing`, `positional`, `repeat`.
+    """
+    metadata = {"option": {"help": help, **details}, "help": help}
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def same_option(cls: Any, name: str, **changes: Any) -> Any:
+    """Return a field that is the option `name` of the dataclass `cls`, with some details or the default changed."""
+    original = cls.__dataclass_fields__[name]
+    factory = MISSING if "default" in changes else original.default_factory
+    default = changes.pop("default", original.default)
+    return option(default, default_factory=factory, **{**original.metadata["option"], **changes})
+
+
+def group(title: str, *, only: Sequence[str] = (), unset: str = "", **default: Any) -> Any:
+    """Return a dataclass field that holds a dataclass of options.
+
+    Args:
+        title: heading of the options in the help.
+        only: names of the options that the command takes; () for all.
+        unset: what the command takes where none of the options is given; the field is then None.
+        default: `default` or `default_factory` of the field.
+    """
+    return field(metadata={"group": title, "only": tuple(only), "unset": unset}, **default)
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, as its field declares it.
+
+    Attributes:
+        name: of the field.
+        help: what the value does.
+        default: MISSING if the option is required.
+        kind: type of one value: bool, int, float, str or Path.
+        count: how many values it takes: a number, "+" for one or more, None for one that is not a tuple.
+        group: heading in the help; "" for the command's own options.
+        flag: name on the command line; default: that of the field.
+        metavar: stands for the value in the help.
+        unset: what happens without the option, where the default does not say it.
+        values: the numbers that it takes.
+        choices: the words that it takes.
+        read: makes the value from the text of the command line; raises ConfigError.
+        show: makes a text of the default, the reverse of `read`.
+        bare: the value of the option without a value.
+        missing: what to give where a required option is missing.
+        positional: the value has no flag.
+        repeat: the option is given once for each value.
+    """
+
+    name: str
+    help: str
+    default: Any
+    kind: Any
+    count: int | Literal["+"] | None
+    group: str
+    flag: str
+    metavar: str | tuple[str, ...] | None = None
+    unset: str = ""
+    values: Values | None = None
+    choices: tuple[str, ...] = ()
+    read: Callable[[str], Any] | None = None
+    show: Callable[[Any], str] | None = None
+    bare: str | None = None
+    missing: str = ""
+    positional: bool = False
+    repeat: bool = False
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The option strings; a switch that is on has one to turn it off."""
+        return (f"--{self.flag}", *([f"--no_{self.flag}"] if self.default is True else []))
+
+    @property
+    def default_text(self) -> str:
+        """The value without the option; "" for none."""
+        if self.unset or self.default == () or any(self.default is each for each in (MISSING, None, False)):
+            return self.unset
+        if self.show:
+            return self.show(self.default)
+        if isinstance(self.default, tuple):
+            return " ".join(map(str, self.default))
+        return "on" if self.default is True else f"{self.default:g}" if self.kind is float else str(self.default)
+
+    def words(self, value: Any) -> list[str]:
+        """Return the words of a command line that give the option `value`."""
+        if isinstance(value, bool):
+            return [f"--{self.flag}" if value else f"--no_{self.flag}"]
+        if isinstance(value, tuple) and not self.show:
+            return [f"--{self.flag}", *map(str, value)]
+        text = self.show(value) if self.show else str(value)
+        return [f"--{self.flag}={text}"] if text.startswith("-") else [f"--{self.flag}", text]
+
+
+def options_in(cls: Any, title: str = "", only: Sequence[str] = ()) -> tuple[Option, ...]:
+    """Return the options of a dataclass: those of its own fields, then those of its groups.
+
+    Args:
+        cls: the dataclass.
+        title: heading of the options that name no other.
+        only: names of the options to take; () for all.
+    """
+    hints = typing.get_type_hints(cls)
+    direct = [
+        _option(each, hints[each.name], title)
+        for each in fields(cls)
+        if "option" in each.metadata and (not only or each.name in only)
+    ]
+    nested = [
+        inner
+        for each in _groups(cls)
+        for inner in options_in(_plain(hints[each.name]), each.metadata["group"], each.metadata["only"])
+    ]
+    return (*direct, *nested)
+
+
+def from_values(cls: type[_T], values: Mapping[str, Any]) -> _T:
+    """Return the dataclass `cls` with `values`, option -> value, in its own fields and in those of its groups.
+
+    Raises:
+        ConfigError: an option is unknown, missing, or has a value that it does not take.
+    """
+    names = [each.name for each in options_in(cls)]
+    if unknown := [name for name in values if name not in names]:
+        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], names)}; known: {', '.join(names)}")
+    return _build(cls, values)
+
+
+def _build(cls: type[_T], values: Mapping[str, Any], unset: str = "") -> _T:
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for each in fields(cls):  # type: ignore[arg-type]
+        if "group" in each.metadata:
+            inner = _plain(hints[each.name])
+            names = [each.name for each in options_in(inner, only=each.metadata["only"])]
+            chosen = {name: values[name] for name in names if name in values}
+            if each.default is not MISSING and each.default is not None:
+                arguments[each.name] = replace(each.default, **chosen)
+            elif chosen or not _is_optional(hints[each.name]):
+                arguments[each.name] = _build(inner, chosen, each.metadata["unset"])
+            else:
+                arguments[each.name] = None
+        elif each.name in values:
+            arguments[each.name] = values[each.name]
+        elif "option" in each.metadata and each.default is MISSING and each.default_factory is MISSING:
+            if unset:
+                raise ConfigError(f"--{next(iter(values))} needs --{each.name}; or leave it out to take {unset}")
+            raise ConfigError(f"--{each.name} is missing; {each.metadata['option'].get('missing', 'give a value')}")
+    return cls(**arguments)
+
+
+def check_options(config: Any) -> None:
+    """Check the values of a dataclass against what its options take. For `__post_init__`.
+
+    Raises:
+        ConfigError: a value is not one of the choices, is not finite, or is out of its range.
+    """
+    for each in options_in(type(config)):
+        if each.name not in config.__dataclass_fields__:
+            continue
+        value = getattr(config, each.name)
+        if each.choices and value is not None and value not in each.choices:
+            hint = nearest(str(value), each.choices)
+            raise ConfigError(f"unknown --{each.flag} {value!r}{hint}; known: {', '.join(each.choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{each.flag} {value}, expected a finite number")
+        if each.values and value is not None and not each.values.contain(value):
+            raise ConfigError(f"--{each.flag} {value}, expected {each.values.text}")
+
+
+def options_of(config: Any) -> list[str]:
+    """Return the words of a command line that make the dataclass `config`: its options that are not at their default."""
+    words: list[str] = []
+    for each in options_in(type(config)):
+        if each.name in config.__dataclass_fields__:
+            value = getattr(config, each.name)
+            words += each.words(value) if value is not None and value != each.default else []
+    return words
+
+
+def _groups(cls: type) -> Iterator[Field[Any]]:
+    return (each for each in fields(cls) if "group" in each.metadata)
+
+
+def _option(each: Field[Any], annotation: Any, title: str) -> Option:
+    details = dict(each.metadata["option"])
+    kind, count = _kind(annotation)
+    if typing.get_origin(kind) is Literal:
+        details.setdefault("choices", typing.get_args(kind))
+        kind = str
+    return Option(
+        each.name,
+        default=each.default if each.default_factory is MISSING else None,
+        kind=kind,
+        count=count,
+        group=details.pop("group", title),
+        flag=details.pop("flag", each.name),
+        **details,
+    )
+
+
+def _kind(annotation: Any) -> tuple[Any, Any]:
+    """Return the type of one value of an annotation, and how many values it stands for."""
+    plain = _plain(annotation)
+    if typing.get_origin(plain) is not tuple:
+        return plain, None
+    kinds = typing.get_args(plain)
+    return kinds[0], "+" if kinds[-1] is Ellipsis else len(kinds)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return an annotation without ``| None``."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _is_optional(annotation: Any) -> bool:
+    return type(None) in typing.get_args(annotation)

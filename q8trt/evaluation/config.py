@@ -1,0 +1,113 @@
+"""Options of a benchmark, of a parity check and of a sensitivity analysis. Importing them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from q8trt.console.options import at_least, check_options, group, option
+from q8trt.errors import ConfigError
+from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime.timing.config import TimingConfig, parse_sizes
+from q8trt.tasks.data.batches import DEFAULT_BUCKETS
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Options of a benchmark.
+
+    Raises:
+        ConfigError: a number out of range, or parity without accuracy.
+    """
+
+    backend: str | None = option(
+        None, "tensorrt, tensorrt_rtx or onnxruntime", metavar="NAME", unset="the best that runs here"
+    )
+    accuracy: bool = option(True, "score the engines on the development set")
+    layer_times: bool = option(True, "profile the layers of each engine, at the largest shape")
+    parity: bool = option(False, "also compare the logits with those of the torch checkpoint")
+    per_device_eval_batch_size: int = option(
+        32, "rows in a batch of the development set", values=at_least(1), group="development set"
+    )
+    buckets: tuple[int, ...] = option(
+        DEFAULT_BUCKETS,
+        "lengths in tokens that batches are padded to, as opposed to one fixed length",
+        metavar="N,...",
+        read=partial(parse_sizes, "--buckets"),
+        show=lambda buckets: ",".join(map(str, buckets)),
+        group="development set",
+    )
+    timing: TimingConfig = group("timing", default=TimingConfig())
+    #: Kernels are compiled before they are timed, not in the background meanwhile: a shape that is timed comes again.
+    plans: TensorRTOptions = group(
+        "plans (TensorRT and TensorRT-RTX)",
+        only=("cuda_graph", "runtime_cache"),
+        default=TensorRTOptions(specialization="eager"),
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.parity and not self.accuracy:
+            raise ConfigError("--parity compares logits on the development set; drop --no_accuracy")
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Options of a parity check.
+
+    Raises:
+        ConfigError: a number is not positive.
+    """
+
+    batch_sizes: tuple[int, ...] = option(
+        (1, 32), "rows in a batch; 1 runs without padding, others are padded to a bucket"
+    )
+    samples: int | None = option(
+        None, "development rows", values=at_least(1), unset="all of them, and the first 256 at batch 1"
+    )
+    tolerance: float | None = option(
+        None,
+        "relative error that a layer may add between stages of the same arithmetic",
+        metavar="X",
+        unset="0.05 for INT8, 0.3 with FP16 elsewhere, 0.02 for FP16, 0.005 for FP32",
+    )
+    #: `full` with PTQ adds up to 0.36 to a layer of MiniLM, `linear` 0.13.
+    quantization_tolerance: float = option(0.5, "relative error that quantization may add to a layer", metavar="X")
+
+    def __post_init__(self) -> None:
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise ConfigError(f"--batch_sizes {' '.join(map(str, self.batch_sizes))}, expected numbers of 1 or more")
+        for name in ("tolerance", "quantization_tolerance"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"--{name} {value}, expected a relative error above 0, such as 0.01")
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class SensitivityConfig:
+    """Options of a sensitivity analysis.
+
+    Raises:
+        ConfigError: a number out of range, or a bound without a file for the recipe that keeps it.
+    """
+
+    samples: int = option(256, "development rows to score on", flag="sensitivity_samples", values=at_least(2))
+    max_drop: float | None = option(
+        None,
+        "leave the most harmful sites in float until the task's main metric x100 on the whole development set loses no more "
+        "than X; needs --write_recipe",
+        metavar="X",
+    )
+    write_recipe: str | None = option(None, "YAML file for the recipe that keeps --max_drop", metavar="PATH")
+    overwrite: bool = option(False, "replace the file of --write_recipe where it exists")
+
+    def __post_init__(self) -> None:
+        if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
+            raise ConfigError(f"--max_drop {self.max_drop:g}, expected 0 or more (the main metric x100), such as 1.0")
+        check_options(self)
+        if (self.max_drop is None) != (self.write_recipe is None):
+            missing = "--write_recipe PATH" if self.write_recipe is None else "--max_drop X"
+            raise ConfigError(f"--max_drop and --write_recipe go together; add {missing}")
+        if self.overwrite and self.write_recipe is None:
+            raise ConfigError("--overwrite replaces the file of --write_recipe, which is not given; drop it")
