@@ -7,6 +7,7 @@ from functools import partial
 
 from q8trt.console.options import at_least, check_options, group, option
 from q8trt.errors import ConfigError
+from q8trt.runtime import RUNTIMES
 from q8trt.runtime.tensorrt.engine import TensorRTOptions
 from q8trt.runtime.timing.config import TimingConfig, parse_sizes
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS
@@ -21,7 +22,7 @@ class BenchmarkConfig:
     """
 
     backend: str | None = option(
-        None, "tensorrt, tensorrt_rtx or onnxruntime", metavar="NAME", unset="the best that runs here"
+        None, ", ".join(runtime.name for runtime in RUNTIMES), metavar="NAME", unset="the best that runs here"
     )
     accuracy: bool = option(True, "score the engines on the development set")
     layer_times: bool = option(True, "profile the layers of each engine, at the largest shape")
