@@ -5,7 +5,7 @@ With --sensitivity each site is quantized alone, to see what it costs, and no ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,10 @@ class Options:
         group=_SENSITIVITY,
     )
     calibration: CalibrationConfig = group("calibration")
-    bound: SensitivityConfig | None = group(_SENSITIVITY)
+    bound: SensitivityConfig | None = group(_SENSITIVITY, needs="sensitivity")
     data: DataConfig | None = group("data (default: the newest run's; others need --task)", unset="the data of the run")
 
     def __post_init__(self) -> None:
-        if self.bound and not self.sensitivity:
-            typed = next(each for each in fields(self.bound) if getattr(self.bound, each.name) != each.default)
-            raise ConfigError(f"--{typed.metadata['option'].get('flag', typed.name)} needs --sensitivity")
         if not self.calibration.from_pytorch_quantization:
             return
         if not self.model_name_or_path:

@@ -68,16 +68,17 @@ def same_option(cls: Any, name: str, **changes: Any) -> Any:
     return option(default, default_factory=factory, **{**original.metadata["option"], **changes})
 
 
-def group(title: str, *, only: Sequence[str] = (), unset: str = "", **default: Any) -> Any:
+def group(title: str, *, only: Sequence[str] = (), unset: str = "", needs: str = "", **default: Any) -> Any:
     """Return a dataclass field that holds a dataclass of options.
 
     Args:
         title: heading of the options in the help.
         only: names of the options that the command takes; () for all.
         unset: what the command takes where none of the options is given; the field is then None.
+        needs: the switch without which the options have no meaning.
         default: `default` or `default_factory` of the field.
     """
-    return field(metadata={"group": title, "only": tuple(only), "unset": unset}, **default)
+    return field(metadata={"group": title, "only": tuple(only), "unset": unset, "needs": needs}, **default)
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,10 @@ def _build(cls: type[_T], values: Mapping[str, Any], unset: str = "") -> _T:
     for each in fields(cls):  # type: ignore[arg-type]
         if "group" in each.metadata:
             inner = _plain(hints[each.name])
-            names = [each.name for each in options_in(inner, only=each.metadata["only"])]
-            chosen = {name: values[name] for name in names if name in values}
+            flags = {each.name: each.flag for each in options_in(inner, only=each.metadata["only"])}
+            chosen = {name: values[name] for name in flags if name in values}
+            if chosen and (switch := each.metadata["needs"]) and not values.get(switch):
+                raise ConfigError(f"--{flags[next(iter(chosen))]} needs --{switch}")
             if each.default is not MISSING and each.default is not None:
                 arguments[each.name] = replace(each.default, **chosen)
             elif chosen or not _is_optional(hints[each.name]):
