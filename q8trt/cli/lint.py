@@ -9,7 +9,7 @@ from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, table_console
 from q8trt.console.options import option
 from q8trt.engine.shapes import Shape, parse_shapes, show
-from q8trt.lint import LEVELS
+from q8trt.lint import Level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,7 @@ class Options:
     path: str = option(
         help="an ONNX file, or an engine folder with its manifest", metavar="MODEL.onnx|ENGINE_DIR", positional=True
     )
-    level: str = option(
-        "warning", "exit with 1 on a finding of this level or worse; all findings are shown", choices=LEVELS
-    )
+    level: Level = option("warning", "exit with 1 on a finding of this level or worse; all findings are shown")
     max_shapes: Shape | None = option(
         None,
         "largest batch x sequence of the profile, such as 32x128",
