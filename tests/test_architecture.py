@@ -1,86 +1,144 @@
-"""The one-way import order of docs/architecture.md."""
+"""The rooms of docs/architecture.md: what each of them exports, and that every import goes down."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "q8trt"
-
-
-def layers() -> dict[str, int]:
-    """Module or package directly below q8trt -> its layer, as the table in docs/architecture.md has it."""
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", text, flags=re.MULTILINE)
-    return {name: int(number) for number, names in rows for name in re.findall(r"`(\w+)`", names)}
-
-
-def imported_modules(tree: ast.AST, module: list[str]) -> set[str]:
-    """Modules directly below q8trt that `tree` imports, lazily or not."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = module[: len(module) - node.level] if node.level else []
-            stem = ".".join([*base, *([node.module] if node.module else [])])
-            names = [f"{stem}.{alias.name}" for alias in node.names] if stem in ("q8trt", "") else [stem]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("q8trt.")}
-    return found
-
-
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+#: Rooms that are a package; the others are a module.
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 
 
-def test_the_table_names_every_module_once() -> None:
-    present = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    present |= {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert set(layers()) == present
+@dataclass(frozen=True)
+class Import:
+    """An import of another room, at the top of a module or inside a function.
+
+    Attributes:
+        where: the file and line, for errors.
+        importer: the room that imports.
+        room: the room that it imports from.
+        names: what it imports, a path below `room`; () for the room itself.
+    """
+
+    where: str
+    importer: str
+    room: str
+    names: tuple[str, ...]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_earlier_layers(path: Path) -> None:
-    order = layers()
-    parts = ["q8trt", *path.relative_to(PACKAGE).with_suffix("").parts]
-    own = parts[1]
-    for other in imported_modules(ast.parse(path.read_text(encoding="utf-8")), parts) - {own, "__version__"}:
-        assert order[other] <= order[own], (
-            f"q8trt.{own} (layer {order[own]}) imports q8trt.{other} (layer {order[other]})"
-        )
-        if order[other] == order[own]:
-            assert own not in imported_modules(_tree_of(other), ["q8trt", other]), (
-                f"{own} and {other} import each other"
-            )
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def _tree_of(name: str) -> ast.AST:
-    path = PACKAGE / f"{name}.py"
-    return ast.parse((path if path.exists() else PACKAGE / name / "__init__.py").read_text(encoding="utf-8"))
+def targets(path: Path, node: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield (dotted path below q8trt, the name that it is bound to) for each name that `node` imports from q8trt."""
+    if isinstance(node, ast.Import):
+        yield from ((alias.name, alias.asname or "") for alias in node.names if alias.name.startswith("q8trt."))
+    elif isinstance(node, ast.ImportFrom):
+        package = ["q8trt", *path.relative_to(PACKAGE).parts[:-1]]
+        base = [*package[: len(package) - node.level + 1]] if node.level else []
+        stem = ".".join([*base, *([node.module] if node.module else [])])
+        if stem == "q8trt" or stem.startswith("q8trt."):
+            yield from ((f"{stem}.{alias.name}", alias.asname or alias.name) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_only_the_seam_imports_tensorrt(path: Path) -> None:
-    if path == PACKAGE / "engine" / "backend.py":
-        return
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-        assert not {name.split(".")[0] for name in names} & {"tensorrt", "tensorrt_rtx"}
+def imports() -> Iterator[Import]:
+    """Yield every import of another room; an attribute of an imported module counts as imported."""
+    for path, tree in TREES.items():
+        room, modules = room_of(path), {}
+        for node in ast.walk(tree):
+            for target, name in targets(path, node):
+                _, other, *names = target.split(".")
+                if other not in (room, "__version__"):
+                    modules[name] = (other, tuple(names))
+                    yield Import(f"{path.relative_to(ROOT)}:{node.lineno}", room, other, tuple(names))  # type: ignore[attr-defined]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                other, names = modules[node.value.id]
+                yield Import(f"{path.relative_to(ROOT)}:{node.lineno}", room, other, (*names, node.attr))
+
+
+IMPORTS = list(imports())
+
+
+def table() -> list[str]:
+    """The rooms in the order of docs/architecture.md."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ \| ([^|]+) \|", text, flags=re.MULTILINE)
+    return [name for names in rows for name in re.findall(r"`(\w+)`", names)]
+
+
+def test_the_table_names_every_room_once() -> None:
+    assert sorted(table()) == sorted({path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} | {*PACKAGES})
+
+
+def test_every_import_goes_up_the_table() -> None:
+    """So there is no circle either."""
+    order = {room: number for number, room in enumerate(table())}
+    assert [each for each in IMPORTS if order[each.room] >= order[each.importer]] == []
+
+
+def test_no_room_imports_what_is_private_to_another() -> None:
+    private = [each for each in IMPORTS if any(re.match(r"_(?!_)", name) for name in each.names)]
+    assert private == []
+
+
+@pytest.mark.parametrize("room", PACKAGES)
+def test_a_room_says_what_it_is_for_and_what_it_exports(room: str) -> None:
+    module = importlib.import_module(f"q8trt.{room}")
+    assert module.__doc__
+    submodules = {path.stem for path in (PACKAGE / room).glob("*") if path.suffix == ".py" or path.is_dir()}
+    for name in module.__all__:
+        assert not name.startswith("_")
+        assert hasattr(module, name) or name in submodules
+
+
+def test_rooms_are_light_to_import() -> None:
+    code = (
+        f"import importlib, sys\nfor room in {PACKAGES}:\n    importlib.import_module('q8trt.' + room)\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'onnx_ir', 'onnxruntime', 'modelopt', 'rich', 'matplotlib', 'jinja2'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stderr == ""
+
+
+def test_other_rooms_import_what_a_room_exports() -> None:
+    """A name of its ``__all__``, or one from a module that it names there."""
+    exported = {room: set(importlib.import_module(f"q8trt.{room}").__all__) for room in PACKAGES}
+    hidden = [each for each in IMPORTS if each.names and each.room in exported and each.names[0] not in exported[each.room]]
+    assert hidden == []
+
+
+def test_only_the_seam_imports_tensorrt() -> None:
+    importers = set()
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if {name.split(".")[0] for name in names} & {"tensorrt", "tensorrt_rtx"}:
+                importers.add(path)
+    assert importers <= {PACKAGE / "engine" / "backend.py"}
 
 
 def test_no_file_grows_past_400_lines() -> None:
-    long = {
-        str(path.relative_to(ROOT)): count for path in SOURCES if (count := len(path.read_text().splitlines())) > 400
-    }
-    assert not long
+    lines = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert {path: count for path, count in lines.items() if count > 400} == {}
 
 
 def test_root_scripts_hold_no_work() -> None:
     for name in ("calibrate", "finetune", "build_engine", "benchmark"):
-        assert len((ROOT / f"{name}.py").read_text().splitlines()) < 15
+        assert len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 15

@@ -22,6 +22,8 @@ from q8trt.runtime.onnxruntime.declaration import FP16_ON_CPU
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.tensorrt.engine import TensorRTOptions
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 if TYPE_CHECKING:
     from cli_fixtures import Refused
 

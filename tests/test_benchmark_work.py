@@ -14,6 +14,8 @@ from q8trt.quantization.precision import Precision
 from q8trt.runtime.timing.hardware import PEAKS, clock_warning, peak_source, peak_tops
 from q8trt.runtime.timing.work import Work, work_of_onnx
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 
 def test_work_of_bert_is_the_published_one() -> None:
     # 22.35 and 78.92 GFLOP a sequence of 128 tokens, as in TensorRT's and MLPerf's figures.

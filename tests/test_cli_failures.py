@@ -16,6 +16,8 @@ import pytest
 
 from q8trt.cli.main import run_command
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 if TYPE_CHECKING:
     from cli_fixtures import Refused
 

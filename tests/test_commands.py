@@ -26,6 +26,8 @@ from q8trt.runs.config import config_of_run
 from q8trt.runs.run import RUN_FILE, open_run
 from q8trt.tasks.data import DataConfig
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 if TYPE_CHECKING:
     from cli_fixtures import Refused
 

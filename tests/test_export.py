@@ -23,6 +23,8 @@ from q8trt.quantization.insertion import insert_quantizers, model_quantizers, se
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import load_recipe
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 SHAPES = ((1, 8), (3, 17), (2, 64))
 #: Bounds on |ONNX Runtime's logits - torch's|: of the median row and of any row. The logits are of the order of 1.
 #: FP32: rounding. INT8: the median row agrees as in FP32, but x * (127/amax) and x / (amax/127) differ in the last bit, so

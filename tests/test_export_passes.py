@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from conftest import ARCHITECTURES
 from onnx import TensorProto, helper, numpy_helper
 
 from q8trt.export.graph import attribute, constant, nodes, power_of_two
@@ -70,7 +71,9 @@ def batches_of(tiny_batch: Callable[..., Any], architecture: str = "bert") -> li
     ]
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["float", "full"])
+@pytest.mark.parametrize(
+    ("architecture", "quantized"), [("bert", False), *((architecture, True) for architecture in ARCHITECTURES)]
+)
 def test_both_exporters_give_the_same_file(
     architecture: str, quantized: bool, tmp_path: Path,
     full: Callable[[str], Any], tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any],

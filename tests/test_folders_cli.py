@@ -20,6 +20,8 @@ from q8trt import files
 from q8trt.cli.main import run_command
 from q8trt.engine.manifest import load_manifest
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 if TYPE_CHECKING:
     from cli_fixtures import Refused
 
@@ -239,7 +241,7 @@ def building(run: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     code = (
         "import sys, time\nfrom q8trt.deployment import engine_folder\nfrom q8trt.cli.main import run_command\n"
         "engine_folder.build_plan = lambda *_: (print(flush=True), time.sleep(600))\n"
-        "run_command('build-engine', ['--checkpoint', 'runs/mine'])\n"
+        "run_command('build-engine', ['--checkpoint', 'runs/mine', '--exporter', 'torchscript'])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(

@@ -12,6 +12,8 @@ import pytest
 
 from q8trt.lint import LintConfig, LintReport, lint
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 PROFILE = LintConfig(max_shapes=(4, 32))
 
 

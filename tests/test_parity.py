@@ -25,6 +25,8 @@ from q8trt.runs.run import Run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 QUICK = ParityConfig(batch_sizes=(1, 8), samples=ROWS)
 #: Architecture -> the encoder and its layer, and modules of a layer that a fault is planted in.
 LINEARS = {

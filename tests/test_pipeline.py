@@ -16,6 +16,8 @@ from tiny_data import SHORT, write_mnli, write_mrpc, write_sts_b
 from q8trt.cli.main import run_command
 from q8trt.quantization.precision import Precision
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 OPTIONS = [*SHORT, "--max_steps", "8", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "4"]
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="building without a GPU needs tensorrt_rtx"

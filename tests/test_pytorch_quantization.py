@@ -28,7 +28,10 @@ from q8trt.quantization.migration import import_checkpoint
 from q8trt.quantization.pytorch_quantization_library import PACKAGE, PytorchQuantization, load
 from q8trt.quantization.recipe import QatSpec, QuantizerSpec, Recipe, load_recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
+    pytest.mark.usefixtures("quick_export"),
+]
 
 
 @pytest.fixture(scope="session")
