@@ -38,7 +38,9 @@ class Options:
     """Options of the command."""
 
     demo: bool = option(False, "fine-tune MiniLM from a pip package on the built-in sample (not GLUE)")
-    resume: str | None = option(None, "continue a run, by default the newest unfinished", metavar="RUN", bare="newest")
+    resume: str | None = option(
+        None, "continue a run; without RUN the newest that is unfinished", metavar="RUN", bare="newest"
+    )
     output_dir: str | None = option(None, "folder of the run", metavar="DIR", unset="runs/<task>-<model>-<time>")
     runs_dir: str = runs_dir()
     config: FinetuneConfig = group("model and stages")

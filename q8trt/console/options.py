@@ -203,7 +203,8 @@ def _build(cls: type[_T], values: Mapping[str, Any], unset: str = "") -> _T:
             arguments[each.name] = values[each.name]
         elif "option" in each.metadata and each.default is MISSING and each.default_factory is MISSING:
             if unset:
-                raise ConfigError(f"--{next(iter(values))} needs --{each.name}; or leave it out to take {unset}")
+                flags = {each.name: each.flag for each in options_in(cls)}
+                raise ConfigError(f"--{flags[next(iter(values))]} needs --{each.name}; or leave it out to take {unset}")
             raise ConfigError(f"--{each.name} is missing; {each.metadata['option'].get('missing', 'give a value')}")
     return cls(**arguments)
 
