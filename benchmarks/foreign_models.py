@@ -23,8 +23,8 @@ from q8trt import files
 from q8trt.export.onnx import export_onnx
 from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintReport, lint
-from q8trt.lint.render import print_report
 from q8trt.models import checkpoints
+from q8trt.reporting.lint_report import print_report
 from q8trt.tasks.data import Collator, sample_examples, tokenize
 from q8trt.tasks.glue import get_task
 

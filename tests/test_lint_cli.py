@@ -15,8 +15,8 @@ from waiting import PATIENCE
 
 from q8trt.cli.main import main
 from q8trt.lint import Place, lint
-from q8trt.lint.render import names_of, print_report
 from q8trt.quantization.precision import Precision
+from q8trt.reporting.lint_report import names_of, print_report
 
 PLAIN = tuple(site for site in SITES if site not in ("v", "softmax"))
 

@@ -51,7 +51,7 @@ def run(argv: list[str]) -> int:
 
     from q8trt.files import check_report, write_json
     from q8trt.lint import LintConfig, lint
-    from q8trt.lint.render import print_report
+    from q8trt.reporting.lint_report import print_report
 
     if options.output:
         check_report(Path(options.output), keys=("findings", "forecast"), option="--output")

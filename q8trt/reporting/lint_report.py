@@ -4,40 +4,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from q8trt.lint import LEVELS, Block, Finding, Level, LintReport, Part, Place
+from q8trt.lint.report import HEAD
+from q8trt.reporting.table import Column, Table, words
+from q8trt.reporting.terminal import print_table, say
 
-from q8trt.lint.report import HEAD, Block, Finding, LintReport, Part, Place
-from q8trt.lint.rules import LEVELS, Level
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-_SHOWN = 3  # of the different things that a rule found
+_SHOWN = 3  # of the different facts that a rule has
 _ALL_NAMED = ("fp32-leftover",)  # rules that name every node, not the first alone
 
 
 def print_report(report: LintReport, console: Console) -> None:
     """Print the whole report."""
     judged = f"; judged up to {'x'.join(map(str, report.max_shapes))}" if report.max_shapes else ""
-    _say(console, report.path, "bold")
-    _say(console, f"opset {report.opset}, written by {report.producer}{judged}", "dim")
+    say(console, report.path, "bold")
+    say(console, f"opset {report.opset}, written by {report.producer}{judged}", "dim")
     console.print()
-    console.print(block_table(report.blocks))
-    console.print()
+    print_table(console, block_table(report.blocks))
     if report.findings:
-        console.print(finding_table(report.findings))
-        console.print()
-    _say(console, verdict(report), "bold")
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=False)
+        _print_findings(console, report.findings)
+    say(console, verdict(report), "bold")
 
 
 def verdict(report: LintReport) -> str:
-    """One line: what runs in INT8, and how many findings of each level."""
+    """Return one line: the parts that run in INT8, and the number of findings of each level."""
     cast = report.forecast
     parts = [
         f"{done} of {total} {name}"
@@ -61,16 +56,16 @@ def _plural(count: int, level: Level) -> str:
 
 
 def block_table(blocks: Sequence[Block]) -> Table:
-    """One line per block; layers that look alike share one."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, header in enumerate(("block", "GEMM\nINT8", "BMM\nINT8", "residual\nAdd", "other\nops", "notes")):
-        table.add_column(Text(header), overflow="fold", no_wrap=number in (1, 2, 3, 4))
-    rows: dict[tuple[str, tuple[str, ...]], list[Block]] = {}
+    """Return a row for each block; layers that look alike share one."""
+    counts = [Column(heading, unit, align="left") for heading, unit in (("GEMM", "INT8"), ("BMM", "INT8"))]
+    others = [Column(heading, unit, align="left") for heading, unit in (("residual", "Add"), ("other", "ops"))]
+    rows: dict[tuple[str, tuple[str, ...]], list[Place]] = {}
     for block in blocks:
-        rows.setdefault((block.place.kind, _cells(block)), []).append(block)
-    for (_, cells), alike in rows.items():
-        table.add_row(*(Text(cell) for cell in (names_of([block.place for block in alike]), *cells)))
-    return table
+        rows.setdefault((block.place.kind, _cells(block)), []).append(block.place)
+    return Table(
+        columns=(words("block", wraps=True), *counts, *others, words("notes", wraps=True)),
+        rows=tuple((names_of(places), *cells) for (_, cells), places in rows.items()),
+    )
 
 
 def _cells(block: Block) -> tuple[str, ...]:
@@ -121,35 +116,40 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
 
 
-def finding_table(findings: Sequence[Finding]) -> Table:
-    """Findings by rule and level, the worst first: how many, what, where, why it matters, how to fix it."""
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    groups: dict[tuple[str, str], list[Finding]] = {}
+def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print findings by rule and level, the worst first: how many, what, where, why it matters, how to fix it."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    groups: dict[tuple[Level, str], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.level, finding.rule), []).append(finding)
-    for number, ((level, rule), group) in enumerate(groups.items()):
-        if number:
-            table.add_row("", "")
+    indent = max(len(level) for level, _ in groups) + 1
+    for (level, rule), group in groups.items():
         count = f" x{len(group)}" if len(group) > 1 else ""
-        table.add_row(Text(level, style=_STYLES[level]), Text(f"{rule}{count}", style="bold"))
-        for line in _lines(group):
-            table.add_row("", line)
-    return table
+        console.print(Text.assemble((level.ljust(indent), _STYLES[level]), (f"{rule}{count}", "bold")))
+        first = group[0]
+        lines = [*map(Text, _facts(group)), *(Text(line, "dim") for line in _places(group))]
+        lines += [Text.assemble(("why: ", "italic"), first.why), Text.assemble(("fix: ", "italic"), first.fix)]
+        for line in lines:
+            console.print(Padding(line, (0, 0, 0, indent)))
+        console.print()
 
 
-def _lines(group: Sequence[Finding]) -> list[Text]:
-    whats = Counter(finding.what for finding in group)
-    counted = len(whats) > 1
-    lines = [Text(f"{what} (x{count})" if counted and count > 1 else what) for what, count in whats.most_common(_SHOWN)]
-    if len(whats) > _SHOWN:
-        lines.append(Text(f"and {len(whats) - _SHOWN} more of the kind"))
-    if places := list(dict.fromkeys(finding.place for finding in group if finding.place)):
-        nodes = list(dict.fromkeys(finding.node for finding in group if finding.place))
-        every = len(nodes) == 1 or group[0].rule in _ALL_NAMED
-        named = ", ".join(nodes) if every else f"first: {nodes[0]}"
-        lines.append(Text(f"in {names_of(places)}; {named}", style="dim"))
-    lines.append(Text.assemble(("why: ", "italic"), group[0].why))
-    lines.append(Text.assemble(("fix: ", "italic"), group[0].fix))
-    return lines
+def _facts(group: Sequence[Finding]) -> list[str]:
+    counts = Counter(finding.what for finding in group)
+    lines = [
+        f"{what} (x{count})" if len(counts) > 1 and count > 1 else what for what, count in counts.most_common(_SHOWN)
+    ]
+    return [*lines, f"and {len(counts) - _SHOWN} more of the kind"] if len(counts) > _SHOWN else lines
+
+
+def _places(group: Sequence[Finding]) -> list[str]:
+    placed = [finding for finding in group if finding.place is not None]
+    if not placed:
+        return []
+    nodes = list(dict.fromkeys(finding.node for finding in placed))
+    every = len(nodes) == 1 or group[0].rule in _ALL_NAMED
+    named = ", ".join(nodes) if every else f"first: {nodes[0]}"
+    places = list(dict.fromkeys(finding.place for finding in placed if finding.place is not None))
+    return [f"in {names_of(places)}; {named}"]
