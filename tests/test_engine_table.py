@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from q8trt.reporting.engine_table import engine_table
+from q8trt.reporting.terminal import print_table
 
 FORECAST = {
     "gemms": 38, "int8_gemms": 36, "bmms": 12, "int8_bmms": 12, "fusable_attentions": 6, "residual_adds": 12,
@@ -24,8 +25,8 @@ BUILD = {"seconds": 1.234, "peak_memory_mib": 395.6, "built_twice": None}
 
 def rows(forecast: dict[str, Any], engine: dict[str, Any], build: dict[str, Any]) -> list[str]:
     console = Console(file=io.StringIO(), width=80)
-    console.print(engine_table({"forecast": forecast, "engine": engine, "build": build}))
-    return [" ".join(line.split()) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    print_table(console, engine_table({"forecast": forecast, "engine": engine, "build": build}))
+    return [" ".join(line.split()) for line in console.file.getvalue().rstrip().splitlines()]  # type: ignore[attr-defined]
 
 
 def test_forecast_and_engine_stand_side_by_side() -> None:

@@ -30,6 +30,7 @@ from q8trt.evaluation.sensitivity import (
     Part,
     Probe,
     Sensitivity,
+    Setup,
     fewest_off,
     parts,
     recipe_text,
@@ -275,7 +276,8 @@ def test_scores_are_written_now_and_then(
 
 def ranked(costs: dict[str, float]) -> Sensitivity:
     sites = {key: Cost(cost, cost, -cost) for key, cost in costs.items()}
-    return Sensitivity({"metric": "pearson"}, "", 80.0, {"sites": sites})
+    setup = Setup("STS-B", False, "dev", 4, "", "pearson", 4, 42, "", {})
+    return Sensitivity(setup, (), "", 80.0, {"sites": sites})
 
 
 def test_the_most_harmful_site_is_first() -> None:
@@ -420,7 +422,7 @@ def test_what_a_fresh_calibration_says_counts(
     monkeypatch.setattr(search, "_drop", drop)
     if off is None:
         with pytest.raises(
-            QuantizationError, match=r"^calibrated afresh, even .* alone loses more than --max_drop 1; allow"
+            QuantizationError, match=r"^calibrated again, even .* alone loses more than --max_drop 1; allow"
         ):
             sensitivity.meet(model, quantized, config, inputs, found, 1.0)
     else:

@@ -87,6 +87,7 @@ def _build(source: Source, precision: Precision, config: BuildConfig, options: O
     from q8trt.deployment.engine_folder import build_engine
     from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
     from q8trt.reporting.engine_table import engine_table
+    from q8trt.reporting.terminal import print_table
 
     exporter = options.export.exporter
     say(f"exporting {precision} with the {exporter} exporter, then building: about a minute for a small model")
@@ -104,7 +105,7 @@ def _build(source: Source, precision: Precision, config: BuildConfig, options: O
     say(f"  {ONNX_FILE}  {sizes[ONNX_FILE]:8.1f} MiB")
     say(f"  {PLAN_FILE}  {sizes[PLAN_FILE]:8.1f} MiB  {target}, batch x sequence {show_profiles(manifest.profiles)}")
     if is_main_process():
-        table_console().print(engine_table(manifest.report))
+        print_table(table_console(), engine_table(manifest.report))
     twice = manifest.report["build"]["built_twice"]
     if twice and not twice["identical"]:
         say(f"  built twice: {twice['difference']}")

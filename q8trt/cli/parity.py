@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
     from q8trt.evaluation.parity import check_parity, engines_of
     from q8trt.files import check_report, write_json
     from q8trt.hardware.provenance import provenance
-    from q8trt.reporting.parity_table import print_parity, report_dict
+    from q8trt.reporting.parity import parity_dict, print_parity
 
     engines = engines_of([*options.paths, *options.engine], options.runs_dir)
     path = Path(options.json or engines[-1].folder.parent / "parity.json")
@@ -57,6 +57,6 @@ def run(argv: list[str]) -> int:
         results.append(check_parity(engine, data, options.config))
         print_parity(results[-1], table_console())
         say()
-    write_json(path, report_dict(results, origin))
+    write_json(path, parity_dict(results, origin))
     say(f"report: {path}")
     return 0 if all(result.agrees for result in results) else 1

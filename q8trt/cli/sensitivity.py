@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def _check_results(folder: Path) -> None:
     """Raise ConfigError where the results would replace what this command did not write."""
     from q8trt.evaluation.sensitivity import PARTIAL_FILE, RESULT_FILE
-    from q8trt.evaluation.sensitivity.report import PLOT_FILE
+    from q8trt.evaluation.sensitivity.result import PLOT_FILE
 
     option, keys = "--output_dir", ("fingerprint", "scores")
     check_report(folder / RESULT_FILE, [folder / PLOT_FILE], keys=keys, option=option)
@@ -69,7 +69,7 @@ def run_sensitivity(options: Options, argv: list[str], config: FinetuneConfig, i
 
 
 def _measure(folder: Path, options: Options, argv: list[str], config: FinetuneConfig, inputs: Inputs) -> int:
-    from q8trt.evaluation.sensitivity import measure, meet, print_sensitivity, recipe_text, write_result
+    from q8trt.evaluation.sensitivity import measure, meet, placement_lines, print_sensitivity, recipe_text, write_result
     from q8trt.files import write_text
     from q8trt.hardware.provenance import provenance
     from q8trt.models.checkpoints import load_finetuned
@@ -90,7 +90,7 @@ def _measure(folder: Path, options: Options, argv: list[str], config: FinetuneCo
     recipe = writable_file(bound.write_recipe, "--write_recipe", overwrite=bound.overwrite)
     write_text(recipe, recipe_text(placement.recipe))
     write_result(folder, costs, name, {**more, "max_drop": placement.to_dict(bound.max_drop)})
-    say("\n".join(placement.lines(costs.setup["metric"])))
+    say("\n".join(placement_lines(placement, costs.setup.metric)))
     model_words = ["--model_name_or_path", str(config.from_fp32), *options_of(config.data)]
     words = ["--recipe", bound.write_recipe, *model_words, *runs_dir_option(options.runs_dir)]
     say(f"recipe: {bound.write_recipe}\nnext: {command('calibrate', *words)}")

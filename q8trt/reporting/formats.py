@@ -46,6 +46,11 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}x"
 
 
+def mib(size: int) -> str:
+    """Return a number of bytes as ``"3.5 MiB"``."""
+    return f"{size / 2**20:.1f} MiB"
+
+
 def switch(is_on: bool) -> str:
     """Return ``"on"`` or ``"off"``."""
     return "on" if is_on else "off"

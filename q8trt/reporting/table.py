@@ -26,8 +26,8 @@ class Phrase:
     tone: Tone = "plain"
 
 
-#: A value that its column formats; None where there is none.
-Cell = str | float | Phrase | None
+#: Text, a phrase, or a value that its column formats; None where there is no value.
+Cell = Any
 
 
 @dataclass(frozen=True)

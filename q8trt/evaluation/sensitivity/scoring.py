@@ -1,4 +1,4 @@
-"""Scores of every site, layer and site name, kept as they are made so that a measurement can be stopped."""
+"""Scores of every site, layer and site name, saved while they are computed, so that a measurement can be stopped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from torch import nn
 
 import q8trt
@@ -69,17 +70,43 @@ def parts(sites: Sequence[Site]) -> tuple[Part, ...]:
 
 
 @dataclass(frozen=True)
+class Setup:
+    """The rows, metric and recipe of a measurement; `recipe` is JSON-ready."""
+
+    task: str
+    is_sample: bool
+    split: str
+    rows: int
+    rows_fingerprint: str
+    metric: str
+    calibration_samples: int
+    seed: int
+    quantizer: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The part of a stored measurement that another one may continue."""
+
+    fingerprint: str
+    scores: Scores
+
+
+@dataclass(frozen=True)
 class Sensitivity:
-    """What `measure` found.
+    """The result of `measure`.
 
     Attributes:
-        setup: what was measured, on which rows, JSON-ready: task, split, rows, metric, recipe, calibration.
-        fingerprint: SHA-256 over everything that decides the scores; equal means that scores can be taken over.
+        setup: rows, metric and recipe.
+        sites: the quantized sites, in the order of computation.
+        fingerprint: SHA-256 over everything that decides the scores; measurements with equal ones have equal scores.
         float_score_x100: the main metric of the float model on the rows, x100.
         scores: group -> key -> cost; see `Part`.
     """
 
-    setup: dict[str, Any]
+    setup: Setup
+    sites: tuple[Site, ...]
     fingerprint: str
     float_score_x100: float
     scores: Scores
@@ -91,9 +118,9 @@ class Sensitivity:
         return tuple(sorted(sites, key=lambda key: -sites[key].logits_mse))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the content of ``sensitivity.json``."""
         scores = {group: {key: asdict(cost) for key, cost in costs.items()} for group, costs in self.scores.items()}
-        head = {"format": FORMAT, **self.setup, "float_score_x100": self.float_score_x100}
+        head = {"format": FORMAT, **asdict(self.setup), "float_score_x100": self.float_score_x100}
         return {**head, "fingerprint": self.fingerprint, "scores": scores}
 
 
@@ -102,8 +129,8 @@ def measure(
 ) -> Sensitivity:
     """Score every part of the recipe on rows of the first development split.
 
-    While they are made, scores are kept in `folder`; a later call with the same model, recipe and rows goes on from
-    them, or takes over those of a finished measurement.
+    Scores are saved in `folder` meanwhile; a later call with the same model, recipe and rows continues from them, or takes
+    over those of a finished measurement.
 
     Args:
         model: the float model.
@@ -115,31 +142,32 @@ def measure(
 
     Raises:
         DataError: there are no labelled development rows, or a logit is not finite.
-        InterruptedRunError: Ctrl-C; the scores so far are kept.
+        InterruptedRunError: Ctrl-C; the scores so far are saved.
     """
     split, dev = next(iter(inputs.dev.items()))
     rows = choose_rows(dev, samples, config.training.seed)
     probe = probe_of(quantized, rows, config, inputs)
     task = config.data.resolved_task
-    setup = {
-        "task": task.name,
-        "is_sample": config.data.sample,
-        "split": split,
-        "rows": len(rows),
-        "rows_fingerprint": rows.fingerprint,
-        "metric": task.main_metric,
-        "calibration_samples": min(config.calibration_samples, len(inputs.train)),
-        "seed": config.training.seed,
-        "quantizer": config.quantizer,
-        "recipe": config.recipe.to_dict(),
-    }
+    setup = Setup(
+        task=task.name,
+        is_sample=config.data.sample,
+        split=split,
+        rows=len(rows),
+        rows_fingerprint=rows.fingerprint,
+        metric=task.main_metric,
+        calibration_samples=min(config.calibration_samples, len(inputs.train)),
+        seed=config.training.seed,
+        quantizer=config.quantizer,
+        recipe=config.recipe.to_dict(),
+    )
     fingerprint = _fingerprint(model, config, inputs, rows)
-    begun = Sensitivity(setup, fingerprint, 100 * probe.float_score, _kept(folder, fingerprint))
+    stored = _stored_scores(folder, fingerprint)
+    begun = Sensitivity(setup, probe.sites, fingerprint, 100 * probe.float_score, stored)
     return replace(begun, scores=_score(probe, begun, folder))
 
 
 def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows: Features) -> str:
-    """Over weights, recipe, calibration and rows: not over what calibration found, of which the last bits may vary."""
+    """Return a hash of weights, recipe, calibration and rows, not of the calibrated ranges, whose last bits may vary."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -151,22 +179,20 @@ def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows:
     return digest.hexdigest()
 
 
-def _kept(folder: Path, fingerprint: str) -> Scores:
-    """The scores of the same measurement that lie in `folder`; none where there are no such."""
+def _stored_scores(folder: Path, fingerprint: str) -> Scores:
+    """Return the scores of the same measurement in `folder`; none where there are no such."""
     for name in (PARTIAL_FILE, RESULT_FILE):
         try:
-            data = files.read_json(folder / name)
-            if data["fingerprint"] == fingerprint:
-                return {
-                    group: {key: Cost(**cost) for key, cost in costs.items()} for group, costs in data["scores"].items()
-                }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent, or none of ours: scored anew
+            stored = msgspec.convert(files.read_json(folder / name), Stored)
+        except (OSError, ValueError):  # missing, or not ours: everything is scored again
             continue
+        if stored.fingerprint == fingerprint:
+            return stored.scores
     return {}
 
 
 def _score(probe: Probe, begun: Sensitivity, folder: Path) -> Scores:
-    """The scores of all parts; those of `begun` are taken over."""
+    """Return the scores of all parts; those of `begun` are taken over."""
     all_parts, scores = parts(probe.sites), begun.scores
     left = [part for part in all_parts if part.key not in scores.get(part.group, {})]
     saved = time.monotonic()

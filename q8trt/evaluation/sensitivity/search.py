@@ -40,33 +40,26 @@ class Placement:
     quantized: int
     drop_x100: float
 
-    def lines(self, metric: str) -> list[str]:
-        """For people: what is quantized, what it costs in `metric`, and what stays in float."""
-        count = self.quantized + len(self.off)
-        stays = f"in float: {', '.join(self.off)}" if self.off else "no site had to be switched off"
-        lost = f"{metric} x100 on the whole development set: {self.drop_x100:+.2f} lost, calibrated afresh"
-        return [f"recipe {self.recipe.name}: {self.quantized} of {count} sites quantized; {lost}", f"  {stays}"]
-
     def to_dict(self, max_drop_x100: float) -> dict[str, Any]:
-        """JSON-ready, with the bound that it keeps to."""
+        """Return it JSON-ready, with the bound that it keeps to."""
         figures = {"max_drop_x100": max_drop_x100, "drop_x100": self.drop_x100, "quantized_sites": self.quantized}
         return {**figures, "in_float": list(self.off), "recipe": self.recipe.to_dict()}
 
 
-def fewest_off(count: int, drop: Callable[[int], float], bound: float) -> int | None:
-    """How many of `count` ranked sites must be switched off, by bisection: drop(found) <= bound < drop(found - 1).
+def fewest_off(sites: int, drop: Callable[[int], float], bound: float) -> int | None:
+    """Return how many of ranked sites must be switched off, by bisection: drop(count) <= bound < drop(count - 1).
 
     Args:
-        count: sites.
+        sites: number of sites.
         drop: what is lost with so many of the most harmful sites off; it should not grow, but need not be monotonic.
         bound: the most that may be lost.
 
     Returns:
-        the number, from 0 to count - 1, or None where even one site alone loses more than `bound`.
+        the count, from 0 to sites - 1, or None where even one site alone loses more than `bound`.
     """
     if drop(0) <= bound:
         return 0
-    low, high = 0, count - 1
+    low, high = 0, sites - 1
     if drop(high) > bound:
         return None
     while high - low > 1:
@@ -76,7 +69,7 @@ def fewest_off(count: int, drop: Callable[[int], float], bound: float) -> int | 
 
 
 def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], max_drop_x100: float) -> Recipe:
-    """`recipe` with the sites `off` in float; itself where there are none.
+    """Return `recipe` with the sites `off` in float; itself where there are none.
 
     Args:
         recipe: quantizes all of `off`.
@@ -97,17 +90,17 @@ def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """`recipe` as YAML, a line per site; `load_recipe` reads it back as it is."""
+    """Return `recipe` as YAML, a line per site; `load_recipe` reads it back as it is."""
     data = {key: value for key, value in recipe.to_dict().items() if value is not None}
-    data["sites"] = {key: _own(key, spec, recipe.sites) for key, spec in data["sites"].items()}
+    data["sites"] = {key: _file_spec(key, spec, recipe.sites) for key, spec in data["sites"].items()}
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     if Recipe.from_dict(yaml.safe_load(text)) != recipe:
         raise AssertionError(f"recipe {recipe.name!r} does not survive being written; report this")
     return text
 
 
-def _own(key: str, spec: dict[str, Any], sites: Mapping[str, QuantizerSpec]) -> dict[str, Any]:
-    """What a recipe file must say of the site: of a layer's site that is only switched off, no more than that."""
+def _file_spec(key: str, spec: dict[str, Any], sites: Mapping[str, QuantizerSpec]) -> dict[str, Any]:
+    """Return what a recipe file must say of the site: of a layer's site that is only switched off, no more than that."""
     named = re.fullmatch(r"layer\.\d+\.(.+)", key)
     if named:
         inherited = sites.get(named.group(1))
@@ -118,26 +111,31 @@ def _own(key: str, spec: dict[str, Any], sites: Mapping[str, QuantizerSpec]) -> 
 
 
 def meet(
-    model: nn.Module, quantized: nn.Module, config: FinetuneConfig, inputs: Inputs, found: Sensitivity, max_drop: float
+    model: nn.Module,
+    quantized: nn.Module,
+    config: FinetuneConfig,
+    inputs: Inputs,
+    measured: Sensitivity,
+    max_drop: float,
 ) -> Placement:
-    """The recipe of `config` less as few of its most harmful sites as keep the drop within `max_drop`.
+    """Return the recipe of `config` without as few of its most harmful sites as keep the drop within `max_drop`.
 
-    The drop is measured on the whole development set: first with the quantizers of `quantized` off, then, for the
-    recipe found, with the float model quantized and calibrated afresh.
+    The drop is measured on the whole development set: first with quantizers of `quantized` off, then, for the
+    resulting recipe, with the float model quantized and calibrated again.
 
     Args:
         model: the float model.
         quantized: as `measure` takes it.
         config: the recipe.
         inputs: tokenized rows.
-        found: ranks the sites.
+        measured: ranks the sites.
         max_drop: of the task's main metric, x100.
 
     Raises:
         QuantizationError: even one site alone loses more.
         DataError: a logit is not finite.
     """
-    ranking, splits, metric = found.ranking, list(inputs.dev.values()), config.data.resolved_task.main_metric
+    ranking, splits, metric = measured.ranking, list(inputs.dev.values()), config.data.resolved_task.main_metric
     probes = [probe_of(quantized, rows, config, inputs) for rows in splits]
     lost = functools.cache(lambda off: _drop(probes, ranking[off:]))
     first = fewest_off(len(ranking), lost, max_drop)
@@ -153,12 +151,12 @@ def meet(
         if drop <= max_drop:  # as a rule at once: a site's range does not depend on which others are quantized
             return Placement(recipe, ranking[:off], len(ranking) - off, drop)
     raise QuantizationError(
-        f"calibrated afresh, even {ranking[-1]} alone loses more than --max_drop {max_drop:g}; allow more"
+        f"calibrated again, even {ranking[-1]} alone loses more than --max_drop {max_drop:g}; allow more"
     )
 
 
 def _drop(probes: Sequence[Probe], on: Collection[str]) -> float:
-    """The largest drop over the splits with the sites `on` quantized, x100."""
+    """Return the largest drop over the splits with the sites `on` quantized, x100."""
     drops = []
     for probe in probes:
         with progress(f"Trying {len(on)} of {len(probe.sites)} sites", len(probe.rows)) as advance:

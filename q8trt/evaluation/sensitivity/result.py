@@ -1,0 +1,93 @@
+"""A sensitivity measurement as JSON, as a picture and on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt import files
+from q8trt.engine.manifest import SAMPLE_LABEL
+from q8trt.evaluation.sensitivity.probe import Cost
+from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sensitivity
+from q8trt.evaluation.sensitivity.search import Placement
+from q8trt.reporting.sensitivity_plot import SensitivityPlot, plot_sensitivity
+from q8trt.reporting.table import Column, Table, words
+from q8trt.reporting.terminal import print_table, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLOT_FILE = "sensitivity.png"
+
+
+def write_result(folder: Path, measured: Sensitivity, model: str, more: dict[str, Any]) -> tuple[Path, Path]:
+    """Write `folder`/sensitivity.json and sensitivity.png, and remove the scores that were kept meanwhile.
+
+    Args:
+        folder: made where it does not exist.
+        measured: the measurement.
+        model: name of the model, for title and JSON.
+        more: JSON-ready, stored before the scores: provenance, and the search for a recipe.
+
+    Returns:
+        the two paths.
+    """
+    data = measured.to_dict()
+    scores = data.pop("scores")
+    files.write_json(folder / RESULT_FILE, {"model": model, **data, **more, "scores": scores})
+    (folder / PARTIAL_FILE).unlink(missing_ok=True)
+    plot_sensitivity(folder / PLOT_FILE, picture(measured, model))
+    return folder / RESULT_FILE, folder / PLOT_FILE
+
+
+def picture(measured: Sensitivity, model: str) -> SensitivityPlot:
+    """Return the plot of the mean squared difference of the logits, of every part."""
+    costs = {group: {key: cost.logits_mse for key, cost in part.items()} for group, part in measured.scores.items()}
+    sites = [(site, costs["sites"][site.key]) for site in measured.sites]
+    return SensitivityPlot(
+        title=f"What quantizing each site alone costs: {model}, recipe {measured.setup.recipe['name']}",
+        subtitle=_summary(measured),
+        unit="mean squared difference of the logits",
+        cells={(site.name, site.layer): cost for site, cost in sites if site.layer is not None},
+        layers={int(layer): cost for layer, cost in costs["layers"].items()},
+        names=costs["names"],
+        outside={site.key: cost for site, cost in sites if site.layer is None},
+    )
+
+
+def _summary(measured: Sensitivity) -> str:
+    setup, everything = measured.setup, measured.scores["everything"]["all"]
+    data = SAMPLE_LABEL if setup.is_sample else f"{setup.task} {setup.split}"
+    return (
+        f"{data}, {setup.rows} rows; {setup.metric} x100: {measured.float_score_x100:.2f} in float, "
+        f"{measured.float_score_x100 - everything.drop_x100:.2f} with everything quantized"
+    )
+
+
+def print_sensitivity(measured: Sensitivity, console: Console, most: int = 10) -> None:
+    """Print the `most` sensitive sites, the layers, and the cost of everything together."""
+    metric, scores = measured.setup.metric, measured.scores
+    say(console, _summary(measured))
+    say(console)
+    sites = [(key, scores["sites"][key]) for key in measured.ranking[:most]]
+    title = "most sensitive sites" if len(scores["sites"]) > most else "sites"
+    print_table(console, _table(title, sites, metric))
+    layers = [(f"layer {layer}", cost) for layer, cost in scores["layers"].items()]
+    print_table(console, _table("all sites of", [*layers, ("the model", scores["everything"]["all"])], metric))
+
+
+def _table(title: str, costs: Sequence[tuple[str, Cost]], metric: str) -> Table:
+    columns = (
+        words(title), Column("logits, mean\nsquared difference", format=".1e"),
+        Column("largest\ndifference", format=".3f"), Column(f"{metric} x100\nlost", format="+.2f"),
+    )  # fmt: skip
+    return Table(columns, tuple((name, cost.logits_mse, cost.logits_max_abs, cost.drop_x100) for name, cost in costs))
+
+
+def placement_lines(placement: Placement, metric: str) -> list[str]:
+    """Return how many sites the recipe quantizes, what that costs in `metric`, and what stays in float."""
+    count = placement.quantized + len(placement.off)
+    stays = f"in float: {', '.join(placement.off)}" if placement.off else "no site had to be switched off"
+    lost = f"{metric} x100 on the whole development set: {placement.drop_x100:+.2f} lost, calibrated again"
+    return [f"recipe {placement.recipe.name}: {placement.quantized} of {count} sites quantized; {lost}", f"  {stays}"]

@@ -1,0 +1,226 @@
+"""The result of a parity check: facts, the sentences on them, and their tables.
+
+Stages are compared by their logits, as absolute differences, and by their hidden states, as relative errors (norm of the
+difference over norm of the earlier stage's). A layer has two of these: `alone`, computed from the earlier stage's hidden
+states, and `so_far`, computed from its own stage's. Only `alone` shows which layer is at fault, because rounding differences
+grow from layer to layer: a value between two INT8 steps may fall either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from q8trt.quantization.precision import Precision
+from q8trt.reporting.formats import error as percent
+from q8trt.reporting.formats import x100
+from q8trt.reporting.table import Column, Phrase, Table, words
+from q8trt.reporting.terminal import print_lines, print_table, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Absolute difference of logits: the `largest` and the `mean` one, over all rows and labels."""
+
+    largest: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class StageFigures:
+    """The scores and logits of one stage at one batch size.
+
+    Attributes:
+        stage: its name, such as "ONNX Runtime".
+        batch_size: rows a batch; a batch of one row is not padded, others are padded to a bucket of lengths.
+        rows: rows scored: the first ones of the split.
+        metrics: the task's metrics on these rows, as fractions.
+        before: logits against those of the stage before it; None for the first stage.
+        fp32: logits against those of torch FP32; None for torch FP32 itself.
+    """
+
+    stage: str
+    batch_size: int
+    rows: int
+    metrics: dict[str, float]
+    before: Difference | None
+    fp32: Difference | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two stages at one batch size, or one stage at two batch sizes.
+
+    Attributes:
+        first: the earlier one's name.
+        second: the later one's.
+        kind: what lies between them: "training", "quantization", "export", "engine" or "padding".
+        batch_size: rows a batch of the second.
+        tolerance: largest relative error taken for agreement; None where nothing is judged (training).
+        logits: absolute difference of the logits.
+        logits_error: relative error of the logits.
+        alone: place ("embeddings", "layer.3", "head") -> relative error with the first's hidden states given to it; empty
+            for an engine, which shows its logits alone.
+        so_far: the same without that.
+        parts_at: the first place whose error exceeds the tolerance, or "logits" for an engine; None where they agree.
+        module: the first module within that place whose output does; None where it was not looked for.
+    """
+
+    first: str
+    second: str
+    kind: str
+    batch_size: int
+    tolerance: float | None
+    logits: Difference
+    logits_error: float
+    alone: dict[str, float]
+    so_far: dict[str, float]
+    parts_at: str | None = None
+    module: str | None = None
+
+    @property
+    def judged_errors(self) -> dict[str, float]:
+        """Place -> the error that the tolerance is for."""
+        return self.alone or {"logits": self.logits_error}
+
+
+@dataclass(frozen=True)
+class EngineParity:
+    """One engine folder, stage by stage.
+
+    Attributes:
+        name: such as "QAT INT8".
+        folder: the engine folder, without the machine in it.
+        precision: of the engine.
+        task: its name, and `main_metric` the metric that is shown.
+        split: of the data, from `data_source`.
+        layer_rows: rows whose hidden states were compared.
+        stages: in the order in which a model becomes an engine, each at every batch size.
+        pairs: consecutive stages, then each stage at two batch sizes.
+        not_run: stage -> why it did not run here.
+    """
+
+    name: str
+    folder: str
+    precision: Precision
+    task: str
+    main_metric: str
+    split: str
+    data_source: str
+    layer_rows: int
+    stages: list[StageFigures]
+    pairs: list[Pair]
+    not_run: dict[str, str]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether no judged pair parts."""
+        return all(pair.parts_at is None for pair in self.pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; metrics and relative errors are fractions."""
+        return {**asdict(self), "agrees": self.agrees, "verdict": [phrase.text for phrase in verdict(self)]}
+
+
+def parity_dict(engines: Sequence[EngineParity], provenance: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of ``parity.json``."""
+    return {
+        "schema": SCHEMA,
+        "agrees": all(engine.agrees for engine in engines),
+        "engines": [engine.to_dict() for engine in engines],
+        "provenance": provenance,
+    }
+
+
+def verdict(engine: EngineParity) -> list[Phrase]:
+    """Return a sentence on each two stages: at every batch size at which they part, else at that of the largest error."""
+    phrases: list[Phrase] = []
+    for names in dict.fromkeys((pair.first, pair.second) for pair in engine.pairs):
+        same = [pair for pair in engine.pairs if (pair.first, pair.second) == names]
+        parted = [pair for pair in same if pair.parts_at is not None]
+        phrases += map(_sentence, parted or [max(same, key=lambda pair: max(pair.judged_errors.values()))])
+    return phrases
+
+
+def _sentence(pair: Pair) -> Phrase:
+    if pair.kind == "padding":
+        stages = f"{pair.first} -> batch {pair.batch_size}, padded"
+        apart = f", logits {pair.logits.largest:.2g} apart at most, {pair.logits.mean:.2g} on average"
+    else:
+        stages, apart = f"{pair.first} -> {pair.second}, batch {pair.batch_size}", ""
+    if pair.tolerance is None:
+        error = percent(pair.logits_error)
+        return Phrase(f"{stages}: not judged, {pair.kind} lies between them (logits {error} apart)")
+    tolerance = f"tolerance {percent(pair.tolerance)}"
+    if pair.parts_at is not None:
+        error = percent(pair.judged_errors[pair.parts_at])
+        return Phrase(f"{stages}: PART at {pair.parts_at}, {error} apart, {tolerance}{_module(pair)}{apart}", "bad")
+    place, largest = max(pair.judged_errors.items(), key=lambda item: item[1])
+    if largest == pair.logits.largest == 0:
+        return Phrase(f"{stages}: agree to the bit")
+    states = "logits" if place == "logits" else f"layers at most (in {place})"
+    return Phrase(f"{stages}: agree, {states} {percent(largest)} apart, {tolerance}{apart}")
+
+
+def _module(pair: Pair) -> str:
+    if pair.kind == "engine":
+        return "; a plan shows nothing but its logits, so no layer can be named"
+    return f", first at the output of {pair.module}" if pair.module else ""
+
+
+def stage_table(engine: EngineParity) -> Table:
+    """Return a line per stage and batch size: score, and distance of the logits to other stages."""
+    columns = (
+        words(""), Column("batch", format="d"), Column("rows", format="d"),
+        Column(engine.main_metric, "x100", format=x100), Column("to before", "max / mean", format=_apart),
+        Column("to FP32", "max / mean", format=_apart),
+    )  # fmt: skip
+    rows = [
+        (each.stage, each.batch_size, each.rows, each.metrics[engine.main_metric], each.before, each.fp32)
+        for each in engine.stages
+    ]
+    legend = "absolute difference of logits to those of the stage before, and of torch FP32"
+    return Table(columns, tuple(rows), legend)
+
+
+def _apart(difference: Difference) -> str:
+    return f"{difference.largest:.2g} / {difference.mean:.2g}"
+
+
+def layer_table(engine: EngineParity) -> Table | None:
+    """Return a line per place and a column per pair at the largest batch size; None where no stage shows its layers."""
+    largest = max(each.batch_size for each in engine.stages)
+    pairs = [pair for pair in engine.pairs if pair.alone and pair.kind != "padding" and pair.batch_size == largest]
+    if not pairs:
+        return None
+
+    def cell(pair: Pair, place: str) -> str:
+        mark = "*" if place == pair.parts_at else ""
+        return f"{percent(pair.alone[place])}{mark} / {percent(pair.so_far[place])}"
+
+    columns = (words(""), *(Column(pair.second, "alone / so far") for pair in pairs))
+    rows = [(place, *(cell(pair, place) for pair in pairs)) for place in pairs[0].alone]
+    legend = (
+        f"relative error of hidden states to the stage before, {engine.layer_rows} rows at batch {largest}; alone: where "
+        "the layer starts from that stage's hidden states; *: where they part"
+    )
+    return Table(columns, tuple(rows), legend)
+
+
+def print_parity(engine: EngineParity, console: Console) -> None:
+    """Print stages, layers at the largest batch size, and the verdict."""
+    data = f"{engine.task} {engine.split} from {engine.data_source}"
+    say(console, f"{engine.name}, {engine.folder}: {data}", "bold")
+    say(console)
+    print_table(console, stage_table(engine))
+    not_run = [Phrase(f"{stage} was not run: {reason}", "warning") for stage, reason in engine.not_run.items()]
+    print_lines(console, not_run)
+    if layers := layer_table(engine):
+        print_table(console, layers)
+    print_lines(console, verdict(engine))
