@@ -69,7 +69,14 @@ def run_sensitivity(options: Options, argv: list[str], config: FinetuneConfig, i
 
 
 def _measure(folder: Path, options: Options, argv: list[str], config: FinetuneConfig, inputs: Inputs) -> int:
-    from q8trt.evaluation.sensitivity import measure, meet, placement_lines, print_sensitivity, recipe_text, write_result
+    from q8trt.evaluation.sensitivity import (
+        measure,
+        meet,
+        placement_lines,
+        print_sensitivity,
+        recipe_text,
+        write_result,
+    )
     from q8trt.files import write_text
     from q8trt.hardware.provenance import provenance
     from q8trt.models.checkpoints import load_finetuned
