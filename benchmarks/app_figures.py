@@ -196,7 +196,8 @@ def built(options: argparse.Namespace, run: Run, folder: str) -> Path:
     """The engine folder: the one given, the run's, or a new one in `folder`."""
     if options.engine or (run.path / "engine").is_dir():
         return Path(options.engine or run.path / "engine")
-    from q8trt.deployment.engine_folder import build_engine, find_source, profiles_for
+    from q8trt.deployment.engine_folder import build_engine
+    from q8trt.deployment.source import find_source, profiles_for
     from q8trt.engine.backend import find_backend
     from q8trt.engine.config import BuildConfig
 

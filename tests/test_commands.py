@@ -168,7 +168,7 @@ def test_without_an_engine(argv: list[str], words: list[str], place: Path, refus
 def test_a_rebuild_is_told_from_the_name(name: str, words: str, calibrated: Path, tmp_path: Path) -> None:
     """The command's own parser reads it, and its output is the folder again."""
     from q8trt.cli.build_engine import parser
-    from q8trt.deployment.engine_folder import Source, default_folder
+    from q8trt.deployment.source import Source, default_folder
 
     run = shutil.copytree(calibrated, tmp_path / "my run")
     line = rebuild_command(run / name)

@@ -15,7 +15,7 @@ from tiny_data import write_sts_b
 
 from q8trt.cli.fresh import fresh_run
 from q8trt.cli.main import run_command
-from q8trt.deployment.engine_folder import Source, overflow_batches
+from q8trt.deployment.source import Source, overflow_batches
 from q8trt.errors import ConfigError, DataError
 from q8trt.evaluation.benchmark import data_config
 from q8trt.runs.config import FinetuneConfig, config_of_run

@@ -15,10 +15,12 @@ import torch
 from tiny_data import write_mnli
 
 from q8trt.cli.main import run_command
-from q8trt.deployment.engine_folder import _load, find_source
+from q8trt.deployment.engine_folder import load_model
+from q8trt.deployment.source import find_source
+from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.errors import CheckpointError, ConfigError
-from q8trt.evaluation.benchmark import Engine, data_config
+from q8trt.evaluation.benchmark import data_config
 from q8trt.models import checkpoints, label_order, load_config
 from q8trt.quantization.precision import Precision
 from q8trt.tasks.data import DataConfig
@@ -118,7 +120,7 @@ def test_calibrating_keeps_what_each_output_means(
     with torch.no_grad():
         theirs = original(**encoded).logits[0]
     for precision, tolerance in ((Precision.FP32, 1e-5), (Precision.INT8, 0.5)):
-        model, _ = _load(find_source(precision, str(run), "runs"))
+        model, _ = load_model(find_source(precision, str(run), "runs"))
         assert list(model.config.id2label.values()) == ["pos", "neg"]
         with torch.no_grad():
             ours = model(**encoded).logits[0]
@@ -132,7 +134,7 @@ def test_a_quantized_checkpoint_of_another_order_than_its_run_is_not_built(check
     source = find_source(Precision.INT8, str(run), "runs")
     data = replace(source.config.data, label_list=("pos", "neg"))
     with pytest.raises(CheckpointError, match=r"ptq has the labels in another order than its run \(pos, neg\)"):
-        _load(replace(source, config=replace(source.config, data=data)))
+        load_model(replace(source, config=replace(source.config, data=data)))
 
 
 @pytest.mark.parametrize("command", ["calibrate", "finetune", "sensitivity", "teacher"])
@@ -209,10 +211,12 @@ def test_two_scores_are_no_labels(checkpoint: Any) -> None:
         checkpoints.load_finetuned(folder, POS_NEG)
 
 
-def engine(labels: list[str]) -> Engine:
+def engine(labels: list[str]) -> EngineFolder:
     task = TaskInfo("custom", labels, not labels, False, "accuracy")
     model = ModelInfo("tiny", "bert", len(labels) or 1, 64, 0, 32)
-    return Engine(Path("engine"), Manifest(task, model, Precision.INT8, None, ["input_ids", "attention_mask"], 20))
+    return EngineFolder(
+        Path("engine"), Manifest(task, model, Precision.INT8, None, ["input_ids", "attention_mask"], 20)
+    )
 
 
 @pytest.mark.parametrize(("labels", "fits"), [(["pos", "neg"], True), (["neg", "pos"], False), ([], False)])

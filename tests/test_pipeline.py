@@ -238,7 +238,7 @@ def test_fp16_is_tried_on_training_rows_and_says_so(
 def test_without_training_rows_built_in_sentences_stand_in(
     engines: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from q8trt.deployment import engine_folder
+    from q8trt.deployment.source import OVERFLOW_ROWS, find_source, overflow_batches
     from q8trt.errors import DataError
     from q8trt.models import checkpoints
     from q8trt.tasks import data
@@ -251,10 +251,10 @@ def test_without_training_rows_built_in_sentences_stand_in(
         return load(config)
 
     monkeypatch.setattr(data, "load_train", absent)
-    source = engine_folder.find_source(Precision.INT8_FP16, str(engines), str(engines.parent))
-    batches, rows = engine_folder.overflow_batches(source, checkpoints.load_tokenizer(str(source.checkpoint)))
+    source = find_source(Precision.INT8_FP16, str(engines), str(engines.parent))
+    batches, rows = overflow_batches(source, checkpoints.load_tokenizer(str(source.checkpoint)))
     assert rows == "64 built-in sentence pairs, because the training rows are missing"
-    assert sum(len(batch["input_ids"]) for batch in batches) == engine_folder.OVERFLOW_ROWS
+    assert sum(len(batch["input_ids"]) for batch in batches) == OVERFLOW_ROWS
     assert {str(array.dtype) for batch in batches for array in batch.values()} == {"int32"}
     assert "the training rows are not at hand (no such file)" in caplog.text
 

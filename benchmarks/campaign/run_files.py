@@ -71,7 +71,7 @@ def _beside(run: Path, data: bytes, folder: Path) -> None:
 
 def _read_run(folder: Path) -> None:
     """Everything that commands take from a run before they load a model."""
-    from q8trt.deployment.engine_folder import find_source
+    from q8trt.deployment.source import find_source
     from q8trt.runs.config import config_of_run
     from q8trt.runs.run import STAGES, open_run
     from q8trt.runs.search import newest_run

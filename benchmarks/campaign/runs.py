@@ -55,7 +55,8 @@ def _both(name: str, data: bytes, sound: bytes, expect: str = "") -> Iterator[Ca
 def _named(folder: Path) -> Any:
     """Read all that commands read of a run: its source, shapes, scores and rows, and what is left to do."""
     from q8trt.cli.finetune import summary
-    from q8trt.deployment.engine_folder import check_output, find_source, profiles_for
+    from q8trt.deployment.engine_folder import check_output
+    from q8trt.deployment.source import find_source, profiles_for
     from q8trt.runs.search import how_to_finish
 
     source = find_source("int8", "runs/damaged", "runs")
@@ -70,7 +71,7 @@ def _named(folder: Path) -> Any:
 def _newest(folder: Path) -> Any:
     """Look for the newest run, as most commands do; the damaged one must not stand in the way."""
     from q8trt.cli.finetune import _unfinished
-    from q8trt.deployment.engine_folder import find_source
+    from q8trt.deployment.source import find_source
 
     _unfinished("newest", "runs")
     return find_source("int8", None, "runs")

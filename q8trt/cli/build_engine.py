@@ -19,7 +19,7 @@ from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE, STAGES, runs_dir
 
 if TYPE_CHECKING:
-    from q8trt.deployment.engine_folder import Source
+    from q8trt.deployment.source import Source
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     options: Options = parser().read(argv)
     precision = options.flags.precision
-    from q8trt.deployment.engine_folder import check_output, find_source
+    from q8trt.deployment.engine_folder import check_output
+    from q8trt.deployment.source import find_source
+
 
     source = find_source(precision, options.checkpoint, options.runs_dir, options.stage)
     length = source.config.data.max_seq_length

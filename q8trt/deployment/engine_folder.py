@@ -1,119 +1,49 @@
-"""A checkpoint to an engine folder: ONNX file, plan, tokenizer, manifest. Whole or not at all."""
+"""Builds of engine folders from a checkpoint: ONNX file, plan, tokenizer and manifest, whole or not at all."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
+from q8trt.deployment.source import Source, default_folder, overflow_batches
 from q8trt.engine.build_process import build_plan
-from q8trt.engine.config import BuildConfig, PlanInfo, Progress
+from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.engine.determinism import PlanDifference, compare_plans
 from q8trt.engine.folder import ENGINE_FOLDER
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
-from q8trt.engine.shapes import ShapeProfile, bucket_profiles, check_positions, largest
-from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
+from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord, KeptOperation, PassChange
+from q8trt.engine.shapes import check_positions, largest
+from q8trt.errors import CheckpointError
 from q8trt.export.options import ExportOptions
 from q8trt.models import checkpoints, model_inputs, positions
 from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
-from q8trt.runs.config import FinetuneConfig, config_of_run
-from q8trt.runs.run import RUN_FILE, STAGES, Run, check_outside_checkpoints, open_run
-from q8trt.runs.search import how_to_finish, newest_run
+from q8trt.runs.run import check_outside_checkpoints
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from q8trt.export.onnx import ExportedModel
     from q8trt.quantization.recipe import Recipe
-    from q8trt.tasks.glue import Task
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
-    """What to build from.
+class _Built:
+    """The parts of a build that its manifest describes."""
 
-    Attributes:
-        checkpoint: the model folder.
-        run: the run that it belongs to.
-        config: the run's configuration.
-        stage: "fp32", "ptq" or "int8".
-    """
-
-    checkpoint: Path
-    run: Run
-    config: FinetuneConfig
-    stage: str
-
-    @property
-    def task(self) -> Task:
-        """The task that the checkpoint was trained for."""
-        return self.config.data.resolved_task
+    precision: Precision
+    exported: ExportedModel
+    options: ExportOptions
+    overflow_rows: str
+    config: BuildConfig
+    plan: PlanInfo
+    difference: PlanDifference | None
 
 
-def default_folder(source: Source, precision: Precision) -> Path:
-    """Return the engine folder in the run: `engine` for QAT, else `engine-<stage>`; with FP16 one of its own."""
-    if not precision.is_half:
-        return source.run.path / ("engine" if source.stage == "int8" else f"engine-{source.stage}")
-    return source.run.path / ("engine-fp16" if source.stage == "fp32" else f"engine-{source.stage}-fp16")
-
-
-def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
-    """The checkpoint to build from: the one given, or the newest run's that fits `precision`.
-
-    Args:
-        precision: of the engine.
-        checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run.
-        runs_dir: the folder of runs.
-        stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
-
-    Raises:
-        ConfigError: there is no run, or none that fits; or the stage does not fit the precision.
-        CheckpointError: there is no such folder.
-    """
-    stages = ("int8", "ptq") if precision.is_quantized else ("fp32",)
-    path = Path(checkpoint) if checkpoint else None
-    if path and not path.is_dir():
-        raise CheckpointError(f"{path} does not exist; expected a run folder or a checkpoint folder inside one")
-    if path and path.name in STAGES and not (path / RUN_FILE).is_file():
-        path, stage = path.parent, path.name
-    if stage:
-        if stage not in stages:
-            raise ConfigError(f"the {stage} checkpoint cannot make an engine of precision {precision}; use {stages[0]}")
-        stages = (stage,)
-    run = open_run(path) if path else newest_run(runs_dir, stages)
-    for name in stages:
-        folder = run.checkpoint(name)
-        if folder:
-            return Source(folder, run, config_of_run(run), name)
-    raise ConfigError(f"{run.path} has no finished {' or '.join(stages)} checkpoint; {how_to_finish(run, stages)}")
-
-
-def profiles_for(
-    source: Source, buckets: Sequence[int] = (), opt_batch: int | None = None, max_batch: int | None = None
-) -> tuple[ShapeProfile, ...]:
-    """The profiles of a plan: one for each bucket, by default a single one as long as the model was trained.
-
-    Args:
-        source: the checkpoint.
-        buckets: the longest sequence of each profile, in tokens, ascending.
-        opt_batch: the batch to tune for; default 16, or `max_batch` where that is smaller.
-        max_batch: the largest batch; default 32, or `opt_batch` where that is larger.
-
-    Raises:
-        ConfigError: the buckets do not ascend, or the batches are not 1 <= opt <= max.
-    """
-    most = max(32, opt_batch or 1) if max_batch is None else max_batch
-    best = min(16, most) if opt_batch is None else opt_batch
-    return bucket_profiles(tuple(buckets) or (source.config.data.max_seq_length,), best, most)
-
-
-def _load(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
+def load_model(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
+    """Return the model of a checkpoint, and its recipe if it is quantized. Raises CheckpointError if it is damaged."""
     if source.stage == "fp32":
         return checkpoints.load_finetuned(source.checkpoint, source.task), None
     model, recipe = checkpoints.load_quantized(source.checkpoint)
@@ -126,19 +56,15 @@ def _load(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
 
 
 def _scores(source: Source) -> dict[str, Any]:
-    """The torch scores that the run noted: of the FP32 model and of the one being built."""
+    """Return the torch scores in the run: of the FP32 model and of the one being built."""
     entries = {stage: source.run.stage(stage) for stage in {"fp32", source.stage}}
     return {f"torch_{stage}": entry.scores for stage, entry in sorted(entries.items()) if entry}
 
 
-def _manifest(
-    source: Source, model: PreTrainedModel, recipe: Recipe | None, precision: Precision, inputs: tuple[str, ...],
-    tokenizer: Any, profiles: Sequence[ShapeProfile], plan: PlanInfo, report: dict[str, Any],
-) -> Manifest:  # fmt: skip
+def _manifest(source: Source, model: PreTrainedModel, recipe: Recipe | None, tokenizer: Any, built: _Built) -> Manifest:
     from q8trt.export.trace import OPSET
 
-    task, config = source.task, model.config
-    columns = source.config.data.columns or task.text_columns
+    task, config, plan = source.task, model.config, built.plan
     return Manifest(
         task=TaskInfo(
             task.name,
@@ -146,7 +72,7 @@ def _manifest(
             task.is_regression,
             task.is_pair,
             task.main_metric,
-            text_columns=list(columns),
+            text_columns=list(source.config.data.columns or task.text_columns),
             activation=activation_of(config, task, str(source.checkpoint)),
         ),
         model=ModelInfo(
@@ -157,41 +83,43 @@ def _manifest(
             pad_token_id=tokenizer.pad_token_id,
             max_seq_length=source.config.data.max_seq_length,
         ),
-        precision=precision,
+        precision=built.precision,
         recipe=recipe.to_dict() if recipe else None,
-        inputs=list(inputs),
+        inputs=list(built.exported.input_names),
         opset=OPSET,
         stage=source.stage,
-        profiles=list(profiles),
+        profiles=list(built.config.profiles),
         backend=BackendInfo(plan.backend, plan.version, plan.sm_targets),
         metrics=_scores(source),
-        report=report,
+        report=_record(built, source.config.data.sample).to_dict(),
     )
 
 
-def _report(
-    exported: ExportedModel, plan: PlanInfo, config: BuildConfig, again: PlanDifference | None, is_sample: bool
-) -> dict[str, Any]:
-    """What is known of the engine before it runs: the linter's forecast beside what was built."""
+def _record(built: _Built, is_sample: bool) -> EngineRecord:
+    """Return the facts that are known before the engine runs: the linter's forecast beside the built plan."""
     from q8trt.lint import LintConfig, lint
 
-    build = {
-        "seconds": round(plan.seconds, 3),
-        "peak_memory_mib": plan.peak_memory_mib and round(plan.peak_memory_mib, 1),
-        "timing_cache": plan.timing_cache,
-        "options": {name: value for name, value in asdict(config).items() if name not in ("backend", "profiles")},
-        "built_twice": again and {"identical": again.identical, "difference": str(again), **asdict(again)},
-    }
-    linted = lint(exported.path, LintConfig(max_shapes=largest(config.profiles)))
-    return {
-        "is_sample": is_sample,
-        "export": {"passes": [asdict(each) for each in exported.passes],
-                   "kept_fp32": [asdict(each) for each in exported.kept_fp32]},
-        "forecast": asdict(linted.forecast),
-        "findings": len(linted.findings),
-        "engine": asdict(plan.report),
-        "build": build,
-    }  # fmt: skip
+    linted = lint(built.exported.path, LintConfig(max_shapes=largest(built.config.profiles)))
+    peak = built.plan.peak_memory_mib
+    return EngineRecord(
+        is_sample=is_sample,
+        export=ExportRecord(
+            passes=tuple(PassChange(each.name, each.changed) for each in built.exported.passes),
+            kept_fp32=tuple(KeptOperation(each.name, each.op_type, each.reason) for each in built.exported.kept_fp32),
+            overflow_rows=built.overflow_rows,
+            options=built.options,
+        ),
+        forecast=asdict(linted.forecast),
+        findings=len(linted.findings),
+        engine=built.plan.report,
+        build=BuildRecord(
+            seconds=round(built.plan.seconds, 3),
+            peak_memory_mib=peak and round(peak, 1),
+            timing_cache=built.plan.timing_cache,
+            options=built.config,
+            built_twice=built.difference,
+        ),
+    )
 
 
 def build_engine(
@@ -199,7 +127,7 @@ def build_engine(
     precision: Precision,
     config: BuildConfig,
     output_dir: str | Path | None = None,
-    on_progress: Progress | None = None,
+    on_progress: PhaseCallback | None = None,
     verify_deterministic: bool = False,
     options: ExportOptions | None = None,
     overwrite: bool = False,
@@ -230,24 +158,23 @@ def build_engine(
     from q8trt.engine.backend import find_backend
     from q8trt.export.onnx import export_onnx
 
+    options = options or ExportOptions()
     config.check_supported(find_backend(config.backend))  # before the minutes that loading and exporting may take
     check_positions(config.profiles, positions(checkpoints.load_config(str(source.checkpoint))))
     folder = Path(output_dir) if output_dir else default_folder(source, precision)
     target = check_output(source, precision, output_dir, overwrite)
     with files.exclusive(target):
         source.run.sweep()
-        model, recipe = _load(source)
+        model, recipe = load_model(source)
         tokenizer = checkpoints.load_tokenizer(str(source.checkpoint))
         with files.atomic_folder(target) as temporary:
             batches, rows = overflow_batches(source, tokenizer) if precision.is_half else ([], "")
             exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)
             plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress)
-            again = _build_again(temporary, config, on_progress) if verify_deterministic else None
-            report = _report(exported, plan, config, again, source.config.data.sample)
-            report["export"] |= {"overflow_rows": rows, "options": asdict(options or ExportOptions())}
+            difference = _build_again(temporary, config, on_progress) if verify_deterministic else None
             tokenizer.save_pretrained(temporary)
-            inputs, profiles = exported.input_names, config.profiles
-            manifest = _manifest(source, model, recipe, precision, inputs, tokenizer, profiles, plan, report)
+            built = _Built(precision, exported, options, rows, config, plan, difference)
+            manifest = _manifest(source, model, recipe, tokenizer, built)
             manifest = write_manifest(temporary, manifest)
             check_output(source, precision, output_dir, overwrite)  # a file that was put there meanwhile stays
     return folder, manifest
@@ -267,35 +194,7 @@ def check_output(source: Source, precision: Precision, output_dir: str | Path | 
     return files.replaceable_folder(output_dir, ENGINE_FOLDER, overwrite=overwrite)
 
 
-#: Rows that FP16's range is tried on: a few seconds, and outliers of BERT show on any text.
-OVERFLOW_ROWS = 64
-
-
-def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
-    """Training rows of the run's task, as (batch, sequence) int32 arrays by name, and what they are, for the manifest.
-
-    Where the data are not at hand, the built-in sentence pairs stand in: what overflows depends on the model more than on
-    the text.
-    """
-    from q8trt.tasks.data import DataConfig, bucketed_batches, load_train, tokenize
-
-    config = source.config.data
-    try:
-        examples = load_train(config).take(OVERFLOW_ROWS)
-        text = f"{len(examples)} " + (
-            "built-in sentence pairs" if config.sample else f"training rows of {source.task.name}"
-        )
-    except Q8TRTError as error:
-        _log.warning("the training rows are not at hand (%s): FP16's range is tried on built-in sentences", error)
-        examples = load_train(DataConfig("STS-B", sample=True, max_train_samples=OVERFLOW_ROWS))
-        text = f"{len(examples)} built-in sentence pairs, because the training rows are missing"
-    features = tokenize(examples, tokenizer, config.max_seq_length)
-    names = model_inputs(tokenizer)
-    batches = bucketed_batches(features, 16, tokenizer.pad_token_id)
-    return [{name: batch.arrays[name].astype("int32") for name in names} for batch in batches], text
-
-
-def _build_again(folder: Path, config: BuildConfig, on_progress: Progress | None) -> PlanDifference:
+def _build_again(folder: Path, config: BuildConfig, on_progress: PhaseCallback | None) -> PlanDifference:
     """Build the plan of `folder` a second time, in another process, and compare the two."""
     second = folder / f".{PLAN_FILE}.again"
     try:

@@ -1,14 +1,12 @@
-"""A plan built in a process of its own, so that what ends the builder does not end the program that asked for it.
+"""Builds of plans in a separate process, so that what ends the builder does not end the program that asked for it.
 
 TensorRT is native code: a fault in it, or the system's killer of processes that use too much memory, ends the process it
-runs in. Here that is an error of one line. Ctrl-C ends a build at once, for nothing of it needs to be put in order.
+runs in. Here that is an error of one line. Ctrl-C ends a build at once, because nothing of it needs to be put in order.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import os
 import signal
@@ -17,20 +15,32 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from q8trt import errors
 from q8trt.engine.backend import one_line
-from q8trt.engine.config import BuildConfig, PlanInfo, Progress
+from q8trt.engine.build_messages import (
+    BuildRequest,
+    Built,
+    Defect,
+    LogLine,
+    Message,
+    Progress,
+    Refused,
+    SystemFailure,
+    decode_message,
+    encode,
+)
+from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.errors import BackendError, EngineError
-from q8trt.files import atomic_file, decode
+from q8trt.files import atomic_file
 from q8trt.files.onnx import check_file
 
 _LOGGERS = ("q8trt", "q8trt.tensorrt")
 
 
 def build_plan(
-    onnx_path: str | Path, plan_path: str | Path, config: BuildConfig, on_progress: Progress | None = None
+    onnx_path: str | Path, plan_path: str | Path, config: BuildConfig, on_progress: PhaseCallback | None = None
 ) -> PlanInfo:
     """Build `plan_path` from `onnx_path`; the plan is written whole or not at all.
 
@@ -40,7 +50,7 @@ def build_plan(
     Args:
         onnx_path: the network.
         plan_path: the plan to write.
-        config: how.
+        config: how to build it.
         on_progress: called with (phase, done, total) as the build goes on. An exception of it ends the build.
 
     Raises:
@@ -60,28 +70,33 @@ def build_plan(
         raise EngineError(f"cannot write {plan_path}: {error.strerror or error}") from error
 
 
-def _build_in_child(onnx_path: Path, plan_path: Path, config: BuildConfig, on_progress: Progress | None) -> PlanInfo:
-    request = {
-        "onnx": str(onnx_path.absolute()),
-        "plan": str(plan_path.absolute()),
-        "config": dataclasses.asdict(config),
-        "progress": on_progress is not None,
-        "levels": {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS},
-    }
-    with tempfile.TemporaryFile() as stderr, _child(json.dumps(request), stderr) as child:
-        answer: dict[str, Any] = {}
+def _build_in_child(
+    onnx_path: Path, plan_path: Path, config: BuildConfig, on_progress: PhaseCallback | None
+) -> PlanInfo:
+    levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS}
+    request = BuildRequest(
+        str(onnx_path.absolute()), str(plan_path.absolute()), config, on_progress is not None, levels
+    )
+    with tempfile.TemporaryFile() as stderr, _child(encode(request), stderr) as child:
+        answer: Message | None = None
         for line in child.stdout or ():
-            kind, content = next(iter(json.loads(line).items()))
-            if kind == "progress" and on_progress is not None:
-                on_progress(*content)
-            elif kind == "log":
-                logging.getLogger(content[0]).log(content[1], "%s", content[2])
+            message = decode_message(line)
+            if isinstance(message, Progress) and on_progress:
+                on_progress(message.phase, message.done, message.total)
+            elif isinstance(message, LogLine):
+                logging.getLogger(message.logger).log(message.level, "%s", message.text)
             else:
-                answer = {kind: content}
+                answer = message
         code = child.wait()
-        if "built" in answer:
-            return decode(PlanInfo, answer["built"])
-        _raise(answer)
+        match answer:
+            case Built():
+                return answer.plan
+            case Refused():
+                raise getattr(errors, answer.error)(answer.text)
+            case SystemFailure():
+                raise OSError(answer.number, answer.text, answer.file)
+            case Defect():
+                raise RuntimeError(f"the building process failed:\n{answer.traceback}")
         if code == -signal.SIGINT:  # Ctrl-C went to the whole group and reached the child first
             raise KeyboardInterrupt
         end, hint = _end_of(code)
@@ -90,7 +105,7 @@ def _build_in_child(onnx_path: Path, plan_path: Path, config: BuildConfig, on_pr
 
 @contextlib.contextmanager
 def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The process of `q8trt.engine.build_worker`, with this one's import paths; ended, whatever happens here.
+    """Start `q8trt.engine.build_worker` with this process's import paths, and end it, whatever happens here.
 
     Its standard input is a pipe that nothing is written to: when this process dies, the pipe closes and the child ends.
     """
@@ -110,19 +125,8 @@ def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]
         child.communicate()
 
 
-def _raise(answer: dict[str, Any]) -> None:
-    """Raise here what the child could not go on with."""
-    if "error" in answer:
-        name, text = answer["error"]
-        raise getattr(errors, name)(text)
-    if "os_error" in answer:
-        raise OSError(*answer["os_error"])
-    if "defect" in answer:
-        raise RuntimeError(f"the building process failed:\n{answer['defect']}")
-
-
 def _end_of(code: int) -> tuple[str, str]:
-    """What became of a process that left no answer, and what to do about it."""
+    """Describe the end of a process that left no answer; return it and what to do about it."""
     if code == -getattr(signal, "SIGKILL", 9):
         return "was killed (SIGKILL)", "most likely memory ran out: free some and try again"
     hint = "try another --builder_optimization_level or version of TensorRT"
@@ -133,7 +137,7 @@ def _end_of(code: int) -> tuple[str, str]:
 
 
 def _last_words(stderr: IO[bytes]) -> str:
-    """``": <last line>"`` of what the process wrote to its standard error; "" when that is nothing."""
+    """Return ``": <last line>"`` of what the process wrote to its standard error; "" when that is nothing."""
     stderr.seek(0)
     lines = [line for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
     return f": {one_line(lines[-1])}" if lines else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from q8trt.engine.backend import Backend, find_backend, one_line, sm_name
-from q8trt.engine.config import BuildConfig, PlanInfo, Progress
+from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.engine.report import BuildLog, EngineReport, GraphSites, engine_report
 from q8trt.engine.timing_cache import TimingCache, timing_cache_path
 from q8trt.errors import BackendError, EngineError
@@ -24,7 +24,9 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-def build_here(onnx_path: Path, plan_path: Path, config: BuildConfig, on_progress: Progress | None = None) -> PlanInfo:
+def build_here(
+    onnx_path: Path, plan_path: Path, config: BuildConfig, on_progress: PhaseCallback | None = None
+) -> PlanInfo:
     """Build `plan_path` from `onnx_path` in this process: a crash of the builder ends it, Ctrl-C waits for the builder.
 
     Args:
@@ -246,7 +248,7 @@ def _parser_message(path: Path, parser: Any, backend: Backend) -> str:
     return f"{backend.title} cannot parse {path}{where}: {one_line(first.desc())}{more}"
 
 
-def _progress_monitor(backend: Backend, on_progress: Progress | None) -> Any:
+def _progress_monitor(backend: Backend, on_progress: PhaseCallback | None) -> Any:
     """A `trt.IProgressMonitor` that reports to `on_progress`; None without it, and before TensorRT 8.6."""
     base: Any = getattr(backend.module, "IProgressMonitor", None)
     if base is None or on_progress is None:

@@ -15,7 +15,7 @@ from q8trt.errors import ConfigError
 COMPATIBILITY_LEVELS = ("none", "ampere+", "same_compute_capability")
 _LEVEL_NAMES = dict(zip(COMPATIBILITY_LEVELS, ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"), strict=True))
 
-Progress = Callable[[str, int, int], None]
+PhaseCallback = Callable[[str, int, int], None]
 """Called as (phase, steps done, steps in all); phases nest."""
 
 

@@ -1,0 +1,126 @@
+"""The checkpoint that an engine is built from: which one, its folder, its profiles and its training rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt.engine.shapes import ShapeProfile, bucket_profiles
+from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
+from q8trt.models import model_inputs
+from q8trt.quantization.precision import Precision
+from q8trt.runs.config import FinetuneConfig, config_of_run
+from q8trt.runs.run import RUN_FILE, STAGES, Run, open_run
+from q8trt.runs.search import how_to_finish, newest_run
+
+if TYPE_CHECKING:
+    from q8trt.tasks.glue import Task
+
+_log = logging.getLogger(__name__)
+#: Rows that FP16's range is tried on: a few seconds, and outliers of BERT show on any text.
+OVERFLOW_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """A finished stage of a run, of which an engine is built.
+
+    Attributes:
+        checkpoint: the model folder.
+        run: the run that it belongs to.
+        config: the run's configuration.
+        stage: "fp32", "ptq" or "int8".
+    """
+
+    checkpoint: Path
+    run: Run
+    config: FinetuneConfig
+    stage: str
+
+    @property
+    def task(self) -> Task:
+        """The task that the checkpoint was trained for."""
+        return self.config.data.resolved_task
+
+
+def default_folder(source: Source, precision: Precision) -> Path:
+    """Return the engine folder in the run: `engine` for QAT, else `engine-<stage>`; with FP16 one of its own."""
+    if not precision.is_half:
+        return source.run.path / ("engine" if source.stage == "int8" else f"engine-{source.stage}")
+    return source.run.path / ("engine-fp16" if source.stage == "fp32" else f"engine-{source.stage}-fp16")
+
+
+def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
+    """Return the checkpoint to build from: the one given, or the newest run's that fits `precision`.
+
+    Args:
+        precision: of the engine.
+        checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run.
+        runs_dir: the folder of runs.
+        stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
+
+    Raises:
+        ConfigError: there is no run, or none that fits; or the stage does not fit the precision.
+        CheckpointError: there is no such folder.
+    """
+    stages = ("int8", "ptq") if precision.is_quantized else ("fp32",)
+    path = Path(checkpoint) if checkpoint else None
+    if path and not path.is_dir():
+        raise CheckpointError(f"{path} does not exist; expected a run folder or a checkpoint folder inside one")
+    if path and path.name in STAGES and not (path / RUN_FILE).is_file():
+        path, stage = path.parent, path.name
+    if stage:
+        if stage not in stages:
+            raise ConfigError(f"the {stage} checkpoint cannot make an engine of precision {precision}; use {stages[0]}")
+        stages = (stage,)
+    run = open_run(path) if path else newest_run(runs_dir, stages)
+    for name in stages:
+        folder = run.checkpoint(name)
+        if folder:
+            return Source(folder, run, config_of_run(run), name)
+    raise ConfigError(f"{run.path} has no finished {' or '.join(stages)} checkpoint; {how_to_finish(run, stages)}")
+
+
+def profiles_for(
+    source: Source, buckets: Sequence[int] = (), opt_batch: int | None = None, max_batch: int | None = None
+) -> tuple[ShapeProfile, ...]:
+    """Return the profiles of a plan: one for each bucket, by default a single one as long as the model was trained.
+
+    Args:
+        source: the checkpoint.
+        buckets: the longest sequence of each profile, in tokens, ascending.
+        opt_batch: the batch to tune for; default 16, or `max_batch` where that is smaller.
+        max_batch: the largest batch; default 32, or `opt_batch` where that is larger.
+
+    Raises:
+        ConfigError: the buckets do not ascend, or the batches are not 1 <= opt <= max.
+    """
+    most = max(32, opt_batch or 1) if max_batch is None else max_batch
+    best = min(16, most) if opt_batch is None else opt_batch
+    return bucket_profiles(tuple(buckets) or (source.config.data.max_seq_length,), best, most)
+
+
+def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
+    """Return training rows of the run's task, as (batch, sequence) int32 arrays by name, and their description.
+
+    Where the data are missing, the built-in sentence pairs stand in: overflows depend on the model more than on the text.
+    """
+    from q8trt.tasks.data import DataConfig, bucketed_batches, load_train, tokenize
+
+    config = source.config.data
+    try:
+        examples = load_train(config).take(OVERFLOW_ROWS)
+        text = f"{len(examples)} " + (
+            "built-in sentence pairs" if config.sample else f"training rows of {source.task.name}"
+        )
+    except Q8TRTError as error:
+        _log.warning("the training rows are not at hand (%s): FP16's range is tried on built-in sentences", error)
+        examples = load_train(DataConfig("STS-B", sample=True, max_train_samples=OVERFLOW_ROWS))
+        text = f"{len(examples)} built-in sentence pairs, because the training rows are missing"
+    features = tokenize(examples, tokenizer, config.max_seq_length)
+    names = model_inputs(tokenizer)
+    batches = bucketed_batches(features, 16, tokenizer.pad_token_id)
+    return [{name: batch.arrays[name].astype("int32") for name in names} for batch in batches], text
