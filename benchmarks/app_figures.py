@@ -197,14 +197,15 @@ def built(options: argparse.Namespace, run: Run, folder: str) -> Path:
     if options.engine or (run.path / "engine").is_dir():
         return Path(options.engine or run.path / "engine")
     from q8trt.deployment.engine_folder import build_engine
-    from q8trt.deployment.source import find_source, profiles_for
+    from q8trt.deployment.source import find_source
     from q8trt.engine.backend import find_backend
     from q8trt.engine.config import BuildConfig
+    from q8trt.engine.shapes import ShapeOptions
+    from q8trt.quantization.precision import Precision
 
-    source = find_source("int8", str(run.path), "")
-    return build_engine(
-        source, "int8", BuildConfig(find_backend().name, profiles_for(source)), Path(folder) / "engine"
-    )[0]
+    source = find_source(Precision.INT8, str(run.path), "")
+    config = BuildConfig(find_backend().name, ShapeOptions().profiles(source.config.data.max_seq_length))
+    return build_engine(source, Precision.INT8, config, Path(folder) / "engine")[0]
 
 
 def main() -> None:

@@ -72,6 +72,7 @@ def _beside(run: Path, data: bytes, folder: Path) -> None:
 def _read_run(folder: Path) -> None:
     """Everything that commands take from a run before they load a model."""
     from q8trt.deployment.source import find_source
+    from q8trt.quantization.precision import Precision
     from q8trt.runs.config import config_of_run
     from q8trt.runs.run import STAGES, open_run
     from q8trt.runs.search import newest_run
@@ -84,7 +85,7 @@ def _read_run(folder: Path) -> None:
     config = config_of_run(run)
     _ = config.data.resolved_task
     newest_run(".", ("fp32",))
-    source = find_source("int8", "tiny", ".")
+    source = find_source(Precision.INT8, "tiny", ".")
     _ = source.task
 
 

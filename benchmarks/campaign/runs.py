@@ -56,14 +56,16 @@ def _named(folder: Path) -> Any:
     """Read all that commands read of a run: its source, shapes, scores and rows, and what is left to do."""
     from q8trt.cli.finetune import summary
     from q8trt.deployment.engine_folder import check_output
-    from q8trt.deployment.source import find_source, profiles_for
+    from q8trt.deployment.source import find_source
+    from q8trt.engine.shapes import ShapeOptions
+    from q8trt.quantization.precision import Precision
     from q8trt.runs.search import how_to_finish
 
-    source = find_source("int8", "runs/damaged", "runs")
+    source = find_source(Precision.INT8, "runs/damaged", "runs")
     if not source.checkpoint.is_absolute() and ".." in source.checkpoint.parts:
         raise AssertionError(f"{source.checkpoint} leaves the run")
-    check_output(source, "int8", None)
-    profiles_for(source)
+    check_output(source, Precision.INT8, None)
+    ShapeOptions().profiles(source.config.data.max_seq_length)
     how_to_finish(source.run, ("int8",))
     return summary(source.run, source.task, source.config.data.sample)
 
@@ -72,9 +74,10 @@ def _newest(folder: Path) -> Any:
     """Look for the newest run, as most commands do; the damaged one must not stand in the way."""
     from q8trt.cli.finetune import _unfinished
     from q8trt.deployment.source import find_source
+    from q8trt.quantization.precision import Precision
 
     _unfinished("newest", "runs")
-    return find_source("int8", None, "runs")
+    return find_source(Precision.INT8, None, "runs")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

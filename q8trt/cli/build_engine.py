@@ -136,7 +136,6 @@ def run(argv: list[str]) -> int:
     from q8trt.deployment.engine_folder import check_output
     from q8trt.deployment.source import find_source
 
-
     source = find_source(precision, options.checkpoint, options.runs_dir, options.stage)
     length = source.config.data.max_seq_length
     config = replace(options.build, profiles=options.shapes.profiles(length))

@@ -1,14 +1,12 @@
-"""The checkpoint that an engine is built from: which one, its folder, its profiles and its training rows."""
+"""The checkpoint that an engine is built from: which one, its folder and its training rows."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
 from q8trt.models import model_inputs
 from q8trt.quantization.precision import Precision
@@ -82,25 +80,6 @@ def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, sta
         if folder:
             return Source(folder, run, config_of_run(run), name)
     raise ConfigError(f"{run.path} has no finished {' or '.join(stages)} checkpoint; {how_to_finish(run, stages)}")
-
-
-def profiles_for(
-    source: Source, buckets: Sequence[int] = (), opt_batch: int | None = None, max_batch: int | None = None
-) -> tuple[ShapeProfile, ...]:
-    """Return the profiles of a plan: one for each bucket, by default a single one as long as the model was trained.
-
-    Args:
-        source: the checkpoint.
-        buckets: the longest sequence of each profile, in tokens, ascending.
-        opt_batch: the batch to tune for; default 16, or `max_batch` where that is smaller.
-        max_batch: the largest batch; default 32, or `opt_batch` where that is larger.
-
-    Raises:
-        ConfigError: the buckets do not ascend, or the batches are not 1 <= opt <= max.
-    """
-    most = max(32, opt_batch or 1) if max_batch is None else max_batch
-    best = min(16, most) if opt_batch is None else opt_batch
-    return bucket_profiles(tuple(buckets) or (source.config.data.max_seq_length,), best, most)
 
 
 def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
