@@ -18,12 +18,12 @@ from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
 from q8trt.runtime import open_runner
-from q8trt.runtime.layer_times import read_trace, typical
-from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner, read_trace
 from q8trt.runtime.opening import _log_once
 from q8trt.runtime.probed import module_outputs
 from q8trt.runtime.tensorrt import runner as tensorrt_runner
 from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime.timing.layers import median_times
 from q8trt.runtime.torch_runner import TorchRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -135,10 +135,10 @@ def test_a_hundred_loads_on_onnxruntime_take_no_memory(ort: Any, model: Path) ->
 
 def test_typical_times_of_layers() -> None:
     # Three batches, the first of which does not count; "b" is the name of two layers.
-    found = typical({"a": [9.0, 1.0, 2.0], "b": [9.0, 9.0, 1.0, 2.0, 3.0, 4.0], "once": [5.0]}, 3, "it")
+    found = median_times({"a": [9.0, 1.0, 2.0], "b": [9.0, 9.0, 1.0, 2.0, 3.0, 4.0], "once": [5.0]}, 3, "it")
     assert [(each.name, each.ms) for each in found] == [("a", 1.5), ("b", 5.0), ("once", 5.0)]
     with pytest.raises(BackendError, match="it reported no layer"):
-        typical({}, 3, "it")
+        median_times({}, 3, "it")
 
 
 def test_a_trace_is_read(tmp_path: Path) -> None:

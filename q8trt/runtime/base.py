@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -23,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Timing:
-    """Where the time of one batch went, in milliseconds, by the definitions of trtexec (TensorRT documentation, "trtexec").
+    """The times of one batch, in milliseconds, as trtexec defines them (TensorRT documentation, "trtexec").
 
     Attributes:
-        h2d_ms: copies of the inputs to the device; near 0 where they lie there already.
+        h2d_ms: copies of the inputs to the device; near 0 for inputs that are there already.
         gpu_ms: from the first kernel to the last, on the device.
         d2h_ms: copy of the logits to the host.
         enqueue_ms: the host's time in the call that launches the kernels or the CUDA graph.
-        host_ms: wall time of the whole call, the checks of the inputs and the host's own copies included.
-        cuda_graph: whether a CUDA graph was launched; None where the library decides that by itself and does not tell.
+        host_ms: wall time of the whole call, the checks of the inputs and the host's copies included.
+        cuda_graph: whether a CUDA graph was launched; None if the library decides that and does not report it.
     """
 
     h2d_ms: float
@@ -49,37 +48,10 @@ class Timing:
 
 @runtime_checkable
 class TimedRunner(Protocol):
-    """What a runner that can time the device has besides `Runner`'s methods."""
+    """A runner with device timings."""
 
     def infer_timed(self, arrays: Mapping[str, Any]) -> Timing:
-        """Run one batch as `Runner.infer` does, and say where its time went."""
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """What one layer of an engine took, by the backend's own profiler.
-
-    Attributes:
-        name: as the backend names it; fused layers go by names of its own.
-        ms: a batch, the median over the batches profiled; layers of one name are added up.
-    """
-
-    name: str
-    ms: float
-
-
-@runtime_checkable
-class ProfiledRunner(Protocol):
-    """What a runner whose backend has a profiler has besides `Runner`'s methods."""
-
-    def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
-        """Run one batch `iterations` times, after once that is not counted; layers in the order in which they ran.
-
-        Profiled, a batch takes longer than `Runner.infer`: the times tell shares and not latency.
-
-        Raises:
-            DataError, BackendError: as `Runner.infer`; BackendError also where the backend reports no layer.
-        """
+        """Run one batch as `Runner.infer` does, and return its times."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +192,7 @@ class Runner(ABC):
             arrays: for each of `input_names` an integer array of one common shape (batch, sequence); others are ignored.
 
         Returns:
-            logits, float32, shape (batch, num_labels), on the host; safe to keep.
+            logits, float32, shape (batch, num_labels), on the host; a later batch does not change them.
 
         Raises:
             DataError: an input is missing or the shapes disagree.
@@ -231,25 +203,23 @@ class Runner(ABC):
         """Return a runner of the same model for another thread, of a runtime that is not concurrent."""
         raise NotImplementedError(f"{self.runtime.label} needs no fork: one runner serves all threads")
 
-    def close(self) -> None:  # noqa: B027 - a runner that owns nothing has nothing to give back
-        """Give back memory and handles; the runner cannot be used afterwards. Closing twice is harmless."""
+    def close(self) -> None:  # noqa: B027 - not every runner has something to free
+        """Free memory and handles; the runner cannot be used afterwards. Closing twice is harmless."""
 
-    def __enter__(self) -> Runner:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The arrays named by `input_names`, checked for presence and one common (batch, sequence) shape."""
+        """Return the arrays named by `input_names`. Raises DataError if one is missing or their shapes disagree."""
         chosen = {name: np.asarray(array) for name, array in self.needed(arrays).items()}
         common_shape({name: array.shape for name, array in chosen.items()})
         return chosen
 
     def needed(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """The arrays named by `input_names`, in the model's order. Raises DataError when one is missing."""
+        """Return the arrays named by `input_names`, in the model's order. Raises DataError if one is missing."""
         missing = [name for name in self.input_names if name not in arrays]
         if missing:
             raise DataError(f"the model needs the inputs {list(self.input_names)}; {missing} missing from the batch")
@@ -257,7 +227,7 @@ class Runner(ABC):
 
 
 def common_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The one (batch, sequence) shape of a batch's inputs. Raises DataError when they differ or have other dimensions."""
+    """Return the (batch, sequence) shape of a batch's inputs. Raises DataError if they differ or have other dimensions."""
     first = next(iter(shapes.values()))
     if len(set(shapes.values())) != 1 or len(first) != 2:
         raise DataError(f"inputs must share one (batch, sequence) shape; got {dict(shapes)}")

@@ -1,4 +1,4 @@
-"""Runners that also show what flows inside the model: the output of a module, by the module's path.
+"""Runners that also return and replace the outputs of single modules, by the module's path.
 
 A module of the torch model and a node of the exported file are one place when the node is named after the module:
 "bert.encoder.layer.0.output.LayerNorm" and "bert.encoder.layer.0.output.LayerNorm/LayerNormalization", as `q8trt.export`
@@ -25,19 +25,18 @@ from q8trt.runtime.torch_runner import TorchRunner
 if TYPE_CHECKING:
     import onnx
 
-#: Ends the name of an input that stands in for a module's output.
-_GIVEN = ".given"
+#: The ending of the name of an input that replaces a module's output.
+_REPLACED = ".replaced"
 _Places = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class ProbedTorch(TorchRunner):
-    """A `TorchRunner` that can show the outputs of modules."""
+    """A `TorchRunner` with the outputs of modules."""
 
     def modules(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-        """Paths of the linears, LayerNorms and embedding tables that answer each token or each row of the batch `arrays`.
+        """Return the paths of the linears, LayerNorms and embedding tables with an output for each row of the batch `arrays`.
 
-        They come in the order in which they compute. Others, such as BERT's table of positions, which is read once for
-        all rows, are left out.
+        They come in the order in which they compute. BERT's table of positions, which is read once for all rows, is none.
         """
         from torch import nn
 
@@ -47,40 +46,45 @@ class ProbedTorch(TorchRunner):
         return tuple(name for name, output in self.outputs(arrays, candidates).items() if len(output) == rows)
 
     def outputs(
-        self, arrays: Mapping[str, np.ndarray], modules: Sequence[str], given: Mapping[str, np.ndarray] | None = None
+        self,
+        arrays: Mapping[str, np.ndarray],
+        modules: Sequence[str],
+        replacements: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
         """Run one batch as `infer` does.
 
         Args:
             arrays: see `Runner.infer`.
             modules: paths within the model.
-            given: module -> what whatever reads its output gets in its place: float32, of the output's shape.
+            replacements: module -> the array that replaces its output for its readers: float32, of the output's shape.
 
         Returns:
-            module -> its own output, float32, (batch, sequence, features) or (batch, features), in the order of computation.
+            module -> its output before replacement, float32, (batch, sequence, features) or (batch, features), in the order
+            of computation.
         """
-        found: dict[str, np.ndarray] = {}
+        outputs: dict[str, np.ndarray] = {}
+        replacements = replacements or {}
 
-        def keep(name: str, output: Any) -> Any:
+        def probe(name: str, output: Any) -> Any:
             if name in modules:
-                found[name] = output.float().cpu().numpy()
-            replaced = (given or {}).get(name)
+                outputs[name] = output.float().cpu().numpy()
+            replaced = replacements.get(name)
             return None if replaced is None else self._torch.as_tensor(replaced).to(output)
 
         hooks = [
-            self._model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
-            for name in dict.fromkeys([*modules, *(given or {})])
+            self._model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: probe(name, output))
+            for name in dict.fromkeys([*modules, *replacements])
         ]
         try:
             self.infer(arrays)
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return outputs
 
 
 class ProbedOnnxRuntime(OnnxRuntimeRunner):
-    """An `OnnxRuntimeRunner` on the CPU that can show the outputs of the torch modules that the file was traced from.
+    """An `OnnxRuntimeRunner` on the CPU with the outputs of the torch modules that the file was traced from.
 
     `infer` runs the file as it is; `outputs` runs a copy with more outputs, in which fewer operators may be fused.
     """
@@ -88,33 +92,37 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
     def __init__(self, path: str | Path, precision: Precision | str) -> None:
         super().__init__(path, precision)
         self._path = Path(path)
-        self._watched: tuple[_Places, Any] = ((), ()), None
+        self._probed: tuple[_Places, Any] = ((), ()), None
         self._factors: dict[str, np.ndarray] = {}
 
     def outputs(
-        self, arrays: Mapping[str, np.ndarray], modules: Sequence[str], given: Mapping[str, np.ndarray] | None = None
+        self,
+        arrays: Mapping[str, np.ndarray],
+        modules: Sequence[str],
+        replacements: Mapping[str, np.ndarray] | None = None,
     ) -> dict[str, np.ndarray]:
         """See `ProbedTorch.outputs`.
 
         Raises:
             EngineError: the file has no node of one of the modules.
         """
-        session = self._watching((tuple(modules), tuple(given or ())))
+        replacements = replacements or {}
+        session = self._probing((tuple(modules), tuple(replacements)))
         feed = {name: array.astype(self._types[name], copy=False) for name, array in self.checked(arrays).items()}
         kind = np.float16 if self.precision.is_half else np.float32
-        for module, array in (given or {}).items():
-            feed[f"{module}{_GIVEN}"] = (array * self._factors.get(module, 1)).astype(kind)
+        for module, array in replacements.items():
+            feed[f"{module}{_REPLACED}"] = (array * self._factors.get(module, 1)).astype(kind)
         names = [output.name for output in session.get_outputs()][-len(modules) :]
         try:
-            found = session.run(names, feed, self._options)
+            arrays_out = session.run(names, feed, self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
             raise BackendError(f"ONNX Runtime refused the batch: {one_line(error)}") from error
-        outputs = {module: np.asarray(each, np.float32) for module, each in zip(modules, found, strict=True)}
+        outputs = {module: np.asarray(each, np.float32) for module, each in zip(modules, arrays_out, strict=True)}
         return {module: each / self._factors.get(module, np.float32(1)) for module, each in outputs.items()}
 
-    def _watching(self, places: _Places) -> Any:
-        """A session with (modules to show, modules to replace) as last outputs and inputs; the latest one is kept."""
-        if self._watched[0] != places:
+    def _probing(self, places: _Places) -> Any:
+        """Return a session with (modules to show, modules to replace) as last outputs and inputs; it keeps the latest one."""
+        if self._probed[0] != places:
             import onnx
 
             model = self._loaded()
@@ -129,8 +137,8 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
             )
             with tempfile.TemporaryDirectory() as folder:
                 onnx.save(model, Path(folder) / "model.onnx")
-                self._watched = places, self._open(Path(folder) / "model.onnx", [CPU], None)
-        return self._watched[1]
+                self._probed = places, self._open(Path(folder) / "model.onnx", [CPU], None)
+        return self._probed[1]
 
     def _loaded(self) -> onnx.ModelProto:
         """Return the file, its external data included; `OnnxRuntimeRunner` has checked it."""
@@ -144,13 +152,13 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
     def close(self) -> None:
         """Drop both sessions."""
         super().close()
-        self._watched = ((), ()), None
+        self._probed = ((), ()), None
 
 
 def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Where the file holds what leaves a module: the output of the last node named after it, or what its metadata says.
+    """Return the tensor of each module's output: that of the last node named after it, or the one in the metadata.
 
-    True of modules that compute in themselves, such as a linear, not of those whose last step is a module of their own.
+    It holds for modules that compute in themselves, such as a linear, not for those whose last step is another module.
 
     Returns:
         module path -> tensor; module path -> the factor that this tensor carries, float32, () or (features,), where not 1.
@@ -178,11 +186,11 @@ def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np
 
 
 def _open_up(model: onnx.ModelProto, tensors: Mapping[str, str], places: _Places, kind: int) -> None:
-    """Make outputs of what leaves the first modules, and let an input stand in for what leaves the others."""
+    """Make graph outputs of the first modules' outputs, and replace those of the others by inputs."""
     import onnx
 
     graph = model.graph
-    stand_ins = {tensors[name]: f"{name}{_GIVEN}" for name in places[1]}
+    stand_ins = {tensors[name]: f"{name}{_REPLACED}" for name in places[1]}
     for node in graph.node:
         for position, tensor in enumerate(node.input):
             node.input[position] = stand_ins.get(tensor, tensor)
@@ -193,9 +201,9 @@ def _open_up(model: onnx.ModelProto, tensors: Mapping[str, str], places: _Places
 
 
 def _joined(graph: onnx.GraphProto, tensor: str) -> str:
-    """A tensor of (B, S, A * D) where `tensor` is (B, A, S, D), the heads split off a fused QKV projection; else itself.
+    """Return a tensor of (B, S, A * D) if `tensor` is (B, A, S, D), the heads of a fused QKV projection; else itself.
 
-    In the graph, for as an output of its own ONNX Runtime may show such a tensor as its quantizer leaves it.
+    The graph does it: ONNX Runtime may show such a tensor, as an output, after its quantizer.
     """
     from onnx import helper, numpy_helper
 

@@ -1,4 +1,4 @@
-"""An engine folder's ``model.onnx`` on ONNX Runtime: the fallback where no GPU is, and the check of any engine."""
+"""Run an engine folder's ``model.onnx`` on ONNX Runtime: the fallback without a GPU, and the check of any engine."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ import numpy as np
 from q8trt.console.names import printable
 from q8trt.engine.backend import one_line
 from q8trt.errors import BackendError, EngineError, MissingPackageError
+from q8trt.files import read_json
 from q8trt.files.onnx import check_file
 from q8trt.hardware.gpu import gpus
 from q8trt.hardware.packages import install_command
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.base import LayerTime, Runner
-from q8trt.runtime.layer_times import read_trace, typical
+from q8trt.runtime.base import Runner
 from q8trt.runtime.onnxruntime.declaration import ONNX_RUNTIME
 from q8trt.runtime.onnxruntime.graph import for_the_cpu
+from q8trt.runtime.timing.layers import LayerTime, median_times
 
 CPU = "CPUExecutionProvider"
 _INTEGERS: dict[str, Any] = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
 _SILENT = 4  # ONNX Runtime also prints what it raises; 4 keeps only fatal lines
+_KERNEL = "_kernel_time"
 
 
 class OnnxRuntimeRunner(Runner):
-    """Runs an ONNX file, on the CPU unless another execution provider is asked for.
+    """A runner of an ONNX file, on the CPU unless another execution provider is asked for.
 
     Args:
         path: the ONNX file.
@@ -110,13 +112,13 @@ class OnnxRuntimeRunner(Runner):
         return self._run(self._session, arrays)
 
     def layer_times(self, arrays: Mapping[str, np.ndarray], iterations: int = 10) -> list[LayerTime]:
-        """See `q8trt.runtime.base.ProfiledRunner`: nodes of the graph as ONNX Runtime fused it, in a session of their own."""
+        """See `ProfiledRunner`: nodes of the graph as ONNX Runtime fused it, in another session."""
         with tempfile.TemporaryDirectory() as folder:
             session: Any = None if self._session is None else self._open(*self._source, Path(folder) / "trace")
             for _ in range(1 + iterations):
                 self._run(session, arrays)
             reports = read_trace(Path(session.end_profiling()))
-        return typical(reports, 1 + iterations, "ONNX Runtime's profiler")
+        return median_times(reports, 1 + iterations, "ONNX Runtime's profiler")
 
     def _run(self, session: Any, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         if session is None:
@@ -145,3 +147,21 @@ def import_onnxruntime() -> Any:
     except ImportError as error:
         raise MissingPackageError(f"ONNX Runtime is not usable ({one_line(error)})", install_command("cpu")) from error
     return onnxruntime
+
+
+def read_trace(path: Path) -> dict[str, list[float]]:
+    """Read the file that `InferenceSession.end_profiling` wrote: node -> ms, batch after batch, in the order of running.
+
+    Events have Chrome's trace format, ``dur`` in microseconds ("Profiling Tools" in ONNX Runtime's documentation).
+
+    Raises:
+        BackendError: it is no such file.
+    """
+    reports: dict[str, list[float]] = {}
+    try:
+        for event in read_json(path):
+            if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+                reports.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"] / 1000)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise BackendError(f"ONNX Runtime's profile cannot be read: {printable(str(error))}") from None
+    return reports

@@ -1,7 +1,7 @@
-"""What one optimization profile runs with: an execution context, a stream, buffers, events and a CUDA graph of its own.
+"""The execution context, stream, buffers, events and CUDA graph of one optimization profile.
 
 Nothing is allocated while batches run: buffers are as large as the profile's largest shape. A context is switched to its
-profile once, for switching waits for the GPU. See "Performing Inference" and "CUDA Graphs" in TensorRT's documentation.
+profile once, because switching waits for the GPU. See "Performing Inference" and "CUDA Graphs" in TensorRT's documentation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Buffer:
     host: np.ndarray
 
     def view(self, shape: tuple[int, ...]) -> np.ndarray:
-        """The host memory as an array of `shape`."""
+        """Return the host memory as an array of `shape`."""
         return self.host[: int(np.prod(shape))].reshape(shape)
 
 
@@ -40,9 +40,9 @@ class Bucket:
     """Runs the batches of one profile. Not for several threads at once.
 
     Args:
-        engine: whose.
-        index: of the profile.
-        profiler: a `trt.IProfiler`, to see single layers; no CUDA graph is captured then.
+        engine: the engine.
+        index: the index of the profile.
+        profiler: a `trt.IProfiler` of single layers; no CUDA graph is captured then.
 
     Raises:
         BackendError: memory is short, or the library refused; nothing stays allocated.
@@ -86,7 +86,7 @@ class Bucket:
         Args:
             batch: for each input an integer array of the host or a `DeviceArray`.
             shape: their common (batch, sequence).
-            started: when the call began, by `time.perf_counter`, to say where the time went; None not to.
+            started: the time at which the call began, by `time.perf_counter`; None without timing.
 
         Returns:
             logits, float32, shape (batch, num_labels), on the host; and the timing, or None.
@@ -131,13 +131,13 @@ class Bucket:
             self._cuda.cudaEventRecord(self._events[index], self.stream)
 
     def _wait_for(self, array: DeviceArray) -> None:
-        """Let our stream wait for the work that makes `array`."""
+        """Make the stream wait for the work that makes `array`."""
         if array.stream is not None:
             self._cuda.cudaEventRecord(self._produced, array.stream)
             self._cuda.cudaStreamWaitEvent(self.stream, self._produced, 0)
 
     def _launch(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> bool | None:
-        """Enqueue a batch; returns whether a CUDA graph of ours did it, or `SharedEngine.graph_state`.
+        """Enqueue a batch; return whether a captured CUDA graph did it, or `SharedEngine.graph_state`.
 
         A shape's first batch is enqueued as it is: TensorRT updates what depends on the shape then, which must not be
         captured (TensorRT documentation, "CUDA Graphs"). The second one in a row is captured, and launched from the graph
@@ -155,7 +155,7 @@ class Bucket:
         return self._engine.graph_state
 
     def _bind(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> None:
-        """Give the context shapes and addresses; a graph of others is of no use any more."""
+        """Set the context's shapes and addresses, and drop the graph of others."""
         self._drop_graph()
         self._bound = None
         ask, context = self._engine.ask, self._context
@@ -169,10 +169,10 @@ class Bucket:
         self._engine.ask(self._context.execute_async_v3, int(self.stream))
 
     def _capture(self) -> bool:
-        """Make a graph of the batch that is bound; where that cannot be, batches are enqueued one by one from now on."""
+        """Capture a graph of the batch that is bound; if that fails, batches are enqueued one by one from now on."""
         cuda = self._cuda
         try:
-            # thread-local: what other threads do meanwhile, such as allocating, is not ours to forbid
+            # thread-local: other threads may allocate meanwhile
             cuda.cudaStreamBeginCapture(self.stream, cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
             try:
                 self._execute()
@@ -194,7 +194,7 @@ class Bucket:
             attempt(self._cuda.cudaGraphExecDestroy, graph)
 
     def close(self) -> None:
-        """Give everything back: the graph and the context first, then what they use."""
+        """Free everything: the graph and the context first, then what they use."""
         self._drop_graph()
         self._buffers = {}
         self._context = None

@@ -1,6 +1,6 @@
-"""The CUDA runtime through cuda-python: calls that raise, and handles that are given back in the reverse order.
+"""The CUDA runtime through cuda-python: calls that raise, and handles that are freed in the reverse order.
 
-cuda-python is imported when the first runner opens, never by importing this module.
+Importing this module does not import cuda-python; opening the first runner does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import INSTALL, one_line
+from q8trt.engine.backend import INSTALL, TENSORRT, one_line
 from q8trt.errors import BackendError
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class CheckedCuda:
     """`cuda.bindings.runtime` whose functions raise BackendError instead of returning an error code.
 
     `cuda.cudaMalloc(n)` returns the pointer alone; a function with several results returns a tuple, with none None.
-    What is no function, such as `cudaHostAllocPortable`, is passed through.
+    Constants, such as `cudaHostAllocPortable`, are passed through.
     """
 
     def __init__(self, runtime: ModuleType) -> None:
@@ -64,8 +64,8 @@ class CheckedCuda:
         return f"CUDA: {name} failed with {title}: {reason}"
 
 
-def cuda_runtime(backend: str = "tensorrt") -> CheckedCuda:
-    """The CUDA runtime of cuda-python. Raises BackendError when it is not installed."""
+def cuda_runtime(backend: str = TENSORRT) -> CheckedCuda:
+    """Return the CUDA runtime of cuda-python. Raises BackendError if it is not installed."""
     try:
         from cuda.bindings import runtime
     except ImportError:
@@ -77,44 +77,44 @@ def cuda_runtime(backend: str = "tensorrt") -> CheckedCuda:
 
 
 class Handles:
-    """What was taken from CUDA, given back in the reverse order by `close`, which may be called twice."""
+    """Handles of CUDA, which `close` frees in the reverse order. Closing twice is harmless."""
 
     def __init__(self, cuda: CheckedCuda) -> None:
         self._cuda = cuda
         self._stack = contextlib.ExitStack()
 
-    def keep(self, release: Callable[..., Any], handle: Any) -> Any:
-        """`handle`, which `close` will give to `release`."""
+    def add(self, release: Callable[..., Any], handle: Any) -> Any:
+        """Return `handle`, which `close` passes to `release`."""
         self._stack.callback(attempt, release, handle)
         return handle
 
     def device_memory(self, size: int) -> int:
-        """The address of `size` bytes on the device."""
-        return int(self.keep(self._cuda.cudaFree, self._cuda.cudaMalloc(size)))
+        """Allocate `size` bytes on the device, and return their address."""
+        return int(self.add(self._cuda.cudaFree, self._cuda.cudaMalloc(size)))
 
     def pinned(self, size: int) -> np.ndarray:
-        """`size` bytes of page-locked host memory, uint8: from such memory alone copies are asynchronous."""
+        """Allocate `size` bytes of page-locked host memory, uint8: copies are asynchronous from such memory alone."""
         cuda = self._cuda
-        address = int(self.keep(cuda.cudaFreeHost, cuda.cudaHostAlloc(size, cuda.cudaHostAllocPortable)))
+        address = int(self.add(cuda.cudaFreeHost, cuda.cudaHostAlloc(size, cuda.cudaHostAllocPortable)))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
 
     def stream(self) -> Any:
-        """A stream that does not wait for the legacy default stream, which would end another thread's capture."""
-        return self.keep(
+        """Create a stream that does not wait for the legacy default stream, which would end another thread's capture."""
+        return self.add(
             self._cuda.cudaStreamDestroy, self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking)
         )
 
     def event(self) -> Any:
-        """An event that takes the time."""
-        return self.keep(self._cuda.cudaEventDestroy, self._cuda.cudaEventCreate())
+        """Create an event with a timestamp."""
+        return self.add(self._cuda.cudaEventDestroy, self._cuda.cudaEventCreate())
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         self._stack.close()
 
 
 def attempt(function: Callable[[Any], Any], handle: Any) -> None:
-    """Call `function` while closing: after a CUDA error every later call fails too, and must not hide the first one."""
+    """Call `function` while closing: after a CUDA error every later call fails, too, and must not hide the first one."""
     try:
         function(handle)
     except BackendError as error:
@@ -122,5 +122,5 @@ def attempt(function: Callable[[Any], Any], handle: Any) -> None:
 
 
 def text(name: bytes | str) -> str:
-    """cuda-python gives names as bytes, in some versions padded with zeros."""
+    """Return a name of cuda-python as text: it is bytes, in some versions padded with zeros."""
     return (name.decode() if isinstance(name, bytes) else name).rstrip("\0")

@@ -1,8 +1,8 @@
-"""Arrays that lie on the GPU already, whoever made them: read where they are, so nothing is copied.
+"""Arrays of other libraries on the GPU, read in place.
 
-torch, CuPy, JAX and PyCUDA tell where their memory is by DLPack (https://dmlc.github.io/dlpack) or by
-``__cuda_array_interface__`` (Numba documentation, "CUDA Array Interface"). DLPack is asked first: it makes the producer's
-work precede ours, which version 2 of the interface cannot say.
+torch, CuPy, JAX and PyCUDA describe their memory by DLPack (https://dmlc.github.io/dlpack) or by
+``__cuda_array_interface__`` (Numba documentation, "CUDA Array Interface"). DLPack comes first: it makes the producer's
+work precede ours, which version 2 of the interface cannot.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 
 
 class _DLTensor(ctypes.Structure):
-    """DLPack's DLTensor, with which the DLManagedTensor of a capsule named "dltensor" begins."""
+    """DLPack's DLTensor, the beginning of the DLManagedTensor in a capsule named "dltensor"."""
 
     _fields_ = (
         ("data", ctypes.c_void_p),
@@ -43,12 +43,11 @@ class DeviceArray:
 
     Attributes:
         pointer: its address.
-        shape: its sizes.
-        dtype: the name of its type, as "int32".
+        dtype: the name of its type, such as "int32".
         device: the index of its GPU.
-        strides: elements between neighbours along each axis; None for a C-contiguous array.
-        stream: the stream whose work makes it, to be waited for; None where there is nothing to wait for.
-        owner: what keeps the memory from being freed.
+        strides: elements between neighbors along each axis; None for a C-contiguous array.
+        stream: the stream whose work makes it and must finish first; None if there is none.
+        owner: the object that keeps the memory from being freed.
     """
 
     pointer: int
@@ -61,7 +60,7 @@ class DeviceArray:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the elements follow each other in C order."""
+        """Return whether the elements follow each other in C order."""
         expected = 1
         for size, stride in zip(reversed(self.shape), reversed(self.strides or ()), strict=False):
             if size != 1 and stride != expected:
@@ -71,45 +70,47 @@ class DeviceArray:
 
 
 def shape_of(array: Any) -> tuple[int, ...]:
-    """The sizes of an array on the host or a GPU; what has only ``__cuda_array_interface__`` need have no ``shape``."""
+    """Return the shape of an array on the host or a GPU; with ``__cuda_array_interface__`` it needs no attribute ``shape``."""
     if not hasattr(array, "shape") and hasattr(array, "__cuda_array_interface__"):
         return tuple(array.__cuda_array_interface__["shape"])
     return tuple(np.shape(array))
 
 
-def on_gpu(name: str, array: Any, dtype: np.dtype[Any], device: int, stream: int, cuda: CheckedCuda) -> Any:
-    """`array` as a `DeviceArray` that an engine can read in place; None when it is an array of the host.
+def on_gpu(
+    name: str, array: Any, dtype: np.dtype[Any], device: int, stream: int, cuda: CheckedCuda
+) -> DeviceArray | None:
+    """Return `array` as a `DeviceArray` that an engine can read in place; None if it is an array of the host.
 
     Args:
         name: the input's name, for messages.
         array: anything.
-        dtype: what the engine reads.
+        dtype: the type that the engine reads.
         device: the engine's GPU.
-        stream: the CUDA stream that will read it; a DLPack producer makes its own work precede.
-        cuda: the runtime, asked where a pointer lies.
+        stream: the CUDA stream that will read it; a DLPack producer makes its work precede.
+        cuda: the CUDA runtime.
 
     Raises:
-        DataError: it lies on another GPU or device, its type is not `dtype`, or it is not C-contiguous.
+        DataError: it is on another GPU or device, its type is not `dtype`, or it is not C-contiguous.
     """
-    found = _find(name, array, stream, cuda)
-    if found is None:
+    view = _view(name, array, stream, cuda)
+    if view is None:
         return None
-    if found.device != device:
-        raise DataError(f"{name} lies on GPU {found.device}, the engine on GPU {device}: copy it there first")
-    if found.dtype != dtype.name:
+    if view.device != device:
+        raise DataError(f"{name} lies on GPU {view.device}, the engine on GPU {device}: copy it there first")
+    if view.dtype != dtype.name:
         raise DataError(
-            f"{name} is {found.dtype} on the GPU; the engine reads it in place, as {dtype.name}: "
+            f"{name} is {view.dtype} on the GPU; the engine reads it in place, as {dtype.name}: "
             f"convert it first (torch: .to(torch.{dtype.name}), CuPy: .astype('{dtype.name}'))"
         )
-    if not found.contiguous:
+    if not view.contiguous:
         raise DataError(
-            f"{name} of shape {found.shape} is not contiguous on the GPU (strides {found.strides}); the engine reads it "
+            f"{name} of shape {view.shape} is not contiguous on the GPU (strides {view.strides}); the engine reads it "
             "in place: make it so first (torch: .contiguous(), CuPy: cupy.ascontiguousarray)"
         )
-    return found
+    return view
 
 
-def _find(name: str, array: Any, stream: int, cuda: CheckedCuda) -> DeviceArray | None:
+def _view(name: str, array: Any, stream: int, cuda: CheckedCuda) -> DeviceArray | None:
     if isinstance(array, np.ndarray):
         return None
     if hasattr(array, "__dlpack_device__"):
@@ -125,7 +126,7 @@ def _find(name: str, array: Any, stream: int, cuda: CheckedCuda) -> DeviceArray 
 
 
 def _from_dlpack(capsule: Any) -> DeviceArray:
-    """Read a DLPack capsule without consuming it: it gives the memory back when it is collected."""
+    """Read a DLPack capsule without consuming it: it frees the memory when it is collected."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(get_pointer(capsule, b"dltensor"))

@@ -1,4 +1,4 @@
-"""A plan deserialized once, whose execution contexts as many threads as wanted may run."""
+"""A plan that is deserialized once, with execution contexts for any number of threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from q8trt.engine.backend import Backend, one_line
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.runtime.tensorrt.cuda import CheckedCuda, text
-from q8trt.runtime.tensorrt.runtime_cache import RuntimeCache, cache_path
+from q8trt.runtime.tensorrt.runtime_cache import RuntimeCache, runtime_cache_path
 
 SPECIALIZATIONS = ("lazy", "eager", "none")
 
@@ -45,16 +45,16 @@ class TensorRTOptions:
 
 
 class SharedEngine:
-    """An `ICudaEngine` and those who use it: `retain` for one more, `release` for one less; the last one frees it.
+    """An `ICudaEngine` with a count of its users: `retain` adds one, `release` removes one; the last one frees it.
 
     Attributes:
-        backend: what runs it.
+        backend: the TensorRT package.
         cuda: the CUDA runtime.
         device: the index of the GPU, and `gpu` its name.
-        input_names: in the plan's order; `output_names` likewise, and `logits` the one that is the model's answer.
+        input_names: in the plan's order, as `output_names`, of which `logits` is the model's answer.
         dtypes: the NumPy type of each tensor.
         profiles: the optimization profiles.
-        captures: whether CUDA graphs are ours to capture; TensorRT-RTX does it by itself, for only it knows when the
+        captures: whether the runner captures CUDA graphs; TensorRT-RTX does it itself, because only it knows when the
             kernels of a shape are compiled ("Working with RTX CUDA Graphs" in its documentation).
     """
 
@@ -63,7 +63,7 @@ class SharedEngine:
     ) -> None:
         self.backend, self.cuda, self.device = backend, cuda, device
         self.captures = options.cuda_graph and not backend.is_rtx
-        #: What a batch's `Timing.cuda_graph` says where the graph is not ours.
+        #: `Timing.cuda_graph` of a batch without a captured graph.
         self.graph_state = None if options.cuda_graph and not self.captures else False
         self._lock, self._users = threading.Lock(), 1
         self._runtime: Any = None
@@ -79,7 +79,7 @@ class SharedEngine:
 
     def _open(self, path: Path, options: TensorRTOptions, host_code: bool) -> None:
         cuda, backend = self.cuda, self.backend
-        backend.check_driver()  # before cuda-python's less helpful word for the same
+        backend.check_driver()  # cuda-python's message is less helpful
         cuda.cudaSetDevice(self.device)
         self.gpu = text(cuda.cudaGetDeviceProperties(self.device).name)
         self._runtime = runtime = backend.runtime()
@@ -95,7 +95,7 @@ class SharedEngine:
         self._describe(path)
         if backend.is_rtx:
             self._configure(
-                options, cache_path(Path(options.runtime_cache or path.parent), plan, backend.version, self.gpu)
+                options, runtime_cache_path(Path(options.runtime_cache or path.parent), plan, backend.version, self.gpu)
             )
 
     def _describe(self, path: Path) -> None:
@@ -122,7 +122,7 @@ class SharedEngine:
         self.profiles = tuple(ShapeProfile(*map(tuple, each)) for each in shapes)
 
     def _configure(self, options: TensorRTOptions, path: Path) -> None:
-        """What only TensorRT-RTX has: kernels compiled at run time, their cache, and CUDA graphs of its own."""
+        """Set up what only TensorRT-RTX has: kernels compiled at run time, their cache, and CUDA graphs that it captures."""
         self._config = self._runtime_config(options.specialization, options.cuda_graph)
         self._cache = RuntimeCache(self._config, path)
 
@@ -136,10 +136,10 @@ class SharedEngine:
         return config
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What `function` of the library answers; null and False are how it says no.
+        """Return the result of `function` of the library, which is null or False if it refuses.
 
         Raises:
-            BackendError: it said no, or raised; the line that it logged last is quoted.
+            BackendError: it refused or raised; the message quotes the line that it logged last.
         """
         try:
             answer = function(*arguments)
@@ -149,32 +149,32 @@ class SharedEngine:
             ) from error
         if answer is None or answer is False:
             reason = self.backend.last_error()
-            self.backend.forget_errors()  # it has been said; a later refusal must not quote it
+            self.backend.forget_errors()  # a later refusal must not quote it
             raise BackendError(f"{self.backend.title}: {function.__name__} was refused: {reason}")
         return answer
 
     def new_context(self, profiler: Any = None) -> Any:
-        """An execution context; several threads may ask. Its memory is that of the profile it is switched to.
+        """Create an execution context, from any thread. Its memory is that of the profile it is switched to.
 
         Args:
             profiler: a `trt.IProfiler` that each batch reports its layers to; such a context launches no CUDA graph.
         """
         with self._lock:
-            how = self._config
-            if how is None:
-                how = self.backend.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
+            config = self._config
+            if config is None:
+                config = self.backend.module.ExecutionContextAllocationStrategy.ON_PROFILE_CHANGE
             elif profiler is not None:
-                how = self._runtime_config("eager", cuda_graph=False)
+                config = self._runtime_config("eager", cuda_graph=False)
                 if self._cache is not None:
-                    self._cache.share(how)
-            context = self.ask(self._engine.create_execution_context, how)
+                    self._cache.share(config)
+            context = self.ask(self._engine.create_execution_context, config)
         if profiler is not None:
             context.profiler = profiler
             context.enqueue_emits_profile = True
         return context
 
     def save_runtime_cache(self) -> None:
-        """Keep what was compiled so far; nothing on TensorRT, which compiles nothing at run time."""
+        """Save what was compiled so far; TensorRT compiles nothing at run time."""
         with self._lock:
             if self._cache is not None:
                 self._cache.save()
@@ -185,13 +185,13 @@ class SharedEngine:
         return "none" if self._cache is None else self._cache.state
 
     def retain(self) -> SharedEngine:
-        """This engine, with one more user."""
+        """Return this engine, with one more user."""
         with self._lock:
             self._users += 1
         return self
 
     def release(self) -> None:
-        """One user less; after the last one, whose contexts are gone, the engine's memory goes back."""
+        """Remove a user; after the last one, whose contexts are gone, free the engine."""
         with self._lock:
             self._users -= 1
             if self._users:
@@ -199,14 +199,14 @@ class SharedEngine:
         try:
             self.save_runtime_cache()
         finally:
-            # each holds on to those after it
+            # each refers to those after it
             self._config = self._cache = None
             self._engine = None
             self._runtime = None
 
 
 def layer_profiler(trt: Any) -> Any:
-    """A `trt.IProfiler` whose `reports` are layer -> ms, batch after batch, in the order in which layers first ran."""
+    """Return a `trt.IProfiler` whose `reports` are layer -> ms, batch after batch, in the order in which layers first ran."""
     base: Any = trt.IProfiler
 
     class LayerProfiler(base):

@@ -1,8 +1,8 @@
-"""A plan on TensorRT or TensorRT-RTX, with CUDA called through cuda-python: no torch is needed to serve an engine.
+"""Run a plan on TensorRT or TensorRT-RTX, with CUDA called through cuda-python: serving an engine needs no torch.
 
-The plan is deserialized once (`tensorrt_engine`); each optimization profile has a context, a stream, buffers and a CUDA
-graph (`tensorrt_bucket`). The life of one batch: pinned host memory -> device buffers -> `execute_async_v3` or the graph
--> pinned host memory -> logits, all on the profile's stream. Arrays that lie on the GPU are read where they are.
+The plan is deserialized once (`engine`); each optimization profile has a context, a stream, buffers and a CUDA graph
+(`bucket`). A batch goes pinned host memory -> device buffers -> `execute_async_v3` or the graph -> pinned host memory ->
+logits, all on the profile's stream. Arrays on the GPU are read in place.
 
 A runner belongs to one thread at a time. For more threads over the same engine, each takes a `fork`::
 
@@ -25,31 +25,31 @@ from q8trt.engine.backend import find_backend
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.base import LayerTime, Runner, Timing, common_shape
-from q8trt.runtime.layer_times import typical
+from q8trt.runtime.base import Runner, Timing, common_shape
 from q8trt.runtime.tensorrt.bucket import Bucket
 from q8trt.runtime.tensorrt.cuda import attempt, cuda_runtime
 from q8trt.runtime.tensorrt.declaration import TENSORRT, TENSORRT_RTX
 from q8trt.runtime.tensorrt.device_arrays import DeviceArray, on_gpu, shape_of
 from q8trt.runtime.tensorrt.engine import SharedEngine, TensorRTOptions, layer_profiler
+from q8trt.runtime.timing.layers import LayerTime, median_times
 
 _RUNTIMES = {runtime.name: runtime for runtime in (TENSORRT, TENSORRT_RTX)}
 
 
 class TensorRTRunner(Runner):
-    """Runs a serialized plan. All memory that batches need is taken here, none while they run.
+    """A runner of a serialized plan. It takes all memory of batches when it opens, none while they run.
 
     Args:
         plan_path: the plan.
         precision: of the plan, or its name; for reports.
-        backend: "tensorrt" or "tensorrt_rtx": the one that built the plan; default as `find_backend`.
+        backend: the name of the package that built the plan; default as `find_backend`.
         device: index of the CUDA device.
         options: CUDA graphs, and what TensorRT-RTX compiles at run time.
-        host_code: let the plan bring code for the host, as a version-compatible plan does (its own lean runtime). Such a
-            plan is a program: load it only where you trust its maker.
+        host_code: let the plan bring code for the host, as a version-compatible plan does (its lean runtime). Such a plan
+            is a program: load it only if you trust its maker.
 
     Attributes:
-        profiles: the plan's optimization profiles; each batch runs in the tightest that takes it.
+        profiles: the plan's optimization profiles; a batch runs in the tightest that takes it.
 
     Raises:
         ConfigError: the backend is unknown.
@@ -69,9 +69,9 @@ class TensorRTRunner(Runner):
         path = Path(plan_path)
         if not path.is_file():
             raise EngineError(f"{path} does not exist; build the engine first")
-        found = find_backend(backend)
+        package = find_backend(backend)
         options = options or TensorRTOptions()
-        engine = SharedEngine(path, found, cuda_runtime(found.name), device, options, host_code)
+        engine = SharedEngine(path, package, cuda_runtime(package.name), device, options, host_code)
         self._start(engine, Precision(precision))
 
     def _start(self, engine: SharedEngine, precision: Precision) -> None:
@@ -89,9 +89,9 @@ class TensorRTRunner(Runner):
             raise
 
     def fork(self) -> TensorRTRunner:
-        """A runner for another thread: its own contexts, streams, buffers and graphs over the same engine.
+        """Return a runner for another thread: other contexts, streams, buffers and graphs over the same engine.
 
-        The engine's memory goes back when the last of them is closed, in whatever order.
+        Closing the last of them, in any order, frees the engine.
 
         Raises:
             BackendError: this runner is closed, or memory is short.
@@ -104,24 +104,24 @@ class TensorRTRunner(Runner):
             return fork
 
     def infer(self, arrays: Mapping[str, Any]) -> np.ndarray:
-        """See `Runner.infer`. An input may also be an array on this GPU that speaks DLPack or `__cuda_array_interface__`.
+        """See `Runner.infer`. An input may also be an array on this GPU with DLPack or `__cuda_array_interface__`.
 
         Such an array is read in place, so it must be of the plan's type (int32) and C-contiguous.
 
         Raises:
-            DataError: also when the shape lies outside the plan's profiles, or an array on the GPU cannot be read there.
-            BackendError: also when another thread is using this runner.
+            DataError: also if the shape is outside the plan's profiles, or an array on the GPU cannot be read there.
+            BackendError: also if another thread is using this runner.
         """
         return self._infer(arrays, None)[0]
 
     def infer_timed(self, arrays: Mapping[str, Any]) -> Timing:
-        """See `q8trt.runtime.base.TimedRunner`: CUDA events around the copies and the kernels. Raises as `infer`."""
+        """See `TimedRunner`: CUDA events around the copies and the kernels. Raises as `infer`."""
         timing = self._infer(arrays, time.perf_counter())[1]
         assert timing is not None
         return timing
 
     def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
-        """See `q8trt.runtime.base.ProfiledRunner`: by `trt.IProfiler`, in a context of its own and without CUDA graphs."""
+        """See `ProfiledRunner`: by `trt.IProfiler`, in another context and without CUDA graphs."""
         with self._held():
             shape, index = self._shape_and_profile(arrays)
             profiler = layer_profiler(self._engine.backend.module)
@@ -131,7 +131,7 @@ class TensorRTRunner(Runner):
                     bucket.run(self._batch(arrays, bucket), shape, None)
             finally:
                 bucket.close()
-            return typical(profiler.reports, 1 + iterations, f"{self._engine.backend.title}'s profiler")
+            return median_times(profiler.reports, 1 + iterations, f"{self._engine.backend.title}'s profiler")
 
     def _infer(self, arrays: Mapping[str, Any], started: float | None) -> tuple[np.ndarray, Timing | None]:
         with self._held():
@@ -141,7 +141,7 @@ class TensorRTRunner(Runner):
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """This runner for this thread alone, its device made the thread's."""
+        """Reserve this runner for this thread, and make its device the thread's."""
         if not self._busy.acquire(blocking=False):
             raise BackendError("this runner is busy in another thread; give each thread its own: runner.fork()")
         try:
@@ -152,7 +152,7 @@ class TensorRTRunner(Runner):
             self._busy.release()
 
     def _shape_and_profile(self, arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
-        """The (batch, sequence) of a batch, and the index of the profile that takes it."""
+        """Return the (batch, sequence) of a batch, and the index of the profile that takes it."""
         shape = common_shape({name: shape_of(each) for name, each in self.needed(arrays).items()})
         index = covering(self.profiles, shape)
         if index is None:
@@ -165,9 +165,9 @@ class TensorRTRunner(Runner):
 
     def _input(self, name: str, array: Any, bucket: Bucket) -> np.ndarray | DeviceArray:
         engine = self._engine
-        found = on_gpu(name, array, engine.dtypes[name], engine.device, int(bucket.stream), engine.cuda)
-        if isinstance(found, DeviceArray):
-            return found
+        on_device = on_gpu(name, array, engine.dtypes[name], engine.device, int(bucket.stream), engine.cuda)
+        if on_device is not None:
+            return on_device
         host = np.asarray(array)
         if host.dtype.kind not in "iub":
             raise DataError(f"{name} is {host.dtype}; the engine takes integers")
@@ -178,16 +178,16 @@ class TensorRTRunner(Runner):
             raise BackendError(f"this {self._engine.backend.title} runner is closed")
 
     def save_runtime_cache(self) -> None:
-        """Keep what TensorRT-RTX compiled so far, as `close` does: for services that are ended rather than closed."""
+        """Save what TensorRT-RTX compiled so far, as `close` does, for services that are killed rather than closed."""
         self._engine.save_runtime_cache()
 
     @property
     def runtime_cache_state(self) -> str:
-        """ "none" (TensorRT has no such cache), "new", or "loaded" where this start needed not compile all again."""
+        """ "none" (TensorRT has no such cache), "new", or "loaded" if this start did not compile everything again."""
         return self._engine.runtime_cache_state
 
     def close(self) -> None:
-        """Free memory, streams, graphs and contexts, and the engine where no fork uses it; waits for a batch under way."""
+        """Free memory, streams, graphs and contexts, and the engine if no fork uses it; wait for a batch under way."""
         with self._busy:
             if self._closed:
                 return

@@ -1,7 +1,7 @@
-"""What TensorRT-RTX compiles at run time, kept between starts.
+"""The kernels that TensorRT-RTX compiles at run time, saved between starts.
 
 A plan of TensorRT-RTX holds no machine code of a GPU: kernels are compiled when they are first needed. Those of one plan,
-version and GPU lie in one file; the library refuses a file of another environment itself. See "Working with Runtime
+version and GPU are in one file; the library refuses a file of another environment. See "Working with Runtime
 Cache" in TensorRT-RTX's documentation.
 """
 
@@ -18,8 +18,8 @@ from q8trt import files
 _log = logging.getLogger(__name__)
 
 
-def cache_path(folder: Path, plan: bytes, version: str, gpu: str) -> Path:
-    """The file for a plan, a version of the library and a GPU: ``.runtime-<hash>-<version>-<gpu>.cache`` in `folder`.
+def runtime_cache_path(folder: Path, plan: bytes, version: str, gpu: str) -> Path:
+    """Return the file for a plan, a version of the library and a GPU: ``.runtime-<hash>-<version>-<gpu>.cache`` in `folder`.
 
     Hidden, so that beside a plan it is no file of the engine folder's manifest.
     """
@@ -32,11 +32,11 @@ class RuntimeCache:
 
     Attributes:
         path: the file.
-        state: "new", or "loaded" where the library took what the file held.
+        state: "new", or "loaded" if the library took the file's content.
     """
 
     def __init__(self, runtime_config: Any, path: Path) -> None:
-        """Put a cache in use by the `trt.IRuntimeConfig`, filled from `path` where that is usable."""
+        """Set the cache of a `trt.IRuntimeConfig`, filled from `path` if that is usable."""
         self.path, self.state = path, "new"
         self._cache = runtime_config.create_runtime_cache()
         self._saved = _read(path)
@@ -47,17 +47,17 @@ class RuntimeCache:
         self.share(runtime_config)
 
     def share(self, runtime_config: Any) -> None:
-        """Put the cache in use by one more `trt.IRuntimeConfig`."""
+        """Set the cache of one more `trt.IRuntimeConfig`."""
         if not runtime_config.set_runtime_cache(self._cache):
             _log.warning("runtime cache %s was refused; kernels are compiled again at every start", self.path)
 
     def save(self) -> None:
-        """Write what was compiled since the last time; a folder that cannot be written is a warning, not an error.
+        """Write the file if anything was compiled since the last time; a folder that cannot be written is a warning.
 
-        The file is replaced whole. Of two processes that save at once, the later one's stays.
+        The file is replaced whole. Of two processes that save at once, the later one wins.
         """
-        held = self._cache.serialize()
-        data = b"" if held is None else bytes(memoryview(held))
+        serialized = self._cache.serialize()
+        data = b"" if serialized is None else bytes(memoryview(serialized))
         if not data or data == self._saved:
             return
         try:

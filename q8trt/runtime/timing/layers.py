@@ -1,20 +1,47 @@
-"""What single layers of an engine take, by the backend's own profiler: where the time of a batch goes."""
+"""The times of an engine's single layers, by the profiler of its runtime."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol, runtime_checkable
 
 from q8trt.errors import BackendError
-from q8trt.runtime.base import LayerTime, ProfiledRunner, Runner
-from q8trt.runtime.timing.config import Shape
-from q8trt.runtime.timing.timing import Inputs
+from q8trt.runtime.base import Runner
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """The time of one layer in a batch.
+
+    Attributes:
+        name: the runtime's name of it; a fused layer has one of its own.
+        ms: the median over the batches profiled; layers of one name are added up.
+    """
+
+    name: str
+    ms: float
+
+
+@runtime_checkable
+class ProfiledRunner(Protocol):
+    """A runner whose runtime has a layer profiler."""
+
+    def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
+        """Run one batch `iterations` times, after one that does not count; return the layers in the order they ran in.
+
+        A profiled batch takes longer than `Runner.infer`: the times are shares and no latency.
+
+        Raises:
+            DataError, BackendError: as `Runner.infer`; BackendError also if the runtime reports no layer.
+        """
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """One engine's layers at one shape.
+    """The layers of one engine at one shape.
 
     Attributes:
         batch: rows, of `sequence` tokens each.
@@ -29,37 +56,61 @@ class LayerTimes:
 
     @property
     def total_ms(self) -> float:
-        """All layers together; more than the latency, for the profiler takes its time too."""
+        """All layers together; more than the latency, because the profiler takes its time, too."""
         return sum(layer.ms for layer in self.layers)
 
 
 def measure_layers(
-    runners: Sequence[Runner], shape: Shape, make_inputs: Callable[[int, int], Inputs], iterations: int = 10
+    runners: Sequence[Runner],
+    shape: tuple[int, int],
+    make_inputs: Callable[[int, int], Mapping[str, Any]],
+    iterations: int = 10,
 ) -> list[LayerTimes | str]:
     """Profile each of `runners` at one (batch, sequence).
 
     Returns:
-        for each runner its layers, or why there are none: a backend's profiler that fails costs its own figures alone.
+        for each runner its layers, or why there are none: a profiler that fails costs its own figures alone.
     """
-    found: list[LayerTimes | str] = []
-    for runner in runners:
-        if not isinstance(runner, ProfiledRunner):
-            found.append(f"{runner.backend} has no layer profiler")
-            continue
-        try:
-            layers = runner.layer_times(make_inputs(*shape), iterations)
-        except BackendError as error:
-            found.append(str(error))
-        else:
-            found.append(LayerTimes(*shape, iterations, tuple(layers)))
-    return found
+    return [_measure(runner, shape, make_inputs, iterations) for runner in runners]
+
+
+def _measure(
+    runner: Runner, shape: tuple[int, int], make_inputs: Callable[[int, int], Mapping[str, Any]], iterations: int
+) -> LayerTimes | str:
+    if not isinstance(runner, ProfiledRunner):
+        return f"{runner.backend} has no layer profiler"
+    try:
+        return LayerTimes(*shape, iterations, tuple(runner.layer_times(make_inputs(*shape), iterations)))
+    except BackendError as error:
+        return str(error)
+
+
+def median_times(reports: Mapping[str, Sequence[float]], batches: int, profiler: str) -> list[LayerTime]:
+    """Return the median time of each layer over the batches after the first one, during which memory is taken.
+
+    Args:
+        reports: layer -> its times in ms, batch after batch; each batch has as many as layers have the name.
+        batches: the number of batches, 2 or more.
+        profiler: its name, for the message.
+
+    Raises:
+        BackendError: no layer was reported.
+    """
+    if not reports:
+        raise BackendError(f"{profiler} reported no layer")
+    layers = []
+    for name, times in reports.items():
+        count = max(1, len(times) // batches)  # layers of that name
+        sums = [sum(times[start : start + count]) for start in range(0, len(times), count)]
+        layers.append(LayerTime(name, median(sums[1:] or sums)))
+    return layers
 
 
 def by_kind(times: LayerTimes) -> list[tuple[str, float, int]]:
-    """Layers that differ in a number of their name alone, as those of the encoder's layers do, added up.
+    """Add up layers whose names differ in a number alone, as those of the encoder's layers do.
 
     Returns:
-        (name with ``*`` for the number, ms, how many), the longest first.
+        (name with ``*`` in place of the number, ms, number of layers), the longest first.
     """
     sums: dict[str, tuple[float, int]] = {}
     for layer in times.layers:
