@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from report_fixtures import FP32, INT8, TRT, make_report
 
 from q8trt.errors import ConfigError
 from q8trt.reporting import Gate, Report, report_dict
+from q8trt.tasks.metrics import METRICS
 
 
 @pytest.fixture
@@ -30,6 +32,14 @@ def test_gate(report: Report) -> None:
     ]
     assert len(Gate(0.99, 1.5).failures(worse)) == 2
     assert bool(Gate()) is False
+
+
+def test_an_error_loses_where_it_grows(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast(Any, METRICS), "pearson", replace(METRICS["pearson"], higher_is_better=False))
+    (failure,) = Gate(max_drop=0.5).failures(report)
+    assert "loses 0.63 points of pearson against the FP32 engine (87.39 of 86.76)" in failure
+    worse = replace(report, rows=[FP32, replace(INT8, metrics={"pearson": 0.8576})])
+    assert Gate(max_drop=0.0).failures(worse) == []
 
 
 def test_gate_without_fp32_here_takes_torchs(report: Report) -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from q8trt.errors import ConfigError
-from q8trt.quantization.calibrators import EMA_DECAY, EmaCalibrator, WeightMseCalibrator, new_calibrator
+from q8trt.quantization.calibration import calibrate
+from q8trt.quantization.calibrators import (
+    CALIBRATORS,
+    EMA_DECAY,
+    EmaCalibrator,
+    MaxCalibrator,
+    Method,
+    WeightMseCalibrator,
+)
 from q8trt.quantization.histogram import BINS
+from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.libraries import MODELOPT
-from q8trt.quantization.recipe import ACTIVATION_CALIBRATORS, QuantizerSpec
+from q8trt.quantization.recipe import QuantizerSpec, Recipe
 
 HISTOGRAMS = ("percentile", "entropy", "mse", "search")
-COLLECTING = tuple(name for name in ACTIVATION_CALIBRATORS if name != "fixed")
+COLLECTING = tuple(name for name in CALIBRATORS if name != "fixed")
 
 
 def batches(count: int, seed: int = 0) -> list[torch.Tensor]:
@@ -25,7 +35,7 @@ def batches(count: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def amax_of(tensors: list[torch.Tensor], **spec: Any) -> torch.Tensor:
-    calibrator = new_calibrator(QuantizerSpec(**spec))
+    calibrator = MODELOPT.new_calibrator(QuantizerSpec(**spec))
     for tensor in tensors:
         calibrator.collect(tensor)
     amax = calibrator.compute_amax()
@@ -91,7 +101,7 @@ def test_how_far_one_outlier_of_32000_is_clipped(calibrator: str, bound: float) 
 
 @pytest.mark.parametrize("calibrator", COLLECTING)
 def test_nothing_collected_is_none(calibrator: str) -> None:
-    assert new_calibrator(QuantizerSpec(calibrator=calibrator)).compute_amax() is None
+    assert MODELOPT.new_calibrator(QuantizerSpec(calibrator=calibrator)).compute_amax() is None
 
 
 @pytest.mark.parametrize("calibrator", COLLECTING)
@@ -101,7 +111,7 @@ def test_only_zeros_is_zero(calibrator: str) -> None:
 
 @pytest.mark.parametrize("calibrator", HISTOGRAMS)
 def test_memory_does_not_grow(calibrator: str) -> None:
-    made: Any = new_calibrator(QuantizerSpec(calibrator=calibrator))
+    made: Any = MODELOPT.new_calibrator(QuantizerSpec(calibrator=calibrator))
     sizes = []
     for batch in batches(50):
         made.collect(batch * 1.3 ** len(sizes))
@@ -184,12 +194,27 @@ def test_eight_bit_tensors_have_the_same_answer_by_histogram_and_by_search() -> 
     assert amax_of([values], calibrator="mse") == pytest.approx(float(calibrator.compute_amax()), rel=0.03)
 
 
-def test_library_calibrators_are_these() -> None:
-    for calibrator in COLLECTING:
-        spec = QuantizerSpec(calibrator=calibrator)
-        assert type(MODELOPT.new_calibrator(spec)) is type(new_calibrator(spec))
+class _HalfCalibrator(MaxCalibrator):
+    def compute_amax(self) -> Any:
+        amax: Any = super().compute_amax()
+        return amax / 2
+
+
+def test_a_recipe_can_name_whatever_is_registered(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]
+) -> None:
+    ranges = {}
+    for name in ("max", "half"):
+        monkeypatch.setitem(
+            cast(Any, CALIBRATORS), "half", Method(lambda num_bits, axis, percentile: _HalfCalibrator(axis))
+        )
+        recipe = Recipe.from_dict({"name": "r", "sites": {"gelu_out": {"calibrator": name}}})
+        model = tiny_model()
+        insert_quantizers(model, recipe)
+        ranges[name] = calibrate(model, recipe, [tiny_batch()]).amax
+    assert ranges["half"] == {key: amax / 2 for key, amax in ranges["max"].items()}
 
 
 def test_a_fixed_range_is_not_calibrated() -> None:
     with pytest.raises(ConfigError, match=r"^no calibrator 'fixed': a fixed range is taken as the recipe gives it$"):
-        new_calibrator(replace(QuantizerSpec(), calibrator="fixed", amax=1.0))
+        MODELOPT.new_calibrator(replace(QuantizerSpec(), calibrator="fixed", amax=1.0))

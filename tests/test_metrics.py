@@ -1,4 +1,5 @@
 import warnings
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import sklearn.metrics
 
 from q8trt.errors import DataError
 from q8trt.tasks.glue import custom_task, get_task
-from q8trt.tasks.metrics import compute, compute_from_logits
+from q8trt.tasks.metrics import METRICS, Metric, compute, compute_from_logits, direction
 
 RNG = np.random.default_rng(3)
 
@@ -112,3 +113,8 @@ def test_probabilities_are_not_taken_for_label_ids():
 def test_custom_task_of_three_classes():
     task = custom_task("topics", ["a", "b", "c"], is_pair=False)
     assert compute(task, [0, 1, 2, 2], [0, 1, 2, 0]) == {"accuracy": 0.75}
+
+
+def test_direction_of_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast(Any, METRICS), "rmse", Metric(lambda a, b: 0.0, higher_is_better=False))
+    assert [direction(name) for name in ("pearson", "rmse", "of a later version")] == [1, -1, 1]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from q8trt.quantization.recipe import QatSpec, load_recipe
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, load_dev, load_train, tokenize
 from q8trt.tasks.glue import get_task
+from q8trt.tasks.metrics import METRICS
 from q8trt.training import stage as training
 from q8trt.training.callbacks import StepTimer
 from q8trt.training.distillation import Distillation
@@ -365,9 +366,13 @@ def test_bf16_with_learned_ranges_and_a_teacher(qat: Any, tiny_model: Callable[.
     assert sum(not torch.equal(before[name], after[name]) for name in after) > 30
 
 
-def test_best_evaluation_between_checkpoints_is_kept(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("higher_is_better", "values"), [(True, (0.1, 0.5, 0.9, 0.2)), (False, (0.8, 0.5, 0.1, 0.7))])
+def test_best_evaluation_between_checkpoints_is_kept(
+    higher_is_better: bool, values: tuple[float, ...], stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Evaluated every step and saved every fourth: the best of all is what the model ends with."""
-    scores = iter([0.1, 0.5, 0.9, 0.2])
+    monkeypatch.setitem(cast(Any, METRICS), "pearson", replace(METRICS["pearson"], higher_is_better=higher_is_better))
+    scores = iter(values)
     states: list[dict[str, torch.Tensor]] = []
 
     def compute(*_: Any) -> dict[str, float]:
@@ -376,7 +381,7 @@ def test_best_evaluation_between_checkpoints_is_kept(stage: Stage, monkeypatch: 
 
     monkeypatch.setattr(training, "compute_from_logits", compute)
     result = train_stage(stage, STS_B, _Tokenizer, replace(QUICK, eval_steps=1))
-    assert result.best_metric == 0.9
+    assert result.best_metric == values[2]
     final = stage.model.state_dict()
     assert [all(torch.equal(final[n], state[n]) for n in final) for state in states] == [False, False, True, False]
 

@@ -25,7 +25,7 @@ from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import predict
-from q8trt.tasks.metrics import compute_from_logits
+from q8trt.tasks.metrics import compute_from_logits, direction
 
 MIB = 2**20
 #: Answers of two threads, or of two runs, may differ by so much, absolute and relative: kernels may sum in another order.
@@ -205,7 +205,7 @@ class ModelCheck:
         metrics, expected = self._score(logits), self._score(self._expected["fp32"])
         self._metrics[precision] = metrics
         metric = self.subject.features.task.main_metric
-        drop = 100 * (expected[metric] - metrics[metric])
+        drop = 100 * direction(metric) * (expected[metric] - metrics[metric])
         sample = ", built-in sample, not GLUE" if self.subject.features.is_sample else ""
         figure = f"{metric} x100 {100 * metrics[metric]:.2f}, torch FP32 {100 * expected[metric]:.2f}{sample}"
         details = {"metrics": metrics, "torch_fp32": expected, "drop_points": drop}

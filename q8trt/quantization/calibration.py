@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from q8trt.errors import QuantizationError
-from q8trt.quantization.calibrators import HistogramCalibrator, new_calibrator
+from q8trt.quantization.calibrators import CALIBRATORS, Calibrator, HistogramCalibrator
 from q8trt.quantization.insertion import model_quantizers, set_quantization
-from q8trt.quantization.libraries import MODELOPT, Calibrator, Library
+from q8trt.quantization.libraries import MODELOPT, Library
 from q8trt.quantization.observation import Batch, check_finite, observe
 from q8trt.quantization.percentile_search import RowSample, search_percentiles
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
@@ -84,9 +84,9 @@ def _calibrators(specs: Mapping[str, QuantizerSpec], library: Library) -> dict[s
     """A fresh calibrator for each site whose range is not fixed."""
     return {
         # The search reads q8trt's histogram, whatever calibrators the library has.
-        key: new_calibrator(spec) if spec.calibrator == "search" else library.new_calibrator(spec)
+        key: (MODELOPT if spec.calibrator == "search" else library).new_calibrator(spec)
         for key, spec in specs.items()
-        if spec.calibrator != "fixed"
+        if CALIBRATORS[spec.calibrator].new is not None
     }
 
 

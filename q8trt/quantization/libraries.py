@@ -9,24 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from q8trt.errors import ConfigError, nearest
+from q8trt.quantization.calibrators import CALIBRATORS, Calibrator
 
 if TYPE_CHECKING:
-    import torch
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     from q8trt.quantization.recipe import QuantizerSpec
 
 LIBRARIES = ("modelopt", "pytorch-quantization")
-
-
-class Calibrator(Protocol):
-    """Sees tensors, says how large they are."""
-
-    def collect(self, tensor: torch.Tensor) -> None:
-        """Look at one batch of the tensor, any shape, floating point."""
-
-    def compute_amax(self) -> torch.Tensor | None:
-        """The range, float32: of one element, or one per index of the axis; None where nothing was collected."""
 
 
 class Library(Protocol):
@@ -79,10 +69,11 @@ class ModelOpt:
         return TensorQuantizer(attributes)
 
     def new_calibrator(self, spec: QuantizerSpec) -> Calibrator:
-        """One of `q8trt.quantization.calibrators`."""
-        from q8trt.quantization.calibrators import new_calibrator
-
-        return new_calibrator(spec)
+        """Return one of `q8trt.quantization.calibrators`."""
+        new = CALIBRATORS[spec.calibrator].new
+        if new is None:
+            raise ConfigError(f"no calibrator {spec.calibrator!r}: a fixed range is taken as the recipe gives it")
+        return new(spec.num_bits, spec.axis, spec.percentile)
 
 
 MODELOPT = ModelOpt()

@@ -15,11 +15,9 @@ from typing import Any
 
 from q8trt.errors import ConfigError, nearest
 from q8trt.files import Limits, MalformedError, parse_yaml, read_limited
+from q8trt.quantization.calibrators import CALIBRATORS
 from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, SITE_KINDS, Site
 
-ACTIVATION_CALIBRATORS = ("max", "percentile", "entropy", "mse", "ema", "search", "fixed")
-WEIGHT_CALIBRATORS = ("max", "mse")
-CALIBRATORS = ACTIVATION_CALIBRATORS
 RANGES = ("frozen", "ema", "lsq", "pact")
 #: A recipe of every site of every layer of BERT-large is below a fifth of these.
 _LIMITS = Limits(size=2**18, depth=16, values=50_000)
@@ -39,9 +37,7 @@ class QuantizerSpec:
     Attributes:
         num_bits: width of the integers; 8 for activations, 8, 4 or 2 for weights and embeddings.
         axis: None for one scale per tensor, 0 for one per output channel of a weight or row of a table.
-        calibrator: "max" (largest magnitude seen), "percentile" (of a histogram of magnitudes), "search" (the percentile
-            that changes the model's logits least, site by site), "entropy" (least KL divergence), "mse" (least squared
-            error), "ema" (moving average of the batches' largest magnitudes), "fixed" (`amax`); weights: "max" or "mse".
+        calibrator: a name of `q8trt.quantization.calibrators.CALIBRATORS`.
         percentile: share of magnitudes kept inside the range, in percent; read by the "percentile" calibrator only.
         amax: the range, for the "fixed" calibrator only.
         enabled: False leaves the site in floating point.
@@ -61,7 +57,7 @@ class QuantizerSpec:
             raise ConfigError(f"num_bits must be 8, 4 or 2, got {self.num_bits!r}")
         if self.axis is not None and (self.axis != 0 or type(self.axis) is not int):
             raise ConfigError(f"axis must be null (per tensor) or 0 (per output channel), got {self.axis!r}")
-        if self.calibrator not in CALIBRATORS:
+        if not isinstance(self.calibrator, str) or self.calibrator not in CALIBRATORS:
             raise ConfigError(
                 f"unknown calibrator {self.calibrator!r}{nearest(str(self.calibrator), CALIBRATORS)}; "
                 f"known: {', '.join(CALIBRATORS)}"
@@ -160,8 +156,9 @@ class Recipe:
             raise ConfigError(
                 f"{where}: activations have 8 bits, got num_bits: {spec.num_bits}; TensorRT has no others"
             )
-        if kind != ACTIVATION and spec.calibrator not in WEIGHT_CALIBRATORS:
-            raise ConfigError(f"{where}: weights are calibrated by 'max' or 'mse', got {spec.calibrator!r}")
+        if kind != ACTIVATION and not CALIBRATORS[spec.calibrator].for_weights:
+            names = " or ".join(repr(name) for name, method in CALIBRATORS.items() if method.for_weights)
+            raise ConfigError(f"{where}: weights are calibrated by {names}, got {spec.calibrator!r}")
         if spec.layers is not None and (_LAYER_KEY.fullmatch(key) or key in OUTSIDE_LAYERS):
             raise ConfigError(f"{where}: 'layers' is for sites that every layer has")
 

@@ -9,6 +9,7 @@ from q8trt.console.options import option
 from q8trt.errors import ConfigError
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.benchmark import Report, Row
+from q8trt.tasks.metrics import direction
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _dropped(report: Report, row: Row, max_drop: float) -> list[str]:
     where = f"{row.name} on {row.place}"
     if score is None or reference is None:
         return [f"{where}: drop of {report.main_metric} unknown, for want of {'a score' if score is None else 'FP32'}"]
-    drop = reference[0] - score
+    drop = direction(report.main_metric) * (reference[0] - score)
     if drop <= max_drop + 1e-9:  # 86.76 - 85.76 is a hair above 1
         return []
     return [

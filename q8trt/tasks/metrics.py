@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -59,16 +60,43 @@ def _correlation(name: str) -> Callable[[Array, Array], float]:
 
 _pearson, _spearman = _correlation("pearson"), _correlation("spearman")
 
-_METRICS: Mapping[str, Callable[[Array, Array], float]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews": _correlation("matthews"),
-    "pearson": _pearson,
-    "spearman": _spearman,
-    "corr": lambda predictions, references: (
-        (_pearson(predictions, references) + _spearman(predictions, references)) / 2
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a task.
+
+    Attributes:
+        compute: (predictions, references), both (N,), N > 0 -> the value: label ids, or scores for regression.
+        higher_is_better: False for an error.
+        is_correlation: 0 for every model where all references are the same.
+    """
+
+    compute: Callable[[Array, Array], float]
+    higher_is_better: bool = True
+    is_correlation: bool = False
+
+
+#: Name -> metric. A new metric is an entry here, and a name in the table of tasks.
+METRICS: Mapping[str, Metric] = {
+    "accuracy": Metric(_accuracy),
+    "f1": Metric(_f1),
+    "matthews": Metric(_correlation("matthews"), is_correlation=True),
+    "pearson": Metric(_pearson, is_correlation=True),
+    "spearman": Metric(_spearman, is_correlation=True),
+    "corr": Metric(
+        lambda predictions, references: (_pearson(predictions, references) + _spearman(predictions, references)) / 2,
+        is_correlation=True,
     ),
 }
+
+
+def direction(metric: str) -> int:
+    """Return 1 for a metric whose higher values are better, -1 for one whose lower ones are.
+
+    So ``direction(metric) * (reference - value)`` is what `value` loses. A metric that is not known, such as one of a later
+    version's report, counts as 1.
+    """
+    return -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
 
 
 def _finite(values: Array, what: str) -> None:
@@ -89,16 +117,18 @@ def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -
         DataError: no rows, shapes that differ or are not (N,), values that are not finite.
     """
     dtype = np.float64 if task.is_regression else np.int64
-    found, expected = np.asarray(predictions), np.asarray(references)
-    if found.ndim != 1 or found.shape != expected.shape or not len(found):
+    predicted, expected = np.asarray(predictions), np.asarray(references)
+    if predicted.ndim != 1 or predicted.shape != expected.shape or not len(predicted):
         raise DataError(
-            f"{task.name}: predictions {found.shape} and references {expected.shape} must both be (N,), N > 0"
+            f"{task.name}: predictions {predicted.shape} and references {expected.shape} must both be (N,), N > 0"
         )
-    _finite(found, "predictions")
+    _finite(predicted, "predictions")
     _finite(expected, "references")
-    if not task.is_regression and (np.any(found != found.astype(dtype)) or np.any(expected != expected.astype(dtype))):
+    if not task.is_regression and (
+        np.any(predicted != predicted.astype(dtype)) or np.any(expected != expected.astype(dtype))
+    ):
         raise DataError(f"{task.name}: predictions and references must be label ids, got fractions (logits?)")
-    return {name: _METRICS[name](found.astype(dtype), expected.astype(dtype)) for name in task.metrics}
+    return {name: METRICS[name].compute(predicted.astype(dtype), expected.astype(dtype)) for name in task.metrics}
 
 
 def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:

@@ -160,7 +160,8 @@ class KeepBest(transformers.TrainerCallback):
     ) -> None:
         """Save where the metric is the best so far."""
         value = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
-        if value is not None and (state.best_metric is None or value > state.best_metric):
+        best = state.best_metric
+        if value is not None and (best is None or (value > best if args.greater_is_better else value < best)):
             control.should_save = True
 
 

@@ -35,7 +35,7 @@ from q8trt.quantization.recipe import Recipe
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import Collator, Features
 from q8trt.tasks.glue import Task
-from q8trt.tasks.metrics import compute_from_logits
+from q8trt.tasks.metrics import METRICS, compute_from_logits
 from q8trt.training import checkpoints as trainer_checkpoints
 from q8trt.training.callbacks import DelayedQuantization, KeepBest, Progress, StepTimer, StopOnInterrupt
 from q8trt.training.distillation import PROJECTION, Distillation, Distiller, distilling
@@ -192,7 +192,7 @@ def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, 
         save_total_limit=config.save_total_limit,
         load_best_model_at_end=config.do_eval,
         metric_for_best_model=task.main_metric if config.do_eval else None,
-        greater_is_better=True if config.do_eval else None,
+        greater_is_better=METRICS[task.main_metric].higher_is_better if config.do_eval else None,
         logging_steps=config.logging_steps,
         fp16=config.fp16,
         bf16=config.bf16,

@@ -20,7 +20,7 @@ from q8trt.runs.config import FinetuneConfig
 from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import Features, bucketed_batches, restore_order
 from q8trt.tasks.glue import Task
-from q8trt.tasks.metrics import compute_from_logits
+from q8trt.tasks.metrics import compute_from_logits, direction
 from q8trt.training.finetuning import Inputs
 
 
@@ -124,7 +124,7 @@ class Probe:
             DataError: a logit is not finite.
         """
         logits = self.logits(on, on_progress)
-        drop = 100 * (self.float_score - self._score(logits))
+        drop = 100 * direction(self._task.main_metric) * (self.float_score - self._score(logits))
         difference = logits.astype(np.float64) - self.float_logits
         return Cost(float(np.mean(difference**2)), float(np.abs(difference).max()), drop)
 

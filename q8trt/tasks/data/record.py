@@ -13,11 +13,11 @@ from q8trt import files
 from q8trt.console.names import printable
 from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data.examples import Examples, Features
+from q8trt.tasks.metrics import METRICS
 
 log = logging.getLogger("q8trt")
 
 #: Metrics that are 0 for every model where all labels are the same.
-_CORRELATIONS = ("matthews", "pearson", "spearman", "corr")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _remark_on_labels(train: Examples | Features, split: str, dev: Examples | Fe
     if train.labels is None or dev.labels is None:
         return
     task = train.task
-    if len(dev.labels) > 1 and task.main_metric in _CORRELATIONS and bool(np.all(dev.labels == dev.labels[0])):
+    if len(dev.labels) > 1 and METRICS[task.main_metric].is_correlation and bool(np.all(dev.labels == dev.labels[0])):
         log.warning("all labels of %s are the same: %s is 0 for every model", split, task.main_metric)
     if task.main_metric == "f1" and not bool(np.any(dev.labels == 1)):
         log.warning("no row of %s has the label %s: f1 is 0 for every model", split, task.labels[1])
