@@ -70,7 +70,7 @@ class Pizza:
 
 @pytest.fixture
 def parser() -> Parser:
-    return Parser(Pizza, "pizza", "Bake.")
+    return Parser(Pizza, "pizza", "Bake.\n\nexample: pizza roma")
 
 
 def test_values_from_the_command_line(parser: Parser) -> None:

@@ -1,6 +1,10 @@
-"""`benchmark.py`, `q8trt benchmark`: newest engine -> accuracy on the development set, latency, throughput, report.
+"""Score and time the newest engine beside the other engines of its run; without a GPU, ONNX Runtime runs the same graphs
+on the CPU and every line says so. Exit code 1: --max_drop or --min_speedup is not met.
 
-Exit codes beside those of every command: 1 where --max_drop or --min_speedup is not met.
+example: python benchmark.py
+         python benchmark.py --engine runs/NAME/engine --batch_sizes 1,8,32 --seq_lengths 32,128
+         python benchmark.py --max_drop 1.0 --min_speedup 1.5           # exit code 1 where that is not met
+         python benchmark.py --compare runs/A/benchmark.json runs/B/benchmark.json
 """
 
 from __future__ import annotations
@@ -84,16 +88,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="benchmark.py",
-        description="Score and time the newest engine beside the other engines of its run; without a GPU, ONNX Runtime runs "
-        "the same graphs on the CPU and every line says so.",
-        epilog="example: python benchmark.py\n"
-        "         python benchmark.py --engine runs/NAME/engine --batch_sizes 1,8,32 --seq_lengths 32,128\n"
-        "         python benchmark.py --max_drop 1.0 --min_speedup 1.5           # exit code 1 where that is not met\n"
-        "         python benchmark.py --compare runs/A/benchmark.json runs/B/benchmark.json",
-    )
+    return Parser(Options, "benchmark.py", __doc__)
 
 
 def _compare(options: Options, reports: Sequence[str]) -> int:

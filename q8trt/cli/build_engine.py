@@ -1,4 +1,8 @@
-"""`build_engine.py`, `q8trt build-engine`: newest run -> ONNX with Q/DQ, TensorRT plan, manifest."""
+"""Export a run's checkpoint to ONNX and build its TensorRT engine -> <run>/engine/
+
+example: python build_engine.py --int8
+         python build_engine.py --int8 --fp16 --checkpoint runs/NAME
+"""
 
 from __future__ import annotations
 
@@ -73,12 +77,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="build_engine.py",
-        description="Export a run's checkpoint to ONNX and build its TensorRT engine -> <run>/engine/",
-        epilog="example: python build_engine.py --int8\n         python build_engine.py --int8 --fp16 --checkpoint runs/NAME",
-    )
+    return Parser(Options, "build_engine.py", __doc__)
 
 
 def _build(source: Source, precision: Precision, config: BuildConfig, options: Options, output_dir: str | None) -> Path:

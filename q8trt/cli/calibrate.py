@@ -1,6 +1,9 @@
-"""`calibrate.py`, `q8trt calibrate`: a fine-tuned FP32 checkpoint -> a post-training-quantized one.
+"""Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ) -> runs/<name>/. With --sensitivity, quantize each
+site alone to see what it costs; no run is made.
 
-With --sensitivity each site is quantized alone, to see what it costs, and no run is made.
+example: python calibrate.py                                  (the newest run's FP32 checkpoint)
+         python calibrate.py --model_name_or_path DIR --task STS-B
+         python calibrate.py --sensitivity --max_drop 1.0 --write_recipe mine.yaml
 """
 
 from __future__ import annotations
@@ -60,14 +63,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="calibrate.py",
-        description="Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ) -> runs/<name>/",
-        epilog="example: python calibrate.py                                  (the newest run's FP32 checkpoint)\n"
-        "         python calibrate.py --model_name_or_path DIR --task STS-B\n"
-        "         python calibrate.py --sensitivity --max_drop 1.0 --write_recipe mine.yaml",
-    )
+    return Parser(Options, "calibrate.py", __doc__)
 
 
 def read_config(options: Options) -> FinetuneConfig:

@@ -1,4 +1,4 @@
-"""`q8trt doctor`: report what this machine can do, and which steps will run."""
+"""Print what this machine can do, and which steps will run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(Options, prog="q8trt doctor", description="Print what this machine can do, and which steps will run.")
+    return Parser(Options, "q8trt doctor", __doc__)
 
 
 def run(argv: list[str]) -> int:

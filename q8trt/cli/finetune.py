@@ -1,4 +1,8 @@
-"""`finetune.py`, `q8trt finetune`: FP32 fine-tuning, calibration, QAT -> runs/<name>/."""
+"""Fine-tune BERT in FP32, calibrate it, and fine-tune it with quantizers in (QAT) -> runs/<name>/
+
+example: python finetune.py --task STS-B
+         python finetune.py --demo      (no hub, no GPU)
+"""
 
 from __future__ import annotations
 
@@ -58,12 +62,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="finetune.py",
-        description="Fine-tune BERT in FP32, calibrate it, and fine-tune it with quantizers in (QAT) -> runs/<name>/",
-        epilog="example: python finetune.py --task STS-B\n         python finetune.py --demo      (no hub, no GPU)",
-    )
+    return Parser(Options, "finetune.py", __doc__)
 
 
 def _unfinished(name: str, runs_dir: str) -> Run:

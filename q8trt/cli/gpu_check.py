@@ -1,6 +1,10 @@
-"""`q8trt gpu-check`: everything that only a GPU can show, into one JSON file and one page.
+"""On a machine with an NVIDIA GPU: build FP32, FP16 and INT8 engines of MiniLM, BERT-base and BERT-large, check their
+logits against torch and their score on the development set, time them with and without CUDA graph beside torch and ONNX
+Runtime, share one engine among threads, and load one again and again. Exit code 0: all passed; 1: a check failed; 2: no
+GPU, no backend or bad input.
 
-Exit codes beside those of every command: 1 where a check failed.
+example: q8trt gpu-check --quick
+         q8trt gpu-check --run runs/NAME --data_dir glue --backend tensorrt_rtx
 """
 
 from __future__ import annotations
@@ -46,16 +50,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="q8trt gpu-check",
-        description="On a machine with an NVIDIA GPU: build FP32, FP16 and INT8 engines of MiniLM, BERT-base and BERT-large, "
-        "check their logits against torch and their score on the development set, time them with and without CUDA graph "
-        "beside torch and ONNX Runtime, share one engine among threads, and load one again and again. Exit code 0: all "
-        "passed; 1: a check failed; 2: no GPU, no backend or bad input.",
-        epilog="example: q8trt gpu-check --quick\n"
-        "         q8trt gpu-check --run runs/NAME --data_dir glue --backend tensorrt_rtx",
-    )
+    return Parser(Options, "q8trt gpu-check", __doc__)
 
 
 def run(argv: list[str], bench: Any = None, config: Any = None) -> int:

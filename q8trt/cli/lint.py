@@ -1,4 +1,10 @@
-"""`q8trt lint`: forecast what TensorRT does with an ONNX graph, block by block, and what keeps it from doing better."""
+"""Explain, from the file alone, what TensorRT will do with an ONNX graph: which GEMMs, BMMs and residual Adds run in INT8,
+which attentions can be fused or why not, what stays in FP32. Also reads files that other tools wrote. Exit code 0: no
+finding at --level or worse; 1: there is one; 2: bad input.
+
+example: q8trt lint model.onnx --max_shapes 32x128
+         q8trt lint runs/NAME/engine --level error
+"""
 
 from __future__ import annotations
 
@@ -34,14 +40,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="q8trt lint",
-        description="Explain, from the file alone, what TensorRT will do with an ONNX graph: which GEMMs, BMMs and residual "
-        "Adds run in INT8, which attentions can be fused or why not, what stays in FP32. Also reads files that other tools "
-        "wrote. Exit code 0: no finding at --level or worse; 1: there is one; 2: bad input.",
-        epilog="example: q8trt lint model.onnx --max_shapes 32x128\n         q8trt lint runs/NAME/engine --level error",
-    )
+    return Parser(Options, "q8trt lint", __doc__)
 
 
 def run(argv: list[str]) -> int:

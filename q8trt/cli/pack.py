@@ -1,4 +1,9 @@
-"""`q8trt pack`: an engine folder -> one archive with hashes and a model card."""
+"""Write an engine folder as one file: manifest, model card, hashes and every file of the manifest. The same folder gives
+the same bytes. `q8trt unpack` verifies the file and restores the folder.
+
+example: q8trt pack runs/NAME/engine
+         q8trt pack runs/NAME/engine --output sts-b.q8trt --license apache-2.0
+"""
 
 from __future__ import annotations
 
@@ -25,14 +30,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="q8trt pack",
-        description="Write an engine folder as one file: manifest, model card, hashes and every file of the manifest. The same "
-        "folder gives the same bytes. `q8trt unpack` verifies the file and restores the folder.",
-        epilog="example: q8trt pack runs/NAME/engine\n"
-        "         q8trt pack runs/NAME/engine --output sts-b.q8trt --license apache-2.0",
-    )
+    return Parser(Options, "q8trt pack", __doc__)
 
 
 def run(argv: list[str]) -> int:

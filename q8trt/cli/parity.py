@@ -1,4 +1,10 @@
-"""`q8trt parity`: the stages from the FP32 model to the engine side by side, and the first layer where two of them part."""
+"""Run torch FP32, torch fake-quant, ONNX Runtime and, where it can run, the TensorRT engine on the same rows: metric and
+logit differences of each, and the first layer where two of them part. Exit code 0: they agree; 1: they part; 2: bad
+input.
+
+example: q8trt parity
+         q8trt parity runs/NAME/engine --samples 64 --tolerance 0.02
+"""
 
 from __future__ import annotations
 
@@ -29,14 +35,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="q8trt parity",
-        description="Run torch FP32, torch fake-quant, ONNX Runtime and, where it can run, the TensorRT engine on the same rows: "
-        "metric and logit differences of each, and the first layer where two of them part. Exit code 0: they agree; 1: they "
-        "part; 2: bad input.",
-        epilog="example: q8trt parity\n         q8trt parity runs/NAME/engine --samples 64 --tolerance 0.02",
-    )
+    return Parser(Options, "q8trt parity", __doc__)
 
 
 def run(argv: list[str]) -> int:

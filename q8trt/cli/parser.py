@@ -19,15 +19,15 @@ class Parser(argparse.ArgumentParser):
     Args:
         options: the dataclass of the options, see `q8trt.console.options`.
         prog: the command, as typed.
-        description: what it does.
-        epilog: examples.
+        text: a paragraph on what the command does and, after an empty line, examples.
     """
 
-    def __init__(self, options: type, prog: str, description: str, epilog: str = "") -> None:
+    def __init__(self, options: type, prog: str, text: str | None) -> None:
+        description, _, examples = (text or "").strip().partition("\n\n")
         super().__init__(
             prog,
-            description=fill(description, get_terminal_size().columns - 2),
-            epilog=epilog,
+            description=fill(" ".join(description.split()), get_terminal_size().columns - 2),
+            epilog=examples,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
             formatter_class=argparse.RawDescriptionHelpFormatter,

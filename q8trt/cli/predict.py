@@ -1,4 +1,10 @@
-"""`q8trt predict`: a file of rows and an engine -> the same rows with their answers; resumable, of any size."""
+"""Score a file of any size. The output holds the input's columns and the score of a regression, or the label and the
+probability of each label. Rows that cannot be scored, or whose answer is NaN, go to OUTPUT.rejected.csv, with line and
+reason; if those are all rows, no OUTPUT is written. The same command goes on where an earlier one was interrupted by
+Ctrl-C, SIGTERM or a crash.
+
+example: q8trt predict --engine runs/NAME/engine --input pairs.csv --output scores.csv
+"""
 
 from __future__ import annotations
 
@@ -38,15 +44,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="q8trt predict",
-        description="Score a file of any size. The output holds the input's columns and the score of a regression, or the label "
-        "and the probability of each label. Rows that cannot be scored, or whose answer is NaN, go to OUTPUT.rejected.csv, with "
-        "line and reason; if those are all rows, no OUTPUT is written. The same command goes on where an earlier one was "
-        "interrupted by Ctrl-C, SIGTERM or a crash.",
-        epilog="example: q8trt predict --engine runs/NAME/engine --input pairs.csv --output scores.csv",
-    )
+    return Parser(Options, "q8trt predict", __doc__)
 
 
 def run(argv: list[str]) -> int:

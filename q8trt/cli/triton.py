@@ -1,4 +1,9 @@
-"""`q8trt triton`: engine folder -> model repository of NVIDIA's Triton Inference Server."""
+"""Write a Triton model repository: a model that takes texts and answers with a score, or with a label and probabilities,
+and beside it the encoder that it calls.
+
+example: q8trt triton runs/NAME/engine --output_dir models
+         q8trt triton runs/NAME/engine --output_dir models --backend python --instances 2
+"""
 
 from __future__ import annotations
 
@@ -29,14 +34,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="q8trt triton",
-        description="Write a Triton model repository: a model that takes texts and answers with a score, or with a label and "
-        "probabilities, and beside it the encoder that it calls.",
-        epilog="example: q8trt triton runs/NAME/engine --output_dir models\n"
-        "         q8trt triton runs/NAME/engine --output_dir models --backend python --instances 2",
-    )
+    return Parser(Options, "q8trt triton", __doc__)
 
 
 def run(argv: list[str]) -> int:

@@ -1,4 +1,8 @@
-"""`q8trt unpack`: an archive of `q8trt pack` -> the engine folder, after every hash was verified."""
+"""Verify an archive that `q8trt pack` made and write its engine folder, whole or not at all. An archive that is damaged,
+incomplete or holds anything that its manifest does not list is refused.
+
+example: q8trt unpack engine.q8trt --output_dir engine
+"""
 
 from __future__ import annotations
 
@@ -21,13 +25,7 @@ class Options:
 
 def parser() -> Parser:
     """Return the parser of the command."""
-    return Parser(
-        Options,
-        prog="q8trt unpack",
-        description="Verify an archive that `q8trt pack` made and write its engine folder, whole or not at all. An archive "
-        "that is damaged, incomplete or holds anything that its manifest does not list is refused.",
-        epilog="example: q8trt unpack engine.q8trt --output_dir engine",
-    )
+    return Parser(Options, "q8trt unpack", __doc__)
 
 
 def run(argv: list[str]) -> int:
