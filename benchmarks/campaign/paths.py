@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -65,12 +64,11 @@ _KINDS: dict[str, tuple[str, Callable[[Path], Any] | None]] = {
 
 def cases(base: Path, random: Random) -> Iterator[Case]:
     """Yield a case for each option and each kind of path."""
-    from q8trt.cli.main import COMMANDS
+    from q8trt.cli.main import COMMANDS, command_module
 
     tests_on_path()
-    for command, (module, _) in COMMANDS.items():
-        make_parser = getattr(importlib.import_module(f"q8trt.cli.{module}"), "parser", None)
-        for option, count in options(make_parser()) if make_parser else ():
+    for command in COMMANDS:
+        for option, count in options(command_module(command).parser()):
             for kind, (path, make) in _KINDS.items():
                 yield Case(
                     f"{kind}: {command} {option}",

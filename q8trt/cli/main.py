@@ -1,7 +1,7 @@
 """`q8trt COMMAND ...`, and the one place where errors become a line on stderr and an exit code.
 
-Exit codes: 0 done; 1 what was checked is not so (doctor, lint, parity, gpu-check); 2 bad input or a machine that lacks
-something; 130 stopped by Ctrl-C; 143 stopped by SIGTERM, which stops a command as Ctrl-C does.
+Exit codes: 0 done; 1 a check failed (doctor, lint, parity, gpu-check, the gate of benchmark); 2 bad input or a machine that
+lacks something; 130 stopped by Ctrl-C; 143 stopped by SIGTERM, which stops a command as Ctrl-C does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from q8trt import __version__
 from q8trt.cli import interrupts, terminal
@@ -22,31 +23,33 @@ from q8trt.console.signals import exit_code
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
 from q8trt.hardware.packages import install_module
 
-#: command -> (module under q8trt.cli, what it does)
+#: Command -> what it does. The module is `q8trt.cli.<command>`, with "_" for "-".
 COMMANDS = {
-    "finetune": ("finetune", "fine-tune in FP32, calibrate, fine-tune with quantizers in -> runs/<name>/"),
-    "calibrate": ("calibrate", "quantize a fine-tuned FP32 checkpoint without training"),
-    "build-engine": ("build_engine", "newest run -> ONNX with Q/DQ, TensorRT plan, manifest"),
-    "benchmark": ("benchmark", "newest engine -> GLUE accuracy, latency, throughput"),
-    "parity": ("parity", "newest engine -> where it parts from the torch model, stage by stage and layer by layer"),
-    "lint": ("lint", "an ONNX file -> what TensorRT will run in INT8, what it can fuse, and what stands in the way"),
-    "predict": ("predict", "a file of rows and an engine -> the same rows with their answers"),
-    "pack": ("pack", "an engine folder -> one archive with hashes and a model card"),
-    "unpack": ("unpack", "an archive of q8trt pack -> the engine folder, every hash verified"),
-    "triton": (
-        "triton",
-        "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out",
-    ),
-    "gpu-check": ("gpu_check", "on a machine with a GPU: build, check and time everything there -> JSON and one page"),
-    "doctor": ("doctor", "what this machine can do, and which steps will run"),
+    "finetune": "fine-tune in FP32, calibrate, fine-tune with quantizers in -> runs/<name>/",
+    "calibrate": "quantize a fine-tuned FP32 checkpoint without training",
+    "build-engine": "newest run -> ONNX with Q/DQ, TensorRT plan, manifest",
+    "benchmark": "newest engine -> GLUE accuracy, latency, throughput",
+    "parity": "newest engine -> its difference from the torch model, stage by stage and layer by layer",
+    "lint": "an ONNX file -> what TensorRT will run in INT8, what it can fuse, and what stands in the way",
+    "predict": "a file of rows and an engine -> the same rows with their answers",
+    "pack": "an engine folder -> one archive with hashes and a model card",
+    "unpack": "an archive of q8trt pack -> the engine folder, every hash verified",
+    "triton": "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out",
+    "gpu-check": "on a machine with a GPU: build, check and time everything there -> JSON and one page",
+    "doctor": "report what this machine can do, and which steps will run",
 }
 
-#: torchrun ends all processes when one ends; this long the others wait for the first one to say why and to tidy up.
+#: torchrun ends all processes when one ends; the others wait this long for the first one to print the error and to clean up.
 _GRACE_SECONDS = 3
 
 
+def command_module(name: str) -> Any:
+    """Return the module of a command, which has the functions `parser` and `run`."""
+    return importlib.import_module(f"q8trt.cli.{name.replace('-', '_')}")
+
+
 def _usage() -> str:
-    lines = "\n".join(f"  {name:13} {help}" for name, (_, help) in COMMANDS.items())
+    lines = "\n".join(f"  {name:13} {summary}" for name, summary in COMMANDS.items())
     return (
         "usage: q8trt COMMAND [options]\n\nINT8 BERT on NVIDIA TensorRT.\n\n"
         f"{lines}\n\nq8trt COMMAND --help shows the options of a command; q8trt --version the version."
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run one command; every error that a user can put right becomes one line on stderr.
+    """Run one command; every error that a user can fix becomes one line on stderr.
 
     Args:
         name: a key of COMMANDS.
@@ -80,8 +83,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         _quiet()
-        command: Callable[[list[str]], int] = importlib.import_module(f"q8trt.cli.{COMMANDS[name][0]}").run
-        return command(arguments)
+        return int(command_module(name).run(arguments))
 
     return _answer(name.replace("-", "_"), run)
 
@@ -132,13 +134,13 @@ def _fail(prog: str, message: str, code: int) -> int:
 
 
 def _quiet() -> None:
-    """q8trt's own remarks go to stderr; libraries' standing warnings, which no user can act on, do not."""
+    """Print the remarks of q8trt on stderr, and no warnings of libraries that no user can act on."""
     log = logging.getLogger("q8trt")
     log.setLevel(logging.INFO)
     if not log.handlers:
         log.addHandler(terminal.StderrHandler())
         log.propagate = False
-    # What TensorRT logs as an error becomes the one line of our own error.
+    # An error that TensorRT logs becomes the one line of our own error.
     logging.getLogger("q8trt.tensorrt").setLevel(logging.CRITICAL)
     if not is_main_process():
         log.setLevel(logging.ERROR)

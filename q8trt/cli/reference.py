@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable
 
-from q8trt.cli.main import COMMANDS
+from q8trt.cli.main import COMMANDS, command_module
 from q8trt.console.options import Option, options_in
 
 _HEAD = """# Commands
@@ -19,11 +18,11 @@ by SIGTERM.
 
 def reference() -> str:
     """Return the page."""
-    return "\n".join([_HEAD, *(_command(module) for module, _ in COMMANDS.values())])
+    return "\n".join([_HEAD, *map(_command, COMMANDS)])
 
 
-def _command(module: str) -> str:
-    parser = importlib.import_module(f"q8trt.cli.{module}").parser()
+def _command(name: str) -> str:
+    parser = command_module(name).parser()
     lines = [f"## {parser.prog}", "", _text(" ".join(parser.description.split())), ""]
     if parser.epilog:
         examples = (line.split("example: ")[-1].strip() for line in parser.epilog.splitlines())
