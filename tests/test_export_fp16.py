@@ -94,7 +94,7 @@ def test_the_linter_knows_what_was_kept_and_why(
     assert {finding.level for finding in found} == {"info"}
     assert {finding.node for finding in found} == {op.name for op in result.kept_fp32}
     kept = result.kept_fp32[0]
-    assert f"MatMul in FP32, on purpose: {kept.reason}" in {finding.what for finding in found}
+    assert f"MatMul in FP32, on purpose: {kept.reason}" in {finding.text for finding in found}
 
 
 def typed(path: Path) -> list[Any]:

@@ -70,7 +70,7 @@ def test_blocks_say_what_each_part_does(tmp_path: Path) -> None:
         "layer 1 feed-forward",
         "head",
     ]
-    attention = {item.label: item.what for item in blocks["layer 1 attention"].items}
+    attention = {item.label: item.text for item in blocks["layer 1 attention"].items}
     assert attention == {
         "query GEMM": "INT8 x FP16",
         "key GEMM": "INT8 x FP16",
@@ -88,7 +88,7 @@ def test_blocks_say_what_each_part_does(tmp_path: Path) -> None:
         labels = [item.label for item in blocks[name].items]
         assert labels == ["intermediate GEMM", "GELU", "output GEMM", "residual Add", "LayerNorm"]
     assert [item.label for item in blocks["head"].items] == ["GEMM 1"]
-    assert [(item.label, item.what) for item in blocks["embeddings"].items] == [
+    assert [(item.label, item.text) for item in blocks["embeddings"].items] == [
         ("table 50x32", "INT8 table"),
         ("LayerNorm", "FP16"),
     ]
@@ -168,7 +168,7 @@ def test_other_sums_of_activations_are_no_residual_adds(changes: dict[str, Any],
 
 def test_the_place_of_the_keys_transpose_is_told(tmp_path: Path) -> None:
     items = [item for block in linted(tmp_path, key_first=True).blocks for item in block.items]
-    assert [item.what for item in items if item.label == "K's Transpose"] == ["before its Q/DQ"] * 2
+    assert [item.text for item in items if item.label == "K's Transpose"] == ["before its Q/DQ"] * 2
 
 
 def test_smoothing_of_residuals_is_looked_through(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_asymmetric_and_unsigned_integers_are_errors_and_count_as_float(tmp_path
     unsigned = linted(tmp_path, integers=np.uint8)
     assert rules(unsigned)["error", "unsigned-integers"] == 37
     assert unsigned.forecast.int8_residual_adds == 0
-    assert "UINT8 x UINT8" in [item.what for block in unsigned.blocks for item in block.items]
+    assert "UINT8 x UINT8" in [item.text for block in unsigned.blocks for item in block.items]
 
 
 @pytest.mark.parametrize("opset", [18, 20])
@@ -283,9 +283,9 @@ def test_what_is_no_transformer_is_said_so(tmp_path: Path) -> None:
     ]
     report = lint(small_graph(tmp_path, nodes, values))
     (finding,) = (each for each in report.findings if each.rule == "not-recognised")
-    assert "no attention" in finding.what
-    assert "Conv x1, Relu x1" in finding.what
-    assert [(item.label, item.what) for item in report.blocks[0].items] == [("GEMM 1", "FP32 x FP32"), ("Relu", "FP32")]
+    assert "no attention" in finding.text
+    assert "Conv x1, Relu x1" in finding.text
+    assert [(item.label, item.text) for item in report.blocks[0].items] == [("GEMM 1", "FP32 x FP32"), ("Relu", "FP32")]
 
 
 @pytest.mark.parametrize(

@@ -146,13 +146,13 @@ def test_what_cannot_be_counted_is_said_to_be_unchecked(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(activation((3,), 0, ("batch", 8)).SerializeToString())
     quantize, dequantize = (f for f in lint(tmp_path / "model.onnx").findings if f.rule == "scales-unchecked")
     assert quantize.level == dequantize.level == "info"
-    assert quantize.what == "not checked: 3 scales along dimension 0, whose size is not known"
+    assert quantize.text == "not checked: 3 scales along dimension 0, whose size is not known"
 
 
 def test_the_message_tells_both_numbers(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(weight((3,), 1).SerializeToString())
     (finding,) = (each for each in lint(tmp_path / "model.onnx").findings if each.level == "error")
-    assert (finding.what, finding.node) == ("3 scales along dimension 1 of size 4", "dequantize")
+    assert (finding.text, finding.node) == ("3 scales along dimension 1 of size 4", "dequantize")
 
 
 def test_types_that_are_only_guessed_are_not_called_mixed(tmp_path: Path) -> None:

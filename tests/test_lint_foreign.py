@@ -127,7 +127,7 @@ def test_onnxruntime_dynamic_quantization(float_path: Path, tmp_path: Path) -> N
     path = tmp_path / "model.onnx"
     quantize_dynamic(str(float_path), str(path))
     report = lint(path)
-    refused = Counter(finding.what.split()[0] for finding in report.findings if finding.rule == "unsupported-op")
+    refused = Counter(finding.text.split()[0] for finding in report.findings if finding.rule == "unsupported-op")
     assert set(refused) == {"DynamicQuantizeLinear", "MatMulInteger"}
     assert refused["MatMulInteger"] == report.forecast.gemms == 14
     assert report.forecast.int8_gemms == 0
@@ -148,7 +148,7 @@ def test_onnxruntime_operator_format_does_not_crash(
     path = tmp_path / "model.onnx"
     quantize_static(str(float_path), str(path), Reader(), quant_format=QuantFormat.QOperator)
     report = lint(path)
-    refused = {finding.what.split()[0] for finding in report.findings if finding.rule == "unsupported-op"}
+    refused = {finding.text.split()[0] for finding in report.findings if finding.rule == "unsupported-op"}
     assert "QLinearMatMul" in refused
     assert report.forecast.int8_gemms == 0
     assert report.worst == "error"

@@ -36,7 +36,7 @@ def first(model: onnx.ModelProto, op: str) -> onnx.NodeProto:
 
 
 def findings(report: LintReport, rule: str) -> list[tuple[str, str]]:
-    return [(each.level, each.what) for each in report.findings if each.rule == rule]
+    return [(each.level, each.text) for each in report.findings if each.rule == rule]
 
 
 REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
@@ -86,7 +86,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
         node.op_type, node.name, model.producer_name = "Ge\x1b[31mlu", "a\nb\u202e", "\x07me"
 
     report = lint(changed(tmp_path, rename))
-    texts = [report.producer, *(text for each in report.findings for text in (each.node, each.what))]
+    texts = [report.producer, *(text for each in report.findings for text in (each.node, each.text))]
     assert all(text.isprintable() for text in texts)
     assert any("Ge\\x1b[31mlu is no op of ONNX" in text for text in texts)
 

@@ -274,7 +274,7 @@ def findings_of(path: Path, precision: Precision, largest_shape: tuple[int, int]
     if precision == Precision.FP32 or not path.is_file():
         return ()
     report = lint(path, LintConfig(max_shapes=largest_shape))
-    return tuple(f"{each.rule}: {each.what}" for each in report.findings if each.level != "info")
+    return tuple(f"{each.rule}: {each.text}" for each in report.findings if each.level != "info")
 
 
 def _mib(engine: EngineFolder, name: str) -> float | None:

@@ -1,7 +1,7 @@
-"""What the passes share: reading and rewriting an `onnx_ir` graph.
+"""Functions that the passes share: reading and rewriting an `onnx_ir` graph.
 
-Nodes are typed Any here: to `onnx_ir` each input of a node may be missing and each value without a constant, and the passes
-match patterns in which they are not.
+Nodes are typed Any here: in `onnx_ir` each input of a node may be missing and each value may have no constant, and the passes
+match patterns in which they have.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import onnx_ir as ir
 SCOPE = "q8trt.scope"
 #: Metadata of a node: what its module's output was multiplied by when a factor was folded into it, a JSON list.
 FACTOR = "q8trt.factor"
-#: Metadata of a node of several outputs: the modules that they stand for, a JSON list.
+#: Metadata of a node of several outputs: the modules whose outputs they are, a JSON list.
 MODULES = "q8trt.modules"
 
 
 def constant(value: ir.Value | None) -> Any:
-    """The value of an initializer; None for anything computed."""
+    """Return the array of an initializer; None for anything computed."""
     if value is None or not value.is_initializer() or value.const_value is None:
         return None
     return value.const_value.numpy()
 
 
 def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer. `name` is made unique."""
+    """Add an initializer; `name` is made unique."""
     unique, number = name, 0
     while unique in graph.initializers:
         number += 1
@@ -40,18 +40,18 @@ def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def producer(value: ir.Value | None, *op_types: str) -> Any:
-    """The node that computes `value`, if it is of one of `op_types`."""
+    """Return the node that computes `value`, if it is of one of `op_types`."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type in op_types else None
 
 
 def readers(value: ir.Value) -> list[Any]:
-    """The nodes that read `value`; a node that reads it twice comes twice."""
+    """Return the nodes that read `value`; a node that reads it twice comes twice."""
     return [node for node, _ in value.uses()]
 
 
 def only_reader(value: ir.Value, *op_types: str) -> Any:
-    """The one node that reads `value`, if there is just one, of one of `op_types`, and the graph does not answer with it."""
+    """Return the one node that reads `value`, if it is of one of `op_types` and `value` is no output of the graph."""
     uses = readers(value)
     if len(uses) != 1 or value.is_graph_output() or uses[0].op_type not in op_types:
         return None
@@ -59,23 +59,23 @@ def only_reader(value: ir.Value, *op_types: str) -> Any:
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    """An attribute's value, or what it stands for when absent."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    """Return the value of an attribute, or `default` where it is not set."""
+    present = node.attributes.get(name)
+    return default if present is None else present.value
 
 
 def operands(node: ir.Node) -> Any:
-    """(computed input, constant input) of a node of two inputs, whichever way round; None if it has not just one constant."""
+    """Return (computed input, constant input) of a node of two inputs in any order; None unless one of them is constant."""
     first, second = node.inputs[0], node.inputs[1]
     if first is None or second is None:
         return None
     pairs = [(first, constant(second)), (second, constant(first))]
-    found = [(value, array) for value, array in pairs if array is not None]
-    return found[0] if len(found) == 1 else None
+    constants = [(value, array) for value, array in pairs if array is not None]
+    return constants[0] if len(constants) == 1 else None
 
 
 def make(op_type: str, inputs: Sequence[ir.Value | None], like: ir.Node, **attributes: Any) -> ir.Node:
-    """A node in the scope of `like`, standing right before it in the graph. Attributes: numbers, texts or lists of them."""
+    """Insert a node right before `like`, in its scope. Attributes are numbers, texts or lists of integers."""
     kinds = [ir.Attr(name, _kind(value), value) for name, value in attributes.items()]
     node = ir.Node("", op_type, inputs, kinds, num_outputs=1)
     node.metadata_props[SCOPE] = like.metadata_props.get(SCOPE, "")
@@ -90,7 +90,7 @@ def _kind(value: Any) -> ir.AttributeType:
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Let all that read `old` read `new`; the node of `old` goes if it has no other output that is read."""
+    """Make all readers of `old` read `new`; the node of `old` is removed if none of its outputs is read."""
     node = old.producer()
     if old.is_graph_output():
         name, new.shape, new.type = old.name, old.shape, old.type
@@ -103,27 +103,27 @@ def replace(old: ir.Value, new: ir.Value) -> None:
 
 
 def remove(node: ir.Node) -> None:
-    """Take a node whose outputs nothing reads out of its graph."""
+    """Remove a node whose outputs nothing reads from its graph."""
     graph: Any = node.graph
     graph.remove(node, safe=True)
 
 
 def nodes(graph: ir.Graph, *op_types: str) -> list[Any]:
-    """The nodes of one of `op_types`, or all, in order; a list, so that the graph may change meanwhile."""
+    """Return the nodes of one of `op_types`, or all, in order; a list, so that the graph may change meanwhile."""
     return [node for node in graph if not op_types or node.op_type in op_types]
 
 
 def power_of_two(values: np.ndarray) -> bool:
-    """Whether a product with `values` is exact: all are powers of two."""
+    """Return whether a product with `values` is exact: all are powers of two."""
     return bool(np.all(np.abs(np.frexp(values)[0]) == 0.5))
 
 
 def set_input(node: ir.Node, index: int, value: ir.Value) -> None:
-    """Let input `index` of `node` be `value`."""
+    """Make `value` the input `index` of `node`."""
     node.replace_input_with(index, value)
 
 
 def note_factor(node: ir.Node, factor: np.ndarray) -> None:
-    """Note that `node` now answers `factor`, () or (features,), times what its module does."""
+    """Record that `node` now returns the output of its module times `factor`, () or (features,)."""
     before = np.array(json.loads(node.metadata_props.get(FACTOR, "[1.0]")))
     node.metadata_props[FACTOR] = json.dumps((before * factor).reshape(-1).tolist())

@@ -51,15 +51,14 @@ def residual_text(residual: Residual) -> str:
     return f"{feed_text(residual.left)} + {feed_text(residual.right)}"
 
 
-def table_text(graph: Graph, embedding: Embedding) -> str:
-    """Return the form of an embedding table, such as "INT8 table"."""
-    words = {
-        Table.INT8: "INT8 table",
-        Table.GATHERED: "INT8 rows gathered before DequantizeLinear: refused",
-        Table.QUANTIZED: "float table behind a QuantizeLinear",
-        Table.FLOAT: f"{graph.dtype(embedding.table).upper()} table",
-    }
-    return words.get(embedding.kind, f"{feed_text(embedding.feed)} table")
+def table_text(graph: Graph, embedding: Embedding, several: bool = False) -> str:
+    """Return the form of an embedding table, such as "INT8 table"; of several tables, where it has a plural."""
+    if embedding.kind is Table.GATHERED:
+        return "INT8 rows gathered before DequantizeLinear: refused"
+    if embedding.kind is Table.QUANTIZED:
+        return "float table behind a QuantizeLinear"
+    dtype = graph.dtype(embedding.table).upper() if embedding.kind is Table.FLOAT else feed_text(embedding.feed)
+    return f"{dtype} table{'s' if several else ''}"
 
 
 def obstacle_text(obstacle: Obstacle) -> str:
@@ -95,14 +94,14 @@ class _Items:
         self.graph, self.block_of = graph, block_of
         self.by_place: dict[Place, list[tuple[int, Item]]] = {place: [] for place in places}
 
-    def add(self, node: ir.Node, part: Part, label: str, what: str, int8: bool = False) -> None:
-        self._append(node, Item(part, label, node.name or "", what, int8))
+    def add(self, node: ir.Node, part: Part, label: str, text: str, int8: bool = False, plural: str = "") -> None:
+        self._append(node, Item(part, label, node.name or "", text, int8, plural=plural))
 
     def add_float(self, node: ir.Node, part: Part, label: str, steps: str = "", source: str = "") -> None:
         """Add a part that runs in floating point, in `steps` ops and from an unusual `source`."""
         dtype, note = float_type(self.graph, node), f"{steps} {source}".strip()
-        what = f"{dtype}{', ' if steps else ' ' if note else ''}{note}"
-        self._append(node, Item(part, label, node.name or "", what, dtype=dtype, note=note))
+        text = f"{dtype}{', ' if steps else ' ' if note else ''}{note}"
+        self._append(node, Item(part, label, node.name or "", text, dtype=dtype, note=note))
 
     def _append(self, node: ir.Node, item: Item) -> None:
         self.by_place[self.block_of[node]].append((self.graph.index[node], item))
@@ -120,7 +119,8 @@ def describe(
     items = _Items(graph, places, block_of)
     for embedding in structure.embeddings:
         size = "x".join(str(size) for size in graph.shape(embedding.table) or ())
-        items.add(embedding.node, Part.TABLE, f"table {size}", table_text(graph, embedding))
+        text, plural = (table_text(graph, embedding, several) for several in (False, True))
+        items.add(embedding.node, Part.TABLE, f"table {size}", text, plural=plural)
     for part, products in ((Part.GEMM, structure.gemms), (Part.BMM, structure.bmms)):
         for product in products:
             int8 = product.int8 and product.is_supported

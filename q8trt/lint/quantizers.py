@@ -86,7 +86,7 @@ class Feed:
 
     @property
     def is_scaled_late(self) -> bool:
-        """Return whether a Mul or Div stands between the DequantizeLinear and the op."""
+        """Return whether a Mul or Div is between the DequantizeLinear and the op."""
         return self.between in SCALES
 
 

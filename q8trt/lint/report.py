@@ -68,19 +68,21 @@ class Item:
         part: its kind.
         label: its name in the block, such as "query GEMM".
         node: the node.
-        what: a few words on what it does, such as "INT8 x INT8".
+        text: its action in a few words, such as "INT8 x INT8".
         int8: whether it runs in INT8.
         dtype: the float type that it runs in, such as "FP16"; "" for parts that may run in INT8.
-        note: what is unusual about it, such as "in 9 ops".
+        note: its peculiarity, such as "in 9 ops".
+        plural: `text` for several tables, such as "INT8 tables".
     """
 
     part: Part
     label: str
     node: str
-    what: str
+    text: str
     int8: bool = False
     dtype: str = ""
     note: str = ""
+    plural: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,14 @@ class Finding:
         level: one of LEVELS.
         place: the block that it is in; None for the graph as a whole.
         node: the node; "" for the graph as a whole.
-        what: the facts, in a few words.
+        text: the facts, in a few words.
     """
 
     rule: str
     level: Level
     place: Place | None
     node: str
-    what: str
+    text: str
 
     @property
     def block(self) -> str:
@@ -228,12 +230,20 @@ class LintReport:
                 {
                     "name": block.name,
                     "kind": block.place.kind,
-                    "items": [{"label": each.label, "node": each.node, "what": each.what} for each in block.items],
+                    "items": [{"label": each.label, "node": each.node, "what": each.text} for each in block.items],
                 }
                 for block in self.blocks
             ],
             "findings": [
-                {key: getattr(each, key) for key in ("rule", "level", "block", "node", "what", "why", "fix")}
+                {
+                    "rule": each.rule,
+                    "level": each.level,
+                    "block": each.block,
+                    "node": each.node,
+                    "what": each.text,
+                    "why": each.why,
+                    "fix": each.fix,
+                }
                 for each in self.findings
             ],
             "worst": self.worst,

@@ -85,9 +85,9 @@ def _share(int8: Sequence[bool]) -> str:
 
 
 def _notes(block: Block) -> list[str]:
-    tables = Counter(item.what for item in block.items if item.part is Part.TABLE)
-    notes = [f"{count} {what}{'s' if count > 1 and what.endswith('table') else ''}" for what, count in tables.items()]
-    notes += dict.fromkeys(item.what for item in block.items if item.part is Part.ATTENTION)
+    tables = Counter((item.text, item.plural) for item in block.items if item.part is Part.TABLE)
+    notes = [f"{count} {text if count == 1 else plural}" for (text, plural), count in tables.items()]
+    notes += dict.fromkeys(item.text for item in block.items if item.part is Part.ATTENTION)
     notes += dict.fromkeys(f"{item.label} {item.note}" for item in block.items if item.note)
     return notes
 
@@ -137,9 +137,9 @@ def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 
 def _facts(group: Sequence[Finding]) -> list[str]:
-    counts = Counter(finding.what for finding in group)
+    counts = Counter(finding.text for finding in group)
     lines = [
-        f"{what} (x{count})" if len(counts) > 1 and count > 1 else what for what, count in counts.most_common(_SHOWN)
+        f"{text} (x{count})" if len(counts) > 1 and count > 1 else text for text, count in counts.most_common(_SHOWN)
     ]
     return [*lines, f"and {len(counts) - _SHOWN} more of the kind"] if len(counts) > _SHOWN else lines
 

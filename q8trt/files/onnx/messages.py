@@ -1,10 +1,9 @@
-"""ONNX files read and written without the onnx package, which a machine that only runs engines need not have.
+"""ONNX files read and written without the onnx package, which the light install lacks (onnx_ir and onnx would add 141 MiB).
 
-An ONNX file is a protobuf message, and ONNX Runtime brings protobuf along. Declared here are only the fields that
-`q8trt.runtime.onnxruntime.graph` and `storage` read or change. All others stay in a message as unknown fields and are
-written back as they were.
-Names, numbers and types are those of onnx/onnx.proto; an enum is read as the integer that it is on the wire. The
-functions take the onnx package's own messages as well.
+An ONNX file is a protobuf message, and ONNX Runtime depends on protobuf. Only the fields that
+`q8trt.runtime.onnxruntime.graph` and `storage` read or change are declared here. All others stay in a message as unknown
+fields and are written back as they were. Names, numbers and types are those of onnx/onnx.proto; an enum is read as an integer,
+as it is on the wire. The functions take the onnx package's messages as well.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ def _model_class() -> Any:
 
 
 def parse(data: bytes) -> Any:
-    """Return the ModelProto. Raises `MalformedError` when `data` are no such message."""
+    """Return the ModelProto. Raises MalformedError where `data` is no such message."""
     model = _model_class()()
     try:
         model.ParseFromString(data)
@@ -118,7 +117,7 @@ def parse(data: bytes) -> Any:
 
 
 def to_array(tensor: Any) -> np.ndarray | None:
-    """The values of a TensorProto; None for the types that are not in `DTYPES`."""
+    """Return the values of a TensorProto; None for the types that are not in `DTYPES`."""
     dtype = DTYPES.get(tensor.data_type)
     if dtype is None:
         return None
@@ -126,13 +125,13 @@ def to_array(tensor: Any) -> np.ndarray | None:
     if tensor.raw_data:
         return np.frombuffer(tensor.raw_data, np.dtype(dtype).newbyteorder("<")).reshape(shape)
     values = getattr(tensor, _TYPED.get(tensor.data_type, "int32_data"))
-    if tensor.data_type == FLOAT16:  # kept as the 16 bits
+    if tensor.data_type == FLOAT16:  # stored as the 16 bits
         return np.array(values, np.uint16).view(np.float16).reshape(shape)
     return np.array(values, dtype).reshape(shape)
 
 
 def set_array(tensor: Any, array: np.ndarray) -> None:
-    """Give a TensorProto, whose name stays, other values."""
+    """Replace the values of a TensorProto; its name stays."""
     name = tensor.name
     tensor.Clear()
     tensor.name, tensor.data_type = name, next(key for key, dtype in DTYPES.items() if dtype == array.dtype)
@@ -150,7 +149,7 @@ def add_initializer(graph: Any, name: str, array: np.ndarray) -> Any:
 def new_node(
     graph: Any, op_type: str, inputs: Sequence[str], output: str, name: str, domain: str = "", **integers: int
 ) -> Any:
-    """A NodeProto with one output and integer attributes, of the kind that `graph` takes, but not yet in it."""
+    """Return a NodeProto with one output and integer attributes, of the kind that `graph` takes, but not yet in it."""
     node = type(graph)().node.add(op_type=op_type, input=inputs, output=[output], name=name)
     if domain:
         node.domain = domain
@@ -160,5 +159,5 @@ def new_node(
 
 
 def integer_attribute(node: Any, name: str, default: int) -> int:
-    """The integer attribute `name` of a NodeProto, or `default`."""
+    """Return the integer attribute `name` of a NodeProto, or `default`."""
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), default)

@@ -1,4 +1,4 @@
-"""A bound on the nodes of an ONNX graph, before a library spells its functions out or walks it node by node."""
+"""A bound on the nodes of an ONNX graph, checked before a library inlines its functions or walks it node by node."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from q8trt.files import MalformedError
 
-#: The most nodes, those of subgraphs included, functions spelled out. A BERT of 24 layers has some 3,000.
+#: The most nodes, those of subgraphs included, functions inlined. A BERT of 24 layers has some 3,000.
 MAX_NODES = 20_000
 _DEPTH = 64
 

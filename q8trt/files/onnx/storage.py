@@ -1,4 +1,4 @@
-"""Checks of what an ONNX file stores: sizes of tensors, and weights kept in other files.
+"""Checks of the tensors that an ONNX file stores: their sizes, and weights in other files.
 
 A tensor names its own shape, so a file of 1 KB can claim a terabyte; and it names the file that holds its values, so a
 model can ask for any file of the machine. Libraries differ in what they refuse (ONNX Runtime 1.20 reads such a file from
@@ -34,7 +34,7 @@ _FIELDS = {
     13: ("uint64_data", 1), 14: ("float_data", 2), 15: ("double_data", 2),
 }  # fmt: skip
 _STRING, _EXTERNAL = 8, 1  # TensorProto.DataType, TensorProto.DataLocation
-#: Files up to this size are parsed and checked whole; of larger ones only external data, which leave a word behind.
+#: Files up to this size are parsed and checked whole; larger ones only if they contain the key of external data.
 _PARSED = 64 * 2**20
 #: The most elements that a node may make out of stored sizes alone: 1 GiB of FP32.
 _LARGEST = 2**28
@@ -126,7 +126,7 @@ def _check_attribute(attribute: Any, path: Path | None) -> None:
 
 
 def _check_sparse(sparse: Any, path: Path | None) -> None:
-    """Check a sparse tensor: libraries spell it out."""
+    """Check a sparse tensor, which libraries convert to a dense one."""
     _check_tensor(sparse.values, path)
     _check_tensor(sparse.indices, path)
     if min(sparse.dims, default=0) < 0 or math.prod(sparse.dims) > _LARGEST:

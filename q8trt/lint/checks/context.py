@@ -45,10 +45,10 @@ class Context:
     findings: list[Finding] = field(default_factory=list)
     purposeless: set[ir.Node] = field(default_factory=set)
 
-    def report(self, rule: str, what: str, node: ir.Node | None = None, level: Level | None = None) -> None:
+    def report(self, rule: str, text: str, node: ir.Node | None = None, level: Level | None = None) -> None:
         """Add a finding; `node` None for the graph as a whole, `level` None for the rule's usual one."""
         place, name = (None, "") if node is None else (self.block_of[node], node.name or "")
-        self.findings.append(Finding(rule, level or level_of(rule), place, name, show(what, _LONGEST)))
+        self.findings.append(Finding(rule, level or level_of(rule), place, name, show(text, _LONGEST)))
 
     @property
     def quantized(self) -> bool:

@@ -1,22 +1,22 @@
-"""What ONNX Runtime's CPU kernels want of a Q/DQ graph that TensorRT does not. No value changes but by rounding a bias.
+"""Rewrites of a Q/DQ graph for ONNX Runtime's CPU kernels. They change no value, except for the rounding of a bias.
 
-Activations. On x86, ONNX Runtime runs a GEMM in INT8 only when its activation is unsigned. It turns a signed
-QuantizeLinear into an unsigned one by itself, but not where several DequantizeLinear read it, as Q, K and V read the
-encoder's hidden states; those GEMMs then stay in float and dequantize their weights in every call. This does the same
-rewrite for all of them: uint8 with zero_point 128 in place of int8 with zero_point 0, which holds exactly the same values.
+Activations. On x86, ONNX Runtime runs a GEMM in INT8 only when its activation is unsigned. It makes a signed QuantizeLinear
+unsigned, but not one that several DequantizeLinear read, as Q, K and V read the encoder's hidden states; those GEMMs then
+stay in float and dequantize their weights in every call. The rewrite covers all of them: uint8 with zero_point 128
+instead of int8 with zero_point 0, which holds exactly the same values.
 
 Embeddings. TensorRT takes an INT8 table only straight before a DequantizeLinear, which Gather then reads; ONNX Runtime would
-dequantize all rows in every call. Here the rows are gathered first, and only they are dequantized.
+dequantize all rows in every call. The rewrite gathers the rows first and dequantizes only them.
 
-Biases. ONNX Runtime makes one node of the two DequantizeLinear and the MatMul of a linear, and leaves the bias to an Add of
-its own, though that node could add it. Here it does: for short texts, each node is a good part of the time.
+Biases. ONNX Runtime fuses the two DequantizeLinear and the MatMul of a linear, but leaves the bias to a separate Add. The
+rewrite adds the bias in the fused node: for short texts, each node takes a noticeable part of the time.
 
 Weights. A CPU without VNNI multiplies unsigned by signed bytes in pairs whose sum saturates at 16 bits, which falsifies the
-products (logits of a small model by half their range). There the weights are made unsigned as well: uint8 with zero_point 128,
-the same values. It costs some speed. (ONNX Runtime's own mode for this, session.x64quantprecision, refuses weights with a scale
-for each column, and zero points that several nodes share.)
+products (logits of a small model by half their range). For such a CPU the weights become unsigned as well: uint8 with
+zero_point 128, the same values. It costs some speed. (ONNX Runtime's mode for this, session.x64quantprecision, refuses weights
+with a scale for each column, and zero points that several nodes share.)
 
-The messages are those of the onnx package or of `q8trt.files.onnx`, which needs no package that ONNX Runtime does not bring.
+The messages are those of the onnx package or of `q8trt.files.onnx.messages`, which needs only protobuf.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ ZERO_POINT = "q8trt.zero_point_128"
 
 
 def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
-    """A Q/DQ model as ONNX Runtime's CPU kernels want it: all of the rewrites below, where they apply.
+    """Return a Q/DQ model after all rewrites that apply.
 
     Args:
         data: the ONNX file.
         unsigned_weights: whether the CPU that will run it needs unsigned weights; None: as this one does.
 
     Raises:
-        MalformedError: `data` are no ONNX model, or one that keeps its weights in another file.
+        MalformedError: `data` is no ONNX model, or one that keeps its weights in another file.
     """
     model = messages.parse(data)
     check_model(model, None)
@@ -62,12 +62,12 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
     return bytes(model.SerializeToString())
 
 
-#: Op -> how many inputs the rewrites read without looking whether they are there.
+#: Op -> the number of inputs that the rewrites rely on.
 _ARITY = {"QuantizeLinear": 2, "DequantizeLinear": 2, "Gather": 2, "MatMul": 2, "Add": 2}
 
 
 def _check_nodes(graph: Any) -> None:
-    """Raise where a node lacks what every node of its kind has; the rewrites rely on it."""
+    """Raise MalformedError where a node lacks an input or output that the rewrites rely on."""
     for node in graph.node:
         missing = not node.output or len(node.input) < _ARITY.get(node.op_type, 0)
         if missing or (node.op_type == "Constant" and not node.attribute):
@@ -77,7 +77,7 @@ def _check_nodes(graph: Any) -> None:
 
 
 class _Constants:
-    """The constants of a graph by name, read when they are asked for: initializers and the values of Constant nodes."""
+    """The constants of a graph by name, read when they are needed: initializers and the values of Constant nodes."""
 
     def __init__(self, graph: Any) -> None:
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -89,7 +89,7 @@ class _Constants:
         return name in self.tensors
 
     def get(self, name: str) -> np.ndarray | None:
-        """The values of `name`; None where it is no constant, or one of a type that no rewrite reads."""
+        """Return the values of `name`; None where it is no constant, or one of a type that no rewrite reads."""
         tensor = self.tensors.get(name)
         return None if tensor is None else messages.to_array(tensor)
 
@@ -140,7 +140,7 @@ def use_unsigned_activations(model: Model) -> int:
 
 
 def saturates(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Whether this CPU's products of unsigned and signed bytes may saturate: x86 without VNNI, or none can tell."""
+    """Return whether this CPU's products of unsigned and signed bytes may saturate: x86 without VNNI, or not known."""
     if platform.machine().casefold() not in ("x86_64", "amd64"):
         return False
     try:
@@ -151,7 +151,7 @@ def saturates(cpuinfo: str = "/proc/cpuinfo") -> bool:
 
 
 def use_unsigned_weights(model: Model) -> int:
-    """Rewrite, in place, each int8 constant that DequantizeLinear makes the right side of products with unsigned activations.
+    """Rewrite, in place, each dequantized int8 constant that is the right side of products with unsigned activations.
 
     Outputs do not change by a bit, see `use_unsigned_activations`, which comes first.
 
@@ -173,18 +173,14 @@ def use_unsigned_weights(model: Model) -> int:
     for node in graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] not in initializers or node.input[1] not in initializers:
             continue
-        weight, scale, matmuls = (
-            initializers[node.input[0]],
-            initializers[node.input[1]],
-            readers.get(node.output[0], []),
-        )
+        weight, scale = initializers[node.input[0]], initializers[node.input[1]]
         if weight.data_type != messages.INT8 or len(weight.dims) != 2 or len(readers[weight.name]) != 1:
             continue
-        if not _is_symmetric(node, constants):
-            continue
-        if matmuls and all(multiplies_unsigned(reader, node.output[0]) for reader in matmuls):
+        matmuls = readers.get(node.output[0], [])
+        products = matmuls and all(multiplies_unsigned(reader, node.output[0]) for reader in matmuls)
+        if products and _is_symmetric(node, constants):
             integers = messages.to_array(weight)
-            assert integers is not None  # INT8, as was just seen
+            assert integers is not None  # INT8, see above
             set_array(weight, (integers.astype(np.int16) + 128).astype(np.uint8))
             name = f"{weight.name}.zero_point"
             add_initializer(graph, name, np.full(tuple(scale.dims), 128, np.uint8))
@@ -195,7 +191,7 @@ def use_unsigned_weights(model: Model) -> int:
 
 
 def _is_symmetric(node: Node, constants: _Constants) -> bool:
-    """Whether the zero point of a DequantizeLinear is left out or a constant 0."""
+    """Return whether the zero point of a DequantizeLinear is left out or a constant 0."""
     if len(node.input) < 3:
         return True
     value = constants.get(node.input[2])
@@ -243,33 +239,28 @@ def dequantize_gathered_rows(model: Model) -> int:
 
 
 def _is_table(node: Node, constants: _Constants, readers: dict[str, list[Node]]) -> bool:
-    """Whether `node` dequantizes a constant (rows, columns) int8 table, by rows or as a whole, that only Gather reads."""
+    """Return whether `node` dequantizes a constant (rows, columns) int8 table, by rows or as a whole, only for Gather."""
     if node.op_type != "DequantizeLinear" or node.input[0] not in constants or node.input[1] not in constants:
         return False
     table, scale = constants.tensors[node.input[0]], constants.get(node.input[1])
-    if (
-        scale is None
-        or not scale.size
-        or len(table.dims) != 2
-        or not _size(table)
-        or (scale.size > 1 and integer_attribute(node, "axis", 1) != 0)
-    ):
+    if scale is None or not scale.size or len(table.dims) != 2 or not _size(table):
         return False
-    if not _is_symmetric(node, constants):
-        return False
-
-    def gathers_rows(reader: Node) -> bool:
-        is_gather = reader.op_type == "Gather" and reader.input[0] == node.output[0]
-        return is_gather and integer_attribute(reader, "axis", 0) == 0
-
-    return bool(readers.get(node.output[0])) and all(gathers_rows(reader) for reader in readers[node.output[0]])
+    by_rows = scale.size == 1 or integer_attribute(node, "axis", 1) == 0
+    gathers = readers.get(node.output[0], [])
+    return (
+        by_rows
+        and _is_symmetric(node, constants)
+        and bool(gathers)
+        and all(reader.op_type == "Gather" and reader.input[0] == node.output[0] for reader in gathers)
+        and all(integer_attribute(reader, "axis", 0) == 0 for reader in gathers)
+    )
 
 
 def fuse_linears(model: Model) -> int:
     """Rewrite, in place, MatMul(DequantizeLinear(x), DequantizeLinear(W)) + b to one MatMulIntegerToFloat.
 
-    x is per tensor, W a constant of bytes (in, out), b a constant (out,). The sums are those of integers, as ONNX Runtime
-    computes them anyway; only the rounding of the last float operation may differ.
+    x is quantized per tensor, W is a constant of bytes (in, out), b a constant (out,). The sums are the integer sums that ONNX
+    Runtime computes in both cases; only the rounding of the last float operation may differ.
 
     Returns:
         number of linears rewritten.
@@ -308,7 +299,7 @@ def fuse_linears(model: Model) -> int:
 
 
 def _is_linear(data: Node, weight: Node, constants: dict[str, Any]) -> bool:
-    """Whether `data` is per tensor and `weight` a float32-scaled matrix of bytes with one scale, or one a column."""
+    """Return whether `data` has one scale and `weight` is a float32-scaled matrix of bytes with one scale, or one a column."""
     scale, integers = constants.get(weight.input[1]), constants.get(weight.input[0])
     per_tensor = constants.get(data.input[1])
     if integers is None or scale is None or per_tensor is None or _size(per_tensor) != 1:

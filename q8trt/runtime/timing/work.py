@@ -1,4 +1,4 @@
-"""The arithmetic of an encoder: its matrix products, counted, so that a time becomes a rate.
+"""The arithmetic of an encoder: its matrix products are counted, so that a time becomes a rate.
 
 For a sequence of S tokens (a multiplication and an addition are 2 operations, as in every vendor's peak figures):
 
@@ -26,17 +26,17 @@ class Work:
 
     @classmethod
     def of_encoder(cls, layers: int, hidden_size: int, intermediate_size: int) -> Work:
-        """The work of a BERT encoder: Q, K, V and attention output, and two feed-forward linears, in each layer."""
+        """Return the work of a BERT encoder: Q, K, V and attention output, and two feed-forward linears, in each layer."""
         weights = 4 * hidden_size**2 + 2 * hidden_size * intermediate_size
         return cls(layers * weights, layers * hidden_size)
 
     def flop(self, batch: int, sequence: int) -> int:
-        """Operations of one batch of full-length sequences."""
+        """Return the operations of one batch of full-length sequences."""
         return batch * (2 * sequence * self.weights + 4 * sequence**2 * self.attention_width)
 
 
 def work_of_onnx(path: str | Path) -> Work | None:
-    """The work of an exported encoder, read from its graph; None where the graph does not show it.
+    """Return the work of an exported encoder, read from its graph; None where the graph does not show it.
 
     Args:
         path: an ONNX file; its weights are not read.
@@ -65,9 +65,9 @@ def work_of_onnx(path: str | Path) -> Work | None:
 
 
 def rated(latency: Latency, work: Work | None, peak: float | None) -> Latency:
-    """`latency` with the rate of the model's matrix products, and its share of `peak` (10^12 operations a second).
+    """Return `latency` with the rate of the model's matrix products and its share of `peak` (10^12 operations a second).
 
-    None stands for what is not known, and makes None of what depends on it.
+    None means not known, and makes None of each figure that depends on it.
     """
     tops = work.flop(latency.batch, latency.sequence) / (latency.compute_ms * 1e9) if work else None
     return replace(latency, gemm_tops=tops, peak_share=tops / peak if tops is not None and peak else None)
