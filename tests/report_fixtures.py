@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report, Row
+from q8trt.runtime.timing.latency import summarize
 from q8trt.runtime.timing.lengths import Lengths
-from q8trt.runtime.timing.timing import summarize
 
 SHAPES = ((1, 128), (16, 128))
 H100 = "NVIDIA H100 80GB HBM3"

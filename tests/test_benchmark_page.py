@@ -12,9 +12,9 @@ import pytest
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report, Row
 from q8trt.reporting.charts import Bar, BarChart, LineChart, Point, Series, bar_figure, line_figure, svg, tick_labels
+from q8trt.runtime.timing.latency import summarize
 from q8trt.runtime.timing.layers import LayerTime, LayerTimes, by_kind
 from q8trt.runtime.timing.lengths import Lengths
-from q8trt.runtime.timing.timing import summarize
 
 H100 = "NVIDIA H100 80GB HBM3"
 VOID = {"meta", "br", "path", "line", "use", "g", "defs"}

@@ -18,7 +18,7 @@ from q8trt.reporting import Report, Row, report_dict
 from q8trt.reporting.comparison import SideBySide, stored_report
 from q8trt.reporting.comparison import side_by_side as match
 from q8trt.reporting.comparison_page import comparison_html, print_side_by_side, write_side_by_side
-from q8trt.runtime.timing.timing import summarize
+from q8trt.runtime.timing.latency import summarize
 
 
 def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: bool = False) -> dict[str, Any]:

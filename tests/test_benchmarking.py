@@ -13,8 +13,7 @@ from q8trt.errors import ConfigError, DataError
 from q8trt.runtime.base import Runner, Timing
 from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 from q8trt.runtime.timing.config import TimingConfig, grid, parse_shapes_list, parse_sizes
-from q8trt.runtime.timing.layers import measure_layers
-from q8trt.runtime.timing.timing import (
+from q8trt.runtime.timing.latency import (
     WHAT_IS_TIMED,
     WHAT_IS_TIMED_ON_DEVICES,
     TimingWarning,
@@ -22,6 +21,7 @@ from q8trt.runtime.timing.timing import (
     random_inputs,
     summarize,
 )
+from q8trt.runtime.timing.layers import measure_layers
 
 
 class World:

@@ -21,8 +21,8 @@ from q8trt.reporting import (
     write_report,
 )
 from q8trt.reporting import verdict as verdict_phrases
+from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
 from q8trt.runtime.timing.layers import LayerTime, LayerTimes
-from q8trt.runtime.timing.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
 
 NO_GPU = "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
 

@@ -15,8 +15,8 @@ from q8trt.reporting import Report, Row
 from q8trt.runtime.base import Runner
 from q8trt.runtime.timing.config import Shape
 from q8trt.runtime.timing.hardware import clock_warning, peak_tops
+from q8trt.runtime.timing.latency import Latency, measure, random_inputs
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers
-from q8trt.runtime.timing.timing import Latency, measure, random_inputs
 from q8trt.runtime.timing.work import rated, work_of_onnx
 
 NO_GRAPH = "no CUDA graph"

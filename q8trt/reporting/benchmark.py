@@ -12,9 +12,9 @@ from typing import Any
 from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.hardware.gpu import GpuState
 from q8trt.quantization.precision import Precision
+from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.lengths import Lengths
-from q8trt.runtime.timing.timing import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 
 #: docs/benchmark-schema.md describes it.
 SCHEMA = 2

@@ -17,8 +17,8 @@ from q8trt.reporting.html import Figure, render
 from q8trt.reporting.notes import gpu_note, place_note
 from q8trt.reporting.table import Phrase, Table
 from q8trt.reporting.verdict import verdict
+from q8trt.runtime.timing.latency import Latency
 from q8trt.runtime.timing.layers import LayerTimes, by_kind
-from q8trt.runtime.timing.timing import Latency
 
 #: Bars of a plot of layers; the rest is one bar more.
 _LAYERS = 9

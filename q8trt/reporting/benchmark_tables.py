@@ -9,7 +9,7 @@ from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.reporting.benchmark import Report, Row
 from q8trt.reporting.formats import ms, percent, rate, switch, times, tops, x100
 from q8trt.reporting.table import DASH, Cell, Column, Table, words
-from q8trt.runtime.timing.timing import PARTS, Latency
+from q8trt.runtime.timing.latency import PARTS, Latency
 
 SPEED_LEGEND = "speed: FP32's median time over this row's, same backend and device; above 1 is faster than FP32"
 LENGTHS_LEGEND = (

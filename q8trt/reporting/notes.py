@@ -8,7 +8,7 @@ from q8trt.reporting.formats import number
 from q8trt.reporting.table import DASH
 from q8trt.runtime.registry import runs_plans
 from q8trt.runtime.timing.hardware import peak_source
-from q8trt.runtime.timing.timing import TimingWarning
+from q8trt.runtime.timing.latency import TimingWarning
 
 
 def all_notes(report: Report) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from q8trt.runtime.base import Runner
-from q8trt.runtime.timing.timing import Clock, Stopwatch, turns
+from q8trt.runtime.timing.latency import Clock, Stopwatch, turns
 from q8trt.tasks.data import Features, bucketed_batches
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch, buckets_up_to
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from q8trt.runtime.timing.timing import Latency
+from q8trt.runtime.timing.latency import Latency
 
 
 @dataclass(frozen=True)

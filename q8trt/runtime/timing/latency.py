@@ -1,7 +1,7 @@
-"""Runner -> latency and throughput, with the definitions of trtexec.
+"""Latency and throughput of runners, as trtexec defines them.
 
-Machines drift: clocks step down, neighbours wake up. Runners are therefore timed interleaved, one iteration each in
-turn, so that what slows one slows all and the ratio between two medians holds where the medians themselves do not.
+Machines drift: clocks step down, neighbors wake up. So runners are timed interleaved, one iteration each in turn: what slows
+one slows all, and the ratio of two medians holds even if the medians do not.
 
 Definitions (TensorRT documentation, "Performance Benchmarking using trtexec"): *latency* is H2D + GPU compute + D2H of one
 query, *GPU compute* the kernels alone, *enqueue* the host's time to launch them, *host wall time* from the call to the logits;
@@ -29,9 +29,9 @@ WHAT_IS_TIMED_ON_DEVICES = (
     "H2D + GPU compute + D2H of one query by CUDA events: host arrays in, host logits out, tokenization left out; "
     "full-length sequences without padding; runners interleaved after warm-up"
 )
-#: Parts of a query that a runner with device timings tells, in the order in which they are shown.
+#: The parts of a query that a runner with device timings reports, in the order in which they are shown.
 PARTS = ("h2d", "gpu", "d2h", "enqueue", "host")
-#: trtexec warns from the same shares on.
+#: Thresholds of trtexec's warnings.
 _ENQUEUE_BOUND = 0.8
 _UNSTABLE_GPU_VARIATION = 0.01
 _UNSTABLE_SPREAD = 1.2
@@ -69,18 +69,17 @@ class Latency(Spread):
     """The times of one batch of one shape.
 
     Attributes:
-        batch: rows of a query, and `sequence` tokens of each.
+        batch: rows of a query, of `sequence` tokens each.
         iterations: queries timed.
         queries_per_s: queries over the sum of their host wall times; `samples_per_s` is `batch` times that.
-        clock: what the latency is: "device" (H2D + GPU + D2H) or "host" (wall time).
-        parts: the `PARTS` of a query; {} where the runner has no device timings.
-        cuda_graph: whether each query was launched from a CUDA graph; None where there is none to launch or the runner does
-            not say.
-        transfers: whether the copies to and from the device are in the latency; None where the runner does not time them.
-        gemm_tops: matrix products of the model, 10^12 operations a second, over GPU compute (host wall time on a CPU) at the
-            median; None where the model's work is not known.
-        peak_share: `gemm_tops` over the GPU's peak at this precision; None where that is not known.
-        warnings: what makes the figure doubtful.
+        clock: the kind of latency: "device" (H2D + GPU + D2H) or "host" (wall time).
+        parts: the `PARTS` of a query; {} without device timings.
+        cuda_graph: whether each query was launched from a CUDA graph; None if the runner does not report it.
+        transfers: whether the latency includes copies to and from the device; None if the runner does not time them.
+        gemm_tops: matrix products of the model, 10^12 operations a second, over `compute_ms`; None if the model's work is
+            not known.
+        peak_share: `gemm_tops` over the GPU's peak at this precision; None if that is not known.
+        warnings: reasons to doubt the figure.
     """
 
     batch: int
@@ -103,12 +102,12 @@ class Latency(Spread):
 
     @property
     def compute_ms(self) -> float:
-        """The median that a rate of arithmetic is taken over: GPU compute where it is known, else the latency."""
+        """The median time of the arithmetic: GPU compute if it is known, else the latency."""
         return self.parts["gpu"].median_ms if "gpu" in self.parts else self.median_ms
 
 
 def spread(milliseconds: Sequence[float]) -> Spread:
-    """The distribution of times of single iterations, in ms.
+    """Return the distribution of times of single iterations, in ms.
 
     Raises:
         ValueError: no times, or one that is negative or not finite.
@@ -123,13 +122,13 @@ def spread(milliseconds: Sequence[float]) -> Spread:
 def summarize(
     batch: int, sequence: int, seconds: Sequence[float], parts: Mapping[str, Sequence[float]] | None = None
 ) -> Latency:
-    """The figures of `seconds`, the host wall times of single iterations.
+    """Return the figures of `seconds`, the host wall times of single iterations.
 
     Args:
         batch: rows of a query.
         sequence: tokens of a row.
         seconds: one per iteration.
-        parts: the `PARTS` of the same iterations in ms, if the runner tells them; the latency is then H2D + GPU + D2H.
+        parts: the `PARTS` of the same iterations in ms, if the runner has them; the latency is then H2D + GPU + D2H.
 
     Raises:
         ValueError: no times, or one that is not positive and finite.
@@ -179,16 +178,9 @@ def random_inputs(
     seed: int = 0,
     input_names: Sequence[str] = ("input_ids", "attention_mask", "token_type_ids"),
 ) -> dict[str, np.ndarray]:
-    """Arrays for one batch, int32, shape (batch, sequence): uniform token ids, a mask of ones, token types of zeros.
+    """Return the arrays of one batch, int32, (batch, sequence): uniform token ids below `vocab_size`, ones, zeros.
 
-    Every sequence is full length, so that no backend can gain by skipping padding.
-
-    Args:
-        batch: rows.
-        sequence: tokens per row.
-        vocab_size: ids are drawn from [0, vocab_size).
-        seed: the same arguments and seed give the same arrays.
-        input_names: which arrays to make, e.g. `Runner.input_names`.
+    Every sequence is full length, so that no runtime gains by skipping padding. The same arguments give the same arrays.
 
     Raises:
         ConfigError: a size below 1.
@@ -209,17 +201,17 @@ def random_inputs(
 
 
 def turns(count: int, number: int) -> list[int]:
-    """The order in which `count` runners go in round `number`.
+    """Return the order of `count` runners in round `number`.
 
     The start rotates and the direction alternates, so that each runner takes each position equally often and none
-    always follows the same neighbour (whose data is what it finds in the caches).
+    always follows the same neighbor, whose data fills the caches.
     """
     step = -1 if number % 2 else 1
     return [(number + step * turn) % count for turn in range(count)]
 
 
 class Stopwatch:
-    """Times queries of one runner: by its own device timings where it has them, else by the clock around `Runner.infer`."""
+    """Times queries of one runner: by its device timings if it has them, else by the clock around `Runner.infer`."""
 
     def __init__(self, runner: Runner, clock: Clock) -> None:
         self._runner, self._clock = runner, clock
@@ -242,11 +234,11 @@ class Stopwatch:
 
     @property
     def cuda_graph(self) -> bool | None:
-        """Whether every query was launched from a CUDA graph; None where the runner does not say."""
+        """Whether every query was launched from a CUDA graph; None if the runner does not report it."""
         return None if None in self._graphs or not self._graphs else self._graphs == {True}
 
     def latency(self, batch: int, sequence: int) -> Latency:
-        """The figures of the queries so far, all of one shape."""
+        """Return the figures of the queries so far, all of one shape."""
         latency = summarize(batch, sequence, self.seconds, self.parts)
         return replace(latency, cuda_graph=self.cuda_graph, transfers=True if self.parts else None)
 
@@ -254,10 +246,10 @@ class Stopwatch:
 def _measure_shape(
     runners: Sequence[Runner], config: TimingConfig, inputs: Inputs, progress: Callable[[int], None], clock: Clock
 ) -> list[Stopwatch]:
-    """The times of each iteration, a stopwatch per runner, all with equally many."""
+    """Return a stopwatch for each runner, all with equally many iterations."""
     warm, timed = ([Stopwatch(runner, clock) for runner in runners] for _ in range(2))
     deadline = clock() + config.max_seconds
-    # A quarter of the time is the most that warm-up may eat: a slow model is better timed often than warmed often.
+    # Warm-up takes at most a quarter of the time: a slow model is better timed often than warmed often.
     warm_by = deadline - 0.75 * config.max_seconds
     done = 0
     for number in range(config.warmup):
@@ -294,20 +286,20 @@ def measure(
 ) -> list[list[Latency]]:
     """Time `runners` against each other, shape by shape, interleaved: one iteration each per round.
 
-    Every runner gets the same arrays. When ``max_seconds`` is up a shape ends with the round under way, so all runners
-    have equally many iterations; one warm-up round (if any is asked for) and two timed rounds are always run.
+    Every runner gets the same arrays. After ``max_seconds`` a shape ends with the round under way, so all runners have
+    equally many iterations; one warm-up round (if any is asked for) and two timed rounds always run.
 
     Args:
-        runners: what to time; each must accept every shape. A `TimedRunner` is asked for its device timings, the others
-            are timed around `Runner.infer`, which returns logits on the host: the copies are inside.
-        config: shapes, iterations and the cap on time.
-        make_inputs: (batch, sequence) -> arrays, e.g. a partial of `random_inputs`.
+        runners: runners that accept every shape. A `TimedRunner` has device timings; the others are timed around
+            `Runner.infer`, which returns logits on the host: the copies are inside.
+        config: shapes, iterations and the limit of time.
+        make_inputs: (batch, sequence) -> arrays.
         on_progress: called with a number of rounds done or skipped; they add up to ``config.rounds``.
         clock: seconds, monotonic.
-        on_shape: called after each shape, while the machine is still at work temperature: to look at its clocks.
+        on_shape: called after each shape, while the machine is still warm: to look at its clocks.
 
     Returns:
-        for each runner, in the order given, one `Latency` per shape.
+        for each runner, in order, one `Latency` per shape.
 
     Raises:
         DataError, BackendError: from the runner.
