@@ -8,8 +8,7 @@ from scipy.stats import pearsonr
 
 from q8trt.errors import DataError
 from q8trt.tasks.data import DataConfig, load_dev, load_train, sample_examples
-from q8trt.tasks.data.sample import Scene, inflect, render, similarity
-from q8trt.tasks.data.sample_words import TOPICS
+from q8trt.tasks.data.sample import Scene, inflect, render, similarity, words
 
 TRAIN, DEV = sample_examples("train"), sample_examples("dev")
 MAN, DOG = ("man",), ("dog", "hound")
@@ -109,8 +108,8 @@ def test_inflect(verb, forms):
 
 def test_no_topic_lists_a_word_under_two_concepts():
     # Else a "changed" slot could be worded exactly like the unchanged one.
-    for topic in TOPICS:
-        for slot, concepts in vars(topic).items():
+    for topic in words().topics:
+        for slot, concepts in topic.items():
             forms = [form for concept in concepts for form in concept]
             assert len(set(forms)) == len(forms), (slot, forms)
             assert all(form and form == form.strip() for form in forms)

@@ -14,36 +14,61 @@ import pytest
 from tiny_data import SHORT, write_sts_b
 from waiting import PATIENCE, wait_until
 
+from q8trt.cli.main import run_command
+
 ROOT = Path(__file__).parents[1]
 OPTIONS = [*SHORT, "--max_steps", "4", "--eval_steps", "2", "--save_steps", "2", "--logging_steps", "2"]
 
 
-def torchrun(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """finetune.py in two processes, in `folder`."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+#: Starts finetune.py in two forks of one interpreter, as torchrun starts it in two processes, and prints their numbers.
+FORKS = """
+import os, sys, socket
+import modelopt.torch.quantization, scipy.stats, sklearn.metrics, torch.utils.tensorboard
+import transformers.models.bert.modeling_bert
+import q8trt.training.finetuning, q8trt.training.stage
+from q8trt.cli.main import run_command
+
+with socket.create_server(("127.0.0.1", 0)) as free:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+sys.argv[0] = sys.argv.pop(1)
+processes = []
+for rank in ("0", "1"):
+    processes.append(os.fork())
+    if not processes[-1]:
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+        code = run_command("finetune")
+        sys.stdout.flush()
+        os._exit(code)
+print(*processes, flush=True)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes))
+"""
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [*launch, str(ROOT / "finetune.py"), *argv]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
-        try:
-            out, err = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # unlike kill, it lets torchrun end its processes
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, out, err)
+    return subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, **pipes)
+
+
+def fork(folder: Path, *argv: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """finetune.py in two processes, in `folder`; returns what started them and waits for them, and their numbers."""
+    parent = start(folder, "-c", FORKS, str(ROOT / "finetune.py"), *argv)
+    assert parent.stdout
+    return parent, [int(number) for number in parent.stdout.readline().split()]
 
 
 @pytest.mark.slow
 def test_two_processes_make_one_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
     write_sts_b(tmp_path / "data")
     data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint)]
-    done = torchrun(tmp_path, *data, *OPTIONS, "--group_by_length")
-    assert done.returncode == 0, done.stderr
+    parent, _ = fork(tmp_path, *data, *OPTIONS, "--group_by_length")
+    out, err = parent.communicate(timeout=PATIENCE)
+    assert parent.returncode == 0, err
     [run] = (tmp_path / "runs").iterdir()
-    assert done.stdout.count(f"run: runs/{run.name}\n") == 1
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("next: ")]
+    assert out.count(f"run: runs/{run.name}\n") == 1
+    [line] = [line for line in out.splitlines() if line.startswith("next: ")]
     assert line.endswith(f"{ROOT / 'build_engine.py'} --int8 --checkpoint runs/{run.name}")
-    assert done.stderr.count("FP32 dev   step 4/4") == 1
+    assert err.count("FP32 dev   step 4/4") == 1
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert list(stages) == ["fp32", "ptq", "int8"]
     assert stages["fp32"]["steps"] == stages["int8"]["steps"] == 4
@@ -57,13 +82,18 @@ def test_two_processes_make_one_run(tiny_checkpoint: Path, tmp_path: Path) -> No
         assert state["epoch"] == pytest.approx(4 / 3), "48 rows are 3 steps of 2 x 8 rows"
 
 
-@pytest.mark.slow
-def test_a_wrong_option_is_said_once_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_wrong_option_is_said_once_and_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("q8trt.cli.main._GRACE_SECONDS", 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     write_sts_b(tmp_path / "data")
     data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint)]
-    done = torchrun(tmp_path, *data, *OPTIONS, "--fp16")
-    assert done.returncode != 0
-    assert done.stderr.count("finetune: error: --fp16") == 1
+    for rank, times in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert run_command("finetune", [*data, *OPTIONS, "--fp16"]) == 2
+        assert capsys.readouterr().err.count("finetune: error: --fp16") == times
     assert not (tmp_path / "runs").exists()
 
 
@@ -75,16 +105,18 @@ def test_sigterm_stops_both_processes_at_one_step(to_one: bool, tiny_checkpoint:
 
     write_sts_b(tmp_path / "data")
     data = ["--task", "STS-B", "--data_dir", "data", "--model_name_or_path", str(tiny_checkpoint), *OPTIONS]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    command = [*launch, str(ROOT / "finetune.py"), *data, "--max_steps", "100000", "--output_dir", "run"]
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    arguments = [*data, "--max_steps", "100000", "--output_dir", "run"]
     checkpoints = tmp_path / "run" / "checkpoints" / "fp32"
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
-        wait_until(lambda: list(checkpoints.glob("checkpoint-*/hashes.json")), process)
-        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(workers[-1]) if to_one else process.pid, signal.SIGTERM)
-        _, err = process.communicate(timeout=PATIENCE)
+    if to_one:
+        process, (_, target) = fork(tmp_path, *arguments)
+    else:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        process = start(tmp_path, *launch, str(ROOT / "finetune.py"), *arguments)
+        target = process.pid
+    wait_until(lambda: list(checkpoints.glob("checkpoint-*/hashes.json")), process)
+    os.kill(target, signal.SIGTERM)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == (143 if to_one else 1), err
     point = find_resume_point(checkpoints)
     assert point.rejected == ()
     assert point.checkpoint is not None

@@ -10,6 +10,9 @@ nothing but their topic,
 
 plus Gaussian jitter (standard deviation 0.3) that stands for the disagreement of annotators: nothing can reach a
 correlation of 1.
+
+``sample_words.json`` holds the topics, each with the words that make sense together, and the irregular verbs. Synonyms are
+joined by ``/``, concepts by ``,``; ``+`` marks a plural noun. Verbs are infinitives.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 from q8trt.errors import DataError
+from q8trt.files import read_json
 from q8trt.tasks.data.examples import Examples, collect
-from q8trt.tasks.data.sample_words import EXTRAS, IRREGULAR, TOPICS, Concept
 from q8trt.tasks.glue import get_task
+
+Concept = tuple[str, ...]
+"""Words or phrases that mean the same."""
 
 SIZES = {"train": 1600, "dev": 400}
 SOURCE = "built-in sample (not GLUE)"
@@ -42,9 +49,9 @@ _CHANGED = {
     "subject_adjective": 0.2,
     "tense": 0.15,
 }
+#: In the order in which they are drawn.
+_SLOTS = ("subject", "verb", "object", "tense", "place", "extra", "subject_adjective", "object_adjective")
 _DROPPED = {"place": 0.32, "extra": 0.25, "object_adjective": 0.16, "subject_adjective": 0.14}
-
-_TENSES = (("present",), ("past",), ("future",))
 
 
 @dataclass(frozen=True)
@@ -62,19 +69,32 @@ class Scene:
     object_adjective: Concept | None = None
 
 
-def _choices(topic: int) -> dict[str, tuple[Concept, ...]]:
-    """Slot -> the concepts it can take in a topic."""
-    words = TOPICS[topic]
-    return {
-        "subject": words.subjects,
-        "verb": words.verbs,
-        "object": words.objects,
-        "tense": _TENSES,
-        "place": words.places,
-        "extra": EXTRAS,
-        "subject_adjective": words.subject_adjectives,
-        "object_adjective": words.object_adjectives,
-    }
+@dataclass(frozen=True)
+class Words:
+    """The vocabulary.
+
+    Attributes:
+        topics: for each topic, slot of a scene -> the concepts that it can take.
+        irregular: infinitive -> present participle, past tense and past participle, where the rules of `inflect` do not hold.
+    """
+
+    topics: tuple[dict[str, tuple[Concept, ...]], ...]
+    irregular: dict[str, tuple[str, ...]]
+
+
+@cache
+def words() -> Words:
+    """Return the vocabulary of ``sample_words.json``."""
+    document = read_json(Path(__file__).with_name("sample_words.json"))
+    shared = {"extra": document["extras"], "tense": "present, past, future"}
+    return Words(
+        tuple({slot: _concepts({**topic, **shared}[slot]) for slot in _SLOTS} for topic in document["topics"].values()),
+        {verb: tuple(forms.split()) for verb, forms in document["irregular"].items()},
+    )
+
+
+def _concepts(text: str) -> tuple[Concept, ...]:
+    return tuple(tuple(form.strip() for form in concept.split("/")) for concept in text.split(","))
 
 
 def _with(scene: Scene, **slots: Concept | None) -> Scene:
@@ -82,16 +102,16 @@ def _with(scene: Scene, **slots: Concept | None) -> Scene:
 
 
 def _draw(rng: random.Random, topic: int) -> Scene:
-    scene = Scene(topic, **{slot: rng.choice(concepts) for slot, concepts in _choices(topic).items()})
-    # A place is nearly always told, the rest about every other time.
-    kept = {"place": 0.85, "extra": 0.4, "subject_adjective": 0.45, "object_adjective": 0.5}
-    return _with(scene, **{slot: None for slot, share in kept.items() if rng.random() > share})
+    scene = Scene(topic, **{slot: rng.choice(concepts) for slot, concepts in words().topics[topic].items()})
+    # A place is nearly always there, the rest about every other time.
+    shares = {"place": 0.85, "extra": 0.4, "subject_adjective": 0.45, "object_adjective": 0.5}
+    return _with(scene, **{slot: None for slot, share in shares.items() if rng.random() > share})
 
 
 def _change(rng: random.Random, scene: Scene, slot: str) -> Scene:
     """`scene` with another concept in `slot`."""
     old = getattr(scene, slot)
-    return _with(scene, **{slot: rng.choice([new for new in _choices(scene.topic)[slot] if new != old])})
+    return _with(scene, **{slot: rng.choice([new for new in words().topics[scene.topic][slot] if new != old])})
 
 
 def _change_details(rng: random.Random, scene: Scene, count: int) -> Scene:
@@ -110,7 +130,7 @@ def _change_core(rng: random.Random, scene: Scene, *slots: str) -> Scene:
 
 
 def _other_topic(rng: random.Random, scene: Scene) -> Scene:
-    return _draw(rng, (scene.topic + rng.randrange(1, len(TOPICS))) % len(TOPICS))
+    return _draw(rng, (scene.topic + rng.randrange(1, len(words().topics))) % len(words().topics))
 
 
 # Share of pairs -> the edit that makes the second scene.
@@ -143,8 +163,8 @@ def similarity(first: Scene, second: Scene) -> float:
 def inflect(verb: str) -> tuple[str, str, str]:
     """Present participle, past tense and past participle of an infinitive; only its first word changes."""
     head, space, rest = verb.partition(" ")
-    if head in IRREGULAR:
-        forms = IRREGULAR[head]
+    if head in words().irregular:
+        forms = words().irregular[head]
     elif head.endswith("e"):
         forms = (head[:-1] + "ing", head + "d", head + "d")
     elif head.endswith("y") and head[-2] not in "aeiou":
@@ -159,9 +179,9 @@ def _noun(rng: random.Random, noun: Concept, adjective: Concept | None) -> tuple
     """A noun phrase and whether it is plural."""
     word = rng.choice(noun)
     plural = word.startswith("+")
-    words = ([rng.choice(adjective)] if adjective else []) + [word.lstrip("+")]
-    indefinite = "some" if plural else "an" if words[0][0] in "aeiou" else "a"
-    return " ".join((rng.choice((indefinite, "the")), *words)), plural
+    phrase = ([rng.choice(adjective)] if adjective else []) + [word.lstrip("+")]
+    indefinite = "some" if plural else "an" if phrase[0][0] in "aeiou" else "a"
+    return " ".join((rng.choice((indefinite, "the")), *phrase)), plural
 
 
 def _predicate(tense: str, plural: bool, verb: str, passive: bool) -> str:
@@ -199,7 +219,7 @@ def _pairs() -> tuple[tuple[str, str, float], ...]:
     shares, edits = zip(*_EDITS, strict=True)
     pairs: dict[frozenset[str], tuple[str, str, float]] = {}
     while len(pairs) < sum(SIZES.values()):
-        scene = _draw(rng, rng.randrange(len(TOPICS)))
+        scene = _draw(rng, rng.randrange(len(words().topics)))
         edited = rng.choices(edits, shares)[0](rng, scene)
         first, second = render(rng, scene), render(rng, edited)
         score = min(5.0, max(0.0, similarity(scene, edited) + rng.gauss(0.0, _JITTER)))
