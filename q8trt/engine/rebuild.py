@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q8trt.console.commands import command
+from q8trt.console.options import options_of
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.shapes import ShapeProfile, bucket_profiles, show
+from q8trt.engine.shapes import ShapeOptions, ShapeProfile, bucket_profiles
 from q8trt.errors import ConfigError
 from q8trt.runs.run import RUN_FILE, Run
 
@@ -63,12 +64,12 @@ def rebuild_command(
     words += ["--checkpoint", str(folder.parent) if in_run else "RUN"]
     words += ["--stage", manifest.stage] if manifest.stage else []
     words += ["--output_dir", str(folder), "--overwrite"]
-    words += _shape_options(manifest.profiles if profiles is None else profiles)
+    words += options_of(_shape_options(manifest.profiles if profiles is None else profiles))
     name = backend or (manifest.backend.name if manifest.backend else None)
     words += ["--backend", name] if name else []
     options = manifest.record.build.options if backend is None else BuildConfig()
-    words += _build_options(options if sm is None else replace(options, sm=tuple(sm)))
-    words += ["--fuse_qkv"] if manifest.record.export.options.fuse_qkv else []
+    words += options_of(replace(options, backend=None, sm=options.sm if sm is None else tuple(sm)))
+    words += options_of(manifest.record.export.options)
     model = "" if in_run else f" (RUN: the run of {manifest.model.name} on {manifest.task.name} that it was made from)"
     return f"`{command('build-engine', *words)}`{model}"
 
@@ -92,26 +93,12 @@ def _precision(stage: str | None, half: bool) -> list[str]:
     return ["--int8", *(["--fp16"] if half else []), "--stage", stage or "int8"]
 
 
-def _shape_options(profiles: Sequence[ShapeProfile]) -> list[str]:
+def _shape_options(profiles: Sequence[ShapeProfile]) -> ShapeOptions:
     """Return the options that make `profiles`: buckets and batches where these do, else the single profile's shapes."""
     if not profiles:
-        return []
+        return ShapeOptions()
     first = profiles[0]
     buckets = tuple(sorted({profile.max[1] for profile in profiles}))
     if tuple(profiles) == bucket_profiles(buckets, first.opt[0], first.max[0]):
-        lengths = ",".join(map(str, buckets))
-        return ["--buckets", lengths, "--opt_batch", str(first.opt[0]), "--max_batch", str(first.max[0])]
-    return [word for name in ("min", "opt", "max") for word in (f"--{name}_shapes", show(getattr(first, name)))]
-
-
-def _build_options(options: BuildConfig) -> list[str]:
-    """Return the options of `BuildConfig` whose value is not its default."""
-    words = []
-    for field in fields(BuildConfig):
-        value = getattr(options, field.name)
-        if field.name in ("backend", "profiles") or value == field.default:
-            continue
-        words.append(f"--{field.name}")
-        if value is not True:
-            words.append(",".join(value) if isinstance(value, tuple) else str(value))
-    return words
+        return ShapeOptions(buckets, first.opt[0], first.max[0])
+    return ShapeOptions(min_shapes=first.min, opt_shapes=first.opt, max_shapes=first.max)
