@@ -40,6 +40,11 @@ def more_than(bound: float) -> Values:
     return Values(f"more than {bound}", lambda value: value > bound)
 
 
+def between(least: int, most: int) -> Values:
+    """Return the numbers from `least` to `most`."""
+    return Values(f"{least} to {most}", lambda value: least <= value <= most)
+
+
 #: Probabilities below 1.
 SHARE = Values("from 0 to below 1", lambda value: 0 <= value < 1)
 

@@ -25,7 +25,7 @@ def exit_code(error: BaseException) -> int:
     """Return the exit code of a command that a signal stopped: 128 and the signal's number, as a shell reports it.
 
     Args:
-        error: the exception that ended it; SIGTERM is told by a `TerminatedError` among its causes.
+        error: the exception that ended it; SIGTERM has a `TerminatedError` among its causes.
     """
     link: BaseException | None = error
     while link is not None and not isinstance(link, TerminatedError):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from q8trt.console.options import check_options, option
+from q8trt.console.options import at_least, between, check_options, option
 from q8trt.engine.backend import Backend
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile
@@ -61,10 +61,13 @@ class BuildConfig:
         metavar="PATH",
     )
     workspace_mib: int | None = option(
-        None, "scratch memory of a layer, MiB (TensorRT-RTX: of the network)", unset="all of the GPU's"
+        None,
+        "scratch memory of a layer, MiB (TensorRT-RTX: of the network)",
+        values=at_least(1),
+        unset="all of the GPU's",
     )
     builder_optimization_level: int | None = option(
-        None, "0 (fast build) to 5 (tries most kernels)", unset="TensorRT's own, 3"
+        None, "effort of the build: 5 tries most kernels", values=between(0, 5), unset="TensorRT's own, 3"
     )
     version_compatible: bool = option(
         False, "the plan also runs on newer TensorRT of the same major version (TensorRT only)"
@@ -76,11 +79,6 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if not self.profiles:
             raise ConfigError("a plan needs at least one optimization profile")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ConfigError(f"--workspace_mib must be at least 1; got {self.workspace_mib}")
-        level = self.builder_optimization_level
-        if level is not None and not 0 <= level <= 5:
-            raise ConfigError(f"--builder_optimization_level must be 0 to 5; got {level}")
         check_options(self)
         if len(set(self.sm)) < len(self.sm):
             raise ConfigError(f"--sm {','.join(self.sm)} names a compute capability twice")
@@ -121,7 +119,7 @@ class BuildConfig:
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What was built.
+    """The result of a build.
 
     Attributes:
         backend: "tensorrt" or "tensorrt_rtx".
@@ -131,7 +129,7 @@ class PlanInfo:
         bytes: size of the plan.
         timing_cache: "none" (not asked for), "new", "loaded", or "unsupported" (TensorRT-RTX has none).
         peak_memory_mib: the most memory, in MiB, that the building process held at once, host only; None where the system
-            does not tell.
+            does not report it.
         report: what the engine holds.
     """
 

@@ -45,7 +45,7 @@ class ShapeProfile:
                 raise ConfigError(f"shapes: {dimension} must be min <= opt <= max; got {low}, {best}, {high}")
 
     def covers(self, shape: tuple[int, ...]) -> bool:
-        """Whether a (batch, sequence) shape lies between `min` and `max`."""
+        """Return whether a (batch, sequence) shape is between `min` and `max`."""
         return len(shape) == 2 and all(
             low <= size <= high for low, size, high in zip(self.min, shape, self.max, strict=True)
         )
@@ -99,7 +99,7 @@ def _profile_option(word: str) -> Any:
 
 
 def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> tuple[ShapeProfile, ...]:
-    """One profile for each sequence bucket, tuned for `opt_batch` sequences of the bucket's full length.
+    """Return one profile for each sequence bucket, tuned for `opt_batch` sequences of the bucket's full length.
 
     A profile begins where the one before it ends, so each shape has exactly one profile, and a kernel need not serve
     lengths that another profile serves better: only a profile's `opt` is tuned for (TensorRT documentation,
@@ -169,13 +169,13 @@ class ShapeOptions:
 
 
 def largest(profiles: Iterable[ShapeProfile]) -> Shape:
-    """The largest batch and the longest sequence of `profiles`; one profile need not take both at once."""
+    """Return the largest batch and the longest sequence of `profiles`; one profile need not take both at once."""
     shapes = [profile.max for profile in profiles]
     return max(batch for batch, _ in shapes), max(sequence for _, sequence in shapes)
 
 
 def covering(profiles: Sequence[ShapeProfile], shape: tuple[int, ...]) -> int | None:
-    """The index of the tightest of `profiles` that takes a (batch, sequence) shape; None when none does."""
+    """Return the index of the tightest of `profiles` that takes a (batch, sequence) shape; None when none does."""
     fitting = [index for index, profile in enumerate(profiles) if profile.covers(shape)]
     return min(fitting, key=lambda index: profiles[index].max[::-1], default=None)
 

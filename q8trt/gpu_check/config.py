@@ -1,4 +1,4 @@
-"""What a check of a GPU runs, and by how much engines may differ from torch: plain data."""
+"""The parts of a check of a GPU, and the tolerances of engines against torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Tolerance:
 #: weights -> precision -> tolerance, against the torch model that the engine was exported from (INT8: the fake-quantized one).
 #: Two to ten times what benchmarks/results/export-*-full.json measured on ONNX Runtime's CPU, where FP32 is exact: MiniLM
 #: 0.0028 (mean 0.0004) in FP16 and 0.76 (0.044) in INT8 with FP16, over logits to 5; BERT-base and -large 0.0005 (0.0001) and
-#: 0.056 (0.020), over logits to 0.3. FP32 has FP16's, for GPUs multiply FP32 in TF32, whose mantissa is as short as FP16's.
+#: 0.056 (0.020), over logits to 0.3. FP32 has FP16's, because GPUs multiply FP32 in TF32, whose mantissa is as short as FP16's.
 TOLERANCES = {
     "real": {
         Precision.FP32: Tolerance(0.03, 0.004),
@@ -37,7 +37,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """What is run. The defaults are the full check.
+    """The parts of a check. The defaults are the full check.
 
     Attributes:
         models: names of the models, in order; the loop of loads takes the first whose engine runs.
@@ -49,7 +49,7 @@ class CheckConfig:
         batch_size: rows a batch while scoring.
         threads: how many share one engine.
         loads: how often an engine is loaded, run and closed.
-        memory_growth_mib: device memory that the loads after the first ten may take, for CUDA allocates in pages of 2 MiB.
+        memory_growth_mib: device memory that the loads after the first ten may take, because CUDA allocates in pages of 2 MiB.
         max_drop_points: what an engine's score, times 100, may lack of torch FP32's.
     """
 
@@ -79,11 +79,11 @@ class CheckConfig:
         return largest(self.profiles)
 
     def timing(self, shape: Shape) -> TimingConfig:
-        """How one shape is timed."""
+        """Return how to time one shape."""
         return TimingConfig((shape,), self.warmup, self.iterations, max_seconds=self.max_seconds)
 
     def __str__(self) -> str:
-        """What would be run, in one line."""
+        """The parts, in one line."""
         shapes = ", ".join(f"{batch}x{sequence}" for batch, sequence in self.shapes)
         return (
             f"{', '.join(self.precisions)} engines of {', '.join(self.models)}: build, logits against torch, score of the "

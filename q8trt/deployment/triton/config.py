@@ -1,4 +1,4 @@
-"""How an engine is served: the options, and the config.pbtxt of each model that follow from them and the manifest.
+"""The options of serving, and the config.pbtxt of each model, which follow from them and the manifest.
 
 Fields and their meaning: ``model_config.proto`` of triton-inference-server/common. With max_batch_size, ``dims`` leave the
 batch out.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from q8trt.console.options import option
+from q8trt.console.options import at_least, check_options, option
 from q8trt.deployment.triton.pbtxt import Message, Symbol, entries
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering
@@ -51,19 +51,27 @@ class TritonConfig:
     model_name: str | None = option(
         None, "name of the model for clients", metavar="NAME", unset="from the task, such as sts_b"
     )
-    max_batch_size: int | None = option(None, "most rows of a batch", unset="the plan's; without a plan 32")
-    instances: int = option(1, "encoders that run at the same time: on each GPU, or on the CPU in all")
+    max_batch_size: int | None = option(
+        None, "most rows of a batch", values=at_least(1), unset="the plan's; without a plan 32"
+    )
+    instances: int = option(
+        1, "encoders that run at the same time: on each GPU, or on the CPU in all", values=at_least(1)
+    )
     text_instances: int | None = option(
         None,
         "processes that tokenize and wait for the encoder; not for python, whose encoder is in them",
+        values=at_least(1),
         unset="one more than the encoders of the --gpus",
     )
     gpus: tuple[int, ...] | None = option(None, "numbers of the GPUs to serve on", unset="every GPU")
-    max_queue_delay_microseconds: int = option(100, "longest wait of a request for others to share a batch with")
+    max_queue_delay_microseconds: int = option(
+        100, "longest wait of a request for others to share a batch with, microseconds", values=at_least(0)
+    )
     cuda_graphs: bool = option(True, "capture a CUDA graph for each length and the usual batch sizes (tensorrt)")
     threads: int | None = option(
         None,
         "threads of an encoder on the CPU",
+        values=at_least(1),
         unset="python shares the cores among its instances, onnxruntime takes them all for each",
     )
     vnni: bool = option(
@@ -90,11 +98,7 @@ class TritonConfig:
             raise ConfigError(
                 f"--model_name {self.model_name!r} cannot name a folder and a URL: use letters, digits, '_', '-' and '.'"
             )
-        for name, least in (("max_batch_size", 1), ("instances", 1), ("text_instances", 1), ("threads", 1),
-                            ("max_queue_delay_microseconds", 0)):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"--{name} must be {least} or more; got {value}")
+        check_options(self)
         gpus = self.gpus or ()
         if any(gpu < 0 for gpu in gpus) or len(set(gpus)) < len(gpus):
             raise ConfigError(f"--gpus must be different numbers from 0 on; got {' '.join(map(str, gpus))}")
@@ -196,7 +200,7 @@ def text_config(
 ) -> Message:
     """Return the config.pbtxt of the model that clients call: texts in, ``score`` or ``label`` and ``probabilities`` out.
 
-    Its parameters are the settings of model.py, each as JSON; ``engine`` tells a reader which engine is served. Texts are
+    Its parameters are the settings of model.py, each as JSON; ``engine`` names the engine for a reader. Texts are
     cut on `side`.
     """
     task, own_encoder = manifest.task, config.runtime is None
@@ -266,7 +270,7 @@ def _optimization(
     """CUDA graphs of the shapes that are run: every length, with batches of powers of two and the plan's own.
 
     A graph for a range of shapes (``graph_lower_bound``) would leave the rest of its input as it was, which as token ids may
-    lie outside the table: each graph is for one shape.
+    be outside the table: each graph is for one shape.
     """
     if not (config.cuda_graphs and config.runtime and config.runtime.capabilities.cuda_graphs):
         return None
@@ -283,8 +287,8 @@ def _optimization(
 
 
 def _engine(manifest: Manifest) -> dict[str, Any]:
-    """Which engine is served."""
+    """Return the facts that identify the engine."""
     keys = ("precision", "stage", "created", "q8trt_version")
     hashes = {name: info.sha256 for name, info in manifest.files.items()}
-    told = {key: getattr(manifest, key) for key in keys}
-    return {"task": manifest.task.name, "model": manifest.model.name, **told, "sha256": hashes}
+    facts = {key: getattr(manifest, key) for key in keys}
+    return {"task": manifest.task.name, "model": manifest.model.name, **facts, "sha256": hashes}
