@@ -138,18 +138,21 @@ def test_a_benchmark_scores_the_answers(tmp_path: Path, monkeypatch: pytest.Monk
     """The figure of an engine's report is the metric of what `predict` answers."""
     pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     from q8trt.engine.folder import find_engines
-    from q8trt.evaluation.benchmark import _score
+    from q8trt.evaluation.data import Batching
     from q8trt.runtime import open_runner
-    from q8trt.tasks.data import DataConfig, load_dev, tokenize
+    from q8trt.tasks.data import DataConfig, load_dev
 
     folder = engine_folder(tmp_path / "engine", REGRESSION)
     folder = changed(folder, task=replace(REGRESSION, activation="sigmoid"))
-    rows = load_dev(DataConfig("STS-B", sample=True, max_eval_samples=32))["dev"]
+    data = DataConfig("STS-B", sample=True, max_eval_samples=32, max_seq_length=MAX_LENGTH)
+    rows = load_dev(data)["dev"]
     engine = find_engines([str(folder)], str(tmp_path))[0]
-    features = {"dev": tokenize(rows, checkpoints.load_tokenizer(str(folder)), MAX_LENGTH)}
+    batching = Batching.of([engine], data, 8, (MAX_LENGTH,))
     with open_runner(folder, "onnxruntime") as runner:
-        scored = _score(engine, runner, features, (8, MAX_LENGTH), (MAX_LENGTH,), False)
+        scored = batching.score(
+            runner, batching.tokenized(engine, data)["dev"], engine.manifest.task.activation, "Scoring"
+        )
     with Engine.load(folder, device="cpu") as opened:
         answers = opened.predict(list(zip(rows.first, rows.second, strict=True)))
     expected = np.corrcoef(answers, rows.labels)[0, 1]
-    assert scored["metrics"]["pearson"] == pytest.approx(expected, abs=1e-5)
+    assert scored.metrics["pearson"] == pytest.approx(expected, abs=1e-5)

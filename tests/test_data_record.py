@@ -17,7 +17,7 @@ from q8trt.cli.fresh import fresh_run
 from q8trt.cli.main import run_command
 from q8trt.deployment.source import Source, overflow_batches
 from q8trt.errors import ConfigError, DataError
-from q8trt.evaluation.benchmark import data_config
+from q8trt.evaluation.data import data_config
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUN_FILE, Run
 from q8trt.runs.training_config import TrainingConfig

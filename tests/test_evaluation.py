@@ -12,7 +12,7 @@ from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import DataError
-from q8trt.evaluation.benchmark import _largest_batch
+from q8trt.evaluation.data import Batching
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import evaluate, predict
 from q8trt.runtime.torch_runner import TORCH
@@ -86,6 +86,11 @@ def engine(tmp_path, largest: tuple[int, int] | None) -> EngineFolder:
 
 def test_scoring_keeps_within_every_plan(tmp_path) -> None:
     data = DataConfig("STS-B", sample=True, max_seq_length=128)
-    assert _largest_batch([engine(tmp_path, None)], data, 32) == (32, 128)
-    assert _largest_batch([engine(tmp_path, (8, 256)), engine(tmp_path, (64, 64))], data, 32) == (8, 64)
-    assert _largest_batch([engine(tmp_path, (8, 256))], data, 4) == (4, 128)
+
+    def limits(engines: list[EngineFolder], batch_size: int) -> tuple[int, int]:
+        batching = Batching.of(engines, data, batch_size, (128,))
+        return batching.batch_size, batching.max_length
+
+    assert limits([engine(tmp_path, None)], 32) == (32, 128)
+    assert limits([engine(tmp_path, (8, 256)), engine(tmp_path, (64, 64))], 32) == (8, 64)
+    assert limits([engine(tmp_path, (8, 256))], 4) == (4, 128)

@@ -20,7 +20,7 @@ from q8trt.deployment.source import find_source
 from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.errors import CheckpointError, ConfigError
-from q8trt.evaluation.benchmark import data_config
+from q8trt.evaluation.data import data_config
 from q8trt.models import checkpoints, label_order, load_config
 from q8trt.quantization.precision import Precision
 from q8trt.tasks.data import DataConfig

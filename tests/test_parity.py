@@ -17,7 +17,7 @@ from parity_fixtures import ROWS, alter, ignore_mask, make_engine, make_run, sca
 from q8trt.cli.main import main, run_command
 from q8trt.engine.folder import EngineFolder, find_engines
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
-from q8trt.evaluation.benchmark import data_config
+from q8trt.evaluation.data import data_config
 from q8trt.evaluation.parity import ParityConfig, check_parity, engines_of, stages
 from q8trt.evaluation.parity.check import first_above, places_of, relative_error
 from q8trt.reporting.formats import error as percent

@@ -123,7 +123,8 @@ def run(argv: list[str]) -> int:
         raise ConfigError("--shapes and the grid of --batch_sizes and --seq_lengths exclude each other; give one")
     config = options.measured
     from q8trt.engine.folder import find_engines
-    from q8trt.evaluation.benchmark import check_gate, compare, data_config
+    from q8trt.evaluation.benchmark import benchmark_engines, check_gate
+    from q8trt.evaluation.data import data_config
     from q8trt.hardware.provenance import provenance
 
     engines = find_engines(options.engine, options.runs_dir)
@@ -132,7 +133,7 @@ def run(argv: list[str]) -> int:
     _check_report(options.stem(engines))
     for engine in engines:
         say(f"engine: {engine.folder}")
-    report = compare(engines, data, config, provenance(["benchmark.py", *argv]))
+    report = benchmark_engines(engines, data, config, provenance(["benchmark.py", *argv]))
     return _answer(report, engines, options)
 
 

@@ -41,7 +41,7 @@ def parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Run the command; returns 0 when all stages agree, 1 when two of them part."""
     options: Options = parser().read(argv)
-    from q8trt.evaluation.benchmark import data_config
+    from q8trt.evaluation.data import data_config
     from q8trt.evaluation.parity import check_parity, engines_of
     from q8trt.files import check_report, write_json
     from q8trt.hardware.provenance import provenance

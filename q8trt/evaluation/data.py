@@ -1,0 +1,111 @@
+"""The development rows that engines are scored on, and the batches that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from q8trt.console.progress import progress
+from q8trt.engine.folder import EngineFolder
+from q8trt.errors import ConfigError
+from q8trt.models import checkpoints
+from q8trt.runs.config import config_of_run
+from q8trt.runtime.base import Runner
+from q8trt.runtime.scores import Evaluation, evaluate, predict
+from q8trt.tasks.data import DataConfig, Features, load_dev, tokenize
+
+
+def data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> DataConfig:
+    """Return the data to score on: `chosen`, else those of the run.
+
+    Raises:
+        ConfigError: nothing is chosen and the engine is in no run; or the engines answer different tasks.
+    """
+    tasks = {engine.manifest.task.name for engine in engines}
+    if len(tasks) > 1:
+        raise ConfigError(
+            f"the engines answer different tasks ({', '.join(sorted(tasks))}); compare one task at a time"
+        )
+    if chosen is not None:
+        if chosen.resolved_task.name not in tasks:
+            raise ConfigError(f"--task {chosen.task}, but the engine was built for {tasks.pop()}")
+        _check_labels(engines, chosen)
+        return chosen
+    run = next((engine.run for engine in engines if engine.run), None)
+    if run is None:
+        raise ConfigError(
+            f"{engines[0].folder} lies in no run folder, so its development set is not known; "
+            "give --task and --data_dir (or --no_accuracy)"
+        )
+    data = config_of_run(run, "give --task and the options of the data to score on other rows").data
+    _check_labels(engines, data)
+    return data
+
+
+def _check_labels(engines: Sequence[EngineFolder], data: DataConfig) -> None:
+    """Raise ConfigError if the rows count their labels in another order than an engine its outputs."""
+    labels = list(data.resolved_task.labels)
+    for engine in engines:
+        if engine.manifest.task.labels != labels:
+            theirs = " ".join(engine.manifest.task.labels) or "none, it answers with a score"
+            raise ConfigError(
+                f"{engine.folder} has the labels {theirs}, the data {' '.join(labels) or 'scores'}; give --label_list "
+                "the engine's labels in their order"
+            )
+
+
+@dataclass(frozen=True)
+class Batching:
+    """The batches of the development rows.
+
+    Attributes:
+        batch_size: rows in a batch.
+        max_length: tokens in a row, at most.
+        buckets: lengths that batches are padded to.
+        pad_token_id: fills the padding.
+    """
+
+    batch_size: int
+    max_length: int
+    buckets: tuple[int, ...]
+    pad_token_id: int
+
+    @classmethod
+    def of(
+        cls, engines: Sequence[EngineFolder], data: DataConfig, batch_size: int, buckets: tuple[int, ...]
+    ) -> Batching:
+        """Return the batches that are asked for, cut to what every plan accepts."""
+        limits = [shape for engine in engines if (shape := engine.manifest.largest_shape)]
+        return cls(
+            min([batch_size, *(batch for batch, _ in limits)]),
+            min([data.max_seq_length, *(length for _, length in limits)]),
+            buckets,
+            engines[0].manifest.model.pad_token_id,
+        )
+
+    def tokenized(self, engine: EngineFolder, data: DataConfig) -> dict[str, Features]:
+        """Return the rows of each development split, tokenized by the engine's tokenizer."""
+        tokenizer = checkpoints.load_tokenizer(str(engine.folder))
+        return {split: tokenize(rows, tokenizer, self.max_length) for split, rows in load_dev(data).items()}
+
+    def score(self, runner: Runner, rows: Features, activation: str, title: str) -> Evaluation:
+        """Score a runner; `title` is the progress bar's."""
+        with progress(title, len(rows)) as advance:
+            return evaluate(
+                runner,
+                rows,
+                rows.task,
+                self.pad_token_id,
+                self.max_length,
+                self.batch_size,
+                advance,
+                self.buckets,
+                activation,
+            )
+
+    def logits(self, runner: Runner, rows: Features, title: str) -> np.ndarray:
+        """Return the logits of every row, (rows, num_labels) float32."""
+        with progress(title, len(rows)) as advance:
+            return predict(runner, rows, self.pad_token_id, self.max_length, self.batch_size, advance, self.buckets)[0]
