@@ -29,9 +29,9 @@ from q8trt.runtime import find_runtime, open_runner
 from q8trt.runtime.base import Runner
 from q8trt.runtime.timing.config import TimingConfig
 from q8trt.runtime.timing.hardware import clock_warning, peak_tops
+from q8trt.runtime.timing.latency import Latency, measure, random_inputs
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers
 from q8trt.runtime.timing.lengths import measure_lengths
-from q8trt.runtime.timing.timing import Latency, measure, random_inputs
 from q8trt.runtime.timing.work import rated, work_of_onnx
 from q8trt.tasks.data import DataConfig, Features
 
