@@ -1,4 +1,4 @@
-"""Runner + task -> metrics: one way to score every backend on the same rows."""
+"""Score a runner on labeled rows: one way for every runtime."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from q8trt.tasks.metrics import compute_from_logits
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one runner scored on one split.
+    """The scores of one runner on one split.
 
     Attributes:
         metrics: the task's metrics, as fractions.
         logits: float32, shape (rows, num_labels), in the order of the rows.
-        seconds: wall time inside `Runner.infer`, summed over the batches (tokenization and metrics left out).
+        seconds: wall time inside `Runner.infer`, summed over the batches.
     """
 
     metrics: dict[str, float]
@@ -45,7 +45,7 @@ def predict(
     on_progress: Callable[[int], None] | None = None,
     buckets: Sequence[int] = DEFAULT_BUCKETS,
 ) -> tuple[np.ndarray, float]:
-    """Logits of every row, (rows, num_labels) float32 in input order, and the seconds spent inside the runner.
+    """Return the logits of every row, (rows, num_labels) float32 in order, and the seconds inside the runner.
 
     Rows are sorted by length and each batch is padded to the smallest of `buckets` that holds it, `max_length` being the last.
     """
@@ -73,7 +73,7 @@ def evaluate(
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     activation: str = "identity",
 ) -> Evaluation:
-    """Score `runner` on labelled `features` with the metrics of `task`; `activation` as in `compute_from_logits`.
+    """Score `runner` on labeled `features` with the metrics of `task`; `activation` as in `compute_from_logits`.
 
     Raises:
         DataError: the features carry no labels, or the logits are not finite.

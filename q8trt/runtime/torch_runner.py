@@ -1,4 +1,4 @@
-"""A Hugging Face model behind the `Runner` protocol: the reference that engines are measured against."""
+"""Run a Hugging Face model as a `Runner`: the reference that engines are measured against."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN_TYPES = "token_type_ids"
 
 
 class TorchRunner(Runner):
-    """Runs a sequence classification model, quantized or not, in evaluation mode and without gradients.
+    """A runner of a sequence classification model, quantized or not, in evaluation mode and without gradients.
 
     Args:
         model: a `transformers` model whose output has `logits`; put into evaluation mode.

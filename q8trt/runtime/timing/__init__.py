@@ -1,6 +1,5 @@
-"""Runner -> latency, throughput, share of the hardware's peak.
+"""Latency, throughput and layer times of runners, and the share of the hardware's peak.
 
-`config` says what is timed, `timing` times it, `lengths` does so on a data set with length buckets and without, `layers`
-looks into a batch, `work` counts the arithmetic, `hardware` knows what a GPU can do at most and what it is doing. Nothing
-heavy is imported here.
+`config` holds the shapes, `latency` times batches, `lengths` a data set with length buckets and without, `layers` the layers
+of an engine; `work` counts the arithmetic, `hardware` lists the peaks. Nothing heavy is imported here.
 """

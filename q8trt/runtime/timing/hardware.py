@@ -1,4 +1,4 @@
-"""What a GPU can do at most, and what it is doing: so that a figure can be told from what the clock or a neighbour did to it."""
+"""The peak rates of GPUs, and a warning where a clock moved while figures were taken."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Peak:
 
 _ADA = "NVIDIA Ada GPU Architecture whitepaper v2.02, appendix A"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper v1.1, appendix A"
-#: The first pattern that matches counts: the special cases stand before the general ones.
+#: The first pattern that matches counts, so the special cases come before the general ones.
 PEAKS = (
     Peak(r"H200 NVL|H100 NVL", 1671, 835, "NVIDIA H100 and H200 NVL datasheets, half of the figures with sparsity"),
     Peak(r"H100 PCIe", 1513, 756, "NVIDIA H100 datasheet, half of the figures with sparsity"),
@@ -46,25 +46,28 @@ PEAKS = (
 
 
 def peak_tops(device: str, precision: Precision) -> float | None:
-    """The peak of `device` at `precision`; None for a CPU, an unknown GPU, and FP32, whose peak depends on TF32.
+    """Return the peak of `device`, a name of the driver, at `precision`.
 
-    Args:
-        device: as the driver names it.
-        precision: of the engine.
+    None for a CPU, an unknown GPU, and FP32, whose peak depends on TF32.
     """
-    found = next((peak for peak in PEAKS if re.search(peak.pattern, device)), None) if device != "cpu" else None
-    if found is None or precision == Precision.FP32:
+    peak = _peak(device)
+    if peak is None or precision == Precision.FP32:
         return None
-    return found.int8 if precision.is_quantized else found.fp16
+    return peak.int8 if precision.is_quantized else peak.fp16
 
 
 def peak_source(device: str) -> str | None:
-    """Where the peak of `device` is documented; None where it is not known."""
-    return next((peak.source for peak in PEAKS if re.search(peak.pattern, device)), None)
+    """Return the document with the peak of `device`; None if there is none."""
+    peak = _peak(device)
+    return peak.source if peak else None
+
+
+def _peak(device: str) -> Peak | None:
+    return next((peak for peak in PEAKS if re.search(peak.pattern, device)), None)
 
 
 def clock_warning(states: list[GpuState]) -> str | None:
-    """A remark where the clock of a GPU moved by more than 5% between looks taken under load; None where it held."""
+    """Return a warning if the clock of a GPU moved by more than 5% between states under load; None if it held."""
     clocks = [state.sm_clock_mhz for state in states if state.sm_clock_mhz]
     if not clocks or max(clocks) <= 1.05 * min(clocks):
         return None

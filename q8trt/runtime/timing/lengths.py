@@ -1,8 +1,8 @@
-"""What length buckets are worth: a data set's throughput with them and without, in one interleaved run.
+"""The throughput of a data set with length buckets and without, in one interleaved run.
 
-Short sentences padded to 128 tokens are mostly padding. With buckets, rows are sorted by length and each batch is as long as
-the smallest bucket that holds it (`q8trt.tasks.data.bucketed_batches`); without, every batch is padded to the longest length.
-Batches of both kinds, of every runner, take turns, so that the ratio holds on a noisy machine.
+With buckets, rows are sorted by length and each batch is as long as the smallest bucket that holds it
+(`q8trt.tasks.data.bucketed_batches`); without, every batch is padded to the longest length. Batches of both kinds, of every
+runner, take turns, so that the ratio holds on a noisy machine.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ class Lengths:
     """One runner's throughput on a data set.
 
     Attributes:
-        rows: rows run, all of the split or those of evenly spaced batches.
-        batch_size: rows a batch.
+        rows: rows run, all of the split or those of evenly spaced batches, `batch_size` at a time.
         buckets: the lengths allowed, in tokens; `fixed` is the one without buckets.
         mean_tokens: tokens a row before padding.
         bucket_samples_per_s: rows over the sum of the queries' host wall times, with buckets.
-        fixed_samples_per_s: the same, every batch padded to `fixed`.
+        fixed_samples_per_s: the same, with every batch padded to `fixed`.
     """
 
     rows: int
@@ -42,22 +41,22 @@ class Lengths:
 
     @property
     def ratio(self) -> float:
-        """How many times the throughput of fixed length the buckets give."""
+        """Throughput with buckets over throughput at fixed length."""
         return self.bucket_samples_per_s / self.fixed_samples_per_s
 
 
 def evenly_spaced(features: Features, count: int) -> Features:
-    """At most `count` rows, evenly spaced over the split, in its order."""
+    """Return at most `count` rows, evenly spaced over the split, in its order."""
     if count >= len(features):
         return features
     return _rows(features, np.linspace(0, len(features) - 1, count).round().astype(int).tolist())
 
 
 def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Features:
-    """The rows of at most `count` whole batches, each from the middle of an equal part of those of the split sorted by length.
+    """Return the rows of at most `count` batches, each from the middle of an equal part of those of the split sorted by length.
 
-    Batched again, they make the same batches: few rows spread over all lengths would make batches of unlike rows, which are
-    mostly padding, and buckets would seem to be worth less than they are.
+    Batched again, they make the same batches. Few rows spread over all lengths would make batches of unlike lengths, which
+    are mostly padding, and buckets would seem worse than they are.
     """
     order = np.argsort(features.lengths, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -67,12 +66,14 @@ def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Fe
     return _rows(features, np.concatenate([batches[index] for index in middles]).tolist())
 
 
-def _rows(features: Features, kept: list[int]) -> Features:
+def _rows(features: Features, indices: list[int]) -> Features:
     return replace(
         features,
-        input_ids=[features.input_ids[index] for index in kept],
-        token_type_ids=None if features.token_type_ids is None else [features.token_type_ids[index] for index in kept],
-        labels=None if features.labels is None else features.labels[kept],
+        input_ids=[features.input_ids[index] for index in indices],
+        token_type_ids=None
+        if features.token_type_ids is None
+        else [features.token_type_ids[index] for index in indices],
+        labels=None if features.labels is None else features.labels[indices],
     )
 
 
@@ -81,7 +82,7 @@ def _batches(features: Features, batch_size: int, pad_token_id: int, buckets: tu
 
 
 def _warm(runners: Sequence[Runner], batches: Sequence[Batch], clock: Clock) -> float:
-    """Run one batch of each shape on each runner; returns the seconds that the last, longest, shape took in a second go."""
+    """Run one batch of each shape on each runner; return the seconds of a second run of the last, the longest."""
     shapes = {batch.arrays["input_ids"].shape: batch for batch in batches}
     for batch in shapes.values():
         for runner in runners:
@@ -106,18 +107,18 @@ def measure_lengths(
     """Time `features` on each of `runners`, with length buckets and at `max_length` throughout.
 
     Args:
-        runners: what to time; each must accept `batch_size` rows of `max_length` tokens.
+        runners: runners that accept `batch_size` rows of `max_length` tokens.
         features: rows of at most `max_length` tokens.
-        pad_token_id: fills the padding.
+        pad_token_id: the token of the padding.
         max_length: the fixed length, and the longest bucket.
         batch_size: rows a batch; the last batch may be smaller.
-        buckets: lengths allowed, those above `max_length` left out.
-        max_seconds: where the whole would take longer, as the time of one batch says, evenly spaced batches stand for it.
+        buckets: lengths allowed; those above `max_length` are left out.
+        max_seconds: if the time of one batch says that all take longer, evenly spaced batches stand for them.
         on_progress: called with a number of rows; they add up to the rows of `features`.
         clock: seconds, monotonic.
 
     Returns:
-        one `Lengths` per runner, in the order given.
+        one `Lengths` per runner, in order.
     """
     allowed = buckets_up_to(max_length, buckets)
     probe = _batches(features.take(batch_size), batch_size, pad_token_id, (max_length,))
