@@ -103,15 +103,15 @@ def record(payload: bytes, length: int | None = None) -> bytes:
 
 def example(**changes: Any) -> bytes:
     """Return a serialized ``tf.train.Example`` as BERT's tools write it, with some features changed."""
-    from q8trt.tasks.data.tfrecord import _example_class
+    from q8trt.tasks.data.tfrecord import example_class
 
     features = {"input_ids": [2, 7, 3, 0], "input_mask": [1, 1, 1, 0], "segment_ids": [0, 0, 0, 0], "label_ids": [1]}
-    message = _example_class()()
-    for name, values in (features | changes).items():
-        feature = message.features.feature[name]
+    message = example_class()()
+    for name, values in sorted((features | changes).items()):
+        feature = message.features.feature.add(key=name).value
         kind = {float: feature.float_list, bytes: feature.bytes_list}.get(type(values[0]), feature.int64_list)
         kind.value.extend(values)
-    return bytes(message.SerializeToString(deterministic=True))
+    return bytes(message.SerializeToString())
 
 
 def _records(**changes: Any) -> bytes:

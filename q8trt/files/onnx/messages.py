@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from q8trt.files import MalformedError
+from q8trt.files.protobuf import Schema, message_class
 
-#: Message -> field -> (number, type, repeated); a type is a scalar of protobuf or a message.
-SCHEMA: dict[str, dict[str, tuple[int, str, bool]]] = {
+SCHEMA: Schema = {
     "ModelProto": {
         "graph": (7, "GraphProto", False),
         "opset_import": (8, "OperatorSetIdProto", True),
@@ -88,22 +88,7 @@ _INT = 2  # AttributeProto.AttributeType
 
 @functools.cache
 def _model_class() -> Any:
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-
-    file = descriptor_pb2.FileDescriptorProto(name="q8trt/onnx.proto", package="q8trt.onnx", syntax="proto2")
-    kinds = descriptor_pb2.FieldDescriptorProto
-    for message, fields in SCHEMA.items():
-        declared = file.message_type.add(name=message)
-        for name, (number, kind, repeated) in fields.items():
-            field = declared.field.add(name=name, number=number)
-            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if kind in SCHEMA:
-                field.type, field.type_name = kinds.TYPE_MESSAGE, f".q8trt.onnx.{kind}"
-            else:
-                field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("q8trt.onnx.ModelProto"))
+    return message_class(SCHEMA, "ModelProto", "q8trt.onnx")
 
 
 def parse(data: bytes) -> Any:

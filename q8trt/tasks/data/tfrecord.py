@@ -1,108 +1,149 @@
 """BERT's TFRecord files, without TensorFlow: tokenized examples as ``tf.train.Example`` messages.
 
 A record is ``input_ids``, ``input_mask``, ``segment_ids`` (int64 lists of one length) and ``label_ids`` (one int64,
-or one float for regression), as run_classifier.py of google-research/bert writes them. `framing` reads the records; the
-message classes are made here from a descriptor, for the schema is six small messages.
+or one float for regression), as run_classifier.py of google-research/bert writes them. A file frames each record by its length
+and its bytes, each with a CRC-32C, plain or compressed with gzip. TensorBoard's reader would trust the length that a record
+claims.
 """
 
 from __future__ import annotations
 
+import gzip
+import struct
+import zlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from q8trt.errors import DataError
 from q8trt.files import atomic_file
+from q8trt.files.protobuf import Schema, message_class
 from q8trt.tasks.data.examples import Features, label_array, require
-from q8trt.tasks.data.framing import records
 from q8trt.tasks.data.labels import accepted_labels, check_label, check_score
-from q8trt.tasks.data.opening import path_name
+from q8trt.tasks.data.opening import Allowance, is_gzip, open_data, path_name
 from q8trt.tasks.glue import Task
 
 EXTENSIONS = (".tfrecord", ".tf_record", ".tfrecords")
 #: Features that an error lists.
 _SHOWN_FEATURES = 20
 
-# Message -> (field, number, type, is repeated); types that are messages start with a dot.
-_SCHEMA: dict[str, tuple[tuple[str, int, str, bool], ...]] = {
-    "BytesList": (("value", 1, "TYPE_BYTES", True),),
-    "FloatList": (("value", 1, "TYPE_FLOAT", True),),
-    "Int64List": (("value", 1, "TYPE_INT64", True),),
-    "Feature": (
-        ("bytes_list", 1, ".q8trt.BytesList", False),
-        ("float_list", 2, ".q8trt.FloatList", False),
-        ("int64_list", 3, ".q8trt.Int64List", False),
-    ),
-    "Features": (("feature", 1, ".q8trt.Features.FeatureEntry", True),),
-    "Example": (("features", 1, ".q8trt.Features", False),),
+_Decoded = dict[str, tuple[str, list[Any]]]
+"""Feature -> the kind of its list, and its values."""
+
+_SCHEMA: Schema = {
+    "BytesList": {"value": (1, "bytes", True)},
+    "FloatList": {"value": (1, "float", True)},
+    "Int64List": {"value": (1, "int64", True)},
+    "Feature": {
+        "bytes_list": (1, "BytesList", False),
+        "float_list": (2, "FloatList", False),
+        "int64_list": (3, "Int64List", False),
+    },
+    "Entry": {"key": (1, "string", False), "value": (2, "Feature", False)},
+    "Features": {"feature": (1, "Entry", True)},
+    "Example": {"features": (1, "Features", False)},
 }
+#: Bytes of the longest record that is read; one of 512 tokens takes less than 16 KiB.
+LONGEST_RECORD = 2**20
+#: Bytes that any file may expand to. The checksum takes a second for 10 MiB.
+_EXPANSION = 8 * 2**20
+_LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
+
+
+def _records(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (where, payload) of each record; lengths and payloads have passed their checksums.
+
+    Raises:
+        DataError: no such file, or a record that is cut short, damaged, or longer than any example is.
+    """
+    name, number = path_name(path), 0
+    with open_data(path) as file:
+        allowance = Allowance(name, path.stat().st_size, _EXPANSION)
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if is_gzip(file) else file
+        while True:
+            number += 1
+            where = f"{name}: record {number}"
+            try:
+                payload = _record(stream, where)
+            except (OSError, EOFError, zlib.error) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise DataError(f"{where} cannot be read ({reason}); make or copy the file again") from None
+            if payload is None:
+                return
+            allowance.spend(len(payload))
+            yield where, payload
+
+
+def _record(stream: BinaryIO, where: str) -> bytes | None:
+    """Return the next record, or None at the end of the file."""
+    head = stream.read(_LENGTH.size)
+    if not head:
+        return None
+    head += _exactly(stream, _LENGTH.size - len(head), where)
+    _check(head, _exactly(stream, _CHECKSUM.size, where), where)
+    length = _LENGTH.unpack(head)[0]
+    if length > LONGEST_RECORD:
+        raise DataError(f"{where} claims {length:,} bytes, more than any example has; make or copy the file again")
+    payload = _exactly(stream, length, where)
+    _check(payload, _exactly(stream, _CHECKSUM.size, where), where)
+    return payload
+
+
+def _exactly(stream: BinaryIO, count: int, where: str) -> bytes:
+    data = stream.read(count)
+    if len(data) != count:
+        raise DataError(f"{where} is cut short; make or copy the file again")
+    return data
+
+
+def _check(data: bytes, checksum: bytes, where: str) -> None:
+    """Raise DataError where `data` do not have their checksum."""
+    crc = require("tensorboard.compat.tensorflow_stub.pywrap_tensorflow", "reading TFRecord").masked_crc32c(data)
+    if crc != _CHECKSUM.unpack(checksum)[0]:
+        raise DataError(f"{where} is damaged (its checksum does not fit); make or copy the file again")
 
 
 @cache
-def _example_class() -> Any:
-    """The message class of ``tf.train.Example``, in a descriptor pool of its own so as not to clash with others."""
-    descriptor = require("google.protobuf.descriptor_pb2", "reading TFRecord")
-    pool = require("google.protobuf.descriptor_pool", "reading TFRecord").DescriptorPool()
-    factory = require("google.protobuf.message_factory", "reading TFRecord")
-    kinds = descriptor.FieldDescriptorProto
-    file = descriptor.FileDescriptorProto(name="q8trt/example.proto", package="q8trt", syntax="proto3")
-
-    def add(message: Any, name: str, number: int, kind: str, repeated: bool) -> None:
-        label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-        field = message.field.add(name=name, number=number, label=label)
-        if kind.startswith("."):
-            field.type, field.type_name = kinds.TYPE_MESSAGE, kind
-        else:
-            field.type = getattr(kinds, kind)
-
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
-        for each in fields:
-            add(message, *each)
-        if name == "Features":
-            entry = message.nested_type.add(name="FeatureEntry")
-            entry.options.map_entry = True
-            add(entry, "key", 1, "TYPE_STRING", False)
-            add(entry, "value", 2, ".q8trt.Feature", False)
-        if name == "Feature":
-            message.oneof_decl.add(name="kind")
-            for field in message.field:
-                field.oneof_index = 0
-    pool.Add(file)
-    return factory.GetMessageClass(pool.FindMessageTypeByName("q8trt.Example"))
+def example_class() -> Any:
+    """Return the message class of ``tf.train.Example``, its map of features as a list of entries."""
+    require("google.protobuf", "reading TFRecord")
+    return message_class(_SCHEMA, "Example", "q8trt.tfrecord", "proto3")
 
 
-def _parse(payload: bytes, where: str) -> Any:
-    """Return the ``feature`` map of a serialized ``tf.train.Example``."""
-    message = require("google.protobuf.message", "reading TFRecord")
+def _features(payload: bytes, where: str) -> _Decoded:
+    """Return name -> (kind of list, values) of a serialized ``tf.train.Example``; the kind is "empty" where there is no list."""
     try:
-        return _example_class().FromString(payload).features.feature
-    except message.DecodeError:
-        raise DataError(f"{where} is not a tf.train.Example") from None
+        entries = example_class().FromString(payload).features.feature
+    except Exception as error:  # google.protobuf.message.DecodeError
+        raise DataError(f"{where} is not a tf.train.Example") from error
+    features = {}
+    for entry in entries:
+        lists = [(field.name, list(values.value)) for field, values in entry.value.ListFields()]
+        features[entry.key] = lists[-1] if lists else ("empty", [])
+    return features
 
 
-def _integers(feature: Any, name: str, where: str) -> list[int]:
-    values = list(feature[name].int64_list.value) if name in feature else []
-    if not values:
-        raise DataError(f"{where} has no int64 list {name!r}; its features: {_described(feature)}")
+def _integers(features: _Decoded, name: str, where: str) -> list[int]:
+    kind, values = features.get(name, ("", []))
+    if kind != "int64_list" or not values:
+        raise DataError(f"{where} has no int64 list {name!r}; its features: {_described(features)}")
     return values
 
 
-def _described(feature: Any) -> str:
+def _described(features: _Decoded) -> str:
     """Return the features and the kinds of their lists: ``input_ids (int64_list), label_ids (float_list)``."""
-    names = [f"{name} ({feature[name].WhichOneof('kind') or 'empty'})" for name in sorted(feature)[:_SHOWN_FEATURES]]
-    return ", ".join(names) or "none"
+    return ", ".join(f"{name} ({features[name][0]})" for name in sorted(features)[:_SHOWN_FEATURES]) or "none"
 
 
-def _label(feature: Any, task: Task, where: str) -> float | int:
+def _label(features: _Decoded, task: Task, where: str) -> float | int:
     """Return the label: an id or a score as an integer or a float, or the name of a label as bytes."""
-    kind = feature["label_ids"].WhichOneof("kind") if "label_ids" in feature else None
-    values = list(getattr(feature["label_ids"], kind).value) if kind else []
+    kind, values = features.get("label_ids", ("", []))
     if len(values) != 1:
         raise DataError(
-            f"{where} has {len(values)} values in 'label_ids', expected one; its features: {_described(feature)}"
+            f"{where} has {len(values)} values in 'label_ids', expected one; its features: {_described(features)}"
         )
-    value: Any = values[0]
+    [value] = values
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if task.is_regression:
@@ -112,9 +153,9 @@ def _label(feature: Any, task: Task, where: str) -> float | int:
     return check_label(value, task, where, accepted_labels(task) if kind == "bytes_list" else ids)
 
 
-def _tokens(feature: Any, where: str) -> tuple[list[int], list[int]]:
+def _tokens(features: _Decoded, where: str) -> tuple[list[int], list[int]]:
     """Return token ids and segment ids without padding."""
-    tokens, mask, segments = (_integers(feature, name, where) for name in ("input_ids", "input_mask", "segment_ids"))
+    tokens, mask, segments = (_integers(features, name, where) for name in ("input_ids", "input_mask", "segment_ids"))
     length = mask.count(1)
     if not length or mask != [1] * length + [0] * (len(mask) - length):
         raise DataError(f"{where}: input_mask is not ones followed by zeros")
@@ -140,14 +181,14 @@ def read_tfrecord(path: str | Path, task: Task, split: str) -> Features:
     ids: list[list[int]] = []
     types: list[list[int]] = []
     labels: list[float | int] = []
-    for where, payload in records(path):
-        feature = _parse(payload, where)
-        if "is_real_example" in feature and _integers(feature, "is_real_example", where)[0] == 0:
+    for where, payload in _records(path):
+        features = _features(payload, where)
+        if "is_real_example" in features and _integers(features, "is_real_example", where)[0] == 0:
             continue
-        tokens, segments = _tokens(feature, where)
+        tokens, segments = _tokens(features, where)
         ids.append(tokens)
         types.append(segments)
-        labels.append(_label(feature, task, where))
+        labels.append(_label(features, task, where))
     if not ids:
         raise DataError(f"{path_name(path)}: no examples")
     return Features(
@@ -172,13 +213,17 @@ def write_tfrecord(path: str | Path, features: Features, max_length: int) -> Non
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         writer = writer_module.RecordWriter(file)
         for row in (features[index] for index in range(len(features))):
-            example = _example_class()()
-            feature = example.features.feature
-            padding = [0] * (max_length - len(row["input_ids"]))
-            feature["input_ids"].int64_list.value.extend(row["input_ids"] + padding)
-            feature["input_mask"].int64_list.value.extend(row["attention_mask"] + padding)
-            types = row.get("token_type_ids", [0] * len(row["input_ids"]))
-            feature["segment_ids"].int64_list.value.extend(types + padding)
-            label = feature["label_ids"]
-            (label.float_list if features.task.is_regression else label.int64_list).value.append(row["labels"])
-            writer.write(example.SerializeToString(deterministic=True))
+            writer.write(_example(row, max_length).SerializeToString())
+
+
+def _example(row: dict[str, Any], max_length: int) -> Any:
+    """Return the message of an example as `Features` has it, its features in the order of their names."""
+    example = example_class()()
+    length = len(row["input_ids"])
+    types = row.get("token_type_ids", [0] * length)
+    lists = {"input_ids": row["input_ids"], "input_mask": row["attention_mask"], "segment_ids": types}
+    padded = {name: values + [0] * (max_length - length) for name, values in lists.items()}
+    for name, values in sorted({**padded, "label_ids": [row["labels"]]}.items()):
+        feature = example.features.feature.add(key=name).value
+        (feature.float_list if isinstance(values[0], float) else feature.int64_list).value.extend(values)
+    return example
