@@ -176,6 +176,15 @@ def options_in(cls: Any, title: str = "", only: Sequence[str] = ()) -> tuple[Opt
     return (*direct, *nested)
 
 
+def groups_in(cls: Any) -> Iterator[Any]:
+    """Yield the dataclasses that hold options of `cls`, with theirs."""
+    hints = typing.get_type_hints(cls)
+    for each in _groups(cls):
+        inner = _plain(hints[each.name])
+        yield inner
+        yield from groups_in(inner)
+
+
 def from_values(cls: type[_T], values: Mapping[str, Any]) -> _T:
     """Return the dataclass `cls` with `values`, option -> value, in its own fields and in those of its groups.
 
