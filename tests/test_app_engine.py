@@ -260,8 +260,8 @@ WRONG = {
     "negative": (lambda: arrays() | {"input_ids": np.full((3, 7), -1)}, "input_ids from -1 to -1; expected 0 to "),
     "types": (lambda: arrays() | {"token_type_ids": np.full((3, 7), 2)}, "token_type_ids from 2 to 2; expected 0 to 1"),
     "mask": (lambda: arrays() | {"attention_mask": np.full((3, 7), 5)}, "attention_mask from 5 to 5; expected 0 to 1"),
-    "device": (lambda: arrays() | {"input_ids": OnGpu()}, "input_ids lies on a GPU, and this engine runs on the CPU"),
-    "dlpack": (lambda: arrays() | {"input_ids": OnOther()}, "input_ids lies on a GPU, and this engine runs on the CPU"),
+    "device": (lambda: arrays() | {"input_ids": OnGpu()}, "input_ids is on a GPU, and this engine runs on the CPU"),
+    "dlpack": (lambda: arrays() | {"input_ids": OnOther()}, "input_ids is on a GPU, and this engine runs on the CPU"),
 }  # fmt: skip
 
 

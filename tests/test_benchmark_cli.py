@@ -17,10 +17,9 @@ from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, 
 from q8trt.errors import BackendError
 from q8trt.evaluation import benchmark as comparison
 from q8trt.quantization.precision import Precision
-from q8trt.runtime import open_runner
+from q8trt.runtime import RunOptions, open_runner
 from q8trt.runtime.onnxruntime.declaration import FP16_ON_CPU
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
-from q8trt.runtime.tensorrt.engine import TensorRTOptions
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 
@@ -174,8 +173,8 @@ def test_how_plans_are_run_is_passed_on(argv: list[str], monkeypatch: pytest.Mon
         assert run_command("benchmark", [*timing, *more]) == 0
     shapes = ((1, 8), (2, 16))
     assert seen[::2] == [
-        (shapes, TensorRTOptions(cuda_graph=True, specialization="eager")),
-        (shapes, TensorRTOptions(cuda_graph=False, runtime_cache="kept", specialization="eager")),
+        (shapes, RunOptions(cuda_graph=True, specialization="eager")),
+        (shapes, RunOptions(cuda_graph=False, runtime_cache="kept", specialization="eager")),
     ]
 
 

@@ -17,12 +17,11 @@ from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, wr
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
-from q8trt.runtime import open_runner
+from q8trt.runtime import RunOptions, open_runner
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner, read_trace
 from q8trt.runtime.opening import _log_once
 from q8trt.runtime.probed import module_outputs
 from q8trt.runtime.tensorrt import runner as tensorrt_runner
-from q8trt.runtime.tensorrt.engine import TensorRTOptions
 from q8trt.runtime.timing.layers import median_times
 from q8trt.runtime.torch_runner import TorchRunner
 
@@ -300,13 +299,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 
 def opened(folder: Path, **named: Any) -> Any:
-    return (folder / "model.plan", "int8", "tensorrt_rtx"), {"options": None, "host_code": False} | named
+    return (folder / "model.plan", "int8", "tensorrt_rtx"), {"options": RunOptions(), "host_code": False} | named
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "tensorrt_rtx", "TensorRT-RTX"])
 def test_the_plan_is_taken_where_it_fits(folder: Path, machine: types.SimpleNamespace, choice: str | None) -> None:
     assert open_runner(folder, choice) == opened(folder)
-    options = TensorRTOptions(cuda_graph=False)
+    options = RunOptions(cuda_graph=False)
     assert open_runner(folder, choice, [(4, 16)], options) == opened(folder, options=options)
 
 

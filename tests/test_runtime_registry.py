@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from q8trt.engine.manifest import ONNX_FILE, Manifest, ModelInfo, TaskInfo, writ
 from q8trt.errors import ConfigError
 from q8trt.inference.opening import choose
 from q8trt.runtime import RUNTIMES, open_runner, parse_runtime, registry
-from q8trt.runtime.base import Availability, EngineRuntime, Runner
+from q8trt.runtime.base import Availability, EngineRuntime, Runner, RunOptions
 from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 
 PACKAGE = Path(registry.__file__).parents[1]
@@ -46,7 +45,7 @@ class StubRuntime(EngineRuntime):
     def availability(self) -> Availability:
         return Availability("1.0")
 
-    def open(self, folder: Path, manifest: Manifest, options: Any = None, threads: int | None = None) -> Runner:
+    def open(self, folder: Path, manifest: Manifest, options: RunOptions) -> Runner:
         return StubRunner(self)
 
 

@@ -14,9 +14,9 @@ from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import bucket_profiles
 from q8trt.errors import DataError, EngineError
+from q8trt.runtime import RunOptions
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.tensorrt.cuda import cuda_runtime
-from q8trt.runtime.tensorrt.engine import TensorRTOptions
 from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -64,7 +64,7 @@ def expected(model: Path, arrays: dict[str, np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_logits_equal_onnxruntime_s(built: tuple[Path, Path], cuda_graph: bool) -> None:
     model, plan = built
-    with TensorRTRunner(plan, "int8", options=TensorRTOptions(cuda_graph=cuda_graph, specialization="eager")) as runner:
+    with TensorRTRunner(plan, "int8", options=RunOptions(cuda_graph=cuda_graph, specialization="eager")) as runner:
         for shape in SHAPES:
             arrays = batch(*shape)
             np.testing.assert_allclose(runner.infer(arrays), expected(model, arrays), rtol=1e-3, atol=1e-3)
@@ -75,7 +75,7 @@ def test_bert_with_and_without_graph(bert: tuple[Path, Path]) -> None:
     arrays = batch(8, 100, 50)
     logits = []
     for cuda_graph in (True, False):
-        with TensorRTRunner(plan, "fp32", options=TensorRTOptions(cuda_graph=cuda_graph)) as runner:
+        with TensorRTRunner(plan, "fp32", options=RunOptions(cuda_graph=cuda_graph)) as runner:
             answers = [runner.infer(arrays) for _ in range(4)]
             for answer in answers[1:]:
                 np.testing.assert_allclose(answer, answers[0], rtol=1e-3, atol=1e-3)
@@ -169,7 +169,7 @@ def test_the_second_start_is_quicker(bert: tuple[Path, Path], tmp_path: Path) ->
     seconds, states = [], []
     for _ in range(2):
         started = time.perf_counter()
-        options = TensorRTOptions(runtime_cache=str(tmp_path), specialization="eager")
+        options = RunOptions(runtime_cache=str(tmp_path), specialization="eager")
         with TensorRTRunner(bert[1], "fp32", options=options) as runner:
             runner.infer(batch(*BASE, 50))
             seconds.append(time.perf_counter() - started)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from q8trt.errors import ConfigError
-from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime import RunOptions
 from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -26,14 +26,14 @@ def rtx(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
 
 
 def test_rtx_captures_graphs_itself(rtx: types.SimpleNamespace, plan: Path) -> None:
-    with TensorRTRunner(plan, "int8", options=TensorRTOptions(specialization="eager")) as runner:
+    with TensorRTRunner(plan, "int8", options=RunOptions(specialization="eager")) as runner:
         for _ in range(3):
             assert runner.infer_timed(batch()).cuda_graph is None
         config = rtx.engine.configs[0]
         assert (config.cuda_graph_strategy, config.dynamic_shapes_kernel_specialization_strategy) == ("whole", "eager")
         assert [how.fake for how in rtx.engine.made_with] == [config]
     assert "cudaStreamBeginCapture" not in rtx.cuda.calls
-    with TensorRTRunner(plan, "int8", options=TensorRTOptions(cuda_graph=False)) as runner:
+    with TensorRTRunner(plan, "int8", options=RunOptions(cuda_graph=False)) as runner:
         assert runner.infer_timed(batch()).cuda_graph is False
         assert rtx.engine.configs[1].cuda_graph_strategy == "disabled"
 
@@ -80,7 +80,7 @@ def test_a_cache_that_is_refused_is_told(
 def test_a_damaged_runtime_cache_is_replaced(
     rtx: types.SimpleNamespace, plan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = TensorRTOptions(runtime_cache=str(tmp_path / "kept"))
+    options = RunOptions(runtime_cache=str(tmp_path / "kept"))
     TensorRTRunner(plan, "int8", options=options).close()
     (cache,) = (tmp_path / "kept").iterdir()
     cache.write_bytes(b"nonsense")
@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
     rtx: types.SimpleNamespace, plan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    with TensorRTRunner(plan, "int8", options=TensorRTOptions(runtime_cache=str(tmp_path / "file"))) as runner:
+    with TensorRTRunner(plan, "int8", options=RunOptions(runtime_cache=str(tmp_path / "file"))) as runner:
         check(runner)
     assert "the runtime cache is not kept" in caplog.text
     assert nothing_left(rtx)
@@ -111,4 +111,4 @@ def test_tensorrt_has_no_runtime_cache(plan: Path, monkeypatch: pytest.MonkeyPat
 
 def test_an_unknown_specialization_is_refused() -> None:
     with pytest.raises(ConfigError, match="specialization must be one of lazy, eager, none; got 'quick'"):
-        TensorRTOptions(specialization="quick")
+        RunOptions(specialization="quick")

@@ -19,9 +19,10 @@ import q8trt
 from q8trt.engine.shapes import bucket_profiles
 from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.hardware.gpu import gpus
+from q8trt.runtime import RunOptions
 from q8trt.runtime.base import TimedRunner
 from q8trt.runtime.tensorrt.cuda import cuda_runtime
-from q8trt.runtime.tensorrt.engine import TensorRTOptions, layer_profiler
+from q8trt.runtime.tensorrt.engine import layer_profiler
 from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 pytest.importorskip("onnx", reason="onnx is not installed")
@@ -172,7 +173,7 @@ def test_alternating_shapes_are_never_captured(fake: types.SimpleNamespace, plan
 
 
 def test_graphs_can_be_turned_off(fake: types.SimpleNamespace, plan: Path) -> None:
-    with TensorRTRunner(plan, "int8", options=TensorRTOptions(cuda_graph=False)) as runner:
+    with TensorRTRunner(plan, "int8", options=RunOptions(cuda_graph=False)) as runner:
         for _ in range(3):
             assert runner.infer_timed(batch()).cuda_graph is False
     assert "cudaGraphLaunch" not in fake.cuda.calls

@@ -7,8 +7,7 @@ from functools import partial
 
 from q8trt.console.options import at_least, check_options, group, option
 from q8trt.errors import ConfigError
-from q8trt.runtime import RUNTIMES
-from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime import RUNTIMES, RunOptions
 from q8trt.runtime.timing.config import TimingConfig, parse_sizes
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS
 
@@ -40,10 +39,10 @@ class BenchmarkConfig:
     )
     timing: TimingConfig = group("timing", default=TimingConfig())
     #: Kernels are compiled before they are timed, not in the background meanwhile: a shape that is timed comes again.
-    plans: TensorRTOptions = group(
+    plans: RunOptions = group(
         "plans (TensorRT and TensorRT-RTX)",
         only=("cuda_graph", "runtime_cache"),
-        default=TensorRTOptions(specialization="eager"),
+        default=RunOptions(specialization="eager"),
     )
 
     def __post_init__(self) -> None:

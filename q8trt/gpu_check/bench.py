@@ -16,7 +16,7 @@ from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError
 from q8trt.hardware.gpu import Gpu, gpus
 from q8trt.quantization.precision import Precision
-from q8trt.runtime import Runner, find_runtime
+from q8trt.runtime import Runner, RunOptions, find_runtime
 from q8trt.runtime.tensorrt.cuda import cuda_runtime
 
 if TYPE_CHECKING:
@@ -84,10 +84,9 @@ class GpuBench:
 
     def open(self, folder: Path, precision: Precision, cuda_graph: bool) -> Runner:
         """See `Bench.open`; TensorRT-RTX compiles at once, so that no kernel is compiled while others are timed."""
-        from q8trt.runtime.tensorrt.engine import TensorRTOptions
         from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
-        options = TensorRTOptions(cuda_graph=cuda_graph, specialization="eager")
+        options = RunOptions(cuda_graph=cuda_graph, specialization="eager")
         return TensorRTRunner(folder / PLAN_FILE, precision, self._backend.name, options=options)
 
     def free_bytes(self) -> int:

@@ -53,7 +53,7 @@ def _check_values(name: str, array: Any, highest: int) -> None:
 def _host(name: str, array: Any, in_place: bool) -> Any:
     if not isinstance(array, np.ndarray) and _on_device(array):
         if not in_place:
-            raise ArrayError(f"{name} lies on a GPU, and this engine runs on the CPU; copy it to the host first")
+            raise ArrayError(f"{name} is on a GPU, and this engine runs on the CPU; copy it to the host first")
         return array
     host = np.asarray(array)
     if host.dtype.kind not in "iub":

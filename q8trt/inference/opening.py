@@ -7,7 +7,7 @@ from pathlib import Path
 from q8trt.engine.manifest import Manifest
 from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.hardware.gpu import gpus
-from q8trt.runtime import EngineRuntime, Runner, cpu_runtime, find_runtime, open_runner, parse_runtime
+from q8trt.runtime import EngineRuntime, Runner, RunOptions, cpu_runtime, find_runtime, open_runner, parse_runtime
 
 DEVICES = {"cuda": "the GPU", "cpu": "the CPU"}
 _CPU = 'or run the same graph on the CPU: device="cpu"'
@@ -28,7 +28,7 @@ def open_runners(
             raise ConfigError(f"{name} must be 1 or more, got {number}")
     runtime = choose(manifest, device, backend)
     try:
-        first = open_runner(folder, runtime.name, threads=threads)
+        first = open_runner(folder, runtime.name, options=RunOptions(threads=threads))
     except BackendError as error:
         if runtime.device == "cpu":
             raise

@@ -3,13 +3,14 @@
 `base` is the contract, `registry` lists the runtimes, and each has a folder. `scores` and `timing` measure any runner.
 """
 
-from q8trt.runtime.base import EngineRuntime, Runner
+from q8trt.runtime.base import EngineRuntime, Runner, RunOptions
 from q8trt.runtime.opening import open_runner
 from q8trt.runtime.registry import RUNTIMES, cpu_runtime, find_runtime, label_of, parse_runtime
 
 __all__ = [
     "RUNTIMES",
     "EngineRuntime",
+    "RunOptions",
     "Runner",
     "cpu_runtime",
     "find_runtime",

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
-from q8trt.errors import DataError
+from q8trt.console.options import option
+from q8trt.errors import ConfigError, DataError
 from q8trt.quantization.precision import Precision
 
 if TYPE_CHECKING:
     from q8trt.engine.manifest import Manifest
     from q8trt.engine.preflight import Problem
     from q8trt.engine.shapes import Shape
-    from q8trt.runtime.tensorrt.engine import TensorRTOptions
+
+_SPECIALIZATIONS = ("lazy", "eager", "none")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,32 @@ class TimedRunner(Protocol):
 
     def infer_timed(self, arrays: Mapping[str, Any]) -> Timing:
         """Run one batch as `Runner.infer` does, and return its times."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a runner. A runtime ignores those that do not concern it.
+
+    Attributes:
+        threads: threads within an operator on the CPU; None for the runtime's own choice.
+
+    Raises:
+        ConfigError: an unknown `specialization`.
+    """
+
+    threads: int | None = None
+    cuda_graph: bool = option(True, "launch a shape that comes twice in a row from a CUDA graph")
+    runtime_cache: str | None = option(
+        None, "folder for the kernels that TensorRT-RTX compiles at run time", metavar="DIR", unset="beside the plan"
+    )
+    specialization: str = option(
+        "lazy", "TensorRT-RTX compiles kernels of a new shape in the background (lazy), at once (eager) or never (none)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.specialization not in _SPECIALIZATIONS:
+            choices = ", ".join(_SPECIALIZATIONS)
+            raise ConfigError(f"specialization must be one of {choices}; got {self.specialization!r}")
 
 
 @dataclass(frozen=True)
@@ -152,10 +180,8 @@ class EngineRuntime(Runtime, ABC):
         return []
 
     @abstractmethod
-    def open(
-        self, folder: Path, manifest: Manifest, options: TensorRTOptions | None = None, threads: int | None = None
-    ) -> Runner:
-        """Open a verified engine folder; arguments and errors as `q8trt.runtime.open_runner`."""
+    def open(self, folder: Path, manifest: Manifest, options: RunOptions) -> Runner:
+        """Open a verified engine folder; errors as `q8trt.runtime.open_runner`."""
 
 
 class Runner(ABC):

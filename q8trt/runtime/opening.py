@@ -6,17 +6,13 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from q8trt.engine.manifest import load_manifest
 from q8trt.engine.preflight import damage, describe, preflight
 from q8trt.engine.shapes import Shape
 from q8trt.errors import BackendError, EngineError
-from q8trt.runtime.base import Runner
+from q8trt.runtime.base import Runner, RunOptions
 from q8trt.runtime.registry import cpu_runtime, find_runtime, parse_runtime
-
-if TYPE_CHECKING:
-    from q8trt.runtime.tensorrt.engine import TensorRTOptions
 
 _log = logging.getLogger(__name__)
 
@@ -25,8 +21,7 @@ def open_runner(
     engine_folder: str | Path,
     backend: str | None = None,
     shapes: Sequence[Shape] = (),
-    options: TensorRTOptions | None = None,
-    threads: int | None = None,
+    options: RunOptions | None = None,
 ) -> Runner:
     """Open a verified engine folder.
 
@@ -35,8 +30,7 @@ def open_runner(
         backend: the name of a runtime. None or "auto" takes the one that built the plan if nothing keeps it from running
             here, else ``model.onnx`` on the CPU (the reason is logged).
         shapes: the (batch, sequence) that a plan must take, if they are known beforehand.
-        options: how a plan runs.
-        threads: threads within an operator on the CPU; None for the runtime's own choice.
+        options: options of the runner; None for the defaults.
 
     Raises:
         ConfigError: the backend is unknown.
@@ -61,7 +55,7 @@ def open_runner(
         # Not that ONNX Runtime would do: that is what is done.
         reasons = [each.cause if each.only_other_runtime else str(each) for each in obstacles]
         _log_once(f"running on {runtime.label} on the CPU: {'; '.join(reasons)}")
-    return runtime.open(folder, manifest, options, threads)
+    return runtime.open(folder, manifest, options or RunOptions())
 
 
 @functools.cache

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from q8trt.engine.manifest import ONNX_FILE, Manifest
 from q8trt.errors import EngineError, MissingPackageError
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.base import Availability, Capabilities, EngineRuntime, Runner, TritonBackend
-
-if TYPE_CHECKING:
-    from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime.base import Availability, Capabilities, EngineRuntime, Runner, RunOptions, TritonBackend
 
 SATURATES = (
     "this CPU has no VNNI instructions, and INT8 gains less here than on one that has: the products of bytes take more "
@@ -35,15 +31,13 @@ class OnnxRuntime(EngineRuntime):
         except MissingPackageError as error:
             return Availability(problem=error.problem, remedy=error.command)
 
-    def open(
-        self, folder: Path, manifest: Manifest, options: TensorRTOptions | None = None, threads: int | None = None
-    ) -> Runner:
+    def open(self, folder: Path, manifest: Manifest, options: RunOptions) -> Runner:
         """See `EngineRuntime.open`."""
         from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
         if ONNX_FILE not in manifest.files:
             raise EngineError(f"{folder} has no {ONNX_FILE} to run on {self.label}; rebuild it with build_engine.py")
-        return OnnxRuntimeRunner(folder / ONNX_FILE, manifest.precision, threads=threads)
+        return OnnxRuntimeRunner(folder / ONNX_FILE, manifest.precision, threads=options.threads)
 
     def caveats(self, device: str, precisions: Sequence[Precision]) -> list[str]:
         """See `Runtime.caveats`: the CPU's share in INT8 and FP16 figures."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from q8trt.engine.backend import INSTALL, TITLES, find_backend
 from q8trt.engine.driver import driver_problem
@@ -14,10 +13,7 @@ from q8trt.engine.preflight import Problem, needs_host_code, preflight
 from q8trt.engine.shapes import Shape
 from q8trt.errors import BackendError, MissingPackageError
 from q8trt.hardware.gpu import gpus
-from q8trt.runtime.base import Availability, Capabilities, EngineRuntime, Runner, TritonBackend
-
-if TYPE_CHECKING:
-    from q8trt.runtime.tensorrt.engine import TensorRTOptions
+from q8trt.runtime.base import Availability, Capabilities, EngineRuntime, Runner, RunOptions, TritonBackend
 
 
 class TensorRT(EngineRuntime):
@@ -42,9 +38,7 @@ class TensorRT(EngineRuntime):
         """See `EngineRuntime.obstacles`."""
         return preflight(folder, self.name, shapes, verify=False)
 
-    def open(
-        self, folder: Path, manifest: Manifest, options: TensorRTOptions | None = None, threads: int | None = None
-    ) -> Runner:
+    def open(self, folder: Path, manifest: Manifest, options: RunOptions) -> Runner:
         """See `EngineRuntime.open`."""
         from q8trt.runtime.tensorrt.runner import TensorRTRunner
 

@@ -96,7 +96,7 @@ def on_gpu(
     if view is None:
         return None
     if view.device != device:
-        raise DataError(f"{name} lies on GPU {view.device}, the engine on GPU {device}: copy it there first")
+        raise DataError(f"{name} is on GPU {view.device}, the engine on GPU {device}: copy it there first")
     if view.dtype != dtype.name:
         raise DataError(
             f"{name} is {view.dtype} on the GPU; the engine reads it in place, as {dtype.name}: "
@@ -118,7 +118,7 @@ def _view(name: str, array: Any, stream: int, cuda: CheckedCuda) -> DeviceArray 
         if kind in (_CUDA, _CUDA_MANAGED):
             return _from_dlpack(array.__dlpack__(stream=stream))
         if kind not in (_HOST, _CUDA_HOST):
-            raise DataError(f"{name} lies on a device of DLPack's type {kind}; give it on the host or on an NVIDIA GPU")
+            raise DataError(f"{name} is on a device of DLPack's type {kind}; give it on the host or on an NVIDIA GPU")
         return None
     if hasattr(array, "__cuda_array_interface__"):
         return _from_interface(name, array, cuda)
@@ -151,7 +151,7 @@ def _from_interface(name: str, array: Any, cuda: CheckedCuda) -> DeviceArray:
         int(cuda.cudaMemoryType.cudaMemoryTypeDevice),
         int(cuda.cudaMemoryType.cudaMemoryTypeManaged),
     ):
-        raise DataError(f"{name} says that it lies on a GPU, but its memory is the host's: pass it as a NumPy array")
+        raise DataError(f"{name} says that it is on a GPU, but its memory is the host's: pass it as a NumPy array")
     strides = described.get("strides")
     return DeviceArray(
         pointer=pointer,

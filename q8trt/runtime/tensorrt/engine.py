@@ -5,43 +5,17 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from q8trt.console.options import option
 from q8trt.engine.backend import Backend, one_line
 from q8trt.engine.shapes import ShapeProfile
-from q8trt.errors import BackendError, ConfigError, EngineError
+from q8trt.errors import BackendError, EngineError
+from q8trt.runtime.base import RunOptions
 from q8trt.runtime.tensorrt.cuda import CheckedCuda, text
 from q8trt.runtime.tensorrt.runtime_cache import RuntimeCache, runtime_cache_path
-
-SPECIALIZATIONS = ("lazy", "eager", "none")
-
-
-@dataclass(frozen=True)
-class TensorRTOptions:
-    """How a plan is run.
-
-    Raises:
-        ConfigError: an unknown `specialization`.
-    """
-
-    cuda_graph: bool = option(True, "launch a shape that comes twice in a row from a CUDA graph")
-    runtime_cache: str | None = option(
-        None, "folder for the kernels that TensorRT-RTX compiles at run time", metavar="DIR", unset="beside the plan"
-    )
-    specialization: str = option(
-        "lazy", "TensorRT-RTX compiles kernels of a new shape in the background (lazy), at once (eager) or never (none)"
-    )
-
-    def __post_init__(self) -> None:
-        if self.specialization not in SPECIALIZATIONS:
-            raise ConfigError(
-                f"specialization must be one of {', '.join(SPECIALIZATIONS)}; got {self.specialization!r}"
-            )
 
 
 class SharedEngine:
@@ -59,7 +33,7 @@ class SharedEngine:
     """
 
     def __init__(
-        self, path: Path, backend: Backend, cuda: CheckedCuda, device: int, options: TensorRTOptions, host_code: bool
+        self, path: Path, backend: Backend, cuda: CheckedCuda, device: int, options: RunOptions, host_code: bool
     ) -> None:
         self.backend, self.cuda, self.device = backend, cuda, device
         self.captures = options.cuda_graph and not backend.is_rtx
@@ -77,7 +51,7 @@ class SharedEngine:
             self.release()
             raise
 
-    def _open(self, path: Path, options: TensorRTOptions, host_code: bool) -> None:
+    def _open(self, path: Path, options: RunOptions, host_code: bool) -> None:
         cuda, backend = self.cuda, self.backend
         backend.check_driver()  # cuda-python's message is less helpful
         cuda.cudaSetDevice(self.device)
@@ -121,7 +95,7 @@ class SharedEngine:
         )
         self.profiles = tuple(ShapeProfile(*map(tuple, each)) for each in shapes)
 
-    def _configure(self, options: TensorRTOptions, path: Path) -> None:
+    def _configure(self, options: RunOptions, path: Path) -> None:
         """Set up what only TensorRT-RTX has: kernels compiled at run time, their cache, and CUDA graphs that it captures."""
         self._config = self._runtime_config(options.specialization, options.cuda_graph)
         self._cache = RuntimeCache(self._config, path)

@@ -25,12 +25,12 @@ from q8trt.engine.backend import find_backend
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.base import Runner, Timing, common_shape
+from q8trt.runtime.base import Runner, RunOptions, Timing, common_shape
 from q8trt.runtime.tensorrt.bucket import Bucket
 from q8trt.runtime.tensorrt.cuda import attempt, cuda_runtime
 from q8trt.runtime.tensorrt.declaration import TENSORRT, TENSORRT_RTX
 from q8trt.runtime.tensorrt.device_arrays import DeviceArray, on_gpu, shape_of
-from q8trt.runtime.tensorrt.engine import SharedEngine, TensorRTOptions, layer_profiler
+from q8trt.runtime.tensorrt.engine import SharedEngine, layer_profiler
 from q8trt.runtime.timing.layers import LayerTime, median_times
 
 _RUNTIMES = {runtime.name: runtime for runtime in (TENSORRT, TENSORRT_RTX)}
@@ -63,14 +63,14 @@ class TensorRTRunner(Runner):
         precision: Precision | str,
         backend: str | None = None,
         device: int = 0,
-        options: TensorRTOptions | None = None,
+        options: RunOptions | None = None,
         host_code: bool = False,
     ) -> None:
         path = Path(plan_path)
         if not path.is_file():
             raise EngineError(f"{path} does not exist; build the engine first")
         package = find_backend(backend)
-        options = options or TensorRTOptions()
+        options = options or RunOptions()
         engine = SharedEngine(path, package, cuda_runtime(package.name), device, options, host_code)
         self._start(engine, Precision(precision))
 
