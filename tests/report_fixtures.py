@@ -21,7 +21,7 @@ def row(name: str, precision: str, score: float, medians_ms: tuple[float, ...], 
     ]
     return Row(
         name=name,
-        label=f"{place}, {precision}",
+        place=place,
         backend=backend,
         device=device,
         precision=Precision(precision),

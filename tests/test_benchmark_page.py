@@ -59,7 +59,7 @@ def row(name: str, precision: str, factor: float, tensorrt: bool = False, share:
         for batch in (1, 8)
     ]
     return Row(
-        name, f"{place}, {precision}", "tensorrt" if tensorrt else "onnxruntime", H100 if tensorrt else "cpu",
+        name, place, "tensorrt" if tensorrt else "onnxruntime", H100 if tensorrt else "cpu",
         Precision(precision),
         {"pearson": 0.86 + factor / 100}, 86.8, 91.0, latencies, fp32_metrics={"pearson": 0.868},
         lengths=Lengths(1500, 32, (16, 128), 128, 31.5, 300 / factor, 100 / factor),

@@ -25,7 +25,7 @@ def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: b
     place = "TensorRT, NVIDIA L4" if tensorrt else "ONNX Runtime, CPU"
     rows = [
         Row(
-            name, f"{place}, {precision}", "tensorrt" if tensorrt else "onnxruntime", "NVIDIA L4" if tensorrt else "cpu",
+            name, place, "tensorrt" if tensorrt else "onnxruntime", "NVIDIA L4" if tensorrt else "cpu",
             precision, {"pearson": score}, latencies=[summarize(*shape, [0.01 / speed]) for shape in ((1, 32), (8, 32))],
         )
         for name, precision in (("FP32", Precision.FP32), ("QAT INT8", Precision.INT8))

@@ -100,7 +100,7 @@ def _row(engine: EngineFolder, runner: Runner) -> Row:
     manifest, path = engine.manifest, engine.folder / ONNX_FILE
     return Row(
         name=engine.name,
-        label=runner.label,
+        place=runner.place,
         backend=runner.backend,
         device=runner.device,
         precision=manifest.precision,

@@ -142,7 +142,7 @@ class LatencyGrid:
         how = f", {NO_GRAPH}" if entry.graph is False else ""
         return Row(
             name=entry.name,
-            label=f"{runner.label.removesuffix(f', {runner.precision}')}{how}, {runner.precision}",
+            place=runner.place + how,
             backend=runner.backend,
             device=runner.device + how,
             precision=runner.precision,

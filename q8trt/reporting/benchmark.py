@@ -1,6 +1,6 @@
-"""The figures of one benchmark as data, and what may be concluded from them.
+"""The figures of a benchmark as data.
 
-A time is only ever divided by a time taken on the same backend and device; everywhere else the ratio is None.
+A time is only divided by a time taken on the same backend and device; everywhere else the ratio is None.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a row's logits lie from those of the torch model it was exported from, over all rows scored.
+    """Distance of a row's logits to those of the torch model that it was exported from, over all rows scored.
 
     Attributes:
         largest_logit_difference: largest absolute difference.
@@ -40,23 +40,23 @@ class Row:
     """One model at one precision on one device.
 
     Attributes:
-        name: what the row is, e.g. ``"FP32"``, ``"PTQ INT8"``, ``"QAT INT8"``.
-        label: `Runner.label`; with `backend`, `device` and `precision` as the runner has them.
-        metrics: the score on this backend, metric -> fraction; empty where nothing was scored.
-        onnx_mib: size of the ONNX file with its external data, MiB; None where there is none.
-        plan_mib: size of the engine plan, MiB; None where there is none.
+        name: such as ``"FP32"``, ``"PTQ INT8"``, ``"QAT INT8"``.
+        place: `Runner.place`, such as ``"ONNX Runtime, CPU"``; `backend`, `device` and `precision` are the runner's as well.
+        metrics: scores on this backend, as fractions; empty where nothing was scored.
+        onnx_mib: size of the ONNX file with its external data, in MiB; None where there is none.
+        plan_mib: size of the engine plan, in MiB; None where there is none.
         latencies: one per shape.
-        torch_metrics: what the torch model scored before export, metric -> fraction; None where that is not known.
-        fp32_metrics: what the run's torch FP32 model scored on its own development set; None where that is not known.
-        lengths: throughput on the rows scored, with length buckets and without; None where nothing was scored.
+        torch_metrics: scores of the torch model before export, as fractions; None where they are not known.
+        fp32_metrics: scores of the run's torch FP32 model on its development set; None where they are not known.
+        lengths: throughput on the scored rows, with length buckets and without; None where nothing was scored.
         parity: distance to the torch model's logits; None where it was not measured.
         folder: the engine folder, without the machine in it.
-        findings: what the linter says against this graph on TensorRT, "rule: what", the worst first; info left out.
+        findings: errors and warnings of the linter on this graph, "rule: text", the worst first.
         layer_times: by the backend's profiler; None where there was none.
     """
 
     name: str
-    label: str
+    place: str
     backend: str
     device: str
     precision: Precision
@@ -73,9 +73,9 @@ class Row:
     layer_times: LayerTimes | None = None
 
     @property
-    def place(self) -> str:
-        """``"ONNX Runtime, CPU"``: the label without the precision."""
-        return self.label.removesuffix(f", {self.precision}")
+    def label(self) -> str:
+        """``"ONNX Runtime, CPU, int8"``."""
+        return f"{self.place}, {self.precision}"
 
     @property
     def device_label(self) -> str:
@@ -83,17 +83,12 @@ class Row:
         return "CPU" if self.device == "cpu" else self.device
 
     def is_comparable(self, other: Row) -> bool:
-        """Whether times of the two may be divided: same backend, same device."""
+        """Return whether times of the two may be divided: same backend, same device."""
         return (self.backend, self.device) == (other.backend, other.device)
 
-    def latency(self, shape: str) -> Latency | None:
-        """The times at `shape`, e.g. ``"16x128"``; None where that shape was not timed."""
-        return next((latency for latency in self.latencies if latency.shape == shape), None)
-
     def median_ms(self, shape: str) -> float | None:
-        """Median latency at `shape`, in ms; None where that shape was not timed."""
-        latency = self.latency(shape)
-        return latency.median_ms if latency else None
+        """Return the median latency at `shape`, such as ``"16x128"``, in ms; None where that shape was not timed."""
+        return next((latency.median_ms for latency in self.latencies if latency.shape == shape), None)
 
 
 @dataclass(frozen=True)
@@ -114,10 +109,14 @@ class Ratio:
     onnx_size: float | None
     plan_size: float | None
 
+    @property
+    def speeds(self) -> dict[str, float]:
+        """Shape -> how many times as fast as the baseline; shapes that both were timed at."""
+        return {shape: 1 / ratio for shape, ratio in self.latency.items() if ratio is not None}
+
     def speed(self, shape: str) -> float | None:
-        """How many times as fast as the baseline: the inverse of `latency`."""
-        ratio = self.latency.get(shape)
-        return None if ratio is None else 1 / ratio
+        """Return the speed at one shape; None without a comparable figure."""
+        return self.speeds.get(shape)
 
 
 def _quotient(value: float | None, base: float | None) -> float | None:
@@ -126,19 +125,19 @@ def _quotient(value: float | None, base: float | None) -> float | None:
 
 @dataclass(frozen=True)
 class Report:
-    """The figures of one benchmark, on one split of one task.
+    """The result of a benchmark on one split of one task.
 
     Attributes:
-        task: official spelling, e.g. ``"STS-B"``; `split` e.g. ``"dev"``.
-        data_source: where the rows came from, in words a report can print; no absolute path.
-        is_sample: whether the data are the built-in sample, which every score is then labelled with.
-        rows_evaluated: how many rows were scored.
+        task: official spelling, such as ``"STS-B"``; `split` such as ``"dev"``.
+        data_source: source of the rows for readers, without an absolute path.
+        is_sample: whether the data are the built-in sample, which then labels every score.
+        rows_evaluated: number of rows scored.
         data_fingerprint: hash of those rows.
         main_metric: the metric of the tables; a key of ``Row.metrics``.
         rows: one per model, precision and device; the first FP32 row of a backend and device is its baseline.
         provenance: see `q8trt.hardware.provenance.provenance`.
         gpus: the machine's GPUs as they were right after timing; [] without a driver or nvidia-ml-py.
-        notes: what else a reader must know; `all_notes` adds what follows from the rows.
+        notes: remarks; `all_notes` adds those that follow from the rows.
     """
 
     task: str
@@ -179,7 +178,7 @@ class Report:
 
     @property
     def what_is_timed(self) -> str:
-        """The definition of the latencies, for each clock that the rows were timed by."""
+        """The definition of the latencies, for each clock that timed a row."""
         clocks = {latency.clock for row in self.rows for latency in row.latencies}
         return "; or, where a row says so, ".join(
             text
@@ -205,30 +204,30 @@ class Report:
         return all_notes(self)
 
     def baseline(self, row: Row) -> Row | None:
-        """The first FP32 row on the backend and device of `row`; None when there is none."""
+        """Return the first FP32 row on the backend and device of `row`; None when there is none."""
         return next(
             (other for other in self.rows if other.precision == Precision.FP32 and row.is_comparable(other)), None
         )
 
     def fp16_row(self, row: Row) -> Row | None:
-        """The first FP16 row on the backend and device of `row`; None when there is none."""
+        """Return the first FP16 row on the backend and device of `row`; None when there is none."""
         return next(
             (other for other in self.rows if other.precision == Precision.FP16 and row.is_comparable(other)), None
         )
 
     def score_x100(self, row: Row) -> float | None:
-        """The main metric of `row` times 100; None where it was not scored."""
+        """Return the main metric of `row` times 100; None where it was not scored."""
         score = row.metrics.get(self.main_metric)
         return None if score is None else 100 * score
 
     def score_delta_x100(self, row: Row) -> float | None:
-        """`score_x100` less its baseline's; None where either is missing."""
+        """Return `score_x100` less its baseline's; None where either is missing."""
         baseline = self.baseline(row)
         score, base = self.score_x100(row), self.score_x100(baseline) if baseline else None
         return None if score is None or base is None else score - base
 
     def ratio(self, row: Row, baseline: Row) -> Ratio:
-        """`row` over `baseline`; times and plans only when backend and device are the same."""
+        """Return `row` over `baseline`; times and plans only when backend and device are the same."""
         comparable = row.is_comparable(baseline)
         return Ratio(
             row=row.name,
@@ -242,16 +241,16 @@ class Report:
         )
 
     def ratios(self, baseline_row: Row) -> list[Ratio]:
-        """`ratio` of each row, in order, to the one `baseline_row`."""
+        """Return the ratio of each row to `baseline_row`."""
         return [self.ratio(row, baseline_row) for row in self.rows]
 
     def speed(self, row: Row, shape: str) -> float | None:
-        """How many times as fast as its own baseline `row` is at `shape`; None without a comparable figure."""
+        """Return the speed of `row` at `shape` relative to its baseline; None without a comparable figure."""
         baseline = self.baseline(row)
         return self.ratio(row, baseline).speed(shape) if baseline else None
 
     def torch_fp32_x100(self, row: Row) -> float | None:
-        """The main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None where none is."""
+        """Return the main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None where none is."""
         score = (row.fp32_metrics or {}).get(self.main_metric)
         return None if score is None else 100 * score
 

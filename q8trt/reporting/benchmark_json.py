@@ -51,8 +51,11 @@ def _row_dict(report: Report, row: Row) -> dict[str, Any]:
             "onnx_size_ratio": ratio.onnx_size,
             "plan_size_ratio": ratio.plan_size,
         }
+    fields = {key: value for key, value in asdict(row).items() if key not in ("name", "place")}
     return {
-        **asdict(row),
+        "name": row.name,
+        "label": row.label,
+        **fields,
         "latencies": [{**asdict(each), "warnings": tuple(map(str, each.warnings))} for each in row.latencies],
         "lengths": {**asdict(row.lengths), "ratio": row.lengths.ratio} if row.lengths else None,
         "score_x100": report.score_x100(row),

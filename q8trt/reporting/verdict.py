@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from q8trt.reporting.benchmark import Report, Row
+from q8trt.reporting.benchmark import Ratio, Report, Row
 from q8trt.reporting.table import Phrase
 
 #: Even interleaved medians vary: a smaller difference is not called one.
@@ -14,43 +14,25 @@ FASTER_FROM = 1.02
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The speed of a row relative to another one on the same backend and device.
-
-    Attributes:
-        baseline: the other row.
-        speeds: shape -> how many times as fast; shapes that both rows were timed at.
-    """
-
-    baseline: Row
-    speeds: Mapping[str, float]
-
-    @property
-    def faster(self) -> dict[str, float]:
-        """The shapes where the row is faster."""
-        return {shape: speed for shape, speed in self.speeds.items() if speed >= FASTER_FROM}
-
-    @property
-    def slower(self) -> dict[str, float]:
-        """The shapes where it is not."""
-        return {shape: speed for shape, speed in self.speeds.items() if speed < FASTER_FROM}
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """A timed row and its comparisons, with FP32 first; none where no FP32 row has the same backend and device."""
+    """A timed row and its ratios to FP32 and, for INT8, FP16; none where no FP32 row has the same backend and device."""
 
     row: Row
-    comparisons: tuple[Comparison, ...]
+    ratios: tuple[Ratio, ...]
 
-    @property
-    def needs_reasons(self) -> bool:
-        """Whether an INT8 row is not faster somewhere."""
-        return self.row.precision.is_quantized and any(each.slower for each in self.comparisons)
+
+def faster(ratio: Ratio) -> dict[str, float]:
+    """Return the speeds at the shapes where a row is faster than its baseline."""
+    return {shape: speed for shape, speed in ratio.speeds.items() if speed >= FASTER_FROM}
+
+
+def slower(ratio: Ratio) -> dict[str, float]:
+    """Return the speeds at the shapes where it is not."""
+    return {shape: speed for shape, speed in ratio.speeds.items() if speed < FASTER_FROM}
 
 
 def verdicts(report: Report) -> list[Verdict]:
-    """Return the verdict of each timed row that is not its own baseline; INT8 is also compared with FP16."""
+    """Return the verdict of each timed row that is not its own baseline."""
     judged = []
     for row in report.rows:
         baseline = report.baseline(row)
@@ -58,13 +40,8 @@ def verdicts(report: Report) -> list[Verdict]:
             continue
         half = report.fp16_row(row) if row.precision.is_quantized else None
         others = [other for other in (baseline, half) if other] if baseline else []
-        judged.append(Verdict(row, tuple(_compared(report, row, other) for other in others)))
+        judged.append(Verdict(row, tuple(report.ratio(row, other) for other in others)))
     return judged
-
-
-def _compared(report: Report, row: Row, baseline: Row) -> Comparison:
-    ratio = report.ratio(row, baseline)
-    return Comparison(baseline, {shape: speed for shape in report.shapes if (speed := ratio.speed(shape)) is not None})
 
 
 def verdict(report: Report) -> list[Phrase]:
@@ -74,16 +51,18 @@ def verdict(report: Report) -> list[Phrase]:
 
 def _sentences(judged: Verdict) -> list[Phrase]:
     row = judged.row
-    if not judged.comparisons:
+    if not judged.ratios:
         return [Phrase(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")]
     phrases = []
-    for each in judged.comparisons:
-        than = f"faster than {each.baseline.name} on {row.place} at"
-        if each.faster:
-            phrases.append(Phrase(f"{row.name} is {than} {_shapes(each.faster)}", "good"))
-        if each.slower:
-            phrases.append(Phrase(f"{row.name} is NOT {than} {_shapes(each.slower)}", "bad"))
-    return [*phrases, Phrase(_reasons(row))] if judged.needs_reasons else phrases
+    for ratio in judged.ratios:
+        than = f"faster than {ratio.baseline} on {row.place} at"
+        if gains := faster(ratio):
+            phrases.append(Phrase(f"{row.name} is {than} {_shapes(gains)}", "good"))
+        if losses := slower(ratio):
+            phrases.append(Phrase(f"{row.name} is NOT {than} {_shapes(losses)}", "bad"))
+    if row.precision.is_quantized and any(map(slower, judged.ratios)):
+        phrases.append(Phrase(_reasons(row)))
+    return phrases
 
 
 def _shapes(speeds: Mapping[str, float]) -> str:

@@ -205,10 +205,14 @@ class Runner(ABC):
         return self.runtime.name
 
     @property
+    def place(self) -> str:
+        """``"ONNX Runtime, CPU"``: runtime and device, which every figure of this runner is shown with."""
+        return f"{self.runtime.label}, {'CPU' if self.device == 'cpu' else self.device}"
+
+    @property
     def label(self) -> str:
-        """``"ONNX Runtime, CPU, int8"``: runtime, device and precision, the label of each figure of this runner."""
-        device = self.device.upper() if self.device == "cpu" else self.device
-        return f"{self.runtime.label}, {device}, {self.precision}"
+        """``"ONNX Runtime, CPU, int8"``: place and precision."""
+        return f"{self.place}, {self.precision}"
 
     @abstractmethod
     def infer(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
