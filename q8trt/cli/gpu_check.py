@@ -32,9 +32,7 @@ class Options:
         None, "a finished run of MiniLM", metavar="DIR", unset="makes one, finetune.py --demo --recipe full"
     )
     data_dir: str | None = option(None, "GLUE folder", metavar="DIR", unset="the built-in sample, not GLUE")
-    backend: str | None = option(
-        None, "tensorrt or tensorrt_rtx", metavar="NAME", unset="TensorRT where it is installed"
-    )
+    backend: str | None = same_option(BuildConfig, "backend")
     sm: tuple[str, ...] = same_option(BuildConfig, "sm")
     quick: bool = option(False, "MiniLM alone, two shapes: a few minutes")
     output_dir: str | None = option(

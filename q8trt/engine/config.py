@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from q8trt.console.options import at_least, between, check_options, option
-from q8trt.engine.backend import Backend
+from q8trt.engine.backend import TITLES, Backend
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import ConfigError
@@ -44,7 +44,7 @@ class BuildConfig:
     """
 
     backend: str | None = option(
-        None, "tensorrt or tensorrt_rtx", metavar="NAME", unset="TensorRT if it is installed, else TensorRT-RTX"
+        None, " or ".join(TITLES), metavar="NAME", unset=" if it is installed, else ".join(TITLES.values())
     )
     profiles: tuple[ShapeProfile, ...] = (ShapeProfile(),)
     sm: tuple[str, ...] = option(

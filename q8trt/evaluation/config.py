@@ -7,6 +7,7 @@ from functools import partial
 
 from q8trt.console.options import at_least, check_options, group, option
 from q8trt.errors import ConfigError
+from q8trt.quantization.precision import Precision
 from q8trt.runtime import RUNTIMES, RunOptions
 from q8trt.runtime.timing.config import TimingConfig, parse_sizes
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS
@@ -69,7 +70,7 @@ class ParityConfig:
         None,
         "relative error that a layer may add between stages of the same arithmetic",
         metavar="X",
-        unset="0.05 for INT8, 0.3 with FP16 elsewhere, 0.02 for FP16, 0.005 for FP32",
+        unset=", ".join(f"{each.rounding:g} for {each.label}" for each in Precision),
     )
     #: `full` with PTQ adds up to 0.36 to a layer of MiniLM, `linear` 0.13.
     quantization_tolerance: float = option(0.5, "relative error that quantization may add to a layer", metavar="X")
