@@ -25,18 +25,23 @@ def printable(text: str, keep: str = "") -> str:
     return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text)
 
 
+def one_line(text: object) -> str:
+    """Return `text` in one line that a terminal shows as it is: libraries quote names from files, and span lines."""
+    return printable(" ".join(str(text).split()))
+
+
 def markdown_text(text: str) -> str:
     """Return `text` as Markdown that shows it in one line, without HTML, links or emphasis in it."""
-    return _MARKUP.sub(r"\\\g<0>", escape(printable(_one_line(text)), quote=False))
+    return _MARKUP.sub(r"\\\g<0>", escape(printable(_without_line_ends(text)), quote=False))
 
 
 def markdown_code(text: str) -> str:
     """Return `text` as a code span of Markdown, in one line."""
-    line = printable(_one_line(text))
+    line = printable(_without_line_ends(text))
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if len(fence) > 1 or not line.strip() else ""
     return f"{fence}{space}{line}{space}{fence}"
 
 
-def _one_line(text: str) -> str:
+def _without_line_ends(text: str) -> str:
     return re.sub(r"[ \t\r\n]+", " ", text)

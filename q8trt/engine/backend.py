@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from q8trt.console.names import printable
+from q8trt.console.names import one_line
 from q8trt.engine.driver import driver_cuda, driver_problem
 from q8trt.errors import BackendError, ConfigError, MissingPackageError, nearest
 from q8trt.hardware.gpu import Gpu
@@ -202,11 +202,6 @@ def _make_logger(trt: ModuleType) -> Any:
             _trt_log.log(level, "%s", msg)
 
     return ForwardingLogger()
-
-
-def one_line(text: object) -> str:
-    """Return `text` in one line that a terminal shows as it is: libraries quote names from files, and span lines."""
-    return printable(" ".join(str(text).split()))
 
 
 def find_backend(name: str | None = None) -> Backend:

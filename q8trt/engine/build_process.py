@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from q8trt import errors
-from q8trt.engine.backend import one_line
+from q8trt.console.names import one_line
 from q8trt.engine.build_messages import (
     BuildRequest,
     Built,

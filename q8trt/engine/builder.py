@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from q8trt.engine.backend import Backend, find_backend, one_line, sm_name
+from q8trt.console.names import one_line
+from q8trt.engine.backend import Backend, find_backend, sm_name
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.engine.report import BuildLog, EngineReport, GraphSites, engine_report
 from q8trt.engine.timing_cache import TimingCache, timing_cache_path

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
-from q8trt.engine.backend import one_line
+from q8trt.console.names import one_line
 from q8trt.errors import Q8TRTError
 from q8trt.reporting import Report
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q8trt.engine.backend import one_line
+from q8trt.console.names import one_line
 from q8trt.errors import BackendError, EngineError
 from q8trt.files import parse_json
 from q8trt.quantization.precision import Precision

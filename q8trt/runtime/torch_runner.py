@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import one_line
+from q8trt.console.names import one_line
 from q8trt.errors import BackendError
 from q8trt.models import takes_token_types
 from q8trt.quantization.precision import Precision

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from q8trt.console.names import one_line
 from q8trt.deployment.triton.config import (
     WARMUP_TEXT,
     Tensors,
@@ -28,7 +29,6 @@ from q8trt.deployment.triton.config import (
     text_config,
 )  # fmt: skip
 from q8trt.deployment.triton.pbtxt import render
-from q8trt.engine.backend import one_line
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
 from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import show_profiles

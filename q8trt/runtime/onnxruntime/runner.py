@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.console.names import printable
-from q8trt.engine.backend import one_line
+from q8trt.console.names import one_line, printable
 from q8trt.errors import BackendError, EngineError, MissingPackageError
 from q8trt.files import read_json
 from q8trt.files.onnx import check_file

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import INSTALL, TENSORRT, one_line
+from q8trt.console.names import one_line
+from q8trt.engine.backend import INSTALL, TENSORRT
 from q8trt.errors import BackendError
 
 _log = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import Backend, one_line
+from q8trt.console.names import one_line
+from q8trt.engine.backend import Backend
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError, EngineError
 from q8trt.runtime.base import RunOptions
