@@ -78,8 +78,7 @@ class Parser(argparse.ArgumentParser):
 
 def _add(parser: Any, option: Option) -> None:
     """Give `parser`, or a group of it, an option."""
-    text = f"{option.help} (default: {option.default_text})" if option.default_text else option.help
-    details: dict[str, Any] = {"help": text.replace("%", "%%")}
+    details: dict[str, Any] = {"help": _help(option).replace("%", "%%")}
     if option.kind is bool:
         parser.add_argument(*option.flags, dest=option.name, action=_Switch, **details)
         return
@@ -98,6 +97,14 @@ def _add(parser: Any, option: Option) -> None:
     else:
         required = option.default is MISSING and not option.missing
         parser.add_argument(*option.flags, dest=option.name, required=required, **details)
+
+
+def _help(option: Option) -> str:
+    """Return the help text with the default, in the parentheses that end the text if there are any."""
+    if not option.default_text:
+        return option.help
+    text, end = (option.help[:-1], "; ") if option.help.endswith(")") else (option.help, " (")
+    return f"{text}{end}default: {option.default_text})"
 
 
 class _Switch(argparse.Action):
