@@ -1,1 +1,3 @@
-"""The tasks: the GLUE table, metrics, and the data they are trained and scored on."""
+"""The tasks: the GLUE table (`glue`), metrics (`metrics`), and the data to train and score on (`data`)."""
+
+__all__ = ["data", "glue", "metrics"]

@@ -1,7 +1,6 @@
 """Tokenization, and batches padded to a few fixed lengths.
 
-A batch is as long as the smallest bucket that holds its longest row. Few lengths suit what runs them: an engine has
-one optimization profile per length, and a compiler few shapes to specialize for.
+A batch is as long as the smallest bucket that holds its longest row: an engine has one optimization profile per bucket.
 """
 
 from __future__ import annotations
@@ -51,17 +50,8 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         encoded = encoder.encode(list(zip(*texts, strict=True)))
     except EncodingError as error:
         raise DataError(f"{examples.source}: the tokenizer cannot encode the texts: {error}") from None
-    return Features(
-        task=examples.task,
-        split=examples.split,
-        source=examples.source,
-        is_sample=examples.is_sample,
-        text_columns=examples.text_columns,
-        label_column=examples.label_column,
-        input_ids=encoded.ids,
-        token_type_ids=encoded.type_ids if "token_type_ids" in tokenizer.model_input_names else None,
-        labels=examples.labels,
-    )
+    types = encoded.type_ids if "token_type_ids" in tokenizer.model_input_names else None
+    return Features(**examples.origin, input_ids=encoded.ids, token_type_ids=types, labels=examples.labels)
 
 
 def _check_features(features: Features, vocabulary: int, max_length: int) -> Features:
@@ -80,16 +70,12 @@ def _check_features(features: Features, vocabulary: int, max_length: int) -> Fea
 
 
 def buckets_up_to(max_length: int, buckets: Sequence[int] = DEFAULT_BUCKETS) -> tuple[int, ...]:
-    """The buckets below `max_length`, and `max_length` itself."""
+    """Return the buckets below `max_length`, and `max_length` itself."""
     return (*sorted(bucket for bucket in buckets if bucket < max_length), max_length)
 
 
 def bucket_for(length: int, buckets: Sequence[int] = DEFAULT_BUCKETS) -> int:
-    """The smallest bucket that holds `length` tokens.
-
-    Raises:
-        DataError: no bucket does.
-    """
+    """Return the smallest bucket that holds `length` tokens. Raises DataError if there is none."""
     fitting = [bucket for bucket in buckets if bucket >= length]
     if not fitting:
         raise DataError(f"{length} tokens do not fit the longest bucket, {max(buckets)}; lower --max_seq_length")
@@ -106,9 +92,9 @@ def pad(
 
     Args:
         rows: dicts with ``input_ids`` and, optionally, ``attention_mask`` and ``token_type_ids``; the rest is ignored.
-        pad_token_id: fills ``input_ids``; the mask and the token types are filled with 0.
-        buckets: the lengths allowed.
-        max_length: if given, the longest length allowed, itself a bucket.
+        pad_token_id: the padding of ``input_ids``; that of the mask and the token types is 0.
+        buckets: the allowed lengths.
+        max_length: the longest allowed length, itself a bucket; None for the longest bucket.
 
     Returns:
         (B, S) int64 arrays under the names that the rows have.
@@ -130,9 +116,9 @@ def pad(
 
 @dataclass(frozen=True)
 class Collator:
-    """Turns rows of `Features` into a padded batch of torch tensors: the ``collate_fn`` of a DataLoader or Trainer.
+    """A ``collate_fn`` of a DataLoader or Trainer: rows of `Features` -> a padded batch of torch tensors.
 
-    Returns (B, S) int64 tensors as `pad` does, and ``labels`` (B,), float32 for regression and int64 otherwise.
+    They are (B, S) int64 as those of `pad`, and ``labels`` (B,), float32 for regression and int64 otherwise.
     """
 
     pad_token_id: int
@@ -167,7 +153,7 @@ class Batch:
 
 
 class Tokenized(Protocol):
-    """What `bucketed_batches` reads of `Features`, or of anything like them: rows as `pad` takes them."""
+    """Tokenized rows, such as `Features`."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -178,7 +164,7 @@ class Tokenized(Protocol):
         """(N,) labels, or None."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example."""
+        """Return one row as `pad` takes it."""
 
 
 def bucketed_batches(
@@ -188,9 +174,7 @@ def bucketed_batches(
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     max_length: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches of rows sorted by length (rows of equal length keep their order), the last one maybe smaller.
-
-    `restore_order` puts what was computed from them back into the order of the split.
+    """Yield batches of rows sorted by length; rows of equal length keep their order. `restore_order` undoes the sorting.
 
     Raises:
         ConfigError: `batch_size` is not positive.
@@ -206,7 +190,7 @@ def bucketed_batches(
 
 
 def restore_order(chunks: Sequence[npt.NDArray[Any]], indices: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
-    """Results of batches, (B, ...) each, as one array (N, ...) in the order of the split.
+    """Return the results of batches, (B, ...) each, as one array (N, ...) in the order of the split.
 
     Args:
         chunks: one array per batch.

@@ -1,7 +1,6 @@
-"""The containers of a split: `Examples` holds text, `Features` token ids; and the checks that every row goes through.
+"""The rows of a split, as text (`Examples`) or token ids (`Features`), and the checks of a row.
 
-Both are columnar and immutable, and carry where they came from, so that a result can always say what it was measured
-on.
+Both are columnar and immutable, and carry their origin, so that a result can say what it was measured on.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,12 +31,12 @@ class Origin:
     """The origin of a split.
 
     Attributes:
-        task: what its labels mean.
+        task: the meaning of the labels.
         split: its name, such as "train" or "dev".
-        source: one line on where it was read from.
+        source: the place that it was read from, on one line.
         is_sample: whether q8trt wrote it itself.
-        text_columns: the columns of the file that the texts were taken from; () where the file has no columns.
-        label_column: the column that the labels were taken from, or "".
+        text_columns: the columns of the texts in the file; () where the file has no columns.
+        label_column: the column of the labels, or "".
     """
 
     task: Task
@@ -46,6 +45,17 @@ class Origin:
     is_sample: bool = False
     text_columns: tuple[str, ...] = ()
     label_column: str = ""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The fields of `Origin`, for other rows of the same origin."""
+        return {each.name: getattr(self, each.name) for each in fields(Origin)}
+
+    def take(self, count: int | None) -> Self:
+        """Return the first `count` examples; all of them for None."""
+        columns = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in self.origin}
+        first: dict[str, Any] = {name: None if rows is None else rows[:count] for name, rows in columns.items()}
+        return replace(self, **first)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,12 +75,6 @@ class Examples(Origin):
     def __len__(self) -> int:
         return len(self.first)
 
-    def take(self, count: int | None) -> Examples:
-        """The first `count` examples; all of them for None."""
-        second = None if self.second is None else self.second[:count]
-        labels = None if self.labels is None else self.labels[:count]
-        return replace(self, first=self.first[:count], second=second, labels=labels)
-
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over texts and labels, in order."""
@@ -82,13 +86,12 @@ class Examples(Origin):
 class Features(Origin):
     """A tokenized split without padding: a map-style dataset for a torch DataLoader or a transformers Trainer.
 
-    ``features[i]`` is a dict of ``input_ids``, ``attention_mask`` (all ones), ``token_type_ids`` where the tokenizer
-    gives them, and ``labels`` (float for regression, int otherwise) where there are any.
+    An item is a dict of the model's inputs and, where there are labels, ``labels``.
 
     Attributes:
         input_ids: N lists of token ids, special tokens included.
         token_type_ids: N lists, 0 for the first text and its [SEP], 1 for the second; None if the model takes none.
-        labels: (N,) float32 scores for regression, int64 label ids otherwise; None for an unlabelled test split.
+        labels: as of `Examples`.
     """
 
     input_ids: list[list[int]]
@@ -112,12 +115,6 @@ class Features(Origin):
         """(N,) tokens per example."""
         return np.fromiter(map(len, self.input_ids), dtype=np.int64, count=len(self.input_ids))
 
-    def take(self, count: int | None) -> Features:
-        """The first `count` examples; all of them for None."""
-        types = None if self.token_type_ids is None else self.token_type_ids[:count]
-        labels = None if self.labels is None else self.labels[:count]
-        return replace(self, input_ids=self.input_ids[:count], token_type_ids=types, labels=labels)
-
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over token ids and labels, in order."""
@@ -137,17 +134,17 @@ def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:
 def check_row(
     texts: Sequence[object], label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None
 ) -> Row:
-    """Check one example and turn its label into a label id or a score.
+    """Check one example and turn its label, if it has one, into a label id or a score.
 
     Args:
         texts: one or two non-empty strings.
-        label: as the file has it; None for an example without label.
-        task: gives the labels or the range of scores.
-        where: the prefix of errors, e.g. ``"train.tsv:12"``.
-        spellings: label as written -> label id; by default those of the official TSV.
+        label: the label in the file; None for an example without.
+        task: the labels or the range of scores.
+        where: the prefix of errors, such as ``"train.tsv:12"``.
+        spellings: label in a file -> label id; by default those of the official TSV.
 
     Raises:
-        DataError: an empty text, an unknown label or a score out of range; names `where`.
+        DataError: an empty text, an unknown label or a score out of range.
     """
     for text in texts:
         if not isinstance(text, str) or not text.strip():
@@ -164,10 +161,7 @@ def check_row(
 def collect(rows: Sequence[Row], *, task: Task, **origin: Any) -> Examples:
     """Return `Examples` of rows that `check_row` passed; the split is unlabelled if the first row is.
 
-    Args:
-        rows: texts and labels.
-        task: what the labels mean.
-        origin: the other fields of `Origin`.
+    `origin` has the other fields of `Origin`.
     """
     labels = None if rows[0][1] is None else label_array([label for _, label in rows], task)
     return Examples(
@@ -180,16 +174,12 @@ def collect(rows: Sequence[Row], *, task: Task, **origin: Any) -> Examples:
 
 
 def label_array(labels: Sequence[float | int | None], task: Task) -> Labels:
-    """(N,) float32 for regression, int64 otherwise."""
+    """Return (N,) float32 for regression, int64 otherwise."""
     return np.array(labels, dtype=np.float32) if task.is_regression else np.array(labels, dtype=np.int64)
 
 
 def require(module: str, purpose: str) -> Any:
-    """Import an optional `module`.
-
-    Raises:
-        DataError: it is not installed; says what for, and how to get it.
-    """
+    """Import an optional module. Raises DataError, with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

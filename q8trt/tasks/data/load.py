@@ -148,11 +148,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunData(DataConfig):
-    """The rows of a run that was made before: a split that has changed since is an error.
+    """The rows of an earlier run: a split that has changed since is an error.
 
     Attributes:
-        record: what the run read; None for a run of an earlier q8trt, whose rows are not compared.
-        remedy: what the user may do where the rows are gone or have changed; "" for nothing.
+        record: the rows that the run read; None for a run of an earlier q8trt, whose rows are not compared.
+        remedy: advice for rows that are gone or have changed, or "".
     """
 
     record: DataRecord | None = None

@@ -58,8 +58,8 @@ def open_data(path: Path) -> BinaryIO:
     kind = os.fstat(handle).st_mode
     if not stat.S_ISREG(kind):
         os.close(handle)
-        what = "a folder" if stat.S_ISDIR(kind) else "no regular file"
-        raise DataError(f"{name}: is {what}; expected a file of data")
+        problem = "a folder" if stat.S_ISDIR(kind) else "no regular file"
+        raise DataError(f"{name}: is {problem}; expected a file of data")
     return os.fdopen(handle, "rb")
 
 

@@ -65,7 +65,7 @@ def _open(file: BinaryIO, path: Path, texts: Sequence[str] = ()) -> Any:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Return what pyarrow raises for a damaged file; ValueError is the root of its decoding errors."""
+    """Return the exceptions of pyarrow for a damaged file; ValueError is the root of its decoding errors."""
     arrow = require("pyarrow", "reading Parquet")
     return (arrow.ArrowException, OSError, ValueError, LookupError, OverflowError, MemoryError)
 
@@ -81,8 +81,8 @@ def _check_type(kind: Any, column: str, where: str, is_text: bool) -> None:
     if not is_text:
         tests += ["is_integer", "is_floating", "is_decimal", "is_boolean"]
     if not any(getattr(types, test)(value) for test in tests if hasattr(types, test)):
-        what = "text" if is_text else "text, numbers or true and false"
-        raise DataError(f"{where}: column {column!r} has the type {' '.join(str(kind).split())}, expected {what}")
+        expected = "text" if is_text else "text, numbers or true and false"
+        raise DataError(f"{where}: column {column!r} has the type {' '.join(str(kind).split())}, expected {expected}")
 
 
 def _check_size(metadata: Any, names: Sequence[str], allowance: Allowance) -> None:

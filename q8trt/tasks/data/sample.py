@@ -75,7 +75,7 @@ class Words:
 
     Attributes:
         topics: for each topic, slot of a scene -> the concepts that it can take.
-        irregular: infinitive -> present participle, past tense and past participle, where the rules of `inflect` do not hold.
+        irregular: infinitive -> present participle, past tense and past participle.
     """
 
     topics: tuple[dict[str, tuple[Concept, ...]], ...]
@@ -115,7 +115,7 @@ def _change(rng: random.Random, scene: Scene, slot: str) -> Scene:
 
 
 def _change_details(rng: random.Random, scene: Scene, count: int) -> Scene:
-    """`scene` with `count` optional slots dropped where they are told, or told where they are not, or changed."""
+    """`scene` with `count` optional slots dropped where they are present, added where they are not, or changed."""
     for slot in rng.sample(sorted(_DROPPED), count):
         drop = getattr(scene, slot) is not None and rng.random() < 0.6
         scene = _with(scene, **{slot: None}) if drop else _change(rng, scene, slot)

@@ -53,9 +53,7 @@ def read_table(
 ) -> Examples:
     """Read a file of labelled examples.
 
-    Columns are, in this order of preference: those given; the task's own, as the official TSV or the hub names them;
-    common names (sentence1 and sentence2, sentence, text, ...; label, score). `labels.label_id` says which labels are
-    accepted.
+    `text_column_names` says which columns hold the texts, and `labels.label_id` which labels are accepted.
 
     Raises:
         DataError: no such file, an unknown extension, a missing column (lists those found), a column that is there
@@ -95,15 +93,15 @@ def check_unique(columns: Sequence[str], where: str) -> None:
 
 
 def text_column_names(
-    is_pair: bool, task: Task | None = None, given: Sequence[str] | None = None
+    is_pair: bool, task: Task | None = None, chosen: Sequence[str] | None = None
 ) -> list[Sequence[str]]:
     """Return the names that text columns may have, the preferred ones first.
 
-    These are the ones given and no others; else the task's own, as the official TSV or the hub names them; then common
+    These are the `chosen` ones and no others; else the task's own, as the official TSV or the hub names them; then common
     ones.
     """
-    if given:
-        return [given]
+    if chosen:
+        return [chosen]
     official = filter(None, [task.text_columns, task.hub_columns]) if task else ()
     return [*official, *(_PAIRS if is_pair else _SINGLES)]
 

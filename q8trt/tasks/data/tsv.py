@@ -36,7 +36,7 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
     files have a few; any other task raises at the first one.
 
     Raises:
-        DataError: names file and line, what was found there and what was expected.
+        DataError: a row cannot be read; names file and line.
     """
     labelled, name = split not in task.test_splits, path_name(path)
     lines = tsv_lines(path)
@@ -98,10 +98,10 @@ def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
     name = task.files[split]
     path = find_file(folder, task, name)
     if path is None:
-        what = f"no {name} of {task.name} in it" if folder.is_dir() else "no such folder"
+        problem = f"no {name} of {task.name} in it" if folder.is_dir() else "no such folder"
         expected = ", ".join(("train.tsv", *task.dev_splits.values()))
         raise DataError(
-            f"{path_name(folder)}: {what}; --data_dir takes the folder with {expected}, "
+            f"{path_name(folder)}: {problem}; --data_dir takes the folder with {expected}, "
             f"or the GLUE folder that holds {task.name}/"
         )
     return read_tsv(path, task, split)
