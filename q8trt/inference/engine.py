@@ -21,9 +21,8 @@ import numpy as np
 from q8trt.engine.manifest import Manifest, load_manifest
 from q8trt.errors import ArrayError, DataError
 from q8trt.inference.answers import Answer, answers
-from q8trt.inference.arrays import check_arrays
 from q8trt.inference.batching import BatchedModel, BatchLimits, batch_limits
-from q8trt.inference.consistency import check_model, check_tokenizer
+from q8trt.inference.checks import check_arrays, check_model, check_tokenizer
 from q8trt.inference.microbatch import MicroBatcher
 from q8trt.inference.opening import open_runners
 from q8trt.inference.pool import RunnerPool

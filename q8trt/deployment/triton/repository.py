@@ -37,7 +37,7 @@ from q8trt.files import atomic_folder, exclusive, new_folder
 from q8trt.files.onnx import check_file
 from q8trt.hardware.packages import install_command
 from q8trt.inference.batching import BatchLimits, batch_limits
-from q8trt.inference.consistency import check_tokenizer
+from q8trt.inference.checks import check_tokenizer
 from q8trt.inference.text import TextEncoder
 from q8trt.runtime import label_of
 from q8trt.tasks.data import encoding

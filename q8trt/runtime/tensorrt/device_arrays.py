@@ -69,6 +69,15 @@ class DeviceArray:
         return True
 
 
+def is_on_device(array: Any) -> bool:
+    """Return whether an array says, by either protocol, that it is not on the host."""
+    if isinstance(array, np.ndarray):
+        return False
+    if hasattr(array, "__dlpack_device__"):
+        return int(array.__dlpack_device__()[0]) not in (_HOST, _CUDA_HOST)
+    return hasattr(array, "__cuda_array_interface__")
+
+
 def shape_of(array: Any) -> tuple[int, ...]:
     """Return the shape of an array on the host or a GPU; with ``__cuda_array_interface__`` it needs no attribute ``shape``."""
     if not hasattr(array, "shape") and hasattr(array, "__cuda_array_interface__"):
@@ -111,18 +120,14 @@ def on_gpu(
 
 
 def _view(name: str, array: Any, stream: int, cuda: CheckedCuda) -> DeviceArray | None:
-    if isinstance(array, np.ndarray):
+    if not is_on_device(array):
         return None
-    if hasattr(array, "__dlpack_device__"):
-        kind = int(array.__dlpack_device__()[0])
-        if kind in (_CUDA, _CUDA_MANAGED):
-            return _from_dlpack(array.__dlpack__(stream=stream))
-        if kind not in (_HOST, _CUDA_HOST):
-            raise DataError(f"{name} is on a device of DLPack's type {kind}; give it on the host or on an NVIDIA GPU")
-        return None
-    if hasattr(array, "__cuda_array_interface__"):
+    if not hasattr(array, "__dlpack_device__"):
         return _from_interface(name, array, cuda)
-    return None
+    kind = int(array.__dlpack_device__()[0])
+    if kind not in (_CUDA, _CUDA_MANAGED):
+        raise DataError(f"{name} is on a device of DLPack's type {kind}; give it on the host or on an NVIDIA GPU")
+    return _from_dlpack(array.__dlpack__(stream=stream))
 
 
 def _from_dlpack(capsule: Any) -> DeviceArray:
