@@ -174,8 +174,9 @@ def test_a_damaged_trace_is_one_line(text: str, tmp_path: Path) -> None:
     ["", "[" * 100_000, "3", '{"modules": {"a": ["t", 0]}, "factors": []}', '{"modules": {"a": 3}, "factors": [1]}'],
 )
 def test_damaged_factors_of_modules_are_one_line(text: str) -> None:
-    model = onnx.ModelProto()
-    model.metadata_props.add(key="modules", value=text)
+    import onnx_ir as ir
+
+    model = ir.Model(ir.Graph([], [], nodes=[]), ir_version=10, metadata_props={"modules": text})
     with pytest.raises(EngineError, match="'modules' of the ONNX file's metadata is damaged"):
         module_outputs(model)
 

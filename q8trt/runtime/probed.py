@@ -23,7 +23,7 @@ from q8trt.runtime.onnxruntime.runner import CPU, OnnxRuntimeRunner
 from q8trt.runtime.torch_runner import TorchRunner
 
 if TYPE_CHECKING:
-    import onnx
+    import onnx_ir as ir
 
 #: The ending of the name of an input that replaces a module's output.
 _REPLACED = ".replaced"
@@ -123,30 +123,27 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
     def _probing(self, places: _Places) -> Any:
         """Return a session with (modules to show, modules to replace) as last outputs and inputs; it keeps the latest one."""
         if self._probed[0] != places:
-            import onnx
+            import onnx_ir as ir
 
             model = self._loaded()
-            tensors, self._factors = module_outputs(model)
-            for name in {*places[0], *places[1]} - tensors.keys():
+            names, self._factors = module_outputs(model)
+            values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+            outputs = {module: values[name] for module, name in names.items() if name in values}
+            for name in {*places[0], *places[1]} - outputs.keys():
                 raise EngineError(f"{self._path} has no node of {name}; export it again with build_engine.py")
-            _open_up(
-                model,
-                tensors,
-                places,
-                onnx.TensorProto.FLOAT16 if self.precision.is_half else onnx.TensorProto.FLOAT,
-            )
+            _open_up(model.graph, outputs, places, ir.DataType.FLOAT16 if self.precision.is_half else ir.DataType.FLOAT)
             with tempfile.TemporaryDirectory() as folder:
-                onnx.save(model, Path(folder) / "model.onnx")
+                ir.save(model, Path(folder) / "model.onnx")
                 self._probed = places, self._open(Path(folder) / "model.onnx", [CPU], None)
         return self._probed[1]
 
-    def _loaded(self) -> onnx.ModelProto:
+    def _loaded(self) -> ir.Model:
         """Return the file, its external data included; `OnnxRuntimeRunner` has checked it."""
-        import onnx
+        import onnx_ir as ir
 
         try:
-            return onnx.load(self._path)
-        except Exception as error:  # protobuf's, the onnx package's and the system's share no base
+            return ir.external_data.load_to_model(ir.load(self._path))
+        except Exception as error:  # those of protobuf, onnx_ir and the system share no base
             raise EngineError(f"{self._path} cannot be read: {one_line(error)}") from None
 
     def close(self) -> None:
@@ -155,7 +152,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         self._probed = ((), ()), None
 
 
-def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+def module_outputs(model: ir.Model) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Return the tensor of each module's output: that of the last node named after it, or the one in the metadata.
 
     It holds for modules that compute in themselves, such as a linear, not for those whose last step is another module.
@@ -167,13 +164,12 @@ def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np
         EngineError: the metadata are damaged.
     """
     tensors, factors = {}, {}
-    for node in model.graph.node:
-        scope, _, operation = node.name.rpartition("/")
+    for node in model.graph:
+        scope, _, operation = (node.name or "").rpartition("/")
         if scope and operation:
-            tensors[scope] = node.output[0]
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+            tensors[scope] = node.outputs[0].name or ""
     try:
-        noted = parse_json(metadata.get("modules", '{"modules": {}, "factors": []}'))
+        noted = parse_json(model.metadata_props.get("modules", '{"modules": {}, "factors": []}'))
         for module, (tensor, number) in noted["modules"].items():
             written = noted["factors"][number]
             factor = 2.0 ** np.array(written["log2"]) if isinstance(written, dict) else np.array(written)
@@ -185,32 +181,32 @@ def module_outputs(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, np
     return tensors, factors
 
 
-def _open_up(model: onnx.ModelProto, tensors: Mapping[str, str], places: _Places, kind: int) -> None:
+def _open_up(graph: ir.Graph, outputs: Mapping[str, ir.Value], places: _Places, dtype: ir.DataType) -> None:
     """Make graph outputs of the first modules' outputs, and replace those of the others by inputs."""
-    import onnx
+    import onnx_ir as ir
 
-    graph = model.graph
-    stand_ins = {tensors[name]: f"{name}{_REPLACED}" for name in places[1]}
-    for node in graph.node:
-        for position, tensor in enumerate(node.input):
-            node.input[position] = stand_ins.get(tensor, tensor)
-    for name in stand_ins.values():
-        graph.input.append(onnx.helper.make_tensor_value_info(name, kind, ["batch", "sequence", None]))
-    shown = [_joined(graph, tensors[name]) for name in places[0]]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in shown)
+    for name in places[1]:
+        shape = ir.Shape(["batch", "sequence", None])
+        replacement = ir.Value(name=f"{name}{_REPLACED}", type=ir.TensorType(dtype), shape=shape)
+        graph.inputs.append(replacement)
+        for node, position in tuple(outputs[name].uses()):
+            node.replace_input_with(position, replacement)
+    graph.outputs.extend([_joined(graph, outputs[name]) for name in places[0]])
 
 
-def _joined(graph: onnx.GraphProto, tensor: str) -> str:
-    """Return a tensor of (B, S, A * D) if `tensor` is (B, A, S, D), the heads of a fused QKV projection; else itself.
+def _joined(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """Return a value of (B, S, A * D) if `value` is (B, A, S, D), the heads of a fused QKV projection; else itself.
 
-    The graph does it: ONNX Runtime may show such a tensor, as an output, after its quantizer.
+    The graph does it: ONNX Runtime may show such a value, as an output, after its quantizer.
     """
-    from onnx import helper, numpy_helper
+    import onnx_ir as ir
 
-    if not any(node.op_type == "Split" and tensor in node.output for node in graph.node):
-        return tensor
-    rows, joined, shape = f"{tensor}.rows", f"{tensor}.joined", f"{tensor}.shape"
-    graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), shape))
-    graph.node.append(helper.make_node("Transpose", [tensor], [rows], rows, perm=[0, 2, 1, 3]))
-    graph.node.append(helper.make_node("Reshape", [rows, shape], [joined], joined))
-    return joined
+    node = value.producer()
+    if node is None or node.op_type != "Split":
+        return value
+    shape = ir.Value(name=f"{value.name}.shape", const_value=ir.tensor([0, 0, -1]))
+    graph.register_initializer(shape)
+    rows = ir.node("Transpose", [value], {"perm": [0, 2, 1, 3]}, name=f"{value.name}.rows")
+    joined = ir.node("Reshape", [rows.outputs[0], shape], name=f"{value.name}.joined")
+    graph.extend([rows, joined])
+    return joined.outputs[0]
