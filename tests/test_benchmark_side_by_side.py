@@ -186,8 +186,8 @@ def test_command_refuses(files: tuple[Path, Path], tmp_path: Path, capsys: pytes
         ("old.json", "has schema 1, this q8trt reads 2; run benchmark.py again"),
         ("text.json", "is no JSON file (not JSON: invalid character"),
         ("rows.json", "is no benchmark report"),
-        ("cut.json", "cut.json is damaged: precision is missing; run benchmark.py again"),
-        ("untitled.json", "untitled.json is damaged: title is missing"),
+        ("cut.json", "cut.json is damaged: missing key in rows[0]: precision; run benchmark.py again"),
+        ("untitled.json", "untitled.json is damaged: missing key: title"),
         ("list.json", "is no benchmark report"),
     ):
         assert run_command("benchmark", ["--compare", good, str(tmp_path / name)]) == 2

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
+from q8trt.engine.determinism import PlanDifference
+from q8trt.engine.record import BuildRecord, EngineRecord
+from q8trt.engine.report import EngineReport
 from q8trt.reporting.engine_table import engine_table
 from q8trt.reporting.terminal import print_table
 
@@ -15,17 +19,16 @@ FORECAST = {
     "int8_residual_adds": 11, "compute_ops_by_type": {"int8": 60, "fp32": 98}, "int8_weight_bytes": 3 << 20,
     "float_weight_bytes": 1 << 19,
 }  # fmt: skip
-ENGINE = {
-    "source": "builder log", "gemms": 38, "int8_gemms": 35, "bmms": 12, "int8_bmms": 10, "fused_attentions": 5,
-    "int8_residual_adds": 4, "layers_by_precision": {"INT8": 30, "FP32": 43}, "reformats": 7, "weights_bytes": 4 << 20,
-    "activation_bytes": 50 << 20,
-}  # fmt: skip
-BUILD = {"seconds": 1.234, "peak_memory_mib": 395.6, "built_twice": None}
+ENGINE = EngineReport(
+    "builder log", 1, gemms=38, int8_gemms=35, bmms=12, int8_bmms=10, fused_attentions=5, int8_residual_adds=4,
+    layers_by_precision={"INT8": 30, "FP32": 43}, reformats=7, weights_bytes=4 << 20, activation_bytes=50 << 20,
+)  # fmt: skip
+BUILD = BuildRecord(1.234, 395.6)
 
 
-def rows(forecast: dict[str, Any], engine: dict[str, Any], build: dict[str, Any]) -> list[str]:
+def rows(forecast: dict[str, Any], engine: EngineReport, build: BuildRecord) -> list[str]:
     console = Console(file=io.StringIO(), width=80)
-    print_table(console, engine_table({"forecast": forecast, "engine": engine, "build": build}))
+    print_table(console, engine_table(EngineRecord(forecast=forecast, engine=engine, build=build)))
     return [" ".join(line.split()) for line in console.file.getvalue().rstrip().splitlines()]  # type: ignore[attr-defined]
 
 
@@ -47,8 +50,7 @@ def test_forecast_and_engine_stand_side_by_side() -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    unknown = dict.fromkeys(ENGINE) | {"source": "inspector", "layers_by_precision": {}}
-    lines = rows(FORECAST, unknown, {**BUILD, "peak_memory_mib": None})
+    lines = rows(FORECAST, EngineReport("inspector", 1), BuildRecord(1.234, None))
     assert lines[3] == "GEMMs in INT8 36 of 38 -"
     assert lines[7].endswith("60, 0, 98 -")
     assert lines[-1] == "build memory, peak -"
@@ -56,5 +58,5 @@ def test_what_is_not_known_is_a_dash() -> None:
 
 
 def test_a_second_build_is_told() -> None:
-    assert rows(FORECAST, ENGINE, {**BUILD, "built_twice": {"identical": True}})[-1] == "built twice the same"
-    assert rows(FORECAST, ENGINE, {**BUILD, "built_twice": {"identical": False}})[-1] == "built twice differs"
+    assert rows(FORECAST, ENGINE, replace(BUILD, built_twice=PlanDifference((9, 9))))[-1] == "built twice the same"
+    assert rows(FORECAST, ENGINE, replace(BUILD, built_twice=PlanDifference((9, 8))))[-1] == "built twice differs"

@@ -96,7 +96,7 @@ def _build(source: Source, precision: Precision, config: BuildConfig, options: O
             options.overwrite,
         )  # fmt: skip
     sizes = {name: manifest.files[name].bytes / 2**20 for name in (ONNX_FILE, PLAN_FILE)}
-    built = manifest.backend
+    built, record = manifest.backend, manifest.record
     target = (
         f"{built.name} {built.version}, SM {', '.join(built.sm_targets) or 'of this GPU'}" if built else "no backend"
     )
@@ -104,20 +104,18 @@ def _build(source: Source, precision: Precision, config: BuildConfig, options: O
     say(f"  {ONNX_FILE}  {sizes[ONNX_FILE]:8.1f} MiB")
     say(f"  {PLAN_FILE}  {sizes[PLAN_FILE]:8.1f} MiB  {target}, batch x sequence {show_profiles(manifest.profiles)}")
     if is_main_process():
-        print_table(table_console(), engine_table(manifest.report))
-    twice = manifest.report["build"]["built_twice"]
-    if twice and not twice["identical"]:
-        say(f"  built twice: {twice['difference']}")
-    in_fp32 = manifest.report["export"]["kept_fp32"]
+        print_table(table_console(), engine_table(record))
+    if (difference := record.build.built_twice) and not difference.identical:
+        say(f"  built twice: {difference}")
+    in_fp32 = record.export.kept_fp32
     if precision.is_half:
-        rows = manifest.report["export"]["overflow_rows"]
-        say(f"  kept in FP32: {len(in_fp32)} operations, looked for on {rows}")
-    for op in in_fp32:
-        say(f"    {op['name']}: {op['reason']}")
-    for note in manifest.report["engine"]["notes"]:
+        say(f"  kept in FP32: {len(in_fp32)} operations, looked for on {record.export.overflow_rows}")
+    for operation in in_fp32:
+        say(f"    {operation.name}: {operation.reason}")
+    for note in record.engine.notes if record.engine else ():
         say(f"  note: {note}")
-    if manifest.report["findings"]:
-        say(f"  {manifest.report['findings']} findings of the linter: {command('lint', folder / ONNX_FILE)}")
+    if record.findings:
+        say(f"  {record.findings} findings of the linter: {command('lint', folder / ONNX_FILE)}")
     return folder
 
 

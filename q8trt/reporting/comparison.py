@@ -10,15 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from q8trt.errors import DataError
-from q8trt.files import read_json
+from q8trt.files import MalformedError, decode, read_json
 from q8trt.reporting.benchmark import SCHEMA, machine
-
-#: Keys of a report, and of a row, without which there is nothing to compare.
-_REPORT = ("title", "main_metric")
-_ROW = ("name", "precision", "backend", "device", "label", "latencies", "score_x100")
 
 
 @dataclass(frozen=True)
@@ -105,13 +99,9 @@ def stored_report(data: Any, path: str) -> StoredReport:
         raise DataError(f"{path} is no benchmark report; expected a benchmark.json that benchmark.py wrote")
     if data["schema"] != SCHEMA:
         raise DataError(f"{path} has schema {data['schema']}, this q8trt reads {SCHEMA}; run benchmark.py again")
-    missing = [key for key in _REPORT if key not in data]
-    missing += [key for row in data["rows"] for key in _ROW if not isinstance(row, dict) or key not in row]
-    if missing:
-        raise DataError(f"{path} is damaged: {missing[0]} is missing; run benchmark.py again")
     try:
-        return msgspec.convert(data, StoredReport)
-    except msgspec.ValidationError as error:
+        return decode(StoredReport, data, partial=True)
+    except MalformedError as error:
         raise DataError(f"{path} is damaged: {error}; run benchmark.py again") from None
 
 

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from q8trt.engine.record import EngineRecord
+from q8trt.engine.report import EngineReport
 from q8trt.reporting.formats import mib
 from q8trt.reporting.table import Cell, Column, Table, words
 
 _TYPES = ("int8", "fp16", "fp32")
 
 
-def engine_table(report: Mapping[str, Any]) -> Table:
-    """Return the table of a manifest's `report`.
-
-    Args:
-        report: "forecast" (of the linter), "engine" (`EngineReport`) and "build", as the manifest holds them.
-    """
-    forecast, engine, build = report["forecast"], report["engine"], report["build"]
-    ops, layers = forecast["compute_ops_by_type"], engine["layers_by_precision"]
-    twice = build["built_twice"]
+def engine_table(record: EngineRecord) -> Table:
+    """Return the table of a manifest's `record`, of which the plan must be known."""
+    forecast, engine, build = record.forecast, record.engine or EngineReport(), record.build
+    ops, layers = forecast["compute_ops_by_type"], engine.layers_by_precision
     rows: list[tuple[Cell, ...]] = [
-        ("GEMMs in INT8", *(_of(each["int8_gemms"], each["gemms"]) for each in (forecast, engine))),
-        ("attention BMMs in INT8", *(_of(each["int8_bmms"], each["bmms"]) for each in (forecast, engine))),
-        ("fused attentions", forecast["fusable_attentions"], engine["fused_attentions"]),
+        ("GEMMs in INT8", _of(forecast["int8_gemms"], forecast["gemms"]), _of(engine.int8_gemms, engine.gemms)),
+        ("attention BMMs in INT8", _of(forecast["int8_bmms"], forecast["bmms"]), _of(engine.int8_bmms, engine.bmms)),
+        ("fused attentions", forecast["fusable_attentions"], engine.fused_attentions),
         (
             "residual adds in INT8",
             _of(forecast["int8_residual_adds"], forecast["residual_adds"]),
-            engine["int8_residual_adds"],
+            engine.int8_residual_adds,
         ),
         (
             "ops | layers in INT8, FP16, FP32",
             ", ".join(str(ops.get(each, 0)) for each in _TYPES),
             ", ".join(str(layers.get(each.upper(), 0)) for each in _TYPES) if layers else None,
         ),
-        ("reformats", "", engine["reformats"]),
-        ("weights", mib(forecast["int8_weight_bytes"] + forecast["float_weight_bytes"]), _mib(engine["weights_bytes"])),
-        ("activations", "", _mib(engine["activation_bytes"])),
-        ("build time", "", f"{build['seconds']:.1f} s"),
-        ("build memory, peak", "", None if (peak := build["peak_memory_mib"]) is None else f"{peak:.0f} MiB"),
+        ("reformats", "", engine.reformats),
+        ("weights", mib(forecast["int8_weight_bytes"] + forecast["float_weight_bytes"]), _mib(engine.weights_bytes)),
+        ("activations", "", _mib(engine.activation_bytes)),
+        ("build time", "", f"{build.seconds:.1f} s"),
+        ("build memory, peak", "", None if (peak := build.peak_memory_mib) is None else f"{peak:.0f} MiB"),
     ]
-    if twice is not None:
-        rows.append(("built twice", "", "the same" if twice["identical"] else "differs"))
-    source = f"({engine['source']})"
+    if build.built_twice:
+        rows.append(("built twice", "", "the same" if build.built_twice.identical else "differs"))
+    source = f"({engine.source})"
     columns = (
         words(""),
         Column("forecast", "(graph)"),

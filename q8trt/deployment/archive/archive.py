@@ -1,10 +1,10 @@
-"""One engine folder as one file: `pack` writes it, `unpack` reads it back and takes nothing in it on trust.
+"""One engine folder as one file: `pack` writes it, `unpack` reads it back and trusts nothing in it.
 
-The file is a ZIP whose members are stored, not compressed. A ZIP's directory tells all names and sizes before anything is
-read, and every system can open it. Stored members make the bytes depend on the folder alone (what deflate writes differs
-between zlib and its successors) and cannot swell when they are read; the price is a file about a quarter larger.
+The file is a ZIP whose members are stored, not compressed. A ZIP's directory has all names and sizes, so they are judged
+before anything is read, and every system can open it. Stored members make the bytes depend on the folder alone (what deflate
+writes differs between zlib and its successors) and cannot swell when they are read; the price is a file about a quarter larger.
 
-The hashes tell damage, and a file that someone exchanged. Who can write the whole archive can write its hashes too: against
+The hashes show damage, and a file that someone exchanged. Who can write the whole archive can write its hashes too: against
 that, publish the archive's own SHA-256, which `pack` returns and `unpack` takes.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import stat
@@ -33,21 +34,17 @@ SUFFIX = ".q8trt"
 CARD_FILE = "MODEL_CARD.md"
 #: In the format of `sha256sum`, so that `sha256sum -c SHA256SUMS` checks an unpacked folder without q8trt.
 SUMS_FILE = "SHA256SUMS"
-#: Members whose size no manifest tells, and the most that they may have, bytes.
-_OWN_MEMBERS = {MANIFEST_FILE: 64 * 2**20, CARD_FILE: 4 * 2**20, SUMS_FILE: 2**20}
+#: Members that no manifest lists, and the most bytes that each may have.
+_UNLISTED = {MANIFEST_FILE: 64 * 2**20, CARD_FILE: 4 * 2**20, SUMS_FILE: 2**20}
 #: The most bytes that the directory of an archive may have: an engine folder has about ten files.
 _DIRECTORY_BYTES = 2**20
-#: Records at the end of a ZIP: the plain one, and those of ZIP64 before it. Format, signature, field of the directory's size.
-_END = (struct.Struct("<4s4H2LH"), b"PK\x05\x06", 5)
-_END64 = (struct.Struct("<4sQ2H2L4Q"), b"PK\x06\x06", 8)
-_LOCATOR_BYTES = 20
+_END_BYTES = 22  # of a ZIP's last record, which has no comment here
 _HEADER_BYTES = 30  # of a member, before its name
 #: Errors of zipfile about bytes that no writer makes.
 _DAMAGE = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError,
     OverflowError, RuntimeError,
 )  # fmt: skip
-_BLOCK = 2**20
 _SHOWN = 80  # characters of a name in an error
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows opens these as devices
 _PLAIN = re.compile(r"\w(?:[\w .+-]*[\w+-])?", re.ASCII)
@@ -55,7 +52,7 @@ _PLAIN = re.compile(r"\w(?:[\w .+-]*[\w+-])?", re.ASCII)
 
 @dataclass(frozen=True)
 class Packed:
-    """An archive that was written: where, its size in bytes, its SHA-256, and its members' sizes by name."""
+    """A written archive: its path, its size in bytes, its SHA-256, and its members' sizes by name."""
 
     path: Path
     bytes: int
@@ -88,15 +85,14 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
             raise EngineError(f"{folder / name} cannot be packed: its name {reason}")
     if SUMS_FILE in manifest.files:
         raise EngineError(f"{folder / MANIFEST_FILE} lists {SUMS_FILE}, a name that packing needs; rebuild the engine")
-    own = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes(), CARD_FILE: _card(folder, manifest, licence)}
-    sums = {name: hashlib.sha256(data).hexdigest() for name, data in own.items()}
-    sums |= {name: info.sha256 for name, info in manifest.files.items()}
-    own[SUMS_FILE] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
-    rest = sorted(set(manifest.files) - set(own))
+    texts = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes(), CARD_FILE: _card(folder, manifest, licence)}
+    sums = {name: info.sha256 for name, info in manifest.files.items()}
+    sums |= {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
+    texts[SUMS_FILE] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     with files.atomic_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for name, data in own.items():
+        for name, data in texts.items():
             archive.writestr(_member(name, len(data)), data)
-        for name in rest:
+        for name in sorted(set(manifest.files) - set(texts)):
             member = _member(name, manifest.files[name].bytes)
             with (folder / name).open("rb") as source, archive.open(member, "w") as target:
                 if _copy(source, target) != sums[name]:
@@ -108,12 +104,12 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
 def unpack(
     path: str | Path, output_dir: str | Path | None = None, sha256: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Verify an archive and lay its engine folder down, whole or not at all.
+    """Verify an archive and write its engine folder, whole or not at all.
 
     Args:
         path: what `pack` wrote.
         output_dir: the folder to make; by default beside the archive, by its name without `SUFFIX`.
-        sha256: what the archive itself must have, where its maker published it.
+        sha256: the archive's own SHA-256, where its maker published it.
         overwrite: replace an engine that is in the folder already.
 
     Returns:
@@ -122,7 +118,7 @@ def unpack(
     Raises:
         ConfigError: the folder holds something that is not to be replaced.
         BusyError: another process writes the folder.
-        EngineError: no archive of `pack`, damaged, changed, or with a member that has no business in it.
+        EngineError: no archive of `pack`, damaged, changed, or with a member that does not belong in it.
     """
     path = Path(path)
     if not path.is_file():
@@ -132,10 +128,9 @@ def unpack(
     if sha256 is not None and (actual := files.sha256(path)) != sha256.strip().casefold():
         raise EngineError(f"{path} has SHA-256 {actual}, expected {sha256}: it is not the archive that was published")
     try:
-        with path.open("rb") as file:
-            _check_directory(path, file)
-            with zipfile.ZipFile(file) as archive:
-                _unpack(path, archive, target, overwrite)
+        with _LimitedFile(path) as file, zipfile.ZipFile(file) as archive:
+            file.limit = None  # zipfile has read the directory
+            _unpack(path, archive, target, overwrite)
     except _DAMAGE as error:
         raise EngineError(f"{path} is no archive of `q8trt pack`, or is damaged: {error}") from error
     except OSError as error:
@@ -143,6 +138,29 @@ def unpack(
             raise
         raise EngineError(f"{path} is damaged: a position in it lies outside the file") from error
     return folder
+
+
+class _LimitedFile(io.FileIO):
+    """An archive that ends as `pack` ends one; a single read of more than `limit` bytes is refused.
+
+    zipfile reads the directory at once, and makes an object of each entry.
+    """
+
+    limit: int | None = _DIRECTORY_BYTES
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.seek(max(0, path.stat().st_size - _END_BYTES))
+        if not self.read(_END_BYTES).startswith(b"PK\x05\x06"):
+            raise zipfile.BadZipFile("it does not end as a ZIP does")
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.limit is not None and size is not None and size > self.limit:
+            raise EngineError(
+                f"{self.name} is refused: its directory would take {size:,} bytes, of {self.limit:,} allowed; nothing was "
+                "unpacked"
+            )
+        return super().read(size)
 
 
 def _check_output(path: Path, folder: Path) -> None:
@@ -166,52 +184,29 @@ def _is_archive(path: Path) -> bool:
     return header.startswith(b"PK\x03\x04") and name == MANIFEST_FILE.encode()
 
 
-def _check_directory(path: Path, file: IO[bytes]) -> None:
-    """Judge the size of the archive's directory before zipfile reads all of it into memory.
-
-    Raises:
-        EngineError: the archive does not end as `pack` ends one, or its directory is larger than that of any engine.
-    """
-    size = file.seek(0, os.SEEK_END)
-    end = size
-    for (form, signature, field), gap in ((_END, 0), (_END64, _LOCATOR_BYTES)):
-        end -= form.size + gap
-        file.seek(max(end, 0))
-        record = form.unpack(file.read(form.size)) if end >= 0 else (b"",)
-        if record[0] != signature:
-            if signature == _END64[1]:
-                return
-            raise EngineError(f"{path} is no archive of `q8trt pack`, or is damaged: it does not end as a ZIP does")
-        if record[field] > _DIRECTORY_BYTES:
-            raise EngineError(
-                f"{path} is refused: its directory would take {record[field]:,} bytes, of {_DIRECTORY_BYTES:,} allowed; "
-                "nothing was unpacked"
-            )
-
-
 def _card(folder: Path, manifest: Manifest, licence: str | None) -> bytes:
-    own = folder / CARD_FILE
-    if not os.path.lexists(own):
+    card = folder / CARD_FILE
+    if not os.path.lexists(card):
         return make_card(folder, manifest, licence).encode()
     if licence is not None:
-        raise ConfigError(f"--license is for a card to be made, and {own} is there; edit it, or remove it")
-    if own.resolve().parent != folder.resolve():
-        raise EngineError(f"{own} is a link that leaves the folder; put the card itself there, or remove the link")
+        raise ConfigError(f"--license is for a card to be made, and {card} is there; edit it, or remove it")
+    if card.resolve().parent != folder.resolve():
+        raise EngineError(f"{card} is a link that leaves the folder; put the card itself there, or remove the link")
     try:
-        return files.read_limited(own, files.Limits(size=_OWN_MEMBERS[CARD_FILE]))
+        return files.read_limited(card, files.Limits(size=_UNLISTED[CARD_FILE]))
     except files.MalformedError as error:
-        raise EngineError(f"{own} cannot be packed: {error}") from None
+        raise EngineError(f"{card} cannot be packed: {error}") from None
 
 
 def _member(name: str, size: int) -> zipfile.ZipInfo:
-    """A member without anything of the machine or the hour in it."""
+    """Return a member that depends on neither machine nor time."""
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr, info.file_size = 3, (stat.S_IFREG | 0o644) << 16, size  # 3: Unix
     return info
 
 
 def _refusal(name: str) -> str | None:
-    """Why a file may not have this name; None where it may."""
+    """Return why a file may not have this name; None where it may."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         return "leaves the folder"
     if "/" in name or "\\" in name:
@@ -245,34 +240,35 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path, overwrite: bool)
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members by name, each judged by what the archive's directory says of it; nothing is read yet."""
+    """Return the members by name, each judged by its entry in the archive's directory; nothing is read yet."""
     members: dict[str, zipfile.ZipInfo] = {}
-    seen: set[str] = set()
     for info in archive.infolist():
-        name, kind = info.orig_filename, stat.S_IFMT(info.external_attr >> 16)
-        reason = _refusal(name)
-        if reason is None and kind not in (0, stat.S_IFREG):
-            reason = "is a link or a device, not a file"
-        if reason is None and name.casefold() in seen:
-            reason = "is there twice"
-        if reason is None and info.flag_bits & 1:
-            reason = "is encrypted"
-        if reason is None and (info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size):
-            reason = "is compressed, and `q8trt pack` stores members as they are"
-        if reason is None and info.file_size > _OWN_MEMBERS.get(name, info.file_size):
-            reason = f"would take {info.file_size:,} bytes, of {_OWN_MEMBERS[name]:,} allowed"
-        if reason is not None:
+        name = info.orig_filename
+        if reason := _refusal(name) or _entry_refusal(info, {each.casefold() for each in members}):
             raise EngineError(f"{path} is refused: its member {name[:_SHOWN]!r} {reason}; nothing was unpacked")
-        seen.add(name.casefold())
         members[name] = info
-    for name in _OWN_MEMBERS:
-        if name not in members:
-            raise EngineError(f"{path} has no {name}, so it is no archive of `q8trt pack`, or is incomplete")
+    if missing := [name for name in _UNLISTED if name not in members]:
+        raise EngineError(f"{path} has no {missing[0]}, so it is no archive of `q8trt pack`, or is incomplete")
     return members
 
 
+def _entry_refusal(info: zipfile.ZipInfo, others: set[str]) -> str | None:
+    """Return why the entry of a member is refused; None where it is not. `others`: names before it, in lower case."""
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        return "is a link or a device, not a file"
+    if info.orig_filename.casefold() in others:
+        return "is there twice"
+    if info.flag_bits & 1:
+        return "is encrypted"
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        return "is compressed, and `q8trt pack` stores members as they are"
+    if info.file_size > (allowed := _UNLISTED.get(info.orig_filename, info.file_size)):
+        return f"would take {info.file_size:,} bytes, of {allowed:,} allowed"
+    return None
+
+
 def _sums(path: Path, data: bytes) -> dict[str, str]:
-    """File name -> SHA-256, of a file in the format of `sha256sum`."""
+    """Return file name -> SHA-256, of a file in the format of `sha256sum`."""
     lines = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in data.decode("utf-8").splitlines()]
     if not all(lines):
         raise EngineError(f"{path}: {SUMS_FILE} is damaged; expected lines of a SHA-256 and a name; get it again")
@@ -280,7 +276,7 @@ def _sums(path: Path, data: bytes) -> dict[str, str]:
 
 
 def _compare_with_manifest(path: Path, members: Mapping[str, zipfile.ZipInfo], manifest: Manifest) -> None:
-    if unknown := sorted(set(members) - set(_OWN_MEMBERS) - set(manifest.files)):
+    if unknown := sorted(set(members) - set(_UNLISTED) - set(manifest.files)):
         raise EngineError(
             f"{path} is refused: its member {unknown[0][:_SHOWN]!r} is not in its manifest; nothing was unpacked"
         )
@@ -295,9 +291,9 @@ def _compare_with_manifest(path: Path, members: Mapping[str, zipfile.ZipInfo], m
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> str:
-    """Copy to the end of `source`; returns the SHA-256 of what was copied."""
+    """Copy to the end of `source`; returns the SHA-256 of the copied bytes."""
     digest = hashlib.sha256()
-    while block := source.read(_BLOCK):
+    while block := source.read(2**20):
         digest.update(block)
         target.write(block)
     return digest.hexdigest()

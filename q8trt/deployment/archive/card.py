@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from q8trt.console.names import markdown_code, markdown_text
 from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
 from q8trt.errors import Q8TRTError
-from q8trt.files import read_json
+from q8trt.files import decode, read_json
 from q8trt.models.checkpoints import resolve_model
 from q8trt.runs.run import RUN_FILE, Run
 
@@ -119,8 +117,8 @@ def measured(folder: Path, manifest: Manifest) -> tuple[_Row | None, _Origin | N
     """
     folder = folder.absolute()
     try:
-        report = msgspec.convert(read_json(folder.parent / BENCHMARK_FILE), _Benchmark)
-    except (OSError, ValueError, msgspec.ValidationError):
+        report = decode(_Benchmark, read_json(folder.parent / BENCHMARK_FILE), partial=True)
+    except (OSError, ValueError):
         return None, None
     if report.provenance.date_utc < manifest.created:
         return None, None

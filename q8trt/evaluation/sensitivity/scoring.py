@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from torch import nn
 
 import q8trt
@@ -183,7 +182,7 @@ def _stored_scores(folder: Path, fingerprint: str) -> Scores:
     """Return the scores of the same measurement in `folder`; none where there are no such."""
     for name in (PARTIAL_FILE, RESULT_FILE):
         try:
-            stored = msgspec.convert(files.read_json(folder / name), Stored)
+            stored = files.decode(Stored, files.read_json(folder / name), partial=True)
         except (OSError, ValueError):  # missing, or not ours: everything is scored again
             continue
         if stored.fingerprint == fingerprint:
