@@ -24,11 +24,12 @@ from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.gpu_check import bench as bench_module
 from q8trt.gpu_check import models
 from q8trt.gpu_check.bench import GpuBench
-from q8trt.gpu_check.checks import difference, repeat, share
+from q8trt.gpu_check.checks import repeat, share
 from q8trt.gpu_check.config import TOLERANCES, CheckConfig
 from q8trt.gpu_check.journal import Journal, Outcome
 from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
+from q8trt.reporting.parity import Difference
 from q8trt.runtime.base import Timing
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
@@ -418,7 +419,7 @@ def test_configuration() -> None:
     assert all(covering(config.profiles, shape) is not None for shape in config.shapes)
     assert {(batch, 128) for batch in (1, 8, 32, 128)} < set(config.shapes)
     assert all(set(each) == set(config.precisions) for each in TOLERANCES.values())
-    assert difference(np.array([1.0, 2.0]), np.array([1.5, 2.25])) == {"largest": 0.5, "mean": 0.375}
+    assert Difference.between(np.array([1.0, 2.0]), np.array([1.5, 2.25])) == Difference(0.5, 0.375)
     assert slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 

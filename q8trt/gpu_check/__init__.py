@@ -1,5 +1,7 @@
 """Everything that only a GPU can show, in one command: `q8trt gpu-check`.
 
-`config` says what is done, `models` makes what it is done with, `bench` is the one place that touches the GPU (tests put the
-CPU there), `checks` are the steps, `journal` keeps what came of each, `page` shows it.
+`config` holds the options, `models` prepares the models, `bench` is the one place that touches the GPU (tests put the CPU
+there), `checks` are the steps, `journal` records their results, `page` shows them.
 """
+
+__all__: list[str] = []

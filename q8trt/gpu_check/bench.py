@@ -26,7 +26,7 @@ CUDA = "CUDAExecutionProvider"
 
 
 class Bench(Protocol):
-    """What the checks need of a machine. An engine folder holds `ONNX_FILE` and, once built, `PLAN_FILE`.
+    """A machine as the checks use it. An engine folder holds `ONNX_FILE` and, once built, `PLAN_FILE`.
 
     Attributes:
         title: what runs the engines, "TensorRT-RTX 1.7.1.116".
@@ -48,7 +48,7 @@ class Bench(Protocol):
         """Free device memory."""
 
     def references(self, subject: Subject, folders: dict[Precision, Path]) -> dict[str, Callable[[], Runner]]:
-        """What an engine is to beat on the same GPU: row name -> what opens it, or raises a Q8TRTError where it is absent."""
+        """Return what an engine is to beat on the same GPU: row name -> function that opens it or raises a Q8TRTError."""
 
 
 class GpuBench:
@@ -64,10 +64,10 @@ class GpuBench:
     """
 
     def __init__(self, backend: str | None = None, sm: tuple[str, ...] = ()) -> None:
-        found = gpus()
-        if not found:
+        installed = gpus()
+        if not installed:
             raise BackendError("no NVIDIA GPU here (the driver lists none)")
-        self.gpu: Gpu = found[0]
+        self.gpu: Gpu = installed[0]
         self._backend = find_backend(backend)
         if refusal := self._backend.refusal(self.gpu):
             raise BackendError(refusal)
@@ -103,12 +103,12 @@ class GpuBench:
             model = copy.deepcopy(subject.float_model)
             return TorchRunner(model.half() if precision.is_half else model, precision, "cuda:0")
 
-        found: dict[str, Callable[[], Runner]] = {}
+        openers: dict[str, Callable[[], Runner]] = {}
         for precision in (Precision.FP32, Precision.FP16):
-            found[f"torch {precision.label}"] = functools.partial(torch, precision)
+            openers[f"torch {precision.label}"] = functools.partial(torch, precision)
             if precision in folders:
                 path = folders[precision] / ONNX_FILE
-                found[f"ONNX Runtime CUDA {precision.label}"] = functools.partial(
+                openers[f"ONNX Runtime CUDA {precision.label}"] = functools.partial(
                     OnnxRuntimeRunner, path, precision, [CUDA]
                 )
-        return found
+        return openers

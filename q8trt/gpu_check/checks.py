@@ -23,6 +23,7 @@ from q8trt.gpu_check.journal import Journal, Outcome
 from q8trt.gpu_check.models import Subject
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report
+from q8trt.reporting.parity import Difference
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import predict
 from q8trt.tasks.metrics import compute_from_logits, direction
@@ -96,12 +97,12 @@ class ModelCheck:
     def prepare(self, make: Callable[[], Subject]) -> bool:
         """Make the model and its logits in torch; False where that failed."""
 
-        def made() -> Outcome[Subject]:
+        def load() -> Outcome[Subject]:
             subject = make()
             rows = f"{len(subject.features)} rows of {subject.features.source}"
             return Outcome(f"{subject.weights} weights, {rows}", details={"weights": subject.weights}, value=subject)
 
-        self._subject = self._step("model", made)
+        self._subject = self._step("model", load)
         if self._subject is None:
             return False
         self._expected = self._step("torch, FP32 and fake-quantized", self._torch_logits) or {}
@@ -110,21 +111,21 @@ class ModelCheck:
     def _torch_logits(self) -> Outcome[dict[str, np.ndarray]]:
         from q8trt.runtime.torch_runner import TorchRunner
 
-        found = {}
+        logits = {}
         for kind, precision in (("fp32", Precision.FP32), ("fake_quant", Precision.INT8)):
             with TorchRunner(self.subject.model(precision), precision) as runner:
-                found[kind] = self._predict(runner)
+                logits[kind] = self._predict(runner)
         details: dict[str, Any] = {
-            "largest_logit": float(np.abs(found["fp32"]).max()),
-            "fake_quant_against_fp32": difference(found["fake_quant"], found["fp32"]),
+            "largest_logit": float(np.abs(logits["fp32"]).max()),
+            "fake_quant_against_fp32": asdict(Difference.between(logits["fake_quant"], logits["fp32"])),
         }
         figure = f"logits to {details['largest_logit']:.2g}"
         if self.subject.weights == "real":
-            scores = {kind: self._score(logits) for kind, logits in found.items()}
+            scores = {kind: self._score(each) for kind, each in logits.items()}
             details["metrics"] = scores
             metric = self.subject.features.task.main_metric
             figure = f"{metric} x100 " + ", ".join(f"{k} {100 * each[metric]:.2f}" for k, each in scores.items())
-        return Outcome(figure, details=details, value=found)
+        return Outcome(figure, details=details, value=logits)
 
     def _predict(self, runner: Runner) -> np.ndarray:
         """Logits of every row, (rows, num_labels). Raises DataError where one is not finite."""
@@ -190,15 +191,20 @@ class ModelCheck:
 
     def _compare(self, precision: Precision, runner: Runner) -> Outcome[np.ndarray]:
         logits = self._predict(runner)
-        against = {kind: difference(logits, expected) for kind, expected in self._expected.items()}
+        against = {kind: Difference.between(expected, logits) for kind, expected in self._expected.items()}
         reference = "fake_quant" if precision.is_quantized else "fp32"
-        found, allowed = against[reference], TOLERANCES[self.subject.weights][precision]
-        passed = found["largest"] <= allowed.largest and found["mean"] <= allowed.mean
+        measured, allowed = against[reference], TOLERANCES[self.subject.weights][precision]
+        passed = measured.largest <= allowed.largest and measured.mean <= allowed.mean
         figure = (
-            f"to torch {reference}: {found['largest']:.2g}, mean {found['mean']:.2g} "
+            f"to torch {reference}: {measured.largest:.2g}, mean {measured.mean:.2g} "
             f"(allowed {allowed.largest:g}, {allowed.mean:g})"
         )
-        details = {"rows": len(logits), "against": against, "reference": reference, "allowed": asdict(allowed)}
+        details = {
+            "rows": len(logits),
+            "against": {kind: asdict(each) for kind, each in against.items()},
+            "reference": reference,
+            "allowed": asdict(allowed),
+        }
         return Outcome(figure, passed, details, logits)
 
     def _compare_scores(self, precision: Precision, logits: np.ndarray) -> Outcome[None]:
@@ -289,12 +295,6 @@ class ModelCheck:
         )  # fmt: skip
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Of the magnitudes of the differences, over all elements: the "largest" and the "mean"."""
-    apart = np.abs(one.astype(np.float64) - other)
-    return {"largest": float(apart.max()), "mean": float(apart.mean())}
-
-
 def share(runner: Any, batches: Sequence[Mapping[str, np.ndarray]], threads: int) -> Outcome[None]:
     """Run `batches` in `threads` threads, each with its own ``runner.fork()``, and compare each answer with the sequential one.
 
@@ -307,18 +307,18 @@ def share(runner: Any, batches: Sequence[Mapping[str, np.ndarray]], threads: int
     right = [runner.infer(batch) for batch in batches]
 
     def work(fork: Runner, start: int) -> list[tuple[float, float]]:
-        found = []
+        distances = []
         for turn in range(len(batches)):
             index = (start + turn) % len(batches)
             for _ in range(_THREAD_ROUNDS):
                 apart = float(np.abs(fork.infer(batches[index]) - right[index]).max())
-                found.append((apart, SAME + SAME * float(np.abs(right[index]).max())))
-        return found
+                distances.append((apart, SAME + SAME * float(np.abs(right[index]).max())))
+        return distances
 
     with contextlib.ExitStack() as stack:
         forks = [stack.enter_context(runner.fork()) for _ in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            answers = [each for found in pool.map(work, forks, range(threads)) for each in found]
+            answers = [each for distances in pool.map(work, forks, range(threads)) for each in distances]
     wrong = sum(not apart <= allowed for apart, allowed in answers)
     largest = float(np.nanmax([apart for apart, _ in answers])) if wrong < len(answers) else None
     figure = f"{len(answers)} answers, {wrong} wrong" + (
@@ -331,7 +331,7 @@ def repeat(once: Callable[[], None], free_bytes: Callable[[], int], loads: int, 
     """Do `once` again and again and see whether free memory shrinks after the first ten times.
 
     Raises:
-        BackendError: there are too few loads to tell.
+        BackendError: there are too few loads to show a leak.
     """
     if loads <= _SETTLED:
         raise BackendError(f"{loads} loads cannot show a leak: the first {_SETTLED} fill the driver's own pools")

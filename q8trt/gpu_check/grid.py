@@ -24,7 +24,7 @@ NO_GRAPH = "no CUDA graph"
 
 @dataclass(frozen=True)
 class Entry:
-    """What is timed.
+    """A runner to time.
 
     Attributes:
         name: of the row.
@@ -70,15 +70,17 @@ class LatencyGrid:
     def measure(self, shape: Shape) -> Outcome[Report]:
         """Time one shape, (batch, sequence); fails where a CUDA graph that was asked for was not launched."""
         runners = [entry.runner for entry in self._entries]
-        found = [each for (each,) in measure(runners, self._config.timing(shape), self._inputs, on_shape=self._look)]
-        for entry, latency, known in zip(self._entries, found, self._latencies, strict=True):
+        latencies = [
+            each for (each,) in measure(runners, self._config.timing(shape), self._inputs, on_shape=self._look)
+        ]
+        for entry, latency, known in zip(self._entries, latencies, self._latencies, strict=True):
             known.append(self._rated(entry, latency))
         missing = [
             entry.name
-            for entry, latency in zip(self._entries, found, strict=True)
+            for entry, latency in zip(self._entries, latencies, strict=True)
             if self._must_capture and entry.graph and latency.cuda_graph is not True
         ]
-        figure = self._figure(found)
+        figure = self._figure(latencies)
         if missing:
             figure += f"; no CUDA graph was launched for {', '.join(missing)}"
         return Outcome(figure, False if missing else None, value=self.report())
@@ -87,9 +89,9 @@ class LatencyGrid:
         """Look into a batch of the largest shape on each engine, which so far as its backend has a profiler joins the report."""
         engines = [index for index, entry in enumerate(self._entries) if entry.graph]
         shape = self._config.largest
-        found = measure_layers([self._entries[index].runner for index in engines], shape, self._inputs)
-        self._layers = {i: each for i, each in zip(engines, found, strict=True) if isinstance(each, LayerTimes)}
-        reasons = dict.fromkeys(each for each in found if isinstance(each, str))
+        results = measure_layers([self._entries[index].runner for index in engines], shape, self._inputs)
+        self._layers = {i: each for i, each in zip(engines, results, strict=True) if isinstance(each, LayerTimes)}
+        reasons = dict.fromkeys(each for each in results if isinstance(each, str))
         profiled = f"{len(self._layers)} of {len(engines)} engines at {shape[0]}x{shape[1]}"
         return Outcome("; ".join((profiled, *reasons)), value=self.report())
 
@@ -106,13 +108,13 @@ class LatencyGrid:
             return latency
         return rated(latency, work_of_onnx(entry.onnx), peak_tops(entry.runner.device, entry.runner.precision))
 
-    def _figure(self, found: Sequence[Latency]) -> str:
+    def _figure(self, latencies: Sequence[Latency]) -> str:
         """``"FP32 0.81, INT8+FP16 0.40; no CUDA graph: FP32 0.95, INT8+FP16 0.62; torch FP32 3.10 ms"``."""
         groups: list[str] = []
         for graph, title in ((True, ""), (False, f"{NO_GRAPH}: "), (None, "")):
             items = [
                 f"{entry.name} {latency.median_ms:.3g}"
-                for entry, latency in zip(self._entries, found, strict=True)
+                for entry, latency in zip(self._entries, latencies, strict=True)
                 if entry.graph is graph
             ]
             if items:
@@ -120,7 +122,7 @@ class LatencyGrid:
         return "median " + "; ".join(groups) + " ms"
 
     def report(self) -> Report:
-        """The figures so far. Engines without CUDA graph are a place of their own: ratios hold within one way of launching."""
+        """Return the figures so far. Engines without CUDA graph are another place: ratios hold within one way of launching."""
         features, warning = self._subject.features, clock_warning(self._states)
         scored = any(entry.metrics for entry in self._entries)
         return Report(

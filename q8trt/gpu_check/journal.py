@@ -1,4 +1,4 @@
-"""What came of each step, kept on disk as it is known: a step that fails costs its own result, never those of others."""
+"""The result of each step, written to disk at once: a step that fails costs its own result and no other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS = ("passed", "failed", "measured", "skipped")
 
 @dataclass(frozen=True)
 class Outcome(Generic[Value]):
-    """What a step found.
+    """The result of a step that ran.
 
     Attributes:
         figure: in words.
@@ -37,7 +37,7 @@ class Outcome(Generic[Value]):
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """One line of the table; `result` is one of `RESULTS`, `figure` the reason where it failed or was skipped."""
 
     check: str
@@ -62,13 +62,13 @@ class Journal:
 
     def __init__(self, on_change: Callable[[Journal], None] = lambda journal: None, hidden: str = "") -> None:
         self._on_change, self.hidden = on_change, hidden
-        self.checks: list[Check] = []
+        self.checks: list[CheckResult] = []
         self.reports: dict[str, Report] = {}
         self.finished = False
 
     @property
     def failed(self) -> bool:
-        """Whether a step failed."""
+        """True if a step failed."""
         return any(check.result == "failed" for check in self.checks)
 
     def attempt(self, name: str, step: Callable[[], Outcome[Value]], optional: bool = False) -> Value | None:
@@ -104,9 +104,9 @@ class Journal:
 
     def _note(self, name: str, result: str, figure: str, seconds: float, details: dict[str, Any] | None = None) -> None:
         text = figure.replace(self.hidden, "") if self.hidden else figure
-        self.checks.append(Check(name, result, text, round(seconds, 3), details or {}))
+        self.checks.append(CheckResult(name, result, text, round(seconds, 3), details or {}))
         self._on_change(self)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The checks, JSON-ready."""
+        """Return the checks, JSON-ready."""
         return [asdict(check) for check in self.checks]

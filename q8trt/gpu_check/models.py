@@ -54,7 +54,7 @@ class Subject:
     vocab_size: int
 
     def model(self, precision: Precision) -> PreTrainedModel:
-        """What an engine of `precision` is exported from, and measured against."""
+        """Return the model that an engine of `precision` is exported from, and measured against."""
         return self.quantized if precision.is_quantized else self.float_model
 
     def batches(self, batch_size: int, count: int) -> list[dict[str, np.ndarray]]:
@@ -65,8 +65,8 @@ class Subject:
 
 def batches_of(features: Features, names: Sequence[str], pad_token_id: int, size: int) -> list[dict[str, np.ndarray]]:
     """Rows in length buckets, the shortest first: input name -> int32 (batch, sequence)."""
-    found = bucketed_batches(features, size, pad_token_id)
-    return [{name: batch.arrays[name].astype(np.int32) for name in names} for batch in found]
+    batches = bucketed_batches(features, size, pad_token_id)
+    return [{name: batch.arrays[name].astype(np.int32) for name in names} for batch in batches]
 
 
 def random_bert(name: str) -> Any:
@@ -103,7 +103,7 @@ def random_pair(name: str, recipe_name: str, batches: Sequence[Mapping[str, np.n
 
 
 class Models:
-    """Makes each model when its turn comes, so that one that cannot be made does not keep the others from it.
+    """The models of a check, each loaded when its turn comes, so that one that fails does not affect the others.
 
     Args:
         run: gives the finished run, of a model with BERT's vocabulary; asked once, when the first model needs it.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.gpu_check.bench import Bench
 from q8trt.gpu_check.config import CheckConfig
-from q8trt.gpu_check.journal import RESULTS, Check, Journal
+from q8trt.gpu_check.journal import RESULTS, CheckResult, Journal
 from q8trt.reporting import report_dict
 from q8trt.reporting.benchmark_page import benchmark_page
 from q8trt.reporting.html import render
@@ -25,7 +25,7 @@ _TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "skipped": "warnin
 
 
 def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dict[str, Any]) -> dict[str, Any]:
-    """JSON-ready. ``checks`` are the steps in order, ``reports`` follow docs/benchmark-schema.md, one a model.
+    """Return the check as JSON. ``checks`` are the steps in order, ``reports`` follow docs/benchmark-schema.md, one a model.
 
     ``passed`` is whether all steps were gone through and none failed; ``finished`` is False in the file of a check that is
     still under way or was stopped.
@@ -45,13 +45,13 @@ def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dic
 
 
 def summary(journal: Journal) -> str:
-    """``"41 passed, 1 failed, 24 measured, 2 skipped"``; says so where steps are still missing."""
+    """Return ``"41 passed, 1 failed, 24 measured, 2 skipped"``; says so where steps are still missing."""
     counts = (f"{sum(check.result == result for check in journal.checks)} {result}" for result in RESULTS)
     return ", ".join(counts) + ("" if journal.finished else "; not finished")
 
 
 def html(journal: Journal, bench: Bench, provenance: dict[str, Any]) -> str:
-    """One self-contained page: the table of checks, then each model's plots and tables."""
+    """Return one self-contained page: the table of checks, then each model's plots and tables."""
     return render(
         "gpu_check",
         title=f"GPU check: {bench.title} on {bench.device}",
@@ -88,8 +88,8 @@ def write(
     return paths
 
 
-def line(check: Check) -> str:
-    """One step as it ends: ``"passed    minilm: build FP32: plan 87.2 MiB in 4.1 s"``."""
+def line(check: CheckResult) -> str:
+    """Return one step as it ends: ``"passed    minilm: build FP32: plan 87.2 MiB in 4.1 s"``."""
     return f"{check.result:9} {check.check}: {check.figure}"
 
 

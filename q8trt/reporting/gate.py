@@ -39,7 +39,7 @@ class Gate:
         return self.max_drop is not None or self.min_speedup is not None
 
     def failures(self, report: Report) -> list[str]:
-        """What of `report` does not pass, a clause each; [] when all does. What was not measured does not pass."""
+        """Return a clause for each requirement that `report` misses. A figure that was not measured misses it."""
         judged = [row for row in report.rows if row.precision != Precision.FP32]
         failed = [] if judged else ["no row but FP32's to judge"]
         for row in judged:

@@ -19,6 +19,7 @@ from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_lines, print_table, say
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
 SCHEMA = 1
@@ -30,6 +31,12 @@ class Difference:
 
     largest: float
     mean: float
+
+    @classmethod
+    def between(cls, first: np.ndarray, second: np.ndarray) -> Difference:
+        """Return the difference of two arrays of logits."""
+        apart = abs(second.astype("float64") - first)
+        return cls(float(apart.max()), float(apart.mean()))
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class Pair:
     Attributes:
         first: the earlier one's name.
         second: the later one's.
-        kind: what lies between them: "training", "quantization", "export", "engine" or "padding".
+        kind: the step between them: "training", "quantization", "export", "engine" or "padding".
         batch_size: rows a batch of the second.
         tolerance: largest relative error taken for agreement; None where nothing is judged (training).
         logits: absolute difference of the logits.

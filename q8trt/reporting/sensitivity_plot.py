@@ -1,4 +1,4 @@
-"""Pictures of figures, drawn by matplotlib without a display: the Agg canvas for PNG, its own for SVG."""
+"""The picture of a sensitivity measurement, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _INK, _FAINT = "#333333", "#d9d9d9"
 
 @dataclass(frozen=True)
 class SensitivityPlot:
-    """What `plot_sensitivity` draws. Costs are >= 0, all in `unit`.
+    """The costs that `plot_sensitivity` draws. Costs are >= 0, all in `unit`.
 
     Attributes:
         title: the first line.
         subtitle: the second, smaller: task, rows, what everything together costs.
-        unit: what a cost is, for the colour bar.
+        unit: of the costs, for the color bar.
         cells: (site name, layer) -> cost of that site alone; a pair that is absent is drawn as not quantized.
         layers: layer -> cost of all its sites together.
         names: site name -> cost of that site in all layers together.
@@ -47,7 +47,7 @@ def plot_sensitivity(path: str | Path, plot: SensitivityPlot) -> None:
     """Draw a heat map, site names x layers, with the cost of whole layers above it and of whole names beside it.
 
     Colours and bars are on one logarithmic scale, for costs span several powers of ten. A cost of exactly 0 takes the
-    lightest colour and no bar.
+    lightest color and no bar.
 
     Args:
         path: ends in .png or .svg; written whole or not at all.
@@ -65,7 +65,7 @@ def plot_sensitivity(path: str | Path, plot: SensitivityPlot) -> None:
 
 
 def sensitivity_figure(plot: SensitivityPlot) -> Figure:
-    """The figure of `plot_sensitivity`; its axes are labelled "layers", "sites", "names", "scale" and "outside".
+    """Return the figure of `plot_sensitivity`; its axes are labelled "layers", "sites", "names", "scale" and "outside".
 
     A recipe without sites in the layers has the last panel only, one without sites outside them all but the last.
     """
@@ -100,7 +100,7 @@ def sensitivity_figure(plot: SensitivityPlot) -> Figure:
 
 
 def _scale(figure: Figure, corner: Axes, image: Any, unit: str) -> None:
-    """The colour bar, in the corner that the three panels leave free."""
+    """Draw the color bar in the corner that the three panels leave free."""
     corner.set_axis_off()
     bar = figure.colorbar(
         image, cax=corner.inset_axes((0.04, 0.35, 0.92, 0.16), label="scale"), orientation="horizontal"
@@ -112,7 +112,7 @@ def _scale(figure: Figure, corner: Axes, image: Any, unit: str) -> None:
 
 
 def _norm(plot: SensitivityPlot) -> LogNorm:
-    """One scale for all panels, from the least to the greatest cost above 0."""
+    """Return one scale for all panels, from the least to the greatest cost above 0."""
     from matplotlib.colors import LogNorm
 
     groups: Sequence[Mapping[Any, float]] = (plot.cells, plot.layers, plot.names, plot.outside)
@@ -122,7 +122,7 @@ def _norm(plot: SensitivityPlot) -> LogNorm:
 
 
 def _heat_map(axes: Axes, plot: SensitivityPlot, norm: LogNorm) -> Any:
-    """Cells with their cost in figures, so that the picture can be read without its colours."""
+    """Draw cells with their cost in figures, so that the picture can be read without its colors."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -144,7 +144,7 @@ def _heat_map(axes: Axes, plot: SensitivityPlot, norm: LogNorm) -> Any:
 
 
 def _short(cost: float) -> str:
-    """``"3e-05"`` -> ``"3e-5"``, ``"0"``: one digit and the power of ten."""
+    """Return one digit and the power of ten: ``"3e-5"``, ``"0"``."""
     if cost == 0:
         return "0"
     digit, power = f"{cost:.0e}".split("e")
@@ -154,7 +154,7 @@ def _short(cost: float) -> str:
 def _layer_bars(axes: Axes, plot: SensitivityPlot, norm: LogNorm) -> None:
     costs = [plot.layers[layer] for layer in sorted(plot.layers)]
     _log(axes, "y", norm)
-    bars = axes.bar(range(len(costs)), costs, width=0.7, color=_colours(costs, norm))
+    bars = axes.bar(range(len(costs)), costs, width=0.7, color=_colors(costs, norm))
     axes.bar_label(bars, [_short(cost) for cost in costs], fontsize=7, padding=1, color=_INK)
     axes.set_title("all sites of a layer together", fontsize=9, loc="left", color=_INK)
     axes.tick_params(labelbottom=False)
@@ -164,20 +164,20 @@ def _layer_bars(axes: Axes, plot: SensitivityPlot, norm: LogNorm) -> None:
 def _bars(axes: Axes, costs: Mapping[str, float], norm: LogNorm, title: str) -> None:
     values = list(costs.values())
     _log(axes, "x", norm)
-    bars = axes.barh(range(len(values)), values, height=0.7, color=_colours(values, norm))
+    bars = axes.barh(range(len(values)), values, height=0.7, color=_colors(values, norm))
     axes.bar_label(bars, [_short(cost) for cost in values], fontsize=7, padding=2, color=_INK)
     axes.set_title(title, fontsize=9, loc="left", color=_INK)
     _plain(axes)
 
 
-def _colours(costs: Sequence[float], norm: LogNorm) -> Any:
+def _colors(costs: Sequence[float], norm: LogNorm) -> Any:
     from matplotlib import colormaps
 
     return [colormaps[_COLORMAP](norm(max(cost, float(norm.vmin or 0.0)))) for cost in costs]
 
 
 def _log(axes: Axes, axis: Literal["x", "y"], norm: LogNorm) -> None:
-    """A logarithmic axis over the common scale; bars begin a little below the least cost, which so stays visible."""
+    """Make an axis logarithmic over the common scale; bars begin a little below the least cost, which so stays visible."""
     low, high = float(norm.vmin or 1.0), float(norm.vmax or 1.0)
     room = (high / low) ** 0.25  # for the figures at the ends of the bars
     limits = (low / room**0.2, high * room)

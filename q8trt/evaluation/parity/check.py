@@ -1,4 +1,4 @@
-"""Runs the stages one after the other and compares each with the one before it."""
+"""Run the stages of an engine one after the other and compare each with the one before it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from q8trt.console.progress import progress
 from q8trt.engine.folder import EngineFolder
 from q8trt.errors import BackendError, EngineError
 from q8trt.evaluation.config import ParityConfig
-from q8trt.evaluation.parity.stages import Rows, Stage, rows_of, stages_of
+from q8trt.evaluation.parity.stages import ParityStage, Rows, rows_of, stages_of
 from q8trt.hardware.provenance import portable
 from q8trt.reporting.parity import Difference, EngineParity, Pair, StageFigures
 from q8trt.runtime.base import Runner
@@ -30,35 +30,35 @@ States = dict[str, np.ndarray]
 
 
 @dataclass
-class Seen:
-    """What a stage showed: logits, and hidden states under the names of modules, per batch size."""
+class Outputs:
+    """The outputs of a stage by batch size: logits, and hidden states by module."""
 
-    stage: Stage
+    stage: ParityStage
     logits: dict[int, np.ndarray] = field(default_factory=dict)
     states: dict[int, States] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One of two things to compare: what a stage showed at a batch size."""
+    """One of two things to compare: the outputs of a stage at a batch size."""
 
-    seen: Seen
+    outputs: Outputs
     size: int
 
     @property
     def logits(self) -> np.ndarray:
-        return self.seen.logits[self.size]
+        return self.outputs.logits[self.size]
 
     @property
     def states(self) -> States:
-        return self.seen.states.get(self.size, {})
+        return self.outputs.states.get(self.size, {})
 
 
 def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> EngineParity:
     """Run every stage of `engine` on the development rows and compare each with the one before it.
 
     Raises:
-        ConfigError: the engine lies in no run, so that its checkpoints are not known.
+        ConfigError: the engine is in no run, so that its checkpoints are not known.
         CheckpointError: a checkpoint of the run is gone or damaged.
         DataError: the rows carry no labels, or logits are not finite.
         EngineError: model.onnx was not exported by q8trt.
@@ -66,7 +66,7 @@ def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -
     rows = rows_of(engine, data, config)
     stages, not_run = stages_of(engine, rows)
     tolerance = config.tolerance or engine.manifest.precision.rounding
-    check = _Check(rows, tolerance, config.quantization_tolerance)
+    check = _Comparison(rows, tolerance, config.quantization_tolerance)
     for stage in stages:
         try:
             check.run(stage)
@@ -108,30 +108,25 @@ def short_module(module: str) -> str:
 
 
 def relative_error(reference: np.ndarray, other: np.ndarray) -> float:
-    """Norm of the difference over the norm of `reference`: 10 ** (-SQNR / 20) for an SQNR in dB."""
+    """Return the norm of the difference over the norm of `reference`: 10 ** (-SQNR / 20) for an SQNR in dB."""
     difference = other.astype(np.float64) - reference
     return float(np.linalg.norm(difference) / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-12))
 
 
 def first_above(errors: Mapping[str, float], tolerance: float | None) -> str | None:
-    """The first name whose error is above `tolerance` (or not a number); None where none is."""
+    """Return the first name whose error is above `tolerance` (or not a number); None where none is."""
     return next((name for name, error in errors.items() if tolerance is not None and not error <= tolerance), None)
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> Difference:
-    apart = np.abs(second - first)
-    return Difference(float(apart.max()), float(apart.mean()))
-
-
-class _Check:
-    """Runs the stages of one engine one after the other; only the model of the current stage is in memory."""
+class _Comparison:
+    """A comparison of the stages of one engine, which run one after the other: only the current one's model is in memory."""
 
     def __init__(self, rows: Rows, tolerance: float, quantization_tolerance: float) -> None:
         self.rows, self.tolerance, self.quantization_tolerance = rows, tolerance, quantization_tolerance
         self.sample = rows.features.take(LAYER_ROWS)
         self.places: dict[str, list[str]] = {}
-        self.fp32: Seen | None = None
-        self.before: Seen | None = None
+        self.fp32: Outputs | None = None
+        self.before: Outputs | None = None
         self.quantization_error = 0.0
         self.figures: list[StageFigures] = []
         self.pairs: list[Pair] = []
@@ -141,21 +136,21 @@ class _Check:
         """Place -> the module that its hidden states (the head's logits) leave."""
         return {place: modules[-1] for place, modules in self.places.items()}
 
-    def run(self, stage: Stage) -> None:
+    def run(self, stage: ParityStage) -> None:
         """Run `stage` and compare it with those before it."""
         with stage.open() as runner:
-            seen = self._look(stage, runner)
+            outputs = self._look(stage, runner)
             smallest, *others = self.rows.batch_sizes
             for size in self.rows.batch_sizes:
-                self._note(seen, size)
+                self._note(outputs, size)
                 if self.before:
-                    self._compare(runner, stage.kind, _Side(self.before, size), _Side(seen, size))
+                    self._compare(runner, stage.kind, _Side(self.before, size), _Side(outputs, size))
             for size in others:
-                self._compare(runner, "padding", _Side(seen, smallest), _Side(seen, size))
-        self.fp32, self.before = self.fp32 or seen, seen
+                self._compare(runner, "padding", _Side(outputs, smallest), _Side(outputs, size))
+        self.fp32, self.before = self.fp32 or outputs, outputs
 
-    def _look(self, stage: Stage, runner: Runner) -> Seen:
-        seen, total = Seen(stage), sum(len(self.rows.at(size)) for size in self.rows.batch_sizes)
+    def _look(self, stage: ParityStage, runner: Runner) -> Outputs:
+        outputs, total = Outputs(stage), sum(len(self.rows.at(size)) for size in self.rows.batch_sizes)
         with progress(stage.name, total) as advance:
             for size in self.rows.batch_sizes:
                 batches = list(self.rows.batches(self.rows.at(size), size))
@@ -163,33 +158,35 @@ class _Check:
                 for batch in batches:
                     chunks.append(runner.infer(batch.arrays))
                     advance(len(batch.indices))
-                seen.logits[size] = restore_order(chunks, [batch.indices for batch in batches])
+                outputs.logits[size] = restore_order(chunks, [batch.indices for batch in batches])
         if isinstance(runner, ProbedTorch) and not self.places:
             batch = next(self.rows.batches(self.sample, self.rows.batch_sizes[-1]))
             self.places = places_of(runner.modules(batch.arrays))
         if isinstance(runner, ProbedTorch | ProbedOnnxRuntime):
-            seen.states = {size: self._states(runner, size, list(self.ends.values())) for size in self.rows.batch_sizes}
-        return seen
+            outputs.states = {
+                size: self._states(runner, size, list(self.ends.values())) for size in self.rows.batch_sizes
+            }
+        return outputs
 
-    def _states(self, runner: Any, size: int, modules: Sequence[str], given: States | None = None) -> States:
-        """Outputs of `modules` on the sample in batches of `size`; `given`: each layer starts from these hidden states."""
+    def _states(self, runner: Any, size: int, modules: Sequence[str], inputs: States | None = None) -> States:
+        """Return the outputs of `modules` on the sample; with `inputs`, each layer starts from these hidden states."""
         parts: dict[str, list[np.ndarray]] = {module: [] for module in modules}
         done = 0
         for batch in self.rows.batches(self.sample, size):
             mask = batch.arrays["attention_mask"].astype(bool)
             tokens = slice(done, done := done + int(mask.sum()))
-            stand_ins = {module: _padded(states[tokens], mask) for module, states in (given or {}).items()}
-            for module, output in runner.outputs(batch.arrays, modules, stand_ins).items():
+            replacements = {module: _padded(states[tokens], mask) for module, states in (inputs or {}).items()}
+            for module, output in runner.outputs(batch.arrays, modules, replacements).items():
                 parts[module].append(output[mask] if output.ndim == 3 else output)
         return {module: np.concatenate(chunks) for module, chunks in parts.items()}
 
-    def _note(self, seen: Seen, size: int) -> None:
-        features, logits = self.rows.at(size), seen.logits[size]
+    def _note(self, outputs: Outputs, size: int) -> None:
+        features, logits = self.rows.at(size), outputs.logits[size]
         before, fp32 = (
-            _difference(other.logits[size], logits) if other else None for other in (self.before, self.fp32)
+            Difference.between(other.logits[size], logits) if other else None for other in (self.before, self.fp32)
         )
         metrics = compute_from_logits(features.task, logits, np.asarray(features.labels), self.rows.activation)
-        self.figures.append(StageFigures(seen.stage.name, size, len(features), metrics, before, fp32))
+        self.figures.append(StageFigures(outputs.stage.name, size, len(features), metrics, before, fp32))
 
     def _tolerance(self, kind: str, shows_layers: bool) -> float | None:
         if kind == "training":
@@ -208,19 +205,19 @@ class _Check:
             self.quantization_error = max(self.quantization_error, error)
         tolerance, module = self._tolerance(kind, bool(second.states)), None
         if second.states:
-            forced = self._states(runner, second.size, list(self.ends.values()), self._given(first))
+            forced = self._states(runner, second.size, list(self.ends.values()), self._layer_inputs(first))
             alone = {place: relative_error(first.states[end], forced[end]) for place, end in self.ends.items()}
             so_far = {place: relative_error(first.states[end], second.states[end]) for place, end in self.ends.items()}
         parts_at = first_above(alone or {"logits": error}, tolerance)
         if alone and parts_at:
             module = short_module(self._first_module(runner, parts_at, tolerance, first, second))
         pair = Pair(
-            first=first.seen.stage.name + f", batch {first.size}" * (kind == "padding"),
-            second=second.seen.stage.name + f", batch {second.size}" * (kind == "padding"),
+            first=first.outputs.stage.name + f", batch {first.size}" * (kind == "padding"),
+            second=second.outputs.stage.name + f", batch {second.size}" * (kind == "padding"),
             kind=kind,
             batch_size=second.size,
             tolerance=tolerance,
-            logits=_difference(*logits),
+            logits=Difference.between(*logits),
             logits_error=error,
             alone=alone,
             so_far=so_far,
@@ -229,24 +226,24 @@ class _Check:
         )
         self.pairs.append(pair)
 
-    def _given(self, side: _Side) -> States:
-        """The hidden states of `side` that stand in for those of another stage: all but the head's logits."""
+    def _layer_inputs(self, side: _Side) -> States:
+        """Return the hidden states of `side` that another stage's layers start from: all but the head's logits."""
         return {end: side.states[end] for place, end in self.ends.items() if place != "head"}
 
     def _first_module(self, runner: Runner, place: str, tolerance: float | None, first: _Side, second: _Side) -> str:
-        """The first module of `place` whose output is further apart than `tolerance`."""
+        """Return the first module of `place` whose output is further apart than `tolerance`."""
         modules = self.places[place]
         # Of the two models only `runner`'s is in memory, unless both sides are the same stage.
-        again = contextlib.nullcontext(runner) if first.seen is second.seen else first.seen.stage.open()
+        again = contextlib.nullcontext(runner) if first.outputs is second.outputs else first.outputs.stage.open()
         with again as other:
             reference = self._states(other, first.size, modules)
-        forced = self._states(runner, second.size, modules, self._given(first))
+        forced = self._states(runner, second.size, modules, self._layer_inputs(first))
         errors = {module: relative_error(reference[module], forced[module]) for module in modules}
         return first_above(errors, tolerance) or modules[-1]
 
 
 def _padded(states: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(tokens, features) at the positions where the (batch, sequence) `mask` is set, zero at the others."""
+    """Return (tokens, features) at the positions where the (batch, sequence) `mask` is set, zero at the others."""
     array = np.zeros((*mask.shape, states.shape[-1]), np.float32)
     array[mask] = states
     return array

@@ -28,13 +28,13 @@ ROWS_AT_BATCH_1 = 256
 
 
 @dataclass(frozen=True)
-class Stage:
+class ParityStage:
     """One way to run the model.
 
     Attributes:
-        name: what it is called in reports.
-        kind: what lies between it and the stage before; "" for the first. See `Pair.kind`.
-        open: makes its runner.
+        name: name in reports.
+        kind: the step between the stage before and this one; "" for the first. See `Pair.kind`.
+        open: returns its runner.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows to compare on, and how they become batches."""
+    """The rows to compare on, and their batches."""
 
     features: Features
     pad_token_id: int
@@ -54,17 +54,17 @@ class Rows:
     activation: str = "identity"
 
     def at(self, batch_size: int) -> Features:
-        """The rows scored at `batch_size`."""
+        """Return the rows scored at `batch_size`."""
         return self.features.take(ROWS_AT_BATCH_1 if batch_size == 1 and not self.all_at_batch_1 else None)
 
     def batches(self, features: Features, batch_size: int) -> Iterator[Batch]:
-        """Sorted by length, so that rows come in the same order at every batch size."""
+        """Yield batches sorted by length, so that rows come in the same order at every batch size."""
         buckets = range(1, self.max_length) if batch_size == 1 else DEFAULT_BUCKETS
         return bucketed_batches(features, batch_size, self.pad_token_id, buckets, self.max_length)
 
 
 def engines_of(paths: Sequence[str], runs_dir: str) -> list[EngineFolder]:
-    """The engines in `paths`, each an engine folder or a run; without paths those of the run whose engine is the newest.
+    """Return the engines in `paths`, each an engine folder or a run; without paths those of the run whose engine is the newest.
 
     Raises:
         ConfigError: a run has no engine, or no engine was built yet.
@@ -72,7 +72,7 @@ def engines_of(paths: Sequence[str], runs_dir: str) -> list[EngineFolder]:
     """
     folders: list[str] = []
     for path in map(Path, paths):
-        inside = [str(found.parent) for found in sorted(path.glob(f"engine*/{MANIFEST_FILE}"))]
+        inside = [str(manifest.parent) for manifest in sorted(path.glob(f"engine*/{MANIFEST_FILE}"))]
         is_run = (path / RUN_FILE).is_file()
         if is_run and not inside:
             raise ConfigError(
@@ -83,7 +83,7 @@ def engines_of(paths: Sequence[str], runs_dir: str) -> list[EngineFolder]:
 
 
 def rows_of(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> Rows:
-    """The development rows (MNLI: of the first split), tokenized; lengths and batches cut to what the plan accepts.
+    """Return the development rows (MNLI: of the first split), tokenized; lengths and batches cut to what the plan accepts.
 
     Raises:
         DataError: the data are missing or carry no labels.
@@ -106,11 +106,11 @@ def rows_of(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> Row
     )
 
 
-def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[Stage], dict[str, str]]:
-    """The stages to try, in the order in which a model becomes an engine; and, by name, why others cannot be tried.
+def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[ParityStage], dict[str, str]]:
+    """Return the stages in the order in which a model becomes an engine and, by name, why others cannot run.
 
     Raises:
-        ConfigError: the engine lies in no run, so that its checkpoints are not known.
+        ConfigError: the engine is in no run, so that its checkpoints are not known.
     """
     manifest, run = engine.manifest, engine.run
     if run is None:
@@ -121,13 +121,15 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[Stage], dict[str, 
             f"{run.path} has no finished {'fp32' if fp32 is None else manifest.stage} checkpoint any more"
         )
     task = rows.features.task
-    stages = [Stage("torch FP32", "", lambda: ProbedTorch(checkpoints.load_finetuned(fp32, task), Precision.FP32))]
+    stages = [
+        ParityStage("torch FP32", "", lambda: ProbedTorch(checkpoints.load_finetuned(fp32, task), Precision.FP32))
+    ]
     if manifest.stage != "fp32":
-        if manifest.stage == "int8":  # QAT has moved the weights, too: tell what training did from what quantizing does
-            stages.append(Stage("torch, quantizers off", "training", partial(_open_quantized, quantized, False)))
-        stages.append(Stage("torch fake-quant", "quantization", partial(_open_quantized, quantized, True)))
+        if manifest.stage == "int8":  # QAT has moved the weights, too: the difference that training made is shown apart
+            stages.append(ParityStage("torch, quantizers off", "training", partial(_open_quantized, quantized, False)))
+        stages.append(ParityStage("torch fake-quant", "quantization", partial(_open_quantized, quantized, True)))
     onnx = engine.folder / ONNX_FILE
-    stages.append(Stage(ONNX_RUNTIME.label, "export", lambda: ProbedOnnxRuntime(onnx, manifest.precision)))
+    stages.append(ParityStage(ONNX_RUNTIME.label, "export", lambda: ProbedOnnxRuntime(onnx, manifest.precision)))
     built, profiles = manifest.backend, manifest.profiles
     if built is None or not profiles:
         return stages, {TENSORRT.label: f"{engine.folder} holds no plan"}
@@ -135,7 +137,7 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[Stage], dict[str, 
     if covering(profiles, (1, int(rows.features.lengths.min()))) is None:
         shown = show_profiles(profiles)
         return stages, {title: f"its profile, {shown}, leaves out single short rows; build with --min_shapes 1x1"}
-    stages.append(Stage(title, "engine", lambda: open_runner(engine.folder, built.name)))
+    stages.append(ParityStage(title, "engine", lambda: open_runner(engine.folder, built.name)))
     return stages, {}
 
 

@@ -26,7 +26,7 @@ from q8trt.training.finetuning import Inputs
 
 @dataclass(frozen=True)
 class Cost:
-    """What quantizing some sites does to a model on some rows.
+    """The effect of quantizing some sites on a model's answers to some rows.
 
     Attributes:
         logits_mse: mean squared difference of the logits from the float model's.
@@ -98,11 +98,11 @@ class Probe:
         self.float_score = self._score(self.float_logits)
 
     def start(self, on: Collection[str]) -> int:
-        """How many layers, from the first, the sites `on` leave as they are."""
+        """Return the number of layers, from the first, that the sites `on` leave as they are."""
         return min((self._starts[key] for key in on), default=0)
 
     def logits(self, on: Collection[str], on_progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Logits with the sites `on` quantized and no others.
+        """Return the logits with the sites `on` quantized and no others.
 
         Args:
             on: keys of sites.
@@ -118,7 +118,7 @@ class Probe:
         return self._run(below, on_progress)
 
     def cost(self, on: Collection[str], on_progress: Callable[[int], None] | None = None) -> Cost:
-        """What quantizing the sites `on`, and no others, does; arguments as of `logits`.
+        """Return the effect of quantizing the sites `on` and no others; arguments as of `logits`.
 
         Raises:
             DataError: a logit is not finite.
@@ -140,7 +140,7 @@ class Probe:
                 quantizer.disable()
 
     def _remember(self, below: int) -> None:
-        """Keep what layer `below` - 1 gives for each batch, in float, in place of what was kept before."""
+        """Store the float output of layer `below` - 1 for each batch, in place of an earlier layer's."""
         self._switch(())
         outputs: list[Any] = []
         hook = self._layers[below - 1].register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -151,7 +151,7 @@ class Probe:
         self._below, self._hidden = below, outputs
 
     def _run(self, below: int, on_progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Logits of all rows as the quantizers stand; the first `below` layers are those remembered, or none."""
+        """Return the logits of all rows with the quantizers as they are; stored outputs replace the first `below` layers."""
         layers = list(self._layers)
         chunks = []
         try:
@@ -169,7 +169,7 @@ class Probe:
 
 
 def _starts(sites: Sequence[Site]) -> dict[str, int]:
-    """Site key -> how many layers are computed before it, for all sites of a model in the order of computation."""
+    """Return site key -> number of layers computed before it, for all sites of a model in the order of computation."""
     starts, passed = {}, 0
     for site in sites:
         starts[site.key] = passed if site.layer is None else site.layer
@@ -178,7 +178,7 @@ def _starts(sites: Sequence[Site]) -> dict[str, int]:
 
 
 def choose_rows(rows: Features, count: int, seed: int) -> Features:
-    """`count` of `rows` chosen by `seed`, in their order; all of them where there are no more."""
+    """Return `count` of `rows` chosen by `seed`, in their order; all of them where there are no more."""
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
     types, labels = rows.token_type_ids, rows.labels
     return replace(
@@ -190,7 +190,7 @@ def choose_rows(rows: Features, count: int, seed: int) -> Features:
 
 
 def probe_of(quantized: nn.Module, rows: Features, config: FinetuneConfig, inputs: Inputs) -> Probe:
-    """The probe of `quantized` on `rows`, padded and batched as everywhere in the run of `config`.
+    """Return the probe of `quantized` on `rows`, padded and batched as everywhere in the run of `config`.
 
     Raises:
         DataError: no rows, or no labels.
