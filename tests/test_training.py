@@ -28,7 +28,7 @@ from q8trt.tasks.metrics import METRICS
 from q8trt.training import stage as training
 from q8trt.training.callbacks import StepTimer
 from q8trt.training.distillation import Distillation
-from q8trt.training.stage import Quantization, Stage, train_stage
+from q8trt.training.stage import Quantization, TrainingStage, train_stage
 
 QUICK = TrainingConfig(
     max_steps=4, eval_steps=4, save_steps=4, logging_steps=1, per_device_train_batch_size=8, use_cpu=True
@@ -45,11 +45,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def stage(tiny_tokenizer: Any, tiny_model: Callable[..., Any], tmp_path: Path) -> Stage:
+def stage(tiny_tokenizer: Any, tiny_model: Callable[..., Any], tmp_path: Path) -> TrainingStage:
     """FP32 fine-tuning of the tiny model on tiny STS-B."""
     data = DataConfig("STS-B", data_dir=str(write_sts_b(tmp_path / "data")), max_seq_length=32)
     train, dev = (tokenize(rows, tiny_tokenizer, 32) for rows in (load_train(data), load_dev(data)["dev"]))
-    return Stage("fp32", tiny_model("bert"), train, dev, 1.0, 1e-3, tmp_path, 32)
+    return TrainingStage("fp32", tiny_model("bert"), train, dev, 1.0, 1e-3, tmp_path, 32)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def clone(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def test_learning_rate_warms_up_and_decays_polynomially(stage: Stage, trainers: list[Any]) -> None:
+def test_learning_rate_warms_up_and_decays_polynomially(stage: TrainingStage, trainers: list[Any]) -> None:
     config = replace(QUICK, max_steps=20, eval_steps=20, save_steps=20, lr_end=1e-5, lr_power=2.0)
     train_stage(stage, STS_B, _Tokenizer, config)
     peak, end, steps, warmup = 1e-3, 1e-5, 20, 2
@@ -90,7 +90,7 @@ def test_learning_rate_warms_up_and_decays_polynomially(stage: Stage, trainers: 
 
 @pytest.mark.parametrize(("steps", "ratio", "rates"), [(1, 0.1, [1]), (2, 0.99, [0, 1]), (3, 0.7, [0, 0.5, 1])])
 def test_warm_up_ends_before_training_does(
-    steps: int, ratio: float, rates: list[float], stage: Stage, trainers: list[Any]
+    steps: int, ratio: float, rates: list[float], stage: TrainingStage, trainers: list[Any]
 ) -> None:
     """Rounded up, it would be as long: the Trainer's schedule divides by the steps that are left."""
     before = clone(stage.model)
@@ -100,7 +100,7 @@ def test_warm_up_ends_before_training_does(
     assert not torch.equal(before["classifier.weight"], stage.model.state_dict()["classifier.weight"])
 
 
-def test_teacher_is_used_and_left_alone(stage: Stage, tiny_model: Callable[..., Any]) -> None:
+def test_teacher_is_used_and_left_alone(stage: TrainingStage, tiny_model: Callable[..., Any]) -> None:
     teacher = tiny_model("bert", seed=5).train()
     before, start = clone(teacher), clone(stage.model)
     alone, taught = copy.deepcopy(stage.model), stage.model
@@ -116,7 +116,7 @@ def test_teacher_is_used_and_left_alone(stage: Stage, tiny_model: Callable[..., 
 
 
 @pytest.fixture
-def qat(stage: Stage) -> Callable[..., Stage]:
+def qat(stage: TrainingStage) -> Callable[..., TrainingStage]:
     """QAT of the calibrated tiny model, `full` recipe, with the given ranges. Smoothed weights would train otherwise."""
     from q8trt.quantization.calibration import calibrate
     from q8trt.quantization.insertion import insert_quantizers
@@ -124,7 +124,7 @@ def qat(stage: Stage) -> Callable[..., Stage]:
     rows = [stage.train[index] for index in range(8)]
     batches = [{k: torch.tensor([row[k]]) for k in row if k != "labels"} for row in rows]
 
-    def build(ranges: str = "frozen") -> Stage:
+    def build(ranges: str = "frozen") -> TrainingStage:
         recipe = replace(
             load_recipe("full"), qat=QatSpec(ranges, ema_decay=0.5), smoothquant=None, smooth_residuals=None
         )
@@ -231,7 +231,7 @@ def test_delayed_start(ranges: str, qat: Any, monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(saved[quantizer], saved[name].abs().amax(1, keepdim=True))
 
 
-def test_float_steps_are_those_of_the_float_model(qat: Any, stage: Stage) -> None:
+def test_float_steps_are_those_of_the_float_model(qat: Any, stage: TrainingStage) -> None:
     """Until quantization starts, weights move as the float model's do (up to the rounding of 1 / sqrt(D) on Q)."""
     config = replace(QUICK, max_steps=3, eval_steps=3, save_steps=3, do_eval=False)
     delayed = qat("frozen")
@@ -289,7 +289,7 @@ def test_a_wider_teacher_of_hidden_states_and_attention(
     assert [name for name, tensor in resumed.model.state_dict().items() if not torch.equal(tensor, final[name])] == []
 
 
-def test_group_by_length_fills_batches_with_similar_lengths(stage: Stage, trainers: list[Any]) -> None:
+def test_group_by_length_fills_batches_with_similar_lengths(stage: TrainingStage, trainers: list[Any]) -> None:
     def spread(config: TrainingConfig) -> float:
         train_stage(stage, STS_B, _Tokenizer, config)
         lengths = [batch["attention_mask"].sum(1) for batch in trainers[-1].get_train_dataloader()]
@@ -300,14 +300,14 @@ def test_group_by_length_fills_batches_with_similar_lengths(stage: Stage, traine
     assert spread(replace(pairs, group_by_length=True)) < 0.5 * spread(pairs)
 
 
-def test_no_shuffle_takes_rows_in_file_order(stage: Stage, trainers: list[Any]) -> None:
+def test_no_shuffle_takes_rows_in_file_order(stage: TrainingStage, trainers: list[Any]) -> None:
     train_stage(stage, STS_B, _Tokenizer, replace(QUICK, no_shuffle=True))
     labels = torch.cat([batch["labels"] for batch in trainers[-1].get_train_dataloader()])
     assert labels.tolist() == stage.train.labels.tolist()
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.0])
-def test_gradients_are_clipped(bound: float, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_clipped(bound: float, stage: TrainingStage, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
 
     class Watch(StepTimer):
@@ -338,7 +338,7 @@ def test_loss_scale_options_reach_the_scaler(monkeypatch: pytest.MonkeyPatch) ->
     assert trainer.accelerator.scaler is None
 
 
-def test_bf16_computes_in_bf16_on_the_cpu(stage: Stage, trainers: list[Any]) -> None:
+def test_bf16_computes_in_bf16_on_the_cpu(stage: TrainingStage, trainers: list[Any]) -> None:
     kinds: set[torch.dtype] = set()
     stage.model.bert.encoder.layer[0].output.dense.register_forward_hook(lambda *args: kinds.add(args[2].dtype))
     start = clone(stage.model)
@@ -368,7 +368,7 @@ def test_bf16_with_learned_ranges_and_a_teacher(qat: Any, tiny_model: Callable[.
 
 @pytest.mark.parametrize(("higher_is_better", "values"), [(True, (0.1, 0.5, 0.9, 0.2)), (False, (0.8, 0.5, 0.1, 0.7))])
 def test_best_evaluation_between_checkpoints_is_kept(
-    higher_is_better: bool, values: tuple[float, ...], stage: Stage, monkeypatch: pytest.MonkeyPatch
+    higher_is_better: bool, values: tuple[float, ...], stage: TrainingStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Evaluated every step and saved every fourth: the best of all is what the model ends with."""
     monkeypatch.setitem(cast(Any, METRICS), "pearson", replace(METRICS["pearson"], higher_is_better=higher_is_better))
@@ -386,7 +386,7 @@ def test_best_evaluation_between_checkpoints_is_kept(
     assert [all(torch.equal(final[n], state[n]) for n in final) for state in states] == [False, False, True, False]
 
 
-def test_step_seconds_leave_evaluation_out(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_seconds_leave_evaluation_out(stage: TrainingStage, monkeypatch: pytest.MonkeyPatch) -> None:
     original, clock, skipped = training.compute_from_logits, time.perf_counter, [0]
 
     def compute(*args: Any) -> dict[str, float]:
@@ -408,13 +408,13 @@ def test_classification_trains_with_a_kl_teacher(
     train, dev = (tokenize(rows, tiny_tokenizer, 32) for rows in (load_train(data), load_dev(data)["dev"]))
     student, teacher = tiny_model("bert", 2, seed=0), tiny_model("bert", 2, seed=1)
     config = replace(QUICK, max_steps=30, eval_steps=30, save_steps=30, dropout=0.0)
-    kl = Stage("int8", student, train, dev, 1.0, 1e-3, tmp_path, 32, Distillation(teacher, 0.0, 1.0, 2.0))
+    kl = TrainingStage("int8", student, train, dev, 1.0, 1e-3, tmp_path, 32, Distillation(teacher, 0.0, 1.0, 2.0))
     train_stage(kl, get_task("MRPC"), _Tokenizer, config)
     losses = logged(trainers[0], "loss")
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
-def test_fp16_without_a_gpu_is_refused_in_one_line(stage: Stage) -> None:
+def test_fp16_without_a_gpu_is_refused_in_one_line(stage: TrainingStage) -> None:
     with pytest.raises(ConfigError, match=r"--fp16 .*CUDA.*--bf16"):
         train_stage(stage, STS_B, _Tokenizer, replace(QUICK, fp16=True))
 

@@ -1,6 +1,6 @@
 """A torch model, float or fake-quantized, to an ONNX file.
 
-The precision is in the graph alone, for TensorRT networks are strongly typed: FP32 or FP16 tensors, and INT8 wherever a
+The precision is in the graph alone, because TensorRT networks are strongly typed: FP32 or FP16 tensors, and INT8 wherever a
 tensor passes a QuantizeLinear/DequantizeLinear pair (TensorRT documentation, "Working with Quantized Types").
 """
 
@@ -38,7 +38,7 @@ LARGEST_FILE = 2**31 - 1
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
         path: the ONNX file.
@@ -109,7 +109,7 @@ def _check_precision(model: PreTrainedModel, precision: Precision) -> None:
 
 
 def _check_quantizers(model: PreTrainedModel, graph: ir.Model) -> None:
-    """Each quantizer of the model must have left its node: a file that lacks some would pass for a poorer recipe."""
+    """Check that each quantizer of the model has its node: a file that lacks some would pass for a poorer recipe."""
     traced = {attribute(node, "site", "") for node in nodes(graph.graph, QUANTIZE_DEQUANTIZE)}
     missing = [key for key in model_quantizers(model) if key not in traced]
     if missing:
@@ -121,7 +121,7 @@ def _check_quantizers(model: PreTrainedModel, graph: ir.Model) -> None:
 
 
 def _halve(graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[list[KeptOp], PassReport]:
-    """FP32 to FP16, but for what overflows on `batches`."""
+    """Convert FP32 to FP16, except what overflows on `batches`."""
     normal.infer_shapes(graph)
     batches = list(batches)
     kept = ops_to_keep(graph, tensor_ranges(graph, batches) if batches else {})

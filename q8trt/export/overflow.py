@@ -1,4 +1,4 @@
-"""What of a graph FP16 cannot hold, found on data: tensors beyond its range, scales below it.
+"""The parts of a graph that FP16 cannot hold, measured on data: tensors beyond its range, scales below it.
 
 FP16 ends at 65504. A checkpoint's residual stream or feed-forward output may pass that on some tokens, and one infinity
 turns the logits into NaN; so the FP32 graph is run on calibration rows by ONNX Runtime, every float tensor watched.
@@ -68,16 +68,16 @@ def tensor_ranges(model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) 
 
 
 def ops_to_keep(model: ir.Model, ranges: Mapping[str, float]) -> list[KeptOp]:
-    """The nodes that FP16 would break: those that compute or read what it cannot hold.
+    """Return the nodes that FP16 would break: those that compute or read what it cannot hold.
 
     Args:
         model: the graph, in FP32.
         ranges: from `tensor_ranges`; empty if there was no data, and then constants alone are judged.
     """
-    kept: dict[str, KeptOp] = {}
+    ops: dict[str, KeptOp] = {}
 
     def keep(node: ir.Node, reason: str) -> None:
-        kept.setdefault(str(node.name), KeptOp(str(node.name), node.op_type, reason))
+        ops.setdefault(str(node.name), KeptOp(str(node.name), node.op_type, reason))
 
     for node in nodes(model.graph):
         for value in node.inputs:
@@ -92,12 +92,12 @@ def ops_to_keep(model: ir.Model, ranges: Mapping[str, float]) -> list[KeptOp]:
                     if each.op_type != "QuantizeLinear":
                         keep(each, reason)
         _keep_tiny_scale(node, keep)
-    _keep_weights(model, kept)
-    return [kept[str(node.name)] for node in model.graph if node.name in kept]
+    _keep_weights(model, ops)
+    return [ops[str(node.name)] for node in model.graph if node.name in ops]
 
 
 def _keep_tiny_scale(node: ir.Node, keep: Callable[[ir.Node, str], None]) -> None:
-    """An activation's scale below FP16's normal numbers: the pair, and what reads it, stay in FP32."""
+    """Keep the Q/DQ pair of an activation, and what reads it, in FP32 if its scale is below FP16's normal numbers."""
     scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
     if scale is None or constant(node.inputs[0]) is not None or (scale >= SMALLEST_NORMAL).all():
         return
@@ -107,11 +107,11 @@ def _keep_tiny_scale(node: ir.Node, keep: Callable[[ir.Node, str], None]) -> Non
         keep(reader, reason)
 
 
-def _keep_weights(model: ir.Model, kept: dict[str, KeptOp]) -> None:
-    """The DequantizeLinear of a weight stays with the only node that reads it: a Cast between would part the two."""
+def _keep_weights(model: ir.Model, ops: dict[str, KeptOp]) -> None:
+    """Keep the DequantizeLinear of a weight with the only node that reads it: a Cast between would part the two."""
     for node in nodes(model.graph):
         if node.op_type != "DequantizeLinear" or constant(node.inputs[0]) is None:
             continue
         uses = readers(node.outputs[0])
-        if uses and all(use.name in kept for use in uses):
-            kept.setdefault(str(node.name), KeptOp(str(node.name), node.op_type, kept[str(uses[0].name)].reason))
+        if uses and all(use.name in ops for use in uses):
+            ops.setdefault(str(node.name), KeptOp(str(node.name), node.op_type, ops[str(uses[0].name)].reason))

@@ -1,9 +1,9 @@
 """A torch model, float or fake-quantized, to a raw ONNX graph, by either of torch's exporters.
 
-Neither exporter need know a quantizer. For the length of the export, each one stands in the model as a module that makes a
-single node, ``q8trt.QuantizeDequantize(x, scale)``, which `q8trt.export.passes` then turns into QuantizeLinear and
-DequantizeLinear. So nothing hangs on ModelOpt's own symbolic function, which the exporter of today (torch.export) does not
-read, nor on the older one (TorchScript), which torch is retiring. After the passes both give the same graph.
+Neither exporter needs to support a quantizer. During the export, each one is replaced by a module that makes one node,
+``q8trt.QuantizeDequantize(x, scale)``, which `q8trt.export.passes` then turns into QuantizeLinear and DequantizeLinear. So
+nothing depends on ModelOpt's own symbolic function, which torch.export does not read, nor on TorchScript, which torch is
+retiring. After the passes both give the same graph.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Emitter(torch.autograd.Function):
 
 
 def _emit_dynamo(x: torch.Tensor, scale: torch.Tensor, axis: int, site: str, format: str) -> torch.Tensor:
-    """The node, for torch.export."""
+    """Make the node, for torch.export."""
     attributes: dict[str, Any] = {"axis": axis, "site": site, "format": format}
     name = f"{DOMAIN}::{QUANTIZE_DEQUANTIZE}"
     return torch.onnx.ops.symbolic(name, (x, scale), attributes, dtype=x.dtype, shape=x.shape, version=1)
@@ -65,7 +65,7 @@ _EMITTERS: dict[str, Callable[..., torch.Tensor]] = {"dynamo": _emit_dynamo, "to
 
 
 class _ExportQuantizer(nn.Module):
-    """Stands for a quantizer while its model is exported; for tracing alone, it does not compute."""
+    """A stand-in for a quantizer while its model is exported; it does not compute."""
 
     _disabled = False
     pre_quant_scale: torch.Tensor | None
@@ -87,7 +87,7 @@ class _ExportQuantizer(nn.Module):
 
 
 class _Logits(nn.Module):
-    """The model with positional inputs and one output, as the exporters want it.
+    """The model with positional inputs and one output, as the exporters need it.
 
     The mask is made here, (B, 1, 1, S), added to the scores as it is: what transformers makes of a 2D mask depends on its
     version, and is forty nodes of shape arithmetic in the file. So are positions that count from the padding index.
@@ -130,7 +130,7 @@ def _widen_weights(model: PreTrainedModel) -> None:
 
 
 def _prepared(model: PreTrainedModel, exporter: str) -> PreTrainedModel:
-    """A copy in FP32 on the CPU, in evaluation mode, attention spelled out op by op, quantizers ready to be traced."""
+    """Return a copy in FP32 on the CPU, in evaluation mode, with eager attention and quantizers ready to be traced."""
     prepared = copy.deepcopy(model).cpu().eval().float()
     if prepared.config._attn_implementation != ATTENTION:
         prepared.set_attn_implementation("eager")
@@ -144,7 +144,7 @@ def _prepared(model: PreTrainedModel, exporter: str) -> PreTrainedModel:
 
 
 def _examples(names: Sequence[str]) -> tuple[torch.Tensor, ...]:
-    """Two rows of different lengths, so that nothing in the graph can be mistaken for a constant shape."""
+    """Return two rows of different lengths, so that nothing in the graph can be mistaken for a constant shape."""
     ids = torch.full((2, 8), 5, dtype=torch.int32)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
@@ -154,7 +154,7 @@ def _examples(names: Sequence[str]) -> tuple[torch.Tensor, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on their own workings."""
+    """Suppress the exporters' warnings and logs."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -213,7 +213,7 @@ _TRACERS = {"dynamo": _trace_dynamo, "torchscript": _trace_torchscript}
 
 
 def trace(model: PreTrainedModel, names: Sequence[str], exporter: str) -> ir.Model:
-    """The raw FP32 graph of `model`, quantizers as `QuantizeDequantize` nodes, batch and sequence dynamic.
+    """Return the raw FP32 graph of `model`, quantizers as `QuantizeDequantize` nodes, batch and sequence dynamic.
 
     Args:
         model: a transformers sequence classification model; left as it was.

@@ -1,7 +1,7 @@
 """Find, load and save a model, quantized or not.
 
 A checkpoint is a Hugging Face folder: config.json, model.safetensors, tokenizer files. A quantized one also has
-`quantization.json`, which holds the recipe; its amax values lie in model.safetensors beside the weights, as
+`quantization.json`, which holds the recipe; its amax values are in model.safetensors beside the weights, as
 `<module>.input_quantizer._amax`. Nothing is pickled.
 """
 
@@ -62,12 +62,12 @@ _log = logging.getLogger(__name__)
 
 
 def is_quantized(folder: str | Path) -> bool:
-    """Whether the checkpoint in `folder` carries quantizers."""
+    """Return whether the checkpoint in `folder` carries quantizers."""
     return (Path(folder) / QUANTIZATION_FILE).is_file()
 
 
 def _quiet_transformers() -> None:
-    """Weights that a new classification head has to initialize are expected here; transformers warns at length."""
+    """Suppress transformers' warnings of weights that a new classification head has to initialize."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -82,10 +82,10 @@ def load_pretrained(
     allow_pickle: bool = False,
     new_head: bool = True,
 ) -> PreTrainedModel:
-    """A floating-point model with a classification (or regression) head for `task`, float32, on the CPU.
+    """Return a floating-point model with a classification (or regression) head for `task`, float32, on the CPU.
 
     Args:
-        name_or_path: folder, hub name or short name. A head that does not fit the task is initialized afresh.
+        name_or_path: folder, hub name or short name. A head that does not fit the task is initialized.
         task: gives the number of labels and their names.
         dropout: probability for hidden states, attention and classifier; None keeps the checkpoint's own.
         allow_pickle: also read pytorch_model.bin. A pickle can run code when it is loaded: only for files you trust.
@@ -152,7 +152,7 @@ def set_dropout(model: PreTrainedModel, probability: float) -> None:
 
 
 def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str, new_head: bool) -> None:
-    """No weight was left at random, but for a head that may be new; transformers alone would only warn."""
+    """Check that no weight was left at random, but for a head that may be new; transformers only warns."""
     encoder = f"{model.base_model_prefix}."
     wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if new_head:
@@ -177,7 +177,7 @@ def _check_foreign_quantizers(unexpected: Iterable[str], name: str) -> None:
 
 
 def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -> PreTrainedModel:
-    """A floating-point model whose head was trained: like `load_pretrained`, but a head that is missing is an error.
+    """Return a floating-point model whose head was trained: as `load_pretrained`, but a missing head is an error.
 
     Raises:
         CheckpointError: as `load_pretrained`; also when the checkpoint has no head for `task`.
@@ -248,7 +248,7 @@ def save_checkpoint(
 
 
 def _library_of(model: PreTrainedModel) -> dict[str, str]:
-    """Where the model's quantizers come from."""
+    """Return the library that the model's quantizers come from."""
     from q8trt.quantization.insertion import model_quantizers
     from q8trt.quantization.libraries import made_by
 
@@ -282,7 +282,7 @@ def load_recipe_of(folder: str | Path) -> Recipe:
 
 
 def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[PreTrainedModel, Recipe]:
-    """A calibrated, fake-quantized model and its recipe, on the CPU, in evaluation mode.
+    """Return a calibrated, fake-quantized model and its recipe, on the CPU, in evaluation mode.
 
     Args:
         folder: a quantized checkpoint, whatever library it was made with.
@@ -332,10 +332,10 @@ def _check_smoothing(key: str, quantizer: Any, folder: str | Path) -> None:
 
 def _check_recipe_matches(model: nn.Module, expected: set[str], state: dict[str, Any], folder: str | Path) -> None:
     by_name = {f"{site.quantizer}._amax": site.key for site in encoder_sites(model)}
-    found = {by_name.get(name, name) for name in state if name.endswith("_quantizer._amax")}
+    present = {by_name.get(name, name) for name in state if name.endswith("_quantizer._amax")}
     for keys, problem in (
-        (expected - found, "has no amax for"),
-        (found - expected, "carries an amax that its recipe lacks:"),
+        (expected - present, "has no amax for"),
+        (present - expected, "carries an amax that its recipe lacks:"),
     ):
         if keys:
             raise CheckpointError(

@@ -261,22 +261,22 @@ def for_transformers(data: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
     """Return the keys to make transformers' configuration of: those of the file, incidental ones left out."""
     from transformers import PreTrainedConfig
 
-    kept = {key: value for key, value in data.items() if key not in (*_INCIDENTAL, "model_type", "label2id")}
+    fields = {key: value for key, value in data.items() if key not in (*_INCIDENTAL, "model_type", "label2id")}
     # transformers makes an attribute of every key: one must not take the place of a method.
-    kept = {
+    fields = {
         key: value
-        for key, value in kept.items()
+        for key, value in fields.items()
         if key[:1] != "_" and not callable(getattr(PreTrainedConfig, key, None))
     }
-    kept.pop("position_embedding_type", None)
+    fields.pop("position_embedding_type", None)
     if shape.id2label is not None:
         count = len(shape.id2label)
         labels = {number: str(shape.id2label[str(number)]) for number in range(count)}
-        kept |= {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
-        kept.pop("num_labels", None)
+        fields |= {"id2label": labels, "label2id": {label: number for number, label in labels.items()}}
+        fields.pop("num_labels", None)
     if shape.problem_type not in ("regression", "single_label_classification", "multi_label_classification"):
-        kept.pop("problem_type", None)
-    return kept
+        fields.pop("problem_type", None)
+    return fields
 
 
 def _shown(value: Any) -> str:

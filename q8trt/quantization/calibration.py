@@ -41,7 +41,7 @@ class Calibration:
 
 
 def check_amax(quantizers: Mapping[str, TensorQuantizer]) -> None:
-    """Every quantizer has a finite amax above zero.
+    """Check that every quantizer has a finite amax above zero.
 
     Raises:
         QuantizationError: names the first site that has none, or a zero, infinite or NaN one.
@@ -62,7 +62,7 @@ def check_amax(quantizers: Mapping[str, TensorQuantizer]) -> None:
 
 
 def searched_sites(model: nn.Module, recipe: Recipe) -> tuple[Site, ...]:
-    """The sites of `model` whose percentile `recipe` has searched for, in the order of computation."""
+    """Return the sites of `model` whose percentile `recipe` searches for, in the order of computation."""
     specs = ((site, recipe.spec(site)) for site in encoder_sites(model))
     return tuple(site for site, spec in specs if spec is not None and spec.calibrator == "search")
 
@@ -81,7 +81,7 @@ def _specs(recipe: Recipe, sites: Mapping[str, Site]) -> dict[str, QuantizerSpec
 
 
 def _calibrators(specs: Mapping[str, QuantizerSpec], library: Library) -> dict[str, Calibrator]:
-    """A fresh calibrator for each site whose range is not fixed."""
+    """Return a new calibrator for each site whose range is not fixed."""
     return {
         # The search reads q8trt's histogram, whatever calibrators the library has.
         key: (MODELOPT if spec.calibrator == "search" else library).new_calibrator(spec)
@@ -91,7 +91,7 @@ def _calibrators(specs: Mapping[str, QuantizerSpec], library: Library) -> dict[s
 
 
 def _amax(site: Site, spec: QuantizerSpec, calibrator: Calibrator | None) -> torch.Tensor:
-    """float32: () per tensor, (n, 1) per index of axis 0."""
+    """Return the range of a site, float32: () per tensor, (n, 1) per index of axis 0."""
     if calibrator is None:
         return torch.tensor(spec.amax, dtype=torch.float32)
     amax = calibrator.compute_amax()

@@ -37,7 +37,7 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """How many values were counted."""
+        """Number of values counted."""
         return int(self.counts.sum())
 
     def add(self, tensor: torch.Tensor) -> None:
@@ -65,20 +65,20 @@ class Histogram:
         self.width = width
 
     def used(self) -> torch.Tensor:
-        """The counts up to the bin of the largest magnitude: int64 (bins,), at least one."""
+        """Return the counts up to the bin of the largest magnitude: int64 (bins,), at least one."""
         filled = torch.nonzero(self.counts)
         return self.counts[: int(filled[-1]) + 1 if len(filled) else 1]
 
 
 def merge(counts: torch.Tensor, factor: int) -> torch.Tensor:
-    """Counts in bins `factor` times as wide, of the same number: (bins,) -> (bins,). `factor` divides bins."""
+    """Return the counts in bins `factor` times as wide, of the same number: (bins,) -> (bins,). `factor` divides bins."""
     merged = torch.zeros_like(counts)
     merged[: len(counts) // factor] = counts.view(-1, factor).sum(1)
     return merged
 
 
 def percentile_amax(histogram: Histogram, percentile: float) -> float:
-    """The smallest upper edge of a bin below which at least `percentile` percent of the magnitudes lie.
+    """Return the smallest upper edge of a bin below which at least `percentile` percent of the magnitudes are.
 
     No more than one bin above the order statistic; 100 is the largest magnitude itself.
     """
@@ -90,7 +90,7 @@ def percentile_amax(histogram: Histogram, percentile: float) -> float:
 
 
 def mse_amax(histogram: Histogram, num_bits: int) -> float:
-    """The amax whose quantization has the least mean squared error; values are spread evenly within a bin.
+    """Return the amax whose quantization has the least mean squared error; values are spread evenly within a bin.
 
     The grid is symmetric: levels 0 .. 2^(num_bits-1) - 1 times amax / (2^(num_bits-1) - 1), for magnitudes.
     """
@@ -114,7 +114,7 @@ def mse_amax(histogram: Histogram, num_bits: int) -> float:
 
 
 def _squared_error(x: torch.Tensor, amax: float, levels: int) -> torch.Tensor:
-    """Integral from 0 to x of (t - quantized(t))^2 dt, which tells the error of a bin exactly: float64 (n,) -> (n,)."""
+    """Return the integral from 0 to x of (t - quantized(t))^2 dt, the exact error of a bin: float64 (n,) -> (n,)."""
     step = amax / levels
     inside = x.clamp(max=amax)
     nearest = (inside / step).round()
@@ -123,7 +123,7 @@ def _squared_error(x: torch.Tensor, amax: float, levels: int) -> torch.Tensor:
 
 
 def entropy_amax(histogram: Histogram, num_bits: int) -> float:
-    """The amax at which the clipped distribution loses least to quantization, by Kullback-Leibler divergence.
+    """Return the amax at which the clipped distribution loses least to quantization, by Kullback-Leibler divergence.
 
     TensorRT's INT8 calibration (Szymon Migacz, "8-bit Inference with TensorRT", GTC 2017). Zeros, which every grid holds
     exactly, are not counted as a peak: the first bin counts as much as the second.
@@ -139,7 +139,7 @@ def entropy_amax(histogram: Histogram, num_bits: int) -> float:
 
 
 def entropy_bins(counts: torch.Tensor, num_bits: int) -> int:
-    """How many of the bins to keep, so that the divergence is least.
+    """Return the number of bins to keep, so that the divergence is least.
 
     For each number i of bins kept: P is the first i bins with all that is clipped added to the last, Q those bins merged
     into 2^(num_bits-1) levels, each level's count spread over its bins that are not empty. All i at once, by cumulative

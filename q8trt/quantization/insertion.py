@@ -2,7 +2,7 @@
 
 A fake-quantized tensor is x_q = clamp(round(x * s), -128, 127) / s with s = 127 / amax: the values that INT8 would
 hold, in floating point, with straight-through gradients inside the range (Q8BERT, arXiv 1910.06188, section 2). The
-quantizer itself is NVIDIA ModelOpt's `TensorQuantizer`, or that of its forebear, pytorch-quantization.
+quantizer itself is NVIDIA ModelOpt's `TensorQuantizer`, or that of its predecessor, pytorch-quantization.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _route_attention(model: Any, quantized: bool) -> None:
 
 
 def model_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Site key -> quantizer, for the quantizers that `model` carries, in the order of computation."""
+    """Return site key -> quantizer of the quantizers that `model` carries, in the order of computation."""
     modules = dict(model.named_modules())
     return {site.key: modules[site.quantizer] for site in encoder_sites(model) if site.quantizer in modules}
 
@@ -104,7 +104,7 @@ def set_quantization(model: nn.Module, enabled: bool) -> None:
 
 @contextlib.contextmanager
 def answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Modules that answer with what they are known to compute, for as long as this lasts."""
+    """Let modules return what they are known to compute, within this context."""
     for module, answer in answers.items():
         module.forward = lambda *args, answer=answer, **kwargs: answer
     try:
@@ -116,7 +116,7 @@ def answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def weights_quantized_once(model: nn.Module) -> Iterator[None]:
-    """For inference: weights, and their ranges, do not change meanwhile, so they are quantized here and not in each call."""
+    """Quantize weights once and not in each call: for inference, where weights and ranges do not change."""
     quantizers = model_quantizers(model)
     weights = [site for site in encoder_sites(model) if site.kind == WEIGHT and site.key in quantizers]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Where quantizers come from: NVIDIA ModelOpt, or its forebear pytorch-quantization. The rest of q8trt sees this seam.
+"""The libraries of quantizers: NVIDIA ModelOpt, and its predecessor pytorch-quantization, behind one interface.
 
 Both keep amax in a buffer `_amax` of the quantizer, in the same shapes, so a checkpoint does not depend on the library.
 """
@@ -27,13 +27,13 @@ class Library(Protocol):
         """One of LIBRARIES."""
 
     def version(self) -> str:
-        """The installed version."""
+        """Return the installed version."""
 
     def new_quantizer(self, spec: QuantizerSpec) -> Any:
-        """An uncalibrated TensorQuantizer: signed, symmetric, fake, over the full range of `spec.num_bits`."""
+        """Return an uncalibrated TensorQuantizer: signed, symmetric, fake, over the full range of `spec.num_bits`."""
 
     def new_calibrator(self, spec: QuantizerSpec) -> Calibrator:
-        """A fresh calibrator for `spec.calibrator`.
+        """Return a new calibrator for `spec.calibrator`.
 
         Raises:
             ConfigError: the library has no such calibrator.
@@ -47,13 +47,13 @@ class ModelOpt:
     name: str = "modelopt"
 
     def version(self) -> str:
-        """The installed version."""
+        """Return the installed version."""
         from importlib.metadata import version
 
         return version("nvidia-modelopt")
 
     def new_quantizer(self, spec: QuantizerSpec) -> TensorQuantizer:
-        """An uncalibrated TensorQuantizer.
+        """Return an uncalibrated TensorQuantizer.
 
         TensorRT clamps to [-128, 127], so `narrow_range` is off (TensorRT documentation, "Working with Quantized Types").
         """
@@ -80,7 +80,7 @@ MODELOPT = ModelOpt()
 
 
 def library(name: str = "modelopt") -> Library:
-    """The library called `name`.
+    """Return the library called `name`.
 
     Raises:
         ConfigError: no such library, or it is not installed.
@@ -95,6 +95,6 @@ def library(name: str = "modelopt") -> Library:
 
 
 def made_by(quantizer: object) -> Library:
-    """The library that a quantizer comes from."""
+    """Return the library that a quantizer comes from."""
     package = type(quantizer).__module__.partition(".")[0]
     return library("pytorch-quantization" if package == "pytorch_quantization" else "modelopt")

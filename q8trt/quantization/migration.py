@@ -56,7 +56,7 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 
 
 def read_state(path: str | Path, allow_pickle: bool = False) -> State:
-    """The tensors of a checkpoint folder or file, on the CPU; "module." (DataParallel) is taken off their names.
+    """Return the tensors of a checkpoint folder or file, on the CPU; "module." (DataParallel) is taken off their names.
 
     Args:
         path: a folder with model.safetensors or pytorch_model.bin, or such a file.
@@ -67,10 +67,10 @@ def read_state(path: str | Path, allow_pickle: bool = False) -> State:
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
-        if not found:
+        present = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
+        if not present:
             raise CheckpointError(f"{path} holds neither model.safetensors nor pytorch_model.bin; give the file itself")
-        path = found[0]
+        path = present[0]
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a checkpoint of pytorch-quantization, folder or file")
     data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, allow_pickle)
@@ -107,7 +107,7 @@ def _read_pickle(path: Path, allowed: bool) -> Any:
 
 
 def read_config(folder: str | Path) -> Any:
-    """The transformers configuration of a checkpoint folder; a QDQBERT's is read as BERT's, which it extends by nothing.
+    """Return the transformers configuration of a checkpoint folder; a QDQBERT's is read as BERT's, to which it adds nothing.
 
     Raises:
         CheckpointError: no config.json, damaged, or not of the BERT family.
@@ -126,7 +126,7 @@ def read_config(folder: str | Path) -> Any:
 
 
 def _sources(site: Site, layer: Mapping[str, Site]) -> tuple[str, ...]:
-    """Paths of the quantizers that hold the range of `site` there. `layer`: the sites of its layer, by name."""
+    """Return the paths of the quantizers that hold the range of `site` there. `layer`: the sites of its layer, by name."""
     if site.name == "qkv_input":
         return tuple(f"{layer[f'{name}.weight'].module}._input_quantizer" for name in ("query", "key", "value"))
     return (f"{site.module}.{_QDQBERT.get(site.name, f'_{site.attribute}')}",)
@@ -146,14 +146,14 @@ def _check_leave_out(leave_out: Iterable[str], sites: Iterable[Site]) -> None:
             )
 
 
-def _range_of(site: Site, found: State, model: nn.Module) -> torch.Tensor:
-    """amax of `site`, float32: () or (out, 1), from the buffers `found` of its sources."""
+def _range_of(site: Site, buffers: State, model: nn.Module) -> torch.Tensor:
+    """Return the amax of `site`, float32: () or (out, 1), from the `buffers` of its sources."""
     channels = (model.get_parameter(site.parameter).shape[0], 1) if site.kind == WEIGHT else ()
-    for name, amax in found.items():
+    for name, amax in buffers.items():
         if amax.numel() != 1 and tuple(amax.shape) != channels:
             expected = f"one value or shape {channels}" if channels else "one value"
             raise QuantizationError(f"{site.key}: {name} has shape {tuple(amax.shape)}, expected {expected}")
-    ranges = [amax.float().reshape(channels if amax.numel() > 1 else ()) for amax in found.values()]
+    ranges = [amax.float().reshape(channels if amax.numel() > 1 else ()) for amax in buffers.values()]
     return ranges[0] if len(ranges) == 1 else torch.stack(ranges).amax(dim=0)
 
 
@@ -191,14 +191,14 @@ def read_amax(
     for site in sites:
         layer = {other.name: other for other in sites if other.layer == site.layer}
         names = [f"{source}._amax" for source in _sources(site, layer)]
-        found = {name: buffers[name] for name in names if name in buffers}
-        taken |= set(found)
-        if not found or _left_out(site, leave_out):
+        sources = {name: buffers[name] for name in names if name in buffers}
+        taken |= set(sources)
+        if not sources or _left_out(site, leave_out):
             continue
-        _check_shared(site, names, found)
-        amax[site.key] = _range_of(site, found, model) / (math.sqrt(head) if site.name == "bmm_q" else 1)
-        if len(found) > 1 and len({float(tensor) for tensor in found.values()}) > 1:
-            ranges = ", ".join(f"{float(tensor):.4g}" for tensor in found.values())
+        _check_shared(site, names, sources)
+        amax[site.key] = _range_of(site, sources, model) / (math.sqrt(head) if site.name == "bmm_q" else 1)
+        if len(sources) > 1 and len({float(tensor) for tensor in sources.values()}) > 1:
+            ranges = ", ".join(f"{float(tensor):.4g}" for tensor in sources.values())
             notes.append(f"{site.key}: Q, K and V had input ranges {ranges}; they share the largest")
     unknown = sorted(set(buffers) - taken)
     _check_unknown(unknown, strict)
@@ -211,11 +211,11 @@ def _head_size(model: Any) -> int:
     return int(model.config.hidden_size // model.config.num_attention_heads)
 
 
-def _check_shared(site: Site, names: list[str], found: State) -> None:
-    lacking = [name for name in names if name not in found]
+def _check_shared(site: Site, names: list[str], sources: State) -> None:
+    lacking = [name for name in names if name not in sources]
     if lacking:
         raise QuantizationError(
-            f"{site.key}: {next(iter(found))} is there, {lacking[0]} is not; Q, K and V share one quantizer in q8trt: "
+            f"{site.key}: {next(iter(sources))} is there, {lacking[0]} is not; Q, K and V share one quantizer in q8trt: "
             f"quantize the input of all three, or leave out {site.name!r}"
         )
 
@@ -248,7 +248,7 @@ def _summary(amax: State, sites: Iterable[Site], head: int, unknown: list[str]) 
 
 
 def recipe_of(amax: Mapping[str, torch.Tensor], model: nn.Module, name: str) -> Recipe:
-    """The recipe that has a quantizer wherever `amax` has a range, per channel where the range is.
+    """Return the recipe that has a quantizer wherever `amax` has a range, per channel where the range is.
 
     Raises:
         ConfigError: `amax` is empty.
@@ -287,7 +287,7 @@ def import_checkpoint(
     strict: bool = True,
     leave_out: Collection[str] = (),
 ) -> tuple[PreTrainedModel, Recipe, tuple[str, ...]]:
-    """A quantized model of ours from a checkpoint of pytorch-quantization or QDQBERT: its weights, sites and ranges.
+    """Return a quantized model with the weights, sites and ranges of a checkpoint of pytorch-quantization or QDQBERT.
 
     Args:
         path: folder or file, see `read_state`.

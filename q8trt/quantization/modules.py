@@ -22,7 +22,7 @@ Quantizer = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _quantized(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` through the quantizer `name` of `module`, if it has one."""
+    """Return `tensor` through the quantizer `name` of `module`, if it has one."""
     quantizer = module._modules.get(name)
     return tensor if quantizer is None else quantizer(tensor)
 
@@ -31,7 +31,7 @@ class QuantLinear(nn.Linear):
     """A linear whose input and weight pass through a quantizer, where there is one."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(..., in_features) -> (..., out_features)."""
+        """Map (..., in_features) to (..., out_features)."""
         input = _quantized(self, "input_quantizer", input)
         return nn.functional.linear(input, _quantized(self, "weight_quantizer", self.weight), self.bias)
 
@@ -40,7 +40,7 @@ class QuantEmbedding(nn.Embedding):
     """A table of embeddings, quantized by rows or as a whole."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Integers (...) -> (..., embedding_dim).
+        """Map integers (...) to (..., embedding_dim).
 
         While training with a frozen range, only the rows looked up are quantized: the same values as from the quantized
         table, for a thousandth of the work. Otherwise the table is, so that the exported file can hold it in INT8.
@@ -59,14 +59,14 @@ class QuantEmbedding(nn.Embedding):
 
 
 def _is_frozen(quantizer: Any) -> bool:
-    """Whether the quantizer computes with a range that this step neither learns nor observes."""
+    """Return whether the quantizer computes with a range that this step neither learns nor observes."""
     watched = quantizer._forward_pre_hooks or quantizer._forward_hooks or quantizer._if_calib
     active = quantizer._if_quant and not quantizer._disabled
     return active and not watched and quantizer.amax is not None and "_amax" in quantizer._buffers
 
 
 def _quantized_sum(module: nn.Module, residual: str, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """The residual Add, both inputs quantized. Its output, which LayerNorm reads, is not.
+    """Return the residual sum of both inputs, quantized. The sum itself, which LayerNorm reads, is not.
 
     Where the inputs are smoothed (`smoothquant.smooth_residuals`), both quantizers divide by s; the sum is multiplied by it.
     """
@@ -86,7 +86,7 @@ class QuantOutput(nn.Module):
     LayerNorm: nn.Module
 
     def forward(self, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
-        """(B, S, in_features) and (B, S, H) -> (B, S, H)."""
+        """Map (B, S, in_features) and (B, S, H) to (B, S, H)."""
         branch = self.dropout(self.dense(hidden_states))
         return self.LayerNorm(_quantized_sum(self, self.residual, branch, input_tensor))
 
@@ -102,7 +102,7 @@ class QuantTransformerBlock(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """(B, S, H) -> (B, S, H)."""
+        """Map (B, S, H) to (B, S, H)."""
         attended, _ = self.attention(hidden_states, attention_mask=attention_mask, **kwargs)
         attended = self.sa_layer_norm(_quantized_sum(self, "attention", attended, hidden_states))
         return self.output_layer_norm(_quantized_sum(self, "ffn", self.ffn(attended), attended))
@@ -130,7 +130,7 @@ def quantized_class(module: nn.Module, site: str, residual_class: str) -> type[n
 
 
 def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Forward pre-hook of a self-attention module: one quantizer on what Q, K and V all read."""
+    """Quantize what Q, K and V all read: forward pre-hook of a self-attention module."""
     return (_quantized(module, "input_quantizer", args[0]), *args[1:]), kwargs
 
 
@@ -152,7 +152,7 @@ def quantized_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Attention whose two products read quantized tensors.
+    """Compute attention whose two products read quantized tensors.
 
     Q is scaled before its quantizer, not the scores after the product: TensorRT then fuses the product with what follows
     it. The Add of the mask, and softmax, stay in floating point. Where no quantizer is active, the model's own eager

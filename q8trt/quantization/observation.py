@@ -21,7 +21,7 @@ def check_finite(key: str, tensor: torch.Tensor) -> None:
 
 
 def text_of(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """What belongs to text: nothing that is computed at the positions of padding reaches the logits.
+    """Return what belongs to text: nothing that is computed at the positions of padding reaches the logits.
 
     Args:
         tensor: (batch, sequence, H), (batch, heads, sequence, D), or (batch, H), which has no padding.
@@ -39,7 +39,7 @@ def text_of(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 def _watched(
     quantizers: Mapping[str, Any], watched: Mapping[str, Any], see: Callable[[str, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Quantizers let tensors through as they are and show them; restored whatever happens."""
+    """Let quantizers pass tensors through as they are and show them, within this context."""
 
     def look(key: str, quantizer: Any, tensor: torch.Tensor) -> None:
         scale = getattr(quantizer, "pre_quant_scale", None)  # SmoothQuant's: applied before anything else

@@ -1,4 +1,4 @@
-"""Which percentile a site should be clipped at: the one that changes the model's logits least, site by site.
+"""The search for the percentile at which each site is clipped: the one that changes the model's logits least.
 
 The histograms of calibration answer every percentile; what is searched on is a bounded number of calibration rows, kept
 as token ids. Sites are searched in the order of computation: those before are at what they chose, those after at
@@ -54,7 +54,7 @@ class RowSample:
             self._seen += 1
 
     def batches(self, pad_token_id: int) -> list[dict[str, torch.Tensor]]:
-        """The rows kept, as batches of rows of like length: int64 tensors (batch, sequence)."""
+        """Return the rows kept, as batches of rows of like length: int64 tensors (batch, sequence)."""
         rows = sorted(self.rows, key=lambda row: len(row["input_ids"]))
         padding = {"input_ids": pad_token_id}
         return [
@@ -83,7 +83,7 @@ class _Tail:
         self._known: list[dict[nn.Module, Any]] = [{} for _ in batches]
 
     def start_at(self, layer: int) -> None:
-        """From now on, start with what reaches `layer` at present: its number from 0, or the count of layers."""
+        """Start with what reaches `layer` at present from now on: its number from 0, or the count of layers."""
         first, last = self.stages[0], self.stages[layer]
         for index, batch in enumerate(self.batches):
             outputs: dict[nn.Module, Any] = {}
@@ -100,7 +100,7 @@ class _Tail:
             self._known[index] = {first: outputs[first], **dict.fromkeys(self.stages[1 : layer + 1], outputs[last])}
 
     def logits(self) -> list[torch.Tensor]:
-        """Of each batch: float32 (batch, labels)."""
+        """Return the logits of each batch: float32 (batch, labels)."""
         return [self._run(index, batch) for index, batch in enumerate(self.batches)]
 
     def _run(self, index: int, batch: Batch) -> torch.Tensor:
@@ -109,7 +109,7 @@ class _Tail:
 
 
 def _difference(logits: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """Mean squared difference."""
+    """Return the mean squared difference."""
     return float((torch.cat(list(logits)) - torch.cat(list(reference))).double().square().mean())
 
 

@@ -1,6 +1,6 @@
 """pytorch-quantization's own TensorQuantizer and calibrators, for `--quantizer pytorch-quantization`.
 
-NVIDIA archived the library in favour of ModelOpt; its source lies in NVIDIA/TensorRT, tools/pytorch-quantization. The
+NVIDIA archived the library in favour of ModelOpt; its source is in NVIDIA/TensorRT, tools/pytorch-quantization. The
 fake-quantized value is the same, x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 1) / s with s = (2^(b-1) - 1) / amax, and so
 is the gradient, which passes where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2): to the bit what
 ModelOpt computes on the CPU.
@@ -47,7 +47,7 @@ def _no_kernel(*args: Any, **kwargs: Any) -> Any:
 
 
 def _stand_ins(folder: Path) -> dict[str, ModuleType]:
-    """Modules that only the library's setup.py makes, for those that `folder`, the package, lacks."""
+    """Return stand-ins for the modules that only the library's setup.py makes, where `folder`, the package, lacks them."""
     cuda_ext, version = ModuleType(f"{PACKAGE}.cuda_ext"), ModuleType(f"{PACKAGE}.version")
     for kernel in _KERNELS:
         setattr(cuda_ext, kernel, _no_kernel)
@@ -60,7 +60,7 @@ def _stand_ins(folder: Path) -> dict[str, ModuleType]:
 
 @contextlib.contextmanager
 def _logging_kept() -> Iterator[None]:
-    """Importing the library replaces the root logger's handlers by absl's; put them back."""
+    """Restore the root logger's handlers, which importing the library replaces by absl's."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -71,7 +71,7 @@ def _logging_kept() -> Iterator[None]:
 
 
 def load() -> ModuleType:
-    """The package `pytorch_quantization`, imported with its noise switched off.
+    """Return the package `pytorch_quantization`, imported with its warnings switched off.
 
     Raises:
         ConfigError: it is not installed, or its import fails.
@@ -103,7 +103,7 @@ def load() -> ModuleType:
 
 
 def _quieten() -> None:
-    """It warns at every amax that is set or loaded, hundreds of lines for one model."""
+    """Suppress the warning at every amax that is set or loaded, hundreds of lines for one model."""
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -112,7 +112,7 @@ def _quieten() -> None:
 
 @contextlib.contextmanager
 def _mse_on_the_cpu() -> Iterator[None]:
-    """The library's MSE search moves its histogram to CUDA whatever the machine has; without CUDA it stays where it is."""
+    """Keep the histogram of the library's MSE search on the CPU where there is no CUDA; the library moves it regardless."""
     if torch.cuda.is_available():
         yield
         return
@@ -157,7 +157,7 @@ class LibraryCalibrator:
         self.calibrator.collect(tensor)
 
     def compute_amax(self) -> torch.Tensor | None:
-        """amax, float32, () per tensor or (out, 1) per output channel; None if nothing was collected."""
+        """Return amax, float32, () per tensor or (out, 1) per output channel; None if nothing was collected."""
         with _mse_on_the_cpu():
             amax = self.calibrator.compute_amax(**self.arguments)
         if amax is None:
@@ -178,11 +178,11 @@ class PytorchQuantization:
         self._package: Any = load()
 
     def version(self) -> str:
-        """Of the library, such as "2.2.1"."""
+        """Return the version of the library, such as "2.2.1"."""
         return str(self._package.__version__)
 
     def new_quantizer(self, spec: QuantizerSpec) -> nn.Module:
-        """An uncalibrated TensorQuantizer for `spec`: signed, symmetric, fake, over the full range [-128, 127]."""
+        """Return an uncalibrated TensorQuantizer for `spec`: signed, symmetric, fake, over the full range [-128, 127]."""
         descriptor = self._package.tensor_quant.QuantDescriptor(
             num_bits=spec.num_bits,
             axis=spec.axis,
@@ -193,7 +193,7 @@ class PytorchQuantization:
         return quantizer
 
     def new_calibrator(self, spec: QuantizerSpec) -> LibraryCalibrator:
-        """An empty calibrator for `spec`.
+        """Return an empty calibrator for `spec`.
 
         Raises:
             ConfigError: the library has no such calibrator.

@@ -1,4 +1,4 @@
-"""What happens to amax during quantization-aware fine-tuning: ``recipe.qat.ranges``.
+"""The treatment of amax during quantization-aware fine-tuning: ``recipe.qat.ranges``.
 
 With s = amax / Qp, Qp = 2^(b-1) - 1 and Qn = 2^(b-1), a quantizer computes y = s * clamp(round(x / s), -Qn, Qp). The
 gradient goes straight through to x inside the range, [-Qn * s, Qp * s], and is zero outside. Of amax:
@@ -39,7 +39,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, amax: torch.Tensor, quantizer: _Learned) -> torch.Tensor:
-        """Any shape -> the same; `amax` broadcasts to it."""
+        """Map any shape to the same; `amax` broadcasts to it."""
         outputs = quantizer.quantized(inputs)
         ctx.save_for_backward(inputs, outputs, amax)
         ctx.largest, ctx.learns_step = float(2 ** (quantizer.num_bits - 1) - 1), quantizer.learns_step
@@ -47,7 +47,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """Written with y in place of integers: inside, s * (round(x / s) - x / s) is y - x; outside, y is the bound."""
+        """Return the gradients, by y: inside, s * (round(x / s) - x / s) is y - x; outside, y is the bound."""
         inputs, outputs, amax = ctx.saved_tensors
         inside = (inputs <= amax) & (inputs >= amax * (-(ctx.largest + 1) / ctx.largest))
         moved = outputs - inputs.where(inside, 0) if ctx.learns_step else outputs.masked_fill(inside, 0)
@@ -62,17 +62,17 @@ class _Unquantized(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-        """Any shape -> the same."""
+        """Map any shape to the same."""
         return inputs.view_as(inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """No gradient for amax."""
+        """Return the gradient, and none for amax."""
         return gradient, None
 
 
 class _Learned(nn.Module):
-    """What is mixed into a TensorQuantizer whose `_amax` is a parameter."""
+    """A mixin for a TensorQuantizer whose `_amax` is a parameter."""
 
     learns_step: bool
     num_bits: int
@@ -81,7 +81,7 @@ class _Learned(nn.Module):
     _if_quant: bool
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Any shape -> the same, to the bit what the quantizer gave before."""
+        """Map any shape to the same, to the bit what the quantizer gave before."""
         if self._disabled or not self.training:
             outputs: torch.Tensor = super().forward(inputs)
             return outputs
@@ -91,7 +91,7 @@ class _Learned(nn.Module):
         return _FakeQuantize.apply(inputs, self._amax, self)
 
     def quantized(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The quantizer's own forward, of a tensor that is smoothed already."""
+        """Return the quantizer's own forward of a tensor that is smoothed already."""
         before, self._enable_pre_quant_scale = getattr(self, "_enable_pre_quant_scale", True), False
         try:
             outputs: torch.Tensor = super().forward(inputs)
@@ -101,7 +101,7 @@ class _Learned(nn.Module):
 
 
 def _smoothed(quantizer: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """`inputs` with SmoothQuant's scale, if there is one: what the quantizer rounds."""
+    """Return `inputs` with SmoothQuant's scale, if there is one: what the quantizer rounds."""
     scale = getattr(quantizer, "pre_quant_scale", None)
     return inputs if scale is None else inputs * scale
 
@@ -129,20 +129,20 @@ def _unlearn(quantizer: Any) -> None:
 
 
 class _Batch:
-    """What the model and its observed quantizers share of a batch: the attention mask, int64 (B, S), or None."""
+    """The attention mask of a batch, int64 (B, S) or None, which the model shares with its observed quantizers."""
 
     mask: torch.Tensor | None = None
 
 
 def _keep_mask(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of the model."""
+    """Keep the attention mask of a batch: forward pre-hook of the model."""
     model._batch.mask = kwargs.get("attention_mask")
 
 
 def _observe(quantizer: Any, args: tuple[torch.Tensor, ...]) -> None:
-    """Forward pre-hook: keep the largest magnitude, padding left out, that training has shown since the last step.
+    """Keep the largest magnitude, padding left out, that training has shown since the last step: forward pre-hook.
 
-    It lies in the quantizer, not in a closure, so that a copy of the model has its own.
+    It is in the quantizer, not in a closure, so that a copy of the model has its own.
     """
     if not quantizer.training:
         return
@@ -154,7 +154,7 @@ def _observe(quantizer: Any, args: tuple[torch.Tensor, ...]) -> None:
 
 
 def _largest(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Largest magnitude of `tensor`, over the axes along which `like`, an amax, has one element; the shape of `like`."""
+    """Return the largest magnitude of `tensor` over the axes along which `like`, an amax, has one element; its shape."""
     if like.numel() == 1:
         return tensor.detach().abs().amax().reshape(like.shape)
     axes = [axis for axis in range(tensor.ndim) if like.shape[axis] == 1]
@@ -162,7 +162,7 @@ def _largest(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class Ranges:
-    """What becomes of each amax while `model` trains; see the module's docstring. `end` puts everything back.
+    """The treatment of each amax while `model` trains; see the module's docstring. `end` restores everything.
 
     Args:
         model: quantized by `recipe` and calibrated.
@@ -197,7 +197,7 @@ class Ranges:
             self._handles.append(model.register_forward_pre_hook(_keep_mask, with_kwargs=True))
 
     def parameters(self) -> list[nn.Parameter]:
-        """The learned amax. They want an optimizer group of their own, without weight decay: see `attach`."""
+        """Return the learned amax, for an optimizer group of their own without weight decay: see `attach`."""
         return [quantizer._amax for quantizer in self._learned]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -230,7 +230,7 @@ class Ranges:
             quantizer._amax.copy_(largest.where(largest > 0, quantizer._amax))  # a row of zeros has no scale
 
     def _average(self) -> None:
-        """One step of the moving averages; all processes see the same largest magnitudes."""
+        """Take one step of the moving averages; all processes see the same largest magnitudes."""
         seen = [quantizer for quantizer in self._observed if quantizer._seen is not None]
         if not seen:
             return
@@ -259,7 +259,7 @@ class Ranges:
 
 @contextlib.contextmanager
 def apply_ranges(model: nn.Module, recipe: Recipe) -> Iterator[Ranges]:
-    """`Ranges` for as long as the model trains, ended whatever happens."""
+    """Apply `Ranges` while the model trains, and end them whatever happens."""
     ranges = Ranges(model, recipe)
     try:
         yield ranges

@@ -1,6 +1,6 @@
-"""Which sites are quantized, and how: frozen dataclasses, written as YAML.
+"""Recipes, which say the sites that are quantized, and how: frozen dataclasses, written as YAML.
 
-A recipe is data. The package's own lie in `q8trt/recipes/*.yaml`; users pass a name or the path of their own file. A key
+A recipe is data. The package's own are in `q8trt/recipes/*.yaml`; users pass a name or the path of their own file. A key
 under `sites` is a site ("gelu_out"), a group of sites ("embeddings"), or one site of one layer ("layer.3.gelu_out");
 the more particular key wins.
 """
@@ -32,7 +32,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class QuantizerSpec:
-    """How one site is quantized: symmetric, signed, zero_point 0, scale = amax / (2^(num_bits-1) - 1).
+    """The quantization of one site: symmetric, signed, zero_point 0, scale = amax / (2^(num_bits-1) - 1).
 
     Attributes:
         num_bits: width of the integers; 8 for activations, 8, 4 or 2 for weights and embeddings.
@@ -78,7 +78,7 @@ class QuantizerSpec:
 
 @dataclass(frozen=True)
 class QatSpec:
-    """What happens to amax during quantization-aware fine-tuning.
+    """The treatment of amax during quantization-aware fine-tuning.
 
     Attributes:
         ranges: "frozen" (as calibrated), "ema" (moving average of what training sees, Q8BERT), "lsq" (the step size is
@@ -99,10 +99,10 @@ class QatSpec:
 
 
 def _site_of(key: str, recipe: str) -> str:
-    """The site name that a recipe's key speaks of.
+    """Return the site name that a recipe's key refers to.
 
     Raises:
-        ConfigError: it speaks of none.
+        ConfigError: it refers to none.
     """
     match = _LAYER_KEY.fullmatch(key)
     name = match.group(2) if match else key
@@ -163,7 +163,7 @@ class Recipe:
             raise ConfigError(f"{where}: 'layers' is for sites that every layer has")
 
     def spec(self, site: Site) -> QuantizerSpec | None:
-        """How `site` is quantized, or None where it stays in floating point."""
+        """Return the quantization of `site`, or None where it stays in floating point."""
         if site.key in self.sites:
             spec = self.sites[site.key]
             return spec if spec.enabled else None
@@ -173,7 +173,7 @@ class Recipe:
         return named
 
     def check_layers(self, sites: Iterable[Site]) -> None:
-        """Every layer that the recipe speaks of is one of the model's.
+        """Check that every layer that the recipe names is one of the model's.
 
         Raises:
             ConfigError: names the first that is not.
@@ -188,7 +188,7 @@ class Recipe:
                     )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with every site's specification spelled out; `from_dict` reads it back."""
+        """Return the recipe as JSON data, with every site's specification spelled out; `from_dict` reads it back."""
         sites = {
             key: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
             for key, spec in self.sites.items()
@@ -245,40 +245,40 @@ class Recipe:
 
 
 def _qat_start(data: Mapping[str, Any], start: Any, where: str) -> Recipe:
-    """The recipe with what `start` gives in place of it.
+    """Return the recipe with the keys of `start` in place of its own.
 
     Raises:
         ConfigError: a key that cannot differ, or other sites than the recipe's.
     """
     _check_keys(_mapping(start, where), ("activations", "weights", "sites", "smoothquant", "smooth_residuals"), where)
-    made = Recipe.from_dict({**data, **start}, where)
+    first = Recipe.from_dict({**data, **start}, where)
     here = _specs(data, data["sites"], where)
-    if [key for key in here if here[key].enabled] != [key for key in made.sites if made.sites[key].enabled]:
+    if [key for key in here if here[key].enabled] != [key for key in first.sites if first.sites[key].enabled]:
         raise ConfigError(
             f"{where}: QAT starts with other sites than the recipe has; leave 'sites' out, or name the same"
         )
-    return made
+    return first
 
 
 def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dict[str, QuantizerSpec]:
-    """The specification of every key; a group is spelled out, and what names a site itself wins over its group."""
+    """Return the specification of every key; a group is spelled out, and what names a site itself wins over its group."""
     groups = {name: options for key, options in sites.items() for name in GROUPS.get(str(key), ())}
-    own_keys = {str(key): options for key, options in sites.items() if key not in GROUPS}
-    given: dict[str, Mapping[str, Any]] = {}
-    for key in [*groups, *(key for key in own_keys if key not in groups)]:
-        given[key] = {**_mapping(groups.get(key) or {}, where), **_mapping(own_keys.get(key) or {}, where)}
+    by_site = {str(key): options for key, options in sites.items() if key not in GROUPS}
+    options: dict[str, Mapping[str, Any]] = {}
+    for key in [*groups, *(key for key in by_site if key not in groups)]:
+        options[key] = {**_mapping(groups.get(key) or {}, where), **_mapping(by_site.get(key) or {}, where)}
     specs = {}
-    for key, overrides in given.items():
+    for key, overrides in options.items():
         match = _LAYER_KEY.fullmatch(key)
         name = match.group(2) if match else key
         kind = SITE_KINDS.get(name)
         defaults = {**_mapping(data.get("activations" if kind == ACTIVATION else "weights") or {}, where)}
         # A site's own default calibrator gives way to one that the recipe names, and layer keys inherit their site's.
-        inherited = {k: v for k, v in given.get(name, {}).items() if k != "layers"} if match else {}
-        own = {**inherited, **overrides}
-        if "calibrator" not in own:
+        inherited = {k: v for k, v in options.get(name, {}).items() if k != "layers"} if match else {}
+        named = {**inherited, **overrides}
+        if "calibrator" not in named:
             defaults |= _SITE_DEFAULTS.get(name, {})
-        specs[key] = _build(QuantizerSpec, {**defaults, **own}, f"{where}, {key}")
+        specs[key] = _build(QuantizerSpec, {**defaults, **named}, f"{where}, {key}")
     return specs
 
 
@@ -295,7 +295,7 @@ def _check_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> 
 
 
 def _build(kind: Any, data: Any, where: str) -> Any:
-    """An instance of the dataclass `kind` from a mapping of its fields."""
+    """Return an instance of the dataclass `kind` from a mapping of its fields."""
     _check_keys(_mapping(data, where), tuple(f.name for f in fields(kind)), where)
     try:
         return kind(
@@ -309,7 +309,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
 
 
 def builtin_recipes() -> tuple[str, ...]:
-    """Names of the recipes that come with q8trt."""
+    """Return the names of the recipes that come with q8trt."""
     folder = resources.files("q8trt") / "recipes"
     return tuple(sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")))
 

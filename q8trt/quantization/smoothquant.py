@@ -30,7 +30,7 @@ SMOOTHED = {
 
 
 def power_of_two(scale: torch.Tensor) -> torch.Tensor:
-    """The nearest power of two, by ratio, within 2^-13 and 2^13: FP16 holds it and its inverse.
+    """Return the nearest power of two, by ratio, within 2^-13 and 2^13: FP16 holds it and its inverse.
 
     Dividing by one and multiplying by it again is exact, so that smoothing alone changes no result by a bit.
     """
@@ -38,7 +38,7 @@ def power_of_two(scale: torch.Tensor) -> torch.Tensor:
 
 
 def smoothing(activations: torch.Tensor, weights: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), as a power of two; 1 for channels that are always zero.
+    """Return s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), as a power of two; 1 for channels that are always zero.
 
     Args:
         activations: float (H,): the largest magnitude of each channel of X.
@@ -57,7 +57,7 @@ def channel_maxima(
     batches: Iterable[Batch],
     on_batch: Callable[[Batch], None] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Largest magnitude of each channel, the last axis, of what reaches the `watched` sites: float (H,)."""
+    """Return the largest magnitude of each channel, the last axis, of what reaches the `watched` sites: float (H,)."""
     maxima: dict[str, torch.Tensor] = {}
 
     def see(key: str, tensor: torch.Tensor) -> None:
@@ -116,7 +116,7 @@ _RESIDUALS = ("attention_residual", "ffn_residual")
 
 
 def residual_smoothing(maxima: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s_j = max|X_j|^alpha, as a power of two; 1 for channels that are always zero.
+    """Return s_j = max|X_j|^alpha, as a power of two; 1 for channels that are always zero.
 
     Args:
         maxima: float (H,): the largest magnitude of each channel, over both inputs.

@@ -1,4 +1,4 @@
-"""What a recipe does to a model, in words: how many sites are quantized, which are not, and why."""
+"""A summary of what a recipe does to a model: the number of quantized sites, the others, and the reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _reason(site: Site, recipe: Recipe) -> str:
-    """Why `site` stays in floating point."""
+    """Return the reason why `site` stays in floating point."""
     if site.key != site.name and site.key in recipe.sites:
         return "switched off by the recipe"
     named = recipe.sites.get(site.name)
@@ -22,7 +22,7 @@ def _reason(site: Site, recipe: Recipe) -> str:
 
 
 def _numbers(layers: list[int]) -> str:
-    """``"0-3, 5"``"""
+    """Return numbers as ranges: ``"0-3, 5"``."""
     ranges: list[list[int]] = []
     for number in sorted(layers):
         if ranges and number == ranges[-1][1] + 1:
@@ -33,7 +33,7 @@ def _numbers(layers: list[int]) -> str:
 
 
 def _names(sites: list[Site], every_layer: int) -> str:
-    """Site names, those of a whole group by the group's name, with the layers where they are not all layers."""
+    """Return site names, those of a whole group by the group's name, with the layers where they are not all layers."""
     layers: dict[str, list[int]] = {}
     for site in sites:
         layers.setdefault(site.name, []).extend([] if site.layer is None else [site.layer])
@@ -50,7 +50,7 @@ def _names(sites: list[Site], every_layer: int) -> str:
 
 
 def _idle_options(recipe: Recipe, quantized: set[str]) -> list[str]:
-    """Options of the recipe that have no site to work on."""
+    """Return a line for each option of the recipe that has no site to work on."""
     pairs = [{f"{add}.branch", f"{add}.skip"} for add in ("attention_residual", "ffn_residual")]
     idle = []
     if recipe.smoothquant is not None and not quantized & {"qkv_input", "ffn_input"}:
@@ -61,7 +61,7 @@ def _idle_options(recipe: Recipe, quantized: set[str]) -> list[str]:
 
 
 def summary_lines(model: nn.Module, recipe: Recipe) -> list[str]:
-    """Lines for people: the count of quantized sites, and the others with their reasons.
+    """Return lines for people: the count of quantized sites, and the others with their reasons.
 
     Args:
         model: of the BERT family, quantized or not.

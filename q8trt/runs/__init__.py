@@ -1,1 +1,4 @@
-"""Runs: the folder that fine-tuning fills, its record and configuration, and the search for one."""
+"""Runs: `run` is the folder that fine-tuning fills and its record, `config` and `training_config` its options, `search`
+finds a run by what it has finished."""
+
+__all__ = ["config", "run", "search", "training_config"]

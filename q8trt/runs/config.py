@@ -187,5 +187,5 @@ def _moved(old_folder: str, new_folder: Path, path: str) -> str:
 
 
 def last_stage(config: FinetuneConfig) -> str:
-    """The stage that ends a run of `config`."""
+    """Return the stage that ends a run of `config`."""
     return "fp32" if not config.precision.is_quantized else "int8" if config.qat else "ptq"

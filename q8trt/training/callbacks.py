@@ -39,7 +39,7 @@ class StepTimer(transformers.TrainerCallback):
         self.seconds.append(time.perf_counter() - self._started)
 
     def of_interest(self) -> list[float]:
-        """The seconds without the warm-up, or all of them in a run too short for one."""
+        """Return the seconds without the warm-up, or all of them in a run too short for one."""
         return self.seconds[3:] or self.seconds
 
 
@@ -140,11 +140,11 @@ class StopOnInterrupt(transformers.TrainerCallback):
             self.interrupt = signals.interrupt(number)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a signal: save and stop."""
+        """Save and stop after a signal."""
         self._stop(args, control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After a signal during an evaluation: save and stop before the next step."""
+        """Save and stop before the next step after a signal during an evaluation."""
         self._stop(args, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -169,13 +169,13 @@ class DelayedQuantization(transformers.TrainerCallback):
     """The first steps of a quantized model train in floating point; what is evaluated or saved is always quantized.
 
     Otherwise the best checkpoint would be one of a float model. Weights drift away from their ranges meanwhile, so all
-    ranges are measured anew whenever the quantizers come on. Only the number of the step decides, so that a resumed
+    ranges are measured again whenever the quantizers come on. Only the number of the step decides, so that a resumed
     training does the same.
 
     Args:
         model: the quantized model.
         start_step: steps before the quantizers come on for good.
-        calibrate: measures every range of `model` anew, in place.
+        calibrate: measures every range of `model` again, in place.
     """
 
     def __init__(self, model: nn.Module, start_step: int, calibrate: Callable[[], object]) -> None:
@@ -199,14 +199,14 @@ class DelayedQuantization(transformers.TrainerCallback):
         self._switch(True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Off before `start_step`. At it, for a run that was stopped there, calibrate."""
+        """Switch off before `start_step`. At it, for a run that was stopped there, calibrate."""
         if state.global_step < self.start_step:
             self._switch(False)
         elif state.global_step == self.start_step:
             self._quantize(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """On at `start_step`, and before it for an evaluation or a checkpoint."""
+        """Switch on at `start_step`, and before it for an evaluation or a checkpoint."""
         wanted = control.should_evaluate or control.should_save  # as at the very last step
         if state.global_step == self.start_step or (state.global_step < self.start_step and wanted):
             self._quantize(state.global_step)

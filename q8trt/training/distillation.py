@@ -27,7 +27,7 @@ from q8trt.models import takes_token_types
 from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.modules import ATTENTION
 
-#: Attribute of the student under which W_e and W_h lie while it trains.
+#: Attribute of the student that holds W_e and W_h while it trains.
 PROJECTION = "distillation_projection"
 #: Attention implementations that give out probabilities.
 _SHOW_ATTENTION = ("eager", ATTENTION)
@@ -59,7 +59,7 @@ class Distillation:
 def logit_distance(
     student: torch.Tensor, teacher: torch.Tensor, is_regression: bool, temperature: float
 ) -> torch.Tensor:
-    """Distance of logits (batch, num_labels): mean squared error for regression, else KL divergence.
+    """Return the distance of logits (batch, num_labels): mean squared error for regression, else KL divergence.
 
     The KL divergence is of softmax(logits / temperature), summed over labels, averaged over the batch, times
     temperature^2 so that its gradient does not depend on it (Hinton et al., arXiv 1503.02531, section 2.1).
@@ -72,15 +72,15 @@ def logit_distance(
 
 
 def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of hidden states (B, S, H) over the tokens where `mask` (B, S) is 1."""
+    """Return the mean squared error of hidden states (B, S, H) over the tokens where `mask` (B, S) is 1."""
     squares = (student.float() - teacher.float()).square().mean(-1)
     return (squares * mask).sum() / mask.sum()
 
 
 def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Squared distance of attention probabilities (B, A, S, S), of queries and keys where `mask` (B, S) is 1.
+    """Return the squared distance of attention probabilities (B, A, S, S), where `mask` (B, S) is 1 for query and key.
 
-    Summed over keys, so that it lies between 0 and 2 however long the text is; averaged over heads and queries. Where
+    Summed over keys, so that it is between 0 and 2 however long the text is; averaged over heads and queries. Where
     the numbers of heads A differ, both sides are averaged over their heads first.
     """
     student, teacher = student.float(), teacher.float()
@@ -91,7 +91,7 @@ def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """For the student's layers 0 (embeddings) to `student_layers`, the teacher's layer that each learns from.
+    """Return the teacher's layer that each of the student's layers learns from, from 0 (embeddings) on.
 
     TinyBERT's g(m) = m * teacher_layers / student_layers, and the nearest layer where that is none.
     """
@@ -99,7 +99,7 @@ def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
 
 
 def token_types(input_ids: torch.Tensor, mask: torch.Tensor, separator: int) -> torch.Tensor:
-    """BERT's token types of (B, S) ids, for a teacher that reads them and a student whose tokenizer makes none.
+    """Return BERT's token types of (B, S) ids, for a teacher that reads them and a student whose tokenizer makes none.
 
     1 from behind the first separator on, 0 before and in the padding.
     """
@@ -135,7 +135,7 @@ class Distiller:
         return {name: True for name, value in wanted.items() if value}
 
     def ask_teacher(self, inputs: Mapping[str, Any]) -> Any:
-        """The teacher's outputs for the student's inputs, without gradients."""
+        """Return the teacher's outputs for the student's inputs, without gradients."""
         ids, mask, types = inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids")
         asked = {"input_ids": ids, "attention_mask": mask}
         if self._reads_types:
@@ -144,7 +144,7 @@ class Distiller:
             return self.distillation.teacher(**asked, **self.wanted)
 
     def loss(self, outputs: Any, inputs: Mapping[str, Any], target: Any) -> torch.Tensor:
-        """The weighted sum of the module's docstring, a scalar.
+        """Return the weighted sum of the module's docstring, a scalar.
 
         Args:
             outputs: the student's, with its label loss and what `wanted` says.
@@ -181,7 +181,7 @@ class Distiller:
 
 @contextlib.contextmanager
 def _showing_attention(model: Any) -> Iterator[None]:
-    """`model` computes attention by a function that gives out the probabilities."""
+    """Let `model` compute attention by a function that returns the probabilities."""
     before = model.config._attn_implementation
     if before not in _SHOW_ATTENTION:
         model.set_attn_implementation("eager")
@@ -209,7 +209,7 @@ def _without_attention_dropout(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _projecting(student: Any, size: int) -> Iterator[None]:
-    """W_e and W_h, from the student's hidden size to `size`, as part of the student: trained, saved and resumed with it."""
+    """Add W_e and W_h, from the student's hidden size to `size`, to the student: trained, saved and resumed with it."""
     width = student.config.hidden_size
     if width == size:
         yield
@@ -226,7 +226,7 @@ def _projecting(student: Any, size: int) -> Iterator[None]:
 def distilling(
     student: Any, distillation: Distillation | None, is_regression: bool, separator: int
 ) -> Iterator[Distiller | None]:
-    """Make student and teacher ready; what that changes of them is put back at the end.
+    """Make student and teacher ready, within this context.
 
     The teacher is put into evaluation mode and its parameters frozen, for good.
     """

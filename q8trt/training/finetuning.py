@@ -1,4 +1,4 @@
-"""The road from a checkpoint to a quantized one: FP32 fine-tuning, calibration, QAT. Each stage can be skipped.
+"""The stages from a checkpoint to a quantized one: FP32 fine-tuning, calibration, QAT. Each stage can be skipped.
 
 fp32   fine-tune the floating-point model                       (or take one: --from_fp32)
 ptq    put quantizers in, calibrate: post-training quantization (ends here for calibrate.py)
@@ -98,7 +98,7 @@ def _check_head(model: Any, config: FinetuneConfig) -> None:
 
 
 def library_of(config: FinetuneConfig) -> Library:
-    """Where the run's quantizers come from.
+    """Return the library of the run's quantizers.
 
     Raises:
         ConfigError: no such library, or it is not installed.
@@ -133,7 +133,7 @@ def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
 def score(
     model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, precision: Precision
 ) -> dict[str, dict[str, float]]:
-    """Metrics of the torch model on each development split."""
+    """Return the metrics of the torch model on each development split."""
     from q8trt.quantization.insertion import weights_quantized_once
 
     task, scores = config.data.resolved_task, {}
@@ -153,7 +153,7 @@ def score(
 def calibration_batches(
     rows: Features, pad_token_id: int, max_length: int, count: int, seed: int, batch_size: int = 16
 ) -> Iterator[Any]:
-    """`count` rows chosen by `seed`, as batches of int64 torch tensors (batch, sequence), longest last.
+    """Yield `count` rows chosen by `seed`, as batches of int64 torch tensors (batch, sequence), longest last.
 
     Rows are sorted by length so that little padding is seen: calibration should watch text.
     """
@@ -167,7 +167,7 @@ def calibration_batches(
 
 
 def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> tuple[PreTrainedModel, Calibration]:
-    """A calibrated, quantized copy of the floating-point `model`, and what calibration found.
+    """Return a calibrated, quantized copy of the floating-point `model`, and the result of calibration.
 
     Raises:
         ConfigError: the recipe does not fit the model or the library.
@@ -188,7 +188,7 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
 
 
 def _imported(model: PreTrainedModel, config: FinetuneConfig) -> tuple[PreTrainedModel, Calibration]:
-    """`model` with the weights and ranges of a pytorch-quantization checkpoint."""
+    """Return `model` with the weights and ranges of a pytorch-quantization checkpoint."""
     from q8trt.quantization.calibration import Calibration
     from q8trt.quantization.insertion import model_quantizers
     from q8trt.quantization.migration import import_checkpoint
@@ -276,12 +276,12 @@ class Finetuning:
             self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
         PartialState().wait_for_everyone()
 
-    def _train(self, stage: str, model: PreTrainedModel, epochs: float, rate: float, **own: Any) -> dict[str, Any]:
-        from q8trt.training.stage import Stage, train_stage
+    def _train(self, stage: str, model: PreTrainedModel, epochs: float, rate: float, **settings: Any) -> dict[str, Any]:
+        from q8trt.training.stage import TrainingStage, train_stage
 
         folder, length = self.run.path, self.config.data.max_seq_length
         dev = next(iter(self.inputs.dev.values()))
-        plan = Stage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, **own)
+        plan = TrainingStage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, **settings)
         return asdict(train_stage(plan, self.task, self.inputs.tokenizer, self.config.training, self.resume))
 
     def _fp32(self) -> PreTrainedModel:

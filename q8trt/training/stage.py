@@ -1,8 +1,8 @@
 """Fine-tuning, quantization-aware fine-tuning and distillation, on `transformers.Trainer`.
 
 A stage trains one model. In QAT the quantizers are in the forward pass and the straight-through estimator carries the
-gradient past their rounding (Q8BERT, arXiv 1910.06188, section 2.2). What becomes of their ranges is told in
-`q8trt.quantization.ranges`, how a floating-point model teaches in `q8trt.training.distillation`.
+gradient past their rounding (Q8BERT, arXiv 1910.06188, section 2.2). `q8trt.quantization.ranges` trains
+their ranges, and with `q8trt.training.distillation` a floating-point model teaches.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ log = logging.getLogger("q8trt")
 
 @dataclass(frozen=True)
 class StageResult:
-    """What training one stage gave.
+    """The result of training one stage.
 
     Attributes:
         best_metric: the task's main metric at the best checkpoint, which the model now holds.
@@ -104,7 +104,7 @@ class _Trainer(transformers.Trainer):
         return _ByLength(sampler.lengths, sampler.batch_size, lambda: self.args.seed + int(self.state.epoch or 0))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW, with learned ranges in a group of their own: no weight decay, and a rate relative to the range."""
+        """Return AdamW, with learned ranges in a group of their own: no weight decay, and a rate relative to the range."""
         if self.ranges is None or self.optimizer is not None:
             return super().create_optimizer(model)
         learned = self.ranges.parameters()
@@ -115,8 +115,8 @@ class _Trainer(transformers.Trainer):
             amax.requires_grad_(True)
         if learned:
             # Their gradients are tiny (lsq divides them by the root of the number of elements): so must epsilon be.
-            own = {"lr": self.range_learning_rate, "weight_decay": 0.0, "eps": 1e-12}
-            optimizer.add_param_group({"params": learned, **own})
+            group = {"lr": self.range_learning_rate, "weight_decay": 0.0, "eps": 1e-12}
+            optimizer.add_param_group({"params": learned, **group})
         self.ranges.attach(optimizer)
         return optimizer
 
@@ -149,14 +149,14 @@ class _Trainer(transformers.Trainer):
         return trainer_checkpoints.checkpoint_at(Path(str(self.args.output_dir)), step)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, with weights quantized once and not for each batch."""
+        """Run the Trainer's loop, with weights quantized once and not for each batch."""
         with weights_quantized_once(self.accelerator.unwrap_model(self.model)):
             return super().evaluation_loop(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Label loss (mean squared error or cross entropy), mixed with the distance to the teacher while training."""
+        """Return the label loss (mean squared error or cross entropy), mixed with the distance to the teacher while training."""
         if self.distiller is None or not model.training:
             outputs = model(**inputs)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -230,11 +230,11 @@ def _metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
 
 @dataclass(frozen=True)
 class Quantization:
-    """What a stage has to know of a quantized model.
+    """The quantization of the model that a stage trains.
 
     Attributes:
-        recipe: what the model was quantized with; its `qat` says what becomes of the ranges.
-        calibrate: measures every range of the model anew, in place.
+        recipe: what the model was quantized with; its `qat` is the treatment of the ranges.
+        calibrate: measures every range of the model again, in place.
     """
 
     recipe: Recipe
@@ -242,7 +242,7 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One training stage: which model, on what, for how long.
 
     Attributes:
@@ -271,17 +271,17 @@ class Stage:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the Trainer keeps its own, for `--resume`."""
+        """Folder of the Trainer's own checkpoints, for `--resume`."""
         return self.folder / "checkpoints" / self.name
 
 
 def _training_lengths(max_length: int) -> tuple[int, ...]:
-    """Batches are padded to a multiple of 8: fewer tokens than the engine's buckets, which training need not keep to."""
+    """Return the lengths that batches are padded to: multiples of 8, fewer tokens than the engine's buckets."""
     return tuple(range(8, max_length + 1, 8))
 
 
 def _make_trainer(
-    stage: Stage,
+    stage: TrainingStage,
     task: Task,
     tokenizer: Any,
     config: TrainingConfig,
@@ -289,7 +289,7 @@ def _make_trainer(
     distiller: Distiller | None,
     ranges: Ranges | None,
 ) -> _Trainer:
-    """The Trainer of a stage, with our own log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
+    """Return the Trainer of a stage, with its log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
     order = np.argsort(stage.dev.lengths, kind="stable").tolist()
     trainer = _Trainer(
         model=stage.model,
@@ -315,7 +315,9 @@ def _make_trainer(
     return trainer
 
 
-def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig, resume: bool = False) -> StageResult:
+def train_stage(
+    stage: TrainingStage, task: Task, tokenizer: Any, config: TrainingConfig, resume: bool = False
+) -> StageResult:
     """Train `stage.model` in place.
 
     Args:
@@ -348,7 +350,7 @@ def train_stage(stage: Stage, task: Task, tokenizer: Any, config: TrainingConfig
         return _run(trainer, stage, config.quant_start_step, checkpoint)
 
 
-def _resume_point(stage: Stage, processes: int) -> Path | None:
+def _resume_point(stage: TrainingStage, processes: int) -> Path | None:
     """Return the checkpoint to go on from, the same in every process, and say so; newer ones are removed."""
     choice: list[Any] = [None]
     if is_main_process():
@@ -366,7 +368,7 @@ def _resume_point(stage: Stage, processes: int) -> Path | None:
     return checkpoint
 
 
-def _run(trainer: _Trainer, stage: Stage, quant_start_step: int, checkpoint: Path | None) -> StageResult:
+def _run(trainer: _Trainer, stage: TrainingStage, quant_start_step: int, checkpoint: Path | None) -> StageResult:
     """Train from `checkpoint`, or from the start, to the end or to the first Ctrl-C or SIGTERM."""
     timer, stopper = StepTimer(), StopOnInterrupt()
     trainer.add_callback(timer)

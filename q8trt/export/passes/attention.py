@@ -1,4 +1,4 @@
-"""Passes over attention: what TensorRT's fused INT8 attention wants around its two products.
+"""Passes over attention: the pattern of TensorRT's fused INT8 attention.
 
 Its pattern, as NVIDIA describes it (TensorRT documentation, "Working with Quantized Types"; NVIDIA/TensorRT issues 3243 and
 2981): Q/DQ right before BMM1 on Q and K, the scale on Q before its quantizer rather than on the scores, Q/DQ after softmax,
@@ -35,7 +35,7 @@ from q8trt.export.graph import (
 
 @dataclass(frozen=True)
 class Attention:
-    """The nodes of one attention: softmax, and the product that it is of, with what lies between them."""
+    """The nodes of one attention: softmax, the product that it reads, and the scale between them."""
 
     softmax: Any
     scores_scale: Any
@@ -43,8 +43,8 @@ class Attention:
 
 
 def find_attentions(graph: ir.Graph) -> list[Attention]:
-    """Softmax <- [Add of the mask] <- [Mul by a constant] <- MatMul of two computed tensors."""
-    found = []
+    """Return each Softmax <- [Add of the mask] <- [Mul by a constant] <- MatMul of two computed tensors."""
+    attentions = []
     for softmax in nodes(graph, "Softmax"):
         add = producer(softmax.inputs[0], "Add")
         for value in add.inputs if add is not None else softmax.inputs:
@@ -52,20 +52,20 @@ def find_attentions(graph: ir.Graph) -> list[Attention]:
             scaled = operands(scale) if scale is not None else None
             bmm1 = producer(value if scaled is None else scaled[0], "MatMul")
             if bmm1 is not None and all(constant(each) is None for each in bmm1.inputs):
-                found.append(Attention(softmax, scale if scaled is not None else None, bmm1))
+                attentions.append(Attention(softmax, scale if scaled is not None else None, bmm1))
                 break
-    return found
+    return attentions
 
 
 def _above_qdq(value: ir.Value) -> ir.Value:
-    """What enters the Q/DQ pair that `value` leaves; `value` itself where there is none."""
+    """Return the input of the Q/DQ pair that computes `value`; `value` itself where there is none."""
     dequantize = producer(value, "DequantizeLinear")
     quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
     return value if quantize is None else quantize.inputs[0]
 
 
 def _projection_of(value: ir.Value) -> Any:
-    """The Add of the bias of the linear that `value` is a rearrangement of, and that nothing else reads."""
+    """Return the bias Add of the linear that `value` is a rearrangement of, if nothing else reads it."""
     while (node := producer(value, "Transpose", "Reshape")) is not None:
         if only_reader(value, *_READERS) is None:
             return None
@@ -83,15 +83,15 @@ _READERS = ("Transpose", "Reshape", "Mul", "QuantizeLinear", "MatMul", "Div")
 
 
 def scale_linear(add: Any, factor: np.ndarray) -> bool:
-    """Multiply what the linear MatMul(x, W) + b answers by `factor`, in its constants; False where it is no such linear.
+    """Multiply the output of the linear MatMul(x, W) + b by `factor`, in its constants; False if it is no such linear.
 
     Args:
         add: the Add of the bias.
         factor: float32, () or (out_features,).
     """
-    graph, found = add.graph, operands(add)
-    matmul = producer(found[0], "MatMul") if found is not None else None
-    if graph is None or found is None or matmul is None or only_reader(matmul.outputs[0], "Add") is None:
+    graph, summands = add.graph, operands(add)
+    matmul = producer(summands[0], "MatMul") if summands is not None else None
+    if graph is None or summands is None or matmul is None or only_reader(matmul.outputs[0], "Add") is None:
         return False
     weight, dequantize = matmul.inputs[1], producer(matmul.inputs[1], "DequantizeLinear")
     if constant(weight) is None and (dequantize is None or constant(dequantize.inputs[0]) is None):
@@ -105,7 +105,9 @@ def scale_linear(add: Any, factor: np.ndarray) -> bool:
             matmul, 1, new_constant(graph, f"{weight.name}.scaled", (constant(weight) * factor).astype(np.float32))
         )
     bias = next(index for index, value in enumerate(add.inputs) if constant(value) is not None)
-    set_input(add, bias, new_constant(graph, f"{add.inputs[bias].name}.scaled", (found[1] * factor).astype(np.float32)))
+    set_input(
+        add, bias, new_constant(graph, f"{add.inputs[bias].name}.scaled", (summands[1] * factor).astype(np.float32))
+    )
     note_factor(add, factor)
     return True
 
@@ -118,7 +120,7 @@ def _scale_dequantized(graph: ir.Graph, dequantize: Any, factor: np.ndarray) -> 
 
 
 def fold_attention_scale(model: ir.Model) -> int:
-    """1 / sqrt(head size) goes into the weight's scale and the bias of the Q projection, wherever it stood.
+    """Fold 1 / sqrt(head size) into the weight's scale and the bias of the Q projection, wherever it is.
 
     As exact as a product is: the same to the bit where the head size is a power of four, as BERT's 64.
     """
@@ -126,26 +128,26 @@ def fold_attention_scale(model: ir.Model) -> int:
     for attention in find_attentions(model.graph):
         query = _above_qdq(attention.bmm1.inputs[0])
         scale = attention.scores_scale or producer(query, "Mul", "Div")
-        found = operands(scale) if scale is not None else None
+        factors = operands(scale) if scale is not None else None
         if (
             scale is None
-            or found is None
-            or found[1].size != 1
+            or factors is None
+            or factors[1].size != 1
             or (scale.op_type == "Div" and constant(scale.inputs[0]) is not None)
         ):
             continue
         if attention.scores_scale is not None and query is not attention.bmm1.inputs[0]:
             continue  # scores scaled after a quantized product: Q's range would change with it
-        add = _projection_of(query if attention.scores_scale is not None else found[0])
-        factor = found[1].reshape(()) if scale.op_type == "Mul" else 1 / found[1].reshape(())
+        add = _projection_of(query if attention.scores_scale is not None else factors[0])
+        factor = factors[1].reshape(()) if scale.op_type == "Mul" else 1 / factors[1].reshape(())
         if add is not None and scale_linear(add, factor.astype(np.float32)):
-            replace(scale.outputs[0], found[0])
+            replace(scale.outputs[0], factors[0])
             folded += 1
     return folded
 
 
 def merge_key_transposes(model: ir.Model) -> int:
-    """K is rearranged once, before its quantizer: Transpose -> Q -> DQ -> Transpose -> BMM1 loses the second Transpose.
+    """Transpose K once, before its quantizer: Transpose -> Q -> DQ -> Transpose -> BMM1 loses the second Transpose.
 
     DequantizeLinear then feeds the product itself, and TensorRT need not move it over a Transpose. Exact.
     """
@@ -172,7 +174,7 @@ _CHAIN = ("Transpose", "QuantizeLinear", "DequantizeLinear", "MatMul")
 
 
 def fuse_qkv(model: ir.Model) -> int:
-    """The projections of Q, K and V become one GEMM of three times the width; its heads are split off after their Transpose.
+    """Fuse the projections of Q, K and V into one GEMM of three times the width, split after the Transpose of its heads.
 
     One scale per output channel, so the integers and their scales are put side by side: exact. Split into three before the
     heads are, TensorRT-RTX 1.7 runs the wide GEMM in float; this way it runs in INT8, and one kernel does all that follows it
@@ -188,7 +190,7 @@ def fuse_qkv(model: ir.Model) -> int:
 
 
 def _projections(attention: Attention) -> list[Any] | None:
-    """The bias Adds of Q, K and V."""
+    """Return the bias Adds of Q, K and V."""
     after = attention.softmax.outputs[0]
     while (node := only_reader(after, "QuantizeLinear", "DequantizeLinear")) is not None:
         after = node.outputs[0]
@@ -201,7 +203,7 @@ def _projections(attention: Attention) -> list[Any] | None:
 
 
 def _unscaled(value: ir.Value) -> ir.Value:
-    """What a Mul by a constant reads, for a scale that could not be folded."""
+    """Return the input of a Mul by a constant, which is a scale that could not be folded; else `value`."""
     scale = producer(value, "Mul")
     return operands(scale)[0] if scale is not None and operands(scale) is not None else value
 
@@ -210,7 +212,7 @@ def _fuse(graph: ir.Graph, adds: list[Any]) -> bool:
     matmuls = [producer(operands(add)[0], "MatMul") for add in adds]
     if any(matmul is None or matmul.inputs[0] is not matmuls[0].inputs[0] for matmul in matmuls):
         return False
-    heads = [found for add in adds if (found := _heads_of(add)) is not None]
+    heads = [nodes_of for add in adds if (nodes_of := _heads_of(add)) is not None]
     if len(heads) < len(adds):
         return False
     weights = [matmul.inputs[1] for matmul in matmuls]
@@ -243,7 +245,7 @@ def _fuse(graph: ir.Graph, adds: list[Any]) -> bool:
 
 
 def _heads_of(add: Any) -> tuple[Any, Any] | None:
-    """The Reshape and the Transpose that split what `add` answers into heads; None where it is split otherwise."""
+    """Return the Reshape and the Transpose that split the output of `add` into heads; None where it is split otherwise."""
     reshape = only_reader(add.outputs[0], "Reshape")
     transpose = only_reader(reshape.outputs[0], "Transpose") if reshape is not None else None
     shape = constant(reshape.inputs[1]) if reshape is not None else None
@@ -253,7 +255,7 @@ def _heads_of(add: Any) -> tuple[Any, Any] | None:
 
 
 def _side_by_side(graph: ir.Graph, weights: list[ir.Value], like: ir.Node) -> ir.Value | None:
-    """The three weights as one constant, or one DequantizeLinear with a scale for each column."""
+    """Return the three weights as one constant, or one DequantizeLinear with a scale for each column."""
     arrays = [constant(weight) for weight in weights]
     if all(array is not None for array in arrays):
         return new_constant(graph, "qkv.weight", np.concatenate(arrays, axis=1))
@@ -270,6 +272,6 @@ def _side_by_side(graph: ir.Graph, weights: list[ir.Value], like: ir.Node) -> ir
         new_constant(graph, "qkv.weight.int8", np.concatenate(integers, axis=1)),
         new_constant(graph, "qkv.scale", scale),
     ]
-    made = make("DequantizeLinear", inputs, like, axis=1)
-    made.metadata_props[SCOPE] = dequantized[0].metadata_props[SCOPE].replace("query", "qkv")
-    return made.outputs[0]
+    dequantize = make("DequantizeLinear", inputs, like, axis=1)
+    dequantize.metadata_props[SCOPE] = dequantized[0].metadata_props[SCOPE].replace("query", "qkv")
+    return dequantize.outputs[0]

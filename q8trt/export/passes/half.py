@@ -1,4 +1,4 @@
-"""FP32 to FP16, everywhere but where it cannot hold the values.
+"""FP32 to FP16, except where it cannot hold the values.
 
 TensorRT networks are strongly typed, so the types of the graph decide. Scales of quantizers turn FP16 with the tensors they
 belong to (opset 19). What overflows keeps FP32, between Cast nodes: see `q8trt.export.overflow`.
@@ -19,20 +19,20 @@ FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 LARGEST, SMALLEST_NORMAL = 65504.0, 2.0**-14
 
 
-def to_fp16(model: ir.Model, kept: Iterable[str] = ()) -> int:
-    """Turn every float32 tensor into float16, in place, but for the nodes named in `kept` and the graph's outputs.
+def to_fp16(model: ir.Model, in_fp32: Iterable[str] = ()) -> int:
+    """Turn every float32 tensor into float16, in place, but for the nodes named in `in_fp32` and the graph's outputs.
 
     A QuantizeLinear takes the type of what it reads. A scale of weights that FP16 would round away is raised to the smallest
-    that it holds in full, and its integers are rounded anew: off by 2^-15 at most.
+    that it holds in full, and its integers are rounded again: off by 2^-15 at most.
 
     Args:
         model: types of all tensors known (`passes.normal.infer_shapes`).
-        kept: names of the nodes to leave in FP32.
+        in_fp32: names of the nodes to leave in FP32.
 
     Returns:
         number of Cast nodes that it took.
     """
-    converter = _Converter(model.graph, frozenset(kept))
+    converter = _Converter(model.graph, frozenset(in_fp32))
     for node in nodes(model.graph):
         converter.convert(node)
     converter.restore_outputs()
@@ -40,12 +40,12 @@ def to_fp16(model: ir.Model, kept: Iterable[str] = ()) -> int:
 
 
 class _Converter:
-    """One conversion: what was made so far, to be used again."""
+    """One conversion, and the values converted so far."""
 
-    def __init__(self, graph: ir.Graph, kept: frozenset[str]) -> None:
-        self.graph, self.kept = graph, kept
+    def __init__(self, graph: ir.Graph, in_fp32: frozenset[str]) -> None:
+        self.graph, self.in_fp32 = graph, in_fp32
         self.casts = 0
-        self._made: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+        self._converted_values: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def convert(self, node: Any) -> None:
         """Give `node` inputs of its type, and its outputs theirs."""
@@ -64,22 +64,22 @@ class _Converter:
     def _type_of(self, node: Any) -> ir.DataType:
         if node.op_type == "QuantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype is FLOAT:
             return FLOAT  # what was kept in FP32 need not pass FP16 on its way to INT8
-        return FLOAT if node.name in self.kept else HALF
+        return FLOAT if node.name in self.in_fp32 else HALF
 
     def _as(self, value: ir.Value, wanted: Any, node: ir.Node) -> ir.Value:
-        """`value` in the type `wanted`: itself, a converted constant, or what a Cast makes of it before `node`."""
+        """Return `value` in the type `wanted`: itself, a converted constant, or the output of a Cast before `node`."""
         if value.dtype is wanted:
             return value
-        if (value, wanted) not in self._made:
-            self._made[value, wanted] = self._converted(value, wanted, node)
-        return self._made[value, wanted]
+        if (value, wanted) not in self._converted_values:
+            self._converted_values[value, wanted] = self._converted(value, wanted, node)
+        return self._converted_values[value, wanted]
 
     def _converted(self, value: ir.Value, wanted: Any, node: ir.Node) -> ir.Value:
         array = constant(value)
         if array is not None:
-            made = new_constant(self.graph, f"{value.name}.{wanted.name.lower()}", array.astype(wanted.numpy()))
-            made.dtype = wanted
-            return made
+            converted = new_constant(self.graph, f"{value.name}.{wanted.name.lower()}", array.astype(wanted.numpy()))
+            converted.dtype = wanted
+            return converted
         cast = ir.Node("", "Cast", [value], [ir.Attr("to", ir.AttributeType.INT, int(wanted))], num_outputs=1)
         cast.metadata_props[SCOPE] = str(node.name).rpartition("/")[0]
         cast.outputs[0].dtype = wanted
@@ -88,7 +88,7 @@ class _Converter:
         return cast.outputs[0]
 
     def _raise_scale(self, node: Any) -> None:
-        """Requantize a constant whose scale lies below what FP16 holds in full."""
+        """Requantize a constant whose scale is below what FP16 holds in full."""
         integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
         if integers is None or scale is None or (scale >= SMALLEST_NORMAL).all():
             return
@@ -103,7 +103,7 @@ class _Converter:
         set_input(node, 1, value)
 
     def restore_outputs(self) -> None:
-        """The graph answers in FP32."""
+        """Cast the graph's outputs to FP32."""
         for index, output in enumerate(self.graph.outputs):
             if output.dtype is not HALF:
                 continue

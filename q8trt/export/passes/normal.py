@@ -45,12 +45,12 @@ def note_scopes(model: ir.Model) -> int:
 
 
 def _dotted(path: str) -> str:
-    """ "/model/bert/encoder/layer.0" -> "model.bert.encoder.layer.0"."""
+    """Turn "/model/bert/encoder/layer.0" into "model.bert.encoder.layer.0"."""
     return path.strip("/").replace("/", ".")
 
 
 def lift_constants(model: ir.Model) -> int:
-    """Constant nodes become initializers; Identity nodes go. Unused nodes and initializers go too."""
+    """Turn Constant nodes into initializers; remove Identity nodes, and unused nodes and initializers."""
     before = len(model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
@@ -59,7 +59,7 @@ def lift_constants(model: ir.Model) -> int:
 
 
 def transpose_constants(model: ir.Model) -> int:
-    """Transpose of a constant becomes a constant: torch keeps weights as (out, in), MatMul wants (in, out)."""
+    """Turn the Transpose of a constant into a constant: torch keeps weights as (out, in), MatMul wants (in, out)."""
     changed = 0
     for node in nodes(model.graph, "Transpose"):
         array = constant(node.inputs[0])
@@ -72,7 +72,7 @@ def transpose_constants(model: ir.Model) -> int:
 
 
 def gemm_to_matmul(model: ir.Model) -> int:
-    """Gemm(x, W, b) with no factors becomes MatMul and Add, as all other linears are written."""
+    """Replace Gemm(x, W, b) without factors by MatMul and Add, as all other linears are written."""
     changed = 0
     for node in nodes(model.graph, "Gemm"):
         plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(
@@ -92,7 +92,7 @@ def gemm_to_matmul(model: ir.Model) -> int:
 
 
 def constants_last(model: ir.Model) -> int:
-    """A constant is the second input of an Add or Mul."""
+    """Make a constant the second input of an Add or Mul."""
     changed = 0
     for node in nodes(model.graph, "Add", "Mul"):
         first, second = node.inputs
@@ -104,7 +104,7 @@ def constants_last(model: ir.Model) -> int:
 
 
 def divisions_to_products(model: ir.Model) -> int:
-    """Division by a constant that is a power of two becomes a product, to the bit the same."""
+    """Replace a division by a constant power of two by a product, to the bit the same."""
     changed = 0
     for node in nodes(model.graph, "Div"):
         divisor = constant(node.inputs[1])
@@ -117,7 +117,7 @@ def divisions_to_products(model: ir.Model) -> int:
 
 
 def merge_unsqueezes(model: ir.Model) -> int:
-    """Unsqueeze of an Unsqueeze at a higher axis becomes one."""
+    """Merge an Unsqueeze of an Unsqueeze at a higher axis."""
     changed = 0
     for node in nodes(model.graph, "Unsqueeze"):
         inner = producer(node.inputs[0], "Unsqueeze")
@@ -134,7 +134,7 @@ def merge_unsqueezes(model: ir.Model) -> int:
 
 
 def _symbols(value: ir.Value | None) -> list[Any] | None:
-    """The dimensions of a tensor, numbers or names; None where one is unknown."""
+    """Return the dimensions of a tensor, numbers or names; None where one is unknown."""
     if value is None or value.shape is None:
         return None
     dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
@@ -166,7 +166,7 @@ def infer_shapes(model: ir.Model) -> int:
 
 
 def fold_casts(model: ir.Model) -> int:
-    """A Cast to the type that a tensor has goes; the axis of a CumSum is of one type."""
+    """Remove a Cast to the type that a tensor has; give the axis of a CumSum one type."""
     changed = 0
     for node in nodes(model.graph, "Cast"):
         if node.inputs[0].dtype == attribute(node, "to", None):
@@ -181,16 +181,16 @@ def fold_casts(model: ir.Model) -> int:
 
 
 def constant_reshapes(model: ir.Model) -> int:
-    """The target of a Reshape becomes a constant: 0 stands for a dimension kept in its place, -1 for one more unknown."""
+    """Make the target of a Reshape a constant: 0 is a dimension kept in its place, -1 one more unknown."""
     changed = 0
     for node in nodes(model.graph, "Reshape"):
         source, target = _symbols(node.inputs[0]), _symbols(node.outputs[0])
         if source is None or target is None or constant(node.inputs[1]) is not None:
             continue
-        kept = [
+        is_kept = [
             isinstance(dim, str) and index < len(source) and source[index] == dim for index, dim in enumerate(target)
         ]
-        shape = [0 if keep else dim if isinstance(dim, int) else -1 for keep, dim in zip(kept, target, strict=True)]
+        shape = [0 if keep else dim if isinstance(dim, int) else -1 for keep, dim in zip(is_kept, target, strict=True)]
         if shape.count(-1) > 1:
             continue
         value = new_constant(model.graph, "shape", np.array(shape, np.int64))
@@ -201,7 +201,7 @@ def constant_reshapes(model: ir.Model) -> int:
 
 
 def dims_from_inputs(model: ir.Model) -> int:
-    """What is left of shape arithmetic reads batch and sequence off the first input: Shape(input_ids)[k:k+1]."""
+    """Read batch and sequence off the first input in all remaining shape arithmetic: Shape(input_ids)[k:k+1]."""
     source = model.graph.inputs[0]
     named = {name: index for index, name in enumerate(_symbols(source) or ())}
     changed = 0
@@ -236,7 +236,7 @@ def _read_dim(old: ir.Value, source: ir.Value, index: int, like: ir.Node) -> Non
 
 
 def _gathered_dim(gather: Any, dims: list[Any] | None, named: dict[Any, int], source: ir.Value) -> int:
-    """Gather(Shape(x), k) -> Unsqueeze, as the TorchScript exporter reads one dimension; returns how many were replaced."""
+    """Replace Gather(Shape(x), k) -> Unsqueeze, by which the TorchScript exporter reads a dimension; return the number."""
     position = constant(gather.inputs[1]) if gather.op_type == "Gather" else None
     if position is None or position.size != 1 or not dims or dims[int(position.flat[0])] not in named:
         return 0
@@ -254,7 +254,7 @@ _SHARED = 65536
 
 
 def order_and_name(model: ir.Model) -> int:
-    """Nodes in the order in which the output asks for them, named after their module, as are tensors and constants.
+    """Sort nodes in the order in which the output needs them; name them, tensors and constants after their module.
 
     Default attributes are written out. Both exporters' graphs are the same after this.
     """
@@ -296,21 +296,21 @@ def note_modules(model: ir.Model) -> int:
 
 
 def _changed_modules(graph: ir.Graph) -> dict[str, tuple[str, list[float]]]:
-    """Module -> the tensor that stands for its output, and the factor that it carries, where the two differ."""
-    found: dict[str, tuple[str, list[float]]] = {}
+    """Return module -> (tensor, factor), where the tensor is the module's output times the factor."""
+    changed: dict[str, tuple[str, list[float]]] = {}
     for node in graph:
         factor = json.loads(node.metadata_props.get(FACTOR, "null"))
         if MODULES in node.metadata_props:
             names = json.loads(node.metadata_props[MODULES])
             for name, output, each in zip(names, node.outputs, factor, strict=True):
-                found[name] = str(output.name), each
+                changed[name] = str(output.name), each
         elif factor is not None:
-            found[node.metadata_props[SCOPE]] = str(node.outputs[0].name), factor
-    return found
+            changed[node.metadata_props[SCOPE]] = str(node.outputs[0].name), factor
+    return changed
 
 
 def _written(modules: dict[str, tuple[str, list[float]]]) -> str:
-    """JSON for the file's metadata: ``modules``: module -> [tensor, number of its factor]; ``factors``: each once.
+    """Return JSON for the file's metadata: ``modules``: module -> [tensor, number of its factor]; ``factors``: each once.
 
     A factor of powers of two, one a channel, is written as ``{"log2": exponents}``: there are many, and this is short.
     """
@@ -326,7 +326,7 @@ def _written(modules: dict[str, tuple[str, list[float]]]) -> str:
 
 
 def _sort(graph: ir.Graph) -> None:
-    """Depth first from the outputs, without recursion: BERT-large is deep."""
+    """Sort depth first from the outputs, without recursion: BERT-large is deep."""
     order: list[ir.Node] = []
     seen: set[ir.Node] = set()
     stack = [(output.producer(), False) for output in reversed(graph.outputs)]
@@ -345,7 +345,7 @@ def _sort(graph: ir.Graph) -> None:
 
 
 def _name_constants(graph: ir.Graph) -> None:
-    """Constants are named after their first reader: node names are unique, so these are."""
+    """Name constants after their first reader: node names are unique, so these are."""
     graph.initializers.clear()
     named: set[ir.Value] = set()
     for node in graph:

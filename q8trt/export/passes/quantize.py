@@ -61,7 +61,7 @@ def _zero_point(graph: ir.Graph, scale: ir.Value, format: Format) -> ir.Value:
 
 
 def fold_weights(model: ir.Model) -> int:
-    """A quantized constant becomes an INT8 constant behind a DequantizeLinear; a Transpose that follows is applied to it.
+    """Turn a quantized constant into an INT8 constant and a DequantizeLinear; apply a Transpose that follows to it.
 
     The integers are those that QuantizeLinear would compute at run time, so outputs do not change by a bit; the file holds
     one byte a weight in place of four, and an embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8.
@@ -88,7 +88,7 @@ def fold_weights(model: ir.Model) -> int:
 
 
 def insert_qdq(model: ir.Model) -> int:
-    """A quantized activation passes a QuantizeLinear and a DequantizeLinear of constant scale and zero_point 0."""
+    """Insert a QuantizeLinear and a DequantizeLinear of constant scale and zero_point 0 on a quantized activation."""
     inserted = 0
     for node in nodes(model.graph, _FAKE):
         scale = node.inputs[1]
@@ -99,9 +99,9 @@ def insert_qdq(model: ir.Model) -> int:
             smoothing.metadata_props[SCOPE] = attribute(node, "site", "")
         axis = {"axis": attribute(node, "axis", -1)} if constant(scale).ndim else {}
         for op_type in ("QuantizeLinear", "DequantizeLinear"):
-            made = make(op_type, [value, scale, zero_point], node, **axis)
-            made.metadata_props[SCOPE] = attribute(node, "site", "")
-            value = made.outputs[0]
+            quantization = make(op_type, [value, scale, zero_point], node, **axis)
+            quantization.metadata_props[SCOPE] = attribute(node, "site", "")
+            value = quantization.outputs[0]
         replace(node.outputs[0], value)
         inserted += 1
     common.RemoveUnusedNodesPass()(model)
@@ -111,7 +111,7 @@ def insert_qdq(model: ir.Model) -> int:
 
 
 def read_shapes_before_quantization(model: ir.Model) -> int:
-    """Shape nodes read what enters a Q/DQ pair in place of what leaves it: the same shape, and a DQ is read by GEMMs alone."""
+    """Let Shape nodes read the input of a Q/DQ pair, not its output: the same shape, and only GEMMs read a DQ."""
     moved = 0
     for node in nodes(model.graph, "Shape"):
         dequantize = producer(node.inputs[0], "DequantizeLinear")

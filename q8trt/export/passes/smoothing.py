@@ -28,13 +28,13 @@ from q8trt.export.passes.attention import scale_linear
 
 
 def _channel_factor(node: ir.Node) -> Any:
-    """The factors of a Mul by one constant a channel; None for any other node."""
-    found = operands(node) if node.op_type == "Mul" else None
-    return found[1] if found is not None and found[1].ndim == 1 and found[1].size > 1 else None
+    """Return the factors of a Mul by one constant a channel; None for any other node."""
+    factors = operands(node) if node.op_type == "Mul" else None
+    return factors[1] if factors is not None and factors[1].ndim == 1 and factors[1].size > 1 else None
 
 
 def fold_branch_factors(model: ir.Model) -> int:
-    """linear -> Mul by a factor a channel -> Q: the factor goes into the weight's scales and the bias."""
+    """Fold the factor of linear -> Mul by a factor a channel -> Q into the weight's scales and the bias."""
     folded = 0
     for mul in nodes(model.graph, "Mul"):
         factor = _channel_factor(mul)
@@ -52,9 +52,9 @@ def fold_branch_factors(model: ir.Model) -> int:
 
 
 def fold_layernorm_factors(model: ir.Model) -> int:
-    """Where all that read a LayerNorm multiply it by factors of their own, one of these goes into its weight and bias.
+    """Fold a factor into a LayerNorm's weight and bias, where all that read it multiply it by factors of their own.
 
-    That of the residual: its reader then quantizes what LayerNorm answers, and the others multiply by what is left.
+    It is that of the residual: its reader then quantizes the LayerNorm's output, and the others multiply by the rest.
     """
     folded = 0
     for norm in nodes(model.graph, "LayerNormalization"):
@@ -76,14 +76,14 @@ def fold_layernorm_factors(model: ir.Model) -> int:
             if np.all(rest == 1):
                 replace(mul.outputs[0], output)
             else:
-                made = make("Mul", [output, new_constant(model.graph, "factor", rest)], mul)
-                replace(mul.outputs[0], made.outputs[0])
+                product = make("Mul", [output, new_constant(model.graph, "factor", rest)], mul)
+                replace(mul.outputs[0], product.outputs[0])
         folded += 1
     return folded
 
 
 def _feeds_add(mul: ir.Node) -> bool:
-    """Whether what `mul` answers reaches an Add through one Q/DQ pair: the way around a residual branch."""
+    """Return whether the output of `mul` reaches an Add through one Q/DQ pair: the way around a residual branch."""
     quantize = only_reader(mul.outputs[0], "QuantizeLinear")
     dequantize = only_reader(quantize.outputs[0], "DequantizeLinear") if quantize is not None else None
     return dequantize is not None and only_reader(dequantize.outputs[0], "Add") is not None
