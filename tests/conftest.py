@@ -23,7 +23,6 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {"type_vocab_size": 1, "max_position_embeddings": 66},  # its positions count from pad_token_id + 1
     "xlm-roberta": {"type_vocab_size": 1, "max_position_embeddings": 66},
-    "camembert": {"type_vocab_size": 1, "max_position_embeddings": 66},
     "electra": {"embedding_size": 16},
     "distilbert": {},
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from q8trt.errors import CheckpointError, ConfigError, QuantizationError
-from q8trt.quantization.architectures import ARCHITECTURES, architecture_of
+from q8trt.quantization.architectures import ARCHITECTURES, QUANTIZED_TYPES, architecture_of
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import (
     insert_quantizers,
@@ -319,3 +321,12 @@ def test_weights_quantized_once_are_the_same(
             assert torch.equal(model(**batch).logits, expected)
         assert not torch.equal(model(**batch).logits, expected)  # and seen again afterwards
     assert calls.count("activation") == 4
+
+
+def test_no_other_file_names_an_architecture() -> None:
+    package = Path(__file__).parents[1] / "q8trt"
+    names = {*ARCHITECTURES, *QUANTIZED_TYPES}
+    for path in package.rglob("*.py"):
+        if path.name != "architectures.py":
+            constants = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+            assert not names.intersection(value for value in constants if isinstance(value, str)), path

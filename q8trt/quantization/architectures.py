@@ -94,7 +94,6 @@ _ALL = (
         config_defaults={"vocab_size": 50265, "pad_token_id": 1},
     ),
     Architecture("xlm-roberta", "XLM-RoBERTa", positions_after_padding=True, config_defaults={"pad_token_id": 1}),
-    Architecture("camembert", "CamemBERT", positions_after_padding=True, config_defaults={"pad_token_id": 1}),
     Architecture(
         "electra",
         "ELECTRA",
