@@ -309,5 +309,6 @@ def test_factors_that_are_no_powers_of_two_stay_out_of_weights() -> None:
 def test_unknown_exporter(field: dict[str, str]) -> None:
     from q8trt.errors import ConfigError
 
-    with pytest.raises(ConfigError, match=r"^unknown --exporter 'onnxscript' \(did you mean 'torchscript'\?\); known: dynamo, torchscript$"):
+    message = r"^unknown --exporter 'onnxscript' \(did you mean 'torchscript'\?\); known: dynamo, torchscript$"
+    with pytest.raises(ConfigError, match=message):
         ExportOptions(**field)
