@@ -173,4 +173,4 @@ def test_importing_loads_nothing_heavy():
 
 
 def test_every_option_has_help():
-    assert all(field.metadata["help"] for field in DataConfig.__dataclass_fields__.values())
+    assert all(field.metadata["option"].help for field in DataConfig.__dataclass_fields__.values())

@@ -40,7 +40,7 @@ def test_defaults() -> None:
     assert config.dropout is None
     assert config.qat_dropout is None
     for option in dataclasses.fields(config):
-        assert option.metadata["help"], option.name
+        assert option.metadata["option"].help, option.name
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 1  # type: ignore[misc]
 

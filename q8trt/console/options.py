@@ -49,55 +49,15 @@ def between(least: int, most: int) -> Values:
 SHARE = Values("from 0 to below 1", lambda value: 0 <= value < 1)
 
 
-def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MISSING, **details: Any) -> Any:
-    """Return a dataclass field that is an option.
-
-    Args:
-        default: the value without the option; MISSING if the option is required.
-        help: one sentence without its full stop, the unit included and the default left out.
-        default_factory: a function that makes the default, in place of `default`.
-        details: further attributes of `Option`: `metavar`, `unset`, `values`, `choices`, `read`, `show`, `flag`, `group`,
-            `bare`, `missing`, `positional`, `repeat`.
-    """
-    metadata = {"option": {"help": help, **details}, "help": help}
-    if default_factory is not MISSING:
-        return field(default_factory=default_factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def same_option(cls: Any, name: str, **changes: Any) -> Any:
-    """Return a field that is the option `name` of the dataclass `cls`, with some details or the default changed."""
-    original = cls.__dataclass_fields__[name]
-    factory = MISSING if "default" in changes else original.default_factory
-    default = changes.pop("default", original.default)
-    return option(default, default_factory=factory, **{**original.metadata["option"], **changes})
-
-
-def group(title: str, *, only: Sequence[str] = (), unset: str = "", needs: str = "", **default: Any) -> Any:
-    """Return a dataclass field that holds a dataclass of options.
-
-    Args:
-        title: heading of the options in the help.
-        only: names of the options that the command takes; () for all.
-        unset: what the command takes where none of the options is given; the field is then None.
-        needs: the switch without which the options have no meaning.
-        default: `default` or `default_factory` of the field.
-    """
-    return field(metadata={"group": title, "only": tuple(only), "unset": unset, "needs": needs}, **default)
-
-
 @dataclass(frozen=True)
 class Option:
     """An option, as its field declares it.
 
     Attributes:
-        name: of the field.
-        help: what the value does.
+        help: what the value does: one sentence without its full stop, the unit included and the default left out.
         default: MISSING if the option is required.
-        kind: type of one value: bool, int, float, str or Path.
-        count: how many values it takes: a number, "+" for one or more, None for one that is not a tuple.
-        group: heading in the help; "" for the command's own options.
-        flag: name on the command line; default: that of the field.
+        group: heading in the help; "" for that of the dataclass.
+        flag: name on the command line; "" for that of the field.
         metavar: stands for the value in the help.
         unset: what happens without the option, where the default does not say it.
         values: the numbers that it takes.
@@ -108,15 +68,15 @@ class Option:
         missing: what to give where a required option is missing.
         positional: the value has no flag.
         repeat: the option is given once for each value.
+        name: of the field.
+        kind: type of one value: bool, int, float, str or Path.
+        count: how many values it takes: a number, "+" for one or more, None for one that is not a tuple.
     """
 
-    name: str
     help: str
-    default: Any
-    kind: Any
-    count: int | Literal["+"] | None
-    group: str
-    flag: str
+    default: Any = MISSING
+    group: str = ""
+    flag: str = ""
     metavar: str | tuple[str, ...] | None = None
     unset: str = ""
     values: Values | None = None
@@ -127,6 +87,9 @@ class Option:
     missing: str = ""
     positional: bool = False
     repeat: bool = False
+    name: str = ""
+    kind: Any = str
+    count: int | Literal["+"] | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -152,6 +115,44 @@ class Option:
             return [f"--{self.flag}", *map(str, value)]
         text = self.show(value) if self.show else str(value)
         return [f"--{self.flag}={text}"] if text.startswith("-") else [f"--{self.flag}", text]
+
+
+def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MISSING, **details: Any) -> Any:
+    """Return a dataclass field that is an option.
+
+    Args:
+        default: the value without the option; MISSING if the option is required.
+        help: see `Option`.
+        default_factory: a function that makes the default, in place of `default`.
+        details: further attributes of `Option`.
+    """
+    return _field(Option(help, default, **details), default_factory)
+
+
+def _field(declared: Option, default_factory: Any = MISSING) -> Any:
+    if default_factory is not MISSING:
+        return field(default_factory=default_factory, metadata={"option": declared})
+    return field(default=declared.default, metadata={"option": declared})
+
+
+def same_option(cls: Any, name: str, **changes: Any) -> Any:
+    """Return a field that is the option `name` of the dataclass `cls`, with some details or the default changed."""
+    original = cls.__dataclass_fields__[name]
+    factory = MISSING if "default" in changes else original.default_factory
+    return _field(replace(original.metadata["option"], **changes), factory)
+
+
+def group(title: str, *, only: Sequence[str] = (), unset: str = "", needs: str = "", **default: Any) -> Any:
+    """Return a dataclass field that holds a dataclass of options.
+
+    Args:
+        title: heading of the options in the help.
+        only: names of the options that the command takes; () for all.
+        unset: what the command takes where none of the options is given; the field is then None.
+        needs: the switch without which the options have no meaning.
+        default: `default` or `default_factory` of the field.
+    """
+    return field(metadata={"group": title, "only": tuple(only), "unset": unset, "needs": needs}, **default)
 
 
 def options_in(cls: Any, title: str = "", only: Sequence[str] = ()) -> tuple[Option, ...]:
@@ -219,7 +220,7 @@ def _build(cls: type[_T], values: Mapping[str, Any], unset: str = "") -> _T:
             if unset:
                 flags = {each.name: each.flag for each in options_in(cls)}
                 raise ConfigError(f"--{flags[next(iter(values))]} needs --{each.name}; or leave it out to take {unset}")
-            raise ConfigError(f"--{each.name} is missing; {each.metadata['option'].get('missing', 'give a value')}")
+            raise ConfigError(f"--{each.name} is missing; {each.metadata['option'].missing or 'give a value'}")
     return cls(**arguments)
 
 
@@ -257,20 +258,13 @@ def _groups(cls: type) -> Iterator[Field[Any]]:
 
 
 def _option(each: Field[Any], annotation: Any, title: str) -> Option:
-    details = dict(each.metadata["option"])
+    declared: Option = each.metadata["option"]
     kind, count = _kind(annotation)
     if typing.get_origin(kind) is Literal:
-        details.setdefault("choices", typing.get_args(kind))
-        kind = str
-    return Option(
-        each.name,
-        default=each.default if each.default_factory is MISSING else None,
-        kind=kind,
-        count=count,
-        group=details.pop("group", title),
-        flag=details.pop("flag", each.name),
-        **details,
-    )
+        kind, declared = str, replace(declared, choices=typing.get_args(kind))
+    default = each.default if each.default_factory is MISSING else None
+    group, flag = declared.group or title, declared.flag or each.name
+    return replace(declared, name=each.name, default=default, kind=kind, count=count, group=group, flag=flag)
 
 
 def _kind(annotation: Any) -> tuple[Any, Any]:
