@@ -16,11 +16,13 @@ from pathlib import Path
 from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, BackendState, backend_states
 from q8trt.engine.driver import driver_problem
 from q8trt.hardware.gpu import Gpu, gpus
-from q8trt.hardware.packages import install_command, installed_version, pip_install
+from q8trt.hardware.packages import installed_version, pip_install
+from q8trt.runtime import RUNTIMES, EngineRuntime
+from q8trt.runtime.base import Availability
 
 _MINIMUM_PYTHON = (3, 11)
 _TRAINING = ("torch", "transformers", "datasets", "accelerate", "nvidia-modelopt")
-_PACKAGES = (*_TRAINING, "cuda-python", "nvidia-ml-py", "onnxruntime", "onnxruntime-gpu", "rich")
+_PACKAGES = (*_TRAINING, "cuda-python", "nvidia-ml-py", "rich")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Machine:
         gpus: those that CUDA programs can use.
         backends: TensorRT and TensorRT-RTX.
         packages: the version of each of the packages above that is installed.
-        providers: ONNX Runtime's execution providers, such as "CPUExecutionProvider"; () when it is absent or broken.
+        cpu_runtimes: the runtimes that run engines on the CPU, and their states.
         torch_cuda: the CUDA version that torch was built with; None for a CPU build.
     """
 
@@ -40,7 +42,7 @@ class Machine:
     gpus: tuple[Gpu, ...]
     backends: tuple[BackendState, ...]
     packages: Mapping[str, str]
-    providers: tuple[str, ...] = ()
+    cpu_runtimes: tuple[tuple[EngineRuntime, Availability], ...] = ()
     torch_cuda: str | None = None
 
     @property
@@ -76,18 +78,9 @@ def probe() -> Machine:
         gpus=tuple(gpus()),
         backends=tuple(backend_states()),
         packages={package: version for package, version in versions.items() if version},
-        providers=_providers(),
+        cpu_runtimes=tuple((each, each.availability()) for each in RUNTIMES if each.device == "cpu"),
         torch_cuda=_torch_cuda(),
     )
-
-
-def _providers() -> tuple[str, ...]:
-    try:
-        import onnxruntime
-
-        return tuple(onnxruntime.get_available_providers())
-    except Exception:  # a broken installation must not stop the doctor: `_onnxruntime` reports it
-        return ()
 
 
 def _torch_cuda() -> str | None:
@@ -111,7 +104,7 @@ def checks(machine: Machine) -> list[Check]:
         *_gpu_checks(machine),
         _package(machine, "CUDA runtime", "cuda-python", f"{INSTALL[TENSORRT]} or {INSTALL[TENSORRT_RTX]}"),
         *map(_backend_check, machine.backends),
-        _onnxruntime(machine),
+        *(_runtime_check(runtime, state) for runtime, state in machine.cpu_runtimes),
         _package(machine, "ModelOpt", "nvidia-modelopt", pip_install("nvidia-modelopt")),
         _torch(machine),
         _package(machine, "transformers", "transformers", pip_install("transformers")),
@@ -139,13 +132,11 @@ def _package(machine: Machine, name: str, package: str, install: str) -> Check:
     return Check(name, version, True) if version else Check(name, "none", False, install)
 
 
-def _onnxruntime(machine: Machine) -> Check:
-    version = machine.packages.get("onnxruntime") or machine.packages.get("onnxruntime-gpu")
-    if not machine.providers:
-        broken = f"{version}, but it cannot be imported" if version else "none"
-        return Check("ONNX Runtime", broken, False, install_command("cpu"))
-    names = ", ".join(provider.removesuffix("ExecutionProvider") for provider in machine.providers)
-    return Check("ONNX Runtime", f"{version or 'unknown version'} ({names})", True)
+def _runtime_check(runtime: EngineRuntime, state: Availability) -> Check:
+    if not state.usable:
+        broken = f"{state.version}, but it cannot be imported" if state.version else "none"
+        return Check(runtime.label, broken, False, state.remedy)
+    return Check(runtime.label, f"{state.version} ({state.detail})" if state.detail else state.version, True)
 
 
 def _torch(machine: Machine) -> Check:
@@ -186,9 +177,11 @@ def _benchmark(machine: Machine) -> Step:
     obstacle = _plan_obstacle(machine)
     if obstacle is None and machine.backend:
         return Step("benchmark", True, f"{machine.backend.title} on {machine.gpus[0].name}")
-    if not machine.providers:
-        return Step("benchmark", False, f"{obstacle}; ONNX Runtime on the CPU needs {install_command('cpu')}")
-    return Step("benchmark", True, f"ONNX Runtime on the CPU; {obstacle}")
+    usable = [runtime for runtime, state in machine.cpu_runtimes if state.usable]
+    if usable:
+        return Step("benchmark", True, f"{usable[0].label} on the CPU; {obstacle}")
+    needs = [f"{runtime.label} on the CPU needs {state.remedy}" for runtime, state in machine.cpu_runtimes[:1]]
+    return Step("benchmark", False, "; ".join([str(obstacle), *needs]))
 
 
 def _plan_obstacle(machine: Machine) -> str | None:

@@ -11,13 +11,15 @@ from q8trt import doctor
 from q8trt.doctor import Check, Machine, Step, checks, render, steps
 from q8trt.engine.backend import BACKENDS, TITLES, Backend, BackendState
 from q8trt.hardware.gpu import Gpu
+from q8trt.runtime.base import Availability
+from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559, "570.86.15")
 T4 = Gpu("Tesla T4", "7.5", 15360, "570.86.15")
 
 
-TRAINING = ("torch", "transformers", "datasets", "accelerate", "nvidia-modelopt", "onnxruntime")
+TRAINING = ("torch", "transformers", "datasets", "accelerate", "nvidia-modelopt")
 PACKAGES = {
     **dict.fromkeys(TRAINING, "1.0"),
     "torch": "2.13.0",
@@ -25,7 +27,8 @@ PACKAGES = {
     "nvidia-ml-py": "13",
     "rich": "15.0",
 }
-CPU = Machine("3.12.1", (), (), PACKAGES, ("CPUExecutionProvider",))
+CPU = Machine("3.12.1", (), (), PACKAGES, ((ONNX_RUNTIME, Availability("1.0", detail="CPU")),))
+WITHOUT_ONNX_RUNTIME = ((ONNX_RUNTIME, Availability("", "not usable", "pip install onnxruntime protobuf")),)
 
 
 def backends(**versions: str) -> tuple[BackendState, ...]:
@@ -102,7 +105,7 @@ def test_benchmarking_lacks() -> None:
     assert how("benchmark", machine)[1].endswith(
         "the plan needs cuda-python: pip install tensorrt-rtx cuda-python nvidia-ml-py"
     )
-    assert how("benchmark", replace(machine, backends=backends(), providers=())) == (
+    assert how("benchmark", replace(machine, backends=backends(), cpu_runtimes=WITHOUT_ONNX_RUNTIME)) == (
         False,
         "the plan needs a backend: TensorRT is not installed; TensorRT-RTX is not installed; ONNX Runtime on the CPU needs "
         "pip install onnxruntime protobuf",
@@ -110,7 +113,7 @@ def test_benchmarking_lacks() -> None:
 
 
 def test_diagnosis_of_a_bare_machine() -> None:
-    bare = Machine("3.12.1", (), backends(), {})
+    bare = Machine("3.12.1", (), backends(), {}, WITHOUT_ONNX_RUNTIME)
     by_name = {check.name: check for check in checks(bare)}
     assert list(by_name) == [
         *("Python", "GPU", "NVIDIA driver", "CUDA runtime", "TensorRT", "TensorRT-RTX", "ONNX Runtime"),
@@ -136,9 +139,18 @@ def test_diagnosis_of_a_full_machine() -> None:
 
 def test_broken_installations_are_reported() -> None:
     broken = BackendState("tensorrt", problem="TensorRT is installed but cannot be imported: 10 reasons")
-    by_name = {check.name: check for check in checks(replace(RTX, providers=(), backends=(broken,)))}
+    unusable = ((ONNX_RUNTIME, Availability("1.0", "cannot be imported", "pip install onnxruntime")),)
+    by_name = {check.name: check for check in checks(replace(RTX, cpu_runtimes=unusable, backends=(broken,)))}
     assert (by_name["ONNX Runtime"].ok, by_name["ONNX Runtime"].value) == (False, "1.0, but it cannot be imported")
     assert (by_name["TensorRT"].ok, by_name["TensorRT"].value) == (False, broken.problem)
+
+
+def test_every_runtime_for_the_cpu_is_listed() -> None:
+    other = replace(ONNX_RUNTIME, name="stub", label="Stub Runtime")
+    runtimes = (*WITHOUT_ONNX_RUNTIME, (other, Availability("2.0")))
+    machine = replace(RTX, cpu_runtimes=runtimes)
+    assert {check.name: check.value for check in checks(machine)}["Stub Runtime"] == "2.0"
+    assert how("benchmark", machine) == (True, "Stub Runtime on the CPU; the plan needs an NVIDIA GPU")
 
 
 def test_this_machine_is_diagnosed_without_torch() -> None:

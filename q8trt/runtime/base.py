@@ -90,11 +90,13 @@ class Availability:
         version: the installed version; "" if none is.
         problem: why the runtime cannot run here; "" if it can.
         remedy: the command or setting that makes it usable; "" if none is known.
+        detail: what a reader may also know, such as the execution providers of ONNX Runtime.
     """
 
     version: str = ""
     problem: str = ""
     remedy: str = ""
+    detail: str = ""
 
     @property
     def usable(self) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from q8trt.engine.manifest import ONNX_FILE, Manifest
-from q8trt.errors import EngineError, MissingPackageError
+from q8trt.errors import EngineError
+from q8trt.hardware.packages import install_command, installed_version
 from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import Availability, Capabilities, EngineRuntime, Runner, RunOptions, TritonBackend
 
@@ -26,10 +27,13 @@ class OnnxRuntime(EngineRuntime):
         """See `EngineRuntime.availability`."""
         from q8trt.runtime.onnxruntime.runner import import_onnxruntime
 
+        version = installed_version("onnxruntime") or installed_version("onnxruntime-gpu") or ""
         try:
-            return Availability(import_onnxruntime().__version__)
-        except MissingPackageError as error:
-            return Availability(problem=error.problem, remedy=error.command)
+            package = import_onnxruntime()
+            providers = [name.removesuffix("ExecutionProvider") for name in package.get_available_providers()]
+        except Exception as error:  # a broken installation raises anything
+            return Availability(version, str(error), install_command("cpu"))
+        return Availability(version or str(package.__version__), detail=", ".join(providers))
 
     def open(self, folder: Path, manifest: Manifest, options: RunOptions) -> Runner:
         """See `EngineRuntime.open`."""
