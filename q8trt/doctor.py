@@ -1,4 +1,4 @@
-"""What this machine has and what q8trt can therefore do on it: the substance of ``q8trt doctor``.
+"""The facts of this machine, and the work that q8trt can do on it: the substance of ``q8trt doctor``.
 
 `probe` collects the facts, `checks` and `steps` judge them, `render` prints them. Versions come from package metadata;
 torch, transformers and ModelOpt are never imported, so the answer takes a second.

@@ -1,1 +1,12 @@
-"""Engines: the one seam to TensorRT and TensorRT-RTX, building plans, the manifest of an engine folder."""
+"""Engines: plans and the folders that hold them.
+
+`backend` is the seam to TensorRT and TensorRT-RTX, `config` the options of a build. `build_process` builds a plan, and
+`report` and `record` hold the facts of it. `manifest` describes an engine folder, `folder` finds it, and `preflight` reports
+what keeps its plan from running on this machine.
+"""
+
+from q8trt.engine.config import BuildConfig, PlanInfo
+from q8trt.engine.manifest import Manifest, load_manifest, write_manifest
+from q8trt.engine.shapes import ShapeProfile
+
+__all__ = ["BuildConfig", "Manifest", "PlanInfo", "ShapeProfile", "load_manifest", "write_manifest"]

@@ -59,7 +59,7 @@ class Backend:
         return self.name == TENSORRT_RTX
 
     def logger(self) -> Any:
-        """The process's one `trt.ILogger` of this package (TensorRT keeps the first it is given).
+        """Return the process's one `trt.ILogger` of this package (TensorRT keeps the first that it gets).
 
         It forwards to the Python logger "q8trt.tensorrt" and to the callable `listener`, where one is set, and remembers
         errors: see `last_error`, `forget_errors`.
@@ -115,18 +115,18 @@ class Backend:
         self.logger().errors.clear()
 
     def last_error(self) -> str:
-        """The newest error line that TensorRT logged since `forget_errors`."""
+        """Return the newest error line that TensorRT logged since `forget_errors`."""
         errors = self.logger().errors
         return errors[-1] if errors else "no reason was logged"
 
     def supported_sms(self) -> list[str]:
-        """The compute capabilities that a plan can be built for, such as ["7.5", "8.0"]; [] if only the GPU at hand's."""
+        """Return the compute capabilities that a plan can be built for, such as ["7.5", "8.0"]; [] if only the present GPU's."""
         if not self.is_rtx:
             return []
         return [sm for name in self.module.ComputeCapability.__members__ if (sm := sm_name(name))]
 
     def portable_sms(self) -> list[str]:
-        """The compute capabilities that a plan covers when none is asked for, such as ["8.0", "8.6"]; [] if only one.
+        """Return the compute capabilities that a plan covers when none is asked for, such as ["8.0", "8.6"]; [] if only one.
 
         TensorRT-RTX plans run on every architecture it names except Turing (7.5), which must be asked for alone; see
         "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU at hand.
@@ -134,9 +134,9 @@ class Backend:
         return [sm for sm in self.supported_sms() if sm != "7.5"]
 
     def refusal(self, card: Gpu) -> str | None:
-        """Why no plan of this package runs on `card`, whatever it was built for; None where some plan does.
+        """Return why no plan of this package runs on `card`; None where some plan does.
 
-        TensorRT-RTX runs on the architectures that it names and on newer ones. What lies between it refuses: 1.7 loads no
+        TensorRT-RTX runs on the architectures that it names and on newer ones, and refuses those between: 1.7 loads no
         plan on an H100 (9.0), see `benchmarks/results/tensorrt-rtx-on-h100.json`.
         """
         named = self.supported_sms()
@@ -166,12 +166,12 @@ class BackendState:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """``"12.0"`` -> ``(12, 0)``, which has an order."""
+    """Return a version as numbers, which have an order: ``"12.0"`` -> ``(12, 0)``."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def sm_name(member: str) -> str | None:
-    """``"SM120"`` -> ``"12.0"``; None for the members of `trt.ComputeCapability` that name no architecture."""
+    """Return ``"12.0"`` for ``"SM120"``; None for the members of `trt.ComputeCapability` that name no architecture."""
     match = re.fullmatch(r"SM(\d+)(\d)", member)
     return f"{match[1]}.{match[2]}" if match else None
 
@@ -228,7 +228,7 @@ def find_backend(name: str | None = None) -> Backend:
 
 
 def backend_name(name: str) -> str:
-    """`name` as `BACKENDS` spells it. Raises ConfigError when it is unknown."""
+    """Return `name` as `BACKENDS` spells it. Raises ConfigError when it is unknown."""
     key = name.strip().casefold().replace("-", "_")
     key = _ALIASES.get(key, key)
     if key not in BACKENDS:

@@ -1,4 +1,4 @@
-"""ONNX with Q/DQ in, a TensorRT plan out, in this process; `build` does it in one of its own.
+"""ONNX with Q/DQ in, a TensorRT plan out, in this process; `build_process` does it in a separate one.
 
 Networks are strongly typed: every tensor has the type the ONNX file gives it, and nothing but the file decides what
 runs in INT8. TensorRT 11 and TensorRT-RTX know no other way; on TensorRT 10 the flag asks for it.
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from q8trt.console.names import one_line
 from q8trt.engine.backend import Backend, find_backend, sm_name
-from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
+from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo, TimingCacheState
 from q8trt.engine.report import BuildLog, EngineReport, GraphSites, engine_report
 from q8trt.engine.timing_cache import TimingCache, timing_cache_path
 from q8trt.errors import BackendError, EngineError
@@ -33,7 +33,7 @@ def build_here(
     Args:
         onnx_path: the network; each input is (batch, sequence), both dynamic.
         plan_path: written as the builder gives it, not atomically.
-        config: how.
+        config: how to build it.
         on_progress: called from the building thread. An exception of it stops the build and is raised.
 
     Raises:
@@ -56,7 +56,7 @@ def build_here(
 
 
 def peak_memory_mib() -> float | None:
-    """The most memory that this process ever held in RAM, in MiB; None where the system does not tell.
+    """Return the most memory that this process ever held in RAM, in MiB; None where the system does not report it.
 
     Linux's `ru_maxrss` will not do: a process inherits it from the one that started it, however large that was.
     """
@@ -79,7 +79,7 @@ class _Build:
         self.backend, self.trt = backend, backend.module
         self.onnx_path, self.options, self.monitor = onnx_path, options, monitor
         self.log = BuildLog()
-        self.cache_state = "none"
+        self.cache_state: TimingCacheState = "none"
         self.targets: list[str] = []
         backend.forget_errors()
         try:
@@ -88,7 +88,7 @@ class _Build:
             raise BackendError(f"{backend.title} cannot start a build: {backend.last_error()}") from error
 
     def run(self) -> Any:
-        """The plan, a `trt.IHostMemory`."""
+        """Build and return the plan, a `trt.IHostMemory`."""
         network = self._network()
         self.sites = graph_sites(self.trt, network)
         config = self._config()
@@ -111,7 +111,7 @@ class _Build:
         return plan
 
     def report(self, plan: Any) -> EngineReport:
-        """What `plan` holds, by the inspector where a GPU can load it, else by the builder's log."""
+        """Return the contents of `plan`, from the inspector where a GPU can load it, else from the builder's log."""
         inspected = self._inspect(plan) if gpus() else None
         return engine_report(self.log, inspected, self.sites, len(self.options.profiles))
 
@@ -138,7 +138,7 @@ class _Build:
     def _config(self) -> Any:
         trt, options = self.trt, self.options
         config = self.builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the plan can tell its layers
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the plan holds its layers
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if options.builder_optimization_level is not None:
@@ -195,7 +195,7 @@ class _Build:
 
 
 def _hint(reason: str) -> str:
-    """What to do about a refusal that TensorRT-RTX 1.7 was seen to give; "" for any other."""
+    """Return the remedy for a refusal of TensorRT-RTX 1.7; "" for any other."""
     if "OutOfMemory" in reason or "workspace limit" in reason:
         return "; give it more --workspace_mib, or smaller shapes"
     if "Turing" in reason:
@@ -211,7 +211,7 @@ def _using_cache(step: Callable[[], _T]) -> _T:
 
 
 def graph_sites(trt: Any, network: Any) -> GraphSites:
-    """The matrix products and quantized additions of a parsed `trt.INetworkDefinition`, under their ONNX names.
+    """Return the matrix products and quantized additions of a parsed `trt.INetworkDefinition`, under their ONNX names.
 
     An elementwise layer of two dequantized tensors is taken for an addition: BERT's graph has no other one.
     """
@@ -237,7 +237,7 @@ def graph_sites(trt: Any, network: Any) -> GraphSites:
 
 
 def _parser_message(path: Path, parser: Any, backend: Backend) -> str:
-    """One line for what the parser found, naming the node where it tells one."""
+    """Return one line for the parser's errors, with the first one's node where it has one."""
     if not parser.num_errors:
         return f"{path} cannot be parsed: {backend.last_error()}"
     first = parser.get_error(0)
@@ -250,11 +250,11 @@ def _parser_message(path: Path, parser: Any, backend: Backend) -> str:
 
 
 def _progress_monitor(backend: Backend, on_progress: PhaseCallback | None) -> Any:
-    """A `trt.IProgressMonitor` that reports to `on_progress`; None without it, and before TensorRT 8.6."""
+    """Return a `trt.IProgressMonitor` that reports to `on_progress`; None without it, and before TensorRT 8.6."""
     base: Any = getattr(backend.module, "IProgressMonitor", None)
     if base is None or on_progress is None:
         return None
-    tell = on_progress
+    callback = on_progress
 
     class Monitor(base):
         def __init__(self) -> None:
@@ -266,7 +266,7 @@ def _progress_monitor(backend: Backend, on_progress: PhaseCallback | None) -> An
             # An exception must not cross the C++ frames between here and `run`: keep it, stop, raise it later.
             try:
                 if self.failure is None:
-                    tell(phase, done, self.totals[phase])
+                    callback(phase, done, self.totals[phase])
             except BaseException as error:
                 self.failure = error
 

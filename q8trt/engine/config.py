@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from q8trt.console.options import at_least, between, check_options, option
 from q8trt.engine.backend import TITLES, Backend
@@ -15,6 +16,8 @@ from q8trt.errors import ConfigError
 COMPATIBILITY_LEVELS = ("none", "ampere+", "same_compute_capability")
 _LEVEL_NAMES = dict(zip(COMPATIBILITY_LEVELS, ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"), strict=True))
 
+#: The timing cache of a build; "none" where none was asked for, "unsupported" by TensorRT-RTX.
+TimingCacheState = Literal["none", "new", "loaded", "unsupported"]
 PhaseCallback = Callable[[str, int, int], None]
 """Called as (phase, steps done, steps in all); phases nest."""
 
@@ -127,7 +130,7 @@ class PlanInfo:
         sm_targets: the compute capabilities the plan is for, such as ["8.6", "8.9"]; [] when unknown.
         seconds: wall time of parsing and building, without the start of the process that does it.
         bytes: size of the plan.
-        timing_cache: "none" (not asked for), "new", "loaded", or "unsupported" (TensorRT-RTX has none).
+        timing_cache: its use.
         peak_memory_mib: the most memory, in MiB, that the building process held at once, host only; None where the system
             does not report it.
         report: what the engine holds.
@@ -138,6 +141,6 @@ class PlanInfo:
     sm_targets: list[str]
     seconds: float
     bytes: int
-    timing_cache: str
+    timing_cache: TimingCacheState
     peak_memory_mib: float | None
     report: EngineReport

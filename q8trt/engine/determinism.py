@@ -44,7 +44,7 @@ class PlanDifference:
 
     @property
     def identical(self) -> bool:
-        """Whether the plans are the same to the byte."""
+        """True if the plans are the same to the byte."""
         return not self.differing_bytes and self.sizes[0] == self.sizes[1]
 
     def __str__(self) -> str:

@@ -36,7 +36,7 @@ class DriverProblem:
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """How to fix it."""
         major = self.driver[0]
         install = pip_install(f"{self.package}-cu{major}", f"cuda-python<{major + 1}", "nvidia-ml-py")
         return (

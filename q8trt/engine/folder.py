@@ -10,7 +10,7 @@ from typing import Any
 from q8trt.console.commands import command
 from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, load_manifest
 from q8trt.errors import ConfigError
-from q8trt.files import FolderKind, MalformedError, read_json
+from q8trt.files import FolderKind, MalformedError, decode, read_json
 from q8trt.runs.run import RUN_FILE, Run, runs_dir_option
 from q8trt.runs.search import is_sound
 
@@ -76,16 +76,26 @@ _USUAL = frozenset({
 })  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """The part of a manifest that shows which files q8trt wrote."""
+
+    q8trt_version: Any
+    files: dict[str, Any]
+
+
 def _listed(folder: Path) -> frozenset[str] | None:
     """Return the names that the manifest of `folder` lists, and its own; None where it is no manifest of q8trt."""
     try:
-        manifest: Any = read_json(folder / MANIFEST_FILE)
+        data = read_json(folder / MANIFEST_FILE)
     except OSError:
         return None
     except MalformedError:  # damaged, and an engine folder all the same if it holds what engine folders hold
         return _USUAL if (folder / ONNX_FILE).is_file() else None
-    names = manifest.get("files") if isinstance(manifest, dict) and "q8trt_version" in manifest else None
-    return frozenset({MANIFEST_FILE, *names}) if isinstance(names, dict) else None
+    try:
+        return frozenset({MANIFEST_FILE, *decode(_Listing, data, partial=True).files})
+    except MalformedError:
+        return None
 
 
 ENGINE_FOLDER = FolderKind(

@@ -1,4 +1,4 @@
-"""The layers of a built engine, from either of the two texts in which TensorRT tells them.
+"""The layers of a built engine, from either of the two texts in which TensorRT reports them.
 
 Both need a plan built with ``ProfilingVerbosity.DETAILED``:
 
@@ -9,11 +9,12 @@ Both need a plan built with ``ProfilingVerbosity.DETAILED``:
   without a GPU, too.
 
 The second was run against tensorrt_rtx 1.7.1; the first is written from NVIDIA's documentation and published samples and
-has not been run here, for want of a GPU.
+has not been run here, because no GPU was at hand.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ _MYELIN_MOVES = {"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast"}
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a layer: its type, one of TYPES, or None for integers of shapes and where it is not told; its dims."""
+    """A tensor of a layer: its type, one of TYPES, or None for integers of shapes and where the text has none; its dims."""
 
     datatype: str | None
     dims: tuple[int, ...]
@@ -71,18 +72,18 @@ class Layer:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it multiplies matrices: a GEMM, a fused attention, a convolution."""
-        told = bool(_MATRIX_KINDS.search(self.kind)) or self.name.startswith("_gemm")
-        return told or self.is_attention or bool(self._operations & _MYELIN_MATRIX)
+        """True if it multiplies matrices: a GEMM, a fused attention, a convolution."""
+        is_named = bool(_MATRIX_KINDS.search(self.kind)) or self.name.startswith("_gemm")
+        return is_named or self.is_attention or bool(self._operations & _MYELIN_MATRIX)
 
     @property
     def is_attention(self) -> bool:
-        """Whether it is a fused attention: both products and the softmax between them in one kernel."""
+        """True if it is a fused attention: both products and the softmax between them in one kernel."""
         return "mha" in f"{self.kind} {self.name.rpartition('/')[2]}".casefold()
 
     @property
     def is_reformat(self) -> bool:
-        """Whether it only moves or converts data: a Reformat layer, or a generated kernel of such operations alone."""
+        """True if it only moves or converts data: a Reformat layer, or a generated kernel of such operations alone."""
         operations = self._operations
         return self.kind.casefold() == "reformat" or (bool(operations) and operations <= _MYELIN_MOVES)
 
@@ -97,22 +98,15 @@ class Layer:
         if self.is_matrix and read:
             weights = [tensor for tensor in self.constants if tensor.datatype and _is_matrix_shape(tensor.dims)]
             if weights:
-                largest = max(weights, key=lambda tensor: _size(tensor.dims))
+                largest = max(weights, key=lambda tensor: math.prod(tensor.dims))
                 return _widest([read[0], largest.datatype])
             return _widest(sorted(read, key=TYPES.index)[:3] if self.is_attention else read[:2])
         return _widest(read or [tensor.datatype for tensor in self.outputs])
 
 
 def _is_matrix_shape(dims: tuple[int, ...]) -> bool:
-    """Whether these are the dims of weights, not of a bias or a scale; a flat count (old inspectors) is of weights."""
+    """Return whether these are the dims of weights, not of a bias or a scale; a flat count (old inspectors) is of weights."""
     return (len(dims) > 1 and sum(size > 1 for size in dims) > 1) or (len(dims) == 1 and dims[0] > 1)
-
-
-def _size(dims: tuple[int, ...]) -> int:
-    size = 1
-    for each in dims:
-        size *= each
-    return size
 
 
 def _widest(types: Iterable[str | None]) -> str | None:
@@ -120,7 +114,7 @@ def _widest(types: Iterable[str | None]) -> str | None:
 
 
 def layers_of_inspector(text: str) -> list[Layer]:
-    """The layers in what `EngineInspector.get_engine_information(LayerInformationFormat.JSON)` gave.
+    """Return the layers in what `EngineInspector.get_engine_information(LayerInformationFormat.JSON)` returned.
 
     Raises:
         ValueError: it is no such JSON, or the plan was built without detailed layer information.
@@ -137,7 +131,7 @@ def layers_of_inspector(text: str) -> list[Layer]:
 
 
 def layers_of_log(message: str) -> list[Layer]:
-    """The layers in the builder's message that begins with LOG_PREFIX; lines that are no layers are passed over.
+    """Return the layers in the builder's message that begins with LOG_PREFIX; lines that are no layers are passed over.
 
     Raises:
         ValueError: no line of the message describes a layer.
@@ -155,7 +149,7 @@ def layers_of_log(message: str) -> list[Layer]:
 
 
 def _section(line: str, key: str) -> str:
-    """What stands between the brackets of ``, Inputs: [ ... ]``; "" where the line has no such list."""
+    """Return the text between the brackets of ``, Inputs: [ ... ]``; "" where the line has no such list."""
     start = line.find(f", {key}: [")
     if start < 0:
         return ""
@@ -169,8 +163,8 @@ def _section(line: str, key: str) -> str:
 
 
 def _tensors(section: str) -> list[dict[str, Any]]:
-    found = re.finditer(r"Dimensions: \[([-\d,]*)\][^{}]*?Datatype: (\w+)", section)
-    return [{"Dimensions": [int(size) for size in each[1].split(",") if size], "Datatype": each[2]} for each in found]
+    tensors = re.finditer(r"Dimensions: \[([-\d,]*)\][^{}]*?Datatype: (\w+)", section)
+    return [{"Dimensions": [int(size) for size in each[1].split(",") if size], "Datatype": each[2]} for each in tensors]
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
@@ -197,11 +191,11 @@ def _listed(entry: Mapping[str, Any], key: str) -> tuple[Tensor, ...]:
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:
-    told = str(entry.get("Datatype") or entry.get("Format/Datatype") or "")
+    datatype = str(entry.get("Datatype") or entry.get("Format/Datatype") or "")
     sizes = entry.get("Dimensions", [])
     if not isinstance(sizes, list):
         raise ValueError('"Dimensions" of a tensor is not a list')
-    return Tensor(_type(told), tuple(map(_whole, sizes)))
+    return Tensor(_type(datatype), tuple(map(_whole, sizes)))
 
 
 def _whole(value: Any) -> int:

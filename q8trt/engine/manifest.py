@@ -32,7 +32,7 @@ MANIFEST_FORMAT = 3
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
-#: What every score of the sentence pairs that q8trt makes itself is labelled with.
+#: The label of every score on the built-in sentence pairs.
 SAMPLE_LABEL = "built-in sample, not GLUE"
 _LIMITS = Limits(size=64 * 2**20)
 
@@ -79,7 +79,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What built the plan: `name` and `version` of the backend, `sm_targets` as compute capabilities ("8.9")."""
+    """The builder of the plan: `name` and `version` of the backend, `sm_targets` as compute capabilities ("8.9")."""
 
     name: str
     version: str

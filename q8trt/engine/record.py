@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from q8trt.engine.config import BuildConfig
+from q8trt.engine.config import BuildConfig, TimingCacheState
 from q8trt.engine.determinism import PlanDifference
 from q8trt.engine.report import EngineReport
 from q8trt.export.options import ExportOptions
@@ -59,7 +59,7 @@ class BuildRecord:
 
     seconds: float = 0.0
     peak_memory_mib: float | None = None
-    timing_cache: str = "none"
+    timing_cache: TimingCacheState = "none"
     options: BuildConfig = field(default_factory=BuildConfig)
     built_twice: PlanDifference | None = None
 

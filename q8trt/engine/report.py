@@ -1,6 +1,6 @@
-"""What a built engine holds: in which types its layers run, what became of the graph's INT8 sites, how large it is.
+"""The contents of a built engine: the types its layers run in, the fate of the graph's INT8 sites, its size.
 
-`layers` reads what TensorRT tells; this module counts it, and says of what it could not read why not.
+`layers` reads TensorRT's reports; this module counts, and notes why a count is missing.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class GraphSites:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What an engine holds. A field is None where it could not be read; `notes` says why.
+    """The contents of an engine. A field is None where it could not be read; `notes` has the reason.
 
     Attributes:
         source: "inspector" (the deserialized engine) or "builder log".
-        profiles: optimization profiles; layers of all of them are counted, for each has its own.
+        profiles: optimization profiles; layers of all of them are counted, because each has its own.
         layers: layers that compute or move data, without steps of the schedule and of shapes.
         layers_by_type: every layer by TensorRT's "LayerType".
         layers_by_precision: `layers` by the type they compute in: see `Layer.precision`.
@@ -100,9 +100,9 @@ def engine_report(log: BuildLog, inspected: str | None, sites: GraphSites, profi
     """Count what an engine holds.
 
     Args:
-        log: what the builder said.
+        log: of the builder.
         inspected: the inspector's JSON; None where the engine cannot be loaded, and the log must do.
-        sites: what INT8 is about in the graph.
+        sites: the nodes of the graph that INT8 is about.
         profiles: optimization profiles of the plan.
     """
     source = "builder log" if inspected is None else "inspector"
@@ -146,9 +146,9 @@ def _counts(layers: Sequence[Layer], sites: GraphSites) -> dict[str, Any]:
 
 
 def _count(names: Collection[str], layers: Sequence[Layer], fits: Callable[[Layer], bool]) -> int:
-    """How many of the ONNX nodes `names` are computed, in every profile, by layers that all fit."""
-    found = ([layer for layer in layers if name in layer.sources] for name in names)
-    return sum(bool(holders) and all(map(fits, holders)) for holders in found)
+    """Return how many of the ONNX nodes `names` are computed, in every profile, by layers that all fit."""
+    sources = ([layer for layer in layers if name in layer.sources] for name in names)
+    return sum(bool(holders) and all(map(fits, holders)) for holders in sources)
 
 
 def _runs_in_int8(layer: Layer) -> bool:

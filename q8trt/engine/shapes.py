@@ -55,7 +55,7 @@ class ShapeProfile:
 
 
 def show(shape: tuple[int, ...]) -> str:
-    """``(16, 128)`` -> ``"16x128"``."""
+    """Return a shape as text: ``(16, 128)`` -> ``"16x128"``."""
     return "x".join(str(size) for size in shape)
 
 
@@ -181,7 +181,7 @@ def covering(profiles: Sequence[ShapeProfile], shape: tuple[int, ...]) -> int | 
 
 
 def show_profiles(profiles: Sequence[ShapeProfile]) -> str:
-    """``"1x1 to 32x32, best at 16x32; 1x33 to 32x64, best at 16x64"``."""
+    """Return ``"1x1 to 32x32, best at 16x32; 1x33 to 32x64, best at 16x64"``."""
     return "; ".join(map(str, profiles))
 
 

@@ -1,7 +1,7 @@
 """Kernel timings kept between builds, one file for each backend, version and GPU.
 
 Timings of another GPU or version are worse than none: TensorRT would choose its kernels by them. It refuses most such
-caches itself; here they are never even opened, for what they belong to is in the file's name. See "Timing Cache" in
+caches itself; here they are never even opened, because the file's name says what they belong to. See "Timing Cache" in
 TensorRT's documentation.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from q8trt import files
 from q8trt.engine.backend import Backend
@@ -19,18 +19,18 @@ from q8trt.hardware.gpu import Gpu
 _log = logging.getLogger(__name__)
 
 
-def timing_cache_path(given: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
-    """Where the timings for this backend and GPU lie.
+def timing_cache_path(path: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
+    """Return the file of the timings for this backend and GPU.
 
     Args:
-        given: a folder, or a file whose name the key is added to: ``timings.cache`` -> ``timings-<key>.cache``. A path
+        path: a folder, or a file whose name the key is added to: ``timings.cache`` -> ``timings-<key>.cache``. A path
             without suffix is a folder.
-        backend: what builds.
-        gpu: what it times on; None where no driver reports one.
+        backend: the builder's.
+        gpu: the one that it times on; None where no driver reports one.
     """
     where = (f"sm{gpu.sm}", gpu.name) if gpu else ("unknown-gpu",)
     key = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (backend.name, backend.version, *where))
-    path = Path(given)
+    path = Path(path)
     if path.is_dir() or not path.suffix:
         return path / f"{key}.cache"
     return path.with_name(f"{path.stem}-{key}{path.suffix}")
@@ -47,7 +47,7 @@ class TimingCache:
         """Attach to the `trt.IBuilderConfig` `config` what `path` holds, or an empty cache where that is nothing usable."""
         self._config, self._path = config, path
         self._loaded = path.read_bytes() if path.is_file() else b""
-        self.state = "new"
+        self.state: Literal["new", "loaded"] = "new"
         if self._loaded and attach(config, self._loaded) is not None:
             self.state = "loaded"
             return
@@ -74,7 +74,7 @@ class TimingCache:
 
 
 def attach(config: Any, data: bytes) -> Any:
-    """The cache made of `data`, in use by `config`; None when TensorRT refuses it: by null, by False or by raising."""
+    """Return the cache made of `data`, in use by `config`; None when TensorRT refuses it: by null, by False or by raising."""
     try:
         cache = config.create_timing_cache(data)
         return cache if cache is not None and config.set_timing_cache(cache, False) else None

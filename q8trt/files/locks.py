@@ -12,9 +12,11 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from q8trt.errors import BusyError, ConfigError
+from q8trt.files.decoding import MalformedError, decode, parse_json
 
 try:
     import fcntl
@@ -27,6 +29,15 @@ _NOTE_START = b'{"pid": '
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 #: Descriptors of the locks that this process holds.
 _handles: set[int] = set()
+
+
+@dataclass(frozen=True)
+class _Note:
+    """The holder of a lock, as its lock file names it."""
+
+    pid: int
+    host: str
+    command: str
 
 
 def _forget_in_child() -> None:
@@ -96,9 +107,9 @@ def _acquire(path: Path, target: str | Path) -> int:
             break
         os.close(handle)
         raise ConfigError(f"{path} is not a lock file of q8trt, and the lock of {target} needs that name; move it away")
-    note = {"pid": os.getpid(), "host": socket.gethostname(), "command": Path(sys.argv[0]).name}
+    note = _Note(os.getpid(), socket.gethostname(), Path(sys.argv[0]).name)
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(note).encode(), 0)
+    os.pwrite(handle, json.dumps(asdict(note)).encode(), 0)
     return handle
 
 
@@ -111,12 +122,11 @@ def _is_lock_file(handle: int) -> bool:
 def _holder(handle: int) -> str:
     """Describe the process that holds the lock."""
     try:
-        note = json.loads(os.pread(handle, _NOTE_BYTES, 0))
-        pid, host, command = int(note["pid"]), str(note["host"]), str(note["command"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        note = decode(_Note, parse_json(os.pread(handle, _NOTE_BYTES, 0)), partial=True)
+    except MalformedError:
         return "another process"  # it has not written its note yet
-    elsewhere = "" if host == socket.gethostname() else f" on {host}"
-    return f"process {pid} ({command}){elsewhere}"
+    elsewhere = "" if note.host == socket.gethostname() else f" on {note.host}"
+    return f"process {note.pid} ({note.command}){elsewhere}"
 
 
 def try_lock(handle: int, without_locks: bool = True) -> bool:

@@ -119,9 +119,9 @@ def _check_old(
         return
     listed = kind.listed(target) if kind else None
     if kind is None or listed is None:
-        what = f" and is not {kind.title} of q8trt" if kind else ""
+        other_kind = f" and is not {kind.title} of q8trt" if kind else ""
         advice = hint or "give a new folder, or an empty one"
-        raise ConfigError(f"{option} {path} is not replaced: it holds {first!r}{what}; {advice}")
+        raise ConfigError(f"{option} {path} is not replaced: it holds {first!r}{other_kind}; {advice}")
     if foreign := kind.foreign(target, listed):
         advice = hint or f"move that away, or give another {option}"
         raise ConfigError(f"{path} is not replaced: it holds {foreign[0]!r}, which q8trt did not write; {advice}")

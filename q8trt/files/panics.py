@@ -31,7 +31,7 @@ def _silent_stderr() -> Iterator[None]:
     """Send file descriptor 2 to the null device."""
     sys.stderr.flush()
     try:
-        kept = os.dup(2)
+        stderr = os.dup(2)
     except OSError:  # the process was started without an error stream
         yield
         return
@@ -41,5 +41,5 @@ def _silent_stderr() -> Iterator[None]:
         os.close(null)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)

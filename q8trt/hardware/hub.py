@@ -1,4 +1,4 @@
-"""Whether the model hub can be reached, found out in seconds rather than in its client's minute of retries."""
+"""The reach of the model hub, found out in seconds rather than in its client's minute of retries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PROBE_SECONDS = 5.0
 
 @functools.cache
 def hub_answers() -> bool:
-    """Whether the Hugging Face hub answers at all, through whatever proxy its client is set up with; asked once."""
+    """Return whether the Hugging Face hub answers at all, through the proxy of its client; asked once."""
     try:
         import huggingface_hub
 

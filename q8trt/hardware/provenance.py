@@ -1,4 +1,4 @@
-"""Where a figure comes from: command, commit, versions and hardware, without a path of the machine."""
+"""The origin of a figure: command, commit, versions and hardware, without a path of the machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import q8trt
 from q8trt.hardware.gpu import gpu_names
-from q8trt.hardware.packages import RUNTIME_PACKAGES
+from q8trt.hardware.packages import RUNTIME_PACKAGES, installed_version
 
 DISTRIBUTIONS = (
     "q8trt",
@@ -29,7 +28,7 @@ DISTRIBUTIONS = (
 
 
 def portable(path: str | Path) -> str:
-    """`path` without the machine in it.
+    """Return `path` without the machine in it.
 
     An absolute path under the current folder becomes relative to it, any other keeps its last two parts; what is not
     an absolute path is returned as it is.
@@ -46,12 +45,12 @@ def portable(path: str | Path) -> str:
 
 
 def _portable_argument(argument: str) -> str:
-    """`argument` with every path in it portable: ``--a=/x``, ``/x,/y`` and ``name:/x`` too, but not a URL."""
+    """Return `argument` with every path in it portable: ``--a=/x``, ``/x,/y`` and ``name:/x`` too, but not a URL."""
     return "".join(portable(piece) for piece in re.split(r"([=,]|:(?=/(?!/)))", argument))
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """`argv`, program first, as a user would type it: ``python benchmark.py --data_dir data``."""
+    """Return `argv`, program first, as a user would type it: ``python benchmark.py --data_dir data``."""
     program, *arguments = argv
     if Path(program).name == "__main__.py":
         head = ["python", "-m", Path(program).parent.name]
@@ -63,7 +62,7 @@ def command_line(argv: Sequence[str]) -> str:
 
 
 def _output(*command: str) -> str | None:
-    """The stripped standard output of `command`; None when it is absent, fails or hangs."""
+    """Return the stripped standard output of `command`; None when it is absent, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -72,7 +71,7 @@ def _output(*command: str) -> str | None:
 
 
 def _git(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of the checkout at `root` and whether tracked files differ from it; (None, None) if it is none.
+    """Return the commit of the checkout at `root` and whether tracked files differ from it; (None, None) if it is none.
 
     `root` must be the top of the checkout: q8trt installed in an environment inside another project's checkout must
     not report that project's commit.
@@ -86,14 +85,9 @@ def _git(root: Path) -> tuple[str | None, bool | None]:
 
 
 def _versions() -> dict[str, str]:
-    """Distribution -> version, for those of `DISTRIBUTIONS` that are installed."""
-    found = {"q8trt": q8trt.__version__}
-    for name in DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    """Return distribution -> version, for those of `DISTRIBUTIONS` that are installed."""
+    versions = {name: installed_version(name) for name in DISTRIBUTIONS}
+    return {"q8trt": q8trt.__version__} | {name: version for name, version in versions.items() if version}
 
 
 def _cpu_model() -> str:
@@ -109,7 +103,7 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def _cpu_features(cpuinfo: str = "/proc/cpuinfo") -> list[str] | None:
-    """Those of CPU_FEATURES that the CPU has; None where the system does not say."""
+    """Return those of CPU_FEATURES that the CPU has; None where the system does not say."""
     try:
         flags = re.search(r"^flags\s*:(.*)$", Path(cpuinfo).read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -118,7 +112,7 @@ def _cpu_features(cpuinfo: str = "/proc/cpuinfo") -> list[str] | None:
 
 
 def _memory_gib() -> float | None:
-    """Physical memory, GiB; None where the system does not say."""
+    """Return the physical memory, GiB; None where the system does not say."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, OSError, ValueError):
@@ -126,7 +120,7 @@ def _memory_gib() -> float | None:
 
 
 def _cores() -> int | None:
-    """The cores this process may use, which in a container or under ``taskset`` is fewer than the machine has."""
+    """Return the cores that this process may use, which in a container or under ``taskset`` is fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -139,7 +133,7 @@ def _os_name() -> str:
 
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
-    """What a reader needs to take a figure again, JSON-ready.
+    """Return the facts that a reader needs to repeat a figure, JSON-ready.
 
     Args:
         argv: ``sys.argv`` of the run, program first.

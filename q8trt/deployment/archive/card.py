@@ -1,6 +1,6 @@
-"""``MODEL_CARD.md``: what a packed engine is, for whoever gets the archive and has nothing else.
+"""``MODEL_CARD.md``, the description of a packed engine for a reader who has the archive alone.
 
-It says only what the manifest, the run and the benchmark beside the engine say, so that the same folder gives the same card.
+All of it comes from the manifest, the run and the benchmark beside the engine, so the same folder gives the same card.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Benchmark:
 
 
 def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
-    """The card of an engine folder, Markdown.
+    """Return the card of an engine folder, Markdown.
 
     Args:
         folder: the engine folder; its run and ``benchmark.json`` are looked for above it.
@@ -77,7 +77,7 @@ def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> s
         "## What it answers\n\n" + _answers(manifest),
         "## Scores\n\n" + _scores(manifest, row),
         "## Latency\n\n" + _latency(row, origin),
-        "## How it was made\n\n" + _table(("", ""), _made(manifest)),
+        "## How it was made\n\n" + _table(("", ""), _origin(manifest)),
         "## Files\n\n" + _table(("file", "bytes", "SHA-256"), _files(manifest)),
         f"## Licence\n\nOf the base model {markdown_code(manifest.model.name)}: {markdown_text(licence)}.",
     ]
@@ -85,7 +85,7 @@ def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> s
 
 
 def base_licence(folder: Path) -> str | None:
-    """The licence that the base model's own card states, where the engine lies in its run and the model is at hand."""
+    """Return the licence in the base model's own card; None where the engine is in no run or the model is missing."""
     run = Run(folder.absolute().parent)
     if not (run.path / RUN_FILE).is_file():
         return None
@@ -96,11 +96,11 @@ def base_licence(folder: Path) -> str | None:
             places += [Path(resolve_model(name))] if isinstance(name, str) and name else []
     except (Q8TRTError, OSError, ValueError):
         return None
-    return next((found for place in places if (found := _stated(place / "README.md"))), None)
+    return next((licence for place in places if (licence := _stated(place / "README.md"))), None)
 
 
 def _stated(card: Path) -> str | None:
-    """``license`` of a model card's front matter, as Hugging Face has it."""
+    """Return ``license`` of a model card's front matter, as Hugging Face has it."""
     try:
         text = card.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -111,9 +111,9 @@ def _stated(card: Path) -> str | None:
 
 
 def measured(folder: Path, manifest: Manifest) -> tuple[_Row | None, _Origin | None]:
-    """The engine's row of the ``benchmark.json`` beside it, and that report's provenance.
+    """Return the engine's row of the ``benchmark.json`` beside it, and that report's provenance.
 
-    None for both where there is no report, a damaged one, or only one of an earlier engine of the same name.
+    Both are None where there is no report, a damaged one, or only one of an earlier engine of the same name.
     """
     folder = folder.absolute()
     try:
@@ -130,7 +130,7 @@ def measured(folder: Path, manifest: Manifest) -> tuple[_Row | None, _Origin | N
 def _head(manifest: Manifest, licence: str) -> str:
     kind = "regression" if manifest.task.is_regression else "text-classification"
     precision = manifest.precision.label
-    sample = f" ({SAMPLE_LABEL})" if _is_sample(manifest) else ""
+    sample = f" ({SAMPLE_LABEL})" if manifest.record.is_sample else ""
     front = (
         f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""
     )  # Hugging Face's identifiers
@@ -143,11 +143,6 @@ def _head(manifest: Manifest, licence: str) -> str:
         '    engine = Engine.load("engine")\n'
         f"    engine.predict([{_example(manifest)}])"
     )
-
-
-def _is_sample(manifest: Manifest) -> bool:
-    """Whether the model was trained and scored on the built-in sample."""
-    return manifest.record.is_sample
 
 
 def _example(manifest: Manifest) -> str:
@@ -165,7 +160,7 @@ def _answers(manifest: Manifest) -> str:
 
 
 def _scores(manifest: Manifest, row: _Row | None) -> str:
-    """Every metric of the manifest and of the benchmark, each with what computed it."""
+    """Return a table of every metric of the manifest and of the benchmark, each with its source."""
     lines = [
         (f"torch, {name.removeprefix('torch_')} checkpoint" if name.startswith("torch_") else name, metric, value)
         for name, scores in manifest.metrics.items()
@@ -174,14 +169,14 @@ def _scores(manifest: Manifest, row: _Row | None) -> str:
     lines += [(row.label, metric, value) for metric, value in _flat(row.metrics)] if row else []
     if not lines:
         return "None recorded."
-    sample = f"Of q8trt's sentence pairs ({SAMPLE_LABEL}). " if _is_sample(manifest) else ""
+    sample = f"Of q8trt's sentence pairs ({SAMPLE_LABEL}). " if manifest.record.is_sample else ""
     main = f"{sample}The task's main metric is {markdown_text(manifest.task.main_metric)}.\n\n"
     cells = [(markdown_text(by), markdown_text(name), f"{100 * value:.2f}") for by, name, value in lines]
     return main + _table(("computed by", "metric", "x100"), cells)
 
 
 def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers under nested names -> ``dev.pearson``, number."""
+    """Yield each number under nested names, as ("dev.pearson", number)."""
     for name, value in scores.items() if isinstance(scores, dict) else ():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -202,7 +197,7 @@ def _latency(row: _Row | None, origin: _Origin | None) -> str:
     return f"{markdown_text(where)}\n\n{_table(columns, cells)}"
 
 
-def _made(manifest: Manifest) -> list[tuple[str, str]]:
+def _origin(manifest: Manifest) -> list[tuple[str, str]]:
     backend, model = manifest.backend, manifest.model
     rows = [
         ("base model", markdown_text(f"{model.name} ({model.model_type})")),
@@ -234,7 +229,7 @@ def _files(manifest: Manifest) -> Iterable[tuple[str, ...]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a bar or a newline in a cell would end it."""
+    """Return a Markdown table; a bar or a newline in a cell would end it."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(
         "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in line) + " |" for line in lines

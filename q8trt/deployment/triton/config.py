@@ -149,12 +149,12 @@ class Tensors:
 
 
 def default_name(manifest: Manifest) -> str:
-    """``"STS-B"`` -> ``"sts_b"``."""
+    """Return the model's name for a task: ``"STS-B"`` -> ``"sts_b"``."""
     return re.sub(r"[^a-z0-9]+", "_", manifest.task.name.casefold()).strip("_") or "model"
 
 
 def encoder_name(model_name: str) -> str:
-    """The encoder's name where it is a model of its own."""
+    """Return the encoder's name where it is a separate model."""
     return f"{model_name}_encoder"
 
 
@@ -203,7 +203,7 @@ def text_config(
     Its parameters are the settings of model.py, each as JSON; ``engine`` names the engine for a reader. Texts are
     cut on `side`.
     """
-    task, own_encoder = manifest.task, config.runtime is None
+    task, has_encoder = manifest.task, config.runtime is None
     profiles = manifest.profiles if config.runs_plan else []
     texts = ("text", "text_pair") if task.is_pair else ("text",)
     count = config.text_instances or config.instances * max(1, len(config.gpus or ())) + 1
@@ -211,7 +211,7 @@ def text_config(
     if not task.is_regression:
         outputs = [_tensor("label", "TYPE_STRING", 1), _tensor("probabilities", "TYPE_FP32", tensors.labels)]
     settings = {
-        "encoder": None if own_encoder else encoder_name(name),
+        "encoder": None if has_encoder else encoder_name(name),
         "inputs": tensors.inputs,
         "input_type": tensors.input_type,
         "buckets": limits.buckets,
@@ -233,12 +233,12 @@ def text_config(
         "max_batch_size": limits.batch_size,
         "input": [_tensor(each, "TYPE_STRING", 1) for each in texts],
         "output": outputs,
-        "instance_group": [{"count": config.instances if own_encoder else count, "kind": Symbol("KIND_CPU")}],
+        "instance_group": [{"count": config.instances if has_encoder else count, "kind": Symbol("KIND_CPU")}],
         **_batching(config.max_queue_delay_microseconds, profiles, limits),
         "parameters": [*_parameters(settings), *entries({k: {"string_value": v} for k, v in environment.items()})],
         # Another model of the server may not be ready when this one is warmed up.
         "model_warmup": [_warmup(str(batch), batch, warmup) for batch in sorted({1, limits.batch_size})]
-        if own_encoder
+        if has_encoder
         else [],
     }
 
@@ -256,7 +256,7 @@ def _warmup(name: str, batch_size: int, inputs: Mapping[str, Message]) -> Messag
 
 
 def _batching(delay: int, profiles: Sequence[ShapeProfile], limits: BatchLimits) -> Message:
-    """The batcher, which waits `delay` microseconds; a plan prefers the batches that it is tuned for."""
+    """Return the batcher, which waits `delay` microseconds; a plan prefers the batches that it is tuned for."""
     if limits.batch_size == 1:
         return {}
     tuned = {profile.opt[0] for profile in profiles if profile.opt[0] <= limits.batch_size}
@@ -267,7 +267,7 @@ def _batching(delay: int, profiles: Sequence[ShapeProfile], limits: BatchLimits)
 def _optimization(
     config: TritonConfig, profiles: Sequence[ShapeProfile], tensors: Tensors, limits: BatchLimits
 ) -> Message | None:
-    """CUDA graphs of the shapes that are run: every length, with batches of powers of two and the plan's own.
+    """Return the CUDA graphs of the shapes that are run: every length, with batches of powers of two and the plan's own.
 
     A graph for a range of shapes (``graph_lower_bound``) would leave the rest of its input as it was, which as token ids may
     be outside the table: each graph is for one shape.

@@ -38,29 +38,29 @@ class TritonPythonModel:
         from tokenizers import Tokenizer
 
         config = json.loads(args["model_config"])
-        given = {name: json.loads(config["parameters"][name]["string_value"]) for name in _SETTINGS}
-        if given["needs_vnni"] and not _has_vnni():
+        settings = {name: json.loads(config["parameters"][name]["string_value"]) for name in _SETTINGS}
+        if settings["needs_vnni"] and not _has_vnni():
             raise pb_utils.TritonModelException("the graph is for a CPU with VNNI; write the repository without --vnni")
         folder = Path(args["model_repository"]) / args["model_version"]
         self.names = [each["name"] for each in config["input"]]
-        self.labels: list[str] = given["labels"]
-        self.inputs: list[str] = given["inputs"]
-        self.type = _ONNX_TYPES[given["input_type"]]
-        self.buckets, self.apart, self.pad_token_id = given["buckets"], given["apart"], given["pad_token_id"]
-        self.activation: str = given["activation"]
+        self.labels: list[str] = settings["labels"]
+        self.inputs: list[str] = settings["inputs"]
+        self.type = _ONNX_TYPES[settings["input_type"]]
+        self.buckets, self.apart, self.pad_token_id = settings["buckets"], settings["apart"], settings["pad_token_id"]
+        self.activation: str = settings["activation"]
         self.encoding = _module(folder / "encoding.py")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.encoder: Any = self.encoding.Encoder(
-            tokenizer, given["max_length"], len(self.names) == 2, given["truncation_side"]
+            tokenizer, settings["max_length"], len(self.names) == 2, settings["truncation_side"]
         )
-        if given["encoder"]:
-            self.encode: Any = TritonEncoder(given["encoder"])
+        if settings["encoder"]:
+            self.encode: Any = TritonEncoder(settings["encoder"])
         else:
             instances = sum(group.get("count", 1) for group in config["instance_group"])
-            self.encode = OnnxEncoder(folder / "model.onnx", given["threads"] or (os.cpu_count() or 1) // instances)
+            self.encode = OnnxEncoder(folder / "model.onnx", settings["threads"] or (os.cpu_count() or 1) // instances)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response for each request; a request that cannot be answered does not keep the others from theirs."""
+        """Return one response for each request; a request that cannot be answered does not keep the others from theirs."""
         rows: list[Any] = []
         spans: list[slice | TextError] = []
         for request in requests:
@@ -99,7 +99,7 @@ class TritonPythonModel:
         return list(zip(*columns, strict=True))
 
     def _logits(self, rows: list[Any]) -> np.ndarray:
-        """(rows, labels) float32, in the order of `rows`.
+        """Return the logits, (rows, labels) float32, in the order of `rows`.
 
         Rows of one bucket run together. Where time goes with the number of tokens (a CPU), the buckets run `apart`; where a
         call costs more than the padding (a GPU), all rows run in the bucket of the longest.
@@ -111,13 +111,13 @@ class TritonPythonModel:
         logits: Any = None
         for bucket in np.unique(buckets):
             indices = np.flatnonzero(buckets == bucket)
-            found = self.encode({name: self._padded(name, encoded, indices, bucket) for name in self.inputs})
-            logits = np.empty((len(rows), found.shape[1]), np.float32) if logits is None else logits
-            logits[indices] = found
+            part = self.encode({name: self._padded(name, encoded, indices, bucket) for name in self.inputs})
+            logits = np.empty((len(rows), part.shape[1]), np.float32) if logits is None else logits
+            logits[indices] = part
         return logits
 
     def _padded(self, name: str, encoded: Any, indices: np.ndarray, length: int) -> np.ndarray:
-        """Model input `name` of the rows at `indices`: (rows, length)."""
+        """Return the model input `name` of the rows at `indices`: (rows, length)."""
         array = np.full((len(indices), length), self.pad_token_id if name == "input_ids" else 0, self.type)
         for target, index in zip(array, indices, strict=True):
             ids = encoded.ids[index]
@@ -126,7 +126,7 @@ class TritonPythonModel:
         return array
 
     def _answer(self, logits: np.ndarray) -> list[Any]:
-        """The outputs for (rows, labels) logits: ``score``, or ``label`` and ``probabilities``."""
+        """Return the outputs for (rows, labels) logits: ``score``, or ``label`` and ``probabilities``."""
         if not self.labels:
             return [pb_utils.Tensor("score", sigmoid(logits) if self.activation == "sigmoid" else logits)]
         wide = logits.astype(np.float64)
@@ -144,7 +144,7 @@ class TritonEncoder:
         self.memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
 
     def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Logits (rows, labels). Raises TritonModelException with the words of the encoder's error."""
+        """Return the logits (rows, labels). Raises TritonModelException with the text of the encoder's error."""
         request = pb_utils.InferenceRequest(
             model_name=self.model_name,
             requested_output_names=["logits"],
@@ -171,7 +171,7 @@ class OnnxEncoder:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Logits (rows, labels). Raises TritonModelException with the words of ONNX Runtime's error."""
+        """Return the logits (rows, labels). Raises TritonModelException with the text of ONNX Runtime's error."""
         try:
             return np.asarray(self.session.run(["logits"], arrays)[0], np.float32)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception

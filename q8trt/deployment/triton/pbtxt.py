@@ -19,12 +19,12 @@ class Symbol(str):
 
 
 def entries(values: Mapping[str, Any]) -> list[Message]:
-    """A map field: its entries are messages of a key and a value."""
+    """Return a map field, whose entries are messages of a key and a value."""
     return [{"key": key, "value": value} for key, value in values.items()]
 
 
 def render(message: Message) -> str:
-    """`message` as text, a field a line, with a newline at its end."""
+    """Return `message` as text, a field a line, with a newline at its end."""
     return "".join(f"{line}\n" for line in _lines(message))
 
 

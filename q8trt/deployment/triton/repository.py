@@ -3,7 +3,7 @@
     <output>/<name>/            config.pbtxt, 1/model.py, 1/encoding.py, 1/tokenizer.json: texts in, scores or labels out
     <output>/<name>_encoder/    config.pbtxt, 1/model.plan or 1/model.onnx: token arrays in, logits out
 
-With the backend "python" there is no encoder model: 1/model.onnx lies beside model.py, which runs it.
+With the backend "python" there is no encoder model: 1/model.onnx is beside model.py, which runs it.
 
 The two are composed by business logic scripting (model.py calls the encoder), not as an ensemble. Triton batches requests of
 one shape only; behind a tokenizer the shapes of an ensemble differ by length and break batches apart, while texts all have the
@@ -52,7 +52,7 @@ _OTHERS = "or serve model.onnx: --backend onnxruntime (in NVIDIA's container) or
 
 @dataclass(frozen=True)
 class Repository:
-    """What was written.
+    """A model repository on disk.
 
     Attributes:
         path: the model repository.
@@ -85,27 +85,27 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
     manifest = load_manifest(engine)
     _check_servable(engine, manifest, config)
     tensors = read_tensors(engine / ONNX_FILE, manifest)
-    found = _limits(manifest, config)
+    sizes = _limits(manifest, config)
     name = config.model_name or default_name(manifest)
     with exclusive(target), atomic_folder(target) as temporary:
         models = [name]
-        side = _check_tokenizer(engine, manifest, found.max_length)
-        text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, found, side)))
+        side = _check_tokenizer(engine, manifest, sizes.max_length)
+        text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, sizes, side)))
         shutil.copyfile(Path(__file__).with_name("model.py"), text / "model.py")
         shutil.copyfile(encoding.__file__, text / "encoding.py")
         shutil.copyfile(engine / TOKENIZER_FILE, text / TOKENIZER_FILE)
         if config.runtime is None:
             _write_graph(engine, text / ONNX_FILE, manifest, config)
-            _write_warmup(text.parent / "warmup", found.max_length)
+            _write_warmup(text.parent / "warmup", sizes.max_length)
         else:
             models.append(encoder_name(name))
-            message = encoder_config(models[1], config, manifest, tensors, found)
+            message = encoder_config(models[1], config, manifest, tensors, sizes)
             encoder = _write_model(temporary, models[1], render(message))
             if config.runs_plan:
                 shutil.copyfile(engine / PLAN_FILE, encoder / config.runtime.model_file)
             else:
                 _write_graph(engine, encoder / config.runtime.model_file, manifest, config)
-    return Repository(output, tuple(models), found, manifest)
+    return Repository(output, tuple(models), sizes, manifest)
 
 
 def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> None:
@@ -135,23 +135,23 @@ def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> N
 
 
 def _limits(manifest: Manifest, config: TritonConfig) -> BatchLimits:
-    """The engine's lengths and batch sizes; texts are cut where `q8trt.Engine` cuts them."""
+    """Return the engine's lengths and batch sizes; texts are cut where `q8trt.Engine` cuts them."""
     plan, wanted = config.runs_plan, config.max_batch_size
     largest = manifest.largest_shape
-    found = batch_limits(manifest, plan, None, wanted or (largest[0] if largest else _DEFAULT_BATCH))
+    sizes = batch_limits(manifest, plan, None, wanted or (largest[0] if largest else _DEFAULT_BATCH))
     if not plan:
-        steps = (*range(_STEP, found.max_length, _STEP), found.max_length)
-        found = batch_limits(manifest, plan, steps, found.batch_size)
-    if wanted is not None and found.batch_size < wanted:
+        steps = (*range(_STEP, sizes.max_length, _STEP), sizes.max_length)
+        sizes = batch_limits(manifest, plan, steps, sizes.batch_size)
+    if wanted is not None and sizes.batch_size < wanted:
         shapes = show_profiles(manifest.profiles)
         raise ConfigError(
-            f"--max_batch_size {wanted} is beyond the plan, which takes {shapes}; give {found.batch_size} or less"
+            f"--max_batch_size {wanted} is beyond the plan, which takes {shapes}; give {sizes.batch_size} or less"
         )
-    return found
+    return sizes
 
 
 def read_tensors(path: Path, manifest: Manifest) -> Tensors:
-    """The inputs and the output of the encoder's graph.
+    """Return the inputs and the output of the encoder's graph.
 
     Raises:
         BackendError: onnx is not installed.
@@ -169,8 +169,8 @@ def read_tensors(path: Path, manifest: Manifest) -> Tensors:
     dims = outputs.get("logits", ())
     kinds = {types[name] for name in inputs}
     if set(inputs) != set(manifest.inputs) or len(dims) != 2 or len(kinds) != 1 or not kinds <= {"INT32", "INT64"}:
-        told = ", ".join(f"{name} {kind}" for name, kind in types.items())
-        raise EngineError(f"{path} has the tensors {told}; expected integer {', '.join(manifest.inputs)} and logits")
+        tensors = ", ".join(f"{name} {kind}" for name, kind in types.items())
+        raise EngineError(f"{path} has the tensors {tensors}; expected integer {', '.join(manifest.inputs)} and logits")
     labels = dims[1].dim_value or manifest.model.num_labels
     if labels != manifest.model.num_labels:
         raise EngineError(f"{path} answers {labels} logits, but the manifest says {manifest.model.num_labels}")
@@ -201,7 +201,7 @@ def _check_tokenizer(engine: Path, manifest: Manifest, max_length: int) -> str:
 
 
 def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonConfig) -> None:
-    """The graph as it is or, for the CPU, as ONNX Runtime's kernels want it.
+    """Write the graph as it is or, for the CPU, in the form that ONNX Runtime's kernels run fastest.
 
     Without --vnni weights are unsigned whatever CPU this is: the one that serves may have no VNNI.
     """
@@ -220,7 +220,7 @@ def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonCon
 
 
 def _write_warmup(folder: Path, max_length: int) -> None:
-    """A text that fills the longest bucket, so that the first request finds memory and kernels ready."""
+    """Write a text that fills the longest bucket, so that the first request finds memory and kernels ready."""
     text = ("plane " * max_length).encode()
     folder.mkdir()
     (folder / WARMUP_TEXT).write_bytes(struct.pack("<I", len(text)) + text)
