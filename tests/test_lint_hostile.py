@@ -58,6 +58,10 @@ REFUSED: dict[str, tuple[Callable[[onnx.ModelProto], Any], str]] = {
     "a Constant of nothing": (
         lambda model: model.graph.node.append(onnx.NodeProto(op_type="Constant", output=["k"])), "one attribute",
     ),
+    "an input too few without an opset": (
+        lambda model: (setattr(model.opset_import[0], "domain", "other"), first(model, "MatMul").input.pop()),
+        "has 1 inputs; expected 2",
+    ),
     "an output that nothing makes": (lambda model: setattr(model.graph.output[0], "name", "gone"), "nothing makes its output"),
 }  # fmt: skip
 
@@ -71,6 +75,36 @@ def test_what_is_malformed_is_one_line(name: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{path} is malformed: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_subgraph_that_makes_a_tensor_twice_is_refused(tmp_path: Path) -> None:
+    path = with_an_if(tmp_path / "model.onnx", quantized=False)
+    model = onnx.load(path)
+    body = first(model, "If").attribute[0].g
+    body.node.append(body.node[0])
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(EngineError, match=r"malformed: node '' in a subgraph makes 'b', which is there already"):
+        lint(path)
+
+
+def test_what_onnx_ir_does_not_read_does_not_stop_the_linter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sparse constants, and types that ONNX does not define."""
+    sparse = onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.ones(1, np.float32), "s"),
+        indices=numpy_helper.from_array(np.zeros(1, np.int64)),
+        dims=[2],
+    )
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        graph.sparse_initializer.append(sparse)
+        graph.node.append(helper.make_node("Constant", [], ["k"], sparse_value=sparse))
+        graph.node.append(helper.make_node("Add", ["s", "k"], ["sum"]))
+        graph.value_info.append(helper.make_tensor_value_info("sum", 99, [2]))
+
+    report = lint(changed(tmp_path, change))
+    assert report.forecast.layers == 1
+    assert caplog.records == []
 
 
 def test_names_that_are_not_utf_8_are_refused(tmp_path: Path) -> None:
