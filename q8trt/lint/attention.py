@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from q8trt.lint.graph import Graph, Value, op_of, operand, permutation
+from q8trt.lint.graph import Graph, Value, attribute, op_of, operand
 from q8trt.lint.quantizers import DEQUANTIZE, MOVES, QUANTIZE, SCALES, users
 from q8trt.lint.structure import Attention, Product
 
@@ -96,7 +96,7 @@ def head_size(graph: Graph, value: Value) -> int | None:
         if shape and -axis <= len(shape) and shape[axis]:
             return shape[axis]
         if op_of(node) == "Transpose":
-            order = permutation(node)
+            order = attribute(node, "perm", ())
             if order and (sorted(order) != list(range(len(order))) or -axis > len(order)):
                 return None
             axis = order[axis] - len(order) if order else axis
@@ -128,7 +128,7 @@ def is_key_transposed_early(graph: Graph, scores: Product) -> bool:
     value, quantized = scores.node.inputs[1], False
     while (node := graph.producer(value)) is not None and op_of(node) in (*MOVES, QUANTIZE, DEQUANTIZE):
         quantized = quantized or op_of(node) == QUANTIZE
-        order = permutation(node)
+        order = attribute(node, "perm", ())
         if op_of(node) == "Transpose" and order and order[-1] != len(order) - 1:
             return quantized
         value = node.inputs[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
 from q8trt.lint.attention import Obstacle, Verdict, is_key_transposed_early
+from q8trt.lint.context import Context
 from q8trt.lint.graph import Graph, Value, op_of
 from q8trt.lint.quantizers import Feed, feed, quantizer_of
 from q8trt.lint.report import Block, Item, Part, Place
@@ -87,67 +90,56 @@ def is_norm_quantized(graph: Graph, value: Value) -> bool:
     return dequantize is not None and quantizer_of(graph, dequantize) is not None
 
 
-class _Items:
-    """The items of all blocks while they are collected."""
+def describe(context: Context, places: list[Place]) -> list[Block]:
+    """Return the blocks in order, each with its parts in the order of the graph."""
+    items = sorted(_items(context), key=lambda pair: context.graph.index[pair[0]])
+    blocks: dict[Place, list[Item]] = {place: [] for place in places}
+    for node, item in items:
+        blocks[context.block_of[node]].append(item)
+    return [Block(place, parts) for place, parts in blocks.items() if parts]
 
-    def __init__(self, graph: Graph, places: list[Place], block_of: dict[ir.Node, Place]) -> None:
-        self.graph, self.block_of = graph, block_of
-        self.by_place: dict[Place, list[tuple[int, Item]]] = {place: [] for place in places}
 
-    def add(self, node: ir.Node, part: Part, label: str, text: str, int8: bool = False, plural: str = "") -> None:
-        self._append(node, Item(part, label, node.name or "", text, int8, plural=plural))
+def _items(context: Context) -> Iterator[tuple[ir.Node, Item]]:
+    graph, structure = context.graph, context.parts
 
-    def add_float(self, node: ir.Node, part: Part, label: str, steps: str = "", source: str = "") -> None:
-        """Add a part that runs in floating point, in `steps` ops and from an unusual `source`."""
-        dtype, note = float_type(self.graph, node), f"{steps} {source}".strip()
+    def item(
+        node: ir.Node, part: Part, label: str, text: str, int8: bool = False, plural: str = ""
+    ) -> tuple[ir.Node, Item]:
+        return node, Item(part, label, node.name or "", text, int8, plural=plural)
+
+    def float_item(node: ir.Node, part: Part, label: str, steps: str = "", source: str = "") -> tuple[ir.Node, Item]:
+        """Describe a part that runs in floating point, in several `steps` or from an unusual `source`."""
+        dtype, note = float_type(graph, node), f"{steps} {source}".strip()
         text = f"{dtype}{', ' if steps else ' ' if note else ''}{note}"
-        self._append(node, Item(part, label, node.name or "", text, dtype=dtype, note=note))
+        return node, Item(part, label, node.name or "", text, dtype=dtype, note=note)
 
-    def _append(self, node: ir.Node, item: Item) -> None:
-        self.by_place[self.block_of[node]].append((self.graph.index[node], item))
-
-
-def describe(
-    graph: Graph,
-    structure: Structure,
-    places: list[Place],
-    block_of: dict[ir.Node, Place],
-    roles: dict[ir.Node, str],
-    verdicts: dict[ir.Node, Verdict],
-) -> list[Block]:
-    """Return the blocks in order, each with its parts in the order of the graph. `verdicts` go by the Softmax."""
-    items = _Items(graph, places, block_of)
     for embedding in structure.embeddings:
         size = "x".join(str(size) for size in graph.shape(embedding.table) or ())
         text, plural = (table_text(graph, embedding, several) for several in (False, True))
-        items.add(embedding.node, Part.TABLE, f"table {size}", text, plural=plural)
+        yield item(embedding.node, Part.TABLE, f"table {size}", text, plural=plural)
     for part, products in ((Part.GEMM, structure.gemms), (Part.BMM, structure.bmms)):
         for product in products:
             int8 = product.int8 and product.is_supported
-            items.add(product.node, part, roles.get(product.node, "BMM"), product_text(product), int8)
+            yield item(product.node, part, context.roles.get(product.node, "BMM"), product_text(product), int8)
     for attention in structure.attentions:
         if attention.scores is not None and attention.scores.right.int8:
             early = "before" if is_key_transposed_early(graph, attention.scores) else "after"
-            items.add(attention.scores.node, Part.KEY_TRANSPOSE, "K's Transpose", f"{early} its Q/DQ")
-        items.add_float(attention.softmax, Part.SOFTMAX, "Softmax")
-        items.add(attention.softmax, Part.ATTENTION, "attention", verdict_text(verdicts[attention.softmax]))
+            yield item(attention.scores.node, Part.KEY_TRANSPOSE, "K's Transpose", f"{early} its Q/DQ")
+        yield float_item(attention.softmax, Part.SOFTMAX, "Softmax")
+        verdict = verdict_text(context.verdicts[attention.softmax])
+        yield item(attention.softmax, Part.ATTENTION, "attention", verdict)
     for residual in structure.residuals:
-        items.add(residual.node, Part.RESIDUAL, "residual Add", residual_text(residual), residual.int8)
+        yield item(residual.node, Part.RESIDUAL, "residual Add", residual_text(residual), residual.int8)
     for norm in structure.norms:
         steps = f"in {len(norm.nodes)} ops" if norm.decomposed else ""
         source = "from an INT8 input" if is_norm_quantized(graph, norm.input) else ""
-        items.add_float(norm.nodes[-1], Part.NORM, "LayerNorm", steps, source)
+        yield float_item(norm.nodes[-1], Part.NORM, "LayerNorm", steps, source)
     for group in structure.gelus:
-        items.add_float(group[0], Part.GELU, "GELU", f"in {len(group)} ops or more" if len(group) > 1 else "")
+        yield float_item(group[0], Part.GELU, "GELU", f"in {len(group)} ops or more" if len(group) > 1 else "")
     gelus = {node for group in structure.gelus for node in group}
     for node in graph.nodes_of(*ACTIVATIONS):
         if node not in gelus and graph.streams_in(node):
-            items.add_float(node, Part.ACTIVATION, op_of(node))
-    return [
-        Block(place, [item for _, item in sorted(pairs, key=lambda pair: pair[0])])
-        for place, pairs in items.by_place.items()
-        if pairs
-    ]
+            yield float_item(node, Part.ACTIVATION, op_of(node))
 
 
 def roles_of(graph: Graph, structure: Structure, block_of: dict[ir.Node, Place]) -> dict[ir.Node, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from q8trt.lint.attention import Verdict
+from q8trt.lint.context import Context
 from q8trt.lint.graph import FLOATS, QUANTIZED, Graph, op_of
 from q8trt.lint.quantizers import DEQUANTIZE, MOVES, QUANTIZE
 from q8trt.lint.report import Forecast
@@ -47,14 +47,9 @@ def weights_behind_quantizer(graph: Graph) -> list[ir.Node]:
     ]
 
 
-def make_forecast(
-    graph: Graph,
-    parts: Structure,
-    types: dict[ir.Node, str],
-    verdicts: dict[ir.Node, Verdict],
-    purposeless: set[ir.Node],
-) -> Forecast:
+def make_forecast(context: Context) -> Forecast:
     """Count what `Forecast` defines."""
+    graph, parts, types = context.graph, context.parts, context.types
     kinds = list(types.values())
     stored = {graph.origin(value) for value in graph.readers if graph.is_stored(value)}
     integers = [value for value in stored if graph.dtype(value) in QUANTIZED and len(graph.shape(value) or ()) > 1]
@@ -67,13 +62,13 @@ def make_forecast(
         int8_bmms=sum(bmm.int8 for bmm in parts.bmms),
         residual_adds=len(parts.residuals),
         int8_residual_adds=sum(residual.int8 for residual in parts.residuals),
-        fusable_attentions=sum(not verdict.obstacles for verdict in verdicts.values()),
+        fusable_attentions=sum(not verdict.obstacles for verdict in context.verdicts.values()),
         embeddings=len(parts.embeddings),
         int8_embeddings=sum(embedding.kind is Table.INT8 for embedding in parts.embeddings),
         fp32_compute_ops=[node.name or "" for node, kind in types.items() if kind == "fp32"],
         compute_ops_by_type={kind: kinds.count(kind) for kind in ("int8", "fp16", "fp32", *others)},
         qdq_nodes=len(graph.nodes_of(QUANTIZE, DEQUANTIZE)),
-        dangling_qdq=len(purposeless),
+        dangling_qdq=len(context.purposeless),
         int8_weight_bytes=sum(graph.stored_bytes(value) for value in integers),
         float_weight_bytes=sum(graph.stored_bytes(value) for value in stored if graph.dtype(value) in FLOATS),
         float_weights_behind_quantizer=len(weights_behind_quantizer(graph)),

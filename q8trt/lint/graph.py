@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +32,7 @@ _CACHED, _LARGEST_READ = 2**18, 2**28
 _RANDOM = ("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
 Dims = tuple[int | None, ...]
+T = TypeVar("T", int, tuple[int, ...])
 Value = ir.Value | None
 
 
@@ -54,20 +56,11 @@ def operand(node: ir.Node, position: int) -> Value:
     return node.inputs[position] if position < len(node.inputs) else None
 
 
-def integer(node: ir.Node, name: str, default: int) -> int:
-    """Return an integer attribute, or `default` where it is not set."""
-    attribute = node.attributes.get(name)
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INT:
-        return default
-    return attribute.as_int()
-
-
-def permutation(node: ir.Node) -> list[int]:
-    """Return the order of dimensions that a Transpose gives; [] where it is not set."""
-    attribute = node.attributes.get("perm")
-    if attribute is None or attribute.is_ref() or attribute.type != ir.AttributeType.INTS:
-        return []
-    return list(attribute.as_ints())
+def attribute(node: ir.Node, name: str, default: T) -> T:
+    """Return an integer or a tuple of integers, as `default` is; `default` where the node has no such attribute."""
+    kind = ir.AttributeType.INT if isinstance(default, int) else ir.AttributeType.INTS
+    stored = node.attributes.get(name)
+    return default if stored is None or stored.is_ref() or stored.type != kind else stored.value
 
 
 def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
@@ -226,7 +219,7 @@ class Graph:
         node = self.producer(origin)
         if node is None or op_of(node) != "Cast":
             return None
-        array, target = self.numbers(node.inputs[0]), integer(node, "to", 0)
+        array, target = self.numbers(node.inputs[0]), attribute(node, "to", 0)
         if array is None or not dtype_name(target) or target == ir.DataType.STRING:
             return None
         kind = ir.DataType(target).numpy()

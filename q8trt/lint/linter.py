@@ -7,7 +7,7 @@ from pathlib import Path
 from q8trt.lint.attention import judge
 from q8trt.lint.blocks import assign_blocks
 from q8trt.lint.checks import counts, model, parser, quantizers
-from q8trt.lint.checks.context import Context
+from q8trt.lint.context import Context
 from q8trt.lint.describe import describe, roles_of
 from q8trt.lint.forecast import compute_ops, is_half, make_forecast
 from q8trt.lint.graph import read_graph
@@ -51,7 +51,7 @@ def check(path: str | Path, config: LintConfig) -> LintReport:
         producer=graph.source.producer,
         opset=graph.source.opset,
         max_shapes=config.max_shapes,
-        forecast=make_forecast(graph, parts, types, context.verdicts, context.purposeless),
-        blocks=describe(graph, parts, places, block_of, roles, context.verdicts),
+        forecast=make_forecast(context),
+        blocks=describe(context, places),
         findings=sorted(context.findings, key=lambda finding: LEVELS.index(finding.level)),
     )

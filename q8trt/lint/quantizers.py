@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.lint.graph import Graph, Value, integer, op_of, operand, permutation
+from q8trt.lint.graph import Graph, Value, attribute, op_of, operand
 
 #: Ops that move data: Q/DQ commute with them (TensorRT documentation, "Explicit Quantization", Q/DQ propagation).
 MOVES = (
@@ -54,7 +54,7 @@ def scheme(graph: Graph, node: ir.Node) -> Scheme:
     shape = graph.shape(scales)
     axis = None
     if shape is None or any(size != 1 for size in shape):
-        axis = integer(node, "axis", 1)
+        axis = attribute(node, "axis", 1)
         axis = axis + len(graph.shape(data) or ()) if axis < 0 else axis
     return Scheme(dtype, graph.numbers(scales) if graph.is_stored(scales) else None, points, axis)
 
@@ -119,7 +119,7 @@ def feed(graph: Graph, value: Value) -> Feed:
     axis = dequantized.axis
     for move in reversed(moves):  # from the DequantizeLinear towards the op
         if axis is not None and op_of(move) == "Transpose":
-            order = permutation(move) or [1, 0]
+            order = attribute(move, "perm", ()) or (1, 0)
             axis = order.index(axis) if axis in order else axis
     return Feed(dtype, node, dequantized, None, axis, quantize is not None and graph.is_constant(quantize.inputs[0]))
 

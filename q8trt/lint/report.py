@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum
 from typing import Any
 
 from q8trt.errors import ConfigError
@@ -45,19 +45,8 @@ class Place:
         return self.kind if self.layer is None else f"layer {self.layer} {self.kind}"
 
 
-class Part(Enum):
-    """The kinds of parts that a block has."""
-
-    TABLE = auto()
-    GEMM = auto()
-    BMM = auto()
-    KEY_TRANSPOSE = auto()
-    SOFTMAX = auto()
-    ATTENTION = auto()
-    RESIDUAL = auto()
-    NORM = auto()
-    GELU = auto()
-    ACTIVATION = auto()
+#: The kinds of parts that a block has.
+Part = Enum("Part", "TABLE GEMM BMM KEY_TRANSPOSE SOFTMAX ATTENTION RESIDUAL NORM GELU ACTIVATION")
 
 
 @dataclass(frozen=True)
@@ -220,31 +209,23 @@ class LintReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data; each finding with why it matters and how to fix it."""
-        return {
-            "path": self.path,
-            "producer": self.producer,
-            "opset": self.opset,
-            "max_shapes": self.max_shapes,
-            "forecast": dataclasses.asdict(self.forecast),
-            "blocks": [
-                {
-                    "name": block.name,
-                    "kind": block.place.kind,
-                    "items": [{"label": each.label, "node": each.node, "what": each.text} for each in block.items],
-                }
-                for block in self.blocks
-            ],
-            "findings": [
-                {
-                    "rule": each.rule,
-                    "level": each.level,
-                    "block": each.block,
-                    "node": each.node,
-                    "what": each.text,
-                    "why": each.why,
-                    "fix": each.fix,
-                }
-                for each in self.findings
-            ],
-            "worst": self.worst,
+        data = dataclasses.asdict(self)
+        data["blocks"] = [
+            {
+                "name": block.name,
+                "kind": block.place.kind,
+                "items": [{"label": each.label, "node": each.node, "what": each.text} for each in block.items],
+            }
+            for block in self.blocks
+        ]
+        names = {
+            "rule": "rule",
+            "level": "level",
+            "block": "block",
+            "node": "node",
+            "what": "text",
+            "why": "why",
+            "fix": "fix",
         }
+        data["findings"] = [{key: getattr(each, name) for key, name in names.items()} for each in self.findings]
+        return data | {"worst": self.worst}

@@ -12,7 +12,7 @@ from enum import Enum
 
 import onnx_ir as ir
 
-from q8trt.lint.graph import Graph, Value, integer, is_table_lookup, op_of, operand
+from q8trt.lint.graph import Graph, Value, attribute, is_table_lookup, op_of, operand
 from q8trt.lint.quantizers import DEQUANTIZE, MOVES, QUANTIZE, SCALES, Feed, feed
 
 #: Products that TensorRT has.
@@ -67,7 +67,7 @@ class Product:
         """Return the dimension of the weight, as stored for this op, that becomes the output's channels."""
         op = op_of(self.node)
         if op == "Gemm":
-            return 0 if integer(self.node, "transB", 0) else 1
+            return 0 if attribute(self.node, "transB", 0) else 1
         return 1 if op in ("MatMul", "ConvTranspose") else 0
 
 

@@ -10,8 +10,8 @@ import math
 
 import onnx_ir as ir
 
-from q8trt.lint.checks.context import Context
-from q8trt.lint.graph import FLOATS, Dims, Graph, dtype_name, integer, op_of, operand
+from q8trt.lint.context import Context
+from q8trt.lint.graph import FLOATS, Dims, Graph, attribute, dtype_name, op_of, operand
 from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE
 
 #: Types that DequantizeLinear takes in TensorRT; uint8 and int32 have rules of their own.
@@ -35,7 +35,7 @@ def _of_types(graph: Graph, node: ir.Node) -> Problem | None:
     if kind and kind not in FLOATS:
         return "scale-type", f"the scale is {kind.upper()}"
     if op_of(node) == QUANTIZE:
-        output, zero = dtype_name(integer(node, "output_dtype", 0)), graph.inferred_type(operand(node, 2))
+        output, zero = dtype_name(attribute(node, "output_dtype", 0)), graph.inferred_type(operand(node, 2))
         if output and zero and output != zero:
             return "quantized-type", f"output_dtype {output.upper()}, but a zero point of {zero.upper()}"
         return None
@@ -66,11 +66,11 @@ def _of_scales(graph: Graph, node: ir.Node) -> Problem | None:
     count = _plural(scales[0], "scale")
     if data is None:
         return _unchecked(f"{count} for a tensor of unknown rank")
-    axis = integer(node, "axis", 1)
+    axis = attribute(node, "axis", 1)
     dimension = axis + len(data) if axis < 0 else axis
     if not 0 <= dimension < len(data):
         return "scale-axis", f"axis {axis} of a tensor with {_plural(len(data), 'dimension')}"
-    if integer(node, "block_size", 0):
+    if attribute(node, "block_size", 0):
         return "scale-count", "a block_size, but scales of one dimension"
     if data[dimension] is None:
         return _unchecked(f"{count} along dimension {dimension}, whose size is not known")
@@ -84,7 +84,7 @@ def _of_blocks(node: ir.Node, scales: Dims, data: Dims | None) -> Problem | None
     text = f"scales of shape {_shape(scales)} for a tensor of"
     if data is None:
         return _unchecked(f"{text} unknown rank")
-    axis, rank = integer(node, "axis", 1), _plural(len(data), "dimension")
+    axis, rank = attribute(node, "axis", 1), _plural(len(data), "dimension")
     dimension = axis + len(data) if axis < 0 else axis
     if len(scales) != len(data):
         return "scale-count", f"{text} {rank}"
@@ -96,7 +96,7 @@ def _of_blocks(node: ir.Node, scales: Dims, data: Dims | None) -> Problem | None
     assert blocks is not None  # the caller knows all
     if unequal or math.prod(size or 0 for size in scales) == 1 or scales == data:
         return "scale-count", text
-    block_size = integer(node, "block_size", 0)
+    block_size = attribute(node, "block_size", 0)
     if size is not None and (size % blocks or (block_size and block_size != size // blocks)):
         return "scale-count", f"{text}, block size {block_size or 'not given'}"
     return _unchecked(text) if None in data else None

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.lint.checks.context import Context
+from q8trt.lint.context import Context
 from q8trt.lint.describe import feed_text, is_norm_quantized, obstacle_text, residual_text, table_text
 from q8trt.lint.graph import FLOATS, op_of
 from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE, Feed

@@ -8,8 +8,8 @@ from typing import TypeGuard
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.lint.checks.context import Context
-from q8trt.lint.graph import FLOATS, Graph, dtype_name, inner_nodes, integer, op_of, operand
+from q8trt.lint.context import Context
+from q8trt.lint.graph import FLOATS, Graph, attribute, dtype_name, inner_nodes, op_of, operand
 from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE
 from q8trt.lint.soundness import ANY_OPSET, ONNX_DOMAINS, schema, show
 
@@ -78,7 +78,7 @@ def _impossible(graph: Graph, node: ir.Node) -> str:
     shape = graph.shape(data)
     if shape is None:
         return ""
-    axis = integer(node, "axis", -1)
+    axis = attribute(node, "axis", -1)
     if op_of(node) == "LayerNormalization" and not -len(shape) <= axis < len(shape):
         return f"axis {axis} of a tensor with {len(shape)} dimensions"
     if op_of(node) == "Reshape" and None not in shape and _is_whole(target := graph.numbers(operand(node, 1))):
@@ -107,7 +107,7 @@ def check_tensor_types(context: Context) -> None:
             if kind not in _TYPES:
                 _report_type(context, kind, f"{direction} {show(value.name or '')}", None)
     for node in graph.nodes:
-        if op_of(node) == "Cast" and (kind := dtype_name(integer(node, "to", 0))) not in _TYPES:
+        if op_of(node) == "Cast" and (kind := dtype_name(attribute(node, "to", 0))) not in _TYPES:
             _report_type(context, kind, "a Cast", node)
         if kinds := _mixed(graph, node):
             context.report("mixed-types", f"{op_of(node)} of {' and '.join(kind.upper() for kind in kinds)}", node)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.lint.checks.context import Context
+from q8trt.lint.context import Context
 from q8trt.lint.forecast import weights_behind_quantizer
 from q8trt.lint.graph import Graph, op_of
 from q8trt.lint.quantizers import (
