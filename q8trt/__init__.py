@@ -1,11 +1,15 @@
-"""q8trt takes a BERT checkpoint to an INT8 TensorRT engine and proves what it is worth.
+"""q8trt takes a BERT checkpoint to an INT8 TensorRT engine and measures the result.
 
-An app needs three lines, and of the installed packages numpy, tokenizers, msgspec and one backend::
+    run = q8trt.finetune(task="STS-B", model_name_or_path="minilm", data_dir="glue", recipe="full")
+    engine_dir = q8trt.build_engine(run, precision="int8+fp16")
+    report = q8trt.benchmark(engine_dir)
 
-    from q8trt import Engine
+An app needs two lines, and of the installed packages numpy, tokenizers, msgspec and one backend::
 
-    engine = Engine.load("runs/sts-b/engine")
+    engine = q8trt.Engine.load("runs/sts-b/engine")
     engine.predict([("A plane is taking off.", "An air plane is taking off.")])
+
+docs/api.md describes the functions. The library prints nothing and logs to the logger "q8trt".
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from q8trt.errors import (
     ConfigError,
     EngineError,
     InputError,
+    MissingPackageError,
     PairError,
     Q8TRTError,
 )
@@ -25,27 +30,33 @@ TYPE_CHECKING = False  # the module typing takes longer to import than all that 
 if TYPE_CHECKING:
     from typing import Any
 
+    from q8trt.api import benchmark, build_engine, calibrate, finetune, lint, parity, predict, sensitivity
+    from q8trt.deployment.archive import pack, unpack
     from q8trt.inference import Answer, Engine
+    from q8trt.quantization.precision import Precision
+    from q8trt.runs.run import Run
 
 __version__ = "0.1.0"
 __all__ = [
-    "Answer",
-    "ArrayError",
-    "BackendError",
-    "ClosedError",
-    "ConfigError",
-    "Engine",
-    "EngineError",
-    "InputError",
-    "PairError",
-    "Q8TRTError",
-]
+    "Answer", "ArrayError", "BackendError", "ClosedError", "ConfigError", "Engine", "EngineError", "InputError",
+    "MissingPackageError", "PairError", "Precision", "Q8TRTError", "Run", "benchmark", "build_engine", "calibrate", "finetune",
+    "lint", "pack", "parity", "predict", "sensitivity", "unpack",
+]  # fmt: skip
+#: Name -> the module that has it, imported when the name is first asked for: the commands start without them.
+_MODULES = {
+    **dict.fromkeys(("Answer", "Engine"), "q8trt.inference"),
+    **dict.fromkeys(("pack", "unpack"), "q8trt.deployment.archive"),
+    "Precision": "q8trt.quantization.precision",
+    "Run": "q8trt.runs.run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """`Engine` and `Answer` when they are first asked for: the commands start without them."""
-    if name in ("Answer", "Engine"):
-        from q8trt import inference as app
+    """Return a name of `__all__` that is not imported yet."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+    import logging
 
-        return getattr(app, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    logging.getLogger(__name__).addHandler(logging.NullHandler())
+    return getattr(importlib.import_module(_MODULES.get(name, "q8trt.api")), name)

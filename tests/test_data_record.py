@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from tiny_data import write_sts_b
 
-from q8trt.cli.fresh import fresh_run
 from q8trt.cli.main import run_command
 from q8trt.deployment.source import Source, overflow_batches
 from q8trt.errors import ConfigError, DataError
 from q8trt.evaluation.data import data_config
 from q8trt.runs.config import FinetuneConfig, config_of_run
+from q8trt.runs.fresh import fresh_run
 from q8trt.runs.run import RUN_FILE, Run
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, DataRecord, load_dev, load_train, record_splits

@@ -202,7 +202,7 @@ def test_a_new_run_in_a_folder_whose_parent_is_not_ours(
     calibrated: Path, options: list[str], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A volume of a container: the lock, too, must be inside it. A refusal leaves the folder as it was."""
-    from q8trt.cli import fresh
+    from q8trt.runs import fresh
 
     (tmp_path / "volume" / "run").mkdir(parents=True)
     (tmp_path / "volume" / "run" / "notes.txt").write_text("mine")
@@ -225,7 +225,7 @@ def test_readers_are_not_blocked(built: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_only_the_first_process_of_torchrun_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from q8trt.cli.fresh import sole_writer
+    from q8trt.runs.fresh import sole_writer
 
     monkeypatch.setenv("RANK", "1")
     with files.exclusive(tmp_path / "run" / "run.json"), sole_writer(tmp_path / "run"):

@@ -122,37 +122,31 @@ def run(argv: list[str]) -> int:
     if "shapes" in typed and options.batch_sizes:
         raise ConfigError("--shapes and the grid of --batch_sizes and --seq_lengths exclude each other; give one")
     config = options.measured
+    from q8trt import api
     from q8trt.engine.folder import find_engines
-    from q8trt.evaluation.benchmark import benchmark_engines, check_gate
+    from q8trt.evaluation.benchmark import check_gate
     from q8trt.evaluation.data import data_config
-    from q8trt.hardware.provenance import provenance
+    from q8trt.reporting.benchmark_json import check_files
 
     engines = find_engines(options.engine, options.runs_dir)
     data = data_config(engines, options.data) if config.accuracy else None
     check_gate(options.gate, engines, data)
-    _check_report(options.stem(engines))
+    check_files(options.stem(engines))
     for engine in engines:
         say(f"engine: {engine.folder}")
-    report = benchmark_engines(engines, data, config, provenance(["benchmark.py", *argv]))
+    report = api.benchmark(*engines, config=config, data=data, progress=True, command=["benchmark.py", *argv])
     return _answer(report, engines, options)
-
-
-def _check_report(stem: Path) -> None:
-    """Raise ConfigError where the report would replace files that are not an earlier report."""
-    others = [Path(f"{stem}.md"), Path(f"{stem}.html")]
-    check_report(
-        Path(f"{stem}.json"), others, keys=("schema", "rows", "main_metric"), option="--output_dir", hint=_KEEP
-    )
 
 
 def _answer(report: Report, engines: Sequence[EngineFolder], options: Options) -> int:
     """Print the report, write its files, and judge it; returns the exit code."""
     from q8trt.engine.manifest import PLAN_FILE
     from q8trt.reporting import print_report, report_dict, write_report
+    from q8trt.reporting.benchmark_json import check_files
 
     print_report(report, table_console())
     stem, gate = options.stem(engines), options.gate
-    _check_report(stem)
+    check_files(stem)
     if Path(f"{stem}.json").exists():
         say(f"replacing the report that is there already, {stem}.json, .md and .html; --name NAME keeps it")
     paths = write_report(stem.parent, report, stem.name, gate)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +17,7 @@ from q8trt import __version__
 from q8trt.cli import interrupts, terminal
 from q8trt.cli.failures import explain, was_interrupted
 from q8trt.console.progress import is_main_process
+from q8trt.console.quiet import quiet_libraries
 from q8trt.console.signals import exit_code
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
 from q8trt.hardware.packages import install_module
@@ -137,17 +136,14 @@ def _quiet() -> None:
     """Print the remarks of q8trt on stderr, and no warnings of libraries that no user can act on."""
     log = logging.getLogger("q8trt")
     log.setLevel(logging.INFO)
-    if not log.handlers:
+    if not any(isinstance(each, terminal.StderrHandler) for each in log.handlers):
         log.addHandler(terminal.StderrHandler())
         log.propagate = False
     # An error that TensorRT logs becomes the one line of our own error.
     logging.getLogger("q8trt.tensorrt").setLevel(logging.CRITICAL)
     if not is_main_process():
         log.setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="transformers .* is not tested with current version of modelopt")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    quiet_libraries()
 
 
 if __name__ == "__main__":

@@ -73,6 +73,13 @@ def _gate_dict(report: Report, gate: Gate) -> dict[str, Any]:
     }
 
 
+def check_files(stem: Path) -> None:
+    """Raise ConfigError where a report would replace files that are not an earlier report."""
+    others = [Path(f"{stem}.md"), Path(f"{stem}.html")]
+    keys, hint = ("schema", "rows", "main_metric"), "choose another --name or --output_dir"
+    files.check_report(Path(f"{stem}.json"), others, keys=keys, option="--output_dir", hint=hint)
+
+
 def write_report(
     folder: str | Path, report: Report, name: str = "benchmark", gate: Gate | None = None
 ) -> tuple[Path, Path, Path]:

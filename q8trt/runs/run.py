@@ -139,6 +139,16 @@ class Run:
 
     path: Path
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    __str__ = __fspath__
+
+    @property
+    def scores(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Finished stage -> development split -> metric -> value."""
+        return {name: stage.scores for name, stage in self.record.stages.items()}
+
     @property
     def record(self) -> RunRecord:
         """run.json, as it is on the disk now.

@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from q8trt.console import signals
+from q8trt.console.progress import display
 from q8trt.quantization.insertion import model_quantizers
 
 
@@ -44,7 +45,7 @@ class StepTimer(transformers.TrainerCallback):
 
 
 class Progress(transformers.TrainerCallback):
-    """A bar on a terminal, and one readable line per log everywhere."""
+    """A bar on a terminal and a line for each log, or what `q8trt.console.progress` shows in their place."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -52,7 +53,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar."""
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and display() is True:
             # disable=None: no bar where stderr is a file, so that logs stay readable
             self.bar = tqdm(
                 desc=self.description, total=state.max_steps, initial=state.global_step, disable=None, unit="step"
@@ -62,6 +63,8 @@ class Progress(transformers.TrainerCallback):
         """Move the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
+        elif callable(shown := display()):
+            shown(self.description, state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Print the figures."""

@@ -1,0 +1,398 @@
+"""The Python API: each step from a checkpoint to a measured engine as a function. The commands call these functions.
+
+    run = q8trt.finetune(task="STS-B", model_name_or_path="minilm", data_dir="glue", recipe="full")
+    engine_dir = q8trt.build_engine(run, precision="int8+fp16")
+    report = q8trt.benchmark(engine_dir)
+    engine = q8trt.Engine.load(engine_dir)
+
+Keyword arguments have the names of the commands' options; `config` takes the dataclass that holds them in their place. The
+functions print nothing. Parameters that several of them have:
+
+    runs_dir: folder of runs, where new ones are made and the newest one is looked for.
+    progress: True shows bars on stderr where it is a terminal; a function is called with (description, done, total).
+    on_message: function that is called with each line that says what is done, such as `print`.
+    command: words of the command line to record in place of the call.
+
+Raises, in all of them:
+    Q8TRTError: what the caller can put right, in one line; a `MissingPackageError` names the command that installs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt.console.keywords import check_taken, take
+from q8trt.console.options import from_values
+from q8trt.console.progress import Display, phases, shown_by
+from q8trt.console.quiet import quiet_libraries
+from q8trt.engine.config import BuildConfig
+from q8trt.engine.shapes import Shape, ShapeOptions, largest, parse_shapes
+from q8trt.errors import ConfigError, MissingPackageError
+from q8trt.evaluation.config import BenchmarkConfig, ParityConfig, SensitivityConfig
+from q8trt.export.options import ExportOptions
+from q8trt.hardware.packages import install_missing
+from q8trt.quantization.precision import Precision
+from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
+from q8trt.runs.run import RUNS_DIR, Run
+from q8trt.tasks.data import DataConfig
+
+if TYPE_CHECKING:
+    from q8trt.engine.folder import EngineFolder
+    from q8trt.evaluation.sensitivity.analysis import Analysis
+    from q8trt.inference import Engine
+    from q8trt.inference.files import JobProgress, Summary
+    from q8trt.lint import LintReport
+    from q8trt.reporting import Report
+    from q8trt.reporting.parity_table import EngineParity
+
+_log = logging.getLogger(__name__)
+_Path = str | Path
+_Messages = Callable[[str], object]
+
+
+@contextlib.contextmanager
+def _session(progress: bool | Display) -> Iterator[None]:
+    """Run a call with its progress, without standing warnings, and with an error that names the command for what is missing."""
+    with warnings.catch_warnings(), shown_by(progress):
+        quiet_libraries()
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "q8trt":
+                raise
+            raise MissingPackageError(f"{error.name} is not installed", install_missing("train")) from error
+
+
+def _words(command: Sequence[str], name: str, keywords: Mapping[str, Any]) -> list[str]:
+    """Return the words of the command line, or of the call, for the record."""
+    return list(command) or [f"q8trt.{name}", *(f"{key}={value}" for key, value in keywords.items())]
+
+
+def _silent(_: str) -> None:
+    """Take a message and print nothing."""
+
+
+def finetune(
+    config: FinetuneConfig | None = None,
+    *,
+    output_dir: _Path | None = None,
+    runs_dir: _Path = RUNS_DIR,
+    resume: Run | _Path | None = None,
+    progress: bool | Display = False,
+    on_message: _Messages | None = None,
+    command: Sequence[str] = (),
+    **options: Any,
+) -> Run:
+    """Fine-tune in FP32, calibrate, and fine-tune with quantizers (QAT).
+
+    Args:
+        config: all options of the run, in place of keywords.
+        output_dir: folder of the run; default: a new one in `runs_dir`.
+        resume: run to continue, as it was configured; "newest" for the newest unfinished one.
+        **options: fields of `FinetuneConfig`, `TrainingConfig` and `DataConfig`: task, model_name_or_path, recipe ...
+
+    Returns:
+        the finished run.
+    """
+    with _session(progress):
+        from q8trt.training.execution import execute, unfinished_run
+
+        say, words = on_message or _silent, _words(command, "finetune", options)
+        chosen = take(FinetuneConfig, config, options)
+        check_taken(options, FinetuneConfig)
+        if resume is None:
+            return execute(chosen or from_values(FinetuneConfig, {}), say, words, output_dir, runs_dir)
+        if chosen or output_dir:
+            raise ConfigError("resume continues a run as it was configured; leave the other options out")
+        run = unfinished_run(resume, runs_dir)
+        stored = config_of_run(run, "restore them to go on with this run, or start a new one")
+        return execute(stored, say, words, unfinished=run)
+
+
+def calibrate(
+    model_name_or_path: _Path | None = None,
+    *,
+    config: CalibrationConfig | None = None,
+    data: DataConfig | None = None,
+    output_dir: _Path | None = None,
+    runs_dir: _Path = RUNS_DIR,
+    progress: bool | Display = False,
+    on_message: _Messages | None = None,
+    command: Sequence[str] = (),
+    **options: Any,
+) -> Run:
+    """Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ).
+
+    Args:
+        model_name_or_path: the checkpoint; default: the newest run's, with its data.
+        config: all options of the calibration, in place of keywords.
+        data: the rows to calibrate and score on, in place of keywords.
+        output_dir: folder of the new run; default: one in `runs_dir`.
+        **options: fields of `CalibrationConfig` and `DataConfig`: recipe, calibration_samples, task, data_dir ...
+
+    Returns:
+        the new run, with the stages fp32 and ptq.
+    """
+    with _session(progress):
+        from q8trt.training.execution import calibration_of, execute
+
+        say, words = on_message or _silent, _words(command, "calibrate", options)
+        calibration, rows = take(CalibrationConfig, config, options), take(DataConfig, data, options)
+        check_taken(options, CalibrationConfig, DataConfig)
+        model = os.fspath(model_name_or_path) if model_name_or_path else None
+        chosen = calibration_of(model, calibration or CalibrationConfig(), rows, runs_dir, "linear", say)
+        return execute(chosen, say, words, output_dir, runs_dir, prefix="ptq-")
+
+
+def sensitivity(
+    model_name_or_path: _Path | None = None,
+    *,
+    config: SensitivityConfig | None = None,
+    calibration: CalibrationConfig | None = None,
+    data: DataConfig | None = None,
+    output_dir: _Path | None = None,
+    runs_dir: _Path = RUNS_DIR,
+    progress: bool | Display = False,
+    on_message: _Messages | None = None,
+    command: Sequence[str] = (),
+    **options: Any,
+) -> Analysis:
+    """Score what quantizing each site, and each layer, of a fine-tuned FP32 checkpoint alone costs.
+
+    Scores of an interrupted call are taken over by the next one. With `max_drop` and `write_recipe`, the most harmful sites
+    are left in float and the recipe is written.
+
+    Args:
+        model_name_or_path: the checkpoint; default: the newest run's, with its data.
+        config: the options of the analysis, in place of keywords.
+        calibration: the options of the calibration, in place of keywords; the default recipe is `full`.
+        data: the rows, in place of keywords.
+        output_dir: folder of sensitivity.json and sensitivity.png; default: the checkpoint's run.
+        **options: fields of `SensitivityConfig`, `CalibrationConfig` and `DataConfig`.
+
+    Returns:
+        the costs, the files that hold them and the placement that keeps the bound.
+    """
+    with _session(progress):
+        import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
+
+        from q8trt.evaluation.sensitivity.analysis import analyze
+        from q8trt.training.execution import calibration_of
+
+        say, words = on_message or _silent, _words(command, "sensitivity", options)
+        bound = take(SensitivityConfig, config, options) or SensitivityConfig()
+        how, rows = take(CalibrationConfig, calibration, options), take(DataConfig, data, options)
+        check_taken(options, SensitivityConfig, CalibrationConfig, DataConfig)
+        model = os.fspath(model_name_or_path) if model_name_or_path else None
+        chosen = calibration_of(model, how or CalibrationConfig(), rows, runs_dir, "full", say)
+        return analyze(chosen, bound, output_dir, runs_dir, words, say)
+
+
+def build_engine(
+    run: Run | _Path | None = None,
+    precision: Precision | str = Precision.INT8,
+    *,
+    stage: str | None = None,
+    build: BuildConfig | None = None,
+    output_dir: _Path | None = None,
+    overwrite: bool = False,
+    verify_deterministic: bool = False,
+    runs_dir: _Path = RUNS_DIR,
+    progress: bool | Display = False,
+    **options: Any,
+) -> Path:
+    """Export a run's checkpoint to ONNX with Q/DQ and build its TensorRT engine.
+
+    Args:
+        run: the run, its folder, its name in `runs_dir`, or a checkpoint folder in it; default: the newest run.
+        precision: "fp32", "fp16", "int8" or "int8+fp16".
+        stage: checkpoint of the run: "fp32", "ptq" or "int8"; default: the best that fits.
+        build: the options of the builder, in place of keywords.
+        output_dir: the engine folder; default: `engine`, or `engine-<stage and precision>`, in the run.
+        overwrite: replace an engine that is in `output_dir`; the default folder is replaced without this.
+        verify_deterministic: build twice, and note in the manifest whether the plans are the same.
+        **options: fields of `ShapeOptions`, `ExportOptions` and `BuildConfig`: buckets, fuse_qkv, backend, sm ...
+
+    Returns:
+        the engine folder.
+    """
+    with _session(progress):
+        from q8trt.deployment.engine_folder import build_engine, find_source
+
+        precision = Precision.parse(precision)
+        shapes, export = take(ShapeOptions, None, options), take(ExportOptions, None, options)
+        config = take(BuildConfig, build, options) or BuildConfig()
+        check_taken(options, ShapeOptions, ExportOptions, BuildConfig)
+        source = find_source(precision, _run_path(run, runs_dir), os.fspath(runs_dir), stage)
+        length = source.config.data.max_seq_length
+        if shapes or build is None:
+            shapes = shapes or ShapeOptions()
+            config = replace(config, profiles=shapes.profiles(length))
+        longest = largest(config.profiles)[1]
+        if longest < length:
+            _log.warning(
+                "the plan takes %d tokens at most; the model was trained with %d: longer rows are cut", longest, length
+            )
+        with phases(f"Building {precision}") as on_progress:
+            return build_engine(
+                source, precision, config, output_dir, on_progress, verify_deterministic, export, overwrite
+            )[0]
+
+
+def _run_path(run: Run | _Path | None, runs_dir: _Path) -> str | None:
+    """Return the path of a run, of its name, or of a checkpoint."""
+    if run is None:
+        return None
+    path = Path(os.fspath(run))
+    return str(path if path.exists() or not (named := Path(runs_dir) / path).is_dir() else named)
+
+
+def benchmark(
+    *engines: EngineFolder | _Path,
+    config: BenchmarkConfig | None = None,
+    data: DataConfig | None = None,
+    output_dir: _Path | None = None,
+    name: str = "benchmark",
+    runs_dir: _Path = RUNS_DIR,
+    progress: bool | Display = False,
+    command: Sequence[str] = (),
+    **options: Any,
+) -> Report:
+    """Score engines on the development set and time them side by side.
+
+    Args:
+        *engines: engine folders; without any, those of the run whose engine is the newest.
+        config: the options of the benchmark, in place of keywords.
+        data: the rows to score on, in place of keywords; default: the run's.
+        output_dir: folder of the report's JSON, Markdown and HTML files; None writes none.
+        name: stem of these files.
+        **options: fields of `BenchmarkConfig` and `DataConfig`: backend, shapes, accuracy, task, data_dir ...
+
+    Returns:
+        the report: `rows`, `to_markdown()`, `to_html()`.
+    """
+    with _session(progress):
+        from q8trt.evaluation.benchmark import benchmark_engines
+        from q8trt.evaluation.data import data_config
+        from q8trt.hardware.provenance import provenance
+        from q8trt.reporting.benchmark_json import check_files, write_report
+
+        origin = provenance(_words(command, "benchmark", options))
+        chosen = take(BenchmarkConfig, config, options) or BenchmarkConfig()
+        rows = take(DataConfig, data, options)
+        check_taken(options, BenchmarkConfig, DataConfig)
+        folders = _engines(engines, runs_dir)
+        if output_dir is not None:
+            check_files(Path(output_dir) / name)
+        report = benchmark_engines(folders, data_config(folders, rows) if chosen.accuracy else None, chosen, origin)
+        if output_dir is not None:
+            check_files(Path(output_dir) / name)
+            write_report(output_dir, report, name)
+        return report
+
+
+def _engines(engines: Sequence[EngineFolder | _Path], runs_dir: _Path) -> list[EngineFolder]:
+    """Return engine folders with their manifests; those that were read already as they are."""
+    from q8trt.engine.folder import EngineFolder, find_engines
+
+    if not engines:
+        return find_engines((), os.fspath(runs_dir))
+    return [each if isinstance(each, EngineFolder) else find_engines([os.fspath(each)], "")[0] for each in engines]
+
+
+def parity(
+    *engines: EngineFolder | _Path,
+    config: ParityConfig | None = None,
+    data: DataConfig | None = None,
+    runs_dir: _Path = RUNS_DIR,
+    progress: bool | Display = False,
+    **options: Any,
+) -> list[EngineParity]:
+    """Compare the stages from the FP32 model to each engine, and name the first layer where two of them part.
+
+    Args:
+        *engines: engine folders; without any, those of the run whose engine is the newest.
+        config: the options of the comparison, in place of keywords.
+        data: the rows, in place of keywords; default: the run's.
+        **options: fields of `ParityConfig` and `DataConfig`: samples, tolerance, task, data_dir ...
+
+    Returns:
+        one result for each engine; `agrees` says whether its stages agree.
+    """
+    with _session(progress):
+        from q8trt.evaluation.data import data_config
+        from q8trt.evaluation.parity import check_parity
+
+        chosen, rows = take(ParityConfig, config, options) or ParityConfig(), take(DataConfig, data, options)
+        check_taken(options, ParityConfig, DataConfig)
+        folders = _engines(engines, runs_dir)
+        rows = data_config(folders, rows)
+        return [check_parity(each, rows, chosen) for each in folders]
+
+
+def predict(
+    engine: Engine | _Path,
+    input: _Path,
+    output: _Path,
+    *,
+    device: str | None = None,
+    batch_size: int = 32,
+    buckets: Sequence[int] | None = None,
+    on_progress: Callable[[JobProgress], None] | None = None,
+    **options: Any,
+) -> Summary:
+    """Score every row of a file; a job that was interrupted continues.
+
+    Args:
+        engine: an engine folder, or an open `Engine`.
+        input: the file: .csv, .tsv, .jsonl or .txt.
+        output: the file of the same rows with their answers.
+        device: "cuda" or "cpu", for a folder; default: the GPU if there is one.
+        batch_size: most rows in a batch, for a folder.
+        buckets: lengths that batches are padded to, for a folder.
+        on_progress: function that is called after each chunk.
+        **options: fields of `ScoringConfig`: text_columns, overwrite ...
+
+    Returns:
+        the number of rows scored and rejected, and the files.
+    """
+    with _session(False), contextlib.ExitStack() as stack:
+        from q8trt.inference import Engine
+        from q8trt.inference.files import ScoringConfig, score_file
+
+        config = take(ScoringConfig, None, options := {**options, "input": Path(input), "output": Path(output)})
+        check_taken(options, ScoringConfig)
+        assert config is not None
+        if not isinstance(engine, Engine):
+            engine = stack.enter_context(Engine.load(engine, device, buckets=buckets, batch_size=batch_size))
+        return score_file(engine, config, on_progress)
+
+
+def lint(path: _Path, max_shapes: Shape | str | None = None) -> LintReport:
+    """Forecast, from a file alone, what TensorRT does with an ONNX graph.
+
+    Args:
+        path: an ONNX file or an engine folder.
+        max_shapes: largest (batch, sequence) of the profile; default: an engine folder's own.
+
+    Returns:
+        the report: `findings`, `forecast`, `blocks`.
+    """
+    with _session(False):
+        from q8trt.engine.manifest import ONNX_FILE, load_manifest
+        from q8trt.lint import LintConfig, lint
+
+        path = Path(path)
+        if isinstance(max_shapes, str):
+            max_shapes = parse_shapes(max_shapes)
+        if path.is_dir():
+            max_shapes = max_shapes or load_manifest(path, verify=False).largest_shape
+            path /= ONNX_FILE
+        return lint(path, LintConfig(max_shapes=max_shapes))

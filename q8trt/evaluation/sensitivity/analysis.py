@@ -1,0 +1,112 @@
+"""A sensitivity analysis from its options to its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from q8trt.evaluation.config import SensitivityConfig
+from q8trt.evaluation.sensitivity.report import PLOT_FILE, write_result
+from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sensitivity, measure
+from q8trt.evaluation.sensitivity.search import Placement, meet, recipe_text
+from q8trt.files import check_report, writable_file, write_text
+from q8trt.hardware.provenance import provenance
+from q8trt.models.checkpoints import load_finetuned, short_name
+from q8trt.runs.config import FinetuneConfig, config_of_run
+from q8trt.runs.fresh import sole_writer
+from q8trt.runs.run import RUN_FILE, Run, open_run
+from q8trt.training.execution import recipe_lines
+from q8trt.training.finetuning import load_inputs, quantize
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A sensitivity analysis.
+
+    Attributes:
+        costs: what quantizing each site, and each layer, alone costs.
+        files: sensitivity.json and sensitivity.png.
+        placement: the sites that stay in float to keep `max_drop`; None without that bound.
+        config: the configuration of the model that was quantized.
+    """
+
+    costs: Sensitivity
+    files: tuple[Path, Path]
+    placement: Placement | None
+    config: FinetuneConfig
+
+
+def analyze(
+    config: FinetuneConfig,
+    bound: SensitivityConfig,
+    output_dir: str | Path | None,
+    runs_dir: str | Path,
+    command: Sequence[str],
+    say: Callable[[str], object],
+) -> Analysis:
+    """Score the sites and, with a bound, write the recipe that keeps it.
+
+    Args:
+        config: checkpoint, rows and recipe.
+        bound: options of the analysis.
+        output_dir: folder of the files; None for the run of the checkpoint.
+        runs_dir: folder of the files of a checkpoint that is in no run.
+        command: words of the command line, for the record.
+        say: function that takes the lines on the recipe.
+    """
+    if bound.write_recipe:
+        writable_file(bound.write_recipe, "--write_recipe", overwrite=bound.overwrite)
+    inputs = load_inputs(config)
+    say("\n".join(recipe_lines(config)))
+    folder = _folder(config, output_dir, runs_dir)
+    _check_files(folder)  # before the lock, which makes folders, and once more when nobody else writes
+    with sole_writer(folder):
+        _check_files(folder)
+        model = load_finetuned(str(config.from_fp32), config.data.resolved_task, config.allow_pickle)
+        quantized, _ = quantize(model, config, inputs)
+        costs = measure(model, quantized, config, inputs, folder, bound.samples)
+        name = _model_name(config)
+        more: dict[str, Any] = {"provenance": provenance(command)}
+        paths = write_result(folder, costs, name, more)
+        if bound.max_drop is None or bound.write_recipe is None:
+            return Analysis(costs, paths, None, config)
+        placement = meet(model, quantized, config, inputs, costs, bound.max_drop)
+        recipe = writable_file(bound.write_recipe, "--write_recipe", overwrite=bound.overwrite)
+        write_text(recipe, recipe_text(placement.recipe))
+        write_result(folder, costs, name, {**more, "max_drop": placement.to_dict(bound.max_drop)})
+        return Analysis(costs, paths, placement, config)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ConfigError where the results would replace what this command did not write."""
+    option, keys = "--output_dir", ("fingerprint", "scores")
+    check_report(folder / RESULT_FILE, [folder / PLOT_FILE], keys=keys, option=option)
+    check_report(folder / PARTIAL_FILE, keys=keys, option=option)
+
+
+def _run_of(config: FinetuneConfig) -> Run | None:
+    """Return the run of the FP32 checkpoint, or None."""
+    folder = Path(str(config.from_fp32)).parent
+    return open_run(folder) if (folder / RUN_FILE).is_file() else None
+
+
+def _model_name(config: FinetuneConfig) -> str:
+    """Return a word for the model: in a run, the model that the run began with, because the folder's name is "fp32"."""
+    run = _run_of(config)
+    return short_name(config_of_run(run).model_name_or_path if run else str(config.from_fp32))
+
+
+def _folder(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> Path:
+    """Return the folder of the results: the checkpoint's run; for a checkpoint that is in no run, a folder of its own.
+
+    The folder's name holds no time, so that the same command finds the scores of one that was stopped.
+    """
+    if output_dir:
+        return Path(output_dir)
+    run = _run_of(config)
+    if run:
+        return Path(run.path)
+    task = "sample" if config.data.sample else config.data.resolved_task.name
+    return Path(runs_dir) / f"sensitivity-{task}-{_model_name(config)}".casefold()

@@ -1,0 +1,164 @@
+"""Runs from their options to their end: new ones, unfinished ones, and those that only calibrate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from q8trt.console.options import from_values
+from q8trt.console.progress import is_main_process
+from q8trt.errors import ConfigError
+from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run, last_stage
+from q8trt.runs.fresh import fresh_run, sole_writer
+from q8trt.runs.run import Run, check_new_run, make_a_run, open_run, run_name
+from q8trt.runs.search import newest_run, sound_runs
+from q8trt.tasks.data import DataConfig
+from q8trt.training.finetuning import Finetuning, load_inputs
+
+
+def unfinished_run(run: Run | str | Path, runs_dir: str | Path) -> Run:
+    """Return the run; for "newest" the newest that is not finished."""
+    if run != "newest":
+        return run if isinstance(run, Run) else open_run(run)
+    for each in sound_runs(os.fspath(runs_dir)):
+        if each.stage(last_stage(config_of_run(each))) is None:
+            return each
+    raise ConfigError(f"no unfinished run under {runs_dir}/; start one: {make_a_run(os.fspath(runs_dir))}")
+
+
+def calibration_of(
+    model: str | None,
+    calibration: CalibrationConfig,
+    rows: DataConfig | None,
+    runs_dir: str | Path,
+    recipe_name: str,
+    say: Callable[[str], object],
+) -> FinetuneConfig:
+    """Return the configuration that calibrates a checkpoint, by default the newest run's, and does not train.
+
+    Args:
+        model: the checkpoint; None for the newest run's.
+        calibration: its options.
+        rows: the rows to calibrate and score on; None for those of the newest run.
+        runs_dir: folder of runs.
+        recipe_name: the recipe where `calibration` has none.
+        say: function that takes the notes on an imported checkpoint.
+
+    Raises:
+        ConfigError: no run to calibrate.
+    """
+    recipe = calibration.recipe or load_recipe(recipe_name)
+    if model:
+        rows = rows or from_values(DataConfig, {})
+        if calibration.from_pytorch_quantization:
+            recipe, notes = _imported_recipe(model, rows, calibration)
+            say("\n".join(notes))
+        return FinetuneConfig(rows, model_name_or_path=model, from_fp32=model, **calibration.apply(recipe))
+    newest = newest_run(os.fspath(runs_dir), ("fp32",))
+    of_run = config_of_run(newest, "give --task and the options of other data to calibrate on those")
+    changes: dict[str, Any] = {"data": rows or of_run.data, "from_fp32": str(newest.checkpoint("fp32"))}
+    return replace(of_run, **changes, **calibration.apply(recipe))
+
+
+def _imported_recipe(
+    model_name: str, data: DataConfig, calibration: CalibrationConfig
+) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe of a pytorch-quantization checkpoint, and notes on it."""
+    from q8trt.models.checkpoints import load_finetuned
+    from q8trt.quantization.libraries import library
+    from q8trt.quantization.migration import import_checkpoint
+
+    path = str(calibration.from_pytorch_quantization)
+    _, recipe, notes = import_checkpoint(
+        path,
+        load_finetuned(model_name, data.resolved_task, calibration.allow_pickle),
+        name=Path(path).stem,
+        library=library(calibration.quantizer),
+        allow_pickle=calibration.allow_pickle,
+    )
+    return recipe, tuple(notes)
+
+
+def recipe_lines(config: Any) -> list[str]:
+    """Return lines on the sites of the model that the recipe quantizes, and on those that it does not; reads no weight.
+
+    Raises:
+        CheckpointError: the model is not found, or not of the BERT family.
+        ConfigError: the recipe names a layer that the model does not have.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from q8trt.models.checkpoints import load_config
+    from q8trt.quantization.sites import encoder_sites
+    from q8trt.quantization.summary import summary_lines
+
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            load_config(config.from_fp32 or config.model_name_or_path), trust_remote_code=False
+        )
+    config.recipe.check_layers(encoder_sites(model))
+    return summary_lines(model, config.recipe)
+
+
+def execute(
+    config: FinetuneConfig,
+    say: Callable[[str], object],
+    command: Sequence[str],
+    output_dir: str | Path | None = None,
+    runs_dir: str | Path = "",
+    prefix: str = "",
+    unfinished: Run | None = None,
+) -> Run:
+    """Do the stages of a run that are left. A new run is made once its rows are read and its recipe fits the model.
+
+    Args:
+        config: of the run.
+        say: function that takes each line that says what is done.
+        command: words of the command line, for the record of a new run.
+        output_dir: folder of a new run; None for one in `runs_dir`.
+        runs_dir: folder of runs.
+        prefix: begins the name of a new run.
+        unfinished: the run to continue; None for a new one.
+    """
+    config.training.check_machine()
+    with contextlib.ExitStack() as stack:
+        if unfinished:
+            stack.enter_context(sole_writer(unfinished.path))
+        elif output_dir and is_main_process():
+            check_new_run(output_dir)
+        inputs = load_inputs(config)
+        lines = recipe_lines(config) if config.precision.is_quantized else []
+        run = unfinished
+        if run is None:
+            folder = output_dir or _new_folder(config, runs_dir, prefix)
+            run = stack.enter_context(fresh_run(folder, command, config, inputs.data))
+        for line in (f"run: {run.path}", *lines):
+            say(line)
+        if config.data.sample:
+            say("data: the project's built-in sample of sentence pairs, not GLUE")
+        if config.data.has_files and inputs.data.text_columns:
+            say(inputs.data.columns_line())
+        Finetuning(config, run, inputs, resume=unfinished is not None).execute()
+    return run
+
+
+def _new_folder(config: FinetuneConfig, runs_dir: str | Path, prefix: str) -> str:
+    """Return the folder of a new run. Under torchrun all take the first process's: names hold the time, and clocks differ."""
+    from q8trt.models.checkpoints import short_name
+
+    kind = "sample" if config.data.sample else config.data.resolved_task.name
+    path = str(Path(runs_dir) / run_name(prefix + kind, short_name(config.from_fp32 or config.model_name_or_path)))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return path
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=config.training.use_cpu or not torch.cuda.is_available())
+    return str(broadcast_object_list([path])[0])
