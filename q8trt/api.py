@@ -20,7 +20,6 @@ Raises, in all of them:
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +32,7 @@ from q8trt.console.options import from_values
 from q8trt.console.progress import Display, phases, shown_by
 from q8trt.console.quiet import quiet_libraries
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.shapes import Shape, ShapeOptions, largest, parse_shapes
+from q8trt.engine.shapes import Shape, ShapeOptions, parse_shapes
 from q8trt.errors import ConfigError, MissingPackageError
 from q8trt.evaluation.config import BenchmarkConfig, ParityConfig, SensitivityConfig
 from q8trt.export.options import ExportOptions
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
     from q8trt.reporting import Report
     from q8trt.reporting.parity_table import EngineParity
 
-_log = logging.getLogger(__name__)
 _Path = str | Path
 _Messages = Callable[[str], object]
 
@@ -201,6 +199,8 @@ def build_engine(
     *,
     stage: str | None = None,
     build: BuildConfig | None = None,
+    shapes: ShapeOptions | None = None,
+    export: ExportOptions | None = None,
     output_dir: _Path | None = None,
     overwrite: bool = False,
     verify_deterministic: bool = False,
@@ -215,6 +215,8 @@ def build_engine(
         precision: "fp32", "fp16", "int8" or "int8+fp16".
         stage: checkpoint of the run: "fp32", "ptq" or "int8"; default: the best that fits.
         build: the options of the builder, in place of keywords.
+        shapes: the options of the profiles, in place of keywords.
+        export: the options of the export, in place of keywords.
         output_dir: the engine folder; default: `engine`, or `engine-<stage and precision>`, in the run.
         overwrite: replace an engine that is in `output_dir`; the default folder is replaced without this.
         verify_deterministic: build twice, and note in the manifest whether the plans are the same.
@@ -224,22 +226,16 @@ def build_engine(
         the engine folder.
     """
     with _session(progress):
-        from q8trt.deployment.engine_folder import build_engine, find_source
+        from q8trt.deployment.engine_folder import build_engine
+        from q8trt.deployment.source import find_source
 
         precision = Precision.parse(precision)
-        shapes, export = take(ShapeOptions, None, options), take(ExportOptions, None, options)
+        shapes, export = take(ShapeOptions, shapes, options), take(ExportOptions, export, options)
         config = take(BuildConfig, build, options) or BuildConfig()
         check_taken(options, ShapeOptions, ExportOptions, BuildConfig)
         source = find_source(precision, _run_path(run, runs_dir), os.fspath(runs_dir), stage)
-        length = source.config.data.max_seq_length
         if shapes or build is None:
-            shapes = shapes or ShapeOptions()
-            config = replace(config, profiles=shapes.profiles(length))
-        longest = largest(config.profiles)[1]
-        if longest < length:
-            _log.warning(
-                "the plan takes %d tokens at most; the model was trained with %d: longer rows are cut", longest, length
-            )
+            config = replace(config, profiles=(shapes or ShapeOptions()).profiles(source.config.data.max_seq_length))
         with phases(f"Building {precision}") as on_progress:
             return build_engine(
                 source, precision, config, output_dir, on_progress, verify_deterministic, export, overwrite

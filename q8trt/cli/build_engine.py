@@ -7,7 +7,7 @@ example: python build_engine.py --int8
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,21 +80,21 @@ def parser() -> Parser:
     return Parser(Options, "build_engine.py", __doc__)
 
 
-def _build(source: Source, precision: Precision, config: BuildConfig, options: Options, output_dir: str | None) -> Path:
+def _build(source: Source, precision: Precision, options: Options, output_dir: str | None) -> Path:
     """Build an engine and print what it holds; returns its folder."""
-    from q8trt.console.progress import is_main_process, phases
-    from q8trt.deployment.engine_folder import build_engine
-    from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
+    from q8trt import api
+    from q8trt.console.progress import is_main_process
+    from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, load_manifest
     from q8trt.reporting.engine_table import engine_table
     from q8trt.reporting.terminal import print_table
 
     exporter = options.export.exporter
     say(f"exporting {precision} with the {exporter} exporter, then building: about a minute for a small model")
-    with phases(f"Building {precision}") as on_progress:
-        folder, manifest = build_engine(
-            source, precision, config, output_dir, on_progress, options.verify_deterministic, options.export,
-            options.overwrite,
-        )  # fmt: skip
+    folder = api.build_engine(
+        source.run, precision, stage=source.stage, build=options.build, shapes=options.shapes, export=options.export,
+        output_dir=output_dir, overwrite=options.overwrite, verify_deterministic=options.verify_deterministic, progress=True,
+    )  # fmt: skip
+    manifest = load_manifest(folder, verify=False)
     sizes = {name: manifest.files[name].bytes / 2**20 for name in (ONNX_FILE, PLAN_FILE)}
     built, record = manifest.backend, manifest.record
     target = (
@@ -135,7 +135,7 @@ def run(argv: list[str]) -> int:
 
     source = find_source(precision, options.checkpoint, options.runs_dir, options.stage)
     length = source.config.data.max_seq_length
-    config = replace(options.build, profiles=options.shapes.profiles(length))
+    options.shapes.profiles(length)  # what makes no profile is refused before a checkpoint is read
     if options.shapes.buckets and options.shapes.buckets[-1] < length:
         warn(
             f"the plan takes {options.shapes.buckets[-1]} tokens at most; the model was trained with {length}: longer rows "
@@ -143,13 +143,13 @@ def run(argv: list[str]) -> int:
         )
     check_output(source, precision, options.output_dir, options.overwrite)
     say(f"checkpoint: {source.checkpoint}")
-    engines = [_build(source, precision, config, options, options.output_dir)]
+    engines = [_build(source, precision, options, options.output_dir)]
     baseline = source.run.path / "engine-fp32"
     wants_baseline = precision.is_quantized and options.baseline and options.output_dir is None
     if wants_baseline and source.run.checkpoint("fp32") and not baseline.exists():
         say("the run's FP32 engine, to compare with:")
         fp32 = find_source(Precision.FP32, str(source.run.path), options.runs_dir)
-        _build(fp32, Precision.FP32, config, options, None)
+        _build(fp32, Precision.FP32, options, None)
     if baseline.is_dir() and baseline not in engines:
         engines.insert(0, baseline)
     say(f"next: {_next(engines, source)}")

@@ -48,14 +48,13 @@ def run(argv: list[str]) -> int:
     options: Options = parser().read(argv)
     import json
 
+    from q8trt import api
     from q8trt.files import check_report, write_json
-    from q8trt.lint import LintConfig, lint
     from q8trt.reporting.lint_report import print_report
 
     if options.output:
         check_report(Path(options.output), keys=("findings", "forecast"), option="--output")
-    path, shapes = _model(Path(options.path))
-    report = lint(path, LintConfig(max_shapes=options.max_shapes or shapes))
+    report = api.lint(options.path, options.max_shapes)
     if options.output:
         write_json(options.output, report.to_dict())
     if options.json:
@@ -63,12 +62,3 @@ def run(argv: list[str]) -> int:
     else:
         print_report(report, table_console())
     return 1 if report.reaches(options.level) else 0
-
-
-def _model(path: Path) -> tuple[Path, Shape | None]:
-    """Return the ONNX file of an engine folder and the largest shape of its profile; a file as it is, with none."""
-    from q8trt.engine.manifest import ONNX_FILE, load_manifest
-
-    if not path.is_dir():
-        return path, None
-    return path / ONNX_FILE, load_manifest(path, verify=False).largest_shape

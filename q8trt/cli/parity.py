@@ -41,8 +41,9 @@ def parser() -> Parser:
 def run(argv: list[str]) -> int:
     """Run the command; returns 0 when all stages agree, 1 when two of them part."""
     options: Options = parser().read(argv)
+    from q8trt import api
     from q8trt.evaluation.data import data_config
-    from q8trt.evaluation.parity import check_parity, engines_of
+    from q8trt.evaluation.parity import engines_of
     from q8trt.files import check_report, write_json
     from q8trt.hardware.provenance import provenance
     from q8trt.reporting.parity import parity_dict, print_parity
@@ -53,7 +54,7 @@ def run(argv: list[str]) -> int:
     data, origin = data_config(engines, options.data), provenance(["q8trt", "parity", *argv])
     results = []
     for engine in engines:
-        results.append(check_parity(engine, data, options.config))
+        results.append(api.parity(engine, config=options.config, data=data, progress=True)[0])
         print_parity(results[-1], table_console())
         say()
     write_json(path, parity_dict(results, origin))

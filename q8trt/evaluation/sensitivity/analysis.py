@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.evaluation.config import SensitivityConfig
-from q8trt.evaluation.sensitivity.report import PLOT_FILE, write_result
+from q8trt.evaluation.sensitivity.result import PLOT_FILE, write_result
 from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sensitivity, measure
 from q8trt.evaluation.sensitivity.search import Placement, meet, recipe_text
 from q8trt.files import check_report, writable_file, write_text
