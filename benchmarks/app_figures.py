@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+import q8trt
 from q8trt import Answer, Engine, files
 from q8trt.hardware.provenance import provenance
 from q8trt.models import checkpoints
@@ -196,16 +197,7 @@ def built(options: argparse.Namespace, run: Run, folder: str) -> Path:
     """The engine folder: the one given, the run's, or a new one in `folder`."""
     if options.engine or (run.path / "engine").is_dir():
         return Path(options.engine or run.path / "engine")
-    from q8trt.deployment.engine_folder import build_engine
-    from q8trt.deployment.source import find_source
-    from q8trt.engine.backend import find_backend
-    from q8trt.engine.config import BuildConfig
-    from q8trt.engine.shapes import ShapeOptions
-    from q8trt.quantization.precision import Precision
-
-    source = find_source(Precision.INT8, str(run.path), "")
-    config = BuildConfig(find_backend().name, ShapeOptions().profiles(source.config.data.max_seq_length))
-    return build_engine(source, Precision.INT8, config, Path(folder) / "engine")[0]
+    return q8trt.build_engine(run, output_dir=Path(folder) / "engine")
 
 
 def main() -> None:

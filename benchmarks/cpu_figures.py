@@ -3,8 +3,8 @@
     python build_engine.py --int8 --checkpoint RUN
     python benchmarks/cpu_figures.py RUN --name cpu-minilm-full
 
-RUN is a finished run with engines. They are run by ONNX Runtime on the CPU, interleaved, by `benchmark.py` with the options that
-`benchmark` of the result records: latency at `--batch_sizes` x `--seq_lengths`, score and throughput on the development set.
+RUN is a finished run with engines. ONNX Runtime runs them on the CPU, interleaved, with the options that `benchmark` of the
+result records: latency at `--batch_sizes` x `--seq_lengths`, score and throughput on the development set.
 Start-up is the wall time of a whole process, the median of `--starts`, taken in turn with a bare interpreter's. ONNX Runtime
 takes a thread for each core: take them on an idle machine. Writes NAME.json, NAME.md and NAME.html into `--output_dir`.
 """
@@ -15,16 +15,20 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import q8trt
 from q8trt import files
-from q8trt.cli.main import run_command
 from q8trt.engine.manifest import MANIFEST_FILE
 from q8trt.hardware.provenance import provenance
+from q8trt.reporting import report_dict
 from q8trt.runs.run import open_run
+from q8trt.runtime.timing.config import grid, parse_sizes
+from q8trt.tasks.data import DataConfig
 
 ROOT = Path(__file__).parents[1]
 #: What is started -> arguments of the interpreter.
@@ -70,11 +74,13 @@ def main() -> int:
     parser.add_argument("run", help="a finished run with engines")
     parser.add_argument("--name", default="cpu-figures", help="stem of the files")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--batch_sizes", default="1,8,16")
-    parser.add_argument("--seq_lengths", default="32,128")
-    parser.add_argument("--iterations", default="30")
-    parser.add_argument("--max_seconds", default="40", help="a shape, and the development set with buckets and without")
-    parser.add_argument("--max_eval_samples", help="development rows (default: all)")
+    parser.add_argument("--batch_sizes", type=partial(parse_sizes, "--batch_sizes"), default="1,8,16")
+    parser.add_argument("--seq_lengths", type=partial(parse_sizes, "--seq_lengths"), default="32,128")
+    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument(
+        "--max_seconds", type=float, default=40.0, help="a shape, and the development set with buckets and without"
+    )
+    parser.add_argument("--max_eval_samples", type=int, help="development rows (default: all)")
     parser.add_argument("--starts", type=int, default=7)
     options = parser.parse_args()
     run = open_run(options.run)
@@ -83,23 +89,15 @@ def main() -> int:
         parser.error(f"{run.path} has not two engines; python build_engine.py --int8 --checkpoint {run.path}")
     started = time.perf_counter()
     result: dict[str, Any] = {"startup": start_seconds(options.starts)}
-    argv = [argument for path in engines for argument in ("--engine", str(path))]
-    argv += ["--backend", "onnxruntime", "--batch_sizes", options.batch_sizes, "--seq_lengths", options.seq_lengths]
-    argv += ["--iterations", options.iterations, "--max_seconds", options.max_seconds]
+    data = DataConfig(**run.record.config["data"])
     if options.max_eval_samples:
-        data = run.record.config["data"]
-        argv += ["--task", data["task"], "--max_eval_samples", options.max_eval_samples]
-        argv += ["--data_dir", data["data_dir"]] if data["data_dir"] else []
-    with tempfile.TemporaryDirectory() as folder:
-        code = run_command("benchmark", [*argv, "--output_dir", folder, "--name", options.name])
-        if code:
-            return code
-        report = files.read_json(Path(folder) / f"{options.name}.json")
-        for ending in (".md", ".html"):
-            files.write_text(
-                options.output_dir / f"{options.name}{ending}",
-                (Path(folder) / f"{options.name}{ending}").read_text("utf-8"),
-            )
+        data = replace(data, max_eval_samples=options.max_eval_samples)
+    measured = q8trt.benchmark(
+        *engines, data=data, backend="onnxruntime", shapes=grid(options.batch_sizes, options.seq_lengths),
+        iterations=options.iterations, max_seconds=options.max_seconds, output_dir=options.output_dir, name=options.name,
+        progress=True,
+    )  # fmt: skip
+    report = report_dict(measured)
     result |= {"rows": summary(report), "benchmark": report, "took_seconds": round(time.perf_counter() - started, 1)}
     path = options.output_dir / f"{options.name}.json"
     files.write_json(path, {**result, "provenance": provenance(sys.argv)})

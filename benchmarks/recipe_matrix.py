@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ SEEDS = (42, 43, 44)
 RECIPES = ("linear", "attention", "full", "q8bert")
 LOW_BITS = ("weights-4bit", "embeddings-2bit")
 #: What a small model wants; see experiments.md.
-FP32 = ("--model_name_or_path", "minilm", "--precision", "fp32", "--learning_rate", "1e-4", "--dropout", "0")
+FP32 = {"model_name_or_path": "minilm", "precision": "fp32", "learning_rate": 1e-4, "dropout": 0.0}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of finetune.py.
+    """One run of `q8trt.finetune`.
 
     Attributes:
         name: of its folder, "sts-b-full-qat-42".
-        options: of finetune.py, without data, seed and folder.
+        options: of `q8trt.finetune`, without data, seed and folder.
         task: of GLUE.
         seed: of everything.
         needs: the cell whose FP32 checkpoint it starts from.
@@ -44,7 +44,7 @@ class Cell:
     """
 
     name: str
-    options: tuple[str, ...]
+    options: dict[str, Any] = field(hash=False)
     task: str
     seed: int
     needs: str | None
@@ -55,12 +55,12 @@ def cells() -> list[Cell]:
     """All cells, what others wait for first."""
     tasks = {"STS-B": "sts-b", "MRPC": "mrpc", "RTE": "rte"}
     found = [Cell(f"{tasks[task]}-fp32-{seed}", FP32, task, seed, None, ("fp32",)) for task in tasks for seed in SEEDS]
-    longer = (*FP32, "--num_train_epochs", "4")
+    longer = {**FP32, "num_train_epochs": 4}
     found += [Cell(f"sts-b-fp32-4-epochs-{seed}", longer, "STS-B", seed, None, ("fp32",)) for seed in SEEDS]
 
     def quantized(task: str, recipe: str, seed: int, taught: bool) -> Cell:
         path = str(HERE / "recipes" / f"{recipe}.yaml") if recipe in LOW_BITS else recipe
-        options = ("--recipe", path, *(() if taught else ("--no_distillation",)))
+        options = {"recipe": path, "distillation": taught}
         name = f"{tasks[task]}-{recipe}-{'kd' if taught else 'qat'}-{seed}"
         # PTQ is the same with and without a teacher: it is scored once.
         stages = ("ptq", "int8") if taught else ("int8",)
@@ -81,17 +81,18 @@ def compute(cell: Cell, args: argparse.Namespace) -> None:
     os.dup2(descriptor, 2)
     import torch
 
-    from q8trt.cli import finetune
+    import q8trt
+    from q8trt.cli.finetune import parser as finetune_parser
 
     torch.set_num_threads(1)
     folder = args.output_dir / cell.name
     shutil.rmtree(folder, ignore_errors=True)
-    words = ["--data_dir", args.data_dir, "--task", cell.task, *cell.options, "--seed", str(cell.seed), "--no_do_eval"]
-    words += ["--output_dir", str(folder), "--save_steps", "1000000", *args.more]
+    options = {"data_dir": args.data_dir, "task": cell.task, **cell.options, "seed": cell.seed, "do_eval": False}
+    options |= {"save_steps": 1_000_000, **finetune_parser().typed_options(args.more)}
     if cell.needs is not None:
-        words += ["--from_fp32", str(args.output_dir / cell.needs / "fp32")]
+        options["from_fp32"] = args.output_dir / cell.needs / "fp32"
     try:
-        finetune.run(words)
+        q8trt.finetune(**options, output_dir=folder, on_message=print)
         import score_matrix
 
         sys.argv = ["benchmarks/score_matrix.py", "score", str(folder), "--threads", "1"]

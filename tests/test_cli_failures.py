@@ -137,12 +137,12 @@ def test_benchmark_refuses(
 def test_train_dependency_that_is_not_installed(
     refused: Refused, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt.training import finetuning
+    from q8trt.training import execution
 
     def missing(*args: Any) -> None:
         raise ModuleNotFoundError("No module named 'modelopt'", name="modelopt.torch")
 
-    monkeypatch.setattr(finetuning, "load_inputs", missing)
+    monkeypatch.setattr(execution, "load_inputs", missing)
     line = refused("finetune", *options)
     assert line == "finetune: error: modelopt.torch is not installed: pip install nvidia-modelopt"
 

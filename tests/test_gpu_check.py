@@ -296,10 +296,10 @@ def test_results_are_written_after_each_step(calibrated: Path, tmp_path: Path, m
 def test_a_model_that_cannot_be_made_does_not_keep_the_others_from_it(
     calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*arguments: Any) -> Any:
+    def fails(**options: Any) -> Any:
         raise BackendError("the demo failed")
 
-    monkeypatch.setattr("q8trt.cli.finetune.run", fails)
+    monkeypatch.setattr("q8trt.api.finetune", fails)
     monkeypatch.setattr(models.Models, "at_random", lambda self, name: self.of_run(name))
     code = run(["--output_dir", str(tmp_path)], CpuBench(), replace(TINY, models=("minilm", "bert-base")))
     found = results(json.loads((tmp_path / "gpu-check.json").read_text()))
@@ -308,18 +308,17 @@ def test_a_model_that_cannot_be_made_does_not_keep_the_others_from_it(
 
 
 def test_without_a_run_the_demo_makes_one(calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
+    asked: list[dict[str, Any]] = []
 
-    def demo(argv: list[str]) -> int:
-        asked.append(argv)
-        Path(argv[-1]).parent.mkdir(parents=True)
-        Path(argv[-1]).symlink_to(calibrated)
-        return 0
+    def demo(output_dir: str, **options: Any) -> None:
+        asked.append(options)
+        Path(output_dir).parent.mkdir(parents=True)
+        Path(output_dir).symlink_to(calibrated)
 
-    monkeypatch.setattr("q8trt.cli.finetune.run", demo)
+    monkeypatch.setattr("q8trt.api.finetune", demo)
     monkeypatch.chdir(tmp_path)
     run(["--quick"], CpuBench(), replace(TINY, precisions=(Precision.FP32,), shapes=((1, 32),)))
-    assert [argv[:-1] for argv in asked] == [["--demo", "--recipe", "full", "--output_dir"]]
+    assert [(options["sample"], options["recipe"]) for options in asked] == [(True, "full")]
     (written,) = (tmp_path / "benchmarks" / "results").glob("cpu-20??-??-??/gpu-check.json")
     found = results(json.loads(written.read_text()))
     assert "built-in sample, not GLUE" in found["minilm: score FP32"][1]

@@ -21,7 +21,6 @@ from conftest import WITH_TOKEN_TYPES
 from scipy import stats
 from tiny_data import write_mnli, write_sts_b
 
-from q8trt.cli import calibrate
 from q8trt.cli.main import run_command
 from q8trt.errors import DataError, InterruptedRunError, QuantizationError
 from q8trt.evaluation import sensitivity
@@ -42,9 +41,10 @@ from q8trt.models.checkpoints import load_finetuned
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 from q8trt.quantization.recipe import QatSpec, QuantizerSpec, Recipe, load_recipe
 from q8trt.quantization.sites import encoder_sites
-from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.config import CalibrationConfig, FinetuneConfig
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, Features
+from q8trt.training.execution import calibration_of
 from q8trt.training.finetuning import Inputs, load_inputs, quantize, score
 
 #: Every site that there is, pooler and head too.
@@ -594,6 +594,6 @@ def test_what_the_newest_run_was_imported_from_is_not_imported_again(
     record = json.loads(Path("runs/mine/run.json").read_text())
     record["config"]["from_pytorch_quantization"] = "theirs.pth"
     Path("runs/mine/run.json").write_text(json.dumps(record))
-    config = calibrate.read_config(calibrate.parser().read(["--sensitivity"]))
+    config = calibration_of(None, CalibrationConfig(), None, "runs", "full", print)
     assert config.from_pytorch_quantization is None
     assert config.recipe == load_recipe("full")

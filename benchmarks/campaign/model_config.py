@@ -138,20 +138,23 @@ def _take(data: str, folder: Path) -> None:
 
     Importing the library of quantizers and calibrating would take seconds a case, and see no more of these files.
     """
-    from q8trt.cli.calibrate import parser, read_config
     from q8trt.console.names import printable
     from q8trt.errors import CheckpointError, Q8TRTError
     from q8trt.models.checkpoints import load_finetuned, save_checkpoint
+    from q8trt.quantization.precision import Precision
+    from q8trt.runs.config import CalibrationConfig
+    from q8trt.tasks.data import DataConfig
+    from q8trt.training.execution import calibration_of
     from q8trt.training.finetuning import load_inputs, score
 
-    options = ["--model_name_or_path", "model", "--task", "STS-B", "--data_dir", data, "--max_seq_length", "24"]
-    config = read_config(parser().read(options))
+    rows = DataConfig("STS-B", data_dir=data, max_seq_length=24)
+    config = calibration_of("model", CalibrationConfig(), rows, "runs", "linear", print)
     try:
         inputs = load_inputs(config)
         model = load_finetuned("model", config.data.resolved_task)
     except Q8TRTError as error:  # as the command line prints it
         raise CheckpointError(printable(str(error))) from None
-    score(model, config, inputs, "fp32")
+    score(model, config, inputs, Precision.FP32)
     save_checkpoint(Path("run/ptq"), model, inputs.tokenizer)
     load_finetuned("run/ptq", config.data.resolved_task)
 

@@ -72,11 +72,11 @@ def _named(folder: Path) -> Any:
 
 def _newest(folder: Path) -> Any:
     """Look for the newest run, as most commands do; the damaged one must not stand in the way."""
-    from q8trt.cli.finetune import _unfinished
     from q8trt.deployment.source import find_source
     from q8trt.quantization.precision import Precision
+    from q8trt.training.execution import unfinished_run
 
-    _unfinished("newest", "runs")
+    unfinished_run("newest", "runs")
     return find_source(Precision.INT8, None, "runs")
 
 

@@ -18,7 +18,7 @@ from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run, runs_dir
 
 #: The options that --demo stands for: the model of a pip package and the built-in sample; a few minutes on two cores.
-DEMO = {
+DEMO: dict[str, Any] = {
     "task": "STS-B",
     "sample": True,
     "model_name_or_path": "minilm",

@@ -54,7 +54,7 @@ def run(argv: list[str]) -> int:
 
     if options.output:
         check_report(Path(options.output), keys=("findings", "forecast"), option="--output")
-    report = api.lint(options.path, options.max_shapes)
+    report = api.lint_model(options.path, options.max_shapes)
     if options.output:
         write_json(options.output, report.to_dict())
     if options.json:
