@@ -36,7 +36,7 @@ from q8trt.engine.shapes import Shape, ShapeOptions, parse_shapes
 from q8trt.errors import ConfigError, MissingPackageError
 from q8trt.evaluation.config import BenchmarkConfig, ParityConfig, SensitivityConfig
 from q8trt.export.options import ExportOptions
-from q8trt.hardware.packages import EXTRAS, install_missing, install_module, installed_version
+from q8trt.hardware.packages import install_with_extra
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run
@@ -65,15 +65,7 @@ def _session(progress: bool | Display) -> Iterator[None]:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "q8trt":
                 raise
-            raise MissingPackageError(f"{error.name} is not installed", _install_command(error.name)) from error
-
-
-def _install_command(module: str) -> str:
-    """Return the command that installs a module's package and, where that is missing, the rest of its extra."""
-    command = install_module(module)
-    package = command.rpartition(" ")[2]
-    is_missing = package in EXTRAS["train"] and installed_version(package) is None
-    return install_missing("train") if is_missing else command
+            raise MissingPackageError(f"{error.name} is not installed", install_with_extra(error.name)) from error
 
 
 def _words(command: Sequence[str], name: str, keywords: Mapping[str, Any]) -> list[str]:

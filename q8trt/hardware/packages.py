@@ -60,8 +60,19 @@ def install_missing(extra: str) -> str:
 
 def install_module(module: str) -> str:
     """Return the command that installs the package of a module: "yaml" -> ``pip install pyyaml``."""
+    return pip_install(_package(module))
+
+
+def install_with_extra(module: str, extra: str = "train") -> str:
+    """Return the command that installs a module's package and, where that is missing, all else that its extra lacks."""
+    package = _package(module)
+    is_missing = package in EXTRAS[extra] and installed_version(package) is None
+    return install_missing(extra) if is_missing else pip_install(package)
+
+
+def _package(module: str) -> str:
     name = module.partition(".")[0]
-    return pip_install(_PACKAGES.get(name, name.replace("_", "-")))
+    return _PACKAGES.get(name, name.replace("_", "-"))
 
 
 def pip_install(*packages: str) -> str:
