@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import os
 import signal
 import string
@@ -53,6 +54,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def interruptible() -> None:
     """Ctrl-C as a person's terminal has it: a shell starts background jobs, and so some CI runs, with SIGINT ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_fsync() -> Iterator[None]:
+    """No test pulls the plug, and a run waits for the disk a hundred times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections() -> None:
+    """Let the garbage collector pass by what is imported by now: each training begins with a full collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
