@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,34 @@ def test_a_folder_in_place_of_a_document_is_malformed(tmp_path: Path) -> None:
     with pytest.raises(files.MalformedError, match="not a regular file"):
         files.read_json(tmp_path / "hashes.json")
     assert files.find_damage(tmp_path) == "hashes.json is damaged: it is not a regular file"
+
+
+@dataclass(frozen=True)
+class _Inner:
+    size: int = 3
+
+
+@dataclass(frozen=True)
+class _Document:
+    name: str
+    inner: _Inner = field(default_factory=_Inner)
+
+
+def test_a_document_of_another_version_is_decoded_in_part() -> None:
+    later = {"name": "a", "inner": {"unknown": 1}, "more": []}
+    assert (
+        files.decode(_Document, later, partial=True)
+        == files.decode(_Document, {"name": "a"}, partial=True)
+        == _Document("a")
+    )
+    for data, message in (
+        (later, "unknown key: more"),
+        ({"name": "a"}, "missing key: inner"),
+        ({"name": "a", "inner": {}}, "missing key in inner: size"),
+    ):
+        with pytest.raises(files.MalformedError, match=message):
+            files.decode(_Document, data)
+    with pytest.raises(files.MalformedError, match="missing key: name"):
+        files.decode(_Document, {}, partial=True)
+    with pytest.raises(files.MalformedError, match=r'inner\.size must be a whole number, not "x"'):
+        files.decode(_Document, {"name": "a", "inner": {"size": "x"}}, partial=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from q8trt.engine.config import BuildConfig
+from q8trt.engine.determinism import PlanDifference
 from q8trt.engine.manifest import (
     BackendInfo,
     Manifest,
@@ -16,8 +18,11 @@ from q8trt.engine.manifest import (
     load_manifest,
     write_manifest,
 )
+from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord, KeptOperation, PassChange
+from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import EngineError
+from q8trt.export.options import ExportOptions
 from q8trt.quantization.precision import Precision
 
 MANIFEST = Manifest(
@@ -133,6 +138,42 @@ def test_malformed_manifest(folder: Path, change: Callable[[dict[str, Any]], obj
     edit(folder, change)
     with pytest.raises(EngineError, match=message):
         load_manifest(folder)
+
+
+def test_the_record_of_a_build_is_read_by_its_fields(folder: Path) -> None:
+    record = load_manifest(folder).record
+    assert record.engine is not None
+    assert (record.engine.int8_gemms, record.engine.gemms, record.build.seconds) == (36, None, 1.5)
+    assert (record.build.options, record.export.options, record.is_sample) == (BuildConfig(), ExportOptions(), False)
+    full = EngineRecord(
+        is_sample=True,
+        export=ExportRecord((PassChange("fold", 3),), (KeptOperation("n", "MatMul", "overflow"),), "64 rows"),
+        forecast={"gemms": 38},
+        findings=2,
+        engine=EngineReport("inspector", 2, notes=("a note",)),
+        build=BuildRecord(
+            2.5, 395.6, "new", BuildConfig(sm=("8.9",)), PlanDifference((9, 9), 1, 1, 1, 4, 4, ("a", "b"))
+        ),
+    )
+    write_manifest(folder, replace(MANIFEST, report=full.to_dict() | {"of_a_later_version": 1}))
+    assert load_manifest(folder).record == full
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ({"build": 5}, r"report: build must be an object, not 5"),
+        ({"build": {"seconds": "1"}}, r"report: build.seconds must be a number"),
+        ({"build": {"timing_cache": "old"}}, r"report: build.timing_cache: invalid enum value 'old'"),
+        ({"build": {"options": {"builder_optimization_level": 9}}}, "--builder_optimization_level 9, expected 0 to 5"),
+        ({"export": {"options": {"exporter": "mine"}}}, "exporter"),
+    ],
+)
+def test_a_malformed_record_is_refused(folder: Path, report: dict[str, Any], message: str) -> None:
+    write_manifest(folder, replace(MANIFEST, report=report))
+    with pytest.raises(EngineError, match=message) as caught:
+        load_manifest(folder)
+    assert "\n" not in str(caught.value)
 
 
 def as_format_2(data: dict[str, Any]) -> None:

@@ -96,6 +96,17 @@ def test_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_without_the_package_that_lists_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "gpus", lambda: [])
+    monkeypatch.setattr(module, "installed_version", lambda package: None)
+    monkeypatch.setattr(module, "driver_cuda", lambda: None)
+    assert preflight(folder)[0].only_other_runtime
+    monkeypatch.setattr(module, "driver_cuda", lambda: (13, 0))
+    (problem,) = preflight(folder)
+    assert str(problem) == "nvidia-ml-py, which lists GPUs, is not installed; pip install nvidia-ml-py"
+    assert not problem.only_other_runtime
+
+
 def test_an_absent_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
     assert list(map(str, preflight(folder, cards=[L40S]))) == [

@@ -143,7 +143,10 @@ class Manifest:
             MalformedError: a fact in `report` has another type.
             ConfigError: a build option has a value that no build takes.
         """
-        return decode(EngineRecord, self.report, partial=True)
+        try:
+            return decode(EngineRecord, self.report, partial=True)
+        except MalformedError as error:
+            raise MalformedError(f"report: {error}") from None
 
     @property
     def largest_shape(self) -> Shape | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, find_backend, numbers
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.driver import driver_problem
+from q8trt.engine.driver import driver_cuda, driver_problem
 from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, file_problem, load_manifest
 from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
@@ -154,7 +154,7 @@ def _has_cuda_python() -> bool:
 
 def _gpu_problems(manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu]) -> list[Problem]:
     if not cards:
-        if installed_version("nvidia-ml-py") is None:
+        if driver_cuda() and installed_version("nvidia-ml-py") is None:
             return [Problem("nvidia-ml-py, which lists GPUs, is not installed", pip_install("nvidia-ml-py"))]
         return [Problem("no NVIDIA driver or GPU was found", _ON_ONNXRUNTIME, only_other_runtime=True)]
     card, options = cards[0], manifest.record.build.options
