@@ -10,6 +10,7 @@ from report_fixtures import FP32, INT8, TRT, make_report
 
 from q8trt.errors import ConfigError
 from q8trt.reporting import Gate, Report, report_dict
+from q8trt.reporting.benchmark_tables import summary
 from q8trt.tasks.metrics import METRICS
 
 
@@ -40,6 +41,7 @@ def test_an_error_loses_where_it_grows(report: Report, monkeypatch: pytest.Monke
     assert "loses 0.63 points of pearson against the FP32 engine (87.39 of 86.76)" in failure
     worse = replace(report, rows=[FP32, replace(INT8, metrics={"pearson": 0.8576})])
     assert Gate(max_drop=0.0).failures(worse) == []
+    assert summary(report).legend.startswith("pearson: lower is better; ")
 
 
 def test_gate_without_fp32_here_takes_torchs(report: Report) -> None:

@@ -1,7 +1,7 @@
 """Histogram of magnitudes -> amax: pure arithmetic.
 
 The range of a histogram is the smallest power of two above every magnitude seen. When a larger one comes, the range
-doubles and neighbouring bins merge. Doubling is exact in floating point: a value lies in the same bin whether its
+doubles and neighbouring bins merge. Doubling is exact in floating point: a value is in the same bin whether its
 neighbours were merged before or after it came. So a histogram depends on the values alone, not on how they were cut into
 batches nor on the order of these, and it takes the same memory after one batch as after a million.
 """

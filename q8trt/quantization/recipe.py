@@ -126,7 +126,7 @@ class Recipe:
         smooth_residuals: the same for the residual Adds, both of whose inputs are quantized: 1 gives all channels one
             range, at the price of a multiplication after the Add; None: off.
         qat_start: what QAT starts from in place of this, the same sites otherwise calibrated; None: from this. In YAML it
-            is ``qat: {start: {...}}``, the keys of a recipe that differ. Calibration alone and QAT want different ranges:
+            is ``qat: {start: {...}}``, the keys of a recipe that differ. Calibration alone and QAT need different ranges:
             values clipped before QAT cost accuracy there and then, and QAT ends higher for it.
     """
 

@@ -10,6 +10,7 @@ from q8trt.reporting.benchmark import Report, Row
 from q8trt.reporting.formats import ms, percent, rate, switch, times, tops, x100
 from q8trt.reporting.table import DASH, Cell, Column, Table, words
 from q8trt.runtime.timing.latency import PARTS, Latency
+from q8trt.tasks.metrics import direction
 
 SPEED_LEGEND = "speed: FP32's median time over this row's, same backend and device; above 1 is faster than FP32"
 LENGTHS_LEGEND = (
@@ -51,7 +52,8 @@ def _summary(report: Report, names: tuple[Column, ...], unit: str, shapes: Seque
         return figures + [cell for shape in shapes for cell in (row.median_ms(shape), report.speed(row, shape))]
 
     rows = tuple((*(row.name, row.place, row.precision)[: len(names)], *cells(row)) for row in report.rows)
-    return Table((*names, *columns), rows, legend)
+    lower = f"{report.main_metric}: lower is better" if direction(report.main_metric) < 0 else ""
+    return Table((*names, *columns), rows, "; ".join(part for part in (lower, legend) if part))
 
 
 def scores(report: Report) -> Table:

@@ -15,6 +15,7 @@ from q8trt.reporting.formats import ms, times
 from q8trt.reporting.html import Figure, render
 from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_lines, print_table, say
+from q8trt.tasks.metrics import direction
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +107,8 @@ def _score_table(pairs: Sequence[ScorePair]) -> Table:
         Column("B - A", "points", format="+.2f", missing="scored on different rows"), words("data", wraps=True),
     )  # fmt: skip
     rows = [(each.name, each.a_score_x100, each.b_score_x100, each.points, _data(each)) for each in pairs]
-    return Table(columns, tuple(rows), title="Scores")
+    legend = f"{pairs[0].metric}: lower is better" if direction(pairs[0].metric) < 0 else ""
+    return Table(columns, tuple(rows), legend, "Scores")
 
 
 def _data(pair: ScorePair) -> str:

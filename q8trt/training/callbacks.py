@@ -44,7 +44,7 @@ class StepTimer(transformers.TrainerCallback):
         return self.seconds[3:] or self.seconds
 
 
-class Progress(transformers.TrainerCallback):
+class TrainingLog(transformers.TrainerCallback):
     """A bar on a terminal and a line for each log, or what `q8trt.console.progress` shows in their place."""
 
     def __init__(self, description: str) -> None:

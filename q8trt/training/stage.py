@@ -37,7 +37,7 @@ from q8trt.tasks.data import Collator, Features
 from q8trt.tasks.glue import Task
 from q8trt.tasks.metrics import METRICS, compute_from_logits
 from q8trt.training import checkpoints as trainer_checkpoints
-from q8trt.training.callbacks import DelayedQuantization, KeepBest, Progress, StepTimer, StopOnInterrupt
+from q8trt.training.callbacks import DelayedQuantization, KeepBest, StepTimer, StopOnInterrupt, TrainingLog
 from q8trt.training.distillation import PROJECTION, Distillation, Distiller, distilling
 
 log = logging.getLogger("q8trt")
@@ -306,7 +306,7 @@ def _make_trainer(
     for printer in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(KeepBest())
-    trainer.add_callback(Progress(stage.name.upper()))
+    trainer.add_callback(TrainingLog(stage.name.upper()))
     if trainer.is_world_process_zero():
         from torch.utils.tensorboard import SummaryWriter
 
@@ -323,7 +323,7 @@ def train_stage(
     Args:
         stage: what to train.
         task: gives the loss and the metric that chooses the best checkpoint.
-        tokenizer: its padding token fills batches, its separator tells a teacher the token types.
+        tokenizer: its padding token fills batches, its separator gives a teacher the token types.
         config: the options of training.
         resume: go on from the newest sound checkpoint of this stage, if there is one.
 
@@ -374,7 +374,7 @@ def _run(trainer: _Trainer, stage: TrainingStage, quant_start_step: int, checkpo
     trainer.add_callback(timer)
     trainer.add_callback(stopper)
     if stage.quantization is not None and quant_start_step:
-        # The last: it reads what the others want at the end of a step.
+        # The last: it reads what the others ask for at the end of a step.
         trainer.add_callback(DelayedQuantization(stage.model, quant_start_step, stage.quantization.calibrate))
     try:
         with stopper:

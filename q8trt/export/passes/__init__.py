@@ -36,7 +36,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class PassReport:
-    """What a pass did: its `name` and the number of places `changed`."""
+    """The result of a pass: its `name` and the number of places `changed`."""
 
     name: str
     changed: int
