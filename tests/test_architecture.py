@@ -139,3 +139,11 @@ def test_no_file_grows_past_400_lines() -> None:
 def test_root_scripts_hold_no_work() -> None:
     for name in ("calibrate", "finetune", "build_engine", "benchmark"):
         assert len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 15
+
+
+def test_documents_name_files_that_exist() -> None:
+    sources = [str(path.relative_to(ROOT)) for folder in ("q8trt", "tests", "benchmarks", "examples", ".") for path in
+               (ROOT / folder).glob("**/*.py" if folder != "." else "*.py")]  # fmt: skip
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
+        for name in re.findall(r"`([\w/.-]+\.py)`", document.read_text(encoding="utf-8")):
+            assert any(f"/{source}".endswith(f"/{name}") for source in sources), f"{document.name}: {name}"
