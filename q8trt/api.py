@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from q8trt.inference.files import JobProgress, Summary
     from q8trt.lint import LintReport
     from q8trt.reporting import Report
-    from q8trt.reporting.parity_table import EngineParity
+    from q8trt.reporting.parity import EngineParity
 
 _Path = str | Path
 _Messages = Callable[[str], object]

@@ -96,11 +96,7 @@ def test_no_room_imports_what_is_private_to_another() -> None:
     assert private == []
 
 
-#: Rooms that say what they export.
-EXPORTING = [room for room in PACKAGES if hasattr(importlib.import_module(f"q8trt.{room}"), "__all__")]
-
-
-@pytest.mark.parametrize("room", EXPORTING)
+@pytest.mark.parametrize("room", PACKAGES)
 def test_a_room_says_what_it_is_for_and_what_it_exports(room: str) -> None:
     module = importlib.import_module(f"q8trt.{room}")
     assert module.__doc__
@@ -118,6 +114,15 @@ def test_rooms_are_light_to_import() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.stdout, done.stderr) == ("\n", "")
+
+
+def test_other_rooms_import_what_a_room_exports() -> None:
+    """A name of its ``__all__``, or one from a module that it names there."""
+    exported = {room: set(importlib.import_module(f"q8trt.{room}").__all__) for room in PACKAGES}
+    hidden = [
+        each for each in IMPORTS if each.names and each.room in exported and each.names[0] not in exported[each.room]
+    ]
+    assert hidden == []
 
 
 def test_only_the_seam_imports_tensorrt() -> None:
@@ -147,3 +152,12 @@ def test_documents_name_files_that_exist() -> None:
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")):
         for name in re.findall(r"`([\w/.-]+\.py)`", document.read_text(encoding="utf-8")):
             assert any(f"/{source}".endswith(f"/{name}") for source in sources), f"{document.name}: {name}"
+
+
+def test_imported_modules_exist() -> None:
+    """Those that only annotations need, too."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("q8trt."):
+                module = ROOT.joinpath(*node.module.split("."))  # type: ignore[union-attr]
+                assert module.with_suffix(".py").exists() or module.is_dir(), f"{path}:{node.lineno}: {node.module}"

@@ -1,1 +1,3 @@
 """The command line: each command parses, calls and prints."""
+
+__all__ = ["main"]

@@ -9,4 +9,23 @@ from q8trt.engine.config import BuildConfig, PlanInfo
 from q8trt.engine.manifest import Manifest, load_manifest, write_manifest
 from q8trt.engine.shapes import ShapeProfile
 
-__all__ = ["BuildConfig", "Manifest", "PlanInfo", "ShapeProfile", "load_manifest", "write_manifest"]
+__all__ = [
+    "BuildConfig",
+    "Manifest",
+    "PlanInfo",
+    "ShapeProfile",
+    "backend",
+    "build_process",
+    "config",
+    "determinism",
+    "driver",
+    "folder",
+    "load_manifest",
+    "manifest",
+    "preflight",
+    "rebuild",
+    "record",
+    "report",
+    "shapes",
+    "write_manifest",
+]

@@ -4,4 +4,4 @@
 there), `checks` are the steps, `journal` records their results, `page` shows them.
 """
 
-__all__: list[str] = []
+__all__ = ["bench", "checks", "config", "journal", "models", "page"]

@@ -7,10 +7,14 @@ from q8trt.hardware.packages import install_command, installed_version, pip_inst
 __all__ = [
     "Gpu",
     "GpuState",
+    "gpu",
     "gpu_states",
     "gpus",
+    "hub",
     "hub_answers",
     "install_command",
     "installed_version",
+    "packages",
     "pip_install",
+    "provenance",
 ]

@@ -15,8 +15,21 @@ from q8trt.lint.report import Block, Finding, Forecast, Item, LintConfig, LintRe
 from q8trt.lint.rules import LEVELS, Level
 
 __all__ = [
-    "LEVELS", "Block", "Finding", "Forecast", "Item", "Level", "LintConfig", "LintReport", "Part", "Place", "lint",
-]  # fmt: skip
+    "LEVELS",
+    "Block",
+    "Finding",
+    "Forecast",
+    "Item",
+    "Level",
+    "LintConfig",
+    "LintReport",
+    "Part",
+    "Place",
+    "graph",
+    "lint",
+    "report",
+    "structure",
+]
 
 
 def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:

@@ -16,9 +16,11 @@ from q8trt.models.whole import check_shards, check_whole
 __all__ = [
     "MINILM_PACKAGE",
     "SHORT_NAMES",
+    "activation",
     "check_rows",
     "check_shards",
     "check_whole",
+    "checkpoints",
     "label_order",
     "load_config",
     "load_tokenizer",

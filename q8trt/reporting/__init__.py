@@ -8,6 +8,30 @@ from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.verdict import verdict, verdicts
 
 __all__ = [
-    "Column", "Gate", "Parity", "Phrase", "Ratio", "Report", "Row", "Table", "print_report", "report_dict", "verdict",
-    "verdicts", "words", "write_report",
-]  # fmt: skip
+    "Column",
+    "Gate",
+    "Parity",
+    "Phrase",
+    "Ratio",
+    "Report",
+    "Row",
+    "Table",
+    "benchmark_json",
+    "benchmark_page",
+    "comparison",
+    "comparison_page",
+    "engine_table",
+    "gate",
+    "html",
+    "lint_report",
+    "parity",
+    "print_report",
+    "report_dict",
+    "sensitivity_plot",
+    "table",
+    "terminal",
+    "verdict",
+    "verdicts",
+    "words",
+    "write_report",
+]

@@ -4,4 +4,4 @@
 `checkpoints` are the Trainer's own. All of them need torch.
 """
 
-__all__ = ["checkpoints", "distillation", "finetuning", "stage"]
+__all__ = ["checkpoints", "distillation", "execution", "finetuning", "stage"]
