@@ -1,38 +1,92 @@
-"""The reference pages, made from the dataclasses of options: `python -m q8trt.cli.reference docs/reference` writes them."""
+"""The reference pages, made from the dataclasses of options: `python docs/reference/make.py` writes them."""
 
 from __future__ import annotations
 
+import inspect
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from q8trt import api
 from q8trt.cli.main import COMMANDS, command_module
 from q8trt.console.options import Option, groups_in, options_in
 
 _COMMANDS = """# Commands
 
 Every command and its options. Exit codes: 0 done; 1 a check failed; 2 bad input, or the machine lacks something; 130 stopped
-by Ctrl-C; 143 stopped by SIGTERM. `python -m q8trt.cli.reference docs/reference` writes this page.
+by Ctrl-C; 143 stopped by SIGTERM. `python docs/reference/make.py` writes this page.
 """
 _CONFIGURATIONS = """# Configurations
 
 The dataclasses that hold the options of commands and of the Python API. All are frozen, and refuse bad values with a
-`ConfigError`. `python -m q8trt.cli.reference docs/reference` writes this page.
+`ConfigError`. `python docs/reference/make.py` writes this page.
 """
+_PYTHON = """# Python API
+
+{text}
+
+The keywords are the fields of the [configurations](configurations.md). `python docs/reference/make.py` writes this
+page.
+"""
+#: A line of a docstring that begins a section, and one that begins an item of it.
+_SECTION, _ITEM = re.compile(r"([A-Z][a-z]+):"), re.compile(r"    ([*\w]+): (.+)")
+#: Names of `q8trt.api` for types.
+_ALIASES = {"_Path": "Path | str", "_Messages": "Callable[[str], object]"}
+_ALIAS = re.compile("|".join(_ALIASES))
 
 
 def pages() -> dict[str, str]:
     """Return the pages, name -> Markdown."""
+    functions = [each for _, each in inspect.getmembers(api, inspect.isfunction) if each.__module__ == api.__name__]
+    public = sorted((each for each in functions if not each.__name__.startswith("_")), key=_line)
+    python = "\n".join([_PYTHON.format(text=_docstring(api)), *map(_function, public)])
     commands = "\n".join([_COMMANDS, *map(_command, COMMANDS)])
     classes: dict[Any, None] = {}
     for name in COMMANDS:
         classes |= dict.fromkeys(groups_in(command_module(name).parser().options))
     public = [each for each in classes if not each.__module__.startswith("q8trt.cli.")]
     configurations = "\n".join([_CONFIGURATIONS, *map(_configuration, sorted(public, key=lambda cls: cls.__name__))])
-    return {"commands.md": commands, "configurations.md": configurations}
+    return {"commands.md": commands, "configurations.md": configurations, "python.md": python}
+
+
+def _line(function: Any) -> int:
+    return int(function.__code__.co_firstlineno)
+
+
+def _function(function: Any) -> str:
+    """Return the section of a function: its signature and its docstring."""
+    parameters = [f"    {each}," for each in _parameters(inspect.signature(function))]
+    name, returns = function.__name__, function.__annotations__["return"]
+    lines = [f"## {name}", "", "```python", f"q8trt.{name}(", *parameters, f") -> {returns}", "```", ""]
+    return "\n".join([*lines, _docstring(function), ""])
+
+
+def _parameters(signature: inspect.Signature) -> Iterator[str]:
+    """Yield the parameters as they are written, with the mark before those that are keywords."""
+    marked = False
+    for each in signature.parameters.values():
+        if each.kind is each.KEYWORD_ONLY and not marked:
+            yield "*"
+        marked = marked or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
+        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        annotation = _ALIAS.sub(lambda match: _ALIASES[match[0]], str(each.annotation))
+        default = str(each.default) if isinstance(each.default, str) else each.default
+        yield f"{stars}{each.name}: {annotation}" + ("" if default is each.empty else f" = {default!r}")
+
+
+def _docstring(documented: Any) -> str:
+    """Return a docstring as Markdown, its sections as headings and their items as lists."""
+    lines = []
+    for line in (inspect.getdoc(documented) or "").splitlines():
+        if section := _SECTION.fullmatch(line):
+            lines += [f"**{section[1]}**", ""]
+        elif item := _ITEM.fullmatch(line):
+            lines.append(f"- `{item[1]}`: {item[2]}")
+        else:
+            lines.append(line.removeprefix("    ") if line.startswith("    ") and " = " not in line else line)
+    return "\n".join(lines)
 
 
 def _command(name: str) -> str:
@@ -116,4 +170,4 @@ def _text(text: str) -> str:
 
 if __name__ == "__main__":
     for name, page in pages().items():
-        (Path(sys.argv[1]) / name).write_text(page, encoding="utf-8")
+        Path(__file__).with_name(name).write_text(page, encoding="utf-8")
