@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from q8trt.engine.shapes import ShapeProfile, bucket_profiles, largest
+from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, largest
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.timing.config import Shape, TimingConfig, grid
+from q8trt.runtime.timing.config import TimingConfig, grid
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from q8trt.engine.shapes import Shape
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.gpu_check.journal import Outcome
 from q8trt.gpu_check.models import Subject
 from q8trt.hardware.gpu import GpuState, gpu_states
 from q8trt.reporting import Report, Row
 from q8trt.runtime.base import Runner
-from q8trt.runtime.timing.config import Shape
 from q8trt.runtime.timing.hardware import clock_warning, peak_tops
 from q8trt.runtime.timing.latency import Latency, measure, random_inputs
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from q8trt.console.options import Values, at_least, check_options, option
+from q8trt.engine.shapes import Shape, show
 from q8trt.errors import ConfigError
-
-Shape = tuple[int, int]
 
 
 def parse_shapes_list(text: str) -> tuple[Shape, ...]:
@@ -57,7 +56,7 @@ class TimingConfig:
         "batch x sequence shapes to time",
         metavar="BxS,...",
         read=parse_shapes_list,
-        show=lambda shapes: ",".join(f"{batch}x{sequence}" for batch, sequence in shapes),
+        show=lambda shapes: ",".join(map(show, shapes)),
     )
     warmup: int = option(5, "iterations of each engine and shape before the timed ones", values=at_least(0))
     iterations: int = option(30, "timed iterations of each engine and shape, at least", values=at_least(1))
@@ -79,7 +78,7 @@ class TimingConfig:
             if batch < 1 or sequence < 1:
                 raise ConfigError(f"--shapes {batch}x{sequence}, expected a batch and a sequence of 1 or more")
         if len(set(self.shapes)) < len(self.shapes):
-            raise ConfigError(f"--shapes {','.join(f'{b}x{s}' for b, s in self.shapes)} names a shape twice")
+            raise ConfigError(f"--shapes {','.join(map(show, self.shapes))} names a shape twice")
         if not 0 <= self.duration_s < self.max_seconds:
             raise ConfigError(
                 f"--duration {self.duration_s}, expected from 0 to below --max_seconds {self.max_seconds}"
