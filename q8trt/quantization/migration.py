@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from q8trt import files
+from q8trt.console.names import one_line
 from q8trt.errors import CheckpointError, ConfigError, QuantizationError, nearest
 from q8trt.quantization.architectures import QUANTIZED_TYPES, architecture_of
 from q8trt.quantization.calibration import check_amax
@@ -102,8 +103,9 @@ def _read_pickle(path: Path, allowed: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise a dozen types for a file that is not theirs
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} cannot be read: {reason[:200]}; save model.state_dict() again") from None
+        raise CheckpointError(
+            f"{path} cannot be read: {one_line(error)[:200]}; save model.state_dict() again"
+        ) from None
 
 
 def read_config(folder: str | Path) -> Any:
@@ -273,8 +275,7 @@ def _load_weights(model: nn.Module, state: State) -> None:
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the weights do not fit the model: {reason[:300]}") from None
+        raise CheckpointError(f"the weights do not fit the model: {one_line(error)[:300]}") from None
 
 
 def import_checkpoint(

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from q8trt.console.names import one_line
 from q8trt.errors import ConfigError, QuantizationError
 from q8trt.quantization.recipe import QuantizerSpec
 
@@ -93,9 +94,8 @@ def load() -> ModuleType:
     except Exception as error:  # a missing dependency, kernels built for another torch, a torch it does not know
         for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
             del sys.modules[name]
-        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"{NAME} at {spec.origin} cannot be imported: {type(error).__name__}: {reason}; it needs absl-py, scipy and "
+            f"{NAME} at {spec.origin} cannot be imported: {type(error).__name__}: {one_line(error)}; it needs absl-py, scipy and "
             "pyyaml, and kernels built for the torch that is installed; or use --quantizer modelopt"
         ) from None
     _quieten()
