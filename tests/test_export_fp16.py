@@ -15,8 +15,9 @@ import torch
 
 from q8trt.export.graph import constant, nodes
 from q8trt.export.onnx import ExportedModel, ExportOptions, export_onnx
-from q8trt.export.overflow import LARGEST, SMALLEST_NORMAL, KeptOp, ops_to_keep, tensor_ranges
+from q8trt.export.overflow import LARGEST, SMALLEST_NORMAL, ops_to_keep, tensor_ranges
 from q8trt.export.passes import normal
+from q8trt.export.report import KeptOp
 from q8trt.lint import lint
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.precision import Precision

@@ -18,11 +18,12 @@ from q8trt.engine.manifest import (
     load_manifest,
     write_manifest,
 )
-from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord, KeptOperation, PassChange
+from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import EngineError
 from q8trt.export.options import ExportOptions
+from q8trt.export.report import KeptOp, PassReport
 from q8trt.quantization.precision import Precision
 
 MANIFEST = Manifest(
@@ -147,7 +148,7 @@ def test_the_record_of_a_build_is_read_by_its_fields(folder: Path) -> None:
     assert (record.build.options, record.export.options, record.is_sample) == (BuildConfig(), ExportOptions(), False)
     full = EngineRecord(
         is_sample=True,
-        export=ExportRecord((PassChange("fold", 3),), (KeptOperation("n", "MatMul", "overflow"),), "64 rows"),
+        export=ExportRecord((PassReport("fold", 3),), (KeptOp("n", "MatMul", "overflow"),), "64 rows"),
         forecast={"gemms": 38},
         findings=2,
         engine=EngineReport("inspector", 2, notes=("a note",)),

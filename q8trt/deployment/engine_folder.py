@@ -13,7 +13,7 @@ from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.engine.determinism import PlanDifference, compare_plans
 from q8trt.engine.folder import ENGINE_FOLDER
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
-from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord, KeptOperation, PassChange
+from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.shapes import check_positions, largest
 from q8trt.errors import CheckpointError
 from q8trt.export.options import ExportOptions
@@ -103,12 +103,7 @@ def _record(built: _Built, is_sample: bool) -> EngineRecord:
     peak = built.plan.peak_memory_mib
     return EngineRecord(
         is_sample=is_sample,
-        export=ExportRecord(
-            passes=tuple(PassChange(each.name, each.changed) for each in built.exported.passes),
-            kept_fp32=tuple(KeptOperation(each.name, each.op_type, each.reason) for each in built.exported.kept_fp32),
-            overflow_rows=built.overflow_rows,
-            options=built.options,
-        ),
+        export=ExportRecord(built.exported.passes, built.exported.kept_fp32, built.overflow_rows, built.options),
         forecast=asdict(linted.forecast),
         findings=len(linted.findings),
         engine=built.plan.report,

@@ -64,20 +64,3 @@ class Defect(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = Progress | LogLine | Built | Refused | SystemFailure | Defect
-_messages = msgspec.json.Decoder(Message)
-_requests = msgspec.json.Decoder(BuildRequest)
-
-
-def encode(message: Message | BuildRequest) -> str:
-    """Return the JSON of a message or a request."""
-    return msgspec.json.encode(message).decode()
-
-
-def decode_message(line: bytes) -> Message:
-    """Return the message of a line."""
-    return _messages.decode(line)
-
-
-def decode_request(text: str) -> BuildRequest:
-    """Return the request in a JSON text."""
-    return _requests.decode(text)

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 from q8trt import errors
 from q8trt.console.names import one_line
 from q8trt.engine.build_messages import (
@@ -28,8 +30,6 @@ from q8trt.engine.build_messages import (
     Progress,
     Refused,
     SystemFailure,
-    decode_message,
-    encode,
 )
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.errors import BackendError, EngineError
@@ -77,10 +77,10 @@ def _build_in_child(
     request = BuildRequest(
         str(onnx_path.absolute()), str(plan_path.absolute()), config, on_progress is not None, levels
     )
-    with tempfile.TemporaryFile() as stderr, _child(encode(request), stderr) as child:
+    with tempfile.TemporaryFile() as stderr, _child(msgspec.json.encode(request).decode(), stderr) as child:
         answer: Message | None = None
         for line in child.stdout or ():
-            message = decode_message(line)
+            message = msgspec.json.decode(line, type=Message)
             if isinstance(message, Progress) and on_progress:
                 on_progress(message.phase, message.done, message.total)
             elif isinstance(message, LogLine):

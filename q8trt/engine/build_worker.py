@@ -15,7 +15,10 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
+import msgspec
+
 from q8trt.engine.build_messages import (
+    BuildRequest,
     Built,
     Defect,
     LogLine,
@@ -23,8 +26,6 @@ from q8trt.engine.build_messages import (
     Progress,
     Refused,
     SystemFailure,
-    decode_request,
-    encode,
 )
 from q8trt.engine.builder import build_here
 from q8trt.errors import Q8TRTError
@@ -39,7 +40,7 @@ class _Output(logging.Handler):
 
     def send(self, message: Message) -> None:
         with self._write_lock:
-            self._stream.write(f"{encode(message)}\n")
+            self._stream.write(f"{msgspec.json.encode(message).decode()}\n")
             self._stream.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -68,7 +69,7 @@ def main() -> None:
     """Build the plan of the request."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the builder at once, wherever in C++ it is
     output = _Output(_claim_stdout())
-    request = decode_request(sys.argv[1])
+    request = msgspec.json.decode(sys.argv[1], type=BuildRequest)
     _end_with_parent()
     for name, level in request.log_levels.items():
         logging.getLogger(name).setLevel(level)

@@ -9,23 +9,7 @@ from q8trt.engine.config import BuildConfig, TimingCacheState
 from q8trt.engine.determinism import PlanDifference
 from q8trt.engine.report import EngineReport
 from q8trt.export.options import ExportOptions
-
-
-@dataclass(frozen=True)
-class KeptOperation:
-    """An operation that stays in FP32 in an FP16 graph: the node's name and type, and the reason."""
-
-    name: str
-    op_type: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class PassChange:
-    """A graph pass: its name and the number of places that it changed."""
-
-    name: str
-    changed: int
+from q8trt.export.report import KeptOp, PassReport
 
 
 @dataclass(frozen=True)
@@ -39,8 +23,8 @@ class ExportRecord:
         options: how the graph was written.
     """
 
-    passes: tuple[PassChange, ...] = ()
-    kept_fp32: tuple[KeptOperation, ...] = ()
+    passes: tuple[PassReport, ...] = ()
+    kept_fp32: tuple[KeptOp, ...] = ()
     overflow_rows: str = ""
     options: ExportOptions = field(default_factory=ExportOptions)
 

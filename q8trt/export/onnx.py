@@ -18,9 +18,10 @@ from q8trt import __version__, files
 from q8trt.errors import ConfigError
 from q8trt.export.graph import attribute, nodes
 from q8trt.export.options import ExportOptions
-from q8trt.export.overflow import KeptOp, ops_to_keep, tensor_ranges
-from q8trt.export.passes import PassReport, normal, run_passes
+from q8trt.export.overflow import ops_to_keep, tensor_ranges
+from q8trt.export.passes import normal, run_passes
 from q8trt.export.passes.half import to_fp16
+from q8trt.export.report import KeptOp, PassReport
 from q8trt.export.trace import QUANTIZE_DEQUANTIZE, trace
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.modules import ATTENTION

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,10 @@ import onnx_ir as ir
 
 from q8trt.export.graph import constant, nodes, readers
 from q8trt.export.passes.half import LARGEST, SMALLEST_NORMAL
+from q8trt.export.report import KeptOp
 
 #: Rows not seen may reach further than those seen: what reaches beyond half of FP16's range is kept in FP32.
 MARGIN = 2.0
-
-
-@dataclass(frozen=True)
-class KeptOp:
-    """An operation left in FP32: the node's `name`, its `op_type`, and the `reason`."""
-
-    name: str
-    op_type: str
-    reason: str
 
 
 def tensor_ranges(model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from q8trt.export.passes import attention, normal, quantize, smoothing
+from q8trt.export.report import PassReport
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,14 +33,6 @@ class Pass:
     def name(self) -> str:
         """The function's name, which reports and options use."""
         return self.run.__name__
-
-
-@dataclass(frozen=True)
-class PassReport:
-    """The result of a pass: its `name` and the number of places `changed`."""
-
-    name: str
-    changed: int
 
 
 #: In this order. Normal form first, for the others match it; names last.
