@@ -4,4 +4,4 @@
 what FP16 cannot hold, `graph` is what passes and others need to read and change an `onnx_ir` graph.
 """
 
-__all__ = ["graph", "onnx", "options", "overflow", "passes", "trace"]
+__all__ = ["graph", "onnx", "options", "overflow", "passes", "report", "trace"]
