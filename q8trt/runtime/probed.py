@@ -127,7 +127,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
 
             model = self._loaded()
             names, self._factors = module_outputs(model)
-            values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+            values = ir.convenience.create_value_mapping(model.graph)
             outputs = {module: values[name] for module, name in names.items() if name in values}
             for name in {*places[0], *places[1]} - outputs.keys():
                 raise EngineError(f"{self._path} has no node of {name}; export it again with build_engine.py")
