@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from q8trt.engine.folder import EngineFolder
     from q8trt.evaluation.sensitivity.analysis import Analysis
     from q8trt.inference import Engine
-    from q8trt.inference.files import JobProgress, Summary
+    from q8trt.inference.files import JobProgress, ScoringConfig, Summary
     from q8trt.lint import LintReport
     from q8trt.reporting import Report
     from q8trt.reporting.parity import EngineParity
@@ -335,9 +335,10 @@ def parity(
 
 def predict(
     engine: Engine | _Path,
-    input: _Path,
-    output: _Path,
+    input: _Path | None = None,
+    output: _Path | None = None,
     *,
+    config: ScoringConfig | None = None,
     device: str | None = None,
     batch_size: int = 32,
     buckets: Sequence[int] | None = None,
@@ -350,6 +351,7 @@ def predict(
         engine: an engine folder, or an open `Engine`.
         input: the file: .csv, .tsv, .jsonl or .txt.
         output: the file of the same rows with their answers.
+        config: input, output and the other options of the job, in place of keywords.
         device: "cuda" or "cpu", for a folder; default: the GPU if there is one.
         batch_size: most rows in a batch, for a folder.
         buckets: lengths that batches are padded to, for a folder.
@@ -363,9 +365,9 @@ def predict(
         from q8trt.inference import Engine
         from q8trt.inference.files import ScoringConfig, score_file
 
-        config = take(ScoringConfig, None, options := {**options, "input": Path(input), "output": Path(output)})
+        options |= {name: Path(path) for name, path in (("input", input), ("output", output)) if path is not None}
+        config = take(ScoringConfig, config, options) or from_values(ScoringConfig, {})
         check_taken(options, ScoringConfig)
-        assert config is not None
         if not isinstance(engine, Engine):
             engine = stack.enter_context(Engine.load(engine, device, buckets=buckets, batch_size=batch_size))
         return score_file(engine, config, on_progress)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,12 @@ def test_a_missing_package_names_its_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("q8trt.hardware.packages.version", version)
     with pytest.raises(q8trt.MissingPackageError, match=r"^torch is not installed: pip install accelerate torch$"):
         q8trt.finetune(task="STS-B")
+
+
+def test_the_page_names_every_function() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"`(\w+)\(", page.partition("## Options")[0])) & {*q8trt.__all__}
+    assert listed == {name for name in q8trt.__all__ if name.islower()}
 
 
 def test_importing_is_cheap_and_names_are_complete() -> None:

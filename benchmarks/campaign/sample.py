@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -38,18 +37,13 @@ def calibrated_run(base: Path) -> Path:
     from tiny_data import write_sts_b
 
     checkpoint, data = tiny_checkpoint(base), write_sts_b(base / "data", 16, 8)
-    options = ["--task", "STS-B", "--data_dir", str(data), "--max_seq_length", "32"]
-    _run("calibrate", *options, "--model_name_or_path", str(checkpoint), "--output_dir", str(base / "runs" / "tiny"))
+
+    def write() -> None:
+        import q8trt
+
+        q8trt.calibrate(
+            checkpoint, task="STS-B", data_dir=data, max_seq_length=32, output_dir=base / "runs" / "tiny"
+        )  # fmt: skip
+
+    in_child(write)
     return base / "runs" / "tiny"
-
-
-def _run(command: str, *options: str) -> None:
-    def run() -> None:
-        from q8trt.cli.main import run_command
-
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        if run_command(command, list(options)) != 0:
-            raise RuntimeError(f"{command} failed")
-
-    in_child(run)

@@ -70,12 +70,12 @@ def run(argv: list[str]) -> int:
 
 def _score(options: Options) -> Summary:
     """Open the engine, score the file and print a summary."""
+    from q8trt import api
     from q8trt.inference import Engine
-    from q8trt.inference.files import score_file
 
     buckets, batch_size = options.buckets, options.batch_size
     with Engine.load(options.engine, options.device, buckets=buckets, batch_size=batch_size) as engine:
-        summary = score_file(engine, options.scoring, _Shown())
+        summary = api.predict(engine, config=options.scoring, on_progress=_Shown())
         if summary.rows or not summary.rejected:
             say(f"scores: {summary.output}  {_figures(summary)}, on {engine.backend}, {engine.device}")
             say(f"  columns scored: {', '.join(summary.texts)}; added: {', '.join(summary.names)}")
