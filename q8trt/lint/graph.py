@@ -20,9 +20,12 @@ from q8trt.files.onnx import load_external
 from q8trt.files.onnx.storage import elements
 from q8trt.lint.reading import Source, read
 from q8trt.lint.soundness import show
+from q8trt.quantization.precision import FORMATS
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
-QUANTIZED = ("int8", "uint8")
+#: Types of what TensorRT quantizes to, and those of any quantized tensor.
+FORMAT_TYPES = tuple(each.onnx_type.lower() for each in FORMATS.values())
+QUANTIZED = (*FORMAT_TYPES, "uint8")
 #: ONNX element type -> the name used in reports; what is not listed has ONNX's own name.
 _NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "UNDEFINED": ""}
 _DTYPES = {number: _NAMES.get(name, name.lower()) for name, number in TensorProto.DataType.items()}

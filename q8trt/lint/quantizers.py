@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.lint.graph import Graph, Value, attribute, op_of, operand
+from q8trt.lint.graph import FORMAT_TYPES, Graph, Value, attribute, op_of, operand
 
 #: Ops that move data: Q/DQ commute with them (TensorRT documentation, "Explicit Quantization", Q/DQ propagation).
 MOVES = (
@@ -36,11 +36,11 @@ class Scheme:
 
     @property
     def is_supported(self) -> bool:
-        """Return whether TensorRT can run an op in INT8 on this: signed 8 bits, and every zero point is known to be 0.
+        """Return whether TensorRT runs an op on this: a type of `FORMATS`, and every zero point is known to be 0.
 
         Source: TensorRT documentation, "Working with Quantized Types"; its ONNX parser.
         """
-        return self.dtype == "int8" and self.zero_point is not None and not self.zero_point.any()
+        return self.dtype in FORMAT_TYPES and self.zero_point is not None and not self.zero_point.any()
 
 
 def scheme(graph: Graph, node: ir.Node) -> Scheme:
