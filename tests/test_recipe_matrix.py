@@ -58,9 +58,9 @@ def test_every_recipe_method_and_seed_has_its_cell(matrix: Any) -> None:
     sts_b = [cell for cell in cells if cell.task == "STS-B" and cell.needs]
     for recipe in ("linear", "attention", "full", "q8bert"):
         methods = Counter(
-            (stage, "--no_distillation" in cell.options)
+            (stage, not cell.options["distillation"])
             for cell in sts_b
-            if recipe in cell.options
+            if recipe == cell.options["recipe"]
             for stage in cell.stages
         )
         assert methods == {("ptq", False): 3, ("int8", False): 3, ("int8", True): 3}
@@ -73,7 +73,7 @@ def test_the_low_bit_recipes_are_files_that_load(matrix: Any) -> None:
     pytest.importorskip("yaml", reason="PyYAML is not installed")
     from q8trt.quantization.recipe import load_recipe
 
-    paths = {cell.options[1] for cell in matrix.cells() if cell.options[0] == "--recipe"}
+    paths = {cell.options["recipe"] for cell in matrix.cells() if "recipe" in cell.options}
     bits = {load_recipe(path).name for path in paths if path.endswith(".yaml")}
     assert bits == {"weights-4bit", "embeddings-2bit"}
 
