@@ -12,7 +12,7 @@ import logging
 import os
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -167,44 +167,38 @@ class _Trainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+#: Options that mean the same in `transformers.TrainingArguments`.
+_SAME = (
+    "max_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "fp16", "bf16", "seed",
+    "dataloader_num_workers",
+)  # fmt: skip
+
+
 def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, learning_rate: float) -> Any:
     config.check_machine()
     on_cpu = config.on_cpu()
     return transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
-        max_steps=config.max_steps,
         learning_rate=learning_rate,
         lr_scheduler_type="polynomial",
         lr_scheduler_kwargs={"lr_end": config.lr_end, "power": config.lr_power},
         warmup_steps=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        adam_epsilon=config.adam_epsilon,
-        max_grad_norm=config.max_grad_norm,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_eval_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
         train_sampling_strategy="sequential" if config.no_shuffle else "group_by_length" if config.group_by_length else "random",
         eval_strategy="steps" if config.do_eval else "no",
-        eval_steps=config.eval_steps,
         save_strategy="steps",
-        save_steps=config.save_steps,
-        save_total_limit=config.save_total_limit,
         load_best_model_at_end=config.do_eval,
         metric_for_best_model=task.main_metric if config.do_eval else None,
         greater_is_better=METRICS[task.main_metric].higher_is_better if config.do_eval else None,
-        logging_steps=config.logging_steps,
-        fp16=config.fp16,
-        bf16=config.bf16,
-        seed=config.seed,
         data_seed=config.seed,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and os.environ.get("WORLD_SIZE", "1") != "1" else None,
         ddp_find_unused_parameters=False,
-        dataloader_num_workers=config.dataloader_num_workers,
         dataloader_pin_memory=not on_cpu,
         report_to="none",
         remove_unused_columns=False,
+        **{name: getattr(config, name) for name in _SAME},
     )  # fmt: skip
 
 
@@ -266,18 +260,13 @@ class TrainingStage:
     learning_rate: float
     folder: Path
     max_length: int
-    distillation: Distillation | None = field(default=None)
-    quantization: Quantization | None = field(default=None)
+    distillation: Distillation | None = None
+    quantization: Quantization | None = None
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the Trainer's own checkpoints, for `--resume`."""
         return self.folder / "checkpoints" / self.name
-
-
-def _training_lengths(max_length: int) -> tuple[int, ...]:
-    """Return the lengths that batches are padded to: multiples of 8, fewer tokens than the engine's buckets."""
-    return tuple(range(8, max_length + 1, 8))
 
 
 def _make_trainer(
@@ -291,12 +280,13 @@ def _make_trainer(
 ) -> _Trainer:
     """Return the Trainer of a stage, with its log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
     order = np.argsort(stage.dev.lengths, kind="stable").tolist()
+    lengths = tuple(range(8, stage.max_length + 1, 8))  # fewer tokens than in the engine's buckets
     trainer = _Trainer(
         model=stage.model,
         args=arguments,
         train_dataset=stage.train,
         eval_dataset=cast(Any, torch.utils.data.Subset(cast(Any, stage.dev), order)),
-        data_collator=Collator(tokenizer.pad_token_id, _training_lengths(stage.max_length), stage.max_length),
+        data_collator=Collator(tokenizer.pad_token_id, lengths, stage.max_length),
         processing_class=tokenizer,
         compute_metrics=_metrics_function(task),
         distiller=distiller,
