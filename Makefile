@@ -15,7 +15,7 @@ demo: $(STAMP)  ## FP32, PTQ and QAT INT8 of MiniLM on the built-in sample: fine
 	$(BIN)/python benchmark.py --parity
 
 test: $(STAMP)  ## all tests, a file of them on each core; those that need a GPU say why they are skipped
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

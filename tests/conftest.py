@@ -30,6 +30,11 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
 ARCHITECTURES = tuple(TINY_CONFIGS)
 #: Those whose tokenizer makes token types.
 WITH_TOKEN_TYPES = ("bert", "electra")
+#: Files of tests that take longest, the longest first.
+LONGEST = (
+    "test_triton_server", "test_distributed", "test_resume", "test_export_passes", "test_training", "test_gpu_check",
+    "test_pipeline", "test_sensitivity", "test_parity", "test_folders_cli", "test_commands", "test_cli_failures",
+)  # fmt: skip
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
 a about above across after again air all alone along also am an and animal any apple are arm around as ask at away
@@ -48,6 +53,12 @@ white who wind window with woman wood word work write yellow you young
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="let tests marked gpu fail, not skip, without a GPU")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that several processes end at about the same time."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True, scope="session")
