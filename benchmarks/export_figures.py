@@ -31,12 +31,14 @@ from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.export.onnx import ExportOptions, export_onnx
-from q8trt.gpu_check.checks import difference
 from q8trt.gpu_check.models import SIZES, random_pair
 from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintConfig, lint
 from q8trt.models import checkpoints
 from q8trt.quantization.precision import Precision
+from q8trt.reporting import Column, Table, words
+from q8trt.reporting.markdown import markdown_table
+from q8trt.reporting.parity import Difference
 from q8trt.runs.run import open_run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.tasks.data import DataConfig, bucketed_batches, load_dev, tokenize
@@ -131,7 +133,7 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
             entry = figures_of(path, precision, exported, plan, seconds)
             entry["plan_fixed_bytes"] = build_plan(path, Path(folder) / "fixed.plan", fixed).bytes
             logits = logits_of_file(path, precision, batches)
-        entry["logits"] = {source: difference(logits, reference) for source, reference in expected.items()}
+        entry["logits"] = {source: _difference(logits, reference) for source, reference in expected.items()}
         if args.run:
             entry["pearson"] = round(float(np.corrcoef(logits[:, 0], labels)[0, 1]), 4)
         found[name] = entry
@@ -148,17 +150,21 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
         "stage": args.stage,
         "logits_rows": rows,
         "logits_by": "ONNX Runtime, CPU",
-        "fake_quant_against_torch_fp32": difference(expected["fake_quant"], expected["torch_fp32"]),
+        "fake_quant_against_torch_fp32": _difference(expected["fake_quant"], expected["torch_fp32"]),
         "precisions": found,
     }
     files.write_json(RESULTS / f"{args.name}.json", record | {"provenance": provenance(sys.argv)})
 
 
+def _difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    return dataclasses.asdict(Difference.between(first, second))
+
+
 def summary(args: argparse.Namespace) -> Iterator[str]:
     """One Markdown table of what `graph` stored for several models."""
-    head = ("model", "precision", "GEMMs INT8", "BMMs INT8", "residual Adds INT8", "FP32 ops", "idle Q/DQ", "ONNX MiB",
+    columns = ("model", "precision", "GEMMs INT8", "BMMs INT8", "residual Adds INT8", "FP32 ops", "idle Q/DQ", "ONNX MiB",
             "of FP32", "plan MiB", "of FP32", "build s", "peak MiB", "logits: to torch FP32", "to fake-quant")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
+    rows: list[tuple[str, ...]] = []
     for name in args.results:
         record = files.read_json(RESULTS / f"{name}.json")
         for precision, entry in record["precisions"].items():
@@ -169,10 +175,11 @@ def summary(args: argparse.Namespace) -> Iterator[str]:
             logits = [f"{each['largest']:.2g} ({each['mean']:.2g})" for each in apart.values()]
             cells = [record["model"], precision, *kinds, seen["compute_ops_by_type"]["fp32"], seen["dangling_qdq"],
                      *sizes, entry["build_seconds"], entry["build_peak_mib"], *logits]  # fmt: skip
-            lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+            rows.append(tuple(map(str, cells)))
     title = "# Recipe `full` before it runs: the linter's counts, sizes, build with tensorrt-rtx, logits by ONNX Runtime (CPU)"
     note = "Logits: largest difference (mean) over rows of the STS-B development set. Weights of BERT-base and -large are random."
-    text = "\n".join([title, "", note, "", *lines, ""])
+    table = Table((*map(words, columns[:2]), *map(Column, columns[2:])), tuple(rows))
+    text = "\n".join([title, "", note, "", *markdown_table(table)])
     files.write_text(RESULTS / f"{args.name}.md", text)
     yield text
 

@@ -23,6 +23,8 @@ from q8trt import files
 from q8trt.export.onnx import export_onnx
 from q8trt.hardware.provenance import provenance
 from q8trt.models import checkpoints
+from q8trt.reporting import Column, Table, words
+from q8trt.reporting.markdown import markdown_table
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import STAGES, Run, open_run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
@@ -139,14 +141,15 @@ def table(paths: Sequence[str], name: str, renamed: Mapping[str, str], merge: bo
         "",
         f"Mean ± sample standard deviation (number of seeds). Not TensorRT's scores. Trained on {trained}.",
         "",
-        "| recipe | method | " + metric + " x100 | by seed |",
-        "|---|---|---:|---|",
     ]
+    rows = []
     for (recipe, method), seeds in sorted(groups.items()):
         each = ", ".join(f"{seed}: {value:.2f}" for seed, value in sorted(seeds.items()))
-        lines.append(f"| {recipe} | {method} | {_summary(list(seeds.values()))} | {each} |")
+        rows.append((recipe, method, _summary(list(seeds.values())), each))
+    columns = words("recipe"), words("method"), Column(metric, "x100"), words("by seed")
+    lines += markdown_table(Table(columns, tuple(rows)))
     files.write_json(RESULTS / f"{name}.json", {"task": task.name, "metric": metric, "cells": cells})
-    files.write_text(RESULTS / f"{name}.md", "\n".join(lines) + "\n")
+    files.write_text(RESULTS / f"{name}.md", "\n".join(lines))
     print("\n".join(lines))
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from q8trt.reporting import Column, Phrase, Table, words
 from q8trt.reporting.formats import error, ms, number, rate
 from q8trt.reporting.html import render
-from q8trt.reporting.markdown import markdown_section
+from q8trt.reporting.markdown import Markdown, markdown_section, markdown_table
 from q8trt.reporting.terminal import print_table
 
 COLUMNS = (
@@ -79,6 +79,11 @@ def test_a_narrow_terminal_loses_columns_before_words_wrap_and_never_cuts_a_figu
     assert "A <b> model | of many words" not in printed(44)  # wrapped
     assert printed(20, optional=True) == ""
     assert {"1.23", "+0.50"} <= set(printed(20).split())
+
+
+def test_a_cell_may_be_markdown_already() -> None:
+    table = Table((words("file"), words("note")), ((Markdown("`a|b`\n: **c**"), "`a|b` **c**"),))
+    assert markdown_table(table)[2] == r"| `a\|b` : **c** | \`a\|b\` \*\*c\*\* |"
 
 
 def test_a_row_has_a_cell_for_each_column() -> None:

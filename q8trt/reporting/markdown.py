@@ -9,11 +9,16 @@ from q8trt.console.names import markdown_code, markdown_text
 from q8trt.reporting.table import Table
 
 
+class Markdown(str):
+    """Text of a cell that is Markdown already, such as code."""
+
+
 def markdown_table(table: Table) -> list[str]:
     """Return the lines of a table and its legend, an empty one at the end."""
 
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
+        texts = (" ".join(cell.split()) if isinstance(cell, Markdown) else markdown_text(cell) for cell in cells)
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
     rule = "| " + " | ".join("---" if column.align == "left" else "---:" for column in table.columns) + " |"
     lines = [line(column.title for column in table.columns), rule, *map(line, table.texts()), ""]

@@ -16,6 +16,8 @@ from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
 from q8trt.errors import Q8TRTError
 from q8trt.files import decode, read_json
 from q8trt.models.checkpoints import resolve_model
+from q8trt.reporting.markdown import Markdown, markdown_table
+from q8trt.reporting.table import Table, words
 from q8trt.runs.run import RUN_FILE, Run
 
 BENCHMARK_FILE = "benchmark.json"
@@ -229,8 +231,5 @@ def _files(manifest: Manifest) -> Iterable[tuple[str, ...]]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; a bar or a newline in a cell would end it."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(
-        "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    cells = tuple(tuple(map(Markdown, row)) for row in rows)
+    return "\n".join(markdown_table(Table(tuple(map(words, columns)), cells))).rstrip()
