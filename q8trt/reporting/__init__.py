@@ -24,6 +24,7 @@ __all__ = [
     "gate",
     "html",
     "lint_report",
+    "markdown",
     "parity",
     "print_report",
     "report_dict",
