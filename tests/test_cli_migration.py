@@ -10,8 +10,9 @@ from cli_fixtures import Refused, data, refused  # noqa: F401
 from safetensors.torch import load_file, save_file
 from test_migration import names_of, quantized_state
 
-from q8trt import files
+from q8trt import api, files
 from q8trt.cli.main import run_command
+from q8trt.errors import ConfigError
 from q8trt.models import checkpoints
 from q8trt.tasks.glue import get_task
 
@@ -58,6 +59,8 @@ def test_what_does_not_go_together(refused: Refused, theirs: Path, tiny_checkpoi
     model = ["--model_name_or_path", str(tiny_checkpoint)]
     assert "--recipe and --from_pytorch_quantization exclude" in refused("calibrate", *flag, *model, "--recipe", "full")
     assert "--sensitivity and --from_pytorch" in refused("calibrate", *flag, *model, "--sensitivity")
+    with pytest.raises(ConfigError, match="needs --model_name_or_path DIR, the FP32 checkpoint"):
+        api.calibrate(from_pytorch_quantization=str(theirs), task="STS-B")
     missing = ["--from_pytorch_quantization", "absent.safetensors", "--task", "STS-B"]
     assert "absent.safetensors does not exist" in refused("calibrate", *missing, *model)
 

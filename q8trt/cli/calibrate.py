@@ -44,16 +44,8 @@ class Options:
     data: DataConfig | None = group("data (default: the newest run's; others need --task)", unset="the data of the run")
 
     def __post_init__(self) -> None:
-        if not self.calibration.from_pytorch_quantization:
-            return
-        if not self.model_name_or_path:
-            raise ConfigError(
-                "--from_pytorch_quantization needs --model_name_or_path DIR, the FP32 checkpoint that it was made from "
-                "(for its configuration, tokenizer and scores)"
-            )
-        for name, value in (("recipe", self.calibration.recipe), ("sensitivity", self.sensitivity)):
-            if value:
-                raise ConfigError(f"--{name} and --from_pytorch_quantization exclude each other; give one")
+        if self.sensitivity and self.calibration.from_pytorch_quantization:
+            raise ConfigError("--sensitivity and --from_pytorch_quantization exclude each other; give one")
 
 
 def parser() -> Parser:

@@ -100,7 +100,11 @@ class FinetuneConfig:
 
 @dataclass(frozen=True)
 class CalibrationConfig:
-    """Options of a calibration without training."""
+    """Options of a calibration without training.
+
+    Raises:
+        ConfigError: a value out of its range, or a recipe beside a checkpoint that has its own.
+    """
 
     recipe: Recipe | None = same_option(
         FinetuneConfig, "recipe", default=None, unset="linear; with --sensitivity: full"
@@ -119,6 +123,8 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.recipe and self.from_pytorch_quantization:
+            raise ConfigError("--recipe and --from_pytorch_quantization exclude each other; give one")
 
     def apply(self, recipe: Recipe) -> dict[str, Any]:
         """Return the fields of the `FinetuneConfig` that calibrates with `recipe` and does not train."""

@@ -50,8 +50,13 @@ def calibration_of(
         say: function that takes the notes on an imported checkpoint.
 
     Raises:
-        ConfigError: no run to calibrate.
+        ConfigError: no run to calibrate, or no FP32 checkpoint beside one of pytorch-quantization.
     """
+    if calibration.from_pytorch_quantization and not model:
+        raise ConfigError(
+            "--from_pytorch_quantization needs --model_name_or_path DIR, the FP32 checkpoint that it was made from "
+            "(for its configuration, tokenizer and scores)"
+        )
     recipe = calibration.recipe or load_recipe(recipe_name)
     if model:
         rows = rows or from_values(DataConfig, {})
