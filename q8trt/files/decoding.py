@@ -72,9 +72,13 @@ def read_limited(path: str | Path, limits: Limits = DEFAULT) -> bytes:
             data = file.read(limits.size + 1)
     finally:
         os.close(handle)
+    _check_size(data, limits)
+    return data
+
+
+def _check_size(data: bytes | str, limits: Limits) -> None:
     if len(data) > limits.size:
         raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
-    return data
 
 
 def read_json(path: str | Path, limits: Limits = DEFAULT) -> Any:
@@ -88,8 +92,7 @@ def parse_json(data: bytes | str, limits: Limits = DEFAULT) -> Any:
     Raises:
         MalformedError: not JSON (NaN and infinity included), not UTF-8, or beyond a limit.
     """
-    if len(data) > limits.size:
-        raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
+    _check_size(data, limits)
     try:
         value = msgspec.json.decode(data)
     except RecursionError:
@@ -125,8 +128,7 @@ def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
                 if key.value.__hash__:
                     seen.add((key.tag, key.value))
 
-    if len(data) > limits.size:
-        raise MalformedError(f"it is larger than the limit of {limits.size:,} bytes")
+    _check_size(data, limits)
     try:
         value = yaml.load(data, Loader)
     except RecursionError:
