@@ -167,8 +167,8 @@ def test_every_option_has_a_help_text_and_is_declared_once(command: str) -> None
 
 
 def test_the_reference_is_up_to_date() -> None:
-    """If not: python docs/reference/make.py."""
     folder = ROOT / "docs" / "reference"
     pages = runpy.run_path(str(folder / "make.py"))["pages"]
     for name, page in pages().items():
-        assert (folder / name).read_text(encoding="utf-8") == page
+        is_current = (folder / name).read_text(encoding="utf-8") == page
+        assert is_current, f"docs/reference/{name} is out of date: run python docs/reference/make.py"
