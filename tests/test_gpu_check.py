@@ -101,6 +101,13 @@ class CpuBench:
         }
 
 
+@pytest.fixture(autouse=True)
+def plain_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is written after each step; only `test_the_whole_flow` looks at its drawings."""
+    if request.node.name != "test_the_whole_flow":
+        monkeypatch.setattr("q8trt.reporting.html.svg", lambda chart, title: "<svg></svg>")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Each model and precision is exported once for this file's tests: the exporter takes seconds, and is tested elsewhere."""
