@@ -58,5 +58,7 @@ def __getattr__(name: str) -> Any:
     import importlib
     import logging
 
-    logging.getLogger(__name__).addHandler(logging.NullHandler())
+    log = logging.getLogger(__name__)
+    if not log.handlers:  # else warnings would be printed
+        log.addHandler(logging.NullHandler())
     return getattr(importlib.import_module(_MODULES.get(name, "q8trt.api")), name)

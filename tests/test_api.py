@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,6 +175,22 @@ def test_a_missing_package_names_its_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("q8trt.hardware.packages.version", version)
     with pytest.raises(q8trt.MissingPackageError, match=r"^torch is not installed: pip install accelerate torch$"):
         q8trt.finetune(task="STS-B")
+
+
+@pytest.mark.parametrize("display", [True, False])
+def test_figures_of_training_are_printed_where_progress_is_on(
+    display: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from q8trt.console.progress import shown_by
+    from q8trt.training.callbacks import TrainingLog
+
+    state = SimpleNamespace(is_world_process_zero=True, max_steps=4, global_step=2)
+    with shown_by(display):
+        callback = TrainingLog("INT8")
+        callback.on_train_begin(None, state, None)
+        callback.on_log(None, state, None, logs={"eval_loss": 0.5})
+        callback.on_train_end(None, state, None)
+    assert capsys.readouterr().err.split() == (["INT8", "dev", "step", "2/4", "loss", "0.5"] if display else [])
 
 
 def test_the_page_names_every_function() -> None:
