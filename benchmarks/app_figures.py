@@ -32,6 +32,7 @@ import q8trt
 from q8trt import Answer, Engine, files
 from q8trt.hardware.provenance import provenance
 from q8trt.models import checkpoints
+from q8trt.quantization.precision import Precision
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import Run, open_run
 from q8trt.runtime.scores import evaluate
@@ -51,9 +52,9 @@ def answers_against_torch(engine: Engine, run: Run, examples: Examples) -> dict[
     """The engine's logits of all rows beside those of the model that it was made from, and of FP32."""
     task, stage = examples.task, engine.manifest.stage
     assert examples.labels is not None
-    found = engine.logits(items_of(examples))
-    result: dict[str, Any] = {"rows": len(found), "truncated": engine.truncated}
-    result["metrics"] = {"engine": compute_from_logits(task, found, examples.labels)}
+    logits = engine.logits(items_of(examples))
+    result: dict[str, Any] = {"rows": len(logits), "truncated": engine.truncated}
+    result["metrics"] = {"engine": compute_from_logits(task, logits, examples.labels)}
     for name in dict.fromkeys((stage, "fp32")):
         folder = run.checkpoint(name)
         assert folder is not None
@@ -61,9 +62,9 @@ def answers_against_torch(engine: Engine, run: Run, examples: Examples) -> dict[
         model = checkpoints.load_quantized(folder)[0] if quantized else checkpoints.load_finetuned(folder, task)
         tokenizer = checkpoints.load_tokenizer(str(folder))
         features = tokenize(examples, tokenizer, engine.limits.max_length)
-        with TorchRunner(model, name) as runner:
+        with TorchRunner(model, Precision.INT8 if quantized else Precision.FP32) as runner:
             scored = evaluate(runner, features, task, tokenizer.pad_token_id, engine.limits.max_length)
-        difference = np.abs(found - scored.logits)
+        difference = np.abs(logits - scored.logits)
         result["metrics"][f"torch_{name}"] = scored.metrics
         result[f"difference_to_torch_{name}"] = {
             "largest": float(difference.max()),
@@ -140,11 +141,11 @@ def value(answer: float | Answer) -> np.ndarray:
     return np.array(list(answer.probabilities.values()) if isinstance(answer, Answer) else [answer])
 
 
-def compared(found: Sequence[Any], expected: Sequence[Any], tolerance: float) -> dict[str, Any]:
+def compared(answers: Sequence[Any], expected: Sequence[Any], tolerance: float) -> dict[str, Any]:
     """How answers differ from those that were given one after the other."""
-    difference = np.array([np.abs(value(a) - value(b)).max() for a, b in zip(found, expected, strict=True)])
+    difference = np.array([np.abs(value(a) - value(b)).max() for a, b in zip(answers, expected, strict=True)])
     return {
-        "answers": len(found),
+        "answers": len(answers),
         "identical": int((difference == 0).sum()),
         "wrong": int((difference > tolerance).sum()),
         "tolerance": tolerance,
@@ -159,19 +160,19 @@ def concurrency(
     alone: list[Any] = []
     sequential = len(items) / seconds(lambda: alone.extend(engine.predict([item])[0] for item in items))
     numbers = [number % len(items) for number in range(threads * requests)]
-    found: list[Any] = []
+    answers: list[Any] = []
     with ThreadPoolExecutor(threads) as pool:
         rate = len(numbers) / seconds(
-            lambda: found.extend(pool.map(lambda number: engine.predict([items[number]])[0], numbers))
+            lambda: answers.extend(pool.map(lambda number: engine.predict([items[number]])[0], numbers))
         )
-    told = {
+    figures = {
         "sequential_items_per_second": round(sequential, 1),
         "threads": {
             "threads": threads,
             "requests_each": requests,
             "items_per_second": round(rate, 1),
             "ratio_to_sequential": round(rate / sequential, 2),
-            **compared(found, [alone[number] for number in numbers], tolerance),
+            **compared(answers, [alone[number] for number in numbers], tolerance),
         },
     }
     together, expected, spent = [], [], 0.0
@@ -183,14 +184,14 @@ def concurrency(
 
         spent += seconds(lambda ask=ask: asyncio.run(ask()))
         expected += [alone[number] for number in chosen]
-    told["apredict"] = {
+    figures["apredict"] = {
         "concurrent": concurrent,
         "rounds": rounds,
         "items_per_second": round(len(together) / spent, 1),
         "ratio_to_sequential": round(len(together) / spent / sequential, 2),
         **compared(together, expected, tolerance),
     }
-    return told
+    return figures
 
 
 def built(options: argparse.Namespace, run: Run, folder: str) -> Path:

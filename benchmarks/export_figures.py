@@ -58,8 +58,8 @@ def batches_of(args: argparse.Namespace, tokenizer: Any) -> tuple[list[dict[str,
     """Rows of the STS-B development set in length buckets, input name -> int32 (batch, sequence); and their labels."""
     examples = load_dev(DataConfig(task="STS-B", data_dir=args.data_dir))
     features = tokenize(next(iter(examples.values())), tokenizer, 128)
-    found = list(bucketed_batches(features, 16, tokenizer.pad_token_id))  # by length: take some of every length
-    chosen = found[:: len(found) // args.batches or 1] if args.batches else found
+    ordered = list(bucketed_batches(features, 16, tokenizer.pad_token_id))  # by length: take some of every length
+    chosen = ordered[:: len(ordered) // args.batches or 1] if args.batches else ordered
     labels = np.concatenate([batch.labels for batch in chosen])
     return [{name: batch.arrays[name].astype(np.int32) for name in NAMES} for batch in chosen], labels
 
@@ -122,7 +122,7 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
     expected = {"torch_fp32": logits_of_torch(float_model, batches), "fake_quant": logits_of_torch(quantized, batches)}
     config = BuildConfig(profiles=(ShapeProfile((1, 1), (16, 128), MAX_SHAPES),))
     fixed = BuildConfig(profiles=(ShapeProfile(MAX_SHAPES, MAX_SHAPES, MAX_SHAPES),))
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, (precision, fuse_qkv) in VARIANTS.items():
         model = quantized if precision.is_quantized else float_model
         with tempfile.TemporaryDirectory() as folder:
@@ -136,10 +136,10 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
         entry["logits"] = {source: _difference(logits, reference) for source, reference in expected.items()}
         if args.run:
             entry["pearson"] = round(float(np.corrcoef(logits[:, 0], labels)[0, 1]), 4)
-        found[name] = entry
+        entries[name] = entry
         yield f"{name:20} onnx {entry['onnx_bytes'] / 2**20:8.1f} MiB, plan {entry['plan_bytes'] / 2**20:8.1f} MiB"
-    base = found["fp32"]
-    for entry in found.values():
+    base = entries["fp32"]
+    for entry in entries.values():
         entry["onnx_ratio"] = round(entry["onnx_bytes"] / base["onnx_bytes"], 4)
         entry["plan_ratio"] = round(entry["plan_bytes"] / base["plan_bytes"], 4)
         entry["plan_fixed_ratio"] = round(entry["plan_fixed_bytes"] / base["plan_fixed_bytes"], 4)
@@ -151,7 +151,7 @@ def graph(args: argparse.Namespace) -> Iterator[str]:
         "logits_rows": rows,
         "logits_by": "ONNX Runtime, CPU",
         "fake_quant_against_torch_fp32": _difference(expected["fake_quant"], expected["torch_fp32"]),
-        "precisions": found,
+        "precisions": entries,
     }
     files.write_json(RESULTS / f"{args.name}.json", record | {"provenance": provenance(sys.argv)})
 
@@ -170,8 +170,8 @@ def summary(args: argparse.Namespace) -> Iterator[str]:
         for precision, entry in record["precisions"].items():
             seen, apart = entry["forecast"], entry["logits"]
             kinds = [f"{seen[f'int8_{kind}']}/{seen[kind]}" for kind in ("gemms", "bmms", "residual_adds")]
-            sizes = [f"{entry[f'{kind}_{what}']:.3f}" if what == "ratio" else f"{entry[f'{kind}_{what}'] / 2**20:.1f}"
-                     for kind in ("onnx", "plan") for what in ("bytes", "ratio")]  # fmt: skip
+            sizes = [f"{entry[f'{kind}_{figure}']:.3f}" if figure == "ratio" else f"{entry[f'{kind}_{figure}'] / 2**20:.1f}"
+                     for kind in ("onnx", "plan") for figure in ("bytes", "ratio")]  # fmt: skip
             logits = [f"{each['largest']:.2g} ({each['mean']:.2g})" for each in apart.values()]
             cells = [record["model"], precision, *kinds, seen["compute_ops_by_type"]["fp32"], seen["dangling_qdq"],
                      *sizes, entry["build_seconds"], entry["build_peak_mib"], *logits]  # fmt: skip
@@ -193,12 +193,12 @@ def latency(args: argparse.Namespace) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         names = ("fp32", "int8", "dynamic", "dynamic_unsigned")
         paths = {name: Path(folder) / f"{name}.onnx" for name in names}
-        export_onnx(float_model, paths["fp32"], "fp32", NAMES, ExportOptions(args.exporter))
-        export_onnx(quantized, paths["int8"], "int8", NAMES, ExportOptions(args.exporter))
+        export_onnx(float_model, paths["fp32"], Precision.FP32, NAMES, ExportOptions(args.exporter))
+        export_onnx(quantized, paths["int8"], Precision.INT8, NAMES, ExportOptions(args.exporter))
         quantize_dynamic(paths["fp32"], paths["dynamic"], weight_type=QuantType.QInt8)
         quantize_dynamic(paths["fp32"], paths["dynamic_unsigned"], weight_type=QuantType.QUInt8)
         runners = {
-            name: OnnxRuntimeRunner(path, "int8" if name == "int8" else "fp32", threads=args.threads)
+            name: OnnxRuntimeRunner(path, Precision.INT8 if name == "int8" else Precision.FP32, threads=args.threads)
             for name, path in paths.items()
         }
         for shape in SHAPES:
@@ -221,14 +221,14 @@ def timed(runners: dict[str, Any], shape: tuple[int, int], iterations: int) -> d
     """Milliseconds of each call after three that are not counted."""
     ids = np.random.default_rng(0).integers(1000, 20000, shape).astype(np.int32)
     arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    found: dict[str, list[float]] = {name: [] for name in runners}
+    milliseconds: dict[str, list[float]] = {name: [] for name in runners}
     for iteration in range(iterations + 3):
         for name, runner in runners.items():
             started = time.perf_counter()
             runner.infer(arrays)
             if iteration >= 3:
-                found[name].append((time.perf_counter() - started) * 1e3)
-    return found
+                milliseconds[name].append((time.perf_counter() - started) * 1e3)
+    return milliseconds
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ from q8trt.export.onnx import export_onnx
 from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintReport, lint
 from q8trt.models import checkpoints
+from q8trt.quantization.precision import Precision
 from q8trt.reporting.lint_report import print_report
 from q8trt.tasks.data import Collator, sample_examples, tokenize
 from q8trt.tasks.glue import get_task
@@ -104,7 +105,7 @@ def main() -> None:
     model = checkpoints.load_pretrained("minilm", get_task("STS-B")).eval()
     batches = calibration_batches(checkpoints.load_tokenizer("minilm"))
     paths = [options.output / f"{name}.onnx" for name in ("fp32", "modelopt", "onnxruntime")]
-    export_onnx(model, paths[0], "fp32", NAMES)
+    export_onnx(model, paths[0], Precision.FP32, NAMES)
     quantize_with_onnxruntime(paths[0], batches, paths[2])
     export_with_modelopt(model, batches, paths[1])
     reports = {}

@@ -89,7 +89,7 @@ def installed(python: Path) -> dict[str, float]:
 
 def closure(names: Sequence[str]) -> dict[str, float]:
     """Package -> MiB of its files, of `names` and all that they require, as this environment has them."""
-    found: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     waiting = list(names)
     while waiting:
         try:
@@ -97,13 +97,13 @@ def closure(names: Sequence[str]) -> dict[str, float]:
         except PackageNotFoundError:  # an optional requirement of another platform
             continue
         name = canonicalize_name(each.metadata["Name"])
-        if name in found:
+        if name in sizes:
             continue
         paths = [Path(str(file.locate())) for file in each.files or () if file.suffix != ".pyc"]
-        found[name] = sum(path.stat().st_size for path in paths if path.is_file()) / MIB
+        sizes[name] = sum(path.stat().st_size for path in paths if path.is_file()) / MIB
         needed = [Requirement(text) for text in each.requires or ()]
         waiting += [need.name for need in needed if need.marker is None or need.marker.evaluate({"extra": ""})]
-    return dict(sorted(found.items()))
+    return dict(sorted(sizes.items()))
 
 
 def timed(python: Path | str, code: str, **names: Any) -> dict[str, Any]:

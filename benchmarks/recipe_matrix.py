@@ -54,9 +54,9 @@ class Cell:
 def cells() -> list[Cell]:
     """All cells, what others wait for first."""
     tasks = {"STS-B": "sts-b", "MRPC": "mrpc", "RTE": "rte"}
-    found = [Cell(f"{tasks[task]}-fp32-{seed}", FP32, task, seed, None, ("fp32",)) for task in tasks for seed in SEEDS]
+    listed = [Cell(f"{tasks[task]}-fp32-{seed}", FP32, task, seed, None, ("fp32",)) for task in tasks for seed in SEEDS]
     longer = {**FP32, "num_train_epochs": 4}
-    found += [Cell(f"sts-b-fp32-4-epochs-{seed}", longer, "STS-B", seed, None, ("fp32",)) for seed in SEEDS]
+    listed += [Cell(f"sts-b-fp32-4-epochs-{seed}", longer, "STS-B", seed, None, ("fp32",)) for seed in SEEDS]
 
     def quantized(task: str, recipe: str, seed: int, taught: bool) -> Cell:
         path = str(HERE / "recipes" / f"{recipe}.yaml") if recipe in LOW_BITS else recipe
@@ -66,11 +66,11 @@ def cells() -> list[Cell]:
         stages = ("ptq", "int8") if taught else ("int8",)
         return Cell(name, options, task, seed, f"{tasks[task]}-fp32-{seed}", stages)
 
-    found += [quantized("STS-B", recipe, seed, True) for recipe in RECIPES for seed in SEEDS]
-    found += [quantized(task, "full", seed, True) for task in ("MRPC", "RTE") for seed in SEEDS]
-    found += [quantized("STS-B", recipe, seed, False) for recipe in RECIPES for seed in SEEDS]
-    found += [quantized("STS-B", recipe, seed, True) for recipe in LOW_BITS for seed in SEEDS]
-    return found
+    listed += [quantized("STS-B", recipe, seed, True) for recipe in RECIPES for seed in SEEDS]
+    listed += [quantized(task, "full", seed, True) for task in ("MRPC", "RTE") for seed in SEEDS]
+    listed += [quantized("STS-B", recipe, seed, False) for recipe in RECIPES for seed in SEEDS]
+    listed += [quantized("STS-B", recipe, seed, True) for recipe in LOW_BITS for seed in SEEDS]
+    return listed
 
 
 def compute(cell: Cell, args: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from q8trt import files
 from q8trt.export.onnx import export_onnx
 from q8trt.hardware.provenance import provenance
 from q8trt.models import checkpoints
+from q8trt.quantization.precision import Precision
 from q8trt.reporting import Column, Table, words
 from q8trt.reporting.markdown import markdown_table
 from q8trt.runs.config import FinetuneConfig
@@ -45,7 +46,7 @@ def score_stage(run: Run, stage: str, config: FinetuneConfig, threads: int | Non
     rows = tokenize(next(iter(load_dev(config.data).values())), tokenizer, length)
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
     with tempfile.TemporaryDirectory() as temporary:
-        path, precision = Path(temporary) / "model.onnx", "int8" if quantized else "fp32"
+        path, precision = Path(temporary) / "model.onnx", Precision.INT8 if quantized else Precision.FP32
         export_onnx(model, path, precision, names)
         with OnnxRuntimeRunner(path, precision, threads=threads) as runner:
             result = evaluate(runner, rows, task, tokenizer.pad_token_id, length)

@@ -87,9 +87,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             work["address"] = {"http": address.http, "grpc": address.grpc}
             command = [installation.environment / "bin" / "python", Path(__file__).with_name("triton_load_client.py")]
             done = subprocess.run(command, input=json.dumps(work), stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout)
-    differences = np.abs(np.array(found["sequential"]) - expected)
-    wrong = [cell for cell in found["cells"] if cell["error_count"] or cell["largest_difference"] > TOLERANCE]
+    measured = json.loads(done.stdout)
+    differences = np.abs(np.array(measured["sequential"]) - expected)
+    wrong = [cell for cell in measured["cells"] if cell["error_count"] or cell["largest_difference"] > TOLERANCE]
     return {
         "label": LABEL,
         "task": manifest.task.name, "model": manifest.model.name, "precision": manifest.precision,
@@ -97,9 +97,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "serving": asdict(config),
         "in_process": {"label": "q8trt.Engine on ONNX Runtime, one item at a time, no server", **alone},
         "sequential_against_engine": {"items": len(items), "largest_difference": float(differences.max())},
-        "cells": found["cells"],
+        "cells": measured["cells"],
         "all_answers_equal": not wrong and bool(differences.max() <= TOLERANCE), "tolerance": TOLERANCE,
-        "server_versions": found["versions"],
+        "server_versions": measured["versions"],
         "provenance": provenance(sys.argv),
     }  # fmt: skip
 

@@ -41,8 +41,8 @@ def ask(triton: Any, client: Any, model: str, item: list[str]) -> np.ndarray:
 
 def batches(client: Any, protocol: str, model: str) -> tuple[int, int]:
     """(rows, executions) of the model since the server's start."""
-    found = client.get_inference_statistics(model, **({"as_json": True} if protocol == "grpc" else {}))
-    [stats] = found["model_stats"]
+    statistics = client.get_inference_statistics(model, **({"as_json": True} if protocol == "grpc" else {}))
+    [stats] = statistics["model_stats"]
     return int(stats.get("inference_count", 0)), int(stats.get("execution_count", 0))
 
 

@@ -152,8 +152,8 @@ def _tensor(model: Any, random: Random) -> Any:
 
 
 def _name(model: Any, random: Random) -> str:
-    made = [name for node in model.graph.node for name in (*node.input, *node.output)]
-    return random.choice((*_NAMES, *random.sample(made, 8)))
+    names = [name for node in model.graph.node for name in (*node.input, *node.output)]
+    return random.choice((*_NAMES, *random.sample(names, 8)))
 
 
 def _change_dims(model: Any, random: Random) -> None:
@@ -284,9 +284,9 @@ def _change_axis(model: Any, random: Random) -> None:
     from onnx import helper
 
     node = _node(model, random, "QuantizeLinear", "DequantizeLinear")
-    kept = [attribute for attribute in node.attribute if attribute.name != "axis"]
+    others = [attribute for attribute in node.attribute if attribute.name != "axis"]
     del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute("axis", random.choice(_INTEGERS))])
+    node.attribute.extend([*others, helper.make_attribute("axis", random.choice(_INTEGERS))])
     if random.random() < 0.3:
         node.attribute.append(helper.make_attribute("block_size", random.choice(_INTEGERS)))
 

@@ -81,9 +81,9 @@ def _other_input(number: int, stopped: Path, data: bytes) -> Case:
 
     def setup(folder: Path) -> None:
         _copy(stopped, folder)
-        told = (folder / "in.csv").stat()
+        times = (folder / "in.csv").stat()
         (folder / "in.csv").write_bytes(data)
-        os.utime(folder / "in.csv", ns=(told.st_atime_ns, told.st_mtime_ns))
+        os.utime(folder / "in.csv", ns=(times.st_atime_ns, times.st_mtime_ns))
 
     def oracle(_: Outcome, folder: Path) -> str:
         _score(folder, "whole.csv", overwrite=True)
