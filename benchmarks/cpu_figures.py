@@ -26,9 +26,9 @@ from q8trt import files
 from q8trt.engine.manifest import MANIFEST_FILE
 from q8trt.hardware.provenance import provenance
 from q8trt.reporting import report_dict
+from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import open_run
 from q8trt.runtime.timing.config import grid, parse_sizes
-from q8trt.tasks.data import DataConfig
 
 ROOT = Path(__file__).parents[1]
 #: What is started -> arguments of the interpreter.
@@ -89,7 +89,7 @@ def main() -> int:
         parser.error(f"{run.path} has not two engines; python build_engine.py --int8 --checkpoint {run.path}")
     started = time.perf_counter()
     result: dict[str, Any] = {"startup": start_seconds(options.starts)}
-    data = DataConfig(**run.record.config["data"])
+    data = FinetuneConfig.from_dict(run.record.config).data
     if options.max_eval_samples:
         data = replace(data, max_eval_samples=options.max_eval_samples)
     measured = q8trt.benchmark(
