@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import PATIENCE
 
 from q8trt.engine.manifest import ONNX_FILE, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.errors import ConfigError
@@ -109,7 +110,7 @@ def test_the_registry_imports_no_runtime() -> None:
         "heavy = {'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'torch', 'transformers', 'onnx', 'google.protobuf', 'cuda'}\n"
         "print(heavy & set(sys.modules))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=True)
+    answer = subprocess.run([sys.executable, "-c", code], timeout=PATIENCE, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
 
 
