@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pynvml
 import pytest
@@ -18,6 +19,11 @@ CARDS = (
 )
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", 81559, "570.86.15")
+
+STATES = [
+    GpuState("NVIDIA L40S", "570.86.15", 1995.0, 2040.0, 1234.0, 61.0, None),
+    GpuState("NVIDIA H100 80GB HBM3", "570.86.15", 210.0, 2040.0, 0.0, 30.0, 12.5),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +41,7 @@ def test_gpus_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gpu_states(monkeypatch: pytest.MonkeyPatch) -> None:
     install_nvml(monkeypatch, *CARDS)
-    assert gpu_states() == [
-        GpuState("NVIDIA L40S", "570.86.15", 1995.0, 2040.0, 1234.0, 61.0, None),
-        GpuState("NVIDIA H100 80GB HBM3", "570.86.15", 210.0, 2040.0, 0.0, 30.0, 12.5),
-    ]
+    assert gpu_states() == STATES
 
 
 def test_no_gpu_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +55,40 @@ def test_no_gpu_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys.modules["pynvml"], "nvmlInit", no_driver)
     assert gpus() == gpu_states() == []
-    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
-    assert gpus() == gpu_states() == gpu_names() == []
+
+
+@pytest.fixture
+def no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """nvidia-ml-py is missing; returns the one folder of programs."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def write_nvidia_smi(folder: Path, output: str, code: int = 0) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n[ $# = 2 ] && echo '{output}'\nexit {code}\n")
+    program.chmod(0o755)
+
+
+def test_without_the_package_nvidia_smi_lists_the_gpus(no_package: Path) -> None:
+    assert gpus() == gpu_states() == gpu_names() == []  # no driver either
+    write_nvidia_smi(
+        no_package,
+        "GPU-1a, 570.86.15, NVIDIA L40S, 8.9, 46068, 1995, 2040, 1234, 61, [N/A]\n"
+        "GPU-2b, 570.86.15, NVIDIA H100 80GB HBM3, 9.0, 81559, 210, 2040, 0, 30, 12.50",
+    )
+    assert gpus() == [L40S, H100]
+    assert gpu_states() == STATES
+    assert gpu_names() == [L40S.name, H100.name]
+    write_nvidia_smi(no_package, "GPU-3c, 580, NVIDIA GB10, 12.1, [N/A], 1, 1, [N/A], 1, 1")
+    assert gpus() == [Gpu("NVIDIA GB10", "12.1", 0, "580")]
+
+
+@pytest.mark.parametrize(("output", "code"), [("No devices were found", 0), ("NVIDIA-SMI has failed", 9)])
+def test_nvidia_smi_lists_nothing(no_package: Path, output: str, code: int) -> None:
+    write_nvidia_smi(no_package, output, code)
+    assert gpus() == gpu_states() == []
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,22 @@
-"""The NVIDIA GPUs of this machine, as the driver reports them through NVML (package nvidia-ml-py): no CUDA context is made."""
+"""The NVIDIA GPUs of this machine, as the driver reports them: no CUDA context is made.
+
+NVML (package nvidia-ml-py) is asked, or the driver's program ``nvidia-smi`` where that package is missing.
+"""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-_T = TypeVar("_T")
 _MIB = 2**20
+#: Fields of ``nvidia-smi --query-gpu`` in the order in which `_smi_card` reads them.
+_SMI_FIELDS = (
+    "uuid", "driver_version", "name", "compute_cap", "memory.total", "clocks.sm", "clocks.max.sm", "memory.used",
+    "temperature.gpu", "power.draw",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,71 +49,81 @@ class GpuState:
     power_w: float | None
 
 
-def gpus() -> list[Gpu]:
-    """Return the GPUs that CUDA programs started here can use, CUDA_VISIBLE_DEVICES applied.
+@dataclass(frozen=True)
+class _Card:
+    uuid: str
+    gpu: Gpu
+    state: GpuState
 
-    The list is empty without a GPU, its driver or nvidia-ml-py.
-    """
-    cards = dict(_read_devices(_identity))
-    return _visible(cards, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+def gpus() -> list[Gpu]:
+    """Return the GPUs that CUDA programs started here can use, CUDA_VISIBLE_DEVICES applied; [] without a GPU or driver."""
+    return _visible({card.uuid: card.gpu for card in _cards()}, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def gpu_states() -> list[GpuState]:
-    """Return the present state of every GPU of the machine; [] without a GPU, its driver or nvidia-ml-py."""
-    return _read_devices(_state)
+    """Return the present state of every GPU of the machine; [] without a GPU or driver."""
+    return [card.state for card in _cards()]
 
 
 def gpu_names() -> list[str]:
     """Return the name of every GPU of the machine, hidden ones included."""
-    return [card.name for _, card in _read_devices(_identity)]
+    return [card.gpu.name for card in _cards()]
 
 
-def _read_devices(read: Callable[[Any, Any], _T]) -> list[_T]:
-    """Return `read(nvml, handle)` of each GPU."""
+def _cards() -> list[_Card]:
     try:
         import pynvml as nvml
-
+    except ImportError:
+        return _smi_cards()
+    try:
         nvml.nvmlInit()
-    except Exception:  # the package is missing, or NVML's own error: no driver
+    except nvml.NVMLError:  # no driver
         return []
     try:
-        return [read(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount())]
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return [_nvml_card(nvml, handle) for handle in handles]
     except nvml.NVMLError:  # a GPU that fell off the bus
         return []
     finally:
         nvml.nvmlShutdown()
 
 
-def _identity(nvml: Any, handle: Any) -> tuple[str, Gpu]:
-    """Return the UUID of a GPU, and the GPU."""
-    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    memory = _reported(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2).total) or 0
-    name, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
-    return nvml.nvmlDeviceGetUUID(handle), Gpu(name, f"{major}.{minor}", int(memory) // _MIB, driver)
-
-
-def _state(nvml: Any, handle: Any) -> GpuState:
+def _nvml_card(nvml: Any, handle: Any) -> _Card:
     def read(call: Callable[[], float], unit: float = 1) -> float | None:
-        value = _reported(nvml, call)
-        return None if value is None else round(value / unit, 2)
+        try:
+            return round(call() / unit, 2)
+        except nvml.NVMLError:  # this driver does not report it
+            return None
 
-    return GpuState(
-        name=nvml.nvmlDeviceGetName(handle),
-        driver=nvml.nvmlSystemGetDriverVersion(),
+    name, driver = nvml.nvmlDeviceGetName(handle), nvml.nvmlSystemGetDriverVersion()
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    memory = read(lambda: nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2).total // _MIB)
+    state = GpuState(
+        name=name,
+        driver=driver,
         sm_clock_mhz=read(lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
         max_sm_clock_mhz=read(lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
         memory_used_mib=read(lambda: nvml.nvmlDeviceGetMemoryInfo(handle, nvml.nvmlMemory_v2).used // _MIB),
         temperature_c=read(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
         power_w=read(lambda: nvml.nvmlDeviceGetPowerUsage(handle), unit=1000),
     )
+    return _Card(nvml.nvmlDeviceGetUUID(handle), Gpu(name, f"{major}.{minor}", int(memory or 0), driver), state)
 
 
-def _reported(nvml: Any, call: Callable[[], float]) -> float | None:
-    """Return what `call` returns; None where the driver does not report it."""
+def _smi_cards() -> list[_Card]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        return call()
-    except nvml.NVMLError:
-        return None
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):  # no driver, or a GPU that fell off the bus
+        return []
+    rows = [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines()]
+    return [_smi_card(*row) for row in rows if len(row) == len(_SMI_FIELDS)]
+
+
+def _smi_card(uuid: str, driver: str, name: str, sm: str, total: str, *state: str) -> _Card:
+    memory, *numbers = (float(text) if text.replace(".", "", 1).isdigit() else None for text in (total, *state))
+    return _Card(uuid, Gpu(name, sm, int(memory or 0), driver), GpuState(name, driver, *numbers))
 
 
 def _visible(cards: dict[str, Gpu], mask: str | None) -> list[Gpu]:
