@@ -332,6 +332,20 @@ def test_profile_of_one_row_is_timed_by_default(engines: Path, tmp_path: Path) -
 
 
 @needs_rtx
+def test_the_exporter_of_users_gives_the_same_file(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other tests of this file trace by torchscript; this one runs the default as the command does."""
+    from q8trt.export import trace
+
+    monkeypatch.setitem(trace._TRACERS, "dynamo", trace._trace_dynamo)
+    monkeypatch.setitem(trace._EMITTERS, "dynamo", trace._emit_dynamo)
+    options = ["--int8", "--checkpoint", str(engines), "--output_dir", str(tmp_path / "engine")]
+    assert run_command("build-engine", options) == 0
+    assert (tmp_path / "engine" / "model.onnx").read_bytes() == (engines / "engine" / "model.onnx").read_bytes()
+
+
+@needs_rtx
 def test_copied_engine_is_scored_on_data_that_the_user_names(
     engines: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
