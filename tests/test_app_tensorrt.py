@@ -31,7 +31,7 @@ from q8trt.inference.batching import BatchLimits, batch_limits, in_parallel
 from q8trt.inference.opening import choose
 from q8trt.inference.pool import RunnerPool
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.tensorrt import declaration
+from q8trt.runtime.tensorrt import runner as tensorrt_runner
 
 L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
 LABELS = ["no", "maybe", "yes"]
@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
 def fake(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """A machine with a GPU and TensorRT, which finds nothing wrong with a plan."""
     monkeypatch.setattr(opening, "gpus", lambda: [L40S])
-    monkeypatch.setattr(declaration, "preflight", lambda *arguments, **named: [])
+    monkeypatch.setattr(tensorrt_runner, "preflight", lambda *arguments, **named: [])
     return install("tensorrt", monkeypatch.setattr)
 
 
@@ -144,7 +144,7 @@ def test_a_plan_that_cannot_run_is_an_error_where_a_gpu_is(
     folder: Path, fake: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem("its plan is for compute capability 9.0; NVIDIA L40S has 8.9", "rebuild it: `python build`")
-    monkeypatch.setattr(declaration, "preflight", lambda *arguments, **named: [problem])
+    monkeypatch.setattr(tensorrt_runner, "preflight", lambda *arguments, **named: [problem])
     for device in (None, "cuda"):
         with pytest.raises(
             BackendError, match=r"for compute capability 9\.0; .*; or run the same graph .*device=\"cpu\""

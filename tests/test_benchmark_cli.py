@@ -18,8 +18,7 @@ from q8trt.errors import BackendError
 from q8trt.evaluation import benchmark as comparison
 from q8trt.quantization.precision import Precision
 from q8trt.runtime import RunOptions, open_runner
-from q8trt.runtime.onnxruntime.declaration import FP16_ON_CPU
-from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
+from q8trt.runtime.onnxruntime.runner import FP16_ON_CPU, OnnxRuntimeRunner
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 

@@ -2,7 +2,7 @@
 
 The plan is deserialized once (`engine`); each optimization profile has a context, a stream, buffers and a CUDA graph
 (`bucket`). A batch goes pinned host memory -> device buffers -> `execute_async_v3` or the graph -> pinned host memory ->
-logits, all on the profile's stream. Arrays on the GPU are read in place.
+logits, all on the profile's stream. Arrays on the GPU are read in place. Importing this module imports neither package.
 
 A runner belongs to one thread at a time. For more threads over the same engine, each takes a `fork`::
 
@@ -13,26 +13,87 @@ A runner belongs to one thread at a time. For more threads over the same engine,
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import find_backend
-from q8trt.engine.shapes import covering, show_profiles
-from q8trt.errors import BackendError, DataError, EngineError
+from q8trt.engine.backend import INSTALL, TITLES, find_backend
+from q8trt.engine.driver import driver_problem
+from q8trt.engine.manifest import PLAN_FILE, Manifest
+from q8trt.engine.preflight import Problem, needs_host_code, preflight
+from q8trt.engine.shapes import Shape, covering, show_profiles
+from q8trt.errors import BackendError, DataError, EngineError, MissingPackageError
+from q8trt.hardware.gpu import gpus
 from q8trt.quantization.precision import Precision
-from q8trt.runtime.base import Runner, RunOptions, Timing, common_shape
+from q8trt.runtime.base import (
+    Availability,
+    Capabilities,
+    EngineRuntime,
+    Runner,
+    RunOptions,
+    Timing,
+    TritonBackend,
+    common_shape,
+)
 from q8trt.runtime.tensorrt.bucket import Bucket
 from q8trt.runtime.tensorrt.cuda import attempt, cuda_runtime
-from q8trt.runtime.tensorrt.declaration import TENSORRT, TENSORRT_RTX
 from q8trt.runtime.tensorrt.device_arrays import DeviceArray, on_gpu, shape_of
 from q8trt.runtime.tensorrt.engine import SharedEngine, layer_profiler
 from q8trt.runtime.timing.layers import LayerTime, median_times
 
+
+class TensorRT(EngineRuntime):
+    """One of the two packages, which offer the same API."""
+
+    def availability(self) -> Availability:
+        """See `EngineRuntime.availability`."""
+        try:
+            backend = find_backend(self.name)
+        except MissingPackageError as error:
+            return Availability(problem=error.problem, remedy=error.command)
+        except BackendError as error:
+            return Availability(problem=str(error))
+        cards, version = gpus(), backend.version
+        if not cards:
+            return Availability(version, f"{self.label} needs an NVIDIA GPU and its driver")
+        if importlib.util.find_spec("cuda") is None:
+            return Availability(version, "cuda-python is not installed", INSTALL[self.name])
+        return Availability(version, str(driver_problem(self.name, backend.title) or backend.refusal(cards[0]) or ""))
+
+    def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
+        """See `EngineRuntime.obstacles`."""
+        return preflight(folder, self.name, shapes, verify=False)
+
+    def open(self, folder: Path, manifest: Manifest, options: RunOptions) -> Runner:
+        """See `EngineRuntime.open`."""
+        plan, host_code = folder / PLAN_FILE, needs_host_code(manifest)
+        return TensorRTRunner(plan, manifest.precision, self.name, options=options, host_code=host_code)
+
+
+_PROTOCOLS = ("DLPack", "__cuda_array_interface__")
+TENSORRT = TensorRT(
+    "tensorrt",
+    TITLES["tensorrt"],
+    Capabilities(fixed_shapes=True, cuda_graphs=True, array_protocols=_PROTOCOLS),
+    device="cuda",
+    model_file=PLAN_FILE,
+    triton=TritonBackend("tensorrt_plan", ("cuda",)),
+    aliases=("trt",),
+)
+#: It launches from CUDA graphs of its own and does not report them.
+TENSORRT_RTX = TensorRT(
+    "tensorrt_rtx",
+    TITLES["tensorrt_rtx"],
+    Capabilities(fixed_shapes=True, array_protocols=_PROTOCOLS),
+    device="cuda",
+    model_file=PLAN_FILE,
+    aliases=("rtx", "trt_rtx"),
+)
 _RUNTIMES = {runtime.name: runtime for runtime in (TENSORRT, TENSORRT_RTX)}
 
 
