@@ -15,9 +15,10 @@ from test_benchmark_page import Page
 from q8trt.cli.main import run_command
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report, Row, report_dict
-from q8trt.reporting.comparison import SideBySide, stored_report
+from q8trt.reporting.comparison import SideBySide
 from q8trt.reporting.comparison import side_by_side as match
 from q8trt.reporting.comparison_page import comparison_html, print_side_by_side, write_side_by_side
+from q8trt.reporting.stored import stored_report
 from q8trt.runtime.timing.latency import summarize
 
 

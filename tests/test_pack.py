@@ -39,11 +39,13 @@ def card(folder: Path, **options: str) -> str:
 
 
 def write_benchmark(packable: Path, date: str = "2026-11-02T00:00:00+00:00", precision: str = "int8") -> None:
-    latency = {"batch": 1, "sequence": 128, "median_ms": 7.2345, "p99_ms": 9.5, "samples_per_s": 138.2}
+    latency = {"batch": 1, "sequence": 128, "median_ms": 7.2345, "p99_ms": 9.5, "samples_per_s": 138.2, "clock": "host"}
     row = {"folder": f"runs/x/{packable.name}", "precision": precision, "label": "ONNX Runtime, CPU, int8"}
+    row |= {"name": "QAT INT8", "backend": "onnxruntime", "device": "cpu", "score_x100": 88.99}
     row |= {"metrics": {"f1": 0.8899}, "latencies": [latency]}
+    report = {"schema": 2, "title": "MRPC", "main_metric": "f1", "rows": [row]}
     origin = {"date_utc": date, "git_commit": "0123456789abcdef", "hardware": {"cpu": "Some CPU", "cores": 2}}
-    (packable.parent / "benchmark.json").write_text(json.dumps({"rows": [row], "provenance": origin}))
+    (packable.parent / "benchmark.json").write_text(json.dumps(report | {"provenance": origin}))
 
 
 def test_what_is_packed_is_unpacked_byte_for_byte(packable: Path, tmp_path: Path) -> None:

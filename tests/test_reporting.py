@@ -326,7 +326,8 @@ def keys(value: object) -> set[str]:
 
 def test_every_key_is_documented(on_gpu: Report) -> None:
     from q8trt.hardware.provenance import provenance
-    from q8trt.reporting.comparison import side_by_side, stored_report
+    from q8trt.reporting.comparison import side_by_side
+    from q8trt.reporting.stored import stored_report
 
     text = (Path(__file__).parents[1] / "docs" / "benchmark-schema.md").read_text(encoding="utf-8")
     times = LayerTimes(1, 128, 10, (LayerTime("gemm", 1.0),))

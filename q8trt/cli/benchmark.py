@@ -92,8 +92,9 @@ def parser() -> Parser:
 
 
 def _compare(options: Options, reports: Sequence[str]) -> int:
-    from q8trt.reporting.comparison import read_report, side_by_side
+    from q8trt.reporting.comparison import side_by_side
     from q8trt.reporting.comparison_page import print_side_by_side, write_side_by_side
+    from q8trt.reporting.stored import read_report
 
     name = options.name or "compare"
     if options.output_dir:

@@ -29,6 +29,7 @@ __all__ = [
     "print_report",
     "report_dict",
     "sensitivity_plot",
+    "stored",
     "table",
     "terminal",
     "verdict",

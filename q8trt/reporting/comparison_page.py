@@ -10,9 +10,10 @@ from q8trt import files
 from q8trt.hardware.packages import RUNTIME_PACKAGES
 from q8trt.reporting.benchmark import machine
 from q8trt.reporting.charts import Bar, BarChart
-from q8trt.reporting.comparison import ScorePair, SideBySide, StoredReport, TimePair
+from q8trt.reporting.comparison import ScorePair, SideBySide, TimePair
 from q8trt.reporting.formats import ms, times
 from q8trt.reporting.html import Figure, render
+from q8trt.reporting.stored import StoredReport
 from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_lines, print_table, say
 from q8trt.tasks.metrics import direction
@@ -69,10 +70,10 @@ def _origins(both: SideBySide) -> list[Phrase]:
 def _origin(report: StoredReport) -> str:
     """Return title, machine, date, commit and libraries in a line."""
     origin = report.provenance
-    versions, commit = origin.get("versions") or {}, origin.get("git_commit")
-    date = f"{origin.get('date_utc')}{f', commit {commit[:10]}' if commit else ''}"
+    versions, commit = origin.versions, origin.git_commit
+    date = f"{origin.date_utc}{f', commit {commit[:10]}' if commit else ''}"
     libraries = ", ".join(f"{name} {versions[name]}" for name in RUNTIME_PACKAGES if name in versions)
-    return f"{report.title}; {machine(origin.get('hardware'))}; {date}; {libraries}"
+    return f"{report.title}; {machine(origin.hardware)}; {date}; {libraries}"
 
 
 def _without_partner(both: SideBySide) -> list[Phrase]:

@@ -7,61 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from q8trt.console.names import markdown_code, markdown_text
 from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
-from q8trt.errors import Q8TRTError
-from q8trt.files import decode, read_json
+from q8trt.errors import DataError, Q8TRTError
 from q8trt.models.checkpoints import resolve_model
 from q8trt.reporting.markdown import Markdown, markdown_table
+from q8trt.reporting.stored import StoredOrigin, StoredRow, read_report
 from q8trt.reporting.table import Table, words
 from q8trt.runs.run import RUN_FILE, Run
 
 BENCHMARK_FILE = "benchmark.json"
 NOT_STATED = "not stated"
 _STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quantization in the loop"}
-
-
-@dataclass(frozen=True)
-class _Timing:
-    """The latency of one shape in a card."""
-
-    batch: int
-    sequence: int
-    median_ms: float
-    p99_ms: float
-    samples_per_s: float
-
-
-@dataclass(frozen=True)
-class _Row:
-    """The part of a row of ``benchmark.json`` that a card quotes."""
-
-    folder: str
-    precision: str
-    label: str = ""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    latencies: list[_Timing] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """The part of a report's provenance that a card quotes."""
-
-    date_utc: str
-    git_commit: str | None = None
-    hardware: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Benchmark:
-    """The part of ``benchmark.json`` that a card quotes."""
-
-    rows: list[_Row]
-    provenance: _Origin
 
 
 def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
@@ -112,17 +72,17 @@ def _stated(card: Path) -> str | None:
     return line[1].strip().strip("\"'") if line else None
 
 
-def measured(folder: Path, manifest: Manifest) -> tuple[_Row | None, _Origin | None]:
+def measured(folder: Path, manifest: Manifest) -> tuple[StoredRow | None, StoredOrigin | None]:
     """Return the engine's row of the ``benchmark.json`` beside it, and that report's provenance.
 
     Both are None where there is no report, a damaged one, or only one of an earlier engine of the same name.
     """
     folder = folder.absolute()
     try:
-        report = decode(_Benchmark, read_json(folder.parent / BENCHMARK_FILE), partial=True)
-    except (OSError, ValueError):
+        report = read_report(folder.parent / BENCHMARK_FILE)
+    except (DataError, OSError):
         return None, None
-    if report.provenance.date_utc < manifest.created:
+    if (report.provenance.date_utc or "") < manifest.created:
         return None, None
     names = (folder.name, manifest.precision)
     rows = [row for row in report.rows if (Path(row.folder).name, row.precision) == names]
@@ -161,7 +121,7 @@ def _answers(manifest: Manifest) -> str:
     )
 
 
-def _scores(manifest: Manifest, row: _Row | None) -> str:
+def _scores(manifest: Manifest, row: StoredRow | None) -> str:
     """Return a table of every metric of the manifest and of the benchmark, each with its source."""
     lines = [
         (f"torch, {name.removeprefix('torch_')} checkpoint" if name.startswith("torch_") else name, metric, value)
@@ -186,7 +146,7 @@ def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield f"{prefix}{name}", float(value)
 
 
-def _latency(row: _Row | None, origin: _Origin | None) -> str:
+def _latency(row: StoredRow | None, origin: StoredOrigin | None) -> str:
     if row is None or origin is None or not row.latencies:
         return f"Not measured: no `{BENCHMARK_FILE}` of this engine lay beside it when it was packed."
     hardware = f"{origin.hardware.get('cpu')}, {origin.hardware.get('cores')} cores"
