@@ -21,7 +21,7 @@ from q8trt.hardware.gpu import gpus
 from q8trt.hardware.packages import install_command, installed_version
 from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import Availability, Capabilities, EngineRuntime, Runner, RunOptions, TritonBackend
-from q8trt.runtime.onnxruntime.graph import for_the_cpu, saturates
+from q8trt.runtime.onnxruntime import graph
 from q8trt.runtime.timing.layers import LayerTime, median_times
 
 CPU = "CPUExecutionProvider"
@@ -61,7 +61,7 @@ class OnnxRuntime(EngineRuntime):
         if device != "cpu":
             return []
         quantized = any(precision.is_quantized for precision in precisions)
-        notes = [SATURATES] if quantized and saturates() else []
+        notes = [SATURATES] if quantized and graph.saturates() else []
         return notes + [FP16_ON_CPU] * any(precision.is_half for precision in precisions)
 
 
@@ -148,7 +148,7 @@ class OnnxRuntimeRunner(Runner):
             check_file(path)
             return str(path)
         try:
-            return for_the_cpu(path.read_bytes())
+            return graph.for_the_cpu(path.read_bytes())
         except ValueError as error:
             raise EngineError(f"cannot load {path}, which may be damaged: {one_line(error)}") from None
         except OSError as error:
