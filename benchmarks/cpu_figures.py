@@ -25,7 +25,6 @@ import q8trt
 from q8trt import files
 from q8trt.engine.manifest import MANIFEST_FILE
 from q8trt.hardware.provenance import provenance
-from q8trt.reporting import report_dict
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import open_run
 from q8trt.runtime.timing.config import grid, parse_sizes
@@ -97,7 +96,7 @@ def main() -> int:
         iterations=options.iterations, max_seconds=options.max_seconds, output_dir=options.output_dir, name=options.name,
         progress=True,
     )  # fmt: skip
-    report = report_dict(measured)
+    report = measured.to_dict()
     result |= {"rows": summary(report), "benchmark": report, "took_seconds": round(time.perf_counter() - started, 1)}
     path = options.output_dir / f"{options.name}.json"
     files.write_json(path, {**result, "provenance": provenance(sys.argv)})

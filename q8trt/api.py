@@ -278,7 +278,7 @@ def benchmark(
         from q8trt.evaluation.benchmark import benchmark_engines
         from q8trt.evaluation.data import data_config
         from q8trt.hardware.provenance import provenance
-        from q8trt.reporting.benchmark_json import check_files, write_report
+        from q8trt.reporting.report import check_files, write_report
 
         origin = provenance(_words(command, "benchmark", options))
         chosen = take(BenchmarkConfig, config, options) or BenchmarkConfig()

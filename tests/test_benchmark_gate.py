@@ -9,7 +9,7 @@ import pytest
 from report_fixtures import FP32, INT8, TRT, make_report
 
 from q8trt.errors import ConfigError
-from q8trt.reporting import Gate, Report, report_dict
+from q8trt.reporting import Gate, Report
 from q8trt.reporting.benchmark_tables import summary
 from q8trt.tasks.metrics import METRICS
 
@@ -68,7 +68,7 @@ def test_gate_refusals(values: tuple[float | None, float | None]) -> None:
 
 
 def test_gate_is_in_the_json(report: Report) -> None:
-    assert report_dict(report)["gate"] is None
-    gate = report_dict(report, Gate(min_speedup=1.5))["gate"]
+    assert report.to_dict()["gate"] is None
+    gate = report.to_dict(Gate(min_speedup=1.5))["gate"]
     assert (gate["passed"], gate["min_speedup_ratio"], gate["max_drop_points"]) == (False, 1.5, None)
     assert len(gate["failures"]) == 1

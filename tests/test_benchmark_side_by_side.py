@@ -14,7 +14,7 @@ from test_benchmark_page import Page
 
 from q8trt.cli.main import run_command
 from q8trt.quantization.precision import Precision
-from q8trt.reporting import Report, Row, report_dict
+from q8trt.reporting import Report, Row
 from q8trt.reporting.comparison import SideBySide
 from q8trt.reporting.comparison import side_by_side as match
 from q8trt.reporting.comparison_page import comparison_html, print_side_by_side, write_side_by_side
@@ -35,7 +35,7 @@ def made(speed: float = 1.0, cpu: str = "EPYC", score: float = 0.86, tensorrt: b
         "git_commit": "0123456789abcdef", "date_utc": "2026-01-01", "versions": {"onnxruntime": "1.32"},
         "hardware": {"cpu": cpu, "cores": 2, "gpus": []},
     }  # fmt: skip
-    return json.loads(json.dumps(report_dict(Report("STS-B", "dev", "GLUE", False, 9, "f", "pearson", rows, origin))))
+    return json.loads(json.dumps(Report("STS-B", "dev", "GLUE", False, 9, "f", "pearson", rows, origin).to_dict()))
 
 
 def matched(a: dict[str, Any], b: dict[str, Any]) -> SideBySide:

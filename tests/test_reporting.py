@@ -17,7 +17,6 @@ from q8trt.reporting import (
     Parity,
     Report,
     print_report,
-    report_dict,
     write_report,
 )
 from q8trt.reporting import verdict as verdict_phrases
@@ -247,7 +246,7 @@ def test_rounding_leaves_no_minus_zero(report: Report) -> None:
 def test_write_report(report: Report, tmp_path: Path) -> None:
     paths = write_report(tmp_path / "out", report)
     assert [path.name for path in paths] == ["benchmark.json", "benchmark.md", "benchmark.html"]
-    assert json.loads(paths[0].read_text(encoding="utf-8")) == json.loads(json.dumps(report_dict(report)))
+    assert json.loads(paths[0].read_text(encoding="utf-8")) == json.loads(json.dumps(report.to_dict()))
     assert paths[1].read_text(encoding="utf-8") == markdown(report)
     assert paths[2].read_text(encoding="utf-8").startswith("<!doctype html>")
     assert {path.stem for path in write_report(tmp_path / "other", report, name="sts-b")} == {"sts-b"}
@@ -333,7 +332,7 @@ def test_every_key_is_documented(on_gpu: Report) -> None:
     times = LayerTimes(1, 128, 10, (LayerTime("gemm", 1.0),))
     measured = {"parity": Parity(0.1, 0.01, 4.0), "fp32_metrics": {"pearson": 0.87}, "layer_times": times}
     rows = [replace(row, **measured) for row in on_gpu.rows]
-    data = report_dict(replace(on_gpu, rows=rows), Gate(1.0, 1.0))
+    data = replace(on_gpu, rows=rows).to_dict(Gate(1.0, 1.0))
     stored = stored_report(json.loads(json.dumps(data)), "benchmark.json")
     origin = provenance(["benchmark.py"])
     origin.pop("versions")

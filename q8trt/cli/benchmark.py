@@ -127,7 +127,7 @@ def run(argv: list[str]) -> int:
     from q8trt.engine.folder import find_engines
     from q8trt.evaluation.benchmark import check_gate
     from q8trt.evaluation.data import data_config
-    from q8trt.reporting.benchmark_json import check_files
+    from q8trt.reporting.report import check_files
 
     engines = find_engines(options.engine, options.runs_dir)
     data = data_config(engines, options.data) if config.accuracy else None
@@ -142,8 +142,7 @@ def run(argv: list[str]) -> int:
 def _answer(report: Report, engines: Sequence[EngineFolder], options: Options) -> int:
     """Print the report, write its files, and judge it; returns the exit code."""
     from q8trt.engine.manifest import PLAN_FILE
-    from q8trt.reporting import print_report, report_dict, write_report
-    from q8trt.reporting.benchmark_json import check_files
+    from q8trt.reporting.report import check_files, print_report, write_report
 
     print_report(report, table_console())
     stem, gate = options.stem(engines), options.gate
@@ -161,7 +160,7 @@ def _answer(report: Report, engines: Sequence[EngineFolder], options: Options) -
     if gate and not failures:
         say("gate:   passed")
     if options.json:
-        say(json.dumps(report_dict(report, gate), ensure_ascii=False, allow_nan=False))
+        say(json.dumps(report.to_dict(gate), ensure_ascii=False, allow_nan=False))
     if failures:
         warn(f"benchmark: gate not passed: {'; '.join(failures)}")
     return 1 if failures else 0

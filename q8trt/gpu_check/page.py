@@ -10,9 +10,8 @@ from q8trt import files
 from q8trt.gpu_check.bench import Bench
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.gpu_check.journal import RESULTS, CheckResult, Journal
-from q8trt.reporting import report_dict
-from q8trt.reporting.benchmark_page import benchmark_page
 from q8trt.reporting.html import render
+from q8trt.reporting.report import page_sections
 from q8trt.reporting.table import Column, Phrase, Table, Tone, words
 from q8trt.reporting.terminal import print_table, say
 
@@ -38,7 +37,7 @@ def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dic
         "device": bench.device,
         "counts": {result: sum(check.result == result for check in journal.checks) for result in RESULTS},
         "checks": journal.to_list(),
-        "reports": {name: report_dict(report) for name, report in journal.reports.items()},
+        "reports": {name: report.to_dict() for name, report in journal.reports.items()},
         "config": asdict(config),
         "provenance": provenance,
     }
@@ -58,7 +57,7 @@ def html(journal: Journal, bench: Bench, provenance: dict[str, Any]) -> str:
         summary=summary(journal),
         failures=[Phrase(f"{each.check}: {each.figure}", "bad") for each in journal.checks if each.result == "failed"],
         checks=check_table(journal),
-        reports=[benchmark_page(report) for report in journal.reports.values()],
+        reports=[page_sections(report) for report in journal.reports.values()],
         provenance={"backend": bench.title, "device": bench.device, **provenance},
     )
 

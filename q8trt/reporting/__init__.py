@@ -1,9 +1,8 @@
 """Reports: facts as dataclasses, the sentences made from them, and tables for the terminal, Markdown and HTML."""
 
-from q8trt.reporting.benchmark import Parity, Ratio, Report, Row
-from q8trt.reporting.benchmark_json import report_dict, write_report
-from q8trt.reporting.benchmark_text import print_report
 from q8trt.reporting.gate import Gate
+from q8trt.reporting.measurements import Parity, Ratio, Row
+from q8trt.reporting.report import Report, print_report, write_report
 from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.verdict import verdict, verdicts
 
@@ -16,8 +15,6 @@ __all__ = [
     "Report",
     "Row",
     "Table",
-    "benchmark_json",
-    "benchmark_page",
     "comparison",
     "comparison_page",
     "engine_table",
@@ -27,7 +24,7 @@ __all__ = [
     "markdown",
     "parity",
     "print_report",
-    "report_dict",
+    "report",
     "sensitivity_plot",
     "stored",
     "table",

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from q8trt.engine.manifest import SAMPLE_LABEL
-from q8trt.reporting.benchmark import Report, Row
 from q8trt.reporting.formats import ms, percent, rate, switch, times, tops, x100
+from q8trt.reporting.measurements import Measurements, Row
 from q8trt.reporting.table import DASH, Cell, Column, Table, words
 from q8trt.runtime.timing.latency import PARTS, Latency
 from q8trt.tasks.metrics import direction
@@ -23,13 +23,13 @@ _ROW = (words(""), words("runs on", wraps=True))
 _SHAPE = Column("batch x\nsequence")
 
 
-def summary(report: Report, with_times: bool = True) -> Table:
+def summary(report: Measurements, with_times: bool = True) -> Table:
     """Return a line per row: score, sizes and, `with_times`, median and speed at each shape."""
     shapes = report.shapes if with_times else []
     return _summary(report, _ROW, "x100", shapes, SPEED_LEGEND if report.shapes else "")
 
 
-def document_summary(report: Report) -> Table:
+def document_summary(report: Measurements) -> Table:
     """Return `summary` for a document, which has room for the name of the sample and, at rank 1, the precision."""
     unit = f"x100 ({SAMPLE_LABEL})" if report.is_sample else "x100"
     shapes = report.shapes if len(report.shapes) <= SUMMARY_SHAPES else []
@@ -37,7 +37,7 @@ def document_summary(report: Report) -> Table:
     return _summary(report, (*_ROW, replace(words("precision"), rank=1)), unit, shapes, legend)
 
 
-def _summary(report: Report, names: tuple[Column, ...], unit: str, shapes: Sequence[str], legend: str) -> Table:
+def _summary(report: Measurements, names: tuple[Column, ...], unit: str, shapes: Sequence[str], legend: str) -> Table:
     columns = [
         Column(report.main_metric, unit, format=".2f", missing="not scored"),
         Column("vs", "FP32", format="+.2f", missing=_NO_FP32),
@@ -56,7 +56,7 @@ def _summary(report: Report, names: tuple[Column, ...], unit: str, shapes: Seque
     return Table((*names, *columns), rows, "; ".join(part for part in (lower, legend) if part))
 
 
-def scores(report: Report) -> Table:
+def scores(report: Measurements) -> Table:
     """Return every metric, of each row and of the torch model that it was exported from."""
     names = list(dict.fromkeys(name for row in report.rows for name in row.metrics))
     columns = [Column(name, "x100", format=x100, missing="not scored") for name in names]
@@ -85,7 +85,7 @@ _STATISTICS: tuple[tuple[Column, Callable[[Latency], Cell]], ...] = (
 )
 
 
-def latencies(report: Report) -> Table:
+def latencies(report: Measurements) -> Table:
     """Return percentiles, throughput and arithmetic, a line per row and shape."""
     columns = (
         *_ROW, _SHAPE, *(column for column, _ in _STATISTICS), Column("speed", format=times, missing=_NO_FP32),
@@ -105,7 +105,7 @@ def latencies(report: Report) -> Table:
 _PART_TITLES = {"h2d": "H2D", "gpu": "GPU", "d2h": "D2H", "enqueue": "enqueue", "host": "host wall"}
 
 
-def parts(report: Report) -> Table:
+def parts(report: Measurements) -> Table:
     """Return the medians of the parts of a query, for rows whose runner times them."""
     columns = [Column(_PART_TITLES[part], "ms", format=".3f", rank=part == "host") for part in PARTS]
     columns += [
@@ -124,7 +124,7 @@ def parts(report: Report) -> Table:
     return Table((*_ROW, _SHAPE, *columns), tuple(rows), title="Parts of a query, medians")
 
 
-def lengths(report: Report) -> Table:
+def lengths(report: Measurements) -> Table:
     """Return the throughput on the scored rows with length buckets and without."""
     columns = (
         *_ROW, Column("rows", format="d"), Column("batch", "size", format="d", rank=1),
@@ -147,6 +147,6 @@ def lengths(report: Report) -> Table:
     return Table(columns, tuple(rows), f"{LENGTHS_LEGEND}.", title)
 
 
-def detail_tables(report: Report) -> Sequence[Table]:
+def detail_tables(report: Measurements) -> Sequence[Table]:
     """Return the tables below the summary that have a row."""
     return [table for table in (scores(report), latencies(report), parts(report), lengths(report)) if table.rows]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from q8trt import files
 from q8trt.hardware.packages import RUNTIME_PACKAGES
-from q8trt.reporting.benchmark import machine
 from q8trt.reporting.charts import Bar, BarChart
 from q8trt.reporting.comparison import ScorePair, SideBySide, TimePair
 from q8trt.reporting.formats import ms, times
 from q8trt.reporting.html import Figure, render
+from q8trt.reporting.measurements import machine
 from q8trt.reporting.stored import StoredReport
 from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_lines, print_table, say

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from q8trt.console.options import option
 from q8trt.errors import ConfigError
 from q8trt.quantization.precision import Precision
-from q8trt.reporting.benchmark import Report, Row
+from q8trt.reporting.measurements import Measurements, Row
 from q8trt.tasks.metrics import direction
 
 
@@ -38,7 +38,7 @@ class Gate:
     def __bool__(self) -> bool:
         return self.max_drop is not None or self.min_speedup is not None
 
-    def failures(self, report: Report) -> list[str]:
+    def failures(self, report: Measurements) -> list[str]:
         """Return a clause for each requirement that `report` misses. A figure that was not measured misses it."""
         judged = [row for row in report.rows if row.precision != Precision.FP32]
         failed = [] if judged else ["no row but FP32's to judge"]
@@ -50,17 +50,16 @@ class Gate:
         return failed
 
 
-def reference_x100(report: Report, row: Row) -> tuple[float, str] | None:
-    """The FP32 score (x100) that a drop is counted from and whose it is; None where none is known."""
+def reference_x100(report: Measurements, row: Row) -> tuple[float, str] | None:
+    """Return the FP32 score (x100) that a drop is counted from and whose it is; None where none is known."""
     baseline = report.baseline(row)
-    score = report.score_x100(baseline) if baseline else None
-    if score is not None:
+    if baseline and (score := report.score_x100(baseline)) is not None:
         return score, "the FP32 engine"
-    torch = (row.fp32_metrics or {}).get(report.main_metric)
-    return None if torch is None else (100 * torch, "torch FP32 as recorded in its run")
+    torch = report.torch_fp32_x100(row)
+    return None if torch is None else (torch, "torch FP32 as recorded in its run")
 
 
-def _dropped(report: Report, row: Row, max_drop: float) -> list[str]:
+def _dropped(report: Measurements, row: Row, max_drop: float) -> list[str]:
     score, reference = report.score_x100(row), reference_x100(report, row)
     where = f"{row.name} on {row.place}"
     if score is None or reference is None:
@@ -74,7 +73,7 @@ def _dropped(report: Report, row: Row, max_drop: float) -> list[str]:
     ]
 
 
-def _slow(report: Report, row: Row, min_speedup: float) -> list[str]:
+def _slow(report: Measurements, row: Row, min_speedup: float) -> list[str]:
     where = f"{row.name} on {row.place}"
     failed = []
     for shape in report.shapes:

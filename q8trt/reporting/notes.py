@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from q8trt.hardware.gpu import GpuState
-from q8trt.reporting.benchmark import Parity, Report, Row
 from q8trt.reporting.formats import number
+from q8trt.reporting.measurements import Measurements, Parity, Row
 from q8trt.reporting.table import DASH
 from q8trt.runtime.registry import runs_plans
 from q8trt.runtime.timing.hardware import peak_source
 from q8trt.runtime.timing.latency import TimingWarning
 
 
-def all_notes(report: Report) -> list[str]:
+def all_notes(report: Measurements) -> list[str]:
     """Return the report's notes, torch's score, parity, doubtful times, sources of peaks, and `place_note`."""
     notes = [*report.notes, *_torch_notes(report)]
     notes += [_parity_note(row, row.parity) for row in report.rows if row.parity]
@@ -21,7 +21,7 @@ def all_notes(report: Report) -> list[str]:
     return [*notes, place] if place else notes
 
 
-def place_note(report: Report) -> str:
+def place_note(report: Measurements) -> str:
     """Return a sentence where no figure was taken on TensorRT; "" where one was."""
     if not report.rows or any(runs_plans(row.backend) for row in report.rows):
         return ""
@@ -30,7 +30,7 @@ def place_note(report: Report) -> str:
     return f"No figure was taken on TensorRT: they are those of {' and of '.join(report.places)}"
 
 
-def _torch_notes(report: Report) -> list[str]:
+def _torch_notes(report: Measurements) -> list[str]:
     """Return what torch FP32 scored, the reference of every engine."""
     if not any(row.metrics for row in report.rows):
         return []
@@ -65,7 +65,7 @@ def _timing_notes(row: Row) -> list[str]:
     return notes
 
 
-def _peak_notes(report: Report) -> list[str]:
+def _peak_notes(report: Measurements) -> list[str]:
     """Return the sources of the peaks that shares are of."""
     devices = dict.fromkeys(
         row.device for row in report.rows if any(each.peak_share is not None for each in row.latencies)

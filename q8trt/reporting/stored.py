@@ -8,7 +8,7 @@ from typing import Any
 
 from q8trt.errors import DataError
 from q8trt.files import MalformedError, decode, read_json
-from q8trt.reporting.benchmark import SCHEMA, machine
+from q8trt.reporting.measurements import SCHEMA, machine
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from q8trt.reporting.benchmark import Ratio, Report, Row
+from q8trt.reporting.measurements import Measurements, Ratio, Row
 from q8trt.reporting.table import Phrase
 
 #: Even interleaved medians vary: a smaller difference is not called one.
@@ -31,7 +31,7 @@ def slower(ratio: Ratio) -> dict[str, float]:
     return {shape: speed for shape, speed in ratio.speeds.items() if speed < FASTER_FROM}
 
 
-def verdicts(report: Report) -> list[Verdict]:
+def verdicts(report: Measurements) -> list[Verdict]:
     """Return the verdict of each timed row that is not its own baseline."""
     judged = []
     for row in report.rows:
@@ -44,7 +44,7 @@ def verdicts(report: Report) -> list[Verdict]:
     return judged
 
 
-def verdict(report: Report) -> list[Phrase]:
+def verdict(report: Measurements) -> list[Phrase]:
     """Return the sentences on `verdicts`."""
     return [phrase for each in verdicts(report) for phrase in _sentences(each)]
 

@@ -1,7 +1,4 @@
-"""A benchmark report as a page: plots to look at, tables to read.
-
-A plot shows one backend on one device and names it: figures of different places never share axes.
-"""
+"""Plots of a benchmark. A plot shows one backend on one device: figures of different places never share axes."""
 
 from __future__ import annotations
 
@@ -9,14 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from q8trt.engine.manifest import SAMPLE_LABEL
-from q8trt.reporting.benchmark import Report, Row, machine
-from q8trt.reporting.benchmark_tables import detail_tables, document_summary
 from q8trt.reporting.charts import Bar, BarChart, LineChart, Point, Series
 from q8trt.reporting.formats import ms, percent, rate, times
-from q8trt.reporting.html import Figure, render
-from q8trt.reporting.notes import gpu_note, place_note
-from q8trt.reporting.table import Phrase, Table
-from q8trt.reporting.verdict import verdict
+from q8trt.reporting.html import Figure
+from q8trt.reporting.measurements import Measurements, Row
 from q8trt.runtime.timing.latency import Latency
 from q8trt.runtime.timing.layers import LayerTimes, by_kind
 
@@ -35,41 +28,8 @@ class PlacePlots:
     not_drawn: list[str]
 
 
-@dataclass(frozen=True)
-class BenchmarkPage:
-    """The content of a report's sections, as the templates read it."""
-
-    title: str
-    machine: str
-    place_note: str
-    verdict: list[Phrase]
-    summary: Table
-    places: list[PlacePlots]
-    notes: list[str]
-    tables: Sequence[Table]
-
-
-def benchmark_html(report: Report) -> str:
-    """Return the page, a whole HTML document."""
-    return render("benchmark", title=report.title, page=benchmark_page(report), provenance=report.origin)
-
-
-def benchmark_page(report: Report) -> BenchmarkPage:
-    """Return what the page of a report shows, provenance apart."""
-    origin = report.provenance
-    return BenchmarkPage(
-        title=report.title,
-        machine=f"{machine(origin.get('hardware'))} · {origin.get('date_utc', '')}",
-        place_note=place_note(report),
-        verdict=verdict(report),
-        summary=document_summary(report).up_to(0),
-        places=[_plots(report, place) for place in report.places],
-        notes=[*(note for note in report.all_notes if note != place_note(report)), *map(gpu_note, report.gpus)],
-        tables=detail_tables(report),
-    )
-
-
-def _plots(report: Report, place: str) -> PlacePlots:
+def plots(report: Measurements, place: str) -> PlacePlots:
+    """Return the plots of the rows of one place."""
     rows = list(enumerate(row for row in report.rows if row.place == place))
     shapes = {(latency.batch, latency.sequence) for _, row in rows for latency in row.latencies}
     batches, sequences = sorted({batch for batch, _ in shapes}), sorted({sequence for _, sequence in shapes})
@@ -160,7 +120,7 @@ def _family(
     ]
 
 
-def _accuracy(report: Report, rows: Rows, place: str) -> list[Figure]:
+def _accuracy(report: Measurements, rows: Rows, place: str) -> list[Figure]:
     shape, series = report.largest_shape, []
     for index, row in rows:
         score, median = report.score_x100(row), row.median_ms(shape)

@@ -1,4 +1,4 @@
-"""The figures of a benchmark as data.
+"""The figures of a benchmark.
 
 A time is only divided by a time taken on the same backend and device; everywhere else the ratio is None.
 """
@@ -124,8 +124,8 @@ def _quotient(value: float | None, base: float | None) -> float | None:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The result of a benchmark on one split of one task.
+class Measurements:
+    """The figures of a benchmark on one split of one task.
 
     Attributes:
         task: official spelling, such as ``"STS-B"``; `split` such as ``"dev"``.
@@ -137,7 +137,7 @@ class Report:
         rows: one per model, precision and device; the first FP32 row of a backend and device is its baseline.
         provenance: see `q8trt.hardware.provenance.provenance`.
         gpus: the machine's GPUs as they were right after timing; [] without a driver or nvidia-ml-py.
-        notes: remarks; `all_notes` adds those that follow from the rows.
+        notes: remarks; `Report.all_notes` adds those that follow from the rows.
     """
 
     task: str
@@ -196,13 +196,6 @@ class Report:
         """Provenance of the data, then of the report."""
         return {"data": self.data_label, "data_fingerprint": self.data_fingerprint, **self.provenance}
 
-    @property
-    def all_notes(self) -> list[str]:
-        """`notes` and those that follow from the rows."""
-        from q8trt.reporting.notes import all_notes
-
-        return all_notes(self)
-
     def baseline(self, row: Row) -> Row | None:
         """Return the first FP32 row on the backend and device of `row`; None when there is none."""
         return next(
@@ -253,24 +246,6 @@ class Report:
         """Return the main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None where none is."""
         score = (row.fp32_metrics or {}).get(self.main_metric)
         return None if score is None else 100 * score
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``benchmark.json``: JSON-ready, units in the keys (docs/benchmark-schema.md)."""
-        from q8trt.reporting.benchmark_json import report_dict
-
-        return report_dict(self)
-
-    def to_markdown(self) -> str:
-        """Return the report as Markdown: figures, verdict, notes, every metric, latency, length buckets, provenance."""
-        from q8trt.reporting.benchmark_text import markdown
-
-        return markdown(self)
-
-    def to_html(self) -> str:
-        """Return the report as one HTML page with plots, which needs no network and no script."""
-        from q8trt.reporting.benchmark_page import benchmark_html
-
-        return benchmark_html(self)
 
 
 def machine(hardware: Mapping[str, Any] | None) -> str:

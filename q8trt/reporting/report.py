@@ -1,0 +1,173 @@
+"""The report of a benchmark: its figures as JSON (docs/benchmark-schema.md), Markdown, an HTML page, and on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt import files
+from q8trt.console.names import markdown_text
+from q8trt.reporting.benchmark_plots import PlacePlots, plots
+from q8trt.reporting.benchmark_tables import detail_tables, document_summary, latencies, lengths, parts, summary
+from q8trt.reporting.gate import Gate
+from q8trt.reporting.html import render
+from q8trt.reporting.markdown import markdown_list, markdown_section, markdown_table
+from q8trt.reporting.measurements import Measurements, Row, machine
+from q8trt.reporting.notes import all_notes, gpu_note, place_note
+from q8trt.reporting.table import Phrase, Table
+from q8trt.reporting.terminal import print_lines, print_table, say
+from q8trt.reporting.verdict import verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Report(Measurements):
+    """The figures of a benchmark and their renderers."""
+
+    @property
+    def all_notes(self) -> list[str]:
+        """`notes` and those that follow from the rows."""
+        return all_notes(self)
+
+    def to_dict(self, gate: Gate | None = None) -> dict[str, Any]:
+        """Return the content of ``benchmark.json``, with the verdict and, where one was set, the gate.
+
+        Units are in the keys; metrics are fractions, ``*_ratio`` is below 1 where a row is faster or smaller.
+        """
+        return {
+            "schema": self.schema,
+            "title": self.title,
+            "task": self.task,
+            "split": self.split,
+            "data_source": self.data_label,
+            "is_sample": self.is_sample,
+            "rows_evaluated": self.rows_evaluated,
+            "data_fingerprint": self.data_fingerprint,
+            "main_metric": self.main_metric,
+            "rows": [_row_dict(self, row) for row in self.rows],
+            "gpus": [asdict(gpu) for gpu in self.gpus],
+            "what_is_timed": self.what_is_timed,
+            "notes": self.all_notes,
+            "provenance": self.provenance,
+            "verdict": [phrase.text for phrase in verdict(self)],
+            "gate": _gate_dict(self, gate) if gate else None,
+        }
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown: figures, verdict, notes, every metric, latency, length buckets, provenance."""
+        lines = [f"# {markdown_text(self.title)}", "", *markdown_table(document_summary(self))]
+        notes = [f"Note: {note}" for note in self.all_notes]
+        remarks = [*(phrase.text for phrase in verdict(self)), *notes, *map(gpu_note, self.gpus)]
+        lines += [f"- {markdown_text(remark)}" for remark in remarks] + ([""] if remarks else [])
+        lines += [line for table in detail_tables(self) for line in markdown_section(table)]
+        return "\n".join([*lines, "## Provenance", "", *markdown_list(self.origin)]) + "\n"
+
+    def to_html(self) -> str:
+        """Return the report as one HTML page with plots, which needs no network and no script."""
+        return render("benchmark", title=self.title, page=page_sections(self), provenance=self.origin)
+
+
+def _row_dict(report: Report, row: Row) -> dict[str, Any]:
+    against = None
+    if baseline := report.baseline(row):
+        ratio = report.ratio(row, baseline)
+        against = {
+            "baseline": baseline.name,
+            "score_delta_x100": report.score_delta_x100(row),
+            "median_latency_ratio": ratio.latency,
+            "onnx_size_ratio": ratio.onnx_size,
+            "plan_size_ratio": ratio.plan_size,
+        }
+    fields = {key: value for key, value in asdict(row).items() if key not in ("name", "place")}
+    return {
+        "name": row.name,
+        "label": row.label,
+        **fields,
+        "latencies": [{**asdict(each), "warnings": tuple(map(str, each.warnings))} for each in row.latencies],
+        "lengths": {**asdict(row.lengths), "ratio": row.lengths.ratio} if row.lengths else None,
+        "score_x100": report.score_x100(row),
+        "against": against,
+    }
+
+
+def _gate_dict(report: Report, gate: Gate) -> dict[str, Any]:
+    failures = gate.failures(report)
+    return {
+        "max_drop_points": gate.max_drop,
+        "min_speedup_ratio": gate.min_speedup,
+        "passed": not failures,
+        "failures": failures,
+    }
+
+
+@dataclass(frozen=True)
+class PageSections:
+    """The content of a report's page as the templates read it, provenance apart."""
+
+    title: str
+    machine: str
+    place_note: str
+    verdict: list[Phrase]
+    summary: Table
+    places: list[PlacePlots]
+    notes: list[str]
+    tables: Sequence[Table]
+
+
+def page_sections(report: Report) -> PageSections:
+    """Return the content of the page of a report."""
+    origin, place = report.provenance, place_note(report)
+    return PageSections(
+        title=report.title,
+        machine=f"{machine(origin.get('hardware'))} · {origin.get('date_utc', '')}",
+        place_note=place,
+        verdict=verdict(report),
+        summary=document_summary(report).up_to(0),
+        places=[plots(report, each) for each in report.places],
+        notes=[*(note for note in report.all_notes if note != place), *map(gpu_note, report.gpus)],
+        tables=detail_tables(report),
+    )
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print title, figures, verdict and notes, in the widest layout that `console` holds without cutting a number."""
+    say(console, report.title, "bold")
+    console.print()
+    if not print_table(console, summary(report), optional=True):
+        print_table(console, summary(report, with_times=False))
+    for table in (latencies(report), parts(report), lengths(report)):
+        if table.rows:
+            print_table(console, table, optional=True)
+    print_lines(console, [*map(gpu_note, report.gpus), *verdict(report)])
+    print_lines(console, [Phrase(f"Note: {note}", "warning") for note in report.all_notes])
+
+
+def check_files(stem: Path) -> None:
+    """Raise ConfigError where a report would replace files that are not an earlier report."""
+    others = [Path(f"{stem}.md"), Path(f"{stem}.html")]
+    keys, hint = ("schema", "rows", "main_metric"), "choose another --name or --output_dir"
+    files.check_report(Path(f"{stem}.json"), others, keys=keys, option="--output_dir", hint=hint)
+
+
+def write_report(
+    folder: str | Path, report: Report, name: str = "benchmark", gate: Gate | None = None
+) -> tuple[Path, Path, Path]:
+    """Write ``<name>.json``, ``.md`` and ``.html`` into `folder`, each whole or not at all; returns the three paths.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: a figure is NaN or infinite, which JSON cannot hold; nothing is written.
+    """
+    data = report.to_dict(gate)
+    json.dumps(data, allow_nan=False)
+    texts = report.to_markdown(), report.to_html()
+    paths = Path(folder) / f"{name}.json", Path(folder) / f"{name}.md", Path(folder) / f"{name}.html"
+    files.write_json(paths[0], data)
+    for path, text in zip(paths[1:], texts, strict=True):
+        files.write_text(path, text)
+    return paths
