@@ -14,7 +14,6 @@ from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import ConfigError
 
 COMPATIBILITY_LEVELS = ("none", "ampere+", "same_compute_capability")
-_LEVEL_NAMES = dict(zip(COMPATIBILITY_LEVELS, ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"), strict=True))
 
 #: The timing cache of a build; "none" where none was asked for, "unsupported" by TensorRT-RTX.
 TimingCacheState = Literal["none", "new", "loaded", "unsupported"]
@@ -40,7 +39,6 @@ class BuildConfig:
 
     Attributes:
         profiles: optimization profiles, the (batch, sequence) shapes that the plan takes.
-
 
     Raises:
         ConfigError: a value is out of its range or not one of those known.
@@ -89,7 +87,7 @@ class BuildConfig:
     @property
     def compatibility_member(self) -> str:
         """The level's name in `trt.HardwareCompatibilityLevel`."""
-        return _LEVEL_NAMES[self.hardware_compatibility_level]
+        return self.hardware_compatibility_level.upper().replace("+", "_PLUS")
 
     def check_supported(self, backend: Backend) -> None:
         """Refuse what `backend` does not have, before the minutes that an export may take.

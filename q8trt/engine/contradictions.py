@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def contradictions(manifest: Manifest) -> list[str]:
-    """Return what contradicts itself in a manifest, one line each; [] if nothing does."""
-    return [*_task(manifest.task, manifest.model), *_shapes(manifest), *_inputs(manifest.inputs)]
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield what contradicts itself in a manifest, one line each."""
+    yield from _task(manifest.task, manifest.model)
+    yield from _shapes(manifest)
+    inputs = manifest.inputs
+    if len(set(inputs)) != len(inputs) or "input_ids" not in inputs or not set(inputs) <= set(INPUTS):
+        yield f"inputs must be input_ids and others of {', '.join(INPUTS)}, each once; they are {inputs}"
 
 
 def _task(task: TaskInfo, model: ModelInfo) -> Iterator[str]:
@@ -48,8 +52,3 @@ def _shapes(manifest: Manifest) -> Iterator[str]:
                 f"profiles[{index}].max is {show(profile.max)}, but model.max_position_embeddings is "
                 f"{model.max_position_embeddings}"
             )
-
-
-def _inputs(inputs: list[str]) -> Iterator[str]:
-    if len(set(inputs)) != len(inputs) or "input_ids" not in inputs or not set(inputs) <= set(INPUTS):
-        yield f"inputs must be input_ids and others of {', '.join(INPUTS)}, each once; they are {inputs}"

@@ -269,8 +269,8 @@ def _parse(path: str | Path, data: Any) -> Manifest:
         _ = manifest.record
     except (MalformedError, ConfigError) as error:
         raise EngineError(f"{path}: {error}") from None
-    if contrary := contradictions(manifest):
-        raise EngineError(f"{path} contradicts itself: {contrary[0]}; rebuild the engine{_with(path)}")
+    if contradiction := next(contradictions(manifest), None):
+        raise EngineError(f"{path} contradicts itself: {contradiction}; rebuild the engine{_with(path)}")
     if written != 2 and manifest.digest != digest_of(data):
         raise EngineError(
             f"{path} was edited or damaged: its digest does not match; restore it, or rebuild the engine{_with(path)}"

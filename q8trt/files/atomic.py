@@ -30,6 +30,12 @@ _AT_FDCWD = -100
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[^.]+\.(tmp|old)")
 
 
+def target_of(name: str) -> str | None:
+    """Return the file or folder that a temporary name belongs to; None for any other name."""
+    match = _TEMPORARY.fullmatch(name)
+    return match["target"] if match else None
+
+
 def umask_permissions(path: Path, mode: int) -> None:
     """Give `path` the permissions that an ordinary create gives: `mode` without the umask.
 
@@ -40,11 +46,12 @@ def umask_permissions(path: Path, mode: int) -> None:
     path.chmod(mode & ~umask)
 
 
-def _temporary(path: Path, make: Callable[[], str]) -> tuple[Path, int]:
+def _temporary(path: Path, make: Callable[[Path], str]) -> tuple[Path, int]:
     """Make a temporary file or folder beside `path` and lock it; returns it and the descriptor that holds the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
     while True:
-        temporary = Path(make())
+        temporary = Path(make(path))
         handle = os.open(temporary, os.O_RDONLY)
         # A sweep in another process may have seen the new name before it was locked, and removed it.
         if try_lock(handle) and same_file(handle, temporary):
@@ -70,8 +77,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written (a full disk included); nothing is left behind.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, handle = _temporary(path, lambda: _new_file(path))
+    temporary, handle = _temporary(path, _new_file)
     try:
         umask_permissions(temporary, 0o666)
         yield temporary
@@ -94,17 +100,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         OSError: the folder cannot be made or written (a full disk included).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, handle = _temporary(path, lambda: _new_folder(path))
-    try:
+    with scratch_folder(path) as temporary:
         umask_permissions(temporary, 0o777)
         yield temporary
         finish_folder(temporary)
         _swap(temporary, path)
         _sync_folder(path.parent)
-    finally:
-        _remove(temporary)
-        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -114,9 +115,7 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be made.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder, handle = _temporary(path, lambda: _new_folder(path))
+    folder, handle = _temporary(Path(path), _new_folder)
     try:
         yield folder
     finally:
@@ -210,8 +209,7 @@ def sweep(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
         the names that were deleted.
     """
     with contextlib.suppress(OSError):
-        matches = [_TEMPORARY.fullmatch(each.name) for each in Path(folder).iterdir()]
-        names = {match["target"] for match in matches if match}
+        names = {name for each in Path(folder).iterdir() if (name := target_of(each.name))}
         targets = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
         return [removed for name in targets for removed in remove_stale(Path(folder, name))]
     return []

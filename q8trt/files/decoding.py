@@ -12,7 +12,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -56,22 +56,25 @@ class Limits:
 DEFAULT = Limits()
 
 
-def read_limited(path: str | Path, limits: Limits = DEFAULT) -> bytes:
-    """Read a regular file.
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to read its bytes.
 
     Raises:
         OSError: it is missing or cannot be read.
-        MalformedError: it is not a regular file (reading a pipe or a device may never end), or is too large.
+        MalformedError: it is not a regular file: reading a pipe or a device may never end.
     """
     # O_NONBLOCK: opening a pipe that nobody writes to would wait forever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):  # `os.fdopen` raises for a folder, without its name
-            raise MalformedError("it is not a regular file")
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            data = file.read(limits.size + 1)
-    finally:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # `os.fdopen` raises for a folder, without its name
         os.close(handle)
+        raise MalformedError("it is not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def read_limited(path: str | Path, limits: Limits = DEFAULT) -> bytes:
+    """Read a file. Raises OSError and MalformedError as `open_regular`, and MalformedError where it is too large."""
+    with open_regular(path) as file:
+        data = file.read(limits.size + 1)
     _check_size(data, limits)
     return data
 

@@ -8,17 +8,14 @@ work whose result it makes room for.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from q8trt.errors import ConfigError
+from q8trt.files.atomic import target_of
 from q8trt.files.decoding import MalformedError, read_json
-
-#: A temporary name of `atomic`.
-_TEMPORARY = re.compile(r"\.(?P<target>.+)\.[^.]+\.(tmp|old)")
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,7 @@ class FolderKind:
         )
 
     def _is_known(self, name: str, listed: frozenset[str]) -> bool:
-        if match := _TEMPORARY.fullmatch(name):  # a killed writer left it
-            name = match["target"]
+        name = target_of(name) or name  # a killed writer left a temporary one
         return name in listed or any(fnmatchcase(name, pattern) for pattern in self.companions)
 
 

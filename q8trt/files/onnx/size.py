@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from q8trt.files import MalformedError
@@ -17,30 +17,31 @@ def check_size(model: Any) -> None:
     functions = {(function.domain, function.name): function for function in model.functions}
     sizes: dict[tuple[str, str], int] = {}
 
-    def size_of(nodes: Iterable[Any], callers: tuple[tuple[str, str], ...]) -> int:
+    def size_of(graph: Any, callers: tuple[tuple[str, str], ...]) -> int:
         total = 0
-        for node in nodes:
+        for node in (node for part in graphs_of(graph) for node in part.node):
             key = node.domain, node.op_type
             if key in callers:
                 raise MalformedError(f"its function {ascii(key[1])[:80]} calls itself")
             if key in functions and key not in sizes:
                 if len(callers) >= _DEPTH:
                     raise MalformedError(f"its functions call each other more than {_DEPTH} levels deep")
-                sizes[key] = size_of(nodes_of(functions[key]), (*callers, key))
+                sizes[key] = size_of(functions[key], (*callers, key))
             total += 1 + sizes.get(key, 0)
             if total > MAX_NODES:
                 raise MalformedError(f"it has more than {MAX_NODES:,} nodes; q8trt reads no larger graphs")
         return total
 
-    size_of(nodes_of(model.graph), ())
+    size_of(model.graph, ())
 
 
-def nodes_of(graph: Any) -> Iterator[Any]:
-    """Yield the nodes of a GraphProto or FunctionProto, and those of subgraphs."""
-    waiting = [graph]
+def graphs_of(*graphs: Any) -> Iterator[Any]:
+    """Yield each GraphProto or FunctionProto, and its subgraphs."""
+    waiting = list(graphs)
     while waiting:
-        for node in waiting.pop().node:
-            yield node
+        graph = waiting.pop()
+        yield graph
+        for node in graph.node:
             for attribute in node.attribute:
                 waiting += [attribute.g] if attribute.HasField("g") else []
                 waiting += attribute.graphs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from q8trt.errors import EngineError
 from q8trt.files import MalformedError
 from q8trt.files.onnx import messages
-from q8trt.files.onnx.size import check_size
+from q8trt.files.onnx.size import check_size, graphs_of
 
 #: TensorProto.DataType -> its name in ONNX and the bits of one element; None for strings.
 TYPES: dict[int, tuple[str, int | None]] = {
@@ -92,29 +92,15 @@ def check_model(model: Any, path: Path | None) -> None:
         MalformedError: see `check_file`.
     """
     check_size(model)
-    for graph in _graphs(model):
+    for graph in graphs_of(model.graph, *model.functions):
         for tensor in getattr(graph, "initializer", ()):
             _check_tensor(tensor, path)
         for sparse in getattr(graph, "sparse_initializer", ()):
             _check_sparse(sparse, path)
-        for attribute in _attributes(graph):
-            _check_attribute(attribute, path)
+        for node in graph.node:
+            for attribute in node.attribute:
+                _check_attribute(attribute, path)
         _check_growth(graph)
-
-
-def _graphs(model: Any) -> Iterator[Any]:
-    """Yield the graph, its functions and all subgraphs."""
-    waiting = [model.graph, *model.functions]
-    while waiting:
-        graph = waiting.pop()
-        yield graph
-        for attribute in _attributes(graph):
-            waiting += [attribute.g] if attribute.HasField("g") else []
-            waiting += attribute.graphs
-
-
-def _attributes(graph: Any) -> Iterator[Any]:
-    return (attribute for node in graph.node for attribute in node.attribute)
 
 
 def _check_attribute(attribute: Any, path: Path | None) -> None:

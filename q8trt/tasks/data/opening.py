@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from q8trt import files
 from q8trt.console.names import printable
 from q8trt.errors import DataError
 
@@ -42,25 +41,20 @@ def open_data(path: Path) -> BinaryIO:
     """Open a regular file.
 
     Raises:
-        DataError: it is missing, is no regular file (reading a pipe or a device may never end), or cannot be read.
+        DataError: it is missing, is no regular file, or cannot be read.
     """
     name = path_name(path)
     try:
-        # O_NONBLOCK: opening a pipe that nobody writes to would wait forever.
-        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        handle = os.open(path, flags)
+        return files.open_regular(path)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    except files.MalformedError:
+        problem = "a folder" if path.is_dir() else "no regular file"
+        raise DataError(f"{name}: is {problem}; expected a file of data") from None
     except ValueError as error:  # a NUL character in the path
         raise DataError(f"{name}: cannot be read: {error}") from None
-    kind = os.fstat(handle).st_mode
-    if not stat.S_ISREG(kind):
-        os.close(handle)
-        problem = "a folder" if stat.S_ISDIR(kind) else "no regular file"
-        raise DataError(f"{name}: is {problem}; expected a file of data")
-    return os.fdopen(handle, "rb")
 
 
 def is_data_file(path: Path) -> bool:
