@@ -1,4 +1,4 @@
-"""The CUDA driver, and whether a TensorRT package can run on it.
+"""The CUDA driver, and the TensorRT packages that run on it.
 
 A TensorRT package is built for one major version of CUDA. Where the driver is older, TensorRT 11 returns objects around a
 null pointer, and every call of them, their destructor included, ends the process. So the two are compared before anything

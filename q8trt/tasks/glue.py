@@ -21,7 +21,7 @@ _BINARY = ("0", "1")
 
 @dataclass(frozen=True)
 class Task:
-    """One task: what its files look like, what its labels mean, how it is scored.
+    """One task: its files, its labels and its metrics.
 
     Attributes:
         name: the official spelling, e.g. ``"STS-B"``.
@@ -57,12 +57,12 @@ class Task:
 
     @property
     def is_regression(self) -> bool:
-        """Whether the label is a score rather than a class."""
+        """True if the label is a score rather than a class."""
         return not self.labels
 
     @property
     def is_pair(self) -> bool:
-        """Whether an example is two texts."""
+        """True if an example is two texts."""
         return len(self.text_columns) == 2
 
     @property
@@ -82,17 +82,17 @@ class Task:
 
 
 def canonical(name: str) -> str:
-    """`name` in lower case without hyphens, underscores and spaces: ``"STS-B"`` -> ``"stsb"``."""
+    """Return `name` in lower case without hyphens, underscores and spaces: ``"STS-B"`` -> ``"stsb"``."""
     return name.strip().casefold().translate(str.maketrans("", "", "-_ "))
 
 
 def _pair(name: str, columns: tuple[str, str], label_column: str, **fields: object) -> Task:
-    """A two-class pair task scored by accuracy unless `fields` says otherwise."""
+    """Return a two-class pair task scored by accuracy unless `fields` says otherwise."""
     return _classification(name, columns, label_column, **{"labels": _ENTAILMENT, **fields})
 
 
 def _classification(name: str, columns: tuple[str, ...], label_column: str, **fields: object) -> Task:
-    """A classification task with the fields that most of GLUE shares."""
+    """Return a classification task with the fields that most of GLUE shares."""
     shared: dict[str, object] = {
         "tsv_labels": _BINARY,
         "metrics": ("accuracy",),
@@ -171,7 +171,7 @@ TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:
-    """The GLUE task of that name; case, hyphens, underscores and spaces do not matter.
+    """Return the GLUE task of that name; case, hyphens, underscores and spaces do not matter.
 
     Raises:
         ConfigError: no GLUE task has that name.
@@ -183,7 +183,7 @@ def get_task(name: str) -> Task:
 
 
 def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
-    """A task outside GLUE, for data in one's own files.
+    """Return a task outside GLUE, for data in one's own files.
 
     Args:
         name: what reports call it; not the name of a GLUE task.

@@ -106,7 +106,7 @@ def _finite(values: Array, what: str) -> None:
 
 
 def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -> dict[str, float]:
-    """The metrics of `task`, by name.
+    """Return the metrics of `task`, by name.
 
     Args:
         task: names the metrics.

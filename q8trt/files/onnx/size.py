@@ -19,7 +19,7 @@ def check_size(model: Any) -> None:
 
     def size_of(graph: Any, callers: tuple[tuple[str, str], ...]) -> int:
         total = 0
-        for node in (node for part in graphs_of(graph) for node in part.node):
+        for node in nodes_of(graph):
             key = node.domain, node.op_type
             if key in callers:
                 raise MalformedError(f"its function {ascii(key[1])[:80]} calls itself")
@@ -33,6 +33,11 @@ def check_size(model: Any) -> None:
         return total
 
     size_of(model.graph, ())
+
+
+def nodes_of(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a GraphProto or FunctionProto, and those of subgraphs."""
+    return (node for each in graphs_of(graph) for node in each.node)
 
 
 def graphs_of(*graphs: Any) -> Iterator[Any]:

@@ -102,12 +102,12 @@ class DataConfig:
 
     @property
     def has_files(self) -> bool:
-        """Whether the data are the user's own files."""
+        """True if the data are the user's own files."""
         return self.train_file is not None or self.validation_file is not None
 
     @property
     def is_custom(self) -> bool:
-        """Whether the task is outside GLUE."""
+        """True if the task is outside GLUE."""
         return canonical(self.task) == "custom"
 
     @cached_property
@@ -207,12 +207,12 @@ def load_examples(config: DataConfig, split: str) -> Examples | Features:
 
 
 def load_train(config: DataConfig) -> Examples | Features:
-    """The training split. Raises as `load_examples` does."""
+    """Return the training split. Raises as `load_examples` does."""
     return load_examples(config, "train")
 
 
 def load_dev(config: DataConfig) -> dict[str, Examples | Features]:
-    """Every development split by name; MNLI has two. Raises as `load_examples` does."""
+    """Return every development split by name; MNLI has two. Raises as `load_examples` does."""
     return {split: load_examples(config, split) for split in config.dev_splits}
 
 

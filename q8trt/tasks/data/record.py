@@ -17,8 +17,6 @@ from q8trt.tasks.metrics import METRICS
 
 log = logging.getLogger("q8trt")
 
-#: Metrics that are 0 for every model where all labels are the same.
-
 
 @dataclass(frozen=True)
 class SplitRecord:

@@ -56,7 +56,7 @@ _DROPPED = {"place": 0.32, "extra": 0.25, "object_adjective": 0.16, "subject_adj
 
 @dataclass(frozen=True)
 class Scene:
-    """What a sentence says, apart from its wording. Optional slots are None when nothing is said."""
+    """The content of a sentence, apart from its wording; an optional slot is None where the sentence leaves it out."""
 
     topic: int
     subject: Concept
@@ -109,13 +109,13 @@ def _draw(rng: random.Random, topic: int) -> Scene:
 
 
 def _change(rng: random.Random, scene: Scene, slot: str) -> Scene:
-    """`scene` with another concept in `slot`."""
+    """Return `scene` with another concept in `slot`."""
     old = getattr(scene, slot)
     return _with(scene, **{slot: rng.choice([new for new in words().topics[scene.topic][slot] if new != old])})
 
 
 def _change_details(rng: random.Random, scene: Scene, count: int) -> Scene:
-    """`scene` with `count` optional slots dropped where they are present, added where they are not, or changed."""
+    """Return `scene` with `count` optional slots dropped where they are present, added where they are not, or changed."""
     for slot in rng.sample(sorted(_DROPPED), count):
         drop = getattr(scene, slot) is not None and rng.random() < 0.6
         scene = _with(scene, **{slot: None}) if drop else _change(rng, scene, slot)
@@ -123,7 +123,7 @@ def _change_details(rng: random.Random, scene: Scene, count: int) -> Scene:
 
 
 def _change_core(rng: random.Random, scene: Scene, *slots: str) -> Scene:
-    """`scene` with other concepts in `slots`, and at times one detail changed too."""
+    """Return `scene` with other concepts in `slots`, and at times one detail changed too."""
     for slot in slots:
         scene = _change(rng, scene, slot)
     return _change_details(rng, scene, rng.choice((0, 0, 1)))
@@ -149,7 +149,7 @@ _EDITS: tuple[tuple[int, Callable[[random.Random, Scene], Scene]], ...] = (
 
 
 def similarity(first: Scene, second: Scene) -> float:
-    """The score of two scenes, 0 to 5, before jitter; symmetric."""
+    """Return the score of two scenes, 0 to 5, before jitter; symmetric."""
     if first.topic != second.topic:
         return 0.5 if first.subject == second.subject else 0.0
     share = 1.0
@@ -161,7 +161,7 @@ def similarity(first: Scene, second: Scene) -> float:
 
 
 def inflect(verb: str) -> tuple[str, str, str]:
-    """Present participle, past tense and past participle of an infinitive; only its first word changes."""
+    """Return the present participle, past tense and past participle of an infinitive; only its first word changes."""
     head, space, rest = verb.partition(" ")
     if head in words().irregular:
         forms = words().irregular[head]
@@ -176,7 +176,7 @@ def inflect(verb: str) -> tuple[str, str, str]:
 
 
 def _noun(rng: random.Random, noun: Concept, adjective: Concept | None) -> tuple[str, bool]:
-    """A noun phrase and whether it is plural."""
+    """Return a noun phrase, and whether it is plural."""
     word = rng.choice(noun)
     plural = word.startswith("+")
     phrase = ([rng.choice(adjective)] if adjective else []) + [word.lstrip("+")]
@@ -185,7 +185,7 @@ def _noun(rng: random.Random, noun: Concept, adjective: Concept | None) -> tuple
 
 
 def _predicate(tense: str, plural: bool, verb: str, passive: bool) -> str:
-    """The verb phrase: ``"is slicing"``, ``"sliced"``, ``"will be sliced"`` (passive)."""
+    """Return the verb phrase: ``"is slicing"``, ``"sliced"``, ``"will be sliced"`` (passive)."""
     participle, past, done = inflect(verb)
     be, was = ("are", "were") if plural else ("is", "was")
     if passive:
@@ -194,7 +194,7 @@ def _predicate(tense: str, plural: bool, verb: str, passive: bool) -> str:
 
 
 def render(rng: random.Random, scene: Scene) -> str:
-    """One wording of a scene, with a capital and a full stop."""
+    """Return one wording of a scene, with a capital and a full stop."""
     subject, subject_plural = _noun(rng, scene.subject, scene.subject_adjective)
     target, target_plural = _noun(rng, scene.object, scene.object_adjective)
     verb, tense = rng.choice(scene.verb), scene.tense[0]
@@ -214,7 +214,7 @@ def render(rng: random.Random, scene: Scene) -> str:
 
 @cache
 def _pairs() -> tuple[tuple[str, str, float], ...]:
-    """All pairs of all splits, no two of them alike."""
+    """Return all pairs of all splits, no two of them alike."""
     rng = random.Random(_SEED)
     shares, edits = zip(*_EDITS, strict=True)
     pairs: dict[frozenset[str], tuple[str, str, float]] = {}
@@ -230,7 +230,7 @@ def _pairs() -> tuple[tuple[str, str, float], ...]:
 
 
 def sample_examples(split: str) -> Examples:
-    """A split of the built-in sample in the form of STS-B: ``"train"`` has 1,600 pairs, ``"dev"`` 400.
+    """Return a split of the built-in sample in the form of STS-B: ``"train"`` has 1,600 pairs, ``"dev"`` 400.
 
     Both are the same on every machine, and share no pair.
 
