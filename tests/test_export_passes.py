@@ -15,6 +15,7 @@ import torch
 from conftest import ARCHITECTURES
 from onnx import TensorProto, helper, numpy_helper
 
+from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.export.graph import attribute, constant, nodes, power_of_two
 from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.export.options import EXPORTERS
@@ -23,7 +24,6 @@ from q8trt.export.trace import trace
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.recipe import load_recipe
-from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 
 #: The first pass after which ONNX Runtime knows every node.
 RUNNABLE = "insert_qdq"

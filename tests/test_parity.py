@@ -20,11 +20,11 @@ from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.evaluation.data import data_config
 from q8trt.evaluation.parity import ParityConfig, check_parity, engines_of, stages
 from q8trt.evaluation.parity.check import first_above, places_of, relative_error
+from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.reporting.formats import error as percent
 from q8trt.reporting.parity import EngineParity, Pair
 from q8trt.runs.run import Run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
-from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 

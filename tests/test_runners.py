@@ -15,12 +15,12 @@ from q8trt.engine import preflight
 from q8trt.engine.backend import Backend
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
+from q8trt.evaluation.parity.probed import module_outputs
 from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
 from q8trt.runtime import RunOptions, open_runner
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner, read_trace
 from q8trt.runtime.opening import _log_once
-from q8trt.runtime.probed import module_outputs
 from q8trt.runtime.tensorrt import runner as tensorrt_runner
 from q8trt.runtime.timing.layers import median_times
 from q8trt.runtime.torch_runner import TorchRunner

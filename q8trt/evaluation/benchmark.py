@@ -74,7 +74,9 @@ def benchmark_engines(
                 _scored(*each, splits, batching, config.parity) for each in zip(rows, engines, runners, strict=True)
             ]
             rows = _with_lengths(rows, runners, first, batching, timing.max_seconds)
-        rows, states = _with_latencies(rows, engines, runners, timing, make_inputs)
+        graphs = [engine.folder / ONNX_FILE for engine in engines]
+        with progress("Timing", timing.rounds) as advance:
+            rows, states = with_latencies(rows, runners, graphs, timing, make_inputs, advance)
         reasons: list[str] = []
         if config.layer_times:
             layers = measure_layers(runners, max(timing.shapes, key=math.prod), make_inputs)
@@ -91,20 +93,19 @@ def benchmark_engines(
         rows=rows,
         provenance=provenance,
         gpus=states[-1:],
-        notes=[*_caveats(states, rows), *reasons],
+        notes=[*caveats(states, rows), *reasons],
     )
 
 
+def new_row(name: str, runner: Runner) -> Row:
+    """Return the row of a runner that nothing is measured of yet."""
+    return Row(name, runner.place, runner.backend, runner.device, runner.precision, metrics={})
+
+
 def _row(engine: EngineFolder, runner: Runner) -> Row:
-    """Return the row of an engine that nothing is measured of yet."""
     manifest, path = engine.manifest, engine.folder / ONNX_FILE
-    return Row(
-        name=engine.name,
-        place=runner.place,
-        backend=runner.backend,
-        device=runner.device,
-        precision=manifest.precision,
-        metrics={},
+    return replace(
+        new_row(engine.name, runner),
         onnx_mib=_mib(engine, ONNX_FILE),
         plan_mib=_mib(engine, PLAN_FILE),
         torch_metrics=_torch_scores(engine, manifest.stage),
@@ -176,11 +177,18 @@ def _with_lengths(
     return [replace(row, lengths=each) for row, each in zip(rows, lengths, strict=True)]
 
 
-def _with_latencies(
-    rows: Sequence[Row], engines: Sequence[EngineFolder], runners: Sequence[Runner], timing: TimingConfig,
+def with_latencies(
+    rows: Sequence[Row],
+    runners: Sequence[Runner],
+    graphs: Sequence[Path | None],
+    timing: TimingConfig,
     make_inputs: MakeInputs,
-) -> tuple[list[Row], list[GpuState]]:  # fmt: skip
-    """Return `rows` with latencies, and the state of their GPU after each shape; [] where none ran on a GPU."""
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[list[Row], list[GpuState]]:
+    """Return `rows` with the latencies of `runners` at more shapes, and the state of their GPU after each shape, if there is one.
+
+    `graphs` are the ONNX files whose matrix products are counted; None where there is none.
+    """
     devices = {runner.device for runner in runners}
     states: list[GpuState] = []
 
@@ -188,17 +196,18 @@ def _with_latencies(
         if devices != {"cpu"}:
             states.extend([state for state in gpu_states() if state.name in devices][:1])
 
-    with progress("Timing", timing.rounds) as advance:
-        latencies = measure(runners, timing, make_inputs, advance, on_shape=look)
-    timed = zip(rows, engines, latencies, strict=True)
-    return [replace(row, latencies=_with_work(engine, row, times)) for row, engine, times in timed], states
+    latencies = measure(runners, timing, make_inputs, on_progress, on_shape=look)
+    timed = [
+        replace(row, latencies=[*row.latencies, *_with_work(times, graph, runner)])
+        for row, runner, graph, times in zip(rows, runners, graphs, latencies, strict=True)
+    ]
+    return timed, states
 
 
-def _with_work(engine: EngineFolder, row: Row, latencies: Sequence[Latency]) -> list[Latency]:
+def _with_work(latencies: Sequence[Latency], graph: Path | None, runner: Runner) -> list[Latency]:
     """Return latencies with the rate of the model's matrix products, and its share of the peak."""
-    path = engine.folder / ONNX_FILE
-    work = work_of_onnx(path) if path.is_file() else None
-    peak = peak_tops(row.device, row.precision)
+    work = work_of_onnx(graph) if graph and graph.is_file() else None
+    peak = peak_tops(runner.device, runner.precision)
     return [rated(latency, work, peak) for latency in latencies]
 
 
@@ -211,7 +220,7 @@ def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tupl
     ]
 
 
-def _caveats(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
+def caveats(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
     """Return what a reader must know of the machine and of the runtimes on it."""
     clock = clock_warning(list(states))
     precisions: dict[tuple[str, str], list[Precision]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,10 +15,10 @@ import numpy as np
 
 from q8trt.engine.manifest import ONNX_FILE
 from q8trt.errors import BackendError, DataError
-from q8trt.evaluation.benchmark import findings_of
+from q8trt.evaluation.benchmark import MIB, findings_of, new_row
 from q8trt.gpu_check.bench import Bench
 from q8trt.gpu_check.config import TOLERANCES, CheckConfig
-from q8trt.gpu_check.grid import Entry, LatencyGrid
+from q8trt.gpu_check.grid import NO_GRAPH, Entry, LatencyGrid
 from q8trt.gpu_check.journal import Journal, Outcome
 from q8trt.gpu_check.models import Subject
 from q8trt.quantization.precision import Precision
@@ -28,7 +28,6 @@ from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import predict
 from q8trt.tasks.metrics import compute_from_logits, direction
 
-MIB = 2**20
 #: Answers of two threads, or of two runs, may differ by so much, absolute and relative: kernels may sum in another order.
 SAME = 1e-3
 #: Loads after which the driver's own pools are filled.
@@ -265,7 +264,7 @@ class ModelCheck:
         for name, make in self._bench.references(self.subject, self._folders).items():
             runner = self._step(f"reference {name}", self._reference, make, optional=True)
             if runner is not None:
-                entries.append(Entry(name, runner))
+                entries.append(Entry(new_row(name, runner), runner))
         if not entries:
             self._journal.skip(f"{self._name}: latency", "neither an engine nor a reference runs")
             return
@@ -289,10 +288,17 @@ class ModelCheck:
         return Outcome(f"on {runner.label}", value=runner)
 
     def _entry(self, precision: Precision, runner: Runner, graph: bool) -> Entry:
-        return Entry(
-            precision.label, runner, graph, self._folders[precision] / ONNX_FILE, self._plans[precision],
-            self._metrics.get(precision, {}) if graph else {}, self._findings[precision],
-        )  # fmt: skip
+        onnx, how = self._folders[precision] / ONNX_FILE, "" if graph else f", {NO_GRAPH}"
+        row = replace(
+            new_row(precision.label, runner),
+            place=runner.place + how,
+            device=runner.device + how,  # another device: ratios hold within one way of launching
+            metrics=self._metrics.get(precision, {}) if graph else {},
+            onnx_mib=onnx.stat().st_size / MIB,
+            plan_mib=self._plans[precision],
+            findings=self._findings[precision],
+        )
+        return Entry(row, runner, graph, onnx)
 
 
 def share(runner: Any, batches: Sequence[Mapping[str, np.ndarray]], threads: int) -> Outcome[None]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from q8trt.engine.shapes import Shape
+from q8trt.evaluation.benchmark import caveats, with_latencies
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.gpu_check.journal import Outcome
 from q8trt.gpu_check.models import Subject
-from q8trt.hardware.gpu import GpuState, gpu_states
+from q8trt.hardware.gpu import GpuState
 from q8trt.reporting import Report, Row
 from q8trt.runtime.base import Runner
-from q8trt.runtime.timing.hardware import clock_warning, peak_tops
-from q8trt.runtime.timing.latency import Latency, measure, random_inputs
+from q8trt.runtime.timing.latency import Latency, random_inputs
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers
-from q8trt.runtime.timing.work import rated, work_of_onnx
 
 NO_GRAPH = "no CUDA graph"
 
@@ -27,22 +26,15 @@ class Entry:
     """A runner to time.
 
     Attributes:
-        name: of the row.
-        runner: what runs.
+        row: its row, without times.
         graph: whether it was asked for a CUDA graph; None for a reference, which is not.
         onnx: the engine's graph, whose matrix products are counted; None for a reference.
-        plan_mib: size of the plan.
-        metrics: the engine's score; {} where it was not scored.
-        findings: what the linter says against the graph, as `Row.findings`.
     """
 
-    name: str
+    row: Row
     runner: Runner
     graph: bool | None = None
     onnx: Path | None = None
-    plan_mib: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    findings: tuple[str, ...] = ()
 
 
 class LatencyGrid:
@@ -63,20 +55,18 @@ class LatencyGrid:
     ) -> None:  # fmt: skip
         self._name, self._subject, self._config = name, subject, config
         self._entries, self._provenance, self._must_capture = entries, provenance, must_capture
-        self._latencies: list[list[Latency]] = [[] for _ in entries]
+        self._runners = [entry.runner for entry in entries]
+        self._rows = [entry.row for entry in entries]
         self._states: list[GpuState] = []
-        self._layers: dict[int, LayerTimes] = {}
 
     def measure(self, shape: Shape) -> Outcome[Report]:
         """Time one shape, (batch, sequence); fails where a CUDA graph that was asked for was not launched."""
-        runners = [entry.runner for entry in self._entries]
-        latencies = [
-            each for (each,) in measure(runners, self._config.timing(shape), self._inputs, on_shape=self._look)
-        ]
-        for entry, latency, known in zip(self._entries, latencies, self._latencies, strict=True):
-            known.append(self._rated(entry, latency))
+        graphs = [entry.onnx for entry in self._entries]
+        self._rows, states = with_latencies(self._rows, self._runners, graphs, self._config.timing(shape), self._inputs)
+        self._states += states
+        latencies = [row.latencies[-1] for row in self._rows]
         missing = [
-            entry.name
+            entry.row.name
             for entry, latency in zip(self._entries, latencies, strict=True)
             if self._must_capture and entry.graph and latency.cuda_graph is not True
         ]
@@ -89,31 +79,25 @@ class LatencyGrid:
         """Look into a batch of the largest shape on each engine, which so far as its backend has a profiler joins the report."""
         engines = [index for index, entry in enumerate(self._entries) if entry.graph]
         shape = self._config.largest
-        results = measure_layers([self._entries[index].runner for index in engines], shape, self._inputs)
-        self._layers = {i: each for i, each in zip(engines, results, strict=True) if isinstance(each, LayerTimes)}
+        results = measure_layers([self._runners[index] for index in engines], shape, self._inputs)
+        for index, layers in zip(engines, results, strict=True):
+            if isinstance(layers, LayerTimes):
+                self._rows[index] = replace(self._rows[index], layer_times=layers)
         reasons = dict.fromkeys(each for each in results if isinstance(each, str))
-        profiled = f"{len(self._layers)} of {len(engines)} engines at {shape[0]}x{shape[1]}"
-        return Outcome("; ".join((profiled, *reasons)), value=self.report())
+        profiled = sum(isinstance(each, LayerTimes) for each in results)
+        figure = f"{profiled} of {len(engines)} engines at {shape[0]}x{shape[1]}"
+        return Outcome("; ".join((figure, *reasons)), value=self.report())
 
     def _inputs(self, batch: int, sequence: int) -> dict[str, Any]:
         names, vocabulary = self._subject.input_names, min(1000, self._subject.vocab_size)
         return random_inputs(batch, sequence, vocabulary, input_names=names)
-
-    def _look(self) -> None:
-        devices = {entry.runner.device for entry in self._entries}
-        self._states.extend([state for state in gpu_states() if state.name in devices][:1])
-
-    def _rated(self, entry: Entry, latency: Latency) -> Latency:
-        if entry.onnx is None:
-            return latency
-        return rated(latency, work_of_onnx(entry.onnx), peak_tops(entry.runner.device, entry.runner.precision))
 
     def _figure(self, latencies: Sequence[Latency]) -> str:
         """``"FP32 0.81, INT8+FP16 0.40; no CUDA graph: FP32 0.95, INT8+FP16 0.62; torch FP32 3.10 ms"``."""
         groups: list[str] = []
         for graph, title in ((True, ""), (False, f"{NO_GRAPH}: "), (None, "")):
             items = [
-                f"{entry.name} {latency.median_ms:.3g}"
+                f"{entry.row.name} {latency.median_ms:.3g}"
                 for entry, latency in zip(self._entries, latencies, strict=True)
                 if entry.graph is graph
             ]
@@ -123,8 +107,7 @@ class LatencyGrid:
 
     def report(self) -> Report:
         """Return the figures so far. Engines without CUDA graph are another place: ratios hold within one way of launching."""
-        features, warning = self._subject.features, clock_warning(self._states)
-        scored = any(entry.metrics for entry in self._entries)
+        features, scored = self._subject.features, any(row.metrics for row in self._rows)
         return Report(
             task=f"{self._name} ({self._subject.weights} weights), {features.task.name}",
             split=features.split,
@@ -133,25 +116,8 @@ class LatencyGrid:
             rows_evaluated=len(features) if scored else 0,
             data_fingerprint=features.fingerprint if scored else "",
             main_metric=features.task.main_metric,
-            rows=[self._row(index, entry) for index, entry in enumerate(self._entries)],
+            rows=list(self._rows),
             provenance=self._provenance,
             gpus=self._states[-1:],
-            notes=[warning] if warning else [],
-        )
-
-    def _row(self, index: int, entry: Entry) -> Row:
-        runner = entry.runner
-        how = f", {NO_GRAPH}" if entry.graph is False else ""
-        return Row(
-            name=entry.name,
-            place=runner.place + how,
-            backend=runner.backend,
-            device=runner.device + how,
-            precision=runner.precision,
-            metrics=entry.metrics,
-            onnx_mib=entry.onnx.stat().st_size / 2**20 if entry.onnx else None,
-            plan_mib=entry.plan_mib,
-            latencies=list(self._latencies[index]),
-            findings=entry.findings,
-            layer_times=self._layers.get(index),
+            notes=caveats(self._states, self._rows),
         )

@@ -19,7 +19,6 @@ __all__ = [
     "onnxruntime",
     "open_runner",
     "parse_runtime",
-    "probed",
     "registry",
     "scores",
     "tensorrt",

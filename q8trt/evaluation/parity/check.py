@@ -14,11 +14,11 @@ from q8trt.console.progress import progress
 from q8trt.engine.folder import EngineFolder
 from q8trt.errors import BackendError, EngineError
 from q8trt.evaluation.config import ParityConfig
+from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.evaluation.parity.stages import ParityStage, Rows, rows_of, stages_of
 from q8trt.hardware.provenance import portable
 from q8trt.reporting.parity import Difference, EngineParity, Pair, StageFigures
 from q8trt.runtime.base import Runner
-from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.tasks.data import DataConfig, restore_order
 from q8trt.tasks.metrics import compute_from_logits
 

@@ -13,13 +13,13 @@ from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE
 from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
 from q8trt.evaluation.config import ParityConfig
+from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.models import checkpoints
 from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE
 from q8trt.runtime import label_of, open_runner
 from q8trt.runtime.base import Runner
 from q8trt.runtime.onnxruntime import ONNX_RUNTIME
-from q8trt.runtime.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.runtime.tensorrt import TENSORRT
 from q8trt.tasks.data import DEFAULT_BUCKETS, Batch, DataConfig, Features, bucketed_batches, load_dev, tokenize
 
