@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 
 from benchmarks.campaign.data import ANSWER, REFUSED, BadFile, bad_files, sound_files
 from q8trt.errors import Q8TRTError
-from q8trt.tasks.data import opening
 
 
 def verdict(bad: BadFile, folder: Path) -> str:
@@ -77,5 +77,5 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(*arguments: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(opening.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert verdict(BadFile("x", "x.csv", b"sentence,label\na,1\n", REFUSED), tmp_path / "a") == ""
