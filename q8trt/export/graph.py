@@ -58,6 +58,13 @@ def only_reader(value: ir.Value, *op_types: str) -> Any:
     return uses[0]
 
 
+def above_qdq(value: ir.Value | None) -> Any:
+    """Return the input of the Q/DQ pair that computes `value`; `value` itself where there is none."""
+    dequantize = producer(value, "DequantizeLinear")
+    quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
+    return value if quantize is None else quantize.inputs[0]
+
+
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """Return the value of an attribute, or `default` where it is not set."""
     present = node.attributes.get(name)

@@ -185,14 +185,11 @@ def _trace_dynamo(module: nn.Module, names: Sequence[str]) -> ir.Model:
     return program.model
 
 
-def _is_quantized(module: nn.Module) -> bool:
-    return any(isinstance(each, _ExportQuantizer) for each in module.modules())
-
-
 def _trace_torchscript(module: nn.Module, names: Sequence[str]) -> ir.Model:
     import onnx_ir as ir
 
     axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
+    is_quantized = any(isinstance(each, _ExportQuantizer) for each in module.modules())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raw.onnx"
         torch.onnx.export(
@@ -204,7 +201,7 @@ def _trace_torchscript(module: nn.Module, names: Sequence[str]) -> ir.Model:
             input_names=list(names),
             output_names=["logits"],
             dynamic_axes=axes,
-            custom_opsets={DOMAIN: 1} if _is_quantized(module) else None,
+            custom_opsets={DOMAIN: 1} if is_quantized else None,
         )
         return ir.load(path)
 

@@ -21,16 +21,16 @@ from q8trt.quantization.architectures import ARCHITECTURES, QUANTIZED_TYPES, Arc
 CONFIG_FILE = "config.json"
 _LIMITS = files.Limits(size=2**24, values=200_000)
 
-#: Lowest and highest value of each size. A model of the BERT family is far from the highest.
+#: Highest value of each size; a model of the BERT family is far from it.
 _SIZES = {
-    "vocab_size": (1, 10_000_000),
-    "hidden_size": (1, 65_536),
-    "num_hidden_layers": (1, 512),
-    "num_attention_heads": (1, 1024),
-    "intermediate_size": (1, 1_048_576),
-    "max_position_embeddings": (1, 1_048_576),
-    "type_vocab_size": (1, 65_536),
-    "embedding_size": (1, 65_536),
+    "vocab_size": 10_000_000,
+    "hidden_size": 65_536,
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1024,
+    "intermediate_size": 1_048_576,
+    "max_position_embeddings": 1_048_576,
+    "type_vocab_size": 65_536,
+    "embedding_size": 65_536,
 }
 #: Parameters of the largest model that is read; BERT-large has a third of 10^9.
 _MOST_PARAMETERS = 10**10
@@ -140,13 +140,10 @@ def check_config(data: dict[str, Any], where: str) -> ModelShape:
     architecture = architecture_named(data.get("model_type"), where)
     defaults = {**dataclasses.asdict(ModelShape()), **architecture.config_defaults}
     try:
+        # A file may have a field under either name.
+        names = {name: architecture.config_name(name) for name in defaults}
         shape = files.decode(
-            ModelShape,
-            # A file may have a field under either name.
-            {
-                name: data.get(architecture.config_name(name), data.get(name, default))
-                for name, default in defaults.items()
-            },
+            ModelShape, {n: data.get(names[n], data.get(n, default)) for n, default in defaults.items()}
         )
     except files.MalformedError as error:
         raise CheckpointError(f"{where}: config.json: {error}") from None
@@ -169,7 +166,7 @@ def _check_foreign(data: dict[str, Any], where: str) -> None:
             f"{where} is quantized already{f' by {method}' if isinstance(method, str) else ''} (quantization_config in "
             "config.json); give the floating-point checkpoint that it was made from"
         )
-    if (model_type := data.get("model_type")) in [*QUANTIZED_TYPES]:
+    if (model_type := data.get("model_type")) in list(QUANTIZED_TYPES):
         calibrate = command("calibrate", "--model_name_or_path", "DIR", "--from_pytorch_quantization", where)
         raise CheckpointError(
             f"{where} is a {model_type.upper()} checkpoint of pytorch-quantization; give the floating-point model that it was "
@@ -178,10 +175,10 @@ def _check_foreign(data: dict[str, Any], where: str) -> None:
 
 
 def _check_sizes(shape: ModelShape, architecture: Architecture, where: str) -> None:
-    for name, (low, high) in _SIZES.items():
+    for name, highest in _SIZES.items():
         value = getattr(shape, name)
-        if not low <= value <= high:
-            raise CheckpointError(f"{where}: config.json: {name} is {value}, expected {low} to {high:,}")
+        if not 1 <= value <= highest:
+            raise CheckpointError(f"{where}: config.json: {name} is {value}, expected 1 to {highest:,}")
     if shape.hidden_size % shape.num_attention_heads:
         raise CheckpointError(
             f"{where}: config.json: {shape.num_attention_heads} attention heads do not divide the hidden size "
@@ -261,14 +258,13 @@ def for_transformers(data: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
     """Return the keys to make transformers' configuration of: those of the file, incidental ones left out."""
     from transformers import PreTrainedConfig
 
-    fields = {key: value for key, value in data.items() if key not in (*_INCIDENTAL, "model_type", "label2id")}
+    left_out = (*_INCIDENTAL, "model_type", "label2id", "position_embedding_type")
     # transformers makes an attribute of every key: one must not take the place of a method.
     fields = {
         key: value
-        for key, value in fields.items()
-        if key[:1] != "_" and not callable(getattr(PreTrainedConfig, key, None))
+        for key, value in data.items()
+        if key not in left_out and key[:1] != "_" and not callable(getattr(PreTrainedConfig, key, None))
     }
-    fields.pop("position_embedding_type", None)
     if shape.id2label is not None:
         count = len(shape.id2label)
         labels = {number: str(shape.id2label[str(number)]) for number in range(count)}

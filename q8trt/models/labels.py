@@ -16,12 +16,6 @@ if TYPE_CHECKING:
     from q8trt.tasks.glue import Task
 
 
-def output_names(config: Any) -> tuple[str, ...]:
-    """Return the name of each output of a head, in order, as config.json has them."""
-    names = config.id2label or {}
-    return tuple(str(names[number]) for number in sorted(names))
-
-
 def label_order(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
     """Return, for each label of `task`, the number of the output that means it; None if both stand in one order.
 
@@ -31,9 +25,9 @@ def label_order(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
     Raises:
         CheckpointError: the outputs have other names than the labels.
     """
-    names = output_names(config)
     if task.is_regression:
         return None
+    names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     theirs, ours = _comparable(names, task.labels)
     if theirs == ours:
         return None

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from q8trt.errors import DataError
 from q8trt.models.config import positions, takes_token_types
 
-
-class TokenRows(Protocol):
-    """Rows of token ids, as `q8trt.tasks.data.Features` holds them."""
-
-    @property
-    def source(self) -> str:
-        """Words for where the rows come from."""
-
-    @property
-    def input_ids(self) -> Sequence[Sequence[int]]:
-        """Token ids, a list for each row."""
-
-    @property
-    def token_type_ids(self) -> Sequence[Sequence[int]] | None:
-        """Token types, a list for each row."""
+if TYPE_CHECKING:
+    from q8trt.tasks.data import Features
 
 
-def check_rows(rows: TokenRows, config: Any) -> None:
+def check_rows(rows: Features, config: Any) -> None:
     """Raise if a row has an id beyond a table of the model.
 
     Raises:

@@ -145,10 +145,6 @@ def _magnitudes(tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
     return magnitudes.max() if axis is None else magnitudes.amax(_other_axes(tensor), keepdim=True)
 
 
-def _max(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
-    return MaxCalibrator(axis)
-
-
 def _percentile(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
     from q8trt.quantization.histogram import Histogram, percentile_amax
 
@@ -170,14 +166,6 @@ def _mse(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
     return HistogramCalibrator(Histogram(), partial(mse_amax, num_bits=num_bits))
 
 
-def _ema(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
-    return EmaCalibrator()
-
-
-def _search(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
-    return _percentile(num_bits, axis, SEARCH_START)
-
-
 @dataclass(frozen=True)
 class Method:
     """A way to choose a range.
@@ -193,13 +181,12 @@ class Method:
 
 #: Name in recipes -> method. A new calibrator is an entry here.
 CALIBRATORS: Mapping[str, Method] = {
-    "max": Method(_max, for_weights=True),  # the largest magnitude seen
+    "max": Method(lambda num_bits, axis, _: MaxCalibrator(axis), for_weights=True),  # the largest magnitude seen
     "percentile": Method(_percentile),  # of a histogram of magnitudes
     "entropy": Method(_entropy),  # least KL divergence
     "mse": Method(_mse, for_weights=True),  # least squared error
-    "ema": Method(_ema),  # moving average of the batches' largest magnitudes
-    "search": Method(
-        _search
-    ),  # the percentile that changes the model's logits least, site by site: `percentile_search`
+    "ema": Method(lambda *_: EmaCalibrator()),  # moving average of the batches' largest magnitudes
+    # The percentile that changes the model's logits least, site by site: `percentile_search`.
+    "search": Method(lambda num_bits, axis, _: _percentile(num_bits, axis, SEARCH_START)),
     "fixed": Method(None),  # the recipe's `amax`
 }

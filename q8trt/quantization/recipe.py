@@ -98,15 +98,20 @@ class QatSpec:
             raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay!r}")
 
 
+def _split(key: str) -> tuple[int | None, str]:
+    """Return the layer that a recipe's key is about, None for all, and its site."""
+    match = _LAYER_KEY.fullmatch(key)
+    return (int(match[1]), match[2]) if match else (None, key)
+
+
 def _site_of(key: str, recipe: str) -> str:
     """Return the site name that a recipe's key refers to.
 
     Raises:
         ConfigError: it refers to none.
     """
-    match = _LAYER_KEY.fullmatch(key)
-    name = match.group(2) if match else key
-    if name not in SITE_KINDS or (match and name in OUTSIDE_LAYERS):
+    layer, name = _split(key)
+    if name not in SITE_KINDS or (layer is not None and name in OUTSIDE_LAYERS):
         known = [*SITE_KINDS, *GROUPS, "layer.N.SITE"]
         raise ConfigError(f"recipe {recipe!r}: unknown site {key!r}{nearest(name, known)}; known: {', '.join(known)}")
     return name
@@ -159,7 +164,7 @@ class Recipe:
         if kind != ACTIVATION and not CALIBRATORS[spec.calibrator].for_weights:
             names = " or ".join(repr(name) for name, method in CALIBRATORS.items() if method.for_weights)
             raise ConfigError(f"{where}: weights are calibrated by {names}, got {spec.calibrator!r}")
-        if spec.layers is not None and (_LAYER_KEY.fullmatch(key) or key in OUTSIDE_LAYERS):
+        if spec.layers is not None and (key not in SITE_KINDS or key in OUTSIDE_LAYERS):
             raise ConfigError(f"{where}: 'layers' is for sites that every layer has")
 
     def spec(self, site: Site) -> QuantizerSpec | None:
@@ -180,8 +185,8 @@ class Recipe:
         """
         count = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
         for key, spec in self.sites.items():
-            match = _LAYER_KEY.fullmatch(key)
-            for number in (int(match.group(1)),) if match else spec.layers or ():
+            layer, _ = _split(key)
+            for number in spec.layers or () if layer is None else (layer,):
                 if number >= count:
                     raise ConfigError(
                         f"recipe {self.name!r}, site {key!r}: layer {number}, but the model's layers are 0 to {count - 1}"
@@ -269,12 +274,11 @@ def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dic
         options[key] = {**_mapping(groups.get(key) or {}, where), **_mapping(by_site.get(key) or {}, where)}
     specs = {}
     for key, overrides in options.items():
-        match = _LAYER_KEY.fullmatch(key)
-        name = match.group(2) if match else key
-        kind = SITE_KINDS.get(name)
-        defaults = {**_mapping(data.get("activations" if kind == ACTIVATION else "weights") or {}, where)}
+        layer, name = _split(key)
+        kind = "activations" if SITE_KINDS.get(name) == ACTIVATION else "weights"
+        defaults = {**_mapping(data.get(kind) or {}, where)}
         # A site's own default calibrator gives way to one that the recipe names, and layer keys inherit their site's.
-        inherited = {k: v for k, v in options.get(name, {}).items() if k != "layers"} if match else {}
+        inherited = {} if layer is None else {k: v for k, v in options.get(name, {}).items() if k != "layers"}
         named = {**inherited, **overrides}
         if "calibrator" not in named:
             defaults |= _SITE_DEFAULTS.get(name, {})
@@ -297,13 +301,11 @@ def _check_keys(data: Mapping[str, Any], known: tuple[str, ...], where: str) -> 
 def _build(kind: Any, data: Any, where: str) -> Any:
     """Return an instance of the dataclass `kind` from a mapping of its fields."""
     _check_keys(_mapping(data, where), tuple(f.name for f in fields(kind)), where)
+    values = dict(data)
+    if isinstance(data.get("layers"), list):
+        values["layers"] = tuple(data["layers"])
     try:
-        return kind(
-            **{
-                key: tuple(value) if key == "layers" and isinstance(value, list) else value
-                for key, value in data.items()
-            }
-        )
+        return kind(**values)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

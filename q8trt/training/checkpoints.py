@@ -60,7 +60,7 @@ def seal(checkpoint: Path) -> None:
     files.write_seal(checkpoint)
 
 
-def check_whole(checkpoint: Path) -> None:
+def check_unchanged(checkpoint: Path) -> None:
     """Raise CheckpointError where a checkpoint is not what was written."""
     if damage := files.find_damage(checkpoint):
         raise CheckpointError(

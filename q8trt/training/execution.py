@@ -12,7 +12,10 @@ from typing import Any
 from q8trt.console.options import from_values
 from q8trt.console.progress import is_main_process
 from q8trt.errors import ConfigError
+from q8trt.models import checkpoints, load_config, short_name
+from q8trt.quantization.libraries import library
 from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.quantization.sites import encoder_sites
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run, last_stage
 from q8trt.runs.fresh import fresh_run, sole_writer
 from q8trt.runs.run import Run, check_new_run, make_a_run, open_run, run_name
@@ -74,22 +77,20 @@ def _imported_recipe(
     model_name: str, data: DataConfig, calibration: CalibrationConfig
 ) -> tuple[Recipe, tuple[str, ...]]:
     """Return the recipe of a pytorch-quantization checkpoint, and notes on it."""
-    from q8trt.models.checkpoints import load_finetuned
-    from q8trt.quantization.libraries import library
     from q8trt.quantization.migration import import_checkpoint
 
     path = str(calibration.from_pytorch_quantization)
     _, recipe, notes = import_checkpoint(
         path,
-        load_finetuned(model_name, data.resolved_task, calibration.allow_pickle),
+        checkpoints.load_finetuned(model_name, data.resolved_task, calibration.allow_pickle),
         name=Path(path).stem,
         library=library(calibration.quantizer),
         allow_pickle=calibration.allow_pickle,
     )
-    return recipe, tuple(notes)
+    return recipe, notes
 
 
-def recipe_lines(config: Any) -> list[str]:
+def recipe_lines(config: FinetuneConfig) -> list[str]:
     """Return lines on the sites of the model that the recipe quantizes, and on those that it does not; reads no weight.
 
     Raises:
@@ -99,8 +100,6 @@ def recipe_lines(config: Any) -> list[str]:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from q8trt.models.checkpoints import load_config
-    from q8trt.quantization.sites import encoder_sites
     from q8trt.quantization.summary import summary_lines
 
     with torch.device("meta"):
@@ -155,8 +154,6 @@ def execute(
 
 def _new_folder(config: FinetuneConfig, runs_dir: str | Path, prefix: str) -> str:
     """Return the folder of a new run. Under torchrun all take the first process's: names hold the time, and clocks differ."""
-    from q8trt.models.checkpoints import short_name
-
     kind = "sample" if config.data.sample else config.data.resolved_task.name
     path = str(Path(runs_dir) / run_name(prefix + kind, short_name(config.from_fp32 or config.model_name_or_path)))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

@@ -20,10 +20,11 @@ from q8trt.console.progress import is_main_process, progress
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.models import check_rows, checkpoints, model_inputs
 from q8trt.models.activation import activation_of, adopt_activation
+from q8trt.quantization.libraries import library
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe
 from q8trt.runs.config import FinetuneConfig, last_stage
-from q8trt.runs.run import STAGES, Run, StageName, StageRecord
+from q8trt.runs.run import STAGES, Run, StageName
 from q8trt.runtime.scores import evaluate
 from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import DataRecord, Features, load_dev, load_train, pad, record_splits, tokenize
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from q8trt.quantization.calibration import Calibration
-    from q8trt.quantization.libraries import Library
     from q8trt.training.distillation import Distillation
 
 log = logging.getLogger("q8trt")
@@ -57,7 +57,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         ConfigError: the library of quantizers is not installed, or the teacher does not fit the model.
     """
     if config.precision.is_quantized:
-        library_of(config)
+        library(config.quantizer)
     name = config.from_fp32 or config.model_name_or_path
     model = checkpoints.load_config(name)
     if config.from_fp32:
@@ -95,17 +95,6 @@ def _check_head(model: Any, config: FinetuneConfig) -> None:
             f"{name} has the labels in the order {', '.join(names)}, {task.name} in the order {', '.join(task.labels)}, and "
             "--from_pytorch_quantization takes the head as it is; give both in one order (id2label in config.json)"
         )
-
-
-def library_of(config: FinetuneConfig) -> Library:
-    """Return the library of the run's quantizers.
-
-    Raises:
-        ConfigError: no such library, or it is not installed.
-    """
-    from q8trt.quantization.libraries import library
-
-    return library(config.quantizer)
 
 
 def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
@@ -179,7 +168,7 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
     quantized = copy.deepcopy(model)
     if config.from_pytorch_quantization:
         return _imported(quantized, config)
-    insert_quantizers(quantized, config.recipe, library_of(config))
+    insert_quantizers(quantized, config.recipe, library(config.quantizer))
     passes = 1 + sum(alpha is not None for alpha in (config.recipe.smoothquant, config.recipe.smooth_residuals))
     rows = passes * min(config.calibration_samples, len(inputs.train))
     with progress("Calibrating", rows + len(searched_sites(quantized, config.recipe))) as advance:
@@ -197,7 +186,7 @@ def _imported(model: PreTrainedModel, config: FinetuneConfig) -> tuple[PreTraine
         str(config.from_pytorch_quantization),
         model,
         name=config.recipe.name,
-        library=library_of(config),
+        library=library(config.quantizer),
         allow_pickle=config.allow_pickle,
     )
     amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
@@ -217,7 +206,7 @@ def measure_ranges(
     pad_token_id, length = inputs.tokenizer.pad_token_id, config.data.max_seq_length
     count, seed = config.calibration_samples, config.training.seed
     batches = list(calibration_batches(inputs.train, pad_token_id, length, count, seed))
-    return calibrate(quantized, config.recipe, batches, on_progress, library_of(config), on_progress)
+    return calibrate(quantized, config.recipe, batches, on_progress, library(config.quantizer), on_progress)
 
 
 class Finetuning:
@@ -231,11 +220,8 @@ class Finetuning:
         self.task = config.data.resolved_task
         self._finished: frozenset[str] = frozenset()
 
-    def execute(self) -> dict[StageName, StageRecord]:
+    def execute(self) -> None:
         """Do the stages that are left.
-
-        Returns:
-            stage -> what run.json says of it.
 
         Raises:
             Q8TRTError: bad input, or Ctrl-C or SIGTERM after the state was saved (InterruptedRunError).
@@ -246,7 +232,9 @@ class Finetuning:
         self._finished = frozenset(stage for stage in STAGES if self.run.stage(stage))
         PartialState().wait_for_everyone()
         last = last_stage(self.config)
-        self.config.training.check_schedule(len(self.inputs.train), self._stages_to_train(last))
+        trained = {"fp32": not self.config.from_fp32, "int8": last == "int8"}
+        left = {stage for stage, trains in trained.items() if trains} - self._finished
+        self.config.training.check_schedule(len(self.inputs.train), left)
         try:
             model = self._fp32()
             if last != "fp32":
@@ -257,14 +245,6 @@ class Finetuning:
             raise InterruptedRunError(
                 f"stopped between steps of training; continue with: {command('finetune', '--resume', self.run.path)}"
             ) from interrupt
-        return dict(self.run.record.stages)
-
-    def _stages_to_train(self, last: str) -> set[str]:
-        """Return the stages that train, of those that are left."""
-        trained = {"fp32"} if not self.config.from_fp32 else set()
-        if last == "int8":
-            trained.add("int8")
-        return trained - self._finished
 
     def _finish(self, stage: StageName, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
         """Save the stage's checkpoint, score it, and note it as finished, in that order."""
@@ -285,13 +265,15 @@ class Finetuning:
         return asdict(train_stage(plan, self.task, self.inputs.tokenizer, self.config.training, self.resume))
 
     def _fp32(self) -> PreTrainedModel:
+        from transformers import set_seed
+
         config, options = self.config, self.config.training
         if "fp32" not in self._finished:
             if config.from_fp32:
                 model = checkpoints.load_finetuned(config.from_fp32, self.task, config.allow_pickle)
                 details: dict[str, Any] = {"source": checkpoints.short_name(config.from_fp32)}
             else:
-                _set_seed(options.seed)
+                set_seed(options.seed)
                 model = checkpoints.load_pretrained(
                     config.model_name_or_path, self.task, dropout=options.dropout, allow_pickle=config.allow_pickle
                 )
@@ -310,18 +292,20 @@ class Finetuning:
                 "percentiles": dict(calibration.percentiles),
             }
             self._finish("ptq", quantized, self.config.recipe, details)
-        return checkpoints.load_quantized(self.run.path / "ptq", library_of(self.config))[0]
+        return checkpoints.load_quantized(self.run.path / "ptq", library(self.config.quantizer))[0]
 
     def _int8(self, quantized: PreTrainedModel, fp32: PreTrainedModel) -> None:
         if "int8" in self._finished:
             return
+        from transformers import set_seed
+
         from q8trt.training.stage import Quantization
 
         config, options = self.config, self.config.training
         if config.recipe.qat_start is not None:
             config = replace(config, recipe=config.recipe.qat_start)
             quantized, _ = quantize(fp32, config, self.inputs)
-        _set_seed(options.seed)
+        set_seed(options.seed)
         if options.qat_dropout is not None:
             checkpoints.set_dropout(quantized, options.qat_dropout)
         ranges = Quantization(config.recipe, lambda: measure_ranges(quantized, config, self.inputs))
@@ -352,9 +336,3 @@ class Finetuning:
             attention_weight=options.attention_loss_weight,
             token_types="token_type_ids" in model_inputs(tokenizer),
         )
-
-
-def _set_seed(seed: int) -> None:
-    from transformers import set_seed
-
-    set_seed(seed)

@@ -141,7 +141,7 @@ class _Trainer(transformers.Trainer):
     def _load_best_model(self) -> None:
         """Load the best checkpoint, if it is still what was written."""
         best = self._checkpoint_at(self.state.best_global_step)
-        trainer_checkpoints.check_whole(best)
+        trainer_checkpoints.check_unchanged(best)
         self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
 
@@ -330,12 +330,12 @@ def train_stage(
             trainer_checkpoints.load_final_weights(stage.model, checkpoint, state, PROJECTION)
             return StageResult(state.best_metric, state.global_step, None, None)
     with contextlib.ExitStack() as stack:
-        ranges = distiller = None
+        ranges = None
         if stage.quantization is not None:
             ranges = stack.enter_context(apply_ranges(stage.model, stage.quantization.recipe))
-        if stage.distillation is not None:
-            setting = distilling(stage.model, stage.distillation, task.is_regression, tokenizer.sep_token_id)
-            distiller = stack.enter_context(setting)
+        distiller = stack.enter_context(
+            distilling(stage.model, stage.distillation, task.is_regression, tokenizer.sep_token_id)
+        )
         trainer = _make_trainer(stage, task, tokenizer, config, arguments, distiller, ranges)
         return _run(trainer, stage, config.quant_start_step, checkpoint)
 

@@ -17,10 +17,11 @@ from q8trt import files
 from q8trt.console.progress import progress
 from q8trt.errors import InterruptedRunError
 from q8trt.evaluation.sensitivity.probe import Cost, Probe, choose_rows, probe_of
+from q8trt.quantization.libraries import library
 from q8trt.quantization.sites import Site
 from q8trt.runs.config import FinetuneConfig
 from q8trt.tasks.data import Features
-from q8trt.training.finetuning import Inputs, library_of
+from q8trt.training.finetuning import Inputs
 
 FORMAT = 1
 RESULT_FILE = "sensitivity.json"
@@ -171,10 +172,10 @@ def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows:
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    library = library_of(config)
+    source = library(config.quantizer)
     calibration = (config.calibration_samples, config.training.seed, inputs.train.fingerprint)
     decides = (FORMAT, q8trt.__version__, config.recipe.to_dict(), config.data.max_seq_length)
-    digest.update(json.dumps((*decides, library.name, library.version(), *calibration, rows.fingerprint)).encode())
+    digest.update(json.dumps((*decides, source.name, source.version(), *calibration, rows.fingerprint)).encode())
     return digest.hexdigest()
 
 

@@ -19,6 +19,7 @@ from q8trt.export.graph import (
     FACTOR,
     MODULES,
     SCOPE,
+    above_qdq,
     attribute,
     constant,
     make,
@@ -55,13 +56,6 @@ def find_attentions(graph: ir.Graph) -> list[Attention]:
                 attentions.append(Attention(softmax, scale if scaled is not None else None, bmm1))
                 break
     return attentions
-
-
-def _above_qdq(value: ir.Value) -> ir.Value:
-    """Return the input of the Q/DQ pair that computes `value`; `value` itself where there is none."""
-    dequantize = producer(value, "DequantizeLinear")
-    quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
-    return value if quantize is None else quantize.inputs[0]
 
 
 def _projection_of(value: ir.Value) -> Any:
@@ -126,7 +120,7 @@ def fold_attention_scale(model: ir.Model) -> int:
     """
     folded = 0
     for attention in find_attentions(model.graph):
-        query = _above_qdq(attention.bmm1.inputs[0])
+        query = above_qdq(attention.bmm1.inputs[0])
         scale = attention.scores_scale or producer(query, "Mul", "Div")
         factors = operands(scale) if scale is not None else None
         if (
@@ -197,7 +191,7 @@ def _projections(attention: Attention) -> list[Any] | None:
     bmm2 = only_reader(after, "MatMul")
     if bmm2 is None:
         return None
-    values = [_above_qdq(value) for value in (*attention.bmm1.inputs, bmm2.inputs[1])]
+    values = [above_qdq(value) for value in (*attention.bmm1.inputs, bmm2.inputs[1])]
     adds = [_projection_of(_unscaled(value)) for value in values]
     return None if any(add is None for add in adds) else [add for add in adds if add is not None]
 

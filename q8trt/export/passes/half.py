@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.export.graph import SCOPE, constant, new_constant, nodes, set_input
+from q8trt.export.graph import SCOPE, constant, make, new_constant, nodes, set_input
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 #: FP16's largest number and its smallest that has all eleven bits.
@@ -80,10 +80,9 @@ class _Converter:
             converted = new_constant(self.graph, f"{value.name}.{wanted.name.lower()}", array.astype(wanted.numpy()))
             converted.dtype = wanted
             return converted
-        cast = ir.Node("", "Cast", [value], [ir.Attr("to", ir.AttributeType.INT, int(wanted))], num_outputs=1)
+        cast = make("Cast", [value], node, to=int(wanted))
         cast.metadata_props[SCOPE] = str(node.name).rpartition("/")[0]
         cast.outputs[0].dtype = wanted
-        self.graph.insert_before(node, cast)
         self.casts += 1
         return cast.outputs[0]
 
@@ -99,8 +98,7 @@ class _Converter:
             ratio = ratio.reshape([-1 if dim == axis else 1 for dim in range(integers.ndim)])
         name = node.inputs[0].name
         set_input(node, 0, new_constant(self.graph, f"{name}.raised", np.rint(integers * ratio).astype(np.int8)))
-        value = new_constant(self.graph, f"{name}.scale", raised.astype(np.float32))
-        set_input(node, 1, value)
+        set_input(node, 1, new_constant(self.graph, f"{name}.scale", raised.astype(np.float32)))
 
     def restore_outputs(self) -> None:
         """Cast the graph's outputs to FP32."""

@@ -38,15 +38,11 @@ def note_scopes(model: ir.Model) -> int:
             modules = ast.literal_eval(text)[:-1]  # outermost first; the last is the node itself
             scope = modules[-1] if modules else ""
         else:
-            scope = _dotted((node.name or "").rpartition("/")[0])
+            # "/model/bert/encoder/layer.0/Add" -> "model.bert.encoder.layer.0"
+            scope = (node.name or "").rpartition("/")[0].strip("/").replace("/", ".")
         node.metadata_props.clear()
         node.metadata_props[SCOPE] = scope.removeprefix("model.").removeprefix("model")
     return 0
-
-
-def _dotted(path: str) -> str:
-    """Turn "/model/bert/encoder/layer.0" into "model.bert.encoder.layer.0"."""
-    return path.strip("/").replace("/", ".")
 
 
 def lift_constants(model: ir.Model) -> int:

@@ -8,6 +8,7 @@ from onnx_ir.passes import common
 
 from q8trt.export.graph import (
     SCOPE,
+    above_qdq,
     attribute,
     constant,
     make,
@@ -56,10 +57,6 @@ def _format(node: ir.Node) -> Format:
     return FORMATS[attribute(node, "format", "")]
 
 
-def _zero_point(graph: ir.Graph, scale: ir.Value, format: Format) -> ir.Value:
-    return new_constant(graph, "zero_point", np.zeros(constant(scale).shape, _dtype(format)))
-
-
 def fold_weights(model: ir.Model) -> int:
     """Turn a quantized constant into an INT8 constant and a DequantizeLinear; apply a Transpose that follows to it.
 
@@ -92,8 +89,8 @@ def insert_qdq(model: ir.Model) -> int:
     inserted = 0
     for node in nodes(model.graph, _FAKE):
         scale = node.inputs[1]
-        zero_point = _zero_point(model.graph, scale, _format(node))
-        value = node.inputs[0]
+        zeros = np.zeros(constant(scale).shape, _dtype(_format(node)))
+        zero_point, value = new_constant(model.graph, "zero_point", zeros), node.inputs[0]
         smoothing = producer(value, "Mul")
         if smoothing is not None and smoothing.metadata_props.get(SCOPE, "").endswith("quantizer"):
             smoothing.metadata_props[SCOPE] = attribute(node, "site", "")
@@ -114,9 +111,8 @@ def read_shapes_before_quantization(model: ir.Model) -> int:
     """Let Shape nodes read the input of a Q/DQ pair, not its output: the same shape, and only GEMMs read a DQ."""
     moved = 0
     for node in nodes(model.graph, "Shape"):
-        dequantize = producer(node.inputs[0], "DequantizeLinear")
-        quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
-        if quantize is not None:
-            set_input(node, 0, quantize.inputs[0])
+        source = above_qdq(node.inputs[0])
+        if source is not node.inputs[0]:
+            set_input(node, 0, source)
             moved += 1
     return moved
