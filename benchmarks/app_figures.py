@@ -31,7 +31,7 @@ import numpy as np
 import q8trt
 from q8trt import Answer, Engine, files
 from q8trt.hardware.provenance import provenance
-from q8trt.models import checkpoints
+from q8trt.models import checkpoints, load_tokenizer
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import Run, open_run
@@ -60,7 +60,7 @@ def answers_against_torch(engine: Engine, run: Run, examples: Examples) -> dict[
         assert folder is not None
         quantized = checkpoints.is_quantized(folder)
         model = checkpoints.load_quantized(folder)[0] if quantized else checkpoints.load_finetuned(folder, task)
-        tokenizer = checkpoints.load_tokenizer(str(folder))
+        tokenizer = load_tokenizer(str(folder))
         features = tokenize(examples, tokenizer, engine.limits.max_length)
         with TorchRunner(model, Precision.INT8 if quantized else Precision.FP32) as runner:
             scored = evaluate(runner, features, task, tokenizer.pad_token_id, engine.limits.max_length)

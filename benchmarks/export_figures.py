@@ -34,7 +34,7 @@ from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.gpu_check.models import SIZES, random_pair
 from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintConfig, lint
-from q8trt.models import checkpoints
+from q8trt.models import checkpoints, load_tokenizer
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Column, Table, words
 from q8trt.reporting.markdown import markdown_table
@@ -85,9 +85,9 @@ def models_of(args: argparse.Namespace) -> tuple[Any, Any, Any]:
         return (
             checkpoints.load_finetuned(run.path / "fp32", get_task("STS-B")),
             checkpoints.load_quantized(run.path / args.stage)[0],
-            checkpoints.load_tokenizer(str(run.path / "fp32")),
+            load_tokenizer(str(run.path / "fp32")),
         )
-    tokenizer = checkpoints.load_tokenizer("minilm")  # BERT's own vocabulary
+    tokenizer = load_tokenizer("minilm")  # BERT's own vocabulary
     rows, _ = batches_of(argparse.Namespace(data_dir=args.data_dir, batches=2), tokenizer)
     return *random_pair(args.random, args.recipe, rows), tokenizer
 

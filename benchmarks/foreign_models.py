@@ -23,7 +23,7 @@ from q8trt import files
 from q8trt.export.onnx import export_onnx
 from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintReport, lint
-from q8trt.models import checkpoints
+from q8trt.models import checkpoints, load_tokenizer
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.lint_report import print_report
 from q8trt.tasks.data import Collator, sample_examples, tokenize
@@ -103,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     model = checkpoints.load_pretrained("minilm", get_task("STS-B")).eval()
-    batches = calibration_batches(checkpoints.load_tokenizer("minilm"))
+    batches = calibration_batches(load_tokenizer("minilm"))
     paths = [options.output / f"{name}.onnx" for name in ("fp32", "modelopt", "onnxruntime")]
     export_onnx(model, paths[0], Precision.FP32, NAMES)
     quantize_with_onnxruntime(paths[0], batches, paths[2])

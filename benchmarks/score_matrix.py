@@ -22,7 +22,7 @@ from typing import Any
 from q8trt import files
 from q8trt.export.onnx import export_onnx
 from q8trt.hardware.provenance import provenance
-from q8trt.models import checkpoints
+from q8trt.models import checkpoints, load_tokenizer
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Column, Table, words
 from q8trt.reporting.markdown import markdown_table
@@ -42,7 +42,7 @@ def score_stage(run: Run, stage: str, config: FinetuneConfig, threads: int | Non
     assert folder is not None
     quantized = checkpoints.is_quantized(folder)
     model = checkpoints.load_quantized(folder)[0] if quantized else checkpoints.load_finetuned(folder, task)
-    tokenizer, length = checkpoints.load_tokenizer(str(folder)), config.data.max_seq_length
+    tokenizer, length = load_tokenizer(str(folder)), config.data.max_seq_length
     rows = tokenize(next(iter(load_dev(config.data).values())), tokenizer, length)
     names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in tokenizer.model_input_names]
     with tempfile.TemporaryDirectory() as temporary:

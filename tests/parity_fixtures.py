@@ -45,7 +45,8 @@ def make_run(folder: Path, architecture: str, quantized: tuple[Any, Any]) -> Run
 
 def make_engine(run: Run, stage: str, precision: str = "int8") -> Path:
     """The engine folder of a stage, without a plan: all that ONNX Runtime needs."""
-    from q8trt.models.checkpoints import load_finetuned, load_quantized, load_tokenizer
+    from q8trt.models import load_tokenizer
+    from q8trt.models.checkpoints import load_finetuned, load_quantized
 
     config = FinetuneConfig.from_dict(run.record.config)
     task, checkpoint = config.data.resolved_task, run.path / stage

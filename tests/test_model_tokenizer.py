@@ -18,8 +18,8 @@ from q8trt import files
 from q8trt.cli.main import run_command
 from q8trt.errors import CheckpointError
 from q8trt.export.onnx import ExportOptions, export_onnx
-from q8trt.models import checkpoints, model_inputs
-from q8trt.models.checkpoints import load_tokenizer, save_checkpoint
+from q8trt.models import checkpoints, load_tokenizer, model_inputs
+from q8trt.models.checkpoints import save_checkpoint
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner

@@ -240,7 +240,7 @@ def test_without_training_rows_built_in_sentences_stand_in(
 ) -> None:
     from q8trt.deployment.source import OVERFLOW_ROWS, find_source, overflow_batches
     from q8trt.errors import DataError
-    from q8trt.models import checkpoints
+    from q8trt.models import load_tokenizer
     from q8trt.tasks import data
 
     load = data.load_train
@@ -252,7 +252,7 @@ def test_without_training_rows_built_in_sentences_stand_in(
 
     monkeypatch.setattr(data, "load_train", absent)
     source = find_source(Precision.INT8_FP16, str(engines), str(engines.parent))
-    batches, rows = overflow_batches(source, checkpoints.load_tokenizer(str(source.checkpoint)))
+    batches, rows = overflow_batches(source, load_tokenizer(str(source.checkpoint)))
     assert rows == "64 built-in sentence pairs, because the training rows are missing"
     assert sum(len(batch["input_ids"]) for batch in batches) == OVERFLOW_ROWS
     assert {str(array.dtype) for batch in batches for array in batch.values()} == {"int32"}

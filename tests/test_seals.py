@@ -14,7 +14,7 @@ import pytest
 
 from q8trt import files
 from q8trt.errors import CheckpointError
-from q8trt.models import checkpoints
+from q8trt.models import checkpoints, load_config, load_tokenizer
 from q8trt.tasks.glue import get_task
 from q8trt.training import checkpoints as trainer_checkpoints
 
@@ -66,8 +66,8 @@ def load_quantized(folder: Path) -> Any:
     [
         *[("fp32", name, load_float) for name in FLOAT],
         *[("int8", name, load_quantized) for name in (*FLOAT, "quantization.json")],
-        *[("fp32", name, lambda run: checkpoints.load_config(str(run / "fp32"))) for name in ("config.json",)],
-        *[("fp32", name, lambda run: checkpoints.load_tokenizer(str(run / "fp32"))) for name in FLOAT[2:]],
+        *[("fp32", name, lambda run: load_config(str(run / "fp32"))) for name in ("config.json",)],
+        *[("fp32", name, lambda run: load_tokenizer(str(run / "fp32"))) for name in FLOAT[2:]],
         ("int8", "quantization.json", lambda run: checkpoints.load_pretrained(str(run / "int8"), STSB)),
     ],
 )

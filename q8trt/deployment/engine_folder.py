@@ -17,7 +17,7 @@ from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.shapes import check_positions, largest
 from q8trt.errors import CheckpointError
 from q8trt.export.options import ExportOptions
-from q8trt.models import checkpoints, model_inputs, positions
+from q8trt.models import checkpoints, load_config, load_tokenizer, model_inputs, positions, short_name
 from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
 from q8trt.runs.run import check_outside_checkpoints
@@ -76,7 +76,7 @@ def _manifest(source: Source, model: PreTrainedModel, recipe: Recipe | None, tok
             activation=activation_of(config, task, str(source.checkpoint)),
         ),
         model=ModelInfo(
-            name=checkpoints.short_name(source.config.from_fp32 or source.config.model_name_or_path),
+            name=short_name(source.config.from_fp32 or source.config.model_name_or_path),
             model_type=config.model_type,
             num_labels=int(config.num_labels or 0),
             max_position_embeddings=positions(config),
@@ -155,13 +155,13 @@ def build_engine(
 
     options = options or ExportOptions()
     config.check_supported(find_backend(config.backend))  # before the minutes that loading and exporting may take
-    check_positions(config.profiles, positions(checkpoints.load_config(str(source.checkpoint))))
+    check_positions(config.profiles, positions(load_config(str(source.checkpoint))))
     folder = Path(output_dir) if output_dir else default_folder(source, precision)
     target = check_output(source, precision, output_dir, overwrite)
     with files.exclusive(target):
         source.run.sweep()
         model, recipe = load_model(source)
-        tokenizer = checkpoints.load_tokenizer(str(source.checkpoint))
+        tokenizer = load_tokenizer(str(source.checkpoint))
         with files.atomic_folder(target) as temporary:
             batches, rows = overflow_batches(source, tokenizer) if precision.is_half else ([], "")
             exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)

@@ -22,7 +22,7 @@ from q8trt.evaluation.data import Batching
 from q8trt.hardware.gpu import GpuState, gpu_states
 from q8trt.hardware.provenance import portable
 from q8trt.lint import LintConfig, lint
-from q8trt.models import checkpoints
+from q8trt.models import checkpoints, load_tokenizer
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Gate, Parity, Report, Row
 from q8trt.runtime import find_runtime, open_runner
@@ -236,7 +236,7 @@ def caveats(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
 def _random_inputs(engines: Sequence[EngineFolder]) -> MakeInputs:
     """Return a function that makes a batch that every engine takes."""
     names = engines[0].manifest.inputs
-    vocab_size = min(1000, *(len(checkpoints.load_tokenizer(str(engine.folder))) for engine in engines))
+    vocab_size = min(1000, *(len(load_tokenizer(str(engine.folder))) for engine in engines))
     return lambda batch, sequence: random_inputs(batch, sequence, vocab_size, input_names=names)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from q8trt.console.progress import progress
 from q8trt.engine.folder import EngineFolder
 from q8trt.errors import ConfigError
-from q8trt.models import checkpoints
+from q8trt.models import load_tokenizer
 from q8trt.runs.config import config_of_run
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import Evaluation, evaluate, predict
@@ -87,7 +87,7 @@ class Batching:
 
     def tokenized(self, engine: EngineFolder, data: DataConfig) -> dict[str, Features]:
         """Return the rows of each development split, tokenized by the engine's tokenizer."""
-        tokenizer = checkpoints.load_tokenizer(str(engine.folder))
+        tokenizer = load_tokenizer(str(engine.folder))
         return {split: tokenize(rows, tokenizer, self.max_length) for split, rows in load_dev(data).items()}
 
     def score(self, runner: Runner, rows: Features, activation: str, title: str) -> Evaluation:

@@ -155,17 +155,12 @@ def _examples(names: Sequence[str]) -> tuple[torch.Tensor, ...]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the exporters' warnings and logs."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
-        for logger in loggers:
+        for logger in map(logging.getLogger, ("torch.onnx", "onnxscript", "onnx_ir")):
+            stack.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def _trace_dynamo(module: nn.Module, names: Sequence[str]) -> ir.Model:

@@ -12,7 +12,7 @@ import numpy as np
 
 from q8trt.errors import ConfigError
 from q8trt.gpu_check.config import CheckConfig
-from q8trt.models import checkpoints, model_inputs
+from q8trt.models import checkpoints, load_tokenizer, model_inputs
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import Run
@@ -131,7 +131,7 @@ class Models:
         run = self._run()
         task = FinetuneConfig.from_dict(run.record.config).data.resolved_task
         fp32, int8 = finished_checkpoints(run)
-        tokenizer = checkpoints.load_tokenizer(str(fp32))
+        tokenizer = load_tokenizer(str(fp32))
         features = self._features(dev_data(run, self._data_dir), tokenizer)
         if self._config.max_rows is not None:
             features = evenly_spaced(features, self._config.max_rows)
@@ -140,7 +140,7 @@ class Models:
 
     def at_random(self, name: str) -> Subject:
         """A model of `SIZES`, recipe full, calibrated on development rows of STS-B or the sample."""
-        tokenizer = checkpoints.load_tokenizer("minilm")  # BERT's own vocabulary
+        tokenizer = load_tokenizer("minilm")  # BERT's own vocabulary
         data = DataConfig("STS-B", data_dir=self._data_dir, sample=self._data_dir is None)
         features = self._features(data, tokenizer)
         names, pad = model_inputs(tokenizer), tokenizer.pad_token_id

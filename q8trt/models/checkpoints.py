@@ -14,21 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from q8trt import files
 from q8trt.console.commands import command
-from q8trt.console.names import one_line
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
-from q8trt.models import (
-    check_shards,
-    check_whole,
-    label_order,
-    load_config,
-    load_tokenizer,
-    only_local,
-    reorder_head,
-    resolve_model,
-    short_name,
-    unavailable,
-)
 from q8trt.models.activation import activation_of, adopt_activation, forget_activation
+from q8trt.models.config import load_config
+from q8trt.models.labels import label_order, reorder_head
+from q8trt.models.locate import only_local, resolve_model, unavailable
+from q8trt.models.whole import check_shards, check_whole
 from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites
@@ -39,22 +30,6 @@ if TYPE_CHECKING:
 
     from q8trt.quantization.libraries import Library
     from q8trt.tasks.glue import Task
-
-__all__ = [
-    "QUANTIZATION_FILE",
-    "check_head",
-    "is_quantized",
-    "load_config",
-    "load_finetuned",
-    "load_pretrained",
-    "load_quantized",
-    "load_recipe_of",
-    "load_tokenizer",
-    "resolve_model",
-    "save_checkpoint",
-    "set_dropout",
-    "short_name",
-]
 
 QUANTIZATION_FILE = "quantization.json"
 _FORMAT = 1
@@ -292,20 +267,16 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
     Raises:
         CheckpointError: damaged, or the recipe does not match the weights (a site without amax, or the reverse).
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
     from transformers import AutoModelForSequenceClassification
 
     from q8trt.quantization.calibration import check_amax
     from q8trt.quantization.insertion import insert_quantizers
+    from q8trt.quantization.weights import load_weights, read_safetensors
 
     check_whole(str(folder))
     recipe = load_recipe_of(folder)
     config = load_config(str(folder))
-    try:
-        state = load_file(Path(folder) / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}/model.safetensors cannot be read: {error}; train or calibrate again") from None
+    state = read_safetensors(Path(folder) / "model.safetensors", "train or calibrate again")
     _quiet_transformers()
     model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
     quantizers = insert_quantizers(model, recipe, library)
@@ -316,7 +287,7 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
             if (scale := state.get(f"{site.quantizer}._pre_quant_scale")) is not None:
                 _check_smoothing(site.key, quantizers[site.key], folder)
                 quantizers[site.key].pre_quant_scale = scale
-    _load_state(model, state, folder)
+    load_weights(model, state, f"{folder}: the weights do not fit config.json")
     try:
         check_amax(quantizers)
     except QuantizationError as error:
@@ -343,10 +314,3 @@ def _check_recipe_matches(model: nn.Module, expected: set[str], state: dict[str,
                 f"{folder}: the recipe in {QUANTIZATION_FILE} does not match the model: it {problem} {sorted(keys)[0]} "
                 f"({len(keys)} such); calibrate again from the floating-point checkpoint"
             )
-
-
-def _load_state(model: nn.Module, state: dict[str, Any], folder: str | Path) -> None:
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json: {one_line(error)[:300]}") from None

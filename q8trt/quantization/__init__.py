@@ -19,4 +19,5 @@ __all__ = [
     "recipe",
     "sites",
     "summary",
+    "weights",
 ]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -33,11 +33,10 @@ from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.libraries import Library
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
 from q8trt.quantization.sites import GROUPS, SITE_KINDS, WEIGHT, Site, encoder_sites
+from q8trt.quantization.weights import State, load_weights, read_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-State = dict[str, torch.Tensor]
 
 #: Sites whose quantizer QDQBERT keeps under a name of its own, in the module where ours keeps its.
 _QDQBERT = {
@@ -74,7 +73,8 @@ def read_state(path: str | Path, allow_pickle: bool = False) -> State:
         path = present[0]
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give a checkpoint of pytorch-quantization, folder or file")
-    data = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, allow_pickle)
+    is_pickle = path.suffix != ".safetensors"
+    data = _read_pickle(path, allow_pickle) if is_pickle else read_safetensors(path, "save it again")
     if isinstance(data, Mapping):
         data = next((data[name] for name in _NESTED if isinstance(data.get(name), Mapping)), data)
     if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
@@ -82,16 +82,6 @@ def read_state(path: str | Path, allow_pickle: bool = False) -> State:
             f"{path} holds no state dict: expected names and tensors, as model.state_dict() gives them"
         )
     return {str(name).removeprefix("module."): value for name, value in data.items() if isinstance(value, torch.Tensor)}
-
-
-def _read_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; save it again") from None
 
 
 def _read_pickle(path: Path, allowed: bool) -> Any:
@@ -183,13 +173,13 @@ def read_amax(
         QuantizationError: no amax, one of no site or of the wrong shape, only some of Q, K and V, or another buffer than
             an amax.
     """
-    sites = encoder_sites(model)
+    sites, config = encoder_sites(model), cast(Any, model.config)
     _check_leave_out(leave_out, sites)
     buffers = {name: tensor for name, tensor in state.items() if "_quantizer." in name}
     taken: set[str] = set()
     amax: State = {}
     notes: list[str] = []
-    head = _head_size(model)
+    head = int(config.hidden_size // config.num_attention_heads)
     for site in sites:
         layer = {other.name: other for other in sites if other.layer == site.layer}
         names = [f"{source}._amax" for source in _sources(site, layer)]
@@ -207,10 +197,6 @@ def read_amax(
     if not amax:
         raise QuantizationError("the state dict holds no _amax for a site of q8trt: calibrate, and save it after that")
     return amax, (*notes, *_summary(amax, sites, head, unknown))
-
-
-def _head_size(model: Any) -> int:
-    return int(model.config.hidden_size // model.config.num_attention_heads)
 
 
 def _check_shared(site: Site, names: list[str], sources: State) -> None:
@@ -269,15 +255,6 @@ def recipe_of(amax: Mapping[str, torch.Tensor], model: nn.Module, name: str) -> 
     return Recipe(name, "Sites and ranges of a pytorch-quantization checkpoint.", specs)
 
 
-def _load_weights(model: nn.Module, state: State) -> None:
-    weights = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
-    weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] not in _OLD_BUFFERS}
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights do not fit the model: {one_line(error)[:300]}") from None
-
-
 def import_checkpoint(
     path: str | Path,
     model: PreTrainedModel | None = None,
@@ -314,7 +291,9 @@ def import_checkpoint(
         model = AutoModelForSequenceClassification.from_config(read_config(path), trust_remote_code=False)
     amax, notes = read_amax(state, model, strict=strict, leave_out=leave_out)
     recipe = recipe_of(amax, model, name)
-    _load_weights(model, state)
+    weights = {name: tensor for name, tensor in state.items() if "_quantizer." not in name}
+    weights = {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] not in _OLD_BUFFERS}
+    load_weights(model, weights, "the weights do not fit the model")
     quantizers = insert_quantizers(model, recipe, library)
     for key, quantizer in quantizers.items():
         quantizer.amax = amax[key].to(model.device)

@@ -45,19 +45,14 @@ def _watched(
         scale = getattr(quantizer, "pre_quant_scale", None)  # SmoothQuant's: applied before anything else
         see(key, tensor if scale is None else tensor * scale)
 
-    hooks = [
-        quantizer.register_forward_pre_hook(lambda module, args, key=key: look(key, module, args[0]))
-        for key, quantizer in watched.items()
-    ]
-    for quantizer in quantizers.values():
-        quantizer.disable_quant()  # not disable(): attention passes by quantizers that are disabled
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as stack:
+        for key, quantizer in watched.items():
+            hook = quantizer.register_forward_pre_hook(lambda module, args, key=key: look(key, module, args[0]))
+            stack.enter_context(hook)
         for quantizer in quantizers.values():
-            quantizer.enable_quant()
+            stack.callback(quantizer.enable_quant)
+            quantizer.disable_quant()  # not disable(): attention passes by quantizers that are disabled
+        yield
 
 
 @torch.no_grad()

@@ -87,15 +87,12 @@ class _Tail:
         first, last = self.stages[0], self.stages[layer]
         for index, batch in enumerate(self.batches):
             outputs: dict[nn.Module, Any] = {}
-            hooks = [
-                stage.register_forward_hook(lambda module, _, output, outputs=outputs: outputs.update({module: output}))
-                for stage in (first, last)
-            ]
-            try:
+
+            def note(module: nn.Module, _: Any, output: Any, outputs: dict[nn.Module, Any] = outputs) -> None:
+                outputs[module] = output
+
+            with first.register_forward_hook(note), last.register_forward_hook(note):
                 self._run(index, batch)
-            finally:
-                for hook in hooks:
-                    hook.remove()
             # What the layers between answer is read by stages only that have their answer already.
             self._known[index] = {first: outputs[first], **dict.fromkeys(self.stages[1 : layer + 1], outputs[last])}
 

@@ -179,47 +179,30 @@ class Distiller:
         return torch.stack([attention_distance(ours, teacher[source], mask) for ours, source in pairs]).mean()
 
 
-@contextlib.contextmanager
-def _showing_attention(model: Any) -> Iterator[None]:
-    """Let `model` compute attention by a function that returns the probabilities."""
+def _show_attention(model: Any, stack: contextlib.ExitStack) -> None:
+    """Let `model` compute attention by a function that returns the probabilities, until `stack` closes."""
     before = model.config._attn_implementation
     if before not in _SHOW_ATTENTION:
+        stack.callback(model.set_attn_implementation, before)
         model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        if before not in _SHOW_ATTENTION:
-            model.set_attn_implementation(before)
 
 
-@contextlib.contextmanager
-def _without_attention_dropout(model: Any) -> Iterator[None]:
+def _switch_off_attention_dropout(model: Any, stack: contextlib.ExitStack) -> None:
+    """Set the dropout of the attention probabilities to zero until `stack` closes."""
     architecture = architecture_of(model.config)
-    layers = model.base_model.get_submodule(architecture.layers)
-    dropouts = [layer.get_submodule(architecture.attention_dropout) for layer in layers]
-    before = [dropout.p for dropout in dropouts]
-    for dropout in dropouts:
+    for layer in model.base_model.get_submodule(architecture.layers):
+        dropout = layer.get_submodule(architecture.attention_dropout)
+        stack.callback(setattr, dropout, "p", dropout.p)
         dropout.p = 0.0
-    try:
-        yield
-    finally:
-        for dropout, p in zip(dropouts, before, strict=True):
-            dropout.p = p
 
 
-@contextlib.contextmanager
-def _projecting(student: Any, size: int) -> Iterator[None]:
+def _project(student: Any, size: int, stack: contextlib.ExitStack) -> None:
     """Add W_e and W_h, from the student's hidden size to `size`, to the student: trained, saved and resumed with it."""
     width = student.config.hidden_size
-    if width == size:
-        yield
-        return
-    matrices = nn.ModuleList(nn.Linear(width, size, bias=False) for _ in range(2))
-    setattr(student, PROJECTION, matrices.to(student.device))
-    try:
-        yield
-    finally:
-        delattr(student, PROJECTION)
+    if width != size:
+        matrices = nn.ModuleList(nn.Linear(width, size, bias=False) for _ in range(2))
+        setattr(student, PROJECTION, matrices.to(student.device))
+        stack.callback(delattr, student, PROJECTION)
 
 
 @contextlib.contextmanager
@@ -237,9 +220,9 @@ def distilling(
     teacher.eval().requires_grad_(False)
     with contextlib.ExitStack() as stack:
         if distillation.attention_weight > 0:
-            stack.enter_context(_showing_attention(student))
-            stack.enter_context(_showing_attention(teacher))
-            stack.enter_context(_without_attention_dropout(student))
+            _show_attention(student, stack)
+            _show_attention(teacher, stack)
+            _switch_off_attention_dropout(student, stack)
         if distillation.hidden_weight > 0:
-            stack.enter_context(_projecting(student, teacher.config.hidden_size))
+            _project(student, teacher.config.hidden_size, stack)
         yield Distiller(student, distillation, is_regression, separator)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process, progress
 from q8trt.errors import ConfigError, InterruptedRunError
-from q8trt.models import check_rows, checkpoints, model_inputs
+from q8trt.models import check_rows, checkpoints, load_config, load_tokenizer, model_inputs, resolve_model, short_name
 from q8trt.models.activation import activation_of, adopt_activation
 from q8trt.quantization.libraries import library
 from q8trt.quantization.precision import Precision
@@ -59,10 +59,10 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
     if config.precision.is_quantized:
         library(config.quantizer)
     name = config.from_fp32 or config.model_name_or_path
-    model = checkpoints.load_config(name)
+    model = load_config(name)
     if config.from_fp32:
         _check_head(model, config)
-    tokenizer = checkpoints.load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
     train, dev = load_train(config.data), load_dev(config.data)
     data = record_splits(train, dev)
     if config.teacher_model_name_or_path and config.distillation and last_stage(config) == "int8":
@@ -83,7 +83,7 @@ def _check_head(model: Any, config: FinetuneConfig) -> None:
     """Check that the checkpoint to start from answers the task."""
     name, task = str(config.from_fp32), config.data.resolved_task
     order = checkpoints.check_head(model, task, name)
-    adopt_activation(model, checkpoints.resolve_model(name))
+    adopt_activation(model, resolve_model(name))
     if activation_of(model, task, name) != "identity" and last_stage(config) == "int8":
         raise ConfigError(
             f"{name} asks for a sigmoid of its logit (activation_fn in its configuration), and QAT would train the logit to "
@@ -105,7 +105,7 @@ def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
         ConfigError: another vocabulary, or too few positions.
     """
     option, task = f"--teacher_model_name_or_path {name}", config.data.resolved_task
-    theirs = checkpoints.load_tokenizer(name)
+    theirs = load_tokenizer(name)
     if theirs.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             f"{option} has another vocabulary than the model ({len(theirs)} tokens, the model's has {len(tokenizer)}), "
@@ -271,7 +271,7 @@ class Finetuning:
         if "fp32" not in self._finished:
             if config.from_fp32:
                 model = checkpoints.load_finetuned(config.from_fp32, self.task, config.allow_pickle)
-                details: dict[str, Any] = {"source": checkpoints.short_name(config.from_fp32)}
+                details: dict[str, Any] = {"source": short_name(config.from_fp32)}
             else:
                 set_seed(options.seed)
                 model = checkpoints.load_pretrained(
@@ -326,7 +326,7 @@ class Finetuning:
         teacher, tokenizer = fp32, self.inputs.tokenizer
         if name := config.teacher_model_name_or_path:
             teacher = checkpoints.load_finetuned(name, self.task, config.allow_pickle)
-            tokenizer = checkpoints.load_tokenizer(name)
+            tokenizer = load_tokenizer(name)
         return Distillation(
             teacher,
             label_weight=options.label_loss_weight,

@@ -13,7 +13,7 @@ from typing import Any
 from q8trt.console.names import markdown_code, markdown_text
 from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
 from q8trt.errors import DataError, Q8TRTError
-from q8trt.models.checkpoints import resolve_model
+from q8trt.models import resolve_model
 from q8trt.reporting.markdown import Markdown, markdown_table
 from q8trt.reporting.stored import StoredOrigin, StoredRow, read_report
 from q8trt.reporting.table import Table, words

@@ -14,7 +14,7 @@ from q8trt.engine.shapes import covering, show_profiles
 from q8trt.errors import ConfigError, DataError
 from q8trt.evaluation.config import ParityConfig
 from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
-from q8trt.models import checkpoints
+from q8trt.models import checkpoints, load_tokenizer
 from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE
 from q8trt.runtime import label_of, open_runner
@@ -92,7 +92,7 @@ def rows_of(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> Row
     limits = manifest.largest_shape or (max(config.batch_sizes), data.max_seq_length)
     max_length = min(data.max_seq_length, limits[1])
     examples = next(iter(load_dev(data).values())).take(config.samples)
-    features = tokenize(examples, checkpoints.load_tokenizer(str(engine.folder)), max_length)
+    features = tokenize(examples, load_tokenizer(str(engine.folder)), max_length)
     if features.labels is None:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
     sizes = tuple(sorted({min(size, limits[0], len(features)) for size in config.batch_sizes}))

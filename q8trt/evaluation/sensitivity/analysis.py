@@ -13,7 +13,8 @@ from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sens
 from q8trt.evaluation.sensitivity.search import Placement, meet, recipe_text
 from q8trt.files import check_report, writable_file, write_text
 from q8trt.hardware.provenance import provenance
-from q8trt.models.checkpoints import load_finetuned, short_name
+from q8trt.models import short_name
+from q8trt.models.checkpoints import load_finetuned
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.fresh import sole_writer
 from q8trt.runs.run import RUN_FILE, Run, open_run
