@@ -123,7 +123,7 @@ def test_layers_are_profiled_at_the_largest_shape(
 def test_fp16_on_a_cpu_says_nothing_of_a_gpu() -> None:
     def notes(device: str, precision: str) -> list[str]:
         row = types.SimpleNamespace(backend="onnxruntime", device=device, precision=Precision(precision))
-        return [note for note in comparison._caveats([], [row]) if "FP16" in note]
+        return [note for note in comparison.caveats([], [row]) if "FP16" in note]
 
     assert notes("cpu", "int8+fp16") == notes("cpu", "fp16") == [FP16_ON_CPU]
     assert notes("cpu", "int8") == notes("NVIDIA L4", "fp16") == []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from q8trt.cli.gpu_check import run, slug
+from q8trt.cli.gpu_check import run
 from q8trt.cli.main import run_command
 from q8trt.engine.config import PlanInfo
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
@@ -27,6 +27,7 @@ from q8trt.gpu_check.bench import GpuBench
 from q8trt.gpu_check.checks import repeat, share
 from q8trt.gpu_check.config import TOLERANCES, CheckConfig
 from q8trt.gpu_check.journal import Journal, Outcome
+from q8trt.gpu_check.run import slug
 from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.parity import Difference

@@ -9,7 +9,6 @@ example: q8trt gpu-check --quick
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from q8trt.cli.terminal import say, table_console
 from q8trt.console.options import option, same_option
 from q8trt.engine.config import BuildConfig
 from q8trt.errors import BackendError, ConfigError
-from q8trt.files import check_folder, check_report, exclusive, scratch_folder
+from q8trt.files import check_folder
 
 RESULTS = Path("benchmarks") / "results"
 
@@ -62,6 +61,9 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
     options: Options = parser().read(argv)
     from q8trt.gpu_check.bench import GpuBench
     from q8trt.gpu_check.config import QUICK, CheckConfig
+    from q8trt.gpu_check.page import STEM, print_checks
+    from q8trt.gpu_check.run import check_gpu, slug
+    from q8trt.hardware.provenance import provenance
 
     config = config or (QUICK if options.quick else CheckConfig())
     _check_run(options)
@@ -69,7 +71,13 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
         bench = bench or GpuBench(options.backend, options.sm)
     except BackendError as error:
         raise BackendError(f"{error}; nothing was run; where it can: {config}") from error
-    return _check(options, argv, bench, config)
+    origin = provenance(["q8trt", "gpu-check", *argv])
+    folder = Path(options.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
+    journal = check_gpu(bench, config, lambda: _run(options.run), options.data_dir, folder, origin, say)
+    say()
+    print_checks(journal, table_console())
+    say(f"report: {folder / STEM}.html and {STEM}.json")
+    return 1 if journal.failed else 0
 
 
 def _check_run(options: Options) -> None:
@@ -83,40 +91,6 @@ def _check_run(options: Options) -> None:
         dev_data(the_run, options.data_dir)
 
 
-def _check(options: Options, argv: list[str], bench: Any, config: Any) -> int:
-    from q8trt.hardware.provenance import provenance
-
-    origin = provenance(["q8trt", "gpu-check", *argv])
-    folder = Path(options.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
-    with exclusive(folder):
-        return _run_checks(options, folder, bench, config, origin)
-
-
-def _run_checks(options: Options, folder: Path, bench: Any, config: Any, origin: dict[str, Any]) -> int:
-    from q8trt.gpu_check.checks import run_checks
-    from q8trt.gpu_check.journal import Journal
-    from q8trt.gpu_check.models import Models
-    from q8trt.gpu_check.page import STEM, line, print_checks, write
-
-    page = folder / f"{STEM}.html"
-    check_report(folder / f"{STEM}.json", [page], keys=("schema", "checks"), option="--output_dir")
-
-    def keep(journal: Journal) -> None:
-        write(folder, journal, bench, config, origin)
-        if not journal.finished:
-            say(line(journal.checks[-1]))
-
-    say(f"{bench.title} on {bench.device}: {config}")
-    with scratch_folder(folder / "engines") as work:
-        journal = Journal(keep, hidden=f"{work}/")
-        makers = Models(lambda: _run(options.run), options.data_dir, config).makers
-        run_checks(bench, makers, config, journal, work, origin)
-    say()
-    print_checks(journal, table_console())
-    say(f"report: {page} and gpu-check.json")
-    return 1 if journal.failed else 0
-
-
 def _run(path: str | None) -> Any:
     """Return the run in `path`; for None that of the demo, which is made now."""
     from q8trt import api
@@ -128,8 +102,3 @@ def _run(path: str | None) -> Any:
         words = ["finetune.py", "--demo", "--recipe", "full", "--output_dir", path]
         api.finetune(**DEMO, recipe="full", output_dir=path, progress=True, on_message=say, command=words)
     return open_run(path)
-
-
-def slug(device: str) -> str:
-    """``"NVIDIA H100 80GB HBM3"`` -> ``"nvidia-h100-80gb-hbm3"``."""
-    return re.sub(r"[^a-z0-9]+", "-", device.casefold()).strip("-")
