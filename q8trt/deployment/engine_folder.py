@@ -127,20 +127,16 @@ def build_engine(
     options: ExportOptions | None = None,
     overwrite: bool = False,
 ) -> tuple[Path, Manifest]:
-    """Export `source` and build its plan. With FP16, training rows say what would overflow.
+    """Export `source`, build its plan, and return the engine folder and its manifest.
+
+    With FP16, training rows show what would overflow.
 
     Args:
-        source: the checkpoint.
-        precision: of the engine.
-        config: backend, profiles, timing cache.
+        source, precision, config, options: the checkpoint, and how its engine is built.
         output_dir: the engine folder; None for the run's default.
         on_progress: called with (phase, step, steps) while the plan is built.
         verify_deterministic: build the plan a second time, and note in the manifest whether the two are the same.
-        options: how the graph is exported.
         overwrite: replace an older engine in `output_dir`; the run's default is replaced in any case.
-
-    Returns:
-        the engine folder and its manifest.
 
     Raises:
         ConfigError: shapes beyond the position table, a precision that does not fit the checkpoint, an option that the

@@ -55,9 +55,9 @@ def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, sta
     """Return the checkpoint to build from: the one given, or the newest run's that fits `precision`.
 
     Args:
-        precision: of the engine.
+        precision: the engine's.
         checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run.
-        runs_dir: the folder of runs.
+        runs_dir: the folder of the runs.
         stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
 
     Raises:

@@ -47,11 +47,7 @@ def build_plan(
     The inputs are the network's own, each (batch, sequence). TensorRT needs a GPU to build, TensorRT-RTX does not. See
     "The Build Phase" (Python API documentation) in TensorRT's documentation.
 
-    Args:
-        onnx_path: the network.
-        plan_path: the plan to write.
-        config: how to build it.
-        on_progress: called with (phase, done, total) as the build goes on. An exception of it ends the build.
+    `on_progress` is called as the build goes on; an exception of it ends the build.
 
     Raises:
         ConfigError: `config.backend` is unknown, or lacks what `config` asks for.

@@ -30,11 +30,8 @@ def build_here(
 ) -> PlanInfo:
     """Build `plan_path` from `onnx_path` in this process: a crash of the builder ends it, Ctrl-C waits for the builder.
 
-    Args:
-        onnx_path: the network; each input is (batch, sequence), both dynamic.
-        plan_path: written as the builder gives it, not atomically.
-        config: how to build it.
-        on_progress: called from the building thread. An exception of it stops the build and is raised.
+    Each input of the network is (batch, sequence), both dynamic. The plan is not written atomically. `on_progress` is called
+    from the building thread; an exception of it stops the build and is raised.
 
     Raises:
         ConfigError: `config.backend` is unknown, or lacks what `config` asks for.

@@ -67,11 +67,7 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def package_cuda(module: str) -> int | None:
-    """Return the major CUDA version that an installed TensorRT package was built for; None if its name has none.
-
-    Args:
-        module: "tensorrt" or "tensorrt_rtx".
-    """
+    """Return the major CUDA version that an installed TensorRT package was built for; None if its name has none."""
     package = module.replace("_", "-")
     for major in range(_NEWEST, 10, -1):
         if any(installed_version(f"{package}-cu{major}{part}") for part in ("-libs", "-bindings", "")):

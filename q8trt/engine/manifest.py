@@ -190,11 +190,7 @@ def digest_of(data: dict[str, Any]) -> str:
 
 
 def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
-    """Read ``manifest.json`` of an engine folder.
-
-    Args:
-        folder: what `build_engine.py` wrote.
-        verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
+    """Read ``manifest.json`` of an engine folder; `verify` also checks each file's size and SHA-256 (reads all of it once).
 
     Raises:
         EngineError: the folder or its manifest is missing, the manifest is malformed or of another format, or a file is

@@ -59,7 +59,7 @@ def preflight(
     documentation.
 
     Args:
-        folder: what `build_engine.py` wrote.
+        folder: the engine folder.
         backend: "tensorrt" or "tensorrt_rtx", where the plan must run on that one.
         shapes: the (batch, sequence) that the plan must take.
         cards: the GPUs of the machine, of which the first is used; default: those that the driver reports.

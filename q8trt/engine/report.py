@@ -97,13 +97,9 @@ class BuildLog:
 
 
 def engine_report(log: BuildLog, inspected: str | None, sites: GraphSites, profiles: int) -> EngineReport:
-    """Count what an engine holds.
+    """Count what an engine of `profiles` optimization profiles holds.
 
-    Args:
-        log: of the builder.
-        inspected: the inspector's JSON; None where the engine cannot be loaded, and the log must do.
-        sites: the nodes of the graph that INT8 is about.
-        profiles: optimization profiles of the plan.
+    `inspected` is the inspector's JSON; None where the engine cannot be loaded, and the log must do.
     """
     source = "builder log" if inspected is None else "inspector"
     notes = [f"{name} is not in the builder's log" for name in _MEMORY if name not in log.memory]

@@ -109,9 +109,8 @@ def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -
     """Return the metrics of `task`, by name.
 
     Args:
-        task: names the metrics.
-        predictions: (N,) label ids, or scores for regression.
-        references: (N,) the true ones.
+        task: has the names of the metrics.
+        predictions, references: (N,) label ids, or scores for regression.
 
     Raises:
         DataError: no rows, shapes that differ or are not (N,), values that are not finite.

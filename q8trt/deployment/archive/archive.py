@@ -66,7 +66,7 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
     A ``MODEL_CARD.md`` in the folder goes in as it is; without one, a card is made.
 
     Args:
-        folder: what `build_engine.py` wrote; every file is verified first.
+        folder: the engine folder; every file is verified first.
         output: the archive, replaced when complete; by default beside the folder, with `SUFFIX`.
         licence: of the base model, for the card; None for what can be found out.
 
@@ -104,16 +104,13 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
 def unpack(
     path: str | Path, output_dir: str | Path | None = None, sha256: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Verify an archive and write its engine folder, whole or not at all.
+    """Verify an archive, write its engine folder, whole or not at all, and return the folder.
 
     Args:
-        path: what `pack` wrote.
+        path: the archive.
         output_dir: the folder to make; by default beside the archive, by its name without `SUFFIX`.
         sha256: the archive's own SHA-256, where its maker published it.
         overwrite: replace an engine that is in the folder already.
-
-    Returns:
-        the engine folder.
 
     Raises:
         ConfigError: the folder holds something that is not to be replaced.

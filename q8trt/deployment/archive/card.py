@@ -25,12 +25,9 @@ _STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quan
 
 
 def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
-    """Return the card of an engine folder, Markdown.
+    """Return the card of an engine folder, Markdown; its run and ``benchmark.json`` are looked for above it.
 
-    Args:
-        folder: the engine folder; its run and ``benchmark.json`` are looked for above it.
-        manifest: its manifest.
-        licence: of the base model; None for what `base_licence` finds.
+    `licence` is the base model's; None for what `base_licence` finds.
     """
     licence = licence or base_licence(folder) or NOT_STATED
     row, origin = measured(folder, manifest)

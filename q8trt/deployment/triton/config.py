@@ -149,7 +149,7 @@ class Tensors:
 
 
 def default_name(manifest: Manifest) -> str:
-    """Return the model's name for a task: ``"STS-B"`` -> ``"sts_b"``."""
+    """Return the model's name: the task ``"STS-B"`` -> ``"sts_b"``."""
     return re.sub(r"[^a-z0-9]+", "_", manifest.task.name.casefold()).strip("_") or "model"
 
 

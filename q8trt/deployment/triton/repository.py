@@ -16,7 +16,6 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from q8trt.console.names import one_line
 from q8trt.deployment.triton.config import (
@@ -70,10 +69,7 @@ class Repository:
 def write_repository(engine: str | Path, output_dir: str | Path, config: TritonConfig | None = None) -> Repository:
     """Write the model repository of an engine folder.
 
-    Args:
-        engine: what `build_engine.py` wrote.
-        output_dir: the repository; it must not exist, or be empty.
-        config: how the engine is served.
+    `output_dir`, the repository, must not exist, or be empty.
 
     Raises:
         ConfigError: the output exists and is not empty, the batch is beyond the plan's, or the folder is not to be written.
@@ -89,7 +85,8 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
     name = config.model_name or default_name(manifest)
     with exclusive(target), atomic_folder(target) as temporary:
         models = [name]
-        side = _check_tokenizer(engine, manifest, sizes.max_length)
+        check_tokenizer(engine, manifest, TextEncoder(engine, manifest, sizes.max_length).tokenizer)
+        side = truncation_side(engine)
         text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, sizes, side)))
         shutil.copyfile(Path(__file__).with_name("model.py"), text / "model.py")
         shutil.copyfile(encoding.__file__, text / "encoding.py")
@@ -157,7 +154,10 @@ def read_tensors(path: Path, manifest: Manifest) -> Tensors:
         BackendError: onnx is not installed.
         EngineError: the graph cannot be read, or its tensors are not what the manifest says.
     """
-    onnx = _onnx()
+    try:
+        import onnx
+    except ImportError:
+        raise MissingPackageError("onnx is not installed, which reads the graph", install_command("triton")) from None
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's exceptions share no base with OSError
@@ -178,26 +178,12 @@ def read_tensors(path: Path, manifest: Manifest) -> Tensors:
     return Tensors(inputs, f"TYPE_{kinds.pop()}", f"TYPE_{output_type}", labels)
 
 
-def _onnx() -> Any:
-    try:
-        import onnx
-    except ImportError:
-        raise MissingPackageError("onnx is not installed, which reads the graph", install_command("triton")) from None
-    return onnx
-
-
 def _write_model(repository: Path, name: str, config: str) -> Path:
     """Make the folder of a model with its config.pbtxt; returns that of its version."""
     version = repository / name / VERSION
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config, encoding="utf-8")
     return version
-
-
-def _check_tokenizer(engine: Path, manifest: Manifest, max_length: int) -> str:
-    """Return the side on which the engine's tokenizer cuts. Raises EngineError if it cannot be used."""
-    check_tokenizer(engine, manifest, TextEncoder(engine, manifest, max_length).tokenizer)
-    return truncation_side(engine)
 
 
 def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonConfig) -> None:

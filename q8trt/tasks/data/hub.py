@@ -20,12 +20,8 @@ REPOSITORY = "nyu-mll/glue"
 def read_hub(task: Task, split: str, loader: Callable[..., Any] | None = None) -> Examples:
     """Load a split from the hub, or from the local cache where there is one.
 
-    Args:
-        task: a GLUE task.
-        split: ``"train"`` or one of the task's development or test splits.
-        loader: stands in for ``datasets.load_dataset`` in tests.
-
-    Broken rows of QQP are skipped with a counted warning, as in its TSV files.
+    Broken rows of QQP are skipped with a counted warning, as in its TSV files. `loader` replaces ``datasets.load_dataset``
+    in tests.
 
     Raises:
         DataError: the hub cannot be reached and has not been used before, or its data are not what is expected.

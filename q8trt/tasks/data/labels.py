@@ -83,16 +83,10 @@ def _number(value: object) -> Decimal | None:
 
 
 def check_label(label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None) -> int:
-    """Return the id of a label.
-
-    Args:
-        label: as the file holds it.
-        task: gives the labels.
-        where: the prefix of errors.
-        spellings: label as written -> label id; by default those of the official TSV.
+    """Return the id of a label; `spellings` are by default those of the official TSV.
 
     Raises:
-        DataError: it is none of the task's labels; names `where`.
+        DataError: it is none of the task's labels; begins with `where`.
     """
     spellings = official_labels(task) if spellings is None else spellings
     index = label_id(label, spellings)
@@ -111,7 +105,7 @@ def check_score(value: object, task: Task, where: str) -> float:
     """Return `value` as a score of a regression task: a number, or text that is one.
 
     Raises:
-        DataError: it is no number, not finite in 32 bits, or outside the task's range; names `where`.
+        DataError: it is no number, not finite in 32 bits, or outside the task's range; begins with `where`.
     """
     number = _number(value)
     try:

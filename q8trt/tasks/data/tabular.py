@@ -122,8 +122,9 @@ def _choose_columns(
     return chosen, label
 
 
-def _fields_table(columns: list[str], rows: Iterator[tuple[str, list[str]]]) -> Table:
-    """Return the table of rows that are lists of fields, as long as the header."""
+def _fields_table(rows: Iterator[tuple[str, list[str]]]) -> Table:
+    """Return the table of rows that are lists of fields, as long as the first one, the header."""
+    columns = next(rows, ("", []))[1]
 
     def select(names: Sequence[str]) -> Iterator[Values]:
         positions = [columns.index(name) for name in names]
@@ -135,15 +136,10 @@ def _fields_table(columns: list[str], rows: Iterator[tuple[str, list[str]]]) -> 
     return Table(columns, select)
 
 
-def _tsv(path: Path) -> Table:
+def tsv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield where a line is, and its fields. Raises DataError as `text_lines` does."""
     name = path_name(path)
-    rows = ((f"{name}:{number}", line.rstrip("\r\n").split("\t")) for number, line in text_lines(path))
-    return _fields_table(next(rows, ("", []))[1], rows)
-
-
-def _csv(path: Path) -> Table:
-    rows = _csv_rows(path)
-    return _fields_table(next(rows, ("", []))[1], rows)
+    return ((f"{name}:{number}", line.rstrip("\r\n").split("\t")) for number, line in text_lines(path))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -213,5 +209,6 @@ def _parquet(path: Path) -> Table:
 
 
 _READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet,
+    ".csv": lambda path: _fields_table(_csv_rows(path)), ".tsv": lambda path: _fields_table(tsv_rows(path)),
+    ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet,
 }  # fmt: skip

@@ -3,57 +3,44 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 from q8trt.errors import DataError
 from q8trt.tasks.data.examples import Examples, Row, check_row, collect
-from q8trt.tasks.data.opening import is_data_file, path_name, shown_names, text_lines
-from q8trt.tasks.data.tabular import check_unique
+from q8trt.tasks.data.opening import is_data_file, path_name, shown_names
+from q8trt.tasks.data.tabular import check_unique, tsv_rows
 from q8trt.tasks.glue import Task, canonical
 
 log = logging.getLogger("q8trt")
 
 
-def tsv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number from 1, fields) of a TSV file. Raises DataError as `text_lines` does."""
-    return ((number, line.rstrip("\r\n").split("\t")) for number, line in text_lines(path))
-
-
-def column_positions(columns: list[str], wanted: tuple[str, ...], where: str) -> list[int]:
-    """Return the position of each wanted column. Raises DataError where one is missing, or any is there twice."""
-    check_unique(columns, where)
-    missing = [name for name in wanted if name not in columns]
-    if missing:
-        raise DataError(f"{where}: no column {', '.join(map(repr, missing))}; found {shown_names(columns)}")
-    return [columns.index(name) for name in wanted]
-
-
 def read_tsv(path: Path, task: Task, split: str) -> Examples:
     """Read one official file of `task`.
 
-    Rows of QQP that cannot be read are skipped and counted in one warning of the logger ``q8trt``, for the official
+    Rows of QQP that cannot be read are skipped and counted in one warning of the logger ``q8trt``, because the official
     files have a few; any other task raises at the first one.
 
     Raises:
         DataError: a row cannot be read; names file and line.
     """
     labelled, name = split not in task.test_splits, path_name(path)
-    lines = tsv_lines(path)
+    lines = tsv_rows(path)
     columns, header = list(task.positional), ""
     if not (columns and labelled):
-        columns, header = next(lines, (1, [""]))[1], " as in the header"
+        columns, header = next(lines, ("", [""]))[1], " as in the header"
+    check_unique(columns, f"{name}:1")
     wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
-    positions = column_positions(columns, wanted, f"{name}:1")
+    if missing := [column for column in wanted if column not in columns]:
+        raise DataError(f"{name}:1: no column {', '.join(map(repr, missing))}; found {shown_names(columns)}")
     rows: list[Row] = []
     broken: list[DataError] = []
-    for number, fields in lines:
+    for where, fields in lines:
         try:
             if len(fields) != len(columns):
-                raise DataError(f"{name}:{number}: {len(fields)} tab-separated fields, expected {len(columns)}{header}")
-            values = [fields[position] for position in positions]
+                raise DataError(f"{where}: {len(fields)} tab-separated fields, expected {len(columns)}{header}")
+            values = [fields[columns.index(column)] for column in wanted]
             texts, label = values[: len(task.text_columns)], values[-1] if labelled else None
-            rows.append(check_row(texts, label, task, f"{name}:{number}"))
+            rows.append(check_row(texts, label, task, where))
         except DataError as error:
             if not task.has_broken_rows:
                 raise
