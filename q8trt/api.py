@@ -384,7 +384,8 @@ def lint_model(path: _Path, max_shapes: Shape | str | None = None) -> LintReport
         the report: `findings`, `forecast`, `blocks`.
     """
     with _session(False):
-        from q8trt.engine.manifest import ONNX_FILE, load_manifest
+        from q8trt.engine.manifest import ONNX_FILE
+        from q8trt.engine.manifest_file import load_manifest
         from q8trt.lint import LintConfig, lint
 
         path = Path(path)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from conftest import WITH_TOKEN_TYPES, make_batch, make_model, make_tokenizer
 
-from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import load_manifest, write_manifest
 from q8trt.quantization.precision import Precision
 
 MAX_LENGTH = 16

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, digest_of, write_manifest
+from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import digest_of, write_manifest
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.quantization.precision import Precision
 

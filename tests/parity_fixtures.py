@@ -11,7 +11,8 @@ import numpy as np
 from conftest import WITH_TOKEN_TYPES, make_model, make_tokenizer
 from tiny_data import write_sts_b
 
-from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import load_manifest, write_manifest
 from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.models.checkpoints import save_checkpoint
 from q8trt.quantization.precision import Precision

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from q8trt.engine.manifest import MANIFEST_FILE, Manifest, ModelInfo, TaskInfo, write_manifest
+from q8trt.engine.manifest import MANIFEST_FILE, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import write_manifest
 from q8trt.errors import InterruptedRunError
 from q8trt.inference.answers import Answer
 from q8trt.inference.batching import BatchLimits

@@ -22,7 +22,7 @@ from conftest import ARCHITECTURES
 
 import q8trt
 from q8trt import Answer, ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError, InputError, PairError
-from q8trt.engine.manifest import load_manifest
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.inference.answers import answers
 from q8trt.tasks.data.encoding import Encoder

@@ -22,7 +22,8 @@ from tensorrt_fakes import batch, install, nothing_left
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from q8trt import ArrayError, BackendError, ClosedError, ConfigError, Engine, EngineError
-from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
+from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import write_manifest
 from q8trt.engine.preflight import Problem
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
 from q8trt.hardware.gpu import Gpu

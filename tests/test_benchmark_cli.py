@@ -13,7 +13,8 @@ import pytest
 from tiny_data import write_sts_b
 
 from q8trt.cli.main import run_command
-from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import load_manifest, write_manifest
 from q8trt.errors import BackendError
 from q8trt.evaluation import benchmark as comparison
 from q8trt.quantization.precision import Precision

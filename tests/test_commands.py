@@ -19,7 +19,7 @@ from q8trt.cli.main import run_command
 from q8trt.console import commands
 from q8trt.console.commands import command
 from q8trt.console.options import options_of
-from q8trt.engine.manifest import load_manifest
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.errors import EngineError
 from q8trt.runs.config import config_of_run

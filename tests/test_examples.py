@@ -285,7 +285,8 @@ def gpu_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from q8trt.engine.backend import find_backend
     from q8trt.engine.build_process import build_plan
     from q8trt.engine.config import BuildConfig
-    from q8trt.engine.manifest import BackendInfo, load_manifest, write_manifest
+    from q8trt.engine.manifest import BackendInfo
+    from q8trt.engine.manifest_file import load_manifest, write_manifest
     from q8trt.engine.shapes import bucket_profiles
 
     folder, profiles = write_real_engine(tmp_path_factory.mktemp("gpu") / "engine"), bucket_profiles((16,), 2, 4)

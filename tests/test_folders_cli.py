@@ -18,7 +18,7 @@ from waiting import wait_until
 
 from q8trt import files
 from q8trt.cli.main import run_command
-from q8trt.engine.manifest import load_manifest
+from q8trt.engine.manifest_file import load_manifest
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 

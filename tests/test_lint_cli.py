@@ -109,7 +109,8 @@ def test_json_and_the_largest_shape(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_an_engine_folder_brings_its_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo, write_manifest
+    from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
+    from q8trt.engine.manifest_file import write_manifest
     from q8trt.engine.shapes import ShapeProfile
 
     make_encoder(tmp_path / "model.onnx")

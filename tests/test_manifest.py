@@ -9,15 +9,8 @@ import pytest
 
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.determinism import PlanDifference
-from q8trt.engine.manifest import (
-    BackendInfo,
-    Manifest,
-    ModelInfo,
-    TaskInfo,
-    digest_of,
-    load_manifest,
-    write_manifest,
-)
+from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import digest_of, load_manifest, write_manifest
 from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile

@@ -19,7 +19,8 @@ from waiting import PATIENCE
 
 from q8trt.cli.main import run_command
 from q8trt.deployment.archive import pack, unpack
-from q8trt.engine.manifest import Manifest, load_manifest, write_manifest
+from q8trt.engine.manifest import Manifest
+from q8trt.engine.manifest_file import load_manifest, write_manifest
 from q8trt.errors import BusyError, ConfigError, EngineError
 
 if TYPE_CHECKING:

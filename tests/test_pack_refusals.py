@@ -15,7 +15,7 @@ from pack_fixtures import forge, listed, write_engine
 
 from q8trt.cli.main import run_command
 from q8trt.deployment.archive import pack, unpack
-from q8trt.engine.manifest import load_manifest
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import Q8TRTError
 
 Refuses = Callable[[Path], str]

@@ -379,7 +379,8 @@ def test_tolerance_is_the_users(run: Run) -> None:
 def with_plan(folder: Path, smallest: tuple[int, int] = (1, 1)) -> None:
     from dataclasses import replace
 
-    from q8trt.engine.manifest import BackendInfo, load_manifest, write_manifest
+    from q8trt.engine.manifest import BackendInfo
+    from q8trt.engine.manifest_file import load_manifest, write_manifest
     from q8trt.engine.shapes import ShapeProfile
 
     (folder / "model.plan").write_bytes(b"plan")

@@ -173,7 +173,7 @@ def test_calibrate_makes_the_runs_ptq_checkpoint(
 
 @needs_rtx
 def test_build_makes_the_engine_and_its_baseline(engines: Path) -> None:
-    from q8trt.engine.manifest import load_manifest
+    from q8trt.engine.manifest_file import load_manifest
 
     files = {"manifest.json", "model.onnx", "model.plan", "tokenizer.json", "tokenizer_config.json"}
     for folder, precision, stage in (("engine", "int8", "int8"), ("engine-fp32", "fp32", "fp32")):
@@ -190,7 +190,7 @@ def test_build_makes_the_engine_and_its_baseline(engines: Path) -> None:
 def test_forecast_and_engine_are_told_and_kept(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from q8trt.engine.manifest import load_manifest
+    from q8trt.engine.manifest_file import load_manifest
 
     options = ["--checkpoint", str(engines), "--output_dir", str(tmp_path / "engine"), "--verify_deterministic"]
     capsys.readouterr()
@@ -222,7 +222,7 @@ def test_forecast_and_engine_are_told_and_kept(
 def test_fp16_is_tried_on_training_rows_and_says_so(
     engines: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from q8trt.engine.manifest import load_manifest
+    from q8trt.engine.manifest_file import load_manifest
 
     monkeypatch.chdir(home)
     options = ["--checkpoint", str(engines), "--int8", "--fp16", "--fuse_qkv", "--exporter", "torchscript"]

@@ -11,7 +11,8 @@ from q8trt.cli.build_engine import parser
 from q8trt.engine import preflight as module
 from q8trt.engine.backend import Backend
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, load_manifest, write_manifest
+from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import load_manifest, write_manifest
 from q8trt.engine.preflight import Problem, describe, preflight
 from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles

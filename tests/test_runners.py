@@ -13,7 +13,8 @@ from waiting import PATIENCE
 
 from q8trt.engine import preflight
 from q8trt.engine.backend import Backend
-from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
+from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import write_manifest
 from q8trt.errors import BackendError, ConfigError, DataError, EngineError
 from q8trt.evaluation.parity.probed import module_outputs
 from q8trt.hardware.gpu import Gpu

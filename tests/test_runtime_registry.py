@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from waiting import PATIENCE
 
-from q8trt.engine.manifest import ONNX_FILE, Manifest, ModelInfo, TaskInfo, write_manifest
+from q8trt.engine.manifest import ONNX_FILE, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import write_manifest
 from q8trt.errors import ConfigError
 from q8trt.inference.opening import choose
 from q8trt.runtime import RUNTIMES, open_runner, parse_runtime, registry

@@ -22,7 +22,7 @@ from triton_fakes import (
 )
 
 from q8trt.deployment.triton import TritonConfig, write_repository
-from q8trt.engine.manifest import load_manifest
+from q8trt.engine.manifest_file import load_manifest
 
 BAD = {"regression": Request(text=[" "], text_pair=["x"]), "single": Request(text=[""])}
 

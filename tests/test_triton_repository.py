@@ -16,7 +16,8 @@ from triton_fakes import install, model_arguments, parse_config
 
 from q8trt.cli.main import main
 from q8trt.deployment.triton import TritonConfig, write_repository
-from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, write_manifest
+from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo
+from q8trt.engine.manifest_file import write_manifest
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.quantization.precision import Precision

@@ -25,7 +25,8 @@ from triton_local_server import Address, find_installation, free_ports, main, se
 from waiting import PATIENCE
 
 from q8trt.deployment.triton import TritonConfig, write_repository
-from q8trt.engine.manifest import Manifest, ModelInfo, write_manifest
+from q8trt.engine.manifest import Manifest, ModelInfo
+from q8trt.engine.manifest_file import write_manifest
 from q8trt.errors import BackendError, Q8TRTError
 from q8trt.quantization.precision import Precision
 

@@ -79,7 +79,7 @@ def _case(name: str, data: bytes, engine: Path | None) -> Case:
 
 def _sound(engine: Path | None, outcome: Outcome, folder: Path) -> str:
     """Check that what is unpacked is the engine that was packed, or at least agrees with its own manifest."""
-    from q8trt.engine.manifest import load_manifest
+    from q8trt.engine.manifest_file import load_manifest
 
     unpacked = snapshot(folder / "engine")
     if engine is not None:

@@ -133,7 +133,7 @@ def _write(file: str, data: bytes, folder: Path) -> None:
 
 def _write_signed(data: bytes, folder: Path) -> None:
     """Write a manifest whose digest fits, where it is JSON at all."""
-    from q8trt.engine.manifest import digest_of
+    from q8trt.engine.manifest_file import digest_of
 
     try:
         document = json.loads(data)
@@ -152,7 +152,7 @@ def _fact(section: str, key: str, value: Any, folder: Path) -> None:
 
 def _replace(file: str, data: bytes, folder: Path) -> None:
     """Write a file, and its hash into the manifest."""
-    from q8trt.engine.manifest import load_manifest, write_manifest
+    from q8trt.engine.manifest_file import load_manifest, write_manifest
 
     manifest = load_manifest(folder, verify=False)
     _write(file, data, folder)

@@ -84,7 +84,8 @@ def _build(source: Source, precision: Precision, options: Options, output_dir: s
     """Build an engine and print what it holds; returns its folder."""
     from q8trt import api
     from q8trt.console.progress import is_main_process
-    from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, load_manifest
+    from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
+    from q8trt.engine.manifest_file import load_manifest
     from q8trt.reporting.engine_table import engine_table
     from q8trt.reporting.terminal import print_table
 

@@ -12,7 +12,8 @@ from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.engine.determinism import PlanDifference, compare_plans
 from q8trt.engine.folder import ENGINE_FOLDER
-from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, ModelInfo, TaskInfo, write_manifest
+from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, ModelInfo, TaskInfo
+from q8trt.engine.manifest_file import write_manifest
 from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.shapes import check_positions, largest
 from q8trt.errors import CheckpointError

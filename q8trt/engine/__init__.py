@@ -2,11 +2,11 @@
 
 `backend` is the seam to TensorRT and TensorRT-RTX, `driver` compares it with CUDA's driver. `build_process` builds a plan by
 the options in `config` for the `shapes` that it takes; `report`, `record` and `determinism` hold the facts of it. `manifest`
-describes an engine folder, `folder` finds it, `preflight` reports what keeps its plan from running on this machine, and
-`rebuild` has the command that builds it again.
+describes an engine folder and `manifest_file` reads and writes the description, `folder` finds it, `preflight` reports what
+keeps its plan from running on this machine, and `rebuild` has the command that builds it again.
 """
 
 __all__ = [
-    "backend", "build_process", "config", "determinism", "driver", "folder", "manifest", "preflight", "rebuild", "record",
-    "report", "shapes",
+    "backend", "build_process", "config", "determinism", "driver", "folder", "manifest", "manifest_file", "preflight",
+    "rebuild", "record", "report", "shapes",
 ]  # fmt: skip

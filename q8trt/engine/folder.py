@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from q8trt.console.commands import command
-from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest, load_manifest
+from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import ConfigError
 from q8trt.files import FolderKind, MalformedError, decode, read_json
 from q8trt.runs.run import RUN_FILE, Run, runs_dir_option

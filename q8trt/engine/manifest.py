@@ -1,31 +1,23 @@
 """``manifest.json``: the description of an engine folder, with the hashes that prove that it is whole.
 
-An engine folder can be copied to another machine and used with nothing else. Every command reads the manifest first. Its
-keys are the fields of `Manifest`, no more and no fewer. Format 2 is still read; it lacks the columns, the activation and
-the manifest's own hash.
+An engine folder can be copied to another machine and used with nothing else. The manifest's keys are the fields of
+`Manifest`, no more and no fewer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 import q8trt
-from q8trt.console.commands import command
-from q8trt.engine.contradictions import contradictions
-from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.engine.record import EngineRecord
-from q8trt.engine.shapes import Shape, ShapeProfile, largest
-from q8trt.errors import ConfigError, EngineError
-from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
+from q8trt.engine.shapes import Shape, ShapeProfile, largest, show
+from q8trt.files import MalformedError, decode
 from q8trt.quantization.precision import Precision
 
 MANIFEST_FORMAT = 3
@@ -34,8 +26,8 @@ ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
 #: The label of every score on the built-in sentence pairs.
 SAMPLE_LABEL = "built-in sample, not GLUE"
-_LIMITS = Limits(size=64 * 2**20)
-
+#: The inputs of BERT-like models.
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 #: Function that makes a regression's score of its logit.
 Activation = Literal["identity", "sigmoid"]
 #: A count that sizes memory: a manifest must not ask for gigabytes.
@@ -154,144 +146,41 @@ class Manifest:
         return largest(self.profiles) if self.profiles else None
 
 
-def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
-    """Hash the files of `folder` (no hidden ones, no subfolders) and write ``manifest.json``: the last step of a build.
-
-    Returns:
-        `manifest` with its `files` and `digest` filled in.
-
-    Raises:
-        EngineError: the folder is missing or cannot be written, or a metric is not a finite number.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise EngineError(f"engine folder {folder} does not exist")
-    files = {
-        path.name: FileInfo(sha256(path), path.stat().st_size)
-        for path in sorted(folder.iterdir())
-        if path.is_file() and path.name != MANIFEST_FILE and not path.name.startswith(".")
-    }
-    manifest = dataclasses.replace(manifest, files=files)
-    try:
-        manifest = dataclasses.replace(manifest, digest=digest_of(dataclasses.asdict(manifest)))
-        write_json(folder / MANIFEST_FILE, dataclasses.asdict(manifest))
-    except (OSError, TypeError, ValueError) as error:
-        raise EngineError(f"cannot write {folder / MANIFEST_FILE}: {error}") from error
-    return manifest
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """Yield what contradicts itself in a manifest, one line each."""
+    yield from _task(manifest.task, manifest.model)
+    yield from _shapes(manifest)
+    inputs = manifest.inputs
+    if len(set(inputs)) != len(inputs) or "input_ids" not in inputs or not set(inputs) <= set(INPUTS):
+        yield f"inputs must be input_ids and others of {', '.join(INPUTS)}, each once; they are {inputs}"
 
 
-def digest_of(data: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's JSON data without the key ``digest``: any edit of a fact changes it.
+def _task(task: TaskInfo, model: ModelInfo) -> Iterator[str]:
+    if task.is_regression:
+        if task.labels:
+            yield f"task.is_regression is true, but task.labels has {len(task.labels)} names"
+        if model.num_labels != 1:
+            yield f"task.is_regression is true, but model.num_labels is {model.num_labels}"
+    elif len(task.labels) != model.num_labels:
+        yield f"task.labels has {len(task.labels)} names, but model.num_labels is {model.num_labels}"
+    if len(set(task.labels)) != len(task.labels) or not all(label.strip() for label in task.labels):
+        yield f"task.labels must be different names, none of them empty; they are {task.labels}"
+    if task.activation != "identity" and not task.is_regression:
+        yield f"task.activation is {task.activation}, but the task is a classification"
+    if task.text_columns and len(task.text_columns) != 1 + task.is_pair:
+        yield f"task.text_columns has {len(task.text_columns)} names, but task.is_pair is {str(task.is_pair).lower()}"
 
-    Raises ValueError for NaN and infinity.
-    """
-    facts = json.loads(json.dumps({key: value for key, value in data.items() if key != "digest"}, allow_nan=False))
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-
-def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
-    """Read ``manifest.json`` of an engine folder; `verify` also checks each file's size and SHA-256 (reads all of it once).
-
-    Raises:
-        EngineError: the folder or its manifest is missing, the manifest is malformed or of another format, or a file is
-            missing, truncated or changed.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        raise EngineError(
-            f"{folder} is a file, expected an engine folder; an archive of `q8trt pack` is unpacked first: "
-            f"{command('unpack', folder)}"
+def _shapes(manifest: Manifest) -> Iterator[str]:
+    model = manifest.model
+    if model.max_seq_length > model.max_position_embeddings:
+        yield (
+            f"model.max_seq_length is {model.max_seq_length}, but model.max_position_embeddings is "
+            f"{model.max_position_embeddings}"
         )
-    if not folder.is_dir():
-        raise EngineError(f"engine folder {folder} does not exist; build it with {build_command(folder)}")
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        if inside := sorted(each.parent for each in folder.glob(f"engine*/{MANIFEST_FILE}")):
-            raise EngineError(f"{folder} is a run, not an engine folder; give {' or '.join(map(str, inside))}")
-        raise EngineError(
-            f"{folder} has no {MANIFEST_FILE}, so it is not an engine folder; build one with {build_command(folder)}"
-        )
-    try:
-        text = read_limited(path, _LIMITS)
-    except (OSError, MalformedError) as error:
-        raise EngineError(f"{path} cannot be read: {error}") from error
-    manifest = parse_manifest(path, text)
-    for name, info in manifest.files.items() if verify else ():
-        if problem := file_problem(folder / name, info):
-            raise EngineError(f"{problem}; rebuild it with {rebuild_command(folder)}")
-    return manifest
-
-
-def parse_manifest(where: str | Path, text: bytes) -> Manifest:
-    """Return the manifest in the JSON `text`; `where` names it in errors.
-
-    Raises:
-        EngineError: it is no JSON, malformed, of another format, was edited, or names a file outside the folder.
-    """
-    try:
-        data = parse_json(text, _LIMITS)
-    except MalformedError as error:
-        raise EngineError(f"{where} cannot be read: {error}") from error
-    manifest = _parse(where, data)
-    for name in manifest.files:
-        if Path(name).name != name or name in {"", ".", ".."} or "\\" in name:
-            raise EngineError(f"{where}: file name {name!r} leaves the folder")
-    return manifest
-
-
-def file_problem(path: Path, expected: FileInfo) -> str:
-    """Return how a file differs from its entry in the manifest; "" where it does not."""
-    if not path.is_file():
-        return f"{path} is missing, but the manifest lists it"
-    if (size := path.stat().st_size) != expected.bytes:
-        return f"{path} is {size:,} bytes, the manifest says {expected.bytes:,}: it was changed or replaced"
-    if (digest := sha256(path)) != expected.sha256:
-        return (
-            f"{path} has SHA-256 {digest[:12]}…, the manifest says {expected.sha256[:12]}…: it was changed or replaced"
-        )
-    return ""
-
-
-def _parse(path: str | Path, data: Any) -> Manifest:
-    written = data.get("format") if isinstance(data, dict) else None
-    if type(written) is int and written > MANIFEST_FORMAT:
-        raise EngineError(
-            f"{path} has format {written}, this q8trt ({q8trt.__version__}) reads up to {MANIFEST_FORMAT}; upgrade q8trt"
-        )
-    if type(written) is int and written < 2:
-        raise EngineError(f"{path} has format {written}, of an older q8trt; rebuild the engine{_with(path)}")
-    try:
-        manifest = decode(Manifest, _upgraded(data) if written == 2 else data)
-        _ = manifest.record
-    except (MalformedError, ConfigError) as error:
-        raise EngineError(f"{path}: {error}") from None
-    if contradiction := next(contradictions(manifest), None):
-        raise EngineError(f"{path} contradicts itself: {contradiction}; rebuild the engine{_with(path)}")
-    if written != 2 and manifest.digest != digest_of(data):
-        raise EngineError(
-            f"{path} was edited or damaged: its digest does not match; restore it, or rebuild the engine{_with(path)}"
-        )
-    return manifest
-
-
-def _with(manifest: str | Path) -> str:
-    """Return the command that builds the folder of a manifest; "" for one that is in no folder, as in an archive."""
-    return f" with {rebuild_command(manifest.parent)}" if isinstance(manifest, Path) else ""
-
-
-def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest of format 2 as one of format 3.
-
-    Raises MalformedError if it holds a key of format 3, whose digest it lacks.
-    """
-    task = data.get("task")
-    later = {"text_columns": [], "activation": "identity"}
-    present = [*({"digest"} & data.keys()), *(later.keys() & task.keys() if isinstance(task, dict) else ())]
-    if present:
-        raise MalformedError(f"unknown key in format 2: {', '.join(sorted(present))}")
-    return {
-        **data,
-        "format": MANIFEST_FORMAT,
-        "digest": "",
-        "task": {**task, **later} if isinstance(task, dict) else task,
-    }
+    for index, profile in enumerate(manifest.profiles):
+        if profile.max[1] > model.max_position_embeddings:
+            yield (
+                f"profiles[{index}].max is {show(profile.max)}, but model.max_position_embeddings is "
+                f"{model.max_position_embeddings}"
+            )

@@ -15,7 +15,8 @@ from typing import Any
 from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, find_backend, numbers
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.driver import driver_cuda, driver_problem
-from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest, file_problem, load_manifest
+from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest
+from q8trt.engine.manifest_file import file_problem, load_manifest
 from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import Shape, ShapeProfile, bucket_profiles, covering, show, show_profiles
 from q8trt.errors import BackendError, MissingPackageError

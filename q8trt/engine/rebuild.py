@@ -6,17 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from q8trt.console.commands import command
 from q8trt.console.options import options_of
 from q8trt.engine.config import BuildConfig
+from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeOptions, ShapeProfile, bucket_profiles
 from q8trt.errors import ConfigError
 from q8trt.runs.run import RUN_FILE, Run
-
-if TYPE_CHECKING:
-    from q8trt.engine.manifest import Manifest
 
 #: Names of the folders that `build_engine.py` makes in a run.
 _DEFAULT = re.compile(r"engine(-(?P<stage>fp32|ptq|int8))?(?P<half>-fp16)?")

@@ -18,7 +18,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from q8trt.engine.manifest import Manifest, load_manifest
+from q8trt.engine.manifest import Manifest
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import ArrayError, DataError
 from q8trt.inference.answers import Answer, answers
 from q8trt.inference.batching import BatchedModel, BatchLimits, batch_limits

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from q8trt.engine.manifest import load_manifest
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.preflight import damage, describe, preflight
 from q8trt.engine.shapes import Shape
 from q8trt.errors import BackendError, EngineError

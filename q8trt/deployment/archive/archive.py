@@ -27,7 +27,8 @@ from typing import IO
 from q8trt import files
 from q8trt.deployment.archive.card import make_card
 from q8trt.engine.folder import ENGINE_FOLDER
-from q8trt.engine.manifest import MANIFEST_FILE, Manifest, load_manifest, parse_manifest
+from q8trt.engine.manifest import MANIFEST_FILE, Manifest
+from q8trt.engine.manifest_file import load_manifest, parse_manifest
 from q8trt.errors import ConfigError, EngineError
 
 SUFFIX = ".q8trt"

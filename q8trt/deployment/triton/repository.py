@@ -28,7 +28,8 @@ from q8trt.deployment.triton.config import (
     text_config,
 )  # fmt: skip
 from q8trt.deployment.triton.pbtxt import render
-from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest, load_manifest
+from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.rebuild import rebuild_command
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, EngineError, MissingPackageError
