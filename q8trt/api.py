@@ -144,8 +144,7 @@ def calibrate(
         say, words = on_message or _silent, _words(command, "calibrate", options)
         calibration, rows = take(CalibrationConfig, config, options), take(DataConfig, data, options)
         check_taken(options, CalibrationConfig, DataConfig)
-        model = os.fspath(model_name_or_path) if model_name_or_path else None
-        chosen = calibration_of(model, calibration or CalibrationConfig(), rows, runs_dir, "linear", say)
+        chosen = calibration_of(model_name_or_path, calibration or CalibrationConfig(), rows, runs_dir, "linear", say)
         return execute(chosen, say, words, output_dir, runs_dir, prefix="ptq-")
 
 
@@ -179,17 +178,21 @@ def sensitivity(
         the costs, the files that hold them and the placement that keeps the bound.
     """
     with _session(progress):
+        say, words = on_message or _silent, _words(command, "sensitivity", options)
+        bound = take(SensitivityConfig, config, options) or SensitivityConfig()
+        how, rows = (
+            take(CalibrationConfig, calibration, options) or CalibrationConfig(),
+            take(DataConfig, data, options),
+        )
+        check_taken(options, SensitivityConfig, CalibrationConfig, DataConfig)
+        if how.from_pytorch_quantization:
+            raise ConfigError("--sensitivity and --from_pytorch_quantization exclude each other; give one")
         import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
 
         from q8trt.evaluation.sensitivity.analysis import analyze
         from q8trt.training.execution import calibration_of
 
-        say, words = on_message or _silent, _words(command, "sensitivity", options)
-        bound = take(SensitivityConfig, config, options) or SensitivityConfig()
-        how, rows = take(CalibrationConfig, calibration, options), take(DataConfig, data, options)
-        check_taken(options, SensitivityConfig, CalibrationConfig, DataConfig)
-        model = os.fspath(model_name_or_path) if model_name_or_path else None
-        chosen = calibration_of(model, how or CalibrationConfig(), rows, runs_dir, "full", say)
+        chosen = calibration_of(model_name_or_path, how, rows, runs_dir, "full", say)
         return analyze(chosen, bound, output_dir, runs_dir, words, say)
 
 

@@ -97,6 +97,8 @@ def test_run_to_answers(
     assert (summary.rows, summary.rejected) == (1, 0)
     with q8trt.Engine.load(unpacked, device="cpu") as engine:
         assert len(engine.predict([("red dog", "blue dog")])) == 1
+        computed = summary.backend, summary.device, summary.max_length
+        assert computed == (engine.backend, engine.device, engine.limits.max_length)
     assert capfd.readouterr() == ("", "")
 
 

@@ -54,9 +54,9 @@ def test_gate_without_fp32_here_takes_torchs(report: Report) -> None:
 def test_what_was_not_measured_does_not_pass_the_gate(report: Report) -> None:
     elsewhere = replace(report, rows=[FP32, replace(TRT, metrics={})])
     assert [failure.partition(": ")[2] for failure in Gate(1.0, 1.0).failures(elsewhere)] == [
-        "drop of pearson unknown, for want of a score",
-        "speed at 1x128 unknown, for want of FP32 on the same backend and device",
-        "speed at 16x128 unknown, for want of FP32 on the same backend and device",
+        "drop of pearson is unknown: the row has no score",
+        "speed at 1x128 is unknown: no FP32 row has the same backend and device",
+        "speed at 16x128 is unknown: no FP32 row has the same backend and device",
     ]
     assert Gate(1.0).failures(replace(report, rows=[FP32])) == ["no row but FP32's to judge"]
 

@@ -61,6 +61,8 @@ def test_what_does_not_go_together(refused: Refused, theirs: Path, tiny_checkpoi
     assert "--sensitivity and --from_pytorch" in refused("calibrate", *flag, *model, "--sensitivity")
     with pytest.raises(ConfigError, match="needs --model_name_or_path DIR, the FP32 checkpoint"):
         api.calibrate(from_pytorch_quantization=str(theirs), task="STS-B")
+    with pytest.raises(ConfigError, match="--sensitivity and --from_pytorch_quantization exclude each other"):
+        api.sensitivity(tiny_checkpoint, from_pytorch_quantization=str(theirs), task="STS-B")
     missing = ["--from_pytorch_quantization", "absent.safetensors", "--task", "STS-B"]
     assert "absent.safetensors does not exist" in refused("calibrate", *missing, *model)
 

@@ -16,7 +16,7 @@ from q8trt.cli.terminal import say, table_console, warn
 from q8trt.console.commands import command
 from q8trt.console.options import group, option, options_of
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.shapes import ShapeOptions, show_profiles
+from q8trt.engine.shapes import ShapeOptions
 from q8trt.errors import ConfigError
 from q8trt.export.options import ExportOptions
 from q8trt.quantization.precision import Precision
@@ -81,12 +81,11 @@ def parser() -> Parser:
 
 
 def _build(source: Source, precision: Precision, options: Options, output_dir: str | None) -> Path:
-    """Build an engine and print what it holds; returns its folder."""
+    """Build an engine and print its summary; returns its folder."""
     from q8trt import api
     from q8trt.console.progress import is_main_process
-    from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE
     from q8trt.engine.manifest_file import load_manifest
-    from q8trt.reporting.engine_table import engine_table
+    from q8trt.reporting.engine_summary import engine_table, file_lines, remark_lines
     from q8trt.reporting.terminal import print_table
 
     exporter = options.export.exporter
@@ -96,27 +95,11 @@ def _build(source: Source, precision: Precision, options: Options, output_dir: s
         output_dir=output_dir, overwrite=options.overwrite, verify_deterministic=options.verify_deterministic, progress=True,
     )  # fmt: skip
     manifest = load_manifest(folder, verify=False)
-    sizes = {name: manifest.files[name].bytes / 2**20 for name in (ONNX_FILE, PLAN_FILE)}
-    built, record = manifest.backend, manifest.record
-    target = (
-        f"{built.name} {built.version}, SM {', '.join(built.sm_targets) or 'of this GPU'}" if built else "no backend"
-    )
-    say(f"{precision} engine: {folder}")
-    say(f"  {ONNX_FILE}  {sizes[ONNX_FILE]:8.1f} MiB")
-    say(f"  {PLAN_FILE}  {sizes[PLAN_FILE]:8.1f} MiB  {target}, batch x sequence {show_profiles(manifest.profiles)}")
+    say("\n".join(file_lines(folder, manifest)))
     if is_main_process():
-        print_table(table_console(), engine_table(record))
-    if (difference := record.build.built_twice) and not difference.identical:
-        say(f"  built twice: {difference}")
-    in_fp32 = record.export.kept_fp32
-    if precision.is_half:
-        say(f"  kept in FP32: {len(in_fp32)} operations, looked for on {record.export.overflow_rows}")
-    for operation in in_fp32:
-        say(f"    {operation.name}: {operation.reason}")
-    for note in record.engine.notes if record.engine else ():
-        say(f"  note: {note}")
-    if record.findings:
-        say(f"  {record.findings} findings of the linter: {command('lint', folder / ONNX_FILE)}")
+        print_table(table_console(), engine_table(manifest.record))
+    for line in remark_lines(folder, manifest):
+        say(line)
     return folder
 
 

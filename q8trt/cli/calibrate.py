@@ -9,17 +9,20 @@ example: python calibrate.py                                  (the newest run's 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from q8trt.cli.finetune import build_command, summary
 from q8trt.cli.parser import Parser
-from q8trt.cli.sensitivity import show_sensitivity
-from q8trt.cli.terminal import say
-from q8trt.console.options import group, option
-from q8trt.errors import ConfigError
+from q8trt.cli.terminal import say, table_console
+from q8trt.console.commands import command
+from q8trt.console.options import group, option, options_of
 from q8trt.evaluation.config import SensitivityConfig
 from q8trt.runs.config import CalibrationConfig, config_of_run
-from q8trt.runs.run import runs_dir
+from q8trt.runs.run import runs_dir, runs_dir_option
 from q8trt.tasks.data import DataConfig
+
+if TYPE_CHECKING:
+    from q8trt.evaluation.sensitivity.analysis import Analysis
 
 _SENSITIVITY = "sensitivity, in place of a new run"
 
@@ -43,10 +46,6 @@ class Options:
     bound: SensitivityConfig | None = group(_SENSITIVITY, needs="sensitivity")
     data: DataConfig | None = group("data (default: the newest run's; others need --task)", unset="the data of the run")
 
-    def __post_init__(self) -> None:
-        if self.sensitivity and self.calibration.from_pytorch_quantization:
-            raise ConfigError("--sensitivity and --from_pytorch_quantization exclude each other; give one")
-
 
 def parser() -> Parser:
     """Return the parser of the command."""
@@ -60,13 +59,12 @@ def run(argv: list[str]) -> int:
 
     words = ["calibrate.py", *argv]
     if options.sensitivity:
-        return show_sensitivity(
-            api.sensitivity(
-                options.model_name_or_path, config=options.bound, calibration=options.calibration, data=options.data,
-                output_dir=options.output_dir, runs_dir=options.runs_dir, progress=True, on_message=say, command=words,
-            ),
-            options,
+        analysis = api.sensitivity(
+            options.model_name_or_path, config=options.bound, calibration=options.calibration, data=options.data,
+            output_dir=options.output_dir, runs_dir=options.runs_dir, progress=True, on_message=say, command=words,
         )  # fmt: skip
+        _show_sensitivity(analysis, options)
+        return 0
     run = api.calibrate(
         options.model_name_or_path, config=options.calibration, data=options.data, output_dir=options.output_dir,
         runs_dir=options.runs_dir, progress=True, on_message=say, command=words,
@@ -75,3 +73,19 @@ def run(argv: list[str]) -> int:
     say(summary(run, config.data.resolved_task, config.data.sample))
     say(f"next: {build_command(run, config)}")
     return 0
+
+
+def _show_sensitivity(analysis: Analysis, options: Options) -> None:
+    """Print the costs, the files and the recipe."""
+    from q8trt.evaluation.sensitivity import placement_lines, print_sensitivity
+
+    print_sensitivity(analysis.costs, table_console())
+    say(f"scores: {analysis.files[0]}\nplot:   {analysis.files[1]}")
+    if analysis.placement is None or options.bound is None or options.bound.write_recipe is None:
+        return
+    say("\n".join(placement_lines(analysis.placement, analysis.costs.setup.metric)))
+    config, recipe = analysis.config, options.bound.write_recipe
+    model_words = ["--model_name_or_path", str(config.from_fp32), *options_of(config.data)]
+    say(f"recipe: {recipe}")
+    words = ["--recipe", recipe, *model_words, *runs_dir_option(options.runs_dir)]
+    say(f"next: {command('calibrate', *words)}")

@@ -69,20 +69,18 @@ def run(argv: list[str]) -> int:
 
 
 def _score(options: Options) -> Summary:
-    """Open the engine, score the file and print a summary."""
+    """Score the file and print a summary."""
     from q8trt import api
-    from q8trt.inference import Engine
 
-    buckets, batch_size = options.buckets, options.batch_size
-    with Engine.load(options.engine, options.device, buckets=buckets, batch_size=batch_size) as engine:
-        summary = api.predict(engine, config=options.scoring, on_progress=_Shown())
-        if summary.rows or not summary.rejected:
-            say(f"scores: {summary.output}  {_figures(summary)}, on {engine.backend}, {engine.device}")
-            say(f"  columns scored: {', '.join(summary.texts)}; added: {', '.join(summary.names)}")
-        if summary.truncated:
-            say(
-                f"  {summary.truncated:,} rows were longer than {engine.limits.max_length} tokens and cut, as in training"
-            )
+    summary = api.predict(
+        options.engine, config=options.scoring, device=options.device, batch_size=options.batch_size,
+        buckets=options.buckets, on_progress=_Shown(),
+    )  # fmt: skip
+    if summary.rows or not summary.rejected:
+        say(f"scores: {summary.output}  {_figures(summary)}, on {summary.backend}, {summary.device}")
+        say(f"  columns scored: {', '.join(summary.texts)}; added: {', '.join(summary.names)}")
+    if summary.truncated:
+        say(f"  {summary.truncated:,} rows were longer than {summary.max_length} tokens and cut, as in training")
     return summary
 
 

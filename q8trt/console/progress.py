@@ -15,7 +15,7 @@ _display: ContextVar[bool | Display] = ContextVar("display", default=True)
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that prints and writes: the first one under torchrun, or the only one."""
+    """Return whether this process prints and writes: the first one under torchrun, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -18,7 +18,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "info")
 
 @dataclass(frozen=True)
 class Rule:
-    """Why a finding matters, how to fix it in one line, and the source of both."""
+    """The reason why a finding matters, the fix in one line, and the source of both."""
 
     why: str
     fix: str

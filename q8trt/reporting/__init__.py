@@ -17,7 +17,7 @@ __all__ = [
     "Table",
     "comparison",
     "comparison_page",
-    "engine_table",
+    "engine_summary",
     "gate",
     "html",
     "lint_report",

@@ -63,7 +63,9 @@ def _dropped(report: Measurements, row: Row, max_drop: float) -> list[str]:
     score, reference = report.score_x100(row), reference_x100(report, row)
     where = f"{row.name} on {row.place}"
     if score is None or reference is None:
-        return [f"{where}: drop of {report.main_metric} unknown, for want of {'a score' if score is None else 'FP32'}"]
+        return [
+            f"{where}: drop of {report.main_metric} is unknown: {'the row' if score is None else 'FP32'} has no score"
+        ]
     drop = direction(report.main_metric) * (reference[0] - score)
     if drop <= max_drop + 1e-9:  # 86.76 - 85.76 is a hair above 1
         return []
@@ -79,7 +81,7 @@ def _slow(report: Measurements, row: Row, min_speedup: float) -> list[str]:
     for shape in report.shapes:
         speed = report.speed(row, shape)
         if speed is None:
-            failed.append(f"{where}: speed at {shape} unknown, for want of FP32 on the same backend and device")
+            failed.append(f"{where}: speed at {shape} is unknown: no FP32 row has the same backend and device")
         elif speed < min_speedup:
             failed.append(
                 f"{where} is {speed:.2f}x as fast as FP32 at {shape}, less than --min_speedup {min_speedup:g}"

@@ -131,7 +131,7 @@ class EngineParity:
         return all(pair.parts_at is None for pair in self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; metrics and relative errors are fractions."""
+        """Return plain data; metrics and relative errors are fractions."""
         return {**asdict(self), "agrees": self.agrees, "verdict": [phrase.text for phrase in verdict(self)]}
 
 

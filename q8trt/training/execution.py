@@ -35,7 +35,7 @@ def unfinished_run(run: Run | str | Path, runs_dir: str | Path) -> Run:
 
 
 def calibration_of(
-    model: str | None,
+    model: str | Path | None,
     calibration: CalibrationConfig,
     rows: DataConfig | None,
     runs_dir: str | Path,
@@ -62,6 +62,7 @@ def calibration_of(
         )
     recipe = calibration.recipe or load_recipe(recipe_name)
     if model:
+        model = os.fspath(model)
         rows = rows or from_values(DataConfig, {})
         if calibration.from_pytorch_quantization:
             recipe, notes = _imported_recipe(model, rows, calibration)

@@ -72,7 +72,10 @@ class Summary(JobProgress):
         first_reason: the line and reason of the first rejected row that this run saw; "" if there is none.
         texts: the columns that were scored.
         names: the columns that were added.
-        truncated: rows that were cut at the engine's longest sequence, as in training.
+        truncated: rows that were cut at `max_length` tokens, as in training.
+        max_length: longest sequence of the engine, in tokens.
+        backend: the runtime that computed, such as "onnxruntime".
+        device: "cpu", or the GPU's name.
     """
 
     output: Path
@@ -81,6 +84,9 @@ class Summary(JobProgress):
     texts: tuple[str, ...]
     names: tuple[str, ...]
     truncated: int
+    max_length: int
+    backend: str
+    device: str
 
 
 def score_file(
@@ -149,6 +155,7 @@ class _Job:
         return Summary(
             **vars(self._progress()), output=config.output, rejected_file=config.rejected if state.rejected else None,
             first_reason=self.first_reason, texts=self.columns.texts, names=self.columns.answers, truncated=state.truncated,
+            max_length=self.engine.limits.max_length, backend=self.engine.backend, device=self.engine.device,
         )  # fmt: skip
 
     def _score_all(self, on_progress: Callable[[JobProgress], None]) -> None:

@@ -22,7 +22,7 @@ Problem = tuple[str, str]
 
 
 def check_counts(context: Context) -> None:
-    """scale-count, scale-axis, zero-point-count, scales-unchecked, scale-type and quantized-type, on every Q and DQ."""
+    """Check scale-count, scale-axis, zero-point-count, scales-unchecked, scale-type and quantized-type, on every Q and DQ."""
     graph = context.graph
     for node in graph.nodes_of(QUANTIZE, DEQUANTIZE):
         for problem in (_of_zero_points(graph, node) or _of_scales(graph, node), _of_types(graph, node)):

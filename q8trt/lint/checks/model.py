@@ -19,7 +19,7 @@ FP16_MAX = 65504.0
 
 
 def check_products(context: Context) -> None:
-    """gemm-not-int8, bmm-not-int8, weight-axis, weights-per-tensor and activation-per-channel; not-quantized for all."""
+    """Check gemm-not-int8, bmm-not-int8, weight-axis, weights-per-tensor and activation-per-channel; not-quantized for all."""
     if not context.quantized:
         context.report("not-quantized", "no Q/DQ in the graph")
         return
@@ -56,14 +56,14 @@ def _report_axes(context: Context, product: Product) -> bool:
 
 
 def check_attention(context: Context) -> None:
-    """The attention-* rules: one finding for each obstacle."""
+    """Check the attention-* rules: one finding for each obstacle."""
     for attention in context.parts.attentions:
         for obstacle in context.verdicts[attention.softmax].obstacles:
             context.report(obstacle.rule, obstacle_text(obstacle), attention.softmax)
 
 
 def check_residuals(context: Context) -> None:
-    """residual-not-int8, layernorm-input-quantized, decomposed-layernorm and decomposed-gelu."""
+    """Check residual-not-int8, layernorm-input-quantized, decomposed-layernorm and decomposed-gelu."""
     opset = context.graph.source.opset
     for residual in context.parts.residuals if context.quantized else ():
         if not residual.int8:
@@ -83,7 +83,7 @@ def check_residuals(context: Context) -> None:
 
 
 def check_embeddings(context: Context) -> None:
-    """gather-before-dequantize and embedding-float."""
+    """Check gather-before-dequantize and embedding-float."""
     for embedding in context.parts.embeddings:
         if embedding.kind is Table.GATHERED:
             context.report("gather-before-dequantize", "Gather -> DequantizeLinear", embedding.node)
@@ -94,7 +94,7 @@ def check_embeddings(context: Context) -> None:
 
 
 def check_types(context: Context) -> None:
-    """fp32-leftover, mask-constant and constant-overflow."""
+    """Check fp32-leftover, mask-constant and constant-overflow."""
     graph = context.graph
     for node, kind in context.types.items() if context.half else ():
         if kind in ("fp32", "fp64"):
@@ -131,7 +131,7 @@ def _check_mask(context: Context, node: ir.Node) -> None:
 
 
 def check_inputs(context: Context) -> None:
-    """int64-input and dynamic-shapes."""
+    """Check int64-input and dynamic-shapes."""
     graph = context.graph
     for value in graph.inputs:
         if graph.dtype(value) == "int64":
@@ -142,7 +142,7 @@ def check_inputs(context: Context) -> None:
 
 
 def check_recognition(context: Context) -> None:
-    """not-recognised, where the graph does not look like a transformer encoder."""
+    """Check not-recognised, where the graph does not look like a transformer encoder."""
     parts = context.parts
     expected = (
         ("no attention (Softmax between two BMMs)", parts.attentions),

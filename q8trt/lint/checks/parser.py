@@ -34,7 +34,7 @@ _TYPES = (*FLOATS, "int8", "int32", "int64", "bool", "int4", "float8e4m3fn", "fl
 
 
 def check_ops(context: Context) -> None:
-    """unsupported-op, in subgraphs, too; subgraph-not-read."""
+    """Check unsupported-op, in subgraphs, too; subgraph-not-read."""
     for node in context.graph.nodes:
         if reason := _refusal(node):
             context.report("unsupported-op", f"{op_of(node)} {reason}", node)
@@ -59,7 +59,7 @@ def _refusal(node: ir.Node) -> str:
 
 
 def check_soundness(context: Context) -> None:
-    """contradiction, invalid-onnx, and opset-too-low for what the parser refuses."""
+    """Check contradiction, invalid-onnx, and opset-too-low for what the parser refuses."""
     source = context.graph.source
     if source.opset < 7:
         context.report("opset-too-low", f"opset {source.opset}: the parser refuses what broadcasts before 7")
@@ -93,7 +93,7 @@ def _is_whole(array: np.ndarray | None) -> TypeGuard[np.ndarray]:
 
 
 def check_tensor_types(context: Context) -> None:
-    """unsupported-type and mixed-types."""
+    """Check unsupported-type and mixed-types."""
     graph = context.graph
     for value in graph.constants:
         kind = graph.dtype(value)

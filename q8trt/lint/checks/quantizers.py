@@ -29,7 +29,7 @@ _RUNS_INT8 = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "C
 
 
 def check_schemes(context: Context) -> None:
-    """zero-point, unsigned-integers, int32-dequantize and the scale-* rules: on the Q, or the DQ of a constant."""
+    """Check zero-point, unsigned-integers, int32-dequantize and the scale-* rules: on the Q, or the DQ of a constant."""
     graph = context.graph
     for node in graph.nodes_of(QUANTIZE, DEQUANTIZE):
         if op_of(node) == QUANTIZE or quantizer_of(graph, node) is None:
@@ -65,7 +65,7 @@ def _check_scale(context: Context, node: ir.Node, quantization: Scheme) -> None:
 
 
 def check_weights(context: Context) -> None:
-    """float-weights."""
+    """Check float-weights."""
     graph = context.graph
     for node in weights_behind_quantizer(graph):
         weights = graph.origin(node.inputs[0])
@@ -74,7 +74,7 @@ def check_weights(context: Context) -> None:
 
 
 def check_purpose(context: Context) -> None:
-    """dangling-qdq, quantize-alone, requantized and duplicate-qdq; fills `context.purposeless`."""
+    """Check dangling-qdq, quantize-alone, requantized and duplicate-qdq; fills `context.purposeless`."""
     graph = context.graph
     residuals = {residual.node for residual in context.parts.residuals}
     for node in graph.nodes_of(QUANTIZE):

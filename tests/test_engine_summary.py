@@ -1,4 +1,4 @@
-"""Forecast beside engine on the terminal."""
+"""The summary of an engine that was built: forecast beside engine on the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from q8trt.engine.determinism import PlanDifference
 from q8trt.engine.record import BuildRecord, EngineRecord
 from q8trt.engine.report import EngineReport
-from q8trt.reporting.engine_table import engine_table
+from q8trt.reporting.engine_summary import engine_table
 from q8trt.reporting.terminal import print_table
 
 FORECAST = {

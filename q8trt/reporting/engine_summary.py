@@ -1,13 +1,44 @@
-"""The linter's forecast beside the engine that was built."""
+"""An engine that was built: its files, the linter's forecast beside it, and remarks on it."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from q8trt.console.commands import command
+from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from q8trt.engine.record import EngineRecord
 from q8trt.engine.report import EngineReport
+from q8trt.engine.shapes import show_profiles
 from q8trt.reporting.formats import mib
 from q8trt.reporting.table import Cell, Column, Table, words
 
 _TYPES = ("int8", "fp16", "fp32")
+
+
+def file_lines(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the folder, and its files with sizes, backend and profiles."""
+    onnx, plan = (f"  {name}  {manifest.files[name].bytes / 2**20:8.1f} MiB" for name in (ONNX_FILE, PLAN_FILE))
+    built = manifest.backend
+    target = (
+        f"{built.name} {built.version}, SM {', '.join(built.sm_targets) or 'of this GPU'}" if built else "no backend"
+    )
+    profiles = f"batch x sequence {show_profiles(manifest.profiles)}"
+    return [f"{manifest.precision} engine: {folder}", onnx, f"{plan}  {target}, {profiles}"]
+
+
+def remark_lines(folder: Path, manifest: Manifest) -> list[str]:
+    """Return lines on a second build, operations kept in FP32, the builder's notes and the linter's findings."""
+    record, lines = manifest.record, []
+    if (difference := record.build.built_twice) and not difference.identical:
+        lines.append(f"  built twice: {difference}")
+    in_fp32 = record.export.kept_fp32
+    if manifest.precision.is_half:
+        lines.append(f"  kept in FP32: {len(in_fp32)} operations, looked for on {record.export.overflow_rows}")
+    lines += [f"    {operation.name}: {operation.reason}" for operation in in_fp32]
+    lines += [f"  note: {note}" for note in (record.engine.notes if record.engine else ())]
+    if record.findings:
+        lines.append(f"  {record.findings} findings of the linter: {command('lint', folder / ONNX_FILE)}")
+    return lines
 
 
 def engine_table(record: EngineRecord) -> Table:
