@@ -121,7 +121,7 @@ def test_damaged_engine(name: str, damage: str, engine: Path, tmp_path: Path, re
         ([], "give --task and --data_dir"),
         (["--data_dir", "data"], "--data_dir needs --task"),
         (["--task", "MRPC", "--data_dir", "data"], "--task MRPC, but the engine was built for STS-B"),
-        (["--no_accuracy", "--shapes", "1x33"], "--shapes 1x33 lies outside the profile of engine"),
+        (["--no_accuracy", "--shapes", "1x33"], "--shapes 1x33 is outside the profile of engine"),
         (["--no_accuracy", "--parity"], "drop --no_accuracy"),
         (["--no_accuracy", "--backend", "tensorrt"], "engine cannot run on TensorRT here"),
         (["--task", "STS-B", "--data_dir", "data", "--max_seq_length", "32", "--parity"], "drop --parity"),

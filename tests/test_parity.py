@@ -518,7 +518,7 @@ def test_engine_outside_a_run_and_run_without_engine_are_refused(run: Run, tmp_p
     data = data_config(find_engines([str(run.path / "engine-ptq")], ""), None)
     shutil.copytree(run.path / "engine-ptq", tmp_path / "copied")
     [engine] = find_engines([str(tmp_path / "copied")], "")
-    with pytest.raises(ConfigError, match="copied lies in no run folder, so its torch checkpoints are not known"):
+    with pytest.raises(ConfigError, match="copied is in no run folder, so its torch checkpoints are not known"):
         check_parity(engine, data, QUICK)
     for folder in run.path.glob("engine-*"):
         shutil.rmtree(folder)

@@ -43,30 +43,25 @@ class Parser(argparse.ArgumentParser):
         """Raise in place of printing the usage."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, naming the nearest option for one that does not exist."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], flags)}")
-        return parsed
-
     def typed_options(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the options that `argv` gives, name -> value.
 
         Raises:
             ConfigError: an option is unknown, or a value cannot be read.
         """
-        values = vars(self.parse_args(argv))
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        parsed, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            self.error(f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], flags)}")
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in vars(parsed).items()}
 
-    def read(self, argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Any:
-        """Return the dataclass of the options, with the values of `argv`, then of `defaults`, then of its fields.
+    def read(self, argv: Sequence[str]) -> Any:
+        """Return the dataclass of the options that `argv` gives.
 
         Raises:
             ConfigError: an option is unknown, missing, or has a value that it does not take.
         """
-        return from_values(self.options, {**(defaults or {}), **self.typed_options(argv)})
+        return from_values(self.options, self.typed_options(argv))
 
     def check_alone(self, typed: Mapping[str, Any], allowed: Collection[str], reason: str) -> None:
         """Raise ConfigError, with `reason`, if an option other than `allowed` is typed."""

@@ -34,7 +34,7 @@ def exit_code(error: BaseException) -> int:
 
 
 @contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], Any], numbers: tuple[int, ...] = SIGNALS) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
     """Call `handler` for the signals while the block runs; then the earlier handlers are back.
 
     A signal that the process ignores stays ignored, as a shell's background job expects. In another thread than the main
@@ -43,7 +43,7 @@ def handled(handler: Callable[[int, FrameType | None], Any], numbers: tuple[int,
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    earlier = {number: signal.getsignal(number) for number in numbers}
+    earlier = {number: signal.getsignal(number) for number in SIGNALS}
     changed = {number: before for number, before in earlier.items() if before not in (None, signal.SIG_IGN)}
     try:
         for number in changed:

@@ -154,7 +154,7 @@ def _parity(engine: EngineFolder, rows: Features, logits: np.ndarray, batching: 
 
     checkpoint = engine.run.checkpoint(engine.manifest.stage) if engine.run else None
     if checkpoint is None:
-        raise ConfigError(f"{engine.folder} lies in no run folder, so its torch checkpoint is not known; drop --parity")
+        raise ConfigError(f"{engine.folder} is in no run folder, so its torch checkpoint is not known; drop --parity")
     if checkpoints.is_quantized(checkpoint):
         model = checkpoints.load_quantized(checkpoint)[0]
     else:
@@ -256,7 +256,7 @@ def _within_profiles(config: TimingConfig, engines: Sequence[EngineFolder]) -> T
         for folder, profiles in plans:
             if covering(profiles, shape) is None:
                 raise ConfigError(
-                    f"--shapes {shape[0]}x{shape[1]} lies outside the profile of {folder}: {show_profiles(profiles)}; "
+                    f"--shapes {shape[0]}x{shape[1]} is outside the profile of {folder}: {show_profiles(profiles)}; "
                     "time smaller ones, or build it again with larger --max_shapes"
                 )
     return config

@@ -36,7 +36,7 @@ def data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> D
     run = next((engine.run for engine in engines if engine.run), None)
     if run is None:
         raise ConfigError(
-            f"{engines[0].folder} lies in no run folder, so its development set is not known; "
+            f"{engines[0].folder} is in no run folder, so its development set is not known; "
             "give --task and --data_dir (or --no_accuracy)"
         )
     data = config_of_run(run, "give --task and the options of the data to score on other rows").data

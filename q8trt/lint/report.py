@@ -218,7 +218,7 @@ class LintReport:
             }
             for block in self.blocks
         ]
-        names = {
+        facts = {
             "rule": "rule",
             "level": "level",
             "block": "block",
@@ -227,5 +227,5 @@ class LintReport:
             "why": "why",
             "fix": "fix",
         }
-        data["findings"] = [{key: getattr(each, name) for key, name in names.items()} for each in self.findings]
+        data["findings"] = [{key: getattr(each, name) for key, name in facts.items()} for each in self.findings]
         return data | {"worst": self.worst}

@@ -50,7 +50,7 @@ class Gate:
         return failed
 
 
-def reference_x100(report: Measurements, row: Row) -> tuple[float, str] | None:
+def _reference_x100(report: Measurements, row: Row) -> tuple[float, str] | None:
     """Return the FP32 score (x100) that a drop is counted from and whose it is; None where none is known."""
     baseline = report.baseline(row)
     if baseline and (score := report.score_x100(baseline)) is not None:
@@ -60,7 +60,7 @@ def reference_x100(report: Measurements, row: Row) -> tuple[float, str] | None:
 
 
 def _dropped(report: Measurements, row: Row, max_drop: float) -> list[str]:
-    score, reference = report.score_x100(row), reference_x100(report, row)
+    score, reference = report.score_x100(row), _reference_x100(report, row)
     where = f"{row.name} on {row.place}"
     if score is None or reference is None:
         return [

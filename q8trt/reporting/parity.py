@@ -163,7 +163,7 @@ def _sentence(pair: Pair) -> Phrase:
         stages, apart = f"{pair.first} -> {pair.second}, batch {pair.batch_size}", ""
     if pair.tolerance is None:
         error = percent(pair.logits_error)
-        return Phrase(f"{stages}: not judged, {pair.kind} lies between them (logits {error} apart)")
+        return Phrase(f"{stages}: not judged, {pair.kind} is between them (logits {error} apart)")
     tolerance = f"tolerance {percent(pair.tolerance)}"
     if pair.parts_at is not None:
         error = percent(pair.judged_errors[pair.parts_at])

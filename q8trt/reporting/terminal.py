@@ -22,10 +22,10 @@ def say(console: Console, text: str | Phrase = "", style: str = "") -> None:
     console.print(Text(phrase.text, style=style or _STYLES[phrase.tone]))
 
 
-def print_lines(console: Console, lines: Iterable[str | Phrase], style: str = "") -> None:
+def print_lines(console: Console, lines: Iterable[str | Phrase]) -> None:
     """Print sentences, one a line."""
     for line in lines:
-        say(console, line, style)
+        say(console, line)
 
 
 def print_table(console: Console, table: Table, optional: bool = False) -> bool:

@@ -114,7 +114,7 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[ParityStage], dict
     """
     manifest, run = engine.manifest, engine.run
     if run is None:
-        raise ConfigError(f"{engine.folder} lies in no run folder, so its torch checkpoints are not known")
+        raise ConfigError(f"{engine.folder} is in no run folder, so its torch checkpoints are not known")
     fp32, quantized = run.checkpoint("fp32"), run.checkpoint(manifest.stage)
     if fp32 is None or quantized is None:
         raise ConfigError(
