@@ -82,7 +82,8 @@ def test_values_from_the_command_line(parser: Parser) -> None:
     assert pizza.oven == Oven(220, fan=False, size=(10, 20), mode="grill")
     assert pizza.topping == Topping("brie", 9.5)
     assert (pizza.again, pizza.spare, pizza.guests) == ("last", ("a", "b"), Party(("x", "y")))
-    assert parser.read(["roma", "--fan"], {"fan": False, "degrees": 90}).oven == Oven(90)
+    typed = parser.typed_options(["roma", "--fan"])
+    assert from_values(Pizza, {"fan": False, "degrees": 90, **typed}).oven == Oven(90)
 
 
 @pytest.mark.parametrize(
