@@ -56,8 +56,8 @@ def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, sta
 
     Args:
         precision: the engine's.
-        checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run.
-        runs_dir: the folder of the runs.
+        checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run in `runs_dir`.
+        runs_dir: the folder of runs.
         stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
 
     Raises:

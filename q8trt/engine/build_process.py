@@ -21,16 +21,7 @@ import msgspec
 
 from q8trt import errors
 from q8trt.console.names import one_line
-from q8trt.engine.build_messages import (
-    BuildRequest,
-    Built,
-    Defect,
-    LogLine,
-    Message,
-    Progress,
-    Refused,
-    SystemFailure,
-)
+from q8trt.engine import build_messages as messages
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.errors import BackendError, EngineError
 from q8trt.files import atomic_file
@@ -70,28 +61,28 @@ def _build_in_child(
     onnx_path: Path, plan_path: Path, config: BuildConfig, on_progress: PhaseCallback | None
 ) -> PlanInfo:
     levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS}
-    request = BuildRequest(
+    request = messages.BuildRequest(
         str(onnx_path.absolute()), str(plan_path.absolute()), config, on_progress is not None, levels
     )
     with tempfile.TemporaryFile() as stderr, _child(msgspec.json.encode(request).decode(), stderr) as child:
-        answer: Message | None = None
+        answer: messages.Message | None = None
         for line in child.stdout or ():
-            message = msgspec.json.decode(line, type=Message)
-            if isinstance(message, Progress) and on_progress:
+            message = msgspec.json.decode(line, type=messages.Message)
+            if isinstance(message, messages.Progress) and on_progress:
                 on_progress(message.phase, message.done, message.total)
-            elif isinstance(message, LogLine):
+            elif isinstance(message, messages.LogLine):
                 logging.getLogger(message.logger).log(message.level, "%s", message.text)
             else:
                 answer = message
         code = child.wait()
         match answer:
-            case Built():
+            case messages.Built():
                 return answer.plan
-            case Refused():
+            case messages.Refused():
                 raise getattr(errors, answer.error)(answer.text)
-            case SystemFailure():
+            case messages.SystemFailure():
                 raise OSError(answer.number, answer.text, answer.file)
-            case Defect():
+            case messages.Defect():
                 raise RuntimeError(f"the building process failed:\n{answer.traceback}")
         if code == -signal.SIGINT:  # Ctrl-C went to the whole group and reached the child first
             raise KeyboardInterrupt

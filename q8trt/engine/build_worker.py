@@ -17,16 +17,7 @@ from typing import TextIO
 
 import msgspec
 
-from q8trt.engine.build_messages import (
-    BuildRequest,
-    Built,
-    Defect,
-    LogLine,
-    Message,
-    Progress,
-    Refused,
-    SystemFailure,
-)
+from q8trt.engine import build_messages as messages
 from q8trt.engine.builder import build_here
 from q8trt.errors import Q8TRTError
 
@@ -38,13 +29,13 @@ class _Output(logging.Handler):
         super().__init__()
         self._stream, self._write_lock = stream, threading.Lock()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: messages.Message) -> None:
         with self._write_lock:
             self._stream.write(f"{msgspec.json.encode(message).decode()}\n")
             self._stream.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.send(LogLine(record.name, record.levelno, record.getMessage()))
+        self.send(messages.LogLine(record.name, record.levelno, record.getMessage()))
 
 
 def _claim_stdout() -> TextIO:
@@ -69,26 +60,26 @@ def main() -> None:
     """Build the plan of the request."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the builder at once, wherever in C++ it is
     output = _Output(_claim_stdout())
-    request = msgspec.json.decode(sys.argv[1], type=BuildRequest)
+    request = msgspec.json.decode(sys.argv[1], type=messages.BuildRequest)
     _end_with_parent()
     for name, level in request.log_levels.items():
         logging.getLogger(name).setLevel(level)
     logging.getLogger("q8trt").addHandler(output)
 
     def report(phase: str, done: int, total: int) -> None:
-        output.send(Progress(phase, done, total))
+        output.send(messages.Progress(phase, done, total))
 
     try:
         on_progress = report if request.wants_progress else None
         plan = build_here(Path(request.onnx), Path(request.plan), request.config, on_progress)
     except Q8TRTError as error:
-        output.send(Refused(type(error).__name__, str(error)))
+        output.send(messages.Refused(type(error).__name__, str(error)))
     except OSError as error:
-        output.send(SystemFailure(error.errno, error.strerror or str(error), error.filename))
+        output.send(messages.SystemFailure(error.errno, error.strerror or str(error), error.filename))
     except Exception:
-        output.send(Defect(traceback.format_exc()))
+        output.send(messages.Defect(traceback.format_exc()))
     else:
-        output.send(Built(plan))
+        output.send(messages.Built(plan))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,7 @@ PhaseCallback = Callable[[str, int, int], None]
 
 
 def parse_sms(text: str) -> tuple[str, ...]:
-    """Read compute capabilities such as "8.6,8.9,12.0".
-
-    Raises:
-        ConfigError: an entry does not look like one.
-    """
+    """Read compute capabilities such as "8.6,8.9,12.0". Raises ConfigError if an entry does not look like one."""
     parts = tuple(part.strip() for part in text.split(","))
     if not all(re.fullmatch(r"\d+\.\d", part) for part in parts):
         raise ConfigError(f"cannot read --sm {text!r}: write compute capabilities, as 8.6,8.9,12.0")

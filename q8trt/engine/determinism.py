@@ -62,11 +62,7 @@ class PlanDifference:
 
 
 def compare_plans(first: str | Path, second: str | Path) -> PlanDifference:
-    """Compare two files byte by byte; they are mapped, not read into memory.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
+    """Compare two files byte by byte; they are mapped, not read into memory. Raises OSError if one cannot be read."""
     import numpy as np
 
     paths = Path(first), Path(second)

@@ -8,8 +8,7 @@ Both need a plan built with ``ProfilingVerbosity.DETAILED``:
 - the message that begins with "Layers:" in the builder's VERBOSE log, one line a layer. TensorRT-RTX 1.7 writes it
   without a GPU, too.
 
-The second was run against tensorrt_rtx 1.7.1; the first is written from NVIDIA's documentation and published samples and
-has not been run here, because no GPU was at hand.
+The second was run against tensorrt_rtx 1.7.1; the first follows NVIDIA's documentation and published samples, untested on a GPU.
 """
 
 from __future__ import annotations

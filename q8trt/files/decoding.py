@@ -90,11 +90,7 @@ def read_json(path: str | Path, limits: Limits = DEFAULT) -> Any:
 
 
 def parse_json(data: bytes | str, limits: Limits = DEFAULT) -> Any:
-    """Parse JSON.
-
-    Raises:
-        MalformedError: not JSON (NaN and infinity included), not UTF-8, or beyond a limit.
-    """
+    """Parse JSON. Raises MalformedError for NaN, infinity and what is not JSON, not UTF-8, or beyond a limit."""
     _check_size(data, limits)
     try:
         value = msgspec.json.decode(data)

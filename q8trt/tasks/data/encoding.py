@@ -95,9 +95,6 @@ class Encoder:
         is_pair: whether an example is two texts.
         side: the side on which a text loses tokens, "right" or "left".
 
-    Attributes:
-        max_length, is_pair: the arguments.
-
     Raises:
         EncodingError: the tokenizer fails, or `side` is unknown.
         RoomError: `max_length` leaves no room for text.

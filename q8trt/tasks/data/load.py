@@ -164,11 +164,7 @@ class RunData(DataConfig):
         return self.record.text_columns if self.record and self.record.text_columns else super().columns
 
     def load(self, split: str) -> Examples | Features:
-        """Return a split.
-
-        Raises:
-            DataError: it is missing or malformed, or its rows are not those that the run read.
-        """
+        """Return a split. Raises DataError if it is missing or malformed, or its rows are not those that the run read."""
         try:
             examples = super().load(split)
         except DataError as error:

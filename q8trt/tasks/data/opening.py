@@ -38,11 +38,7 @@ def path_name(path: Path) -> str:
 
 
 def open_data(path: Path) -> BinaryIO:
-    """Open a regular file.
-
-    Raises:
-        DataError: it is missing, is no regular file, or cannot be read.
-    """
+    """Open a regular file. Raises DataError if it is missing, is no regular file, or cannot be read."""
     name = path_name(path)
     try:
         return files.open_regular(path)

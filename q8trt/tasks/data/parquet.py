@@ -17,11 +17,7 @@ _ROW_BYTES = 64
 
 
 def parquet_columns(path: Path) -> list[str]:
-    """Return the names of the columns.
-
-    Raises:
-        DataError: pyarrow is missing, or the file is not Parquet.
-    """
+    """Return the names of the columns. Raises DataError if pyarrow is missing, or the file is not Parquet."""
     with open_data(path) as file:
         return list(_open(file, path).schema_arrow.names)
 
