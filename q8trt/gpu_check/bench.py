@@ -17,7 +17,10 @@ from q8trt.errors import BackendError
 from q8trt.hardware.gpu import Gpu, gpus
 from q8trt.quantization.precision import Precision
 from q8trt.runtime import Runner, RunOptions, find_runtime
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.tensorrt.cuda import cuda_runtime
+from q8trt.runtime.tensorrt.runner import TensorRTRunner
+from q8trt.runtime.torch_runner import TorchRunner
 
 if TYPE_CHECKING:
     from q8trt.gpu_check.models import Subject
@@ -84,8 +87,6 @@ class GpuBench:
 
     def open(self, folder: Path, precision: Precision, cuda_graph: bool) -> Runner:
         """See `Bench.open`; TensorRT-RTX compiles at once, so that no kernel is compiled while others are timed."""
-        from q8trt.runtime.tensorrt.runner import TensorRTRunner
-
         options = RunOptions(cuda_graph=cuda_graph, specialization="eager")
         return TensorRTRunner(folder / PLAN_FILE, precision, self._backend.name, options=options)
 
@@ -96,8 +97,6 @@ class GpuBench:
 
     def references(self, subject: Subject, folders: dict[Precision, Path]) -> dict[str, Callable[[], Runner]]:
         """See `Bench.references`: torch in FP32 and FP16, and ONNX Runtime's CUDA provider on the float graphs."""
-        from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
-        from q8trt.runtime.torch_runner import TorchRunner
 
         def torch(precision: Precision) -> Runner:
             model = copy.deepcopy(subject.float_model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from q8trt.console.names import one_line
@@ -106,7 +106,3 @@ class Journal:
         text = figure.replace(self.hidden, "") if self.hidden else figure
         self.checks.append(CheckResult(name, result, text, round(seconds, 3), details or {}))
         self._on_change(self)
-
-    def to_list(self) -> list[dict[str, Any]]:
-        """Return the checks, JSON-ready."""
-        return [asdict(check) for check in self.checks]

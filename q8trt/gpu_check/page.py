@@ -36,7 +36,7 @@ def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dic
         "backend": bench.title,
         "device": bench.device,
         "counts": {result: sum(check.result == result for check in journal.checks) for result in RESULTS},
-        "checks": journal.to_list(),
+        "checks": [asdict(check) for check in journal.checks],
         "reports": {name: report.to_dict() for name, report in journal.reports.items()},
         "config": asdict(config),
         "provenance": provenance,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from q8trt.engine.manifest import Manifest
 from q8trt.errors import ConfigError, EngineError, InputError, PairError
 from q8trt.files import MalformedError
+from q8trt.tasks.data import TokenRows
 from q8trt.tasks.data.encoding import Encoder, EncodingError, RoomError
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE, open_tokenizer, truncation_side
 
@@ -22,40 +19,17 @@ Item = str | Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """Token ids of N examples without padding, for `q8trt.tasks.data.batches.bucketed_batches`.
+class Tokens(TokenRows):
+    """Token ids of items; `truncated` is the number of those that were cut."""
 
-    Attributes:
-        input_ids: N lists of token ids, special tokens included.
-        token_type_ids: N lists, or None if the model takes none.
-        truncated: the number of examples that were cut.
-    """
-
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None
     truncated: int
     labels: None = None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        ids = self.input_ids[index]
-        row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids)}
-        if self.token_type_ids is not None:
-            row["token_type_ids"] = self.token_type_ids[index]
-        return row
 
     def rows(self) -> list[tuple[list[int], list[int] | None]]:
         """Return the token ids and token types of each example."""
         if self.token_type_ids is None:
             return [(ids, None) for ids in self.input_ids]
         return list(zip(self.input_ids, self.token_type_ids, strict=True))
-
-    @cached_property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,) tokens per example."""
-        return np.fromiter(map(len, self.input_ids), dtype=np.int64, count=len(self.input_ids))
 
 
 class TextEncoder:

@@ -42,11 +42,6 @@ class Timing:
     host_ms: float
     cuda_graph: bool | None = None
 
-    @property
-    def latency_ms(self) -> float:
-        """trtexec's latency: H2D + GPU + D2H."""
-        return self.h2d_ms + self.gpu_ms + self.d2h_ms
-
 
 @runtime_checkable
 class TimedRunner(Protocol):
@@ -173,9 +168,9 @@ class EngineRuntime(Runtime, ABC):
     triton: TritonBackend | None = None
     aliases: tuple[str, ...] = ()
 
-    @abstractmethod
     def availability(self) -> Availability:
-        """Return whether this machine can run it, without opening a model. May import the library."""
+        """Return whether this machine can run it, a runtime for the CPU, without opening a model. May import the library."""
+        raise NotImplementedError(f"{self.label}: `obstacles` judges a plan")
 
     def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
         """Return what keeps an engine folder from running here at `shapes`; [] if nothing is known before it is opened."""

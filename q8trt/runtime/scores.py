@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from q8trt.errors import DataError
 from q8trt.runtime.base import Runner
 from q8trt.tasks.data import Features, bucketed_batches, restore_order
-from q8trt.tasks.data.batches import DEFAULT_BUCKETS
+from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch
 from q8trt.tasks.glue import Task
 from q8trt.tasks.metrics import compute_from_logits
 
@@ -30,11 +30,6 @@ class Evaluation:
     logits: np.ndarray
     seconds: float
 
-    @property
-    def samples_per_second(self) -> float:
-        """Rows scored per second of `seconds`."""
-        return len(self.logits) / self.seconds
-
 
 def predict(
     runner: Runner,
@@ -49,10 +44,17 @@ def predict(
 
     Rows are sorted by length and each batch is padded to the smallest of `buckets` that holds it, `max_length` being the last.
     """
+    return infer_all(runner, bucketed_batches(features, batch_size, pad_token_id, buckets, max_length), on_progress)
+
+
+def infer_all(
+    runner: Runner, batches: Iterable[Batch], on_progress: Callable[[int], None] | None = None
+) -> tuple[np.ndarray, float]:
+    """Return the logits of all rows of `batches`, in the order of the rows, and the seconds inside the runner."""
     chunks: list[np.ndarray] = []
     order: list[np.ndarray] = []
     seconds = 0.0
-    for batch in bucketed_batches(features, batch_size, pad_token_id, buckets, max_length):
+    for batch in batches:
         started = time.perf_counter()
         chunks.append(runner.infer(batch.arrays))
         seconds += time.perf_counter() - started

@@ -19,7 +19,8 @@ from q8trt.evaluation.parity.stages import ParityStage, Rows, rows_of, stages_of
 from q8trt.hardware.provenance import portable
 from q8trt.reporting.parity import Difference, EngineParity, Pair, StageFigures
 from q8trt.runtime.base import Runner
-from q8trt.tasks.data import DataConfig, restore_order
+from q8trt.runtime.scores import infer_all
+from q8trt.tasks.data import DataConfig
 from q8trt.tasks.metrics import compute_from_logits
 
 #: Rows whose hidden states are compared.
@@ -153,12 +154,8 @@ class _Comparison:
         outputs, total = Outputs(stage), sum(len(self.rows.at(size)) for size in self.rows.batch_sizes)
         with progress(stage.name, total) as advance:
             for size in self.rows.batch_sizes:
-                batches = list(self.rows.batches(self.rows.at(size), size))
-                chunks = []
-                for batch in batches:
-                    chunks.append(runner.infer(batch.arrays))
-                    advance(len(batch.indices))
-                outputs.logits[size] = restore_order(chunks, [batch.indices for batch in batches])
+                batches = self.rows.batches(self.rows.at(size), size)
+                outputs.logits[size] = infer_all(runner, batches, advance)[0]
         if isinstance(runner, ProbedTorch) and not self.places:
             batch = next(self.rows.batches(self.sample, self.rows.batch_sizes[-1]))
             self.places = places_of(runner.modules(batch.arrays))

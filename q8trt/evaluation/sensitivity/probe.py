@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -180,13 +180,7 @@ def _starts(sites: Sequence[Site]) -> dict[str, int]:
 def choose_rows(rows: Features, count: int, seed: int) -> Features:
     """Return `count` of `rows` chosen by `seed`, in their order; all of them where there are no more."""
     chosen = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
-    types, labels = rows.token_type_ids, rows.labels
-    return replace(
-        rows,
-        input_ids=[rows.input_ids[index] for index in chosen],
-        token_type_ids=None if types is None else [types[index] for index in chosen],
-        labels=None if labels is None else labels[chosen],
-    )
+    return rows.select(chosen)
 
 
 def probe_of(quantized: nn.Module, rows: Features, config: FinetuneConfig, inputs: Inputs) -> Probe:

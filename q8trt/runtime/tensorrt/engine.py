@@ -69,9 +69,9 @@ class SharedEngine:
             )
         self._describe(path)
         if backend.is_rtx:
-            self._configure(
-                options, runtime_cache_path(Path(options.runtime_cache or path.parent), plan, backend.version, self.gpu)
-            )
+            self._config = self._runtime_config(options.specialization, options.cuda_graph)
+            folder = Path(options.runtime_cache or path.parent)
+            self._cache = RuntimeCache(self._config, runtime_cache_path(folder, plan, backend.version, self.gpu))
 
     def _describe(self, path: Path) -> None:
         engine, trt = self._engine, self.backend.module
@@ -96,12 +96,8 @@ class SharedEngine:
         )
         self.profiles = tuple(ShapeProfile(*map(tuple, each)) for each in shapes)
 
-    def _configure(self, options: RunOptions, path: Path) -> None:
-        """Set up what only TensorRT-RTX has: kernels compiled at run time, their cache, and CUDA graphs that it captures."""
-        self._config = self._runtime_config(options.specialization, options.cuda_graph)
-        self._cache = RuntimeCache(self._config, path)
-
     def _runtime_config(self, specialization: str, cuda_graph: bool) -> Any:
+        """Return how TensorRT-RTX compiles kernels at run time, and whether it captures CUDA graphs."""
         trt = self.backend.module
         config = self.ask(self._engine.create_runtime_config)
         strategies = trt.DynamicShapesKernelSpecializationStrategy

@@ -13,7 +13,6 @@ A runner belongs to one thread at a time. For more threads over the same engine,
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,16 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import INSTALL, TITLES, find_backend
-from q8trt.engine.driver import driver_problem
+from q8trt.engine.backend import TITLES, find_backend
 from q8trt.engine.manifest import PLAN_FILE, Manifest
 from q8trt.engine.preflight import Problem, needs_host_code, preflight
 from q8trt.engine.shapes import Shape, covering, show_profiles
-from q8trt.errors import BackendError, DataError, EngineError, MissingPackageError
-from q8trt.hardware.gpu import gpus
+from q8trt.errors import BackendError, DataError, EngineError
 from q8trt.quantization.precision import Precision
 from q8trt.runtime.base import (
-    Availability,
     Capabilities,
     EngineRuntime,
     Runner,
@@ -49,21 +45,6 @@ from q8trt.runtime.timing.layers import LayerTime, median_times
 
 class TensorRT(EngineRuntime):
     """One of the two packages, which offer the same API."""
-
-    def availability(self) -> Availability:
-        """See `EngineRuntime.availability`."""
-        try:
-            backend = find_backend(self.name)
-        except MissingPackageError as error:
-            return Availability(problem=error.problem, remedy=error.command)
-        except BackendError as error:
-            return Availability(problem=str(error))
-        cards, version = gpus(), backend.version
-        if not cards:
-            return Availability(version, f"{self.label} needs an NVIDIA GPU and its driver")
-        if importlib.util.find_spec("cuda") is None:
-            return Availability(version, "cuda-python is not installed", INSTALL[self.name])
-        return Availability(version, str(driver_problem(self.name, backend.title) or backend.refusal(cards[0]) or ""))
 
     def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
         """See `EngineRuntime.obstacles`."""

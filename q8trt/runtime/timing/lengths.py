@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def evenly_spaced(features: Features, count: int) -> Features:
     """Return at most `count` rows, evenly spaced over the split, in its order."""
     if count >= len(features):
         return features
-    return _rows(features, np.linspace(0, len(features) - 1, count).round().astype(int).tolist())
+    return features.select(np.linspace(0, len(features) - 1, count).round().astype(int).tolist())
 
 
 def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Features:
@@ -63,18 +63,7 @@ def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Fe
     if count >= len(batches):
         return features
     middles = [int((part + 0.5) * len(batches) / count) for part in range(count)]
-    return _rows(features, np.concatenate([batches[index] for index in middles]).tolist())
-
-
-def _rows(features: Features, indices: list[int]) -> Features:
-    return replace(
-        features,
-        input_ids=[features.input_ids[index] for index in indices],
-        token_type_ids=None
-        if features.token_type_ids is None
-        else [features.token_type_ids[index] for index in indices],
-        labels=None if features.labels is None else features.labels[indices],
-    )
+    return features.select(np.concatenate([batches[index] for index in middles]).tolist())
 
 
 def _batches(features: Features, batch_size: int, pad_token_id: int, buckets: tuple[int, ...]) -> list[Batch]:

@@ -11,7 +11,7 @@ from q8trt.tasks.data.batches import (
     restore_order,
     tokenize,
 )
-from q8trt.tasks.data.examples import Examples, Features
+from q8trt.tasks.data.examples import Examples, Features, TokenRows
 from q8trt.tasks.data.load import DataConfig, RunData, load_dev, load_examples, load_train
 from q8trt.tasks.data.record import DataRecord, record_splits
 from q8trt.tasks.data.sample import sample_examples
@@ -26,6 +26,7 @@ __all__ = [
     "Examples",
     "Features",
     "RunData",
+    "TokenRows",
     "bucket_for",
     "bucketed_batches",
     "buckets_up_to",

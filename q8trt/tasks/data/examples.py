@@ -82,21 +82,17 @@ class Examples(Origin):
         return _digest(zip(*columns, strict=True), self.labels)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Features(Origin):
-    """A tokenized split without padding: a map-style dataset for a torch DataLoader or a transformers Trainer.
-
-    An item is a dict of the model's inputs and, where there are labels, ``labels``.
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Token ids of N examples without padding: a map-style dataset, whose item is a dict of the model's inputs.
 
     Attributes:
         input_ids: N lists of token ids, special tokens included.
         token_type_ids: N lists, 0 for the first text and its [SEP], 1 for the second; None if the model takes none.
-        labels: as of `Examples`.
     """
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]] | None
-    labels: Labels | None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -106,14 +102,37 @@ class Features(Origin):
         row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids)}
         if self.token_type_ids is not None:
             row["token_type_ids"] = self.token_type_ids[index]
-        if self.labels is not None:
-            row["labels"] = self.labels[index].item()
         return row
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(N,) tokens per example."""
         return np.fromiter(map(len, self.input_ids), dtype=np.int64, count=len(self.input_ids))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features(TokenRows, Origin):
+    """A tokenized split, for a torch DataLoader or a transformers Trainer; an item has ``labels`` where there are any.
+
+    Attributes:
+        labels: as of `Examples`.
+    """
+
+    labels: Labels | None
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = super().__getitem__(index)
+        return row if self.labels is None else {**row, "labels": self.labels[index].item()}
+
+    def select(self, indices: Sequence[int]) -> Self:
+        """Return the rows at `indices`, in that order."""
+        types, labels = self.token_type_ids, self.labels
+        return replace(
+            self,
+            input_ids=[self.input_ids[index] for index in indices],
+            token_type_ids=None if types is None else [types[index] for index in indices],
+            labels=None if labels is None else labels[list(indices)],
+        )
 
     @cached_property
     def fingerprint(self) -> str:
