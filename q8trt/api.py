@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from q8trt.console.keywords import check_taken, take
+from q8trt.console.keywords import check_known, take
 from q8trt.console.options import from_values
 from q8trt.console.progress import Display, phases, shown_by
 from q8trt.console.quiet import quiet_libraries
@@ -103,11 +103,11 @@ def finetune(
         from q8trt.training.execution import execute, unfinished_run
 
         say, words = on_message or _silent, _words(command, "finetune", options)
-        chosen = take(FinetuneConfig, config, options)
-        check_taken(options, FinetuneConfig)
         if resume is None:
-            return execute(chosen or from_values(FinetuneConfig, {}), say, words, output_dir, runs_dir)
-        if chosen or output_dir:
+            check_known(options, FinetuneConfig)
+            chosen = take(FinetuneConfig, config, options) or from_values(FinetuneConfig, {})
+            return execute(chosen, say, words, output_dir, runs_dir)
+        if config or options or output_dir:
             raise ConfigError("resume continues a run as it was configured; leave the other options out")
         run = unfinished_run(resume, runs_dir)
         stored = config_of_run(run, "restore them to go on with this run, or start a new one")
@@ -142,8 +142,8 @@ def calibrate(
         from q8trt.training.execution import calibration_of, execute
 
         say, words = on_message or _silent, _words(command, "calibrate", options)
+        check_known(options, CalibrationConfig, DataConfig)
         calibration, rows = take(CalibrationConfig, config, options), take(DataConfig, data, options)
-        check_taken(options, CalibrationConfig, DataConfig)
         chosen = calibration_of(model_name_or_path, calibration or CalibrationConfig(), rows, runs_dir, "linear", say)
         return execute(chosen, say, words, output_dir, runs_dir, prefix="ptq-")
 
@@ -179,12 +179,12 @@ def sensitivity(
     """
     with _session(progress):
         say, words = on_message or _silent, _words(command, "sensitivity", options)
+        check_known(options, SensitivityConfig, CalibrationConfig, DataConfig)
         bound = take(SensitivityConfig, config, options) or SensitivityConfig()
         how, rows = (
             take(CalibrationConfig, calibration, options) or CalibrationConfig(),
             take(DataConfig, data, options),
         )
-        check_taken(options, SensitivityConfig, CalibrationConfig, DataConfig)
         if how.from_pytorch_quantization:
             raise ConfigError("--sensitivity and --from_pytorch_quantization exclude each other; give one")
         import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
@@ -233,9 +233,9 @@ def build_engine(
         from q8trt.deployment.source import find_source
 
         precision = Precision.parse(precision)
+        check_known(options, ShapeOptions, ExportOptions, BuildConfig)
         shapes, export = take(ShapeOptions, shapes, options), take(ExportOptions, export, options)
         config = take(BuildConfig, build, options) or BuildConfig()
-        check_taken(options, ShapeOptions, ExportOptions, BuildConfig)
         source = find_source(precision, _run_path(run, runs_dir), os.fspath(runs_dir), stage)
         if shapes or build is None:
             config = replace(config, profiles=(shapes or ShapeOptions()).profiles(source.config.data.max_seq_length))
@@ -284,9 +284,9 @@ def benchmark(
         from q8trt.reporting.report import check_files, write_report
 
         origin = provenance(_words(command, "benchmark", options))
+        check_known(options, BenchmarkConfig, DataConfig)
         chosen = take(BenchmarkConfig, config, options) or BenchmarkConfig()
         rows = take(DataConfig, data, options)
-        check_taken(options, BenchmarkConfig, DataConfig)
         folders = _engines(engines, runs_dir)
         if output_dir is not None:
             check_files(Path(output_dir) / name)
@@ -329,8 +329,8 @@ def parity(
         from q8trt.evaluation.data import data_config
         from q8trt.evaluation.parity import check_parity
 
+        check_known(options, ParityConfig, DataConfig)
         chosen, rows = take(ParityConfig, config, options) or ParityConfig(), take(DataConfig, data, options)
-        check_taken(options, ParityConfig, DataConfig)
         folders = _engines(engines, runs_dir)
         rows = data_config(folders, rows)
         return [check_parity(each, rows, chosen) for each in folders]
@@ -369,8 +369,8 @@ def predict(
         from q8trt.inference.files import ScoringConfig, score_file
 
         options |= {name: Path(path) for name, path in (("input", input), ("output", output)) if path is not None}
+        check_known(options, ScoringConfig)
         config = take(ScoringConfig, config, options) or from_values(ScoringConfig, {})
-        check_taken(options, ScoringConfig)
         if not isinstance(engine, Engine):
             engine = stack.enter_context(Engine.load(engine, device, buckets=buckets, batch_size=batch_size))
         return score_file(engine, config, on_progress)

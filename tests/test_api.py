@@ -208,3 +208,26 @@ def test_importing_is_cheap_and_names_are_complete() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
     assert all(getattr(q8trt, name) is not None for name in q8trt.__all__)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"taks": "STS-B", "seed": 1}, "unknown option 'taks' (did you mean 'task'?)"),
+        ({"task": None}, "--task is missing"),
+        ({"config": {"task": "STS-B"}}, "{'task': 'STS-B'} is not a FinetuneConfig"),
+        ({"task": "STS-B", "label_list": "yes"}, "label_list='yes', expected a list or a tuple"),
+        ({"task": "STS-B", "label_list": [0, 1]}, "label_list=0, expected str"),
+        ({"task": "STS-B", "precision": "fp16"}, "unknown --precision 'fp16' (did you mean 'fp32'?); known: fp32, int8"),
+        ({"resume": "newest", "seed": 1}, "resume continues a run as it was configured"),
+    ],
+)
+def test_what_a_keyword_cannot_be(keywords: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        q8trt.finetune(**keywords)
+    assert str(error.value).startswith(message)
+
+
+def test_shapes_are_pairs() -> None:
+    with pytest.raises(ConfigError, match=r"shapes=1, expected tuple"):
+        q8trt.benchmark("engine", shapes=[1, 128])

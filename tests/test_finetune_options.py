@@ -65,6 +65,7 @@ def test_a_library_that_is_not_installed(refused: Callable[..., str]) -> None:
 
 def test_an_unknown_library(refused: Callable[..., str]) -> None:
     assert "argument --quantizer: invalid choice: 'modelop'" in refused("--quantizer", "modelop")
+    assert "invalid choice: 'int8+fp16' (choose from 'fp32', 'int8')" in refused("--precision", "int8+fp16")
 
 
 def test_a_teacher_that_does_not_exist(refused: Callable[..., str]) -> None:

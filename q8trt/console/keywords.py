@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,9 +14,15 @@ _T = TypeVar("_T")
 
 
 def take(cls: type[_T], config: _T | None, keywords: dict[str, Any]) -> _T | None:
-    """Return `config`, or the dataclass `cls` of those `keywords` that are its options, taken out; None without either."""
+    """Return `config`, or the dataclass `cls` of those `keywords` that are its options, taken out; None without either.
+
+    A keyword that is None counts as left out.
+    """
+    if config is not None and not isinstance(config, cls):
+        raise ConfigError(f"{config!r} is not a {cls.__name__}; give options by keyword, such as name=value")
     known = {name: each for each in options_in(cls) for name in (each.name, each.flag)}
-    values = {known[name].name: _value(known[name], keywords.pop(name)) for name in list(keywords) if name in known}
+    taken = [(known[name], keywords.pop(name)) for name in list(keywords) if name in known]
+    values = {option.name: _value(option, value) for option, value in taken if value is not None}
     if config is not None and values:
         raise ConfigError(f"{next(iter(values))} is a field of the {cls.__name__} that was given; change it there")
     return from_values(cls, values) if values else config
@@ -25,23 +32,30 @@ def _value(option: Option, value: Any) -> Any:
     """Return the value of an option; a text is read as the command line reads it."""
     if isinstance(value, str) and option.read:
         return option.read(value)
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, os.PathLike) and option.kind is str:
+    if option.count is None:
+        return _single(option, value)
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{option.name}={value!r}, expected a list or a tuple")
+    return tuple(_single(option, each) for each in value)
+
+
+def _single(option: Option, value: Any) -> Any:
+    """Return one value of an option."""
+    kind = typing.get_origin(option.kind) or option.kind
+    if isinstance(value, os.PathLike) and kind is str:
         return os.fspath(value)
-    kinds = (int, float) if option.kind is float else option.kind
-    is_plain = option.kind in (bool, int, float, str) and option.count is None and not option.read
-    if (
-        is_plain
-        and value is not None
-        and (not isinstance(value, kinds) or isinstance(value, bool) is not (option.kind is bool))
-    ):
-        raise ConfigError(f"{option.name}={value!r}, expected {option.kind.__name__}")
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    kinds = (int, float) if kind is float else kind
+    is_checked = kind is tuple or (kind in (bool, int, float, str) and (option.count is not None or not option.read))
+    if is_checked and (not isinstance(value, kinds) or isinstance(value, bool) is not (kind is bool)):
+        raise ConfigError(f"{option.name}={value!r}, expected {kind.__name__}")
     return value
 
 
-def check_taken(keywords: Mapping[str, Any], *classes: type) -> None:
-    """Raise ConfigError for a keyword that no class took."""
-    names = [each.name for cls in classes for each in options_in(cls)]
-    for name in keywords:
-        raise ConfigError(f"unknown option {name!r}{nearest(name, names)}; known: {', '.join(names)}")
+def check_known(keywords: Mapping[str, Any], *classes: type) -> None:
+    """Raise ConfigError for a keyword that is an option of no class."""
+    options = [each for cls in classes for each in options_in(cls)]
+    names = [each.name for each in options]
+    if unknown := [name for name in keywords if name not in names and name not in {each.flag for each in options}]:
+        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], names)}; known: {', '.join(names)}")

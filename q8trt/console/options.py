@@ -236,7 +236,7 @@ def check_options(config: Any) -> None:
         value = getattr(config, each.name)
         if each.choices and value is not None and value not in each.choices:
             hint = nearest(str(value), each.choices)
-            raise ConfigError(f"unknown --{each.flag} {value!r}{hint}; known: {', '.join(each.choices)}")
+            raise ConfigError(f"unknown --{each.flag} {str(value)!r}{hint}; known: {', '.join(each.choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{each.flag} {value}, expected a finite number")
         if each.values and value is not None and not each.values.contain(value):

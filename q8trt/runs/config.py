@@ -42,7 +42,7 @@ class FinetuneConfig:
         None, "fine-tuned FP32 checkpoint; skips the stage of FP32 fine-tuning", metavar="DIR"
     )
     precision: Precision = option(
-        Precision.INT8, "fp32 stops before quantization", choices=(Precision.FP32, Precision.INT8)
+        Precision.INT8, "fp32 stops before quantization", choices=(Precision.FP32.value, Precision.INT8.value)
     )
     distillation: bool = option(True, "QAT learns from the FP32 teacher as well as from labels")
     teacher_model_name_or_path: str | None = option(
