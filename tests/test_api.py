@@ -218,7 +218,10 @@ def test_importing_is_cheap_and_names_are_complete() -> None:
         ({"config": {"task": "STS-B"}}, "{'task': 'STS-B'} is not a FinetuneConfig"),
         ({"task": "STS-B", "label_list": "yes"}, "label_list='yes', expected a list or a tuple"),
         ({"task": "STS-B", "label_list": [0, 1]}, "label_list=0, expected str"),
-        ({"task": "STS-B", "precision": "fp16"}, "unknown --precision 'fp16' (did you mean 'fp32'?); known: fp32, int8"),
+        (
+            {"task": "STS-B", "precision": "fp16"},
+            "unknown --precision 'fp16' (did you mean 'fp32'?); known: fp32, int8",
+        ),
         ({"resume": "newest", "seed": 1}, "resume continues a run as it was configured"),
     ],
 )

@@ -111,9 +111,12 @@ def test_invalid_json(folder: Path, text: str) -> None:
         ),
         (lambda data: data["model"].update(pad_token_id=-1), "model.pad_token_id: expected `int` >= 0"),
         (lambda data: data["profiles"][0].update(max=[2**40, 64]), r"profiles\[0\]\.max\[0\]: expected `int` <= "),
-        (lambda data: data["task"].update(activation="tanh"), "task.activation: invalid enum value 'tanh'"),
+        (lambda data: data["task"].update(activation="tanh"), "task.activation must be one of "),
         (lambda data: data["files"]["model.onnx"].update(sha256="x"), "expected `str` matching regex"),
-        (lambda data: data.update(precision="int7"), "precision: invalid enum value 'int7'"),
+        (
+            lambda data: data.update(precision="int7"),
+            r'precision must be one of fp32, fp16, int8, int8\+fp16, not "int7"',
+        ),
         (
             lambda data: data["task"].update(is_pair=False),
             "was edited or damaged: its digest does not match; restore it",
@@ -158,7 +161,7 @@ def test_the_record_of_a_build_is_read_by_its_fields(folder: Path) -> None:
     [
         ({"build": 5}, r"report: build must be an object, not 5"),
         ({"build": {"seconds": "1"}}, r"report: build.seconds must be a number"),
-        ({"build": {"timing_cache": "old"}}, r"report: build.timing_cache: invalid enum value 'old'"),
+        ({"build": {"timing_cache": "old"}}, r'report: build.timing_cache must be one of .*, not "old"'),
         ({"build": {"options": {"builder_optimization_level": 9}}}, "--builder_optimization_level 9, expected 0 to 5"),
         ({"export": {"options": {"exporter": "mine"}}}, "exporter"),
     ],

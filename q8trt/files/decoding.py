@@ -10,9 +10,11 @@ import dataclasses
 import os
 import re
 import stat
-from dataclasses import dataclass
+import typing
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import msgspec
 
@@ -185,13 +187,13 @@ def decode(cls: type[_T], data: Any, *, partial: bool = False) -> _T:
     except RecursionError:
         raise MalformedError("it is nested too deep") from None
     except msgspec.ValidationError as error:
-        raise MalformedError(_message(str(error), data)) from None
+        raise MalformedError(_message(str(error), cls, data)) from None
     if not partial:
         _compare_keys(data, decoded, "")
     return decoded
 
 
-def _message(text: str, data: Any) -> str:
+def _message(text: str, cls: type, data: Any) -> str:
     """Say a message of msgspec in q8trt's words: ``profiles[0].max must be a list, not "16x128"``."""
     problem, _, place = text.partition(" - at `$")
     where = place.rstrip("`").lstrip(".")
@@ -201,9 +203,20 @@ def _message(text: str, data: Any) -> str:
         return f"{where or 'the document'} must be {expected}, not {actual}"
     if match := _WRONG_LENGTH.fullmatch(problem):
         return f"{where} must have {match['expected']} entries, not {match['actual']}"
+    if problem.startswith("Invalid enum value ") and (members := _members(cls, where)):
+        return f"{where} must be one of {', '.join(members)}, not {_shown(data, where)}"
     if problem.startswith("Object missing required field "):
         return f"missing key{f' in {where}' if where else ''}: {problem.split('`')[1]}"
     return f"{where}: {_first_lower(problem)}" if where else _first_lower(problem)
+
+
+def _members(cls: Any, where: str) -> list[str]:
+    """Return the values of the enumeration at `where`; [] where the place is not a chain of fields."""
+    for name in where.split("."):
+        cls = typing.get_type_hints(cls).get(name) if is_dataclass(cls) else None
+    if isinstance(cls, type) and issubclass(cls, Enum):
+        return [str(each.value) for each in cls]
+    return list(typing.get_args(cls)) if typing.get_origin(cls) is Literal else []
 
 
 def _shown(data: Any, where: str) -> str:
