@@ -12,7 +12,8 @@ import pytest
 from app_fixtures import PAIRS, REGRESSION, SINGLE
 from triton_fakes import parse_config
 
-from q8trt.deployment.triton.config import Tensors, TritonConfig, default_name, encoder_config, text_config
+from q8trt.deployment.triton.config import TritonConfig
+from q8trt.deployment.triton.model_config import Served, Tensors, default_name
 from q8trt.deployment.triton.pbtxt import Symbol, entries, render
 from q8trt.engine.manifest import BackendInfo, FileInfo, Manifest, ModelInfo, TaskInfo
 from q8trt.engine.shapes import ShapeProfile, bucket_profiles
@@ -39,14 +40,15 @@ def configs(
     """The parsed configs of the text model and of the encoder."""
     described = described or manifest()
     tensors = Tensors(INPUTS, "TYPE_INT32", "TYPE_FP32", len(described.task.labels) or 1)
-    found = batch_limits(described, config.runs_plan, None, max_batch_size)
+    limits = batch_limits(described, config.runs_plan, None, max_batch_size)
+    served = Served("sts_b", config, described, tensors, limits)
+    messages = [served.text_config(), *([] if config.backend == "python" else [served.encoder_config()])]
     parsed = []
-    for make, name in ((text_config, "sts_b"), (encoder_config, "sts_b_encoder")):
-        if config.backend == "python" and make is encoder_config:
-            continue
-        path = tmp_path / f"{name}.pbtxt"
-        path.write_text(render(make(name, config, described, tensors, found)), encoding="utf-8")
+    for message in messages:
+        path = tmp_path / f"{message['name']}.pbtxt"
+        path.write_text(render(message), encoding="utf-8")
         parsed.append(parse_config(path))
+    assert [each.name for each in parsed] == ["sts_b", "sts_b_encoder"][: len(parsed)]
     return parsed[0], parsed[-1]
 
 

@@ -2,7 +2,7 @@
 
 This file is copied into the repository and runs inside the server, beside a copy of `q8trt.tasks.data.encoding`. It imports
 numpy, tokenizers and the server's own module, nothing of q8trt; onnxruntime only if it runs the encoder itself. Its settings
-are parameters of its config.pbtxt, as JSON (`q8trt.deployment.triton.config` writes them).
+are parameters of its config.pbtxt, as JSON (`q8trt.deployment.triton.model_config` writes them).
 
 A request holds ``text`` and, for a task of pairs, ``text_pair``: (rows, 1) strings. The dynamic batcher gives several requests
 at once; their rows go through the encoder together, and each request gets its own rows back, or its own error.

@@ -18,15 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from q8trt.console.names import one_line
-from q8trt.deployment.triton.config import (
-    WARMUP_TEXT,
-    Tensors,
-    TritonConfig,
-    default_name,
-    encoder_config,
-    encoder_name,
-    text_config,
-)  # fmt: skip
+from q8trt.deployment.triton.config import TritonConfig
+from q8trt.deployment.triton.model_config import WARMUP_TEXT, Served, Tensors, default_name
 from q8trt.deployment.triton.pbtxt import render
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from q8trt.engine.manifest_file import load_manifest
@@ -83,12 +76,12 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
     _check_servable(engine, manifest, config)
     tensors = read_tensors(engine / ONNX_FILE, manifest)
     sizes = _limits(manifest, config)
+    check_tokenizer(engine, manifest, TextEncoder(engine, manifest, sizes.max_length).tokenizer)
     name = config.model_name or default_name(manifest)
+    served = Served(name, config, manifest, tensors, sizes, truncation_side(engine))
     with exclusive(target), atomic_folder(target) as temporary:
         models = [name]
-        check_tokenizer(engine, manifest, TextEncoder(engine, manifest, sizes.max_length).tokenizer)
-        side = truncation_side(engine)
-        text = _write_model(temporary, name, render(text_config(name, config, manifest, tensors, sizes, side)))
+        text = _write_model(temporary, name, render(served.text_config()))
         shutil.copyfile(Path(__file__).with_name("model.py"), text / "model.py")
         shutil.copyfile(encoding.__file__, text / "encoding.py")
         shutil.copyfile(engine / TOKENIZER_FILE, text / TOKENIZER_FILE)
@@ -96,9 +89,8 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
             _write_graph(engine, text / ONNX_FILE, manifest, config)
             _write_warmup(text.parent / "warmup", sizes.max_length)
         else:
-            models.append(encoder_name(name))
-            message = encoder_config(models[1], config, manifest, tensors, sizes)
-            encoder = _write_model(temporary, models[1], render(message))
+            models.append(served.encoder_name)
+            encoder = _write_model(temporary, served.encoder_name, render(served.encoder_config()))
             if config.runs_plan:
                 shutil.copyfile(engine / PLAN_FILE, encoder / config.runtime.model_file)
             else:
