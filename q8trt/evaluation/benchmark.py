@@ -33,6 +33,7 @@ from q8trt.runtime.timing.latency import Latency, measure, random_inputs
 from q8trt.runtime.timing.layers import LayerTimes, measure_layers
 from q8trt.runtime.timing.lengths import measure_lengths
 from q8trt.runtime.timing.work import rated, work_of_onnx
+from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import DataConfig, Features
 
 MIB = 2**20
@@ -150,8 +151,6 @@ def _scored(
 
 def _parity(engine: EngineFolder, rows: Features, logits: np.ndarray, batching: Batching) -> Parity:
     """Return the distance of the engine's logits to those of the torch model that it was exported from."""
-    from q8trt.runtime.torch_runner import TorchRunner
-
     checkpoint = engine.run.checkpoint(engine.manifest.stage) if engine.run else None
     if checkpoint is None:
         raise ConfigError(f"{engine.folder} is in no run folder, so its torch checkpoint is not known; drop --parity")

@@ -26,6 +26,7 @@ from q8trt.reporting import Report
 from q8trt.reporting.parity import Difference
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import predict
+from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.metrics import compute_from_logits, direction
 
 #: Answers of two threads, or of two runs, may differ by so much, absolute and relative: kernels may sum in another order.
@@ -108,8 +109,6 @@ class ModelCheck:
         return bool(self._expected)
 
     def _torch_logits(self) -> Outcome[dict[str, np.ndarray]]:
-        from q8trt.runtime.torch_runner import TorchRunner
-
         logits = {}
         for kind, precision in (("fp32", Precision.FP32), ("fake_quant", Precision.INT8)):
             with TorchRunner(self.subject.model(precision), precision) as runner:

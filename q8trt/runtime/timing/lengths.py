@@ -66,10 +66,6 @@ def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Fe
     return features.select(np.concatenate([batches[index] for index in middles]).tolist())
 
 
-def _batches(features: Features, batch_size: int, pad_token_id: int, buckets: tuple[int, ...]) -> list[Batch]:
-    return list(bucketed_batches(features, batch_size, pad_token_id, buckets))
-
-
 def _warm(runners: Sequence[Runner], batches: Sequence[Batch], clock: Clock) -> float:
     """Run one batch of each shape on each runner; return the seconds of a second run of the last, the longest."""
     shapes = {batch.arrays["input_ids"].shape: batch for batch in batches}
@@ -110,11 +106,11 @@ def measure_lengths(
         one `Lengths` per runner, in order.
     """
     allowed = buckets_up_to(max_length, buckets)
-    probe = _batches(features.take(batch_size), batch_size, pad_token_id, (max_length,))
+    probe = list(bucketed_batches(features.take(batch_size), batch_size, pad_token_id, (max_length,)))
     per_batch = 2 * _warm(runners, probe, clock)  # with buckets and without: an upper bound
     affordable = max(2, int(max_seconds / per_batch)) if per_batch > 0 else len(features)
     rows = evenly_spaced_batches(features, batch_size, affordable)
-    kinds = [_batches(rows, batch_size, pad_token_id, lengths) for lengths in (allowed, (max_length,))]
+    kinds = [list(bucketed_batches(rows, batch_size, pad_token_id, lengths)) for lengths in (allowed, (max_length,))]
     for batches in kinds:
         _warm(runners, batches, clock)
     watches = [[Stopwatch(runner, clock) for runner in runners] for _ in kinds]
