@@ -82,13 +82,13 @@ def compute(cell: Cell, args: argparse.Namespace) -> None:
     import torch
 
     import q8trt
-    from q8trt.cli.finetune import parser as finetune_parser
+    from q8trt.cli.finetune import PARSER
 
     torch.set_num_threads(1)
     folder = args.output_dir / cell.name
     shutil.rmtree(folder, ignore_errors=True)
     options = {"data_dir": args.data_dir, "task": cell.task, **cell.options, "seed": cell.seed, "do_eval": False}
-    options |= {"save_steps": 1_000_000, **finetune_parser().typed_options(args.more)}
+    options |= {"save_steps": 1_000_000, **PARSER.typed_options(args.more)}
     if cell.needs is not None:
         options["from_fp32"] = args.output_dir / cell.needs / "fp32"
     try:

@@ -167,13 +167,13 @@ def test_without_an_engine(argv: list[str], words: list[str], place: Path, refus
 )
 def test_a_rebuild_is_told_from_the_name(name: str, words: str, calibrated: Path, tmp_path: Path) -> None:
     """The command's own parser reads it, and its output is the folder again."""
-    from q8trt.cli.build_engine import parser
+    from q8trt.cli.build_engine import PARSER
     from q8trt.deployment.source import Source, default_folder
 
     run = shutil.copytree(calibrated, tmp_path / "my run")
     line = rebuild_command(run / name)
     assert line == f"`python build_engine.py {words} --checkpoint '{run}'`" == build_command(run / name)
-    options = parser().read(shlex.split(line.strip("`"))[2:])
+    options = PARSER.read(shlex.split(line.strip("`"))[2:])
     stage = options.stage or "fp32"
     source = Source(run / stage, open_run(options.checkpoint), config_of_run(open_run(run)), stage)
     assert default_folder(source, options.flags.precision) == run / name
@@ -280,7 +280,7 @@ def test_a_shell_runs_what_a_script_in_another_folder_prints(tmp_path: Path) -> 
 
 def test_options_read_back() -> None:
 
-    from q8trt.cli.finetune import parser
+    from q8trt.cli.finetune import PARSER
 
     for data in (
         DataConfig("STS-B", sample=True, max_seq_length=64),
@@ -289,4 +289,4 @@ def test_options_read_back() -> None:
             "custom", train_file="-a b.csv", validation_file="c.csv", label_list=("no", "yes"), label_column_name="y"
         ),
     ):
-        assert parser().read(shlex.split(shlex.join(options_of(data)))).config.data == data
+        assert PARSER.read(shlex.split(shlex.join(options_of(data)))).config.data == data

@@ -158,7 +158,7 @@ def test_the_same_option_in_two_dataclasses() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_a_help_text_and_is_declared_once(command: str) -> None:
-    options = options_in(command_module(command).parser().options)
+    options = options_in(command_module(command).PARSER.options)
     names = [each.name for each in options]
     assert len(set(names)) == len(names)
     for each in options:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from q8trt.cli.build_engine import parser
+from q8trt.cli.build_engine import PARSER
 from q8trt.engine import preflight as module
 from q8trt.engine.backend import Backend
 from q8trt.engine.config import BuildConfig
@@ -75,7 +75,7 @@ def command(problem: Problem) -> list[str]:
     assert before == "rebuild it: "
     words = shlex.split(rest.partition("`")[0])
     assert words[:2] == ["python", "build_engine.py"]
-    parser().read(words[2:])
+    PARSER.read(words[2:])
     return words
 
 

@@ -50,7 +50,7 @@ def unwrapped(text: str) -> str:
 
 
 def test_ratios_by_hand(report: Report) -> None:
-    own, int8 = report.ratios(FP32)
+    own, int8 = (report.ratio(row, FP32) for row in report.rows)
     assert own.latency == {"1x128": 1.0, "16x128": 1.0}
     assert int8.latency == pytest.approx({"1x128": 1.031, "16x128": 1000 / 1520})
     assert int8.speed("16x128") == pytest.approx(1.52)
@@ -62,7 +62,7 @@ def test_ratios_by_hand(report: Report) -> None:
 def test_no_ratio_across_backends_or_devices(report: Report) -> None:
     elsewhere = replace(INT8, device=H100)
     mixed = replace(report, rows=[FP32, INT8, TRT, elsewhere])
-    for ratio in mixed.ratios(FP32)[2:]:
+    for ratio in (mixed.ratio(each, FP32) for each in mixed.rows[2:]):
         assert set(ratio.latency.values()) == {None}
         assert ratio.plan_size is None
         assert ratio.onnx_size == pytest.approx(0.25)  # the same kind of file everywhere
@@ -117,7 +117,7 @@ def test_a_hair_faster_is_not_faster(report: Report) -> None:
 def test_a_shape_not_timed_is_not_judged(report: Report) -> None:
     partial = replace(report, rows=[FP32, replace(INT8, latencies=INT8.latencies[:1])])
     assert len(verdict(partial)) == 2  # not faster at 1x128, and why
-    assert partial.ratios(FP32)[1].latency["16x128"] is None
+    assert partial.ratio(partial.rows[1], FP32).latency["16x128"] is None
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])

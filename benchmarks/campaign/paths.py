@@ -68,7 +68,7 @@ def cases(base: Path, random: Random) -> Iterator[Case]:
 
     tests_on_path()
     for command in COMMANDS:
-        for option, count in options(command_module(command).parser()):
+        for option, count in options(command_module(command).PARSER):
             for kind, (path, make) in _KINDS.items():
                 yield Case(
                     f"{kind}: {command} {option}",

@@ -45,7 +45,7 @@ def pages() -> dict[str, str]:
     commands = "\n".join([_COMMANDS, *map(_command, COMMANDS)])
     classes: dict[Any, None] = {}
     for name in COMMANDS:
-        classes |= dict.fromkeys(groups_in(command_module(name).parser().options))
+        classes |= dict.fromkeys(groups_in(command_module(name).PARSER.options))
     public = [each for each in classes if not each.__module__.startswith("q8trt.cli.")]
     configurations = "\n".join([_CONFIGURATIONS, *map(_configuration, sorted(public, key=lambda cls: cls.__name__))])
     return {"commands.md": commands, "configurations.md": configurations, "python.md": python}
@@ -91,7 +91,7 @@ def _docstring(documented: Any) -> str:
 
 def _command(name: str) -> str:
     """Return the section of a command."""
-    parser = command_module(name).parser()
+    parser = command_module(name).PARSER
     lines = [f"## {parser.prog}", "", _text(" ".join(parser.description.split())), ""]
     if parser.epilog:
         examples = (line.split("example: ")[-1].strip() for line in parser.epilog.splitlines())

@@ -86,9 +86,7 @@ class Options:
         return Path(self.output_dir or engines[-1].folder.parent) / (self.name or "benchmark")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "benchmark.py", __doc__)
+PARSER = Parser(Options, "benchmark.py", __doc__)
 
 
 def _compare(options: Options, reports: Sequence[str]) -> int:
@@ -113,12 +111,11 @@ def _compare(options: Options, reports: Sequence[str]) -> int:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    command_line = parser()
-    typed = command_line.typed_options(argv)
+    typed = PARSER.typed_options(argv)
     options = from_values(Options, typed)
     if options.compare:
         allowed = {"compare", "json", "name", "output_dir"}
-        command_line.check_alone(typed, allowed, "--compare reads two reports and measures nothing")
+        PARSER.check_alone(typed, allowed, "--compare reads two reports and measures nothing")
         return _compare(options, options.compare)
     if "shapes" in typed and options.batch_sizes:
         raise ConfigError("--shapes and the grid of --batch_sizes and --seq_lengths exclude each other; give one")

@@ -75,9 +75,7 @@ class Options:
     build: BuildConfig = group("build")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "build_engine.py", __doc__)
+PARSER = Parser(Options, "build_engine.py", __doc__)
 
 
 def _build(source: Source, precision: Precision, options: Options, output_dir: str | None) -> Path:
@@ -112,7 +110,7 @@ def _next(engines: Sequence[Path], source: Source) -> str:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     precision = options.flags.precision
     from q8trt.deployment.engine_folder import check_output
     from q8trt.deployment.source import find_source

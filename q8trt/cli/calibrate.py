@@ -47,14 +47,12 @@ class Options:
     data: DataConfig | None = group("data (default: the newest run's; others need --task)", unset="the data of the run")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "calibrate.py", __doc__)
+PARSER = Parser(Options, "calibrate.py", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     from q8trt import api
 
     words = ["calibrate.py", *argv]

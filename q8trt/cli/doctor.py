@@ -13,14 +13,12 @@ class Options:
     """The command has no options."""
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt doctor", __doc__)
+PARSER = Parser(Options, "q8trt doctor", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns 0 when every step will run, else 1."""
-    parser().read(argv)
+    PARSER.read(argv)
     from q8trt.doctor import checks, probe, render, steps
 
     machine = probe()

@@ -54,9 +54,7 @@ class Options:
             )
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "finetune.py", __doc__)
+PARSER = Parser(Options, "finetune.py", __doc__)
 
 
 def summary(run: Any, task: Any, is_sample: bool) -> str:
@@ -78,13 +76,12 @@ def build_command(run: Run, config: FinetuneConfig) -> str:
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    command_line = parser()
-    typed = command_line.typed_options(argv)
+    typed = PARSER.typed_options(argv)
     from q8trt import api
 
     words = ["finetune.py", *argv]
     if "resume" in typed:
-        command_line.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run as it was configured")
+        PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run as it was configured")
         run = api.finetune(
             resume=typed["resume"],
             runs_dir=typed.get("runs_dir", RUNS_DIR),

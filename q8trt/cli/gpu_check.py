@@ -45,9 +45,7 @@ class Options:
             check_folder(self.output_dir)
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt gpu-check", __doc__)
+PARSER = Parser(Options, "q8trt gpu-check", __doc__)
 
 
 def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
@@ -58,7 +56,7 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
         bench: where engines are built and run; None for the GPU (see `q8trt.gpu_check.bench.Bench`).
         config: what is run; None for what --quick says.
     """
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     from q8trt.gpu_check.bench import GpuBench
     from q8trt.gpu_check.config import QUICK, CheckConfig
     from q8trt.gpu_check.page import STEM, print_checks

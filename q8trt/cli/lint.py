@@ -38,14 +38,12 @@ class Options:
     output: str | None = option(None, "also write the report as JSON to FILE", metavar="FILE")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt lint", __doc__)
+PARSER = Parser(Options, "q8trt lint", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns 1 when a finding is at `--level` or worse, else 0."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     import json
 
     from q8trt import api

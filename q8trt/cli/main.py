@@ -43,7 +43,7 @@ _GRACE_SECONDS = 3
 
 
 def command_module(name: str) -> Any:
-    """Return the module of a command, which has the functions `parser` and `run`."""
+    """Return the module of a command, which has a `PARSER` and a function `run`."""
     return importlib.import_module(f"q8trt.cli.{name.replace('-', '_')}")
 
 

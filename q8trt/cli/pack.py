@@ -28,14 +28,12 @@ class Options:
     )
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt pack", __doc__)
+PARSER = Parser(Options, "q8trt pack", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     from q8trt.deployment.archive import pack
 
     packed = pack(options.engine, options.output, options.license)

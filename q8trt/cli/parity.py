@@ -33,14 +33,12 @@ class Options:
     data: DataConfig | None = group("data (default: the run's; others need --task)", unset="the data of the run")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt parity", __doc__)
+PARSER = Parser(Options, "q8trt parity", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns 0 when all stages agree, 1 when two of them part."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     from q8trt import api
     from q8trt.evaluation.data import data_config
     from q8trt.evaluation.parity import engines_of

@@ -42,14 +42,12 @@ class Options:
     scoring: ScoringConfig = group("files")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt predict", __doc__)
+PARSER = Parser(Options, "q8trt predict", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     from q8trt.console.commands import command
     from q8trt.errors import DataError, InterruptedRunError
 

@@ -32,14 +32,12 @@ class Options:
     config: TritonConfig = group("serving")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt triton", __doc__)
+PARSER = Parser(Options, "q8trt triton", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     config = options.config
     from q8trt.deployment.triton.repository import write_repository
 

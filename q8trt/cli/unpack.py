@@ -23,14 +23,12 @@ class Options:
     sha256: str | None = option(None, "the SHA-256 that `q8trt pack` printed; refuse any other archive", metavar="HEX")
 
 
-def parser() -> Parser:
-    """Return the parser of the command."""
-    return Parser(Options, "q8trt unpack", __doc__)
+PARSER = Parser(Options, "q8trt unpack", __doc__)
 
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options: Options = parser().read(argv)
+    options: Options = PARSER.read(argv)
     from q8trt.deployment.archive import unpack
 
     say(f"engine: {unpack(options.archive, options.output_dir, options.sha256, options.overwrite)}")

@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-#: Commands with a script of their own in a checkout.
-_SCRIPTS = ("finetune", "calibrate", "build-engine", "benchmark")
+#: Scripts of a checkout, one for a command each.
+_SCRIPTS = ("finetune.py", "calibrate.py", "build_engine.py", "benchmark.py")
 
 
 def command(name: str, *arguments: str | Path) -> str:
@@ -24,9 +24,8 @@ def command(name: str, *arguments: str | Path) -> str:
 def _program(name: str) -> list[str]:
     """Return the words before the arguments: a script of a checkout, the installed program, or the package."""
     typed, script = Path(sys.argv[0]), f"{name.replace('-', '_')}.py"
-    scripts = {f"{each.replace('-', '_')}.py" for each in _SCRIPTS}
-    if typed.name in scripts:
-        if script in scripts:
+    if typed.name in _SCRIPTS:
+        if script in _SCRIPTS:
             return [_python(), str(typed.with_name(script))]
         return ["q8trt", name] if shutil.which("q8trt") else [_python(), "-m", "q8trt", name]
     if typed.name == "__main__.py" and typed.parent.name == "q8trt":
@@ -34,7 +33,7 @@ def _program(name: str) -> list[str]:
     if typed.stem == "q8trt":
         on_path = shutil.which("q8trt")
         return ["q8trt" if on_path and Path(on_path).absolute() == typed.absolute() else str(typed), name]
-    return ["python", script] if script in scripts else ["q8trt", name]  # used as a library
+    return ["python", script] if script in _SCRIPTS else ["q8trt", name]  # used as a library
 
 
 def _python() -> str:

@@ -107,13 +107,18 @@ def _score_table(pairs: Sequence[ScorePair]) -> Table:
         Column("B", unit, format=".2f", missing="not scored"),
         Column("B - A", "points", format="+.2f", missing="scored on different rows"), words("data", wraps=True),
     )  # fmt: skip
-    rows = [(each.name, each.a_score_x100, each.b_score_x100, each.points, _data(each)) for each in pairs]
+    rows = [
+        (
+            each.name,
+            each.a_score_x100,
+            each.b_score_x100,
+            each.points,
+            "; ".join(map(str, each.across)) or "the same rows",
+        )
+        for each in pairs
+    ]
     legend = f"{pairs[0].metric}: lower is better" if direction(pairs[0].metric) < 0 else ""
     return Table(columns, tuple(rows), legend, "Scores")
-
-
-def _data(pair: ScorePair) -> str:
-    return "; ".join(map(str, pair.across)) or "the same rows"
 
 
 def _across(pair: TimePair) -> str:

@@ -233,10 +233,6 @@ class Measurements:
             plan_size=_quotient(row.plan_mib, baseline.plan_mib) if comparable else None,
         )
 
-    def ratios(self, baseline_row: Row) -> list[Ratio]:
-        """Return the ratio of each row to `baseline_row`."""
-        return [self.ratio(row, baseline_row) for row in self.rows]
-
     def speed(self, row: Row, shape: str) -> float | None:
         """Return the speed of `row` at `shape` relative to its baseline; None without a comparable figure."""
         baseline = self.baseline(row)
