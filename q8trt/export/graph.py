@@ -71,9 +71,9 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     return default if present is None else present.value
 
 
-def operands(node: ir.Node) -> Any:
+def operands(node: ir.Node | None) -> Any:
     """Return (computed input, constant input) of a node of two inputs in any order; None unless one of them is constant."""
-    first, second = node.inputs[0], node.inputs[1]
+    first, second = (None, None) if node is None else node.inputs[:2]
     if first is None or second is None:
         return None
     pairs = [(first, constant(second)), (second, constant(first))]
@@ -82,18 +82,12 @@ def operands(node: ir.Node) -> Any:
 
 
 def make(op_type: str, inputs: Sequence[ir.Value | None], like: ir.Node, **attributes: Any) -> ir.Node:
-    """Insert a node right before `like`, in its scope. Attributes are numbers, texts or lists of integers."""
-    kinds = [ir.Attr(name, _kind(value), value) for name, value in attributes.items()]
-    node = ir.Node("", op_type, inputs, kinds, num_outputs=1)
+    """Insert a node of one output right before `like`, in its scope."""
+    node = ir.node(op_type, inputs, attributes)
     node.metadata_props[SCOPE] = like.metadata_props.get(SCOPE, "")
     graph: Any = like.graph
     graph.insert_before(like, node)
     return node
-
-
-def _kind(value: Any) -> ir.AttributeType:
-    kinds = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
-    return kinds.get(type(value), ir.AttributeType.INTS)
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
@@ -123,11 +117,6 @@ def nodes(graph: ir.Graph, *op_types: str) -> list[Any]:
 def power_of_two(values: np.ndarray) -> bool:
     """Return whether a product with `values` is exact: all are powers of two."""
     return bool(np.all(np.abs(np.frexp(values)[0]) == 0.5))
-
-
-def set_input(node: ir.Node, index: int, value: ir.Value) -> None:
-    """Make `value` the input `index` of `node`."""
-    node.replace_input_with(index, value)
 
 
 def note_factor(node: ir.Node, factor: np.ndarray) -> None:

@@ -3,10 +3,9 @@
 Everything but `checkpoints` needs no weights, and is checked before a training step.
 """
 
-from q8trt.models.config import load_config, positions, takes_token_types
+from q8trt.models.config import check_rows, load_config, positions, takes_token_types
 from q8trt.models.labels import label_order
 from q8trt.models.locate import resolve_model, short_name
-from q8trt.models.rows import check_rows
 from q8trt.models.tokenizer import load_tokenizer, model_inputs
 
 __all__ = [

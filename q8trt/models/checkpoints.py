@@ -239,14 +239,15 @@ def load_recipe_of(folder: str | Path) -> Recipe:
         CheckpointError: quantization.json is missing or damaged, or of a later version.
     """
     path = Path(folder) / QUANTIZATION_FILE
+    problem = f"{path} cannot be read as a quantization recipe"
     try:
         data = files.read_json(path, _LIMITS)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error.strerror or error}") from None
+        raise CheckpointError(f"{problem}: {error.strerror or error}") from None
     except files.MalformedError as error:
-        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {error}") from None
+        raise CheckpointError(f"{problem}: {error}") from None
     if not isinstance(data, dict) or not isinstance(data.get("recipe"), dict):
-        raise CheckpointError(f"{path} cannot be read as a quantization recipe: expected an object with 'recipe'")
+        raise CheckpointError(f"{problem}: expected an object with 'recipe'")
     if data.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path} has format {str(data.get('format'))[:20]!r}, expected {_FORMAT}; use the version of q8trt that made it"
@@ -254,7 +255,7 @@ def load_recipe_of(folder: str | Path) -> Recipe:
     try:
         return Recipe.from_dict(data["recipe"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{path} cannot be read as a quantization recipe: {str(error)[:500]}") from None
+        raise CheckpointError(f"{problem}: {str(error)[:500]}") from None
 
 
 def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[PreTrainedModel, Recipe]:

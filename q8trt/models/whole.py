@@ -15,10 +15,7 @@ def check_whole(name: str, weights: bool = True) -> None:
     """Compare a checkpoint that q8trt wrote with the hashes that it wrote last.
 
     A folder without `hashes.json` is someone else's, or of an earlier version, and passes; so does a name of the hub.
-
-    Args:
-        name: the folder.
-        weights: whether the weights are compared; the other files always are.
+    `weights` decides whether the weights are compared; the other files always are.
 
     Raises:
         CheckpointError: a file is missing, cannot be read, or is not the one that was saved; names it.

@@ -272,9 +272,7 @@ def import_checkpoint(
         model: a float model of the same architecture and head, changed in place; None: made from the folder's config.json.
         name: of the recipe.
         library: whose quantizers to insert; None: ModelOpt's.
-        allow_pickle: see `read_state`.
-        strict: see `read_amax`.
-        leave_out: see `read_amax`.
+        allow_pickle: see `read_state`; `strict` and `leave_out`: see `read_amax`.
 
     Returns:
         the calibrated model on the device that it was on, in evaluation mode; its recipe; notes for the user.

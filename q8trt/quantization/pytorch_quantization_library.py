@@ -1,6 +1,6 @@
 """pytorch-quantization's own TensorQuantizer and calibrators, for `--quantizer pytorch-quantization`.
 
-NVIDIA archived the library in favour of ModelOpt; its source is in NVIDIA/TensorRT, tools/pytorch-quantization. The
+NVIDIA archived the library in favor of ModelOpt; its source is in NVIDIA/TensorRT, tools/pytorch-quantization. The
 fake-quantized value is the same, x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 1) / s with s = (2^(b-1) - 1) / amax, and so
 is the gradient, which passes where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2): to the bit what
 ModelOpt computes on the CPU.

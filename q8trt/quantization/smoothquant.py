@@ -137,11 +137,7 @@ def smooth_residuals(
     With quantizers off, the model computes what it did, to the bit. An Add of which not both inputs are quantized, or that
     is smoothed already, stays as it is.
 
-    Args:
-        model: quantized, in evaluation mode, its quantizers enabled.
-        batches: keyword arguments of the model; one pass over them.
-        alpha: see `residual_smoothing`.
-        on_batch: called after each batch.
+    `alpha` is that of `residual_smoothing`, the other arguments are as in `smooth`.
 
     Returns:
         ``"layer.0.ffn_residual"`` -> s, float (H,), of the Adds smoothed now.

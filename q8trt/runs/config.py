@@ -90,7 +90,8 @@ class FinetuneConfig:
     def with_paths(self, change: Callable[[str], str]) -> FinetuneConfig:
         """Return the configuration with each path changed; names of hub models stay."""
         data: Any = {name: change(path) for name in _DATA_PATHS if (path := getattr(self.data, name))}
-        models: Any = {name: change(path) for name in _MODEL_PATHS if (path := getattr(self, name)) and _is_path(path)}
+        named = {name: str(path) for name in _MODEL_PATHS if (path := getattr(self, name))}
+        models: Any = {n: change(path) for n, path in named.items() if Path(path).is_absolute() or _exists(path)}
         return replace(self, data=replace(self.data, **data), **models)
 
     def absolute(self) -> FinetuneConfig:
@@ -153,10 +154,6 @@ def _decoded(cls: type[_T], data: dict[str, Any]) -> _T:
     return files.decode(cls, {**defaults, **data})
 
 
-def _is_path(name: str) -> bool:
-    return Path(name).is_absolute() or _exists(name)
-
-
 def _exists(path: str) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - False, where Path.exists raises for a name that is too long
 
@@ -166,9 +163,7 @@ def config_of_run(run: Run, remedy: str = "") -> FinetuneConfig:
 
     A file that is gone is looked for in the same place relative to the run: a project may have been moved.
 
-    Args:
-        run: the run.
-        remedy: what the user may do where the rows are gone or have changed; "" for nothing.
+    `remedy` says what the user may do where the rows are gone or have changed; "" for nothing.
 
     Raises:
         ConfigError: run.json is damaged.

@@ -131,11 +131,7 @@ def _grouped(data: Any, cls: type, rest: str) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder.
-
-    Attributes:
-        path: the folder.
-    """
+    """One run folder, `path`."""
 
     path: Path
 
@@ -233,7 +229,7 @@ def new_run(
 
     Args:
         path: the folder.
-        provenance: command, commit, versions, hardware and date: see `q8trt.hardware.provenance`.
+        provenance: see `q8trt.hardware.provenance`.
         task: the task's name.
         config: JSON-ready configuration, from which `--resume` continues.
         data: the record of the rows, see `q8trt.tasks.data.record`; None leaves them out.

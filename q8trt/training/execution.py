@@ -45,10 +45,9 @@ def calibration_of(
     """Return the configuration that calibrates a checkpoint, by default the newest run's, and does not train.
 
     Args:
-        model: the checkpoint; None for the newest run's.
+        model: the checkpoint; None for the newest run's in `runs_dir`.
         calibration: its options.
         rows: the rows to calibrate and score on; None for those of the newest run.
-        runs_dir: folder of runs.
         recipe_name: the recipe where `calibration` has none.
         say: function that takes the notes on an imported checkpoint.
 
@@ -127,7 +126,6 @@ def execute(
         say: function that takes each line that says what is done.
         command: words of the command line, for the record of a new run.
         output_dir: folder of a new run; None for one in `runs_dir`.
-        runs_dir: folder of runs.
         prefix: begins the name of a new run.
         unfinished: the run to continue; None for a new one.
     """

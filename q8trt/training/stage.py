@@ -13,6 +13,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -214,12 +215,9 @@ def _use_loss_scale(trainer: transformers.Trainer, config: TrainingConfig) -> No
         )
 
 
-def _metrics_function(task: Task) -> Callable[[Any], dict[str, float]]:
-    def compute(prediction: Any) -> dict[str, float]:
-        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-        return compute_from_logits(task, np.asarray(logits, dtype=np.float32), prediction.label_ids)
-
-    return compute
+def _metrics(task: Task, prediction: Any) -> dict[str, float]:
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return compute_from_logits(task, np.asarray(logits, dtype=np.float32), prediction.label_ids)
 
 
 @dataclass(frozen=True)
@@ -288,7 +286,7 @@ def _make_trainer(
         eval_dataset=cast(Any, torch.utils.data.Subset(cast(Any, stage.dev), order)),
         data_collator=Collator(tokenizer.pad_token_id, lengths, stage.max_length),
         processing_class=tokenizer,
-        compute_metrics=_metrics_function(task),
+        compute_metrics=partial(_metrics, task),
         distiller=distiller,
         ranges=ranges,
         range_learning_rate=config.range_learning_rate,
@@ -311,7 +309,7 @@ def train_stage(
     """Train `stage.model` in place.
 
     Args:
-        stage: what to train.
+        stage: the model, its rows and its length.
         task: gives the loss and the metric that chooses the best checkpoint.
         tokenizer: its padding token fills batches, its separator gives a teacher the token types.
         config: the options of training.

@@ -30,7 +30,6 @@ from q8trt.export.graph import (
     operands,
     producer,
     replace,
-    set_input,
 )
 
 
@@ -50,7 +49,7 @@ def find_attentions(graph: ir.Graph) -> list[Attention]:
         add = producer(softmax.inputs[0], "Add")
         for value in add.inputs if add is not None else softmax.inputs:
             scale = producer(value, "Mul", "Div")
-            scaled = operands(scale) if scale is not None else None
+            scaled = operands(scale)
             bmm1 = producer(value if scaled is None else scaled[0], "MatMul")
             if bmm1 is not None and all(constant(each) is None for each in bmm1.inputs):
                 attentions.append(Attention(softmax, scale if scaled is not None else None, bmm1))
@@ -65,9 +64,7 @@ def _projection_of(value: ir.Value) -> Any:
             return None
         value = node.inputs[0]
     add = producer(value, "Add")
-    if add is None or operands(add) is None or only_reader(value, *_READERS) is None:
-        return None
-    return add
+    return None if operands(add) is None or only_reader(value, *_READERS) is None else add
 
 
 #: (batch, sequence, heads, size) -> (batch, heads, sequence, size), or the last two the other way round, as K has them.
@@ -95,13 +92,11 @@ def scale_linear(add: Any, factor: np.ndarray) -> bool:
             return False
         _scale_dequantized(graph, dequantize, factor)
     else:
-        set_input(
-            matmul, 1, new_constant(graph, f"{weight.name}.scaled", (constant(weight) * factor).astype(np.float32))
-        )
+        scaled = (constant(weight) * factor).astype(np.float32)
+        matmul.replace_input_with(1, new_constant(graph, f"{weight.name}.scaled", scaled))
     bias = next(index for index, value in enumerate(add.inputs) if constant(value) is not None)
-    set_input(
-        add, bias, new_constant(graph, f"{add.inputs[bias].name}.scaled", (summands[1] * factor).astype(np.float32))
-    )
+    scaled = (summands[1] * factor).astype(np.float32)
+    add.replace_input_with(bias, new_constant(graph, f"{add.inputs[bias].name}.scaled", scaled))
     note_factor(add, factor)
     return True
 
@@ -109,8 +104,8 @@ def scale_linear(add: Any, factor: np.ndarray) -> bool:
 def _scale_dequantized(graph: ir.Graph, dequantize: Any, factor: np.ndarray) -> None:
     scale = (constant(dequantize.inputs[1]) * factor).astype(np.float32)
     if scale.ndim and not constant(dequantize.inputs[1]).ndim:  # one scale becomes one a column
-        dequantize.attributes["axis"] = ir.Attr("axis", ir.AttributeType.INT, 1)
-    set_input(dequantize, 1, new_constant(graph, "scale", scale))
+        dequantize.attributes["axis"] = ir.AttrInt64("axis", 1)
+    dequantize.replace_input_with(1, new_constant(graph, "scale", scale))
 
 
 def fold_attention_scale(model: ir.Model) -> int:
@@ -122,14 +117,11 @@ def fold_attention_scale(model: ir.Model) -> int:
     for attention in find_attentions(model.graph):
         query = above_qdq(attention.bmm1.inputs[0])
         scale = attention.scores_scale or producer(query, "Mul", "Div")
-        factors = operands(scale) if scale is not None else None
-        if (
-            scale is None
-            or factors is None
-            or factors[1].size != 1
-            or (scale.op_type == "Div" and constant(scale.inputs[0]) is not None)
-        ):
+        factors = operands(scale)
+        if factors is None or factors[1].size != 1:
             continue
+        if scale.op_type == "Div" and constant(scale.inputs[0]) is not None:
+            continue  # a constant divided by Q
         if attention.scores_scale is not None and query is not attention.bmm1.inputs[0]:
             continue  # scores scaled after a quantized product: Q's range would change with it
         add = _projection_of(query if attention.scores_scale is not None else factors[0])
@@ -198,8 +190,8 @@ def _projections(attention: Attention) -> list[Any] | None:
 
 def _unscaled(value: ir.Value) -> ir.Value:
     """Return the input of a Mul by a constant, which is a scale that could not be folded; else `value`."""
-    scale = producer(value, "Mul")
-    return operands(scale)[0] if scale is not None and operands(scale) is not None else value
+    factors = operands(producer(value, "Mul"))
+    return value if factors is None else factors[0]
 
 
 def _fuse(graph: ir.Graph, adds: list[Any]) -> bool:
@@ -223,9 +215,7 @@ def _fuse(graph: ir.Graph, adds: list[Any]) -> bool:
     reshape = make("Reshape", [total.outputs[0], shape], like)
     transpose = make("Transpose", [reshape.outputs[0]], like, perm=_ROWS)
     sizes = new_constant(graph, "sizes", np.array([count] * 3, np.int64))
-    split = ir.Node(
-        "", "Split", [transpose.outputs[0], sizes], [ir.Attr("axis", ir.AttributeType.INT, 1)], num_outputs=3
-    )
+    split = ir.node("Split", [transpose.outputs[0], sizes], {"axis": 1}, num_outputs=3)
     graph.insert_before(like, split)
     for node in (product, total, reshape, transpose, split):
         node.metadata_props[SCOPE] = f"{scope}.qkv"

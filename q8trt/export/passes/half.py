@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.export.graph import SCOPE, constant, make, new_constant, nodes, set_input
+from q8trt.export.graph import SCOPE, constant, make, new_constant, nodes
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 #: FP16's largest number and its smallest that has all eleven bits.
@@ -51,12 +51,12 @@ class _Converter:
         """Give `node` inputs of its type, and its outputs theirs."""
         wanted = self._type_of(node)
         if node.op_type == "Cast" and wanted is HALF and node.attributes["to"].value == FLOAT:
-            node.attributes["to"] = ir.Attr("to", ir.AttributeType.INT, int(HALF))
+            node.attributes["to"] = ir.AttrInt64("to", int(HALF))
         if node.op_type == "DequantizeLinear" and wanted is HALF and constant(node.inputs[0]) is not None:
             self._raise_scale(node)
         for index, value in enumerate(node.inputs):
             if value is not None and value.dtype in (FLOAT, HALF):
-                set_input(node, index, self._as(value, wanted, node))
+                node.replace_input_with(index, self._as(value, wanted, node))
         for output in node.outputs:
             if output.dtype is FLOAT:
                 output.dtype = wanted
@@ -97,8 +97,9 @@ class _Converter:
             axis = node.attributes["axis"].value
             ratio = ratio.reshape([-1 if dim == axis else 1 for dim in range(integers.ndim)])
         name = node.inputs[0].name
-        set_input(node, 0, new_constant(self.graph, f"{name}.raised", np.rint(integers * ratio).astype(np.int8)))
-        set_input(node, 1, new_constant(self.graph, f"{name}.scale", raised.astype(np.float32)))
+        integers = np.rint(integers * ratio).astype(np.int8)
+        node.replace_input_with(0, new_constant(self.graph, f"{name}.raised", integers))
+        node.replace_input_with(1, new_constant(self.graph, f"{name}.scale", raised.astype(np.float32)))
 
     def restore_outputs(self) -> None:
         """Cast the graph's outputs to FP32."""
@@ -108,7 +109,7 @@ class _Converter:
             node = output.producer()
             name, shape = output.name, output.shape
             output.name = f"{name}.float16"
-            cast = ir.Node("", "Cast", [output], [ir.Attr("to", ir.AttributeType.INT, int(FLOAT))], num_outputs=1)
+            cast = ir.node("Cast", [output], {"to": int(FLOAT)})
             cast.metadata_props[SCOPE] = "" if node is None else str(node.name).rpartition("/")[0]
             cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = name, FLOAT, shape
             self.graph.append(cast)

@@ -25,7 +25,6 @@ from q8trt.export.graph import (
     producer,
     remove,
     replace,
-    set_input,
 )
 
 _TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
@@ -93,8 +92,8 @@ def constants_last(model: ir.Model) -> int:
     for node in nodes(model.graph, "Add", "Mul"):
         first, second = node.inputs
         if constant(first) is not None and constant(second) is None:
-            set_input(node, 0, second)
-            set_input(node, 1, first)
+            node.replace_input_with(0, second)
+            node.replace_input_with(1, first)
             changed += 1
     return changed
 
@@ -171,7 +170,7 @@ def fold_casts(model: ir.Model) -> int:
     for node in nodes(model.graph, "CumSum"):
         axis = constant(node.inputs[1])
         if axis is not None and axis.dtype != np.int64:
-            set_input(node, 1, new_constant(model.graph, "axis", axis.astype(np.int64)))
+            node.replace_input_with(1, new_constant(model.graph, "axis", axis.astype(np.int64)))
             changed += 1
     return changed
 

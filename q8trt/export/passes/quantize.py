@@ -17,7 +17,6 @@ from q8trt.export.graph import (
     only_reader,
     producer,
     replace,
-    set_input,
 )
 from q8trt.quantization.precision import FORMATS, Format
 
@@ -113,6 +112,6 @@ def read_shapes_before_quantization(model: ir.Model) -> int:
     for node in nodes(model.graph, "Shape"):
         source = above_qdq(node.inputs[0])
         if source is not node.inputs[0]:
-            set_input(node, 0, source)
+            node.replace_input_with(0, source)
             moved += 1
     return moved

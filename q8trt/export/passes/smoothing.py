@@ -22,7 +22,6 @@ from q8trt.export.graph import (
     producer,
     readers,
     replace,
-    set_input,
 )
 from q8trt.export.passes.attention import scale_linear
 
@@ -69,7 +68,7 @@ def fold_layernorm_factors(model: ir.Model) -> int:
         for index in (1, 2):
             array = constant(norm.inputs[index])
             scaled = new_constant(model.graph, f"{norm.inputs[index].name}.scaled", array * factors[chosen])
-            set_input(norm, index, scaled)
+            norm.replace_input_with(index, scaled)
         note_factor(norm, factors[chosen])
         for mul, factor in zip(muls, factors, strict=True):
             rest = factor / factors[chosen]
