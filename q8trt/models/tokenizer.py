@@ -116,11 +116,7 @@ def _check_usable(tokenizer: Any, where: str) -> None:
 
 
 def _fit(tokenizer: Any, config: Any, where: str) -> None:
-    """Give `tokenizer` the model's inputs and positions.
-
-    Raises:
-        CheckpointError: it has ids beyond the model's token table.
-    """
+    """Give `tokenizer` the model's inputs and positions; raise where it has ids beyond the model's token table."""
     rows = config.vocab_size
     ids = {*tokenizer.get_vocab().values(), *tokenizer("a", "b")["input_ids"]}
     if beyond := sum(each >= rows for each in ids):

@@ -19,6 +19,9 @@ from q8trt.quantization.calibrators import CALIBRATORS
 from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, SITE_KINDS, Site
 
 RANGES = ("frozen", "ema", "lsq", "pact")
+_KEYS = ("name", "description", "activations", "weights", "sites", "qat", "smoothquant", "smooth_residuals")
+#: Keys that QAT may start with in place of the recipe's own.
+_START_KEYS = ("activations", "weights", "sites", "smoothquant", "smooth_residuals")
 #: A recipe of every site of every layer of BERT-large is below a fifth of these.
 _LIMITS = Limits(size=2**18, depth=16, values=50_000)
 _LAYER_KEY = re.compile(r"layer\.([0-9]{1,4})\.(.+)")
@@ -104,19 +107,6 @@ def _split(key: str) -> tuple[int | None, str]:
     return (int(match[1]), match[2]) if match else (None, key)
 
 
-def _site_of(key: str, recipe: str) -> str:
-    """Return the site name that a recipe's key refers to.
-
-    Raises:
-        ConfigError: it refers to none.
-    """
-    layer, name = _split(key)
-    if name not in SITE_KINDS or (layer is not None and name in OUTSIDE_LAYERS):
-        known = [*SITE_KINDS, *GROUPS, "layer.N.SITE"]
-        raise ConfigError(f"recipe {recipe!r}: unknown site {key!r}{nearest(name, known)}; known: {', '.join(known)}")
-    return name
-
-
 @dataclass(frozen=True)
 class Recipe:
     """A named placement of quantizers.
@@ -151,10 +141,16 @@ class Recipe:
             if alpha is not None and (not _is_number(alpha) or not 0 <= alpha <= 1):
                 raise ConfigError(f"recipe {self.name!r}: {option} must lie in [0, 1], got {alpha!r}")
         for key, spec in self.sites.items():
-            self._check(key, spec, SITE_KINDS[_site_of(key, self.name)])
+            self._check(key, spec)
 
-    def _check(self, key: str, spec: QuantizerSpec, kind: str) -> None:
-        where = f"recipe {self.name!r}, site {key!r}"
+    def _check(self, key: str, spec: QuantizerSpec) -> None:
+        layer, name = _split(key)
+        if name not in SITE_KINDS or (layer is not None and name in OUTSIDE_LAYERS):
+            known = [*SITE_KINDS, *GROUPS, "layer.N.SITE"]
+            raise ConfigError(
+                f"recipe {self.name!r}: unknown site {key!r}{nearest(name, known)}; known: {', '.join(known)}"
+            )
+        kind, where = SITE_KINDS[name], f"recipe {self.name!r}, site {key!r}"
         if kind == ACTIVATION and spec.axis is not None:
             raise ConfigError(f"{where}: activations are quantized per tensor (axis: null)")
         if kind == ACTIVATION and spec.num_bits != 8:
@@ -164,7 +160,7 @@ class Recipe:
         if kind != ACTIVATION and not CALIBRATORS[spec.calibrator].for_weights:
             names = " or ".join(repr(name) for name, method in CALIBRATORS.items() if method.for_weights)
             raise ConfigError(f"{where}: weights are calibrated by {names}, got {spec.calibrator!r}")
-        if spec.layers is not None and (key not in SITE_KINDS or key in OUTSIDE_LAYERS):
+        if spec.layers is not None and (layer is not None or name in OUTSIDE_LAYERS):
             raise ConfigError(f"{where}: 'layers' is for sites that every layer has")
 
     def spec(self, site: Site) -> QuantizerSpec | None:
@@ -226,11 +222,7 @@ class Recipe:
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected a mapping with 'name' and 'sites', got {type(data).__name__}")
-        _check_keys(
-            data,
-            ("name", "description", "activations", "weights", "sites", "qat", "smoothquant", "smooth_residuals"),
-            where,
-        )
+        _check_keys(data, _KEYS, where)
         sites = data.get("sites")
         if not isinstance(data.get("name"), str) or not isinstance(sites, Mapping):
             raise ConfigError(f"{where}: expected 'name: TEXT' and 'sites: {{site: {{...}}}}'")
@@ -250,12 +242,8 @@ class Recipe:
 
 
 def _qat_start(data: Mapping[str, Any], start: Any, where: str) -> Recipe:
-    """Return the recipe with the keys of `start` in place of its own.
-
-    Raises:
-        ConfigError: a key that cannot differ, or other sites than the recipe's.
-    """
-    _check_keys(_mapping(start, where), ("activations", "weights", "sites", "smoothquant", "smooth_residuals"), where)
+    """Return the recipe with the keys of `start` in place of its own."""
+    _check_keys(_mapping(start, where), _START_KEYS, where)
     first = Recipe.from_dict({**data, **start}, where)
     here = _specs(data, data["sites"], where)
     if [key for key in here if here[key].enabled] != [key for key in first.sites if first.sites[key].enabled]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
-from q8trt.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,14 +57,6 @@ def seal(checkpoint: Path) -> None:
     """Finish a checkpoint that all processes have written: ordinary permissions, and hashes of every file."""
     (checkpoint / _UNREAD).unlink(missing_ok=True)
     files.write_seal(checkpoint)
-
-
-def check_unchanged(checkpoint: Path) -> None:
-    """Raise CheckpointError where a checkpoint is not what was written."""
-    if damage := files.find_damage(checkpoint):
-        raise CheckpointError(
-            f"{checkpoint}/{damage}; continue the run with --resume, which takes the newest checkpoint that is sound"
-        )
 
 
 def load_state(checkpoint: Path) -> Any:

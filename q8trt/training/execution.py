@@ -13,15 +13,14 @@ from q8trt.console.options import from_values
 from q8trt.console.progress import is_main_process
 from q8trt.errors import ConfigError
 from q8trt.models import checkpoints, load_config, short_name
-from q8trt.quantization.libraries import library
-from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.quantization.recipe import load_recipe
 from q8trt.quantization.sites import encoder_sites
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run, last_stage
 from q8trt.runs.fresh import fresh_run, sole_writer
 from q8trt.runs.run import Run, check_new_run, make_a_run, open_run, run_name
 from q8trt.runs.search import newest_run, sound_runs
 from q8trt.tasks.data import DataConfig
-from q8trt.training.finetuning import Finetuning, load_inputs
+from q8trt.training.finetuning import Finetuning, import_ranges, load_inputs
 
 
 def unfinished_run(run: Run | str | Path, runs_dir: str | Path) -> Run:
@@ -63,31 +62,15 @@ def calibration_of(
     if model:
         model = os.fspath(model)
         rows = rows or from_values(DataConfig, {})
-        if calibration.from_pytorch_quantization:
-            recipe, notes = _imported_recipe(model, rows, calibration)
+        if source := calibration.from_pytorch_quantization:
+            loaded = checkpoints.load_finetuned(model, rows.resolved_task, calibration.allow_pickle)
+            _, recipe, notes = import_ranges(calibration, loaded, Path(source).stem)
             say("\n".join(notes))
         return FinetuneConfig(rows, model_name_or_path=model, from_fp32=model, **calibration.apply(recipe))
     newest = newest_run(os.fspath(runs_dir), ("fp32",))
     of_run = config_of_run(newest, "give --task and the options of other data to calibrate on those")
     changes: dict[str, Any] = {"data": rows or of_run.data, "from_fp32": str(newest.checkpoint("fp32"))}
     return replace(of_run, **changes, **calibration.apply(recipe))
-
-
-def _imported_recipe(
-    model_name: str, data: DataConfig, calibration: CalibrationConfig
-) -> tuple[Recipe, tuple[str, ...]]:
-    """Return the recipe of a pytorch-quantization checkpoint, and notes on it."""
-    from q8trt.quantization.migration import import_checkpoint
-
-    path = str(calibration.from_pytorch_quantization)
-    _, recipe, notes = import_checkpoint(
-        path,
-        checkpoints.load_finetuned(model_name, data.resolved_task, calibration.allow_pickle),
-        name=Path(path).stem,
-        library=library(calibration.quantizer),
-        allow_pickle=calibration.allow_pickle,
-    )
-    return recipe, notes
 
 
 def recipe_lines(config: FinetuneConfig) -> list[str]:

@@ -23,7 +23,7 @@ from q8trt.models.activation import activation_of, adopt_activation
 from q8trt.quantization.libraries import library
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe
-from q8trt.runs.config import FinetuneConfig, last_stage
+from q8trt.runs.config import CalibrationConfig, FinetuneConfig, last_stage
 from q8trt.runs.run import STAGES, Run, StageName
 from q8trt.runtime.scores import evaluate
 from q8trt.runtime.torch_runner import TorchRunner
@@ -162,12 +162,13 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
         ConfigError: the recipe does not fit the model or the library.
         QuantizationError: a site could not be calibrated.
     """
-    from q8trt.quantization.calibration import searched_sites
-    from q8trt.quantization.insertion import insert_quantizers
+    from q8trt.quantization.calibration import Calibration, searched_sites
+    from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 
     quantized = copy.deepcopy(model)
     if config.from_pytorch_quantization:
-        return _imported(quantized, config)
+        quantized, _, _ = import_ranges(config, quantized, config.recipe.name)
+        return quantized, Calibration({key: float(q.amax.max()) for key, q in model_quantizers(quantized).items()})
     insert_quantizers(quantized, config.recipe, library(config.quantizer))
     passes = 1 + sum(alpha is not None for alpha in (config.recipe.smoothquant, config.recipe.smooth_residuals))
     rows = passes * min(config.calibration_samples, len(inputs.train))
@@ -176,21 +177,14 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
     return quantized, calibration
 
 
-def _imported(model: PreTrainedModel, config: FinetuneConfig) -> tuple[PreTrainedModel, Calibration]:
-    """Return `model` with the weights and ranges of a pytorch-quantization checkpoint."""
-    from q8trt.quantization.calibration import Calibration
-    from q8trt.quantization.insertion import model_quantizers
+def import_ranges(
+    options: FinetuneConfig | CalibrationConfig, model: PreTrainedModel, name: str
+) -> tuple[PreTrainedModel, Recipe, tuple[str, ...]]:
+    """Return `model` with the weights and ranges of a pytorch-quantization checkpoint, its recipe `name`, and notes."""
     from q8trt.quantization.migration import import_checkpoint
 
-    quantized, _, _ = import_checkpoint(
-        str(config.from_pytorch_quantization),
-        model,
-        name=config.recipe.name,
-        library=library(config.quantizer),
-        allow_pickle=config.allow_pickle,
-    )
-    amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
-    return quantized, Calibration(amax)
+    path, source = str(options.from_pytorch_quantization), library(options.quantizer)
+    return import_checkpoint(path, model, name=name, library=source, allow_pickle=options.allow_pickle)
 
 
 def measure_ranges(

@@ -27,9 +27,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
+from q8trt import files
 from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process
-from q8trt.errors import InterruptedRunError
+from q8trt.errors import CheckpointError, InterruptedRunError
 from q8trt.quantization.insertion import weights_quantized_once
 from q8trt.quantization.ranges import Ranges, apply_ranges
 from q8trt.quantization.recipe import Recipe
@@ -142,7 +143,10 @@ class _Trainer(transformers.Trainer):
     def _load_best_model(self) -> None:
         """Load the best checkpoint, if it is still what was written."""
         best = self._checkpoint_at(self.state.best_global_step)
-        trainer_checkpoints.check_unchanged(best)
+        if damage := files.find_damage(best):
+            raise CheckpointError(
+                f"{best}/{damage}; continue the run with --resume, which takes the newest checkpoint that is sound"
+            )
         self.state.best_model_checkpoint = str(best)
         super()._load_best_model()
 
@@ -309,7 +313,7 @@ def train_stage(
     """Train `stage.model` in place.
 
     Args:
-        stage: the model, its rows and its length.
+        stage: the model, its rows, and for how long.
         task: gives the loss and the metric that chooses the best checkpoint.
         tokenizer: its padding token fills batches, its separator gives a teacher the token types.
         config: the options of training.

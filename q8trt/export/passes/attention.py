@@ -185,7 +185,7 @@ def _projections(attention: Attention) -> list[Any] | None:
         return None
     values = [above_qdq(value) for value in (*attention.bmm1.inputs, bmm2.inputs[1])]
     adds = [_projection_of(_unscaled(value)) for value in values]
-    return None if any(add is None for add in adds) else [add for add in adds if add is not None]
+    return None if None in adds else adds
 
 
 def _unscaled(value: ir.Value) -> ir.Value:
