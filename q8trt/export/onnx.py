@@ -87,17 +87,17 @@ def export_onnx(
     graph = trace(model, input_names, options.exporter)
     _check_quantizers(model, graph)
     reports = run_passes(graph, options.passes)
-    kept: list[KeptOp] = []
+    in_fp32: list[KeptOp] = []
     if precision.is_half:
-        kept, report = _halve(graph, batches)
+        in_fp32, report = _halve(graph, batches)
         reports.append(report)
     reports.append(PassReport("note_modules", normal.note_modules(graph)))
     counts = {report.name: report.changed for report in reports}
-    if kept:
-        graph.metadata_props["kept_fp32"] = json.dumps({op.name: op.reason for op in kept})
+    if in_fp32:
+        graph.metadata_props["kept_fp32"] = json.dumps({op.name: op.reason for op in in_fp32})
     _write(graph, Path(path), precision)
     return ExportedModel(
-        Path(path), tuple(input_names), counts["fold_weights"], counts["insert_qdq"], tuple(reports), tuple(kept)
+        Path(path), tuple(input_names), counts["fold_weights"], counts["insert_qdq"], tuple(reports), tuple(in_fp32)
     )
 
 
@@ -125,10 +125,10 @@ def _halve(graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> tupl
     """Convert FP32 to FP16, except what overflows on `batches`."""
     normal.infer_shapes(graph)
     batches = list(batches)
-    kept = ops_to_keep(graph, tensor_ranges(graph, batches) if batches else {})
-    report = PassReport("to_fp16", to_fp16(graph, [op.name for op in kept]))
+    in_fp32 = ops_to_keep(graph, tensor_ranges(graph, batches) if batches else {})
+    report = PassReport("to_fp16", to_fp16(graph, [op.name for op in in_fp32]))
     normal.order_and_name(graph)
-    return kept, report
+    return in_fp32, report
 
 
 def _write(graph: ir.Model, path: Path, precision: Precision) -> None:

@@ -160,16 +160,16 @@ def entropy_bins(counts: torch.Tensor, num_bits: int) -> int:
     filled = torch.cat((zero, (c > 0).double().cumsum(0)))
     information = torch.cat((zero, torch.xlogy(c, c).cumsum(0)))
 
-    kept = torch.arange(levels, bins + 1)
+    sizes = torch.arange(levels, bins + 1)
     # Level g of i bins begins at bin ceil(g * i / levels).
-    borders = (torch.arange(levels + 1) * kept[:, None] + levels - 1) // levels
+    borders = (torch.arange(levels + 1) * sizes[:, None] + levels - 1) // levels
     level_sums = sums[borders].diff()
     level_means = level_sums / filled[borders].diff().clamp_min(1)
-    last, clipped = c[kept - 1], total - sums[kept]
-    p_log_p = information[kept] - torch.xlogy(last, last) + torch.xlogy(last + clipped, last + clipped)
+    last, clipped = c[sizes - 1], total - sums[sizes]
+    p_log_p = information[sizes] - torch.xlogy(last, last) + torch.xlogy(last + clipped, last + clipped)
     p_log_q = torch.xlogy(level_sums, level_means).sum(1) + torch.xlogy(clipped, level_means[:, -1])
-    divergence = (p_log_p - p_log_q) / total + torch.log(sums[kept] / total)
+    divergence = (p_log_p - p_log_q) / total + torch.log(sums[sizes] / total)
     # Q is zero where the last bin is empty: no distribution to lay what is clipped on.
     divergence[(last == 0) & (clipped > 0)] = math.inf
     # The last of equals, which clips least; equal up to the rounding of the sums.
-    return int(kept[torch.nonzero(divergence <= divergence.min() + 1e-12)[-1]])
+    return int(sizes[torch.nonzero(divergence <= divergence.min() + 1e-12)[-1]])

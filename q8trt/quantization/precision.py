@@ -83,7 +83,7 @@ class Precision(StrEnum):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the model has quantizers."""
+        """True for a model with quantizers."""
         return self.quantized is not None
 
     @property

@@ -111,12 +111,14 @@ def _learned_class(original: type, learns_step: bool) -> type:
     return type(f"Learned{original.__name__}", (_Learned, original), {"learns_step": learns_step})
 
 
-def _learn(quantizer: Any, learns_step: bool) -> None:
+def _learn(quantizer: Any, learns_step: bool) -> nn.Parameter:
     """Make `_amax` a parameter of the same name, so that the state dict stays as it is."""
     amax = quantizer._buffers.pop("_amax")
     quantizer.register_parameter("_amax", nn.Parameter(amax.detach().clone()))
     original: Any = type(quantizer)
     quantizer.__class__ = _learned_class(original, learns_step)
+    learned: nn.Parameter = quantizer._amax
+    return learned
 
 
 def _unlearn(quantizer: Any) -> None:

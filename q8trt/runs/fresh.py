@@ -75,7 +75,7 @@ def fresh_run(
 
 
 def _remove(path: Path) -> None:
-    """Remove the run; other files in a folder that was there before stay, for they are the user's."""
+    """Remove the run; other files in a folder that was there before stay: they are the user's."""
     for name in WRITTEN:
         shutil.rmtree(path / name, ignore_errors=True)
         with contextlib.suppress(OSError):  # the error that led here is the one to report

@@ -192,7 +192,7 @@ def check_new_run(path: str | Path) -> None:
     """Check that a run can be made in `path` without replacing anything. Other files may be there.
 
     Raises:
-        ConfigError: the folder is a run already, holds a name that the run would write, lies inside a checkpoint, or cannot
+        ConfigError: the folder is a run already, holds a name that the run would write, is inside a checkpoint, or cannot
             be written.
     """
     folder = Path(path)

@@ -35,7 +35,7 @@ class Pass:
         return self.run.__name__
 
 
-#: In this order. Normal form first, for the others match it; names last.
+#: In this order. Normal form first, because the others match it; names last.
 PASSES: tuple[Pass, ...] = (
     Pass(normal.note_scopes),
     Pass(normal.lift_constants),
