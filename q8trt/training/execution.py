@@ -27,10 +27,10 @@ def unfinished_run(run: Run | str | Path, runs_dir: str | Path) -> Run:
     """Return the run; for "newest" the newest that is not finished."""
     if run != "newest":
         return run if isinstance(run, Run) else open_run(run)
-    for each in sound_runs(os.fspath(runs_dir)):
+    for each in sound_runs(runs_dir):
         if each.stage(last_stage(config_of_run(each))) is None:
             return each
-    raise ConfigError(f"no unfinished run under {runs_dir}/; start one: {make_a_run(os.fspath(runs_dir))}")
+    raise ConfigError(f"no unfinished run under {runs_dir}/; start one: {make_a_run(runs_dir)}")
 
 
 def calibration_of(
@@ -67,7 +67,7 @@ def calibration_of(
             _, recipe, notes = import_ranges(calibration, loaded, Path(source).stem)
             say("\n".join(notes))
         return FinetuneConfig(rows, model_name_or_path=model, from_fp32=model, **calibration.apply(recipe))
-    newest = newest_run(os.fspath(runs_dir), ("fp32",))
+    newest = newest_run(runs_dir, ("fp32",))
     of_run = config_of_run(newest, "give --task and the options of other data to calibrate on those")
     changes: dict[str, Any] = {"data": rows or of_run.data, "from_fp32": str(newest.checkpoint("fp32"))}
     return replace(of_run, **changes, **calibration.apply(recipe))
