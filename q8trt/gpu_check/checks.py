@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,37 +37,6 @@ _THREAD_ROUNDS = 3
 _OVERFLOW_BATCHES = 4
 
 
-def run_checks(
-    bench: Bench,
-    makers: Mapping[str, Callable[[], Subject]],
-    config: CheckConfig,
-    journal: Journal,
-    work: Path,
-    provenance: dict[str, Any],
-) -> None:
-    """Go through all steps with each model. What fails is in `journal`; nothing but Ctrl-C and a full disk ends the rest.
-
-    Args:
-        bench: where engines are built and run.
-        makers: model name -> what makes it.
-        config: what is run.
-        journal: takes the results.
-        work: an empty folder for the engines, gigabytes of them; each model's are removed when it is done.
-        provenance: of the reports.
-    """
-    loads_done = False
-    for name, make in makers.items():
-        with TemporaryDirectory(dir=work, prefix=f"{name}-") as folder, contextlib.ExitStack() as stack:
-            check = ModelCheck(bench, name, config, journal, Path(folder), stack)
-            if check.prepare(make):
-                check.build()
-                check.logits()
-                check.threads()
-                loads_done = check.loads(loads_done)
-                check.latency(provenance)
-    journal.finish()
-
-
 class ModelCheck:
     """The steps with one model; each needs those before it, and skips what failed in them."""
 
@@ -90,6 +58,16 @@ class ModelCheck:
         """The model; there from `prepare` on."""
         assert self._subject is not None
         return self._subject
+
+    def run(self, make: Callable[[], Subject], loads_done: bool, provenance: dict[str, Any]) -> bool:
+        """Go through all steps; return whether the loop of loads, which one model is enough for, is done now."""
+        if self.prepare(make):
+            self.build()
+            self.logits()
+            self.threads()
+            loads_done = self.loads(loads_done)
+            self.latency(provenance)
+        return loads_done
 
     def _step(self, what: str, step: Callable[..., Outcome[Any]], *arguments: Any, optional: bool = False) -> Any:
         return self._journal.attempt(f"{self._name}: {what}", partial(step, *arguments), optional)

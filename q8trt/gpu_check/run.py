@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from q8trt.files import check_report, exclusive, scratch_folder
 from q8trt.gpu_check.bench import Bench
-from q8trt.gpu_check.checks import run_checks
+from q8trt.gpu_check.checks import ModelCheck
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.gpu_check.journal import Journal
 from q8trt.gpu_check.models import Models
@@ -26,7 +28,10 @@ def check_gpu(
     provenance: dict[str, Any],
     on_message: Callable[[str], object],
 ) -> Journal:
-    """Go through all steps, and write ``gpu-check.json`` and ``gpu-check.html`` after each.
+    """Go through all steps with each model, and write ``gpu-check.json`` and ``gpu-check.html`` after each.
+
+    A step that fails is a result in the journal; nothing but Ctrl-C and a full disk ends the rest. The engines, gigabytes of
+    them, are below `folder` while their model is checked.
 
     Args:
         bench: where engines are built and run.
@@ -53,7 +58,12 @@ def check_gpu(
         on_message(f"{bench.title} on {bench.device}: {config}")
         with scratch_folder(folder / "engines") as work:
             journal = Journal(keep, hidden=f"{work}/")
-            run_checks(bench, Models(run, data_dir, config).makers, config, journal, work, provenance)
+            loads_done = False
+            for name, make in Models(run, data_dir, config).makers.items():
+                with TemporaryDirectory(dir=work, prefix=f"{name}-") as engines, ExitStack() as stack:
+                    check = ModelCheck(bench, name, config, journal, Path(engines), stack)
+                    loads_done = check.run(make, loads_done, provenance)
+            journal.finish()
     return journal
 
 
