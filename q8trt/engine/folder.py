@@ -70,7 +70,7 @@ def _by_newest_engine(runs_dir: Path) -> list[Path]:
     return sorted(newest, key=lambda run: newest[run], reverse=True)
 
 
-#: Names that builds give their files, the tokenizer's included: these tell a folder whose manifest is damaged.
+#: Names that builds give their files, the tokenizer's included: by these a folder is known whose manifest is damaged.
 _USUAL = frozenset({
     MANIFEST_FILE, ONNX_FILE, PLAN_FILE, f"{ONNX_FILE}.data", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",

@@ -22,10 +22,7 @@ _LIMITS = Limits(size=64 * 2**20)
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
-    """Hash the files of `folder` (no hidden ones, no subfolders) and write ``manifest.json``: the last step of a build.
-
-    Returns:
-        `manifest` with its `files` and `digest` filled in.
+    """Hash the files of `folder` (no hidden ones, no subfolders), write ``manifest.json``, and return `manifest` with both.
 
     Raises:
         EngineError: the folder is missing or cannot be written, or a metric is not a finite number.

@@ -60,10 +60,7 @@ def show(shape: tuple[int, ...]) -> str:
 
 
 def parse_shapes(text: str) -> Shape:
-    """Read a (batch, sequence) shape in trtexec's notation.
-
-    Args:
-        text: "16x128", or "input_ids:16x128,attention_mask:16x128" where all inputs must agree.
+    """Read a (batch, sequence) shape in trtexec's notation: "16x128", or "input_ids:16x128,attention_mask:16x128".
 
     Raises:
         ConfigError: the text is none of these, a size is below 1, or the inputs disagree.
@@ -99,16 +96,11 @@ def _profile_option(word: str) -> Any:
 
 
 def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> tuple[ShapeProfile, ...]:
-    """Return one profile for each sequence bucket, tuned for `opt_batch` sequences of the bucket's full length.
+    """Return one profile for each bucket (its longest sequence, tokens), tuned for `opt_batch` sequences of that length.
 
     A profile begins where the one before it ends, so each shape has exactly one profile, and a kernel need not serve
     lengths that another profile serves better: only a profile's `opt` is tuned for (TensorRT documentation,
     "Optimization Profiles").
-
-    Args:
-        buckets: the longest sequence of each bucket, in tokens, ascending.
-        opt_batch: the batch to tune for.
-        max_batch: the largest batch.
 
     Raises:
         ConfigError: there is no bucket, the buckets do not ascend, or the batches are not 1 <= opt <= max.

@@ -20,13 +20,10 @@ _log = logging.getLogger(__name__)
 
 
 def timing_cache_path(path: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
-    """Return the file of the timings for this backend and GPU.
+    """Return the file of the timings for this backend and GPU; None where no driver reports one.
 
-    Args:
-        path: a folder, or a file whose name the key is added to: ``timings.cache`` -> ``timings-<key>.cache``. A path
-            without suffix is a folder.
-        backend: the builder's.
-        gpu: the one that it times on; None where no driver reports one.
+    `path` is a folder, as is any path without suffix, or a file whose name the key is added to: ``timings.cache`` ->
+    ``timings-<key>.cache``.
     """
     where = (f"sm{gpu.sm}", gpu.name) if gpu else ("unknown-gpu",)
     key = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", part) for part in (backend.name, backend.version, *where))

@@ -170,11 +170,9 @@ def _remove(path: Path) -> None:
 
 
 def remove_stale(path: str | Path) -> list[Path]:
-    """Delete temporary files and folders of `path` whose writer was killed.
+    """Delete temporary files and folders of `path` whose writer was killed; returns what was deleted.
 
-    Returns:
-        the names that were deleted. A folder ``.old`` becomes `path` again where `path` is missing: its writer was killed
-        between two renames.
+    A folder ``.old`` becomes `path` again where `path` is missing: its writer was killed between two renames.
     """
     path = Path(path)
     removed = []
@@ -203,11 +201,7 @@ def remove_stale(path: str | Path) -> list[Path]:
 
 
 def sweep(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
-    """Delete what killed writers left in `folder`, for targets whose names match one of `patterns`.
-
-    Returns:
-        the names that were deleted.
-    """
+    """Delete what killed writers left in `folder`, for targets whose names match one of `patterns`; returns what it was."""
     with contextlib.suppress(OSError):
         names = {name for each in Path(folder).iterdir() if (name := target_of(each.name))}
         targets = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))

@@ -77,8 +77,7 @@ def replaceable_folder(
     """Return where the folder `path` is written: itself, or what the link `path` points to.
 
     Args:
-        path: the output; it may be missing or empty.
-        kind: what the command writes.
+        path, kind: the output, which may be missing or empty, and what the command writes.
         overwrite: whether an older folder of this kind may be replaced.
         option: names the output in errors.
         hint: replaces the advice of an error about a name that q8trt did not write.
@@ -138,8 +137,7 @@ def writable_file(
     """Return where the file `path` is written: itself, or what the link `path` points to.
 
     Args:
-        path: the output.
-        option: names it in errors.
+        path, option: the output, and its name in errors.
         overwrite: whether any older file may be replaced.
         written_by_us: returns whether an older file is q8trt's own, which may be replaced in any case.
         hint: what to do about a file that stays.
@@ -178,11 +176,9 @@ def check_report(
     """Check that a report can be written: its JSON file and the `others` beside it replace only a report of this kind.
 
     Args:
-        data: the JSON file.
-        others: the same report in other formats; they are q8trt's where the JSON file is.
-        keys: keys of the JSON that tell this kind.
-        option: names the output in errors.
-        hint: what to do about a file that stays.
+        data, others: the JSON file, and the same report in other formats; these are q8trt's where the JSON file is.
+        keys: keys of the JSON that only this kind has.
+        option, hint: the output's name in errors, and the remedy for a file that stays.
 
     Raises:
         ConfigError: see `writable_file`.

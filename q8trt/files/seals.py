@@ -54,18 +54,10 @@ def has_seal(folder: str | Path) -> bool:
 
 
 def find_damage(folder: str | Path, is_read: Callable[[str], bool] = lambda name: True) -> str:
-    """Compare a folder with its seal.
+    """Return how a folder differs from its seal, in words that follow the folder's name and a slash; "" where it does not.
 
-    Args:
-        folder: the folder.
-        is_read: returns whether the file of that name matters to the caller; the others are not compared.
-
-    Returns:
-        the first difference, in words that follow the folder's name and a slash; "" where there is none. Files that the
-        seal does not name are not compared.
-
-    Raises:
-        OSError: a file is there and cannot be read, so nothing is known of it.
+    Files that the seal does not name, and those whose name `is_read` refuses, are not compared. Raises OSError if a file is
+    there and cannot be read, so that nothing is known of it.
     """
     folder = Path(folder)
     try:

@@ -99,10 +99,10 @@ def direction(metric: str) -> int:
     return -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
 
 
-def _finite(values: Array, what: str) -> None:
+def _check_finite(values: Array, name: str) -> None:
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if len(bad):
-        raise DataError(f"{len(bad)} of {len(values)} {what} are not finite, the first in row {bad[0]}")
+        raise DataError(f"{len(bad)} of {len(values)} {name} are not finite, the first in row {bad[0]}")
 
 
 def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -> dict[str, float]:
@@ -121,8 +121,8 @@ def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -
         raise DataError(
             f"{task.name}: predictions {predicted.shape} and references {expected.shape} must both be (N,), N > 0"
         )
-    _finite(predicted, "predictions")
-    _finite(expected, "references")
+    _check_finite(predicted, "predictions")
+    _check_finite(expected, "references")
     if not task.is_regression and (
         np.any(predicted != predicted.astype(dtype)) or np.any(expected != expected.astype(dtype))
     ):
@@ -155,7 +155,7 @@ def compute_from_logits(
         scores = scores[:, None]
     if scores.ndim != 2 or scores.shape[1] != task.num_labels or not len(scores):
         raise DataError(f"{task.name}: logits have shape {np.shape(logits)}, expected (N, {task.num_labels}), N > 0")
-    _finite(scores, "rows of logits")
+    _check_finite(scores, "rows of logits")
     if not task.is_regression:
         return compute(task, scores.argmax(axis=1), labels)
     return compute(task, sigmoid(scores[:, 0]) if activation == "sigmoid" else scores[:, 0], labels)

@@ -1,11 +1,8 @@
 """One engine folder as one file: `pack` writes it, `unpack` reads it back and trusts nothing in it.
 
-The file is a ZIP whose members are stored, not compressed. A ZIP's directory has all names and sizes, so they are judged
-before anything is read, and every system can open it. Stored members make the bytes depend on the folder alone (what deflate
-writes differs between zlib and its successors) and cannot swell when they are read; the price is a file about a quarter larger.
-
-The hashes show damage, and a file that someone exchanged. Who can write the whole archive can write its hashes too: against
-that, publish the archive's own SHA-256, which `pack` returns and `unpack` takes.
+The file is a ZIP with stored members: names and sizes are judged before anything is read, nothing can swell, and the bytes
+depend on the folder alone. Its hashes show damage. Against someone who writes a whole archive, publish the archive's own
+SHA-256, which `pack` returns and `unpack` takes.
 """
 
 from __future__ import annotations

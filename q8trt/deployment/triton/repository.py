@@ -4,10 +4,6 @@
     <output>/<name>_encoder/    config.pbtxt, 1/model.plan or 1/model.onnx: token arrays in, logits out
 
 With the backend "python" there is no encoder model: 1/model.onnx is beside model.py, which runs it.
-
-The two are composed by business logic scripting (model.py calls the encoder), not as an ensemble. Triton batches requests of
-one shape only; behind a tokenizer the shapes of an ensemble differ by length and break batches apart, while texts all have the
-shape of one string. And one file then pads, checks and answers, with the encoder inside or outside.
 """
 
 from __future__ import annotations

@@ -192,10 +192,6 @@ def bucketed_batches(
 def restore_order(chunks: Sequence[npt.NDArray[Any]], indices: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
     """Return the results of batches, (B, ...) each, as one array (N, ...) in the order of the split.
 
-    Args:
-        chunks: one array per batch.
-        indices: `Batch.indices` of the same batches.
-
     Raises:
         ValueError: the indices are not a permutation of 0 to N - 1, or rows and indices differ in number.
     """

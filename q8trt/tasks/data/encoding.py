@@ -26,7 +26,7 @@ PER_TOKEN = 16
 BLUNT = 2**17
 #: Characters that are read of a text, at most. So many matter only where they hold few tokens, such as blanks.
 MOST = 2**20
-#: Characters up to which both texts of a pair are counted in tokens to tell the longer one; beyond, in characters.
+#: Characters up to which both texts of a pair are counted in tokens to find the longer one; beyond, in characters.
 COUNTED = 2**17
 #: Characters that one call of `tokenizers` gets, more or less: its memory goes with them.
 _GROUP = 2**18
@@ -255,9 +255,7 @@ def _layout(tokenizer: Any, is_pair: bool) -> tuple[_Slot, ...]:
 def splits_at_spaces(tokenizer: Any, left: bool = False) -> bool:
     """Return whether a tokenizer surely splits at a space between letters, and reads nothing past it.
 
-    Args:
-        tokenizer: a `tokenizers.Tokenizer`.
-        left: the same for a text that begins with such a space.
+    With `left`, also in a text that begins with such a space.
     """
     try:
         normalizers = _members(tokenizer.normalizer, "normalizers")

@@ -156,8 +156,7 @@ def check_row(
     """Check one example and turn its label, if it has one, into a label id or a score.
 
     Args:
-        texts: one or two non-empty strings.
-        label: the label in the file; None for an example without.
+        texts, label: one or two strings, and the label in the file; None for an example without.
         task: the labels or the range of scores.
         where: the prefix of errors, such as ``"train.tsv:12"``.
         spellings: label in a file -> label id; by default those of the official TSV.

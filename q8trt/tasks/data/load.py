@@ -187,11 +187,7 @@ class RunData(DataConfig):
 
 
 def load_examples(config: DataConfig, split: str) -> Examples | Features:
-    """Return one split: text, or token ids where the source is TFRecord.
-
-    Args:
-        config: says where from, and how many.
-        split: ``"train"`` or one of ``config.dev_splits``.
+    """Return ``"train"`` or one of ``config.dev_splits``: text, or token ids where the source is TFRecord.
 
     Raises:
         ConfigError: the source has no such split.
