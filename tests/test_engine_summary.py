@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from test_manifest import MANIFEST
 
 from q8trt.engine.determinism import PlanDifference
-from q8trt.engine.record import BuildRecord, EngineRecord
+from q8trt.engine.manifest_file import load_manifest, write_manifest
+from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.report import EngineReport
-from q8trt.reporting.engine_summary import engine_table
+from q8trt.export.report import KeptOp
+from q8trt.quantization.precision import Precision
+from q8trt.reporting.engine_summary import engine_table, file_lines, remark_lines
 from q8trt.reporting.terminal import print_table
 
 FORECAST = {
@@ -57,6 +62,31 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert "0" not in "".join(line.rpartition(" ")[2] for line in lines[3:-2])
 
 
-def test_a_second_build_is_told() -> None:
+def test_a_second_build_is_reported() -> None:
     assert rows(FORECAST, ENGINE, replace(BUILD, built_twice=PlanDifference((9, 9))))[-1] == "built twice the same"
     assert rows(FORECAST, ENGINE, replace(BUILD, built_twice=PlanDifference((9, 8))))[-1] == "built twice differs"
+
+
+def test_files_and_remarks(tmp_path: Path) -> None:
+    for name, size in (("model.onnx", 3 << 20), ("model.plan", 1 << 20)):
+        (tmp_path / name).write_bytes(bytes(size))
+    write_manifest(tmp_path, MANIFEST)
+    manifest = load_manifest(tmp_path)
+    assert file_lines(tmp_path, manifest) == [
+        f"int8 engine: {tmp_path}",
+        "  model.onnx       3.0 MiB",
+        "  model.plan       1.0 MiB  tensorrt_rtx 1.7.1.116, SM 8.6, 8.9, batch x sequence 1x1 to 32x64, best at 16x64; "
+        "1x65 to 8x128, best at 8x128",
+    ]
+    assert remark_lines(tmp_path, manifest) == []
+    record = EngineRecord(
+        build=replace(BUILD, built_twice=PlanDifference((9, 8))), engine=replace(ENGINE, notes=("INT8 is emulated",)),
+        export=ExportRecord(kept_fp32=(KeptOp("/pooler", "Tanh", "reaches 70000"),), overflow_rows="48 rows"), findings=2,
+    )  # fmt: skip
+    difference, kept, operation, note, findings = remark_lines(
+        tmp_path, replace(manifest, precision=Precision.INT8_FP16, report=record.to_dict())
+    )
+    assert difference.startswith("  built twice: ")
+    assert kept == "  kept in FP32: 1 operations, looked for on 48 rows"
+    assert (operation, note) == ("    /pooler: reaches 70000", "  note: INT8 is emulated")
+    assert findings.startswith("  2 findings of the linter: ")
