@@ -22,7 +22,9 @@ _LIMITS = Limits(size=64 * 2**20)
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
-    """Hash the files of `folder` (no hidden ones, no subfolders), write ``manifest.json``, and return `manifest` with both.
+    """Write ``manifest.json``, the last step of a build, and return `manifest` with its `files` and `digest` filled in.
+
+    The files are those of `folder`, without hidden ones and subfolders.
 
     Raises:
         EngineError: the folder is missing or cannot be written, or a metric is not a finite number.

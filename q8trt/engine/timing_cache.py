@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def timing_cache_path(path: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
-    """Return the file of the timings for this backend and GPU; None where no driver reports one.
+    """Return the file of the timings for this backend and GPU (None: no driver reports one).
 
     `path` is a folder, as is any path without suffix, or a file whose name the key is added to: ``timings.cache`` ->
     ``timings-<key>.cache``.
