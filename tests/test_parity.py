@@ -21,7 +21,7 @@ from q8trt.evaluation.data import data_config
 from q8trt.evaluation.parity import ParityConfig, check_parity, engines_of, stages
 from q8trt.evaluation.parity.check import first_above, places_of, relative_error
 from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
-from q8trt.reporting.formats import error as percent
+from q8trt.reporting.formats import error_percent
 from q8trt.reporting.parity import EngineParity, Pair
 from q8trt.runs.run import Run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
@@ -467,7 +467,7 @@ def test_command_prints_and_writes_what_was_found(run: Run, capsys: pytest.Captu
         ] in lines
     quantization, export = engine["pairs"][1], engine["pairs"][3]
     for place in quantization["alone"]:
-        figures = [percent(pair[what][place]) for pair in (quantization, export) for what in ("alone", "so_far")]
+        figures = [error_percent(pair[what][place]) for pair in (quantization, export) for what in ("alone", "so_far")]
         assert [place, figures[0], "/", figures[1], figures[2], "/", figures[3]] in lines
     assert set(report["engines"][0]["pairs"][0]["alone"]) == {"embeddings", "layer.0", "layer.1", "head"}
 
@@ -567,4 +567,4 @@ def test_the_first_above_the_tolerance_is_named() -> None:
     [(0, "0"), (1e-7, "<0.001%"), (0.0032, "0.32%"), (0.031, "3.1%"), (0.1349, "13%"), (2, "200%")],
 )
 def test_percent(fraction: float, text: str) -> None:
-    assert percent(fraction) == text
+    assert error_percent(fraction) == text

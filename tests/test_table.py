@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from q8trt.reporting import Column, Phrase, Table, words
-from q8trt.reporting.formats import error, ms, number, rate
+from q8trt.reporting.formats import error_percent, ms, number, rate
 from q8trt.reporting.html import render
 from q8trt.reporting.markdown import Markdown, markdown_section, markdown_table
 from q8trt.reporting.terminal import print_table
@@ -95,7 +95,7 @@ def test_numbers() -> None:
     assert [number(-0.001, spec) for spec in (".2f", "+.2f")] == ["0.00", "+0.00"]
     assert [ms(99.994), ms(100.0)] == ["99.99", "100.0"]
     assert [rate(value) for value in (9.876, 98.76, 987.6)] == ["9.88", "98.8", "988"]
-    assert [error(value) for value in (0, 1e-7, 0.0032, 0.031, 0.1349, 2)] == [
+    assert [error_percent(value) for value in (0, 1e-7, 0.0032, 0.031, 0.1349, 2)] == [
         "0",
         "<0.001%",
         "0.32%",

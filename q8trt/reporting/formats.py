@@ -34,7 +34,7 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f}%"
 
 
-def error(fraction: float) -> str:
+def error_percent(fraction: float) -> str:
     """Return a relative error to two significant digits: ``"13%"``, ``"0.32%"``, ``"<0.001%"``; ``"0"`` for zero."""
     if fraction == 0:
         return "0"

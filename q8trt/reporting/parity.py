@@ -13,8 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from q8trt.quantization.precision import Precision
-from q8trt.reporting.formats import error as percent
-from q8trt.reporting.formats import x100
+from q8trt.reporting.formats import error_percent, x100
 from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_lines, print_table, say
 
@@ -127,7 +126,7 @@ class EngineParity:
 
     @property
     def agrees(self) -> bool:
-        """Whether no judged pair parts."""
+        """True where no judged pair parts."""
         return all(pair.parts_at is None for pair in self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,17 +161,17 @@ def _sentence(pair: Pair) -> Phrase:
     else:
         stages, apart = f"{pair.first} -> {pair.second}, batch {pair.batch_size}", ""
     if pair.tolerance is None:
-        error = percent(pair.logits_error)
+        error = error_percent(pair.logits_error)
         return Phrase(f"{stages}: not judged, {pair.kind} is between them (logits {error} apart)")
-    tolerance = f"tolerance {percent(pair.tolerance)}"
+    tolerance = f"tolerance {error_percent(pair.tolerance)}"
     if pair.parts_at is not None:
-        error = percent(pair.judged_errors[pair.parts_at])
+        error = error_percent(pair.judged_errors[pair.parts_at])
         return Phrase(f"{stages}: PART at {pair.parts_at}, {error} apart, {tolerance}{_module(pair)}{apart}", "bad")
     place, largest = max(pair.judged_errors.items(), key=lambda item: item[1])
     if largest == pair.logits.largest == 0:
         return Phrase(f"{stages}: agree to the bit")
     states = "logits" if place == "logits" else f"layers at most (in {place})"
-    return Phrase(f"{stages}: agree, {states} {percent(largest)} apart, {tolerance}{apart}")
+    return Phrase(f"{stages}: agree, {states} {error_percent(largest)} apart, {tolerance}{apart}")
 
 
 def _module(pair: Pair) -> str:
@@ -209,7 +208,7 @@ def layer_table(engine: EngineParity) -> Table | None:
 
     def cell(pair: Pair, place: str) -> str:
         mark = "*" if place == pair.parts_at else ""
-        return f"{percent(pair.alone[place])}{mark} / {percent(pair.so_far[place])}"
+        return f"{error_percent(pair.alone[place])}{mark} / {error_percent(pair.so_far[place])}"
 
     columns = (words(""), *(Column(pair.second, "alone / so far") for pair in pairs))
     rows = [(place, *(cell(pair, place) for pair in pairs)) for place in pairs[0].alone]

@@ -1,4 +1,4 @@
-"""Where each row of a benchmark is faster than FP32 and FP16 on the same backend and device, and where it is not."""
+"""The verdict on each row of a benchmark: faster than FP32 and FP16 on the same backend and device, or not."""
 
 from __future__ import annotations
 
