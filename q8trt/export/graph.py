@@ -1,7 +1,6 @@
 """Functions that the passes share: reading and rewriting an `onnx_ir` graph.
 
-Nodes are typed Any here: in `onnx_ir` each input of a node may be missing and each value may have no constant, and the passes
-match patterns in which they have.
+Nodes are typed Any: in `onnx_ir` each input may be missing, and the passes match patterns in which it is not.
 """
 
 from __future__ import annotations

@@ -132,7 +132,6 @@ def _halve(graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> tupl
 
 
 def _write(graph: ir.Model, path: Path, precision: Precision) -> None:
-    """Write the file, whole or not at all."""
     import onnx
     import onnx_ir as ir
 

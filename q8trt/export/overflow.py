@@ -1,7 +1,7 @@
 """The parts of a graph that FP16 cannot hold, measured on data: tensors beyond its range, scales below it.
 
-FP16 ends at 65504. A checkpoint's residual stream or feed-forward output may pass that on some tokens, and one infinity
-turns the logits into NaN; so the FP32 graph is run on calibration rows by ONNX Runtime, every float tensor watched.
+A residual stream or feed-forward output may pass 65504 on some tokens, and one infinity turns the logits into NaN. So ONNX
+Runtime runs the FP32 graph on calibration rows and every float tensor is watched.
 """
 
 from __future__ import annotations

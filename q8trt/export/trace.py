@@ -1,9 +1,8 @@
 """A torch model, float or fake-quantized, to a raw ONNX graph, by either of torch's exporters.
 
-Neither exporter needs to support a quantizer. During the export, each one is replaced by a module that makes one node,
-``q8trt.QuantizeDequantize(x, scale)``, which `q8trt.export.passes` then turns into QuantizeLinear and DequantizeLinear. So
-nothing depends on ModelOpt's own symbolic function, which torch.export does not read, nor on TorchScript, which torch is
-retiring. After the passes both give the same graph.
+During the export each quantizer is replaced by a module that makes one node, ``q8trt.QuantizeDequantize(x, scale)``, which
+`q8trt.export.passes` turns into QuantizeLinear and DequantizeLinear: torch.export does not read ModelOpt's own symbolic
+function. After the passes both exporters give the same graph.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from q8trt.models.labels import label_order, reorder_head
 from q8trt.models.locate import only_local, resolve_model, unavailable
 from q8trt.models.whole import check_shards, check_whole
 from q8trt.quantization.architectures import architecture_of
+from q8trt.quantization.libraries import Library, made_by
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from q8trt.quantization.libraries import Library
     from q8trt.tasks.glue import Task
 
 QUANTIZATION_FILE = "quantization.json"
@@ -210,26 +210,19 @@ def save_checkpoint(
     folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe | None = None
 ) -> None:
     """Write a checkpoint folder with its hashes, whole or not at all; `recipe` marks it as quantized."""
+    from q8trt.quantization.insertion import model_quantizers
+
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     _quiet_transformers()
     with files.atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if recipe is not None:
-            files.write_json(
-                temporary / QUANTIZATION_FILE,
-                {"format": _FORMAT, "quantizer": _library_of(model), "recipe": recipe.to_dict()},
-            )
+            source = made_by(next(iter(model_quantizers(model).values())))
+            quantizer = {"library": source.name, "version": source.version()}
+            data = {"format": _FORMAT, "quantizer": quantizer, "recipe": recipe.to_dict()}
+            files.write_json(temporary / QUANTIZATION_FILE, data)
         files.write_seal(temporary)
-
-
-def _library_of(model: PreTrainedModel) -> dict[str, str]:
-    """Return the library that the model's quantizers come from."""
-    from q8trt.quantization.insertion import model_quantizers
-    from q8trt.quantization.libraries import made_by
-
-    source = made_by(next(iter(model_quantizers(model).values())))
-    return {"library": source.name, "version": source.version()}
 
 
 def load_recipe_of(folder: str | Path) -> Recipe:

@@ -1,8 +1,4 @@
-"""The tokenizer of a checkpoint, fitted to its model.
-
-A tokenizer's own settings do not decide what the model takes: the configuration does. So `load_tokenizer` gives the
-tokenizer the model's inputs and its number of positions, and everyone else asks the tokenizer.
-"""
+"""The tokenizer of a checkpoint, which `load_tokenizer` gives the inputs and the number of positions of its model."""
 
 from __future__ import annotations
 

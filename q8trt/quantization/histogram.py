@@ -1,9 +1,8 @@
 """Histogram of magnitudes -> amax: pure arithmetic.
 
 The range of a histogram is the smallest power of two above every magnitude seen. When a larger one comes, the range
-doubles and neighbouring bins merge. Doubling is exact in floating point: a value is in the same bin whether its
-neighbours were merged before or after it came. So a histogram depends on the values alone, not on how they were cut into
-batches nor on the order of these, and it takes the same memory after one batch as after a million.
+doubles and neighboring bins merge. Doubling is exact in floating point, so a histogram depends on the values alone, not on
+their order, and its memory does not grow.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Histogram:
             self.counts += torch.histc(chunk, bins=BINS, min=0, max=BINS).to("cpu", torch.int64)
 
     def _reach(self, largest: float) -> None:
-        """Make the range hold `largest`, merging neighbouring bins."""
+        """Make the range hold `largest`, merging neighboring bins."""
         self.largest = max(self.largest, largest)
         if not self.largest:
             return

@@ -106,7 +106,6 @@ class _Tail:
 
 
 def _difference(logits: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
-    """Return the mean squared difference."""
     return float((torch.cat(list(logits)) - torch.cat(list(reference))).double().square().mean())
 
 

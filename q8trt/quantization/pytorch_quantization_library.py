@@ -5,8 +5,7 @@ fake-quantized value is the same, x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 
 is the gradient, which passes where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2): to the bit what
 ModelOpt computes on the CPU.
 
-The CUDA kernels (`pytorch_quantization.cuda_ext`) are compiled when the library is installed. Where they were not, a
-stand-in takes their place: tensors on the CPU never reach it, and for tensors on a GPU it raises what the library itself
+Where the CUDA kernels (`pytorch_quantization.cuda_ext`) were not compiled, a stand-in raises the error that the library
 answers by computing with torch's operations.
 """
 
