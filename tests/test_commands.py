@@ -168,15 +168,14 @@ def test_without_an_engine(argv: list[str], words: list[str], place: Path, refus
 def test_a_rebuild_is_told_from_the_name(name: str, words: str, calibrated: Path, tmp_path: Path) -> None:
     """The command's own parser reads it, and its output is the folder again."""
     from q8trt.cli.build_engine import PARSER
-    from q8trt.deployment.source import Source, default_folder
+    from q8trt.engine.rebuild import default_folder_name
 
     run = shutil.copytree(calibrated, tmp_path / "my run")
     line = rebuild_command(run / name)
     assert line == f"`python build_engine.py {words} --checkpoint '{run}'`" == build_command(run / name)
     options = PARSER.read(shlex.split(line.strip("`"))[2:])
     stage = options.stage or "fp32"
-    source = Source(run / stage, open_run(options.checkpoint), config_of_run(open_run(run)), stage)
-    assert default_folder(source, options.flags.precision) == run / name
+    assert open_run(options.checkpoint).path / default_folder_name(stage, options.flags.precision) == run / name
 
 
 def test_a_rebuild_elsewhere(calibrated: Path, tmp_path: Path) -> None:

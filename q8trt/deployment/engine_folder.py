@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
-from q8trt.deployment.source import Source, default_folder, overflow_batches
+from q8trt.deployment.source import Source, overflow_batches
 from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.engine.determinism import PlanDifference, compare_plans
 from q8trt.engine.folder import ENGINE_FOLDER
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, BackendInfo, Manifest, ModelInfo, TaskInfo
 from q8trt.engine.manifest_file import write_manifest
+from q8trt.engine.rebuild import default_folder_name
 from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.shapes import check_positions, largest
 from q8trt.errors import CheckpointError
@@ -153,7 +154,7 @@ def build_engine(
     options = options or ExportOptions()
     config.check_supported(find_backend(config.backend))  # before the minutes that loading and exporting may take
     check_positions(config.profiles, positions(load_config(str(source.checkpoint))))
-    folder = Path(output_dir) if output_dir else default_folder(source, precision)
+    folder = Path(output_dir) if output_dir else source.run.path / default_folder_name(source.stage, precision)
     target = check_output(source, precision, output_dir, overwrite)
     with files.exclusive(target):
         source.run.sweep()
@@ -178,7 +179,7 @@ def check_output(source: Source, precision: Precision, output_dir: str | Path | 
     Raises:
         ConfigError: what is there is not to be replaced, or the folder cannot be written.
     """
-    default = default_folder(source, precision)
+    default = source.run.path / default_folder_name(source.stage, precision)
     if output_dir is None or Path(output_dir).resolve() == default.resolve():
         hint = "move that away, or build elsewhere with --output_dir"
         return files.replaceable_folder(default, ENGINE_FOLDER, overwrite=True, option="the engine folder", hint=hint)

@@ -44,13 +44,6 @@ class Source:
         return self.config.data.resolved_task
 
 
-def default_folder(source: Source, precision: Precision) -> Path:
-    """Return the engine folder in the run: `engine` for QAT, else `engine-<stage>`; with FP16 one of its own."""
-    if not precision.is_half:
-        return source.run.path / ("engine" if source.stage == "int8" else f"engine-{source.stage}")
-    return source.run.path / ("engine-fp16" if source.stage == "fp32" else f"engine-{source.stage}-fp16")
-
-
 def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
     """Return the checkpoint to build from: the one given, or the newest run's that fits `precision`.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from q8trt.console.commands import command
@@ -13,10 +13,17 @@ from q8trt.engine.config import BuildConfig
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeOptions, ShapeProfile, bucket_profiles
 from q8trt.errors import ConfigError
-from q8trt.runs.run import RUN_FILE, Run
+from q8trt.quantization.precision import Precision
+from q8trt.runs.run import RUN_FILE, STAGES, Run
 
-#: Names of the folders that `build_engine.py` makes in a run.
-_DEFAULT = re.compile(r"engine(-(?P<stage>fp32|ptq|int8))?(?P<half>-fp16)?")
+
+def default_folder_name(stage: str, precision: Precision) -> str:
+    """Return the name of an engine's folder in its run: `engine` for INT8 of QAT, others by stage and precision."""
+    if not precision.is_quantized:
+        return f"engine-{precision}"
+    if precision == stage:
+        return "engine"
+    return f"engine-{stage}-fp16" if precision.is_half else f"engine-{stage}"
 
 
 def build_command(folder: Path) -> str:
@@ -72,22 +79,19 @@ def rebuild_command(
 
 
 def _command_by_name(folder: Path) -> str:
-    run, match = folder.absolute().parent, _DEFAULT.fullmatch(folder.absolute().name)
+    """Return the command for a folder without a readable manifest, of which place and name are known."""
+    run = folder.absolute().parent
     if not (run / RUN_FILE).is_file():
         line = command("build-engine", "--int8", "--checkpoint", "RUN", "--output_dir", folder, "--overwrite")
         return f"`{line}` (RUN: the run that it was made from)"
-    if match is None:
-        words = ["--int8", "--checkpoint", str(folder.parent), "--output_dir", str(folder), "--overwrite"]
-    else:
-        words = [*_precision(match["stage"], bool(match["half"])), "--checkpoint", str(folder.parent)]
+    words = ["--int8", "--checkpoint", str(folder.parent), "--output_dir", str(folder), "--overwrite"]
+    for stage, precision in product(STAGES, Precision):
+        if default_folder_name(stage, precision) == folder.absolute().name and precision.is_quantized == (
+            stage != "fp32"
+        ):
+            words = [*precision.options, *(["--stage", stage] if precision.is_quantized else [])]
+            words += ["--checkpoint", str(folder.parent)]
     return f"`{command('build-engine', *words)}`"
-
-
-def _precision(stage: str | None, half: bool) -> list[str]:
-    """Return the options that make the default folder of a stage and a precision."""
-    if stage == "fp32" or (stage is None and half):
-        return ["--fp16" if half else "--fp32"]
-    return ["--int8", *(["--fp16"] if half else []), "--stage", stage or "int8"]
 
 
 def _shape_options(profiles: Sequence[ShapeProfile]) -> ShapeOptions:
