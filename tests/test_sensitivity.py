@@ -364,7 +364,7 @@ def pearson_drop(recipe: Recipe, prepared: tuple[FinetuneConfig, Inputs, Any, An
 
 @pytest.fixture(scope="module")
 def rough(prepared: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sensitivity, float]:
-    """What `prepared` gives for 2-bit weights, which cost something even on a tiny model; the costs; the drop of all sites."""
+    """The setting for 2-bit weights, which cost something even on a tiny model; the costs; the drop of all sites."""
     recipe = replace(EVERYTHING, sites={
         key: replace(spec, num_bits=2 if key.endswith("weight") else 8) for key, spec in EVERYTHING.sites.items()
     })  # fmt: skip

@@ -29,7 +29,7 @@ COMMANDS = {
     "build-engine": "newest run -> ONNX with Q/DQ, TensorRT plan, manifest",
     "benchmark": "newest engine -> GLUE accuracy, latency, throughput",
     "parity": "newest engine -> its difference from the torch model, stage by stage and layer by layer",
-    "lint": "an ONNX file -> what TensorRT will run in INT8, what it can fuse, and what stands in the way",
+    "lint": "an ONNX file -> a forecast: the parts that TensorRT runs in INT8, those it fuses, and the obstacles",
     "predict": "a file of rows and an engine -> the same rows with their answers",
     "pack": "an engine folder -> one archive with hashes and a model card",
     "unpack": "an archive of q8trt pack -> the engine folder, every hash verified",

@@ -36,7 +36,7 @@ class DriverProblem:
 
     @property
     def remedy(self) -> str:
-        """How to fix it."""
+        """The command or the change that fixes it."""
         major = self.driver[0]
         install = pip_install(f"{self.package}-cu{major}", f"cuda-python<{major + 1}", "nvidia-ml-py")
         return (

@@ -1,4 +1,4 @@
-"""Where engines are built and run: the GPU. Tests put ONNX Runtime on the CPU in its place."""
+"""A bench that builds and runs engines on the GPU. Tests replace it by one with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 

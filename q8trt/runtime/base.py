@@ -169,8 +169,11 @@ class EngineRuntime(Runtime, ABC):
     aliases: tuple[str, ...] = ()
 
     def availability(self) -> Availability:
-        """Return whether this machine can run it, a runtime for the CPU, without opening a model. May import the library."""
-        raise NotImplementedError(f"{self.label}: `obstacles` judges a plan")
+        """Return whether this machine can run it, before a model is opened. May import the library.
+
+        Runtimes for the CPU are asked. A plan is judged by `obstacles`.
+        """
+        return Availability()
 
     def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
         """Return what keeps an engine folder from running here at `shapes`; [] if nothing is known before it is opened."""

@@ -29,8 +29,8 @@ class SharedEngine:
         input_names: in the plan's order, as `output_names`, of which `logits` is the model's answer.
         dtypes: the NumPy type of each tensor.
         profiles: the optimization profiles.
-        captures: whether the runner captures CUDA graphs; TensorRT-RTX does it itself, because only it knows when the
-            kernels of a shape are compiled ("Working with RTX CUDA Graphs" in its documentation).
+        captures: whether the runner captures CUDA graphs. TensorRT-RTX captures its own, after it has compiled the
+            kernels of a shape ("Working with RTX CUDA Graphs" in its documentation).
     """
 
     def __init__(

@@ -234,7 +234,7 @@ class Stopwatch:
 
     @property
     def cuda_graph(self) -> bool | None:
-        """Whether every query was launched from a CUDA graph; None if the runner does not report it."""
+        """True if every query was launched from a CUDA graph; None if the runner does not report it."""
         return None if None in self._graphs or not self._graphs else self._graphs == {True}
 
     def latency(self, batch: int, sequence: int) -> Latency:
