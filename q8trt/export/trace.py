@@ -89,26 +89,58 @@ class _Logits(nn.Module):
     """The model with positional inputs and one output, as the exporters need it.
 
     The mask is made here, (B, 1, 1, S), added to the scores as it is: what transformers makes of a 2D mask depends on its
-    version, and is forty nodes of shape arithmetic in the file. So are positions that count from the padding index.
+    version, and is forty nodes of shape arithmetic in the file. So are positions that count from the padding index, and a
+    bias of relative positions, (A, S, S), which is added to the mask once.
     """
 
     def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
         super().__init__()
+        self.architecture = architecture_of(model.config)
         self.model = model
         self.names = tuple(names)
-        self.counts_positions = architecture_of(model.config).positions_after_padding
-        self.pad_token_id = model.config.pad_token_id
+        self.padding_index = self.architecture.padding_index(model.config.pad_token_id)
+        self.biases: torch.Tensor | None
+        self.register_buffer("biases", None)
+        if self.architecture.position_bias is not None:
+            encoder = model.base_model.get_submodule(self.architecture.position_bias)
+            self.biases = _take_position_biases(encoder, model.config.max_position_embeddings)
 
     def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
         inputs = dict(zip(self.names, arrays, strict=True))
+        ids = inputs["input_ids"]
         if (mask := inputs.get("attention_mask")) is not None:
             inputs["attention_mask"] = (1.0 - mask.unsqueeze(1).unsqueeze(2).float()) * MASKED
-        if self.counts_positions:
-            ids = inputs["input_ids"]
-            text = ids.ne(torch.tensor(self.pad_token_id, dtype=ids.dtype)).int()
-            inputs["position_ids"] = torch.cumsum(text, 1, dtype=torch.int32) * text + self.pad_token_id
-            inputs.setdefault("token_type_ids", ids * 0)
+        if self.biases is not None:
+            inputs["attention_mask"] = inputs.get("attention_mask", 0.0) + _position_bias(ids, self.biases)
+        if self.architecture.positions_after_padding:
+            text = ids.ne(torch.tensor(self.padding_index, dtype=ids.dtype)).int()
+            inputs["position_ids"] = torch.cumsum(text, 1, dtype=torch.int32) * text + self.padding_index
+            if self.architecture.token_type_embeddings is not None:
+                inputs.setdefault("token_type_ids", ids * 0)
         return self.model(**inputs).logits
+
+
+def _take_position_biases(encoder: Any, positions: int) -> torch.Tensor:
+    """Return the bias of each distance from a query to a key, and let `encoder` add none, in place.
+
+    Args:
+        encoder: computes a bias of relative positions as T5 does, by buckets.
+        positions: how many tokens a row has at most.
+
+    Returns:
+        float32 (2 * positions - 1, A), of distances from 1 - positions to positions - 1.
+    """
+    buckets = encoder.relative_position_bucket(torch.arange(1 - positions, positions))
+    encoder.compute_position_bias = lambda *args, **kwargs: None
+    biases: torch.Tensor = encoder.relative_attention_bias(buckets).detach()
+    return biases
+
+
+def _position_bias(ids: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+    """Return what is added to the score of each query and key, (A, S, S), from `_take_position_biases`."""
+    positions = torch.cumsum(ids[:1] * 0 + 1, 1, dtype=torch.int32)
+    distances = positions - positions.transpose(0, 1) + len(biases) // 2
+    return nn.functional.embedding(distances, biases).permute(2, 0, 1)
 
 
 def _widen_weights(model: PreTrainedModel) -> None:

@@ -57,7 +57,11 @@ def _check_weights_size(name: str, parameters: int) -> None:
 def positions(config: Any) -> int:
     """Return how many tokens the position table holds."""
     table: int = config.max_position_embeddings
-    return table - config.pad_token_id - 1 if architecture_of(config).positions_after_padding else table
+    architecture = architecture_of(config)
+    if not architecture.positions_after_padding:
+        return table
+    first: int = architecture.padding_index(config.pad_token_id) + 1
+    return table - first
 
 
 def takes_token_types(config: Any) -> bool:

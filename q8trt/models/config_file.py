@@ -195,10 +195,11 @@ def _check_sizes(shape: ModelShape, architecture: Architecture, where: str) -> N
             f"{where}: config.json: pad_token_id is {pad}, expected the number of a row of the token table, 0 to "
             f"{shape.vocab_size - 1}"
         )
-    if pad is not None and counts_from_padding and shape.max_position_embeddings <= pad + 1:
+    first = architecture.padding_index(pad) + 1 if counts_from_padding else 0
+    if counts_from_padding and shape.max_position_embeddings <= first:
         raise CheckpointError(
             f"{where}: config.json: max_position_embeddings is {shape.max_position_embeddings}; {architecture.label}'s "
-            f"positions begin after the padding's, at {pad + 1}"
+            f"positions begin after the padding's, at {first}"
         )
 
 

@@ -35,11 +35,17 @@ class Architecture:
         ffn_intermediate: the first feed-forward projection.
         ffn_output: the second feed-forward projection.
         ffn_residual: the module that adds what the feed-forward network computed to the residual.
-        residual_class: the class of `q8trt.quantization.modules` that both of these modules turn into.
+        attention_residual_class: the class of `q8trt.quantization.modules` that `attention_residual` turns into.
+        ffn_residual_class: the class there that `ffn_residual` turns into.
+        attention_class: the class there that `self_attention` turns into; None where it calls an attention function of
+            transformers' registry.
+        position_bias: the module that computes a bias of relative positions, within the encoder, which every layer adds to
+            its scores; None for an architecture without.
         pooler: the linear layer over the first token, within the encoder if `pooler_in_encoder`, else within the model.
         pooler_in_encoder: see `pooler`.
         classifier: the last linear layer of the classification head, within the model.
-        positions_after_padding: positions count from ``pad_token_id + 1``, over the tokens that are not padding.
+        positions_after_padding: positions count from ``padding_index(pad_token_id) + 1``, over the tokens that are not it.
+        fixed_padding_index: the token id from which positions count, whatever config.json says; None: ``pad_token_id``.
         embedding_size: the field of ModelShape that is the width of the embedding tables.
         config_names: BERT's name of a field of config.json -> the name here.
         config_defaults: BERT's name of a field -> transformers' default, where it differs from BERT's.
@@ -63,11 +69,15 @@ class Architecture:
     ffn_intermediate: str = "intermediate.dense"
     ffn_output: str = "output.dense"
     ffn_residual: str = "output"
-    residual_class: str = "QuantOutput"
+    attention_residual_class: str = "QuantOutput"
+    ffn_residual_class: str = "QuantOutput"
+    attention_class: str | None = None
+    position_bias: str | None = None
     pooler: str = "classifier.dense"
     pooler_in_encoder: bool = False
     classifier: str = "classifier.out_proj"
     positions_after_padding: bool = False
+    fixed_padding_index: int | None = None
     embedding_size: str = "hidden_size"
     config_names: Mapping[str, str] = field(default_factory=dict)
     config_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +86,10 @@ class Architecture:
     def config_name(self, name: str) -> str:
         """Return the name in config.json of the field that BERT calls `name`."""
         return self.config_names.get(name, name)
+
+    def padding_index(self, pad_token_id: Any) -> Any:
+        """Return the token id that positions skip and count from, where they do."""
+        return pad_token_id if self.fixed_padding_index is None else self.fixed_padding_index
 
 
 _ALL = (
@@ -115,7 +129,8 @@ _ALL = (
         ffn_intermediate="ffn.lin1",
         ffn_output="ffn.lin2",
         ffn_residual="",
-        residual_class="QuantTransformerBlock",
+        attention_residual_class="QuantTransformerBlock",
+        ffn_residual_class="QuantTransformerBlock",
         pooler="pre_classifier",
         classifier="classifier",
         config_names={
@@ -129,6 +144,24 @@ _ALL = (
             "classifier_dropout": "seq_classif_dropout",
         },
         config_defaults={"num_hidden_layers": 6, "type_vocab_size": 1},
+    ),
+    Architecture(
+        "mpnet",
+        "MPNet",
+        token_type_embeddings=None,
+        self_attention="attention.attn",
+        query="attention.attn.q",
+        key="attention.attn.k",
+        value="attention.attn.v",
+        attention_dropout="attention.attn.dropout",
+        attention_output="attention.attn.o",
+        attention_residual="attention",
+        attention_residual_class="QuantMPNetAttention",
+        attention_class="QuantMPNetSelfAttention",
+        position_bias="encoder",
+        positions_after_padding=True,
+        fixed_padding_index=1,
+        config_defaults={"vocab_size": 30527, "type_vocab_size": 1, "pad_token_id": 1},
     ),
 )
 

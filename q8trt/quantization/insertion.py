@@ -23,18 +23,15 @@ from q8trt.quantization.sites import WEIGHT, Site, encoder_sites
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-#: Sites whose quantizer is read by the attention function.
-_BMM_SITES = ("bmm_q", "bmm_k", "softmax_out", "bmm_v")
-
 
 def _place(model: Any, site: Site, quantizer: nn.Module) -> None:
-    from q8trt.quantization.modules import quantize_first_argument, quantized_class
+    from q8trt.quantization.modules import BMM_SITES, quantize_first_argument, quantized_class
 
-    module = model.get_submodule(site.module)
+    module, architecture = model.get_submodule(site.module), architecture_of(model.config)
     if site.name == "qkv_input":
         module.register_forward_pre_hook(quantize_first_argument, with_kwargs=True)
-    elif site.name not in _BMM_SITES:
-        quantized = quantized_class(module, site.name, architecture_of(model.config).residual_class)
+    elif site.name not in BMM_SITES or architecture.attention_class is not None:
+        quantized = quantized_class(module, site.name, architecture)
         if quantized is None:
             raise QuantizationError(f"{site.key}: {site.module} is a {type(module).__name__}, which takes no quantizer")
         module.__class__ = quantized
@@ -69,9 +66,15 @@ def insert_quantizers(model: nn.Module, recipe: Recipe, library: Library | None 
     quantizers = model_quantizers(model)
     if not quantizers:
         raise QuantizationError(f"recipe {recipe.name!r} quantizes no site of this model; see docs/architecture.md")
-    if any(site.name in _BMM_SITES for site in sites if site.key in quantizers):
+    if architecture_of(model.config).attention_class is None and _quantizes_attention(quantizers):
         _route_attention(model, True)
     return quantizers
+
+
+def _quantizes_attention(quantizers: Mapping[str, Any]) -> bool:
+    from q8trt.quantization.modules import BMM_SITES
+
+    return any(key.endswith(tuple(f".{name}" for name in BMM_SITES)) for key in quantizers)
 
 
 def _route_attention(model: Any, quantized: bool) -> None:

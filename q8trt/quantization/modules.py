@@ -15,8 +15,12 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from q8trt.quantization.architectures import Architecture
+
 #: Name of the attention function in transformers' registry.
 ATTENTION = "q8trt"
+#: Sites whose quantizer is read by the attention function.
+BMM_SITES = ("bmm_q", "bmm_k", "softmax_out", "bmm_v")
 
 Quantizer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -108,25 +112,93 @@ class QuantTransformerBlock(nn.Module):
         return self.output_layer_norm(_quantized_sum(self, "ffn", self.ffn(attended), attended))
 
 
-def quantized_class(module: nn.Module, site: str, residual_class: str) -> type[nn.Module] | None:
+class QuantMPNetAttention(nn.Module):
+    """A module that computes attention with its output projection, and adds the residual: MPNet's MPNetAttention."""
+
+    residual: str
+    attn: nn.Module
+    dropout: nn.Module
+    LayerNorm: nn.Module
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Map (B, S, H), and what the self-attention takes, to (B, S, H) and what else the self-attention returns."""
+        attended, *rest = self.attn(hidden_states, *args, **kwargs)
+        return (self.LayerNorm(_quantized_sum(self, self.residual, self.dropout(attended), hidden_states)), *rest)
+
+
+class QuantMPNetSelfAttention(nn.Module):
+    """A self-attention that asks no registry for its attention function, and adds a position bias: MPNetSelfAttention."""
+
+    attention_head_size: int
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    o: nn.Module
+    dropout: nn.Dropout
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Map (B, S, H) to (B, S, H), and the probabilities (B, A, S, S) if asked for.
+
+        The bias, (B, A, S, S), is added to the mask and their sum to the scores: one Add behind the product, as a fused
+        attention has it.
+        """
+        if not _is_active(self):
+            original: Any = super().forward
+            return original(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
+        shape = hidden_states.shape[:-1]
+        heads = (*shape, -1, self.attention_head_size)
+        query, key, value = (each(hidden_states).view(heads).transpose(1, 2) for each in (self.q, self.k, self.v))
+        if attention_mask is None or position_bias is None:
+            added = position_bias if attention_mask is None else attention_mask
+        else:
+            added = attention_mask + position_bias
+        scaling = self.attention_head_size**-0.5
+        context, probabilities = quantized_attention(self, query, key, value, added, scaling, self.dropout.p)
+        attended = self.o(context.reshape(*shape, -1))
+        return (attended, probabilities) if output_attentions else (attended,)
+
+
+#: All of the above: a module that is one carries its quantizers already.
+_QUANTIZED = (
+    QuantLinear,
+    QuantEmbedding,
+    QuantOutput,
+    QuantTransformerBlock,
+    QuantMPNetAttention,
+    QuantMPNetSelfAttention,
+)
+
+
+def quantized_class(module: nn.Module, site: str, architecture: Architecture) -> type[nn.Module] | None:
     """Return the class that gives `module` quantizers and keeps it an instance of its own class; None where there is none.
 
     Args:
         module: the module of the site.
         site: the site's name; that of a residual says which one the module adds.
-        residual_class: the class in this file for a module that adds a residual.
+        architecture: names the classes in this file for modules that add a residual or compute attention.
     """
     original = type(module)
-    if isinstance(module, (QuantLinear, QuantEmbedding, QuantOutput, QuantTransformerBlock)):
+    if isinstance(module, _QUANTIZED):
         return original
     if isinstance(module, nn.Linear):
         return QuantLinear
     if isinstance(module, nn.Embedding):
         return QuantEmbedding
     residual, is_residual, _ = site.partition("_residual.")
-    if not is_residual:
+    if is_residual:
+        name = getattr(architecture, f"{residual}_residual_class")
+    else:
+        name = architecture.attention_class if site in BMM_SITES else None
+    if name is None:
         return None
-    return type(f"Quant{original.__name__}", (globals()[residual_class], original), {"residual": residual})
+    return type(f"Quant{original.__name__}", (globals()[name], original), {"residual": residual})
 
 
 def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -134,11 +206,8 @@ def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: di
     return (_quantized(module, "input_quantizer", args[0]), *args[1:]), kwargs
 
 
-_BMM = ("bmm_q_quantizer", "bmm_k_quantizer", "softmax_out_quantizer", "bmm_v_quantizer")
-
-
 def _is_active(module: nn.Module) -> bool:
-    quantizers: list[Any] = [module._modules.get(name) for name in _BMM]
+    quantizers: list[Any] = [module._modules.get(f"{site}_quantizer") for site in BMM_SITES]
     return any(quantizer is not None and not quantizer._disabled for quantizer in quantizers)
 
 
