@@ -143,8 +143,9 @@ def calibrate(
 
         say, words = on_message or _silent, _words(command, "calibrate", options)
         check_known(options, CalibrationConfig, DataConfig)
-        calibration, rows = take(CalibrationConfig, config, options), take(DataConfig, data, options)
-        chosen = calibration_of(model_name_or_path, calibration or CalibrationConfig(), rows, runs_dir, "linear", say)
+        how = take(CalibrationConfig, config, options) or CalibrationConfig()
+        rows = take(DataConfig, data, options)
+        chosen = calibration_of(model_name_or_path, how, rows, runs_dir, how.target.recipe, say)
         return execute(chosen, say, words, output_dir, runs_dir, prefix="ptq-")
 
 

@@ -203,7 +203,7 @@ def test_forecast_and_engine_are_told_and_kept(
     assert manifest.backend.sm_targets == ["8.9"]
     report = manifest.report
     forecast, engine, build = report["forecast"], report["engine"], report["build"]
-    # two layers, recipe linear: six projections each; pooler and classifier stay in float
+    # two layers of six projections each; pooler and classifier stay in float
     assert (forecast["int8_gemms"], forecast["gemms"]) == (engine["int8_gemms"], engine["gemms"]) == (12, 14)
     assert engine["profiles"] == 2
     # on so small a model the compiler's threads race for the numbers of its temporary tensors; no more than names differ

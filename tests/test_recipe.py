@@ -236,8 +236,9 @@ PLACEMENTS = {
     + ["qkv_input", "context", "ffn_input", "gelu_out"],
 }
 PLACEMENTS["attention"] = PLACEMENTS["linear"] + ["bmm_q", "bmm_k", "softmax_out", "bmm_v"]
-PLACEMENTS["full"] = PLACEMENTS["attention"] + [
-    name for group in ("attention_residual", "ffn_residual", "embeddings") for name in GROUPS[group]
+PLACEMENTS["gpu"] = [*PLACEMENTS["attention"], *GROUPS["embeddings"]]
+PLACEMENTS["full"] = PLACEMENTS["gpu"] + [
+    name for group in ("attention_residual", "ffn_residual") for name in GROUPS[group]
 ]
 PLACEMENTS["q8bert"] = PLACEMENTS["linear"] + [
     name for group in ("embeddings", "pooler", "classifier") for name in GROUPS[group]
@@ -281,6 +282,15 @@ def test_full_is_smoothed_for_calibration_and_clipped_for_qat() -> None:
     for part in (recipe, recipe.qat_start):
         assert part.sites["ffn_residual.skip"].calibrator == "mse"
         assert part.sites["softmax_out"].amax == 1.0
+
+
+def test_gpu_is_full_without_the_residual_adds() -> None:
+    gpu, full = load_recipe("gpu"), load_recipe("full")
+    assert gpu.qat_start is not None
+    assert full.qat_start is not None
+    for small, large in ((gpu, full), (gpu.qat_start, full.qat_start)):
+        assert {site: large.sites[site] for site in small.sites} == small.sites
+        assert (small.qat, small.smoothquant, small.smooth_residuals) == (large.qat, large.smoothquant, None)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_reasons(tiny_model: Callable[..., Any]) -> None:
     assert any(line.endswith(": not in the recipe") and "attention_residual" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["linear", "attention", "full", "q8bert"])
+@pytest.mark.parametrize("name", ["linear", "attention", "gpu", "full", "q8bert"])
 def test_every_site_is_accounted_for(name: str, architecture: str, tiny_model: Callable[..., Any]) -> None:
     model, recipe = tiny_model(architecture), load_recipe(name)
     quantized = sum(recipe.spec(site) is not None for site in encoder_sites(model))

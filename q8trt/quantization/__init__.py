@@ -1,6 +1,6 @@
 """Quantization of an encoder: its sites, recipes, and TensorQuantizers with calibrated ranges.
 
-Cheap to import: `architectures`, `sites` (their named tensors), `recipe`, `calibrators` (names), `precision`, `libraries`.
+Cheap to import: `architectures`, `sites` (their named tensors), `recipe`, `calibrators` (names), `precision`, `target`, `libraries`.
 The others need torch: `insertion` puts quantizers in, `calibration` sets their ranges, `ranges` trains them.
 """
 
@@ -17,5 +17,6 @@ __all__ = [
     "recipe",
     "sites",
     "summary",
+    "target",
     "weights",
 ]

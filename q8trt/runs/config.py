@@ -15,6 +15,7 @@ from q8trt.errors import ConfigError
 from q8trt.quantization.libraries import LIBRARIES
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe, load_recipe
+from q8trt.quantization.target import Target
 from q8trt.runs.run import RUN_FILE, Run
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, DataRecord, RunData
@@ -23,6 +24,8 @@ _T = TypeVar("_T")
 #: Fields that always name a file or a folder, and those that may name a model of the hub too.
 _DATA_PATHS = ("data_dir", "train_file", "validation_file")
 _MODEL_PATHS = ("model_name_or_path", "from_fp32", "teacher_model_name_or_path", "from_pytorch_quantization")
+#: The target of runs that record none: their engines had FP32 beside INT8, and three GEMMs for Q, K and V.
+_EARLIER_TARGET = Target.CPU
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,18 @@ class FinetuneConfig:
         unset="the run's own FP32 model",
     )
     qat: bool = option(True, "train with quantizers after calibration")
+    target: Target = option(
+        Target.GPU,
+        "device to make engines for: decides the recipe, the precision of an INT8 engine and whether it fuses Q, K and V, "
+        "where no option does",
+        choices=tuple(each.value for each in Target),
+    )
     recipe: Recipe = option(
-        default_factory=lambda: load_recipe("linear"),
-        help="sites to quantize, and how: a recipe of q8trt or a YAML file",
+        None,
+        "sites to quantize, and how: a recipe of q8trt or a YAML file",
         metavar="NAME|PATH",
         read=load_recipe,
-        unset="linear",
+        unset="the target's",
     )
     quantizer: str = option("modelopt", "library of the quantizers and calibrators", choices=LIBRARIES)
     calibration_samples: int = option(512, "training rows to calibrate on", values=at_least(1))
@@ -68,6 +77,8 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check_options(self)
         object.__setattr__(self, "precision", Precision(self.precision))
+        object.__setattr__(self, "target", Target(self.target))
+        object.__setattr__(self, "recipe", self.recipe or load_recipe(self.target.recipe))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration ready for JSON; `from_dict` reads it back."""
@@ -75,13 +86,14 @@ class FinetuneConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FinetuneConfig:
-        """Read what `to_dict` returned; options that an earlier q8trt did not have get their defaults.
+        """Read what `to_dict` returned; options that an earlier q8trt did not have get the values that do what it did.
 
         Raises:
             ConfigError: written by another version of q8trt, or damaged.
         """
         try:
-            plain = cls(_decoded(DataConfig, data["data"]), _decoded(TrainingConfig, data["training"]))
+            nested = _decoded(DataConfig, data["data"]), _decoded(TrainingConfig, data["training"])
+            plain = cls(*nested, target=_EARLIER_TARGET)
             options = {name: value for name, value in {**vars(plain), **data}.items() if name not in _NESTED}
             return replace(plain, **vars(files.decode(_Options, options)), recipe=Recipe.from_dict(data["recipe"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -107,8 +119,9 @@ class CalibrationConfig:
         ConfigError: a value out of its range, or a recipe beside a checkpoint that has its own.
     """
 
+    target: Target = same_option(FinetuneConfig, "target")
     recipe: Recipe | None = same_option(
-        FinetuneConfig, "recipe", default=None, unset="linear; with --sensitivity: full"
+        FinetuneConfig, "recipe", default=None, unset="the target's; with --sensitivity: full"
     )
     quantizer: str = same_option(FinetuneConfig, "quantizer")
     calibration_samples: int = same_option(FinetuneConfig, "calibration_samples")
@@ -124,6 +137,7 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        object.__setattr__(self, "target", Target(self.target))
         if self.recipe and self.from_pytorch_quantization:
             raise ConfigError("--recipe and --from_pytorch_quantization exclude each other; give one")
 
@@ -133,6 +147,7 @@ class CalibrationConfig:
             "training": TrainingConfig(seed=self.seed, per_device_eval_batch_size=self.per_device_eval_batch_size),
             "precision": Precision.INT8,
             "qat": False,
+            "target": self.target,
             "recipe": recipe,
             "quantizer": self.quantizer,
             "calibration_samples": self.calibration_samples,
