@@ -1,7 +1,7 @@
 """Quantization of an encoder: its sites, recipes, and TensorQuantizers with calibrated ranges.
 
-Cheap to import: `architectures`, `sites` (their named tensors), `recipe`, `calibrators` (names), `precision`, `target`, `libraries`.
-The others need torch: `insertion` puts quantizers in, `calibration` sets their ranges, `ranges` trains them.
+Cheap to import: `architectures`, `sites` (their named tensors), `recipe`, `calibrators` (names), `precision`, `target`,
+`libraries`. The others need torch: `insertion` puts quantizers in, `calibration` sets their ranges, `ranges` trains them.
 """
 
 __all__ = [
