@@ -24,7 +24,8 @@ from q8trt.runtime.onnxruntime.graph import (
 
 @pytest.mark.parametrize("message", messages.SCHEMA)
 def test_the_declared_fields_are_those_of_onnx(message: str) -> None:
-    official = getattr(onnx, message).DESCRIPTOR.fields_by_name
+    owner = onnx.TypeProto if message == "Tensor" else onnx
+    official = getattr(owner, message).DESCRIPTOR.fields_by_name
     for name, (number, kind, repeated) in messages.SCHEMA[message].items():
         field = official[name]
         names = {

@@ -12,6 +12,7 @@ from typing import Any
 from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.hardware.gpu import GpuState
 from q8trt.quantization.precision import Precision
+from q8trt.runtime.registry import find_runtime
 from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.lengths import Lengths
@@ -81,6 +82,13 @@ class Row:
     def device_label(self) -> str:
         """``"CPU"`` or the name of the GPU."""
         return "CPU" if self.device == "cpu" else self.device
+
+    @property
+    def is_widened(self) -> bool:
+        """True where the runtime computed in FP32 what the graph has in FP16; such a row measures no FP16."""
+        runtime = find_runtime(self.backend)
+        widens = runtime is not None and runtime.capabilities.widens_half
+        return widens and self.device == "cpu" and self.precision.is_half
 
     def is_comparable(self, other: Row) -> bool:
         """Return whether times of the two may be divided: same backend, same device."""
@@ -203,10 +211,9 @@ class Measurements:
         )
 
     def fp16_row(self, row: Row) -> Row | None:
-        """Return the first FP16 row on the backend and device of `row`; None when there is none."""
-        return next(
-            (other for other in self.rows if other.precision == Precision.FP16 and row.is_comparable(other)), None
-        )
+        """Return the first row on the backend and device of `row` that measures FP16; None when there is none."""
+        rows = (other for other in self.rows if other.precision == Precision.FP16 and row.is_comparable(other))
+        return next((other for other in rows if not other.is_widened), None)
 
     def score_x100(self, row: Row) -> float | None:
         """Return the main metric of `row` times 100; None where it was not scored."""

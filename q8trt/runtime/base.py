@@ -110,6 +110,7 @@ class Capabilities:
         fixed_shapes: it takes the shapes of the engine's profiles alone, and any other is an error.
         cuda_graphs: its runner captures CUDA graphs, and `Timing.cuda_graph` reports each launch of one.
         checks_ids: it refuses a token id outside the embedding table, instead of reading other memory.
+        widens_half: on the CPU it computes FP16 tensors in FP32.
         array_protocols: protocols of arrays that it reads on the device, in place; NumPy arrays always work.
     """
 
@@ -117,6 +118,7 @@ class Capabilities:
     fixed_shapes: bool = False
     cuda_graphs: bool = False
     checks_ids: bool = False
+    widens_half: bool = False
     array_protocols: tuple[str, ...] = ()
 
 

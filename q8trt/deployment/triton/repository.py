@@ -180,7 +180,7 @@ def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonCon
 
     Without --vnni weights are unsigned whatever CPU this is: the one that serves may have no VNNI.
     """
-    if config.runs_on == "cuda" or not manifest.precision.is_quantized:
+    if config.runs_on == "cuda" or not (manifest.precision.is_quantized or manifest.precision.is_half):
         check_file(engine / ONNX_FILE)
         shutil.copyfile(engine / ONNX_FILE, path)
         return

@@ -86,11 +86,12 @@ class ProbedTorch(TorchRunner):
 class ProbedOnnxRuntime(OnnxRuntimeRunner):
     """An `OnnxRuntimeRunner` on the CPU with the outputs of the torch modules that the file was traced from.
 
-    `infer` runs the file as it is; `outputs` runs a copy with more outputs, in which fewer operators may be fused.
+    `infer` runs the file as it is, FP16 in FP16: a limit of FP16 is a difference that this check must show. `outputs` runs a copy
+    with more outputs, in which fewer operators may be fused.
     """
 
     def __init__(self, path: str | Path, precision: Precision | str) -> None:
-        super().__init__(path, precision)
+        super().__init__(path, precision, widen=False)
         self._path = Path(path)
         self._probed: tuple[_Places, Any] = ((), ()), None
         self._factors: dict[str, np.ndarray] = {}

@@ -27,15 +27,20 @@ SCHEMA: Schema = {
         "name": (1, "string", False),
         "node": (7, "NodeProto", True),
         "domain": (10, "string", False),
+        "value_info": (12, "ValueInfoProto", True),
     },
     "OperatorSetIdProto": {"domain": (1, "string", False), "version": (2, "int64", False)},
     "GraphProto": {
         "node": (1, "NodeProto", True),
         "initializer": (5, "TensorProto", True),
+        "input": (11, "ValueInfoProto", True),
         "output": (12, "ValueInfoProto", True),
+        "value_info": (13, "ValueInfoProto", True),
         "sparse_initializer": (15, "SparseTensorProto", True),
     },
-    "ValueInfoProto": {"name": (1, "string", False)},
+    "ValueInfoProto": {"name": (1, "string", False), "type": (2, "TypeProto", False)},
+    "TypeProto": {"tensor_type": (1, "Tensor", False)},
+    "Tensor": {"elem_type": (1, "int32", False)},  # TypeProto.Tensor
     "NodeProto": {
         "input": (1, "string", True),
         "output": (2, "string", True),
@@ -77,7 +82,7 @@ SCHEMA: Schema = {
     },
 }
 # TensorProto.DataType
-FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE = 1, 2, 3, 6, 7, 9, 10, 11
+FLOAT, UINT8, INT8, INT32, INT64, BOOL, FLOAT16, DOUBLE, BFLOAT16 = 1, 2, 3, 6, 7, 9, 10, 11, 16
 DTYPES = {
     FLOAT: np.float32, UINT8: np.uint8, INT8: np.int8, INT32: np.int32, INT64: np.int64, BOOL: np.bool_,
     FLOAT16: np.float16, DOUBLE: np.float64,

@@ -1,4 +1,6 @@
-"""Rewrites of a Q/DQ graph for ONNX Runtime's CPU kernels. They change no value, except for the rounding of a bias.
+"""Rewrites of a graph for ONNX Runtime's CPU kernels. They change no value but by the rounding of a bias and of FP16.
+
+FP16 becomes FP32 first, see `q8trt.runtime.onnxruntime.widening`.
 
 Activations. On x86, ONNX Runtime runs a GEMM in INT8 only when its activation is unsigned. It makes a signed QuantizeLinear
 unsigned, but not one that several DequantizeLinear read, as Q, K and V read the encoder's hidden states; those GEMMs then
@@ -32,18 +34,22 @@ import numpy as np
 from q8trt.files import MalformedError
 from q8trt.files.onnx import check_model, messages
 from q8trt.files.onnx.messages import add_initializer, integer_attribute, new_node, set_array
+from q8trt.runtime.onnxruntime.widening import widen
 
 Model = Any  # onnx.ModelProto, or its like of `q8trt.files.onnx`
 Node = Any
 ZERO_POINT = "q8trt.zero_point_128"
+#: The largest file whose FP16 becomes FP32, in bytes: twice as many are the limit of protobuf.
+_WIDENED = 2**30
 
 
-def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
-    """Return a Q/DQ model after all rewrites that apply.
+def for_the_cpu(data: bytes, unsigned_weights: bool | None = None, in_fp32: bool = True) -> bytes:
+    """Return a model after all rewrites that apply.
 
     Args:
         data: the ONNX file.
         unsigned_weights: whether the CPU that will run it needs unsigned weights; None: as this one does.
+        in_fp32: whether FP16 tensors become FP32; a file over 1 GiB keeps them.
 
     Raises:
         MalformedError: `data` is no ONNX model, or one that keeps its weights in another file.
@@ -52,6 +58,8 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None) -> bytes:
     check_model(model, None)
     _check_nodes(model.graph)
     try:
+        if in_fp32 and len(data) <= _WIDENED:
+            widen(model)
         use_unsigned_activations(model)
         dequantize_gathered_rows(model)
         if saturates() if unsigned_weights is None else unsigned_weights:
