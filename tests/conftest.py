@@ -26,6 +26,7 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "xlm-roberta": {"type_vocab_size": 1, "max_position_embeddings": 66},
     "electra": {"embedding_size": 16},
     "distilbert": {},
+    "mpnet": {"max_position_embeddings": 66},  # its positions count from 2
 }
 ARCHITECTURES = tuple(TINY_CONFIGS)
 #: Those whose tokenizer makes token types.

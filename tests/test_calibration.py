@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from q8trt.errors import QuantizationError
+from q8trt.quantization.architectures import ARCHITECTURES
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.calibrators import EMA_DECAY, HistogramCalibrator
 from q8trt.quantization.histogram import BINS
@@ -188,7 +189,7 @@ def test_weights_take_each_channels_maximum(
             weight[weight == 0] = weight[weight > 0].min()  # the padding token's embedding
             np.testing.assert_array_equal(quantizers[site.key].amax.flatten().numpy(), weight)
             compared += 1
-    assert compared == 12 + (2 if architecture == "distilbert" else 3)
+    assert compared == 12 + (3 if ARCHITECTURES[architecture].token_type_embeddings else 2)
 
 
 @pytest.mark.parametrize("num_bits", [8, 4, 2])

@@ -157,6 +157,8 @@ def test_what_models_give_out(
 ) -> None:
     """Hidden states from the embeddings' output to the last layer's; probabilities that sum to one, none for padding."""
     student, teacher, batch = tiny_model(architecture), tiny_model(architecture, seed=1), tiny_batch(architecture)
+    if implementation != "eager" and ARCHITECTURES[architecture].attention_class is not None:
+        pytest.skip("transformers has one implementation of its attention")
     for model in (student, teacher):
         model.set_attn_implementation(implementation)
     embedded: list[torch.Tensor] = []

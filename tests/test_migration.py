@@ -183,10 +183,11 @@ def test_every_name_of_qdqbert_reaches_its_site() -> None:
         ("roberta", "roberta.encoder.layer.0.", "attention.self.{}", "output.dense"),
         ("electra", "electra.encoder.layer.0.", "attention.self.{}", "output.dense"),
         ("distilbert", "distilbert.transformer.layer.0.", "attention.{}_lin", "ffn.lin2"),
+        ("mpnet", "mpnet.encoder.layer.0.", "attention.attn.{}", "output.dense"),
     ],
 )
 def test_linears_of_the_other_architectures(architecture: str, prefix: str, query: str, out: str) -> None:
-    parts = ("q", "k", "v") if architecture == "distilbert" else ("query", "key", "value")
+    parts = ("q", "k", "v") if architecture in ("distilbert", "mpnet") else ("query", "key", "value")
     names = [f"{prefix}{query.format(part)}._input_quantizer" for part in parts] + [f"{prefix}{out}._input_quantizer"]
     amax, _ = read_amax({f"{name}._amax": torch.tensor(2.0) for name in names}, make_model(architecture))
     assert list(amax) == ["layer.0.qkv_input", "layer.0.gelu_out"]

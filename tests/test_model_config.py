@@ -51,7 +51,7 @@ def test_a_sound_file(architecture: str, configs: dict[str, Any]) -> None:
 def test_a_size_of_another_type_or_out_of_range(
     architecture: str, key: str, value: Any, configs: dict[str, Any]
 ) -> None:
-    if architecture == "distilbert" and key == "type_vocab_size":
+    if ARCHITECTURES[architecture].token_type_embeddings is None and key == "type_vocab_size":
         return  # it has no token types
     name = ARCHITECTURES[architecture].config_name(key)
     assert f"config.json: {key} " in refusal(configs[architecture] | {name: value})
@@ -102,6 +102,12 @@ def test_a_model_that_q8trt_cannot_run(change: dict[str, Any], words: str, confi
 def test_robertas_positions_begin_after_the_paddings(configs: dict[str, Any]) -> None:
     assert "pad_token_id is None" in refusal(configs["roberta"] | {"pad_token_id": None})
     assert "RoBERTa's positions begin" in refusal(configs["roberta"] | {"max_position_embeddings": 1})
+
+
+def test_mpnets_positions_begin_at_two_and_its_distances_have_32_buckets(configs: dict[str, Any]) -> None:
+    assert "positions begin after the padding's, at 2" in refusal(configs["mpnet"] | {"max_position_embeddings": 2})
+    for count in (0, 31, 10**6, "32"):
+        assert "relative_attention_num_buckets" in refusal(configs["mpnet"] | {"relative_attention_num_buckets": count})
 
 
 def test_missing_keys_have_transformers_defaults() -> None:
@@ -222,9 +228,9 @@ def test_foreign_quantizers_are_named(folder: Path) -> None:
 def test_inputs_and_positions(architecture: str, tiny_config: Any) -> None:
     config = tiny_config(architecture)
     assert takes_token_types(config) == (architecture in WITH_TOKEN_TYPES)
-    assert positions(config) == (65 if ARCHITECTURES[architecture].positions_after_padding else 64)
+    assert positions(config) == {"roberta": 65, "xlm-roberta": 65}.get(architecture, 64)
     config.type_vocab_size = 2
-    assert takes_token_types(config) == (architecture != "distilbert")
+    assert takes_token_types(config) == (ARCHITECTURES[architecture].token_type_embeddings is not None)
 
 
 @pytest.mark.parametrize("command", ["calibrate", "finetune", "build-engine"])

@@ -154,6 +154,7 @@ def test_the_position_table_bounds_the_length(folder: Path, length: int | None, 
         ("roberta", 2, True, True),
         ("electra", 2, True, True),
         ("distilbert", 0, True, False),
+        ("mpnet", 0, True, False),
     ],
 )
 def test_one_place_decides_on_token_types(

@@ -34,6 +34,7 @@ LINEARS = {
     "bert": ("bert.encoder.layer.1.", "attention.self.value", "output.dense"),
     "electra": ("electra.encoder.layer.1.", "attention.output.dense", "output.dense"),
     "distilbert": ("distilbert.transformer.layer.1.", "attention.v_lin", "ffn.lin2"),
+    "mpnet": ("mpnet.encoder.layer.1.", "attention.attn.v", "output.dense"),
 }
 LIKE_ROBERTA = ("roberta.encoder.layer.1.", "attention.self.value", "intermediate.dense")
 

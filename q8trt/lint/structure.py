@@ -164,7 +164,11 @@ def find_structure(graph: Graph) -> Structure:
         norms=norms,
         gelus=_gelus(graph),
         residuals=_residuals(graph, {product.node for product in products}, norms),
-        embeddings=[_embedding(graph, node) for node in graph.nodes_of("Gather") if is_table_lookup(graph, node)],
+        embeddings=[
+            _embedding(graph, node)
+            for node in graph.nodes_of("Gather")
+            if is_table_lookup(graph, node) and not _leads_to_softmax_alone(graph, node)
+        ],
     )
 
 
@@ -305,6 +309,19 @@ def _feeds_norm(graph: Graph, add: ir.Node, heads: dict[ir.Node, Norm]) -> bool:
                 seen.add(node)
                 waiting += node.outputs
     return False
+
+
+def _leads_to_softmax_alone(graph: Graph, lookup: ir.Node) -> bool:
+    """Return whether all that the rows become is added to scores: a bias of relative positions, as of T5 and MPNet."""
+    waiting, seen = [lookup], {lookup}
+    while waiting:
+        readers = [reader for value in waiting.pop().outputs for reader in graph.readers.get(value, [])]
+        if not readers or any(op_of(reader) in OPERANDS for reader in readers):
+            return False
+        following = {reader for reader in readers if op_of(reader) != "Softmax"} - seen
+        waiting += following
+        seen |= following
+    return True
 
 
 def _embedding(graph: Graph, node: ir.Node) -> Embedding:

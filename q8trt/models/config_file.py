@@ -32,6 +32,8 @@ _SIZES = {
     "type_vocab_size": 65_536,
     "embedding_size": 65_536,
 }
+#: Rows of the table of relative positions that transformers' bucketing reads, whatever config.json says.
+_BUCKETS = 32
 #: Parameters of the largest model that is read; BERT-large has a third of 10^9.
 _MOST_PARAMETERS = 10**10
 #: Keys that choose what a forward pass returns, or how it is run, and not what it computes: transformers' defaults hold.
@@ -56,6 +58,7 @@ class ModelShape:
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
     embedding_size: int = 128
+    relative_attention_num_buckets: int = 32
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
@@ -179,6 +182,11 @@ def _check_sizes(shape: ModelShape, architecture: Architecture, where: str) -> N
         value = getattr(shape, name)
         if not 1 <= value <= highest:
             raise CheckpointError(f"{where}: config.json: {name} is {value}, expected 1 to {highest:,}")
+    if architecture.position_bias is not None and not _BUCKETS <= shape.relative_attention_num_buckets <= 65_536:
+        raise CheckpointError(
+            f"{where}: config.json: relative_attention_num_buckets is {shape.relative_attention_num_buckets}, expected "
+            f"{_BUCKETS} to 65,536: {architecture.label} has a row for each bucket of distances"
+        )
     if shape.hidden_size % shape.num_attention_heads:
         raise CheckpointError(
             f"{where}: config.json: {shape.num_attention_heads} attention heads do not divide the hidden size "

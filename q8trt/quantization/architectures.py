@@ -1,7 +1,8 @@
 """The architectures that q8trt quantizes: one entry each, which holds everything that differs between them.
 
 A new architecture is an entry here, a tiny configuration in tests/conftest.py and its name in the documentation. It also
-needs a class in `q8trt.quantization.modules` if it adds its residuals as none of the others does.
+needs a class in `q8trt.quantization.modules` if it adds its residuals as none of the others does, or computes attention
+without transformers' registry.
 """
 
 from __future__ import annotations
