@@ -13,8 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, BackendState, backend_states
-from q8trt.engine.driver import driver_problem
+from q8trt.engine.backend import (
+    INSTALL,
+    LEAN_TITLE,
+    TENSORRT,
+    TENSORRT_RTX,
+    TITLES,
+    Backend,
+    BackendState,
+    backend_states,
+    in_order,
+    lean_runtime,
+)
 from q8trt.hardware.gpu import Gpu, gpus
 from q8trt.hardware.packages import installed_version, pip_install
 from q8trt.runtime import RUNTIMES, EngineRuntime
@@ -36,6 +46,7 @@ class Machine:
         packages: the version of each of the packages above that is installed.
         cpu_runtimes: the runtimes that run engines on the CPU, and their states.
         torch_cuda: the CUDA version that torch was built with; None for a CPU build.
+        lean: TensorRT's lean runtime; None where it is missing.
     """
 
     python: str
@@ -44,11 +55,12 @@ class Machine:
     packages: Mapping[str, str]
     cpu_runtimes: tuple[tuple[EngineRuntime, Availability], ...] = ()
     torch_cuda: str | None = None
+    lean: Backend | None = None
 
     @property
     def backend(self) -> Backend | None:
-        """The backend that is taken where none is named."""
-        return next((state.backend for state in self.backends if state.backend), None)
+        """The backend that is taken where none is named, as in `q8trt.engine.backend.builders`."""
+        return next(iter(in_order([state.backend for state in self.backends if state.backend], self.gpus)), None)
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ def probe() -> Machine:
         packages={package: version for package, version in versions.items() if version},
         cpu_runtimes=tuple((each, each.availability()) for each in RUNTIMES if each.device == "cpu"),
         torch_cuda=_torch_cuda(),
+        lean=lean_runtime(),
     )
 
 
@@ -104,6 +117,7 @@ def checks(machine: Machine) -> list[Check]:
         *_gpu_checks(machine),
         _package(machine, "CUDA runtime", "cuda-python", f"{INSTALL[TENSORRT]} or {INSTALL[TENSORRT_RTX]}"),
         *map(_backend_check, machine.backends),
+        *([Check(LEAN_TITLE, f"{machine.lean.version} (runs version-compatible plans)", True)] if machine.lean else []),
         *(_runtime_check(runtime, state) for runtime, state in machine.cpu_runtimes),
         _package(machine, "ModelOpt", "nvidia-modelopt", pip_install("nvidia-modelopt")),
         _torch(machine),
@@ -161,22 +175,25 @@ def _finetune(machine: Machine) -> Step:
 
 
 def _build(machine: Machine) -> Step:
-    usable = {state.name: state.backend for state in machine.backends if state.backend}
-    if machine.gpus and (backend := usable.get(TENSORRT)):
-        return Step("build engine", True, f"on {machine.gpus[0].name} with {backend.title}")
-    if backend := usable.get(TENSORRT_RTX):
+    backend = machine.backend
+    if backend and backend.is_rtx:
         return Step("build engine", True, f"on the CPU with {backend.title}")
-    if usable:
+    if backend and not machine.gpus:
         return Step("build engine", False, f"TensorRT needs an NVIDIA GPU to build; {INSTALL[TENSORRT_RTX]} does not")
+    if backend and (problem := backend.driver_problem):
+        return Step("build engine", False, str(problem))
+    if backend:
+        return Step("build engine", True, f"on {machine.gpus[0].name} with {backend.title}")
     return Step("build engine", False, f"needs {INSTALL[TENSORRT]} (with a GPU) or {INSTALL[TENSORRT_RTX]}")
 
 
 def _benchmark(machine: Machine) -> Step:
     if "rich" not in machine.packages:
         return Step("benchmark", False, f"needs rich: {pip_install('rich')}; to run engines in an app it is not needed")
-    obstacle = _plan_obstacle(machine)
-    if obstacle is None and machine.backend:
-        return Step("benchmark", True, f"{machine.backend.title} on {machine.gpus[0].name}")
+    obstacle, backend = _plan_obstacle(machine), machine.backend or machine.lean
+    if obstacle is None and backend:
+        plans = ", version-compatible plans only" if backend.is_lean else ""
+        return Step("benchmark", True, f"{backend.title} on {machine.gpus[0].name}{plans}")
     usable = [runtime for runtime, state in machine.cpu_runtimes if state.usable]
     if usable:
         return Step("benchmark", True, f"{usable[0].label} on the CPU; {obstacle}")
@@ -188,12 +205,12 @@ def _plan_obstacle(machine: Machine) -> str | None:
     """Return why a plan built by the machine's backend does not run on it; None when it should."""
     if not machine.gpus:
         return "the plan needs an NVIDIA GPU"
-    card, backend = machine.gpus[0], machine.backend
+    card, backend = machine.gpus[0], machine.backend or machine.lean
     if backend is None:
         return f"the plan needs a backend: {'; '.join(state.problem for state in machine.backends)}"
     if "cuda-python" not in machine.packages:
         return f"the plan needs cuda-python: {INSTALL[backend.name]}"
-    if problem := driver_problem(backend.name, backend.title) or backend.refusal(card):
+    if problem := backend.driver_problem or backend.refusal(card):
         return str(problem)
     if backend.is_rtx and card.sm == "7.5":
         return f"a plan for {card.name} must be built with --sm 7.5"

@@ -346,7 +346,8 @@ def install(name: str = "tensorrt", patch: Any = setattr) -> types.SimpleNamespa
             assert member in getattr(owner, kind).__members__, f"{kind} has no {member}"
     version = "10.13.2.6" if name == "tensorrt" else "1.7.1.116"
     patch(Backend, "logger", lambda self: fake.log)
-    patch(tensorrt_runner, "find_backend", lambda wanted: Backend(name, trt, version))
+    patch(tensorrt_runner, "find_backend", lambda: Backend(name, trt, version))
+    patch(tensorrt_runner, "plan_runtime", lambda wanted, lean: Backend(wanted, trt, version))
     converts = cudart is not None and not has_driver()
     patch(tensorrt_runner, "cuda_runtime", lambda wanted: CheckedCuda(Bound(cuda, cudart, converts)))
     return fake

@@ -132,7 +132,7 @@ def test_only_the_seam_imports_tensorrt() -> None:
         for node in ast.walk(tree):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            if {name.split(".")[0] for name in names} & {"tensorrt", "tensorrt_rtx"}:
+            if {name.split(".")[0] for name in names} & {"tensorrt", "tensorrt_lean", "tensorrt_rtx"}:
                 importers.add(path)
     assert importers <= {PACKAGE / "engine" / "backend.py"}
 

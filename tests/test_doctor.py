@@ -88,6 +88,26 @@ def test_building_lacks() -> None:
     )
 
 
+def test_the_lean_runtime_runs_version_compatible_plans() -> None:
+    lean = Backend("tensorrt", types.ModuleType("tensorrt_lean"), "11.4.0", is_lean=True)
+    machine = replace(CPU, gpus=(L40S,), backends=backends(), lean=lean)
+    by_name = {check.name: check.value for check in checks(machine)}
+    assert by_name["TensorRT's lean runtime"] == "11.4.0 (runs version-compatible plans)"
+    assert how("benchmark", machine) == (
+        True,
+        "TensorRT's lean runtime 11.4.0 on NVIDIA L40S, version-compatible plans only",
+    )
+    assert not how("build engine", machine)[0]
+    full = replace(machine, backends=backends(tensorrt="11.4.0"))
+    assert how("benchmark", full) == (True, "TensorRT 11.4.0 on NVIDIA L40S")
+
+
+def test_the_build_needs_a_driver_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("q8trt.engine.backend.driver_problem", lambda name, title: f"{title}: update the driver")
+    machine = replace(CPU, gpus=(L40S,), backends=backends(tensorrt="11.4.0"))
+    assert how("build engine", machine) == (False, "TensorRT 11.4.0: update the driver")
+
+
 def test_benchmarking_in_a_light_install_lacks_its_tables() -> None:
     assert how("benchmark", without(RTX, "rich")) == (
         False,

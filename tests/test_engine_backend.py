@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from q8trt.doctor import Machine, steps
 from q8trt.engine import backend as seam
-from q8trt.engine.backend import BACKENDS, Backend, BackendState, backend_states, find_backend, sm_name
+from q8trt.engine.backend import (
+    BACKENDS,
+    Backend,
+    BackendState,
+    backend_states,
+    builders,
+    find_backend,
+    plan_runtime,
+    sm_name,
+)
 from q8trt.errors import BackendError, ConfigError
 from q8trt.hardware.gpu import Gpu
 
@@ -56,13 +66,61 @@ def test_a_broken_backend_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert backend_states()[0] == BackendState("tensorrt", problem=reason, installed=True)
 
 
-def test_tensorrt_comes_before_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = types.ModuleType("tensorrt")
-    fake.__version__ = "10.13.2.6"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    backend = find_backend()
-    assert (backend.name, backend.title) == ("tensorrt", "TensorRT 10.13.2.6")
-    assert backend.portable_sms() == []
+L40S = Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``packages(tensorrt="10.13.2.6")`` lets these packages alone be importable; keys are modules."""
+
+    def install(**versions: str) -> None:
+        def load(name: str) -> Any:
+            return types.SimpleNamespace(__version__=versions[name]) if name in versions else absent(name)
+
+        monkeypatch.setattr(seam.importlib, "import_module", load)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("cards", "problem", "first"),
+    [([L40S], None, "tensorrt"), ([], None, "tensorrt_rtx"), ([L40S], "CUDA 13", "tensorrt_rtx")],
+    ids=["GPU", "no GPU", "old driver"],
+)
+def test_the_machine_decides_which_package_is_taken(
+    packages: Callable[..., None], monkeypatch: pytest.MonkeyPatch, cards: list[Gpu], problem: str | None, first: str
+) -> None:
+    packages(tensorrt="10.13.2.6", tensorrt_rtx="1.7.1")
+    monkeypatch.setattr(seam, "gpus", lambda: cards)
+    monkeypatch.setattr(seam, "driver_problem", lambda name, title: problem if name == "tensorrt" else None)
+    assert find_backend().name == first
+    assert sorted(each.name for each in builders()) == list(BACKENDS)
+    machine = Machine("3.12.1", tuple(cards), tuple(backend_states()), {})
+    assert machine.backend is not None, "doctor promises the same"
+    assert machine.backend.name == first
+    assert next(step for step in steps(machine) if step.name == "build engine").runs
+    assert [each.name for each in builders("tensorrt")] == ["tensorrt"]
+    packages(tensorrt="10.13.2.6")
+    assert find_backend().title == "TensorRT 10.13.2.6"
+    assert find_backend().portable_sms() == []
+
+
+def test_the_lean_runtime_loads_version_compatible_plans(packages: Callable[..., None]) -> None:
+    packages(tensorrt_lean="11.4.0", tensorrt_rtx="1.7.1")
+    backend = plan_runtime("tensorrt", version_compatible=True)
+    assert (backend.name, backend.is_lean, backend.title) == ("tensorrt", True, "TensorRT's lean runtime 11.4.0")
+    for name, compatible in (("tensorrt", False), ("trt", False)):
+        with pytest.raises(BackendError, match="TensorRT is not installed"):
+            plan_runtime(name, compatible)
+    assert find_backend().name == "tensorrt_rtx", "it builds nothing"
+    packages(tensorrt_lean="11.4.0", tensorrt="11.4.0")
+    assert not plan_runtime("tensorrt", version_compatible=True).is_lean
+    packages()
+    with pytest.raises(BackendError, match="TensorRT is not installed"):
+        plan_runtime("tensorrt", version_compatible=True)
+    packages(tensorrt_lean="11.4.0")
+    with pytest.raises(BackendError, match="TensorRT-RTX is not installed"):
+        plan_runtime("tensorrt_rtx", version_compatible=True)
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from engine_fixtures import SMALL, tiny_onnx
 from waiting import wait_until
 
-from q8trt.engine.backend import Backend
-from q8trt.engine.build_process import build_plan
+from q8trt.deployment import engine_folder
+from q8trt.engine.backend import Backend, builders
+from q8trt.engine.build_process import build_plan, started_backend
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.determinism import compare_plans
 from q8trt.errors import BackendError, ConfigError, EngineError
+from q8trt.hardware.gpu import Gpu
+from q8trt.quantization.precision import Precision
 
 CONFIG = BuildConfig("rtx", (SMALL,))
 
@@ -136,6 +140,14 @@ def test_ctrl_c_ends_the_build(rtx: Backend, tmp_path: Path, monkeypatch: pytest
 
 #: The first lines of that package: the process that imports it has a driver, without which nothing is built.
 WITH_DRIVER = "from q8trt.engine import backend\nbackend.driver_cuda = lambda: (13, 4)\n"
+FAKE = (
+    f"{WITH_DRIVER}import os, signal, sys, time\n"
+    "__version__ = '11.0.0'\n"
+    "class ILogger:\n"
+    "    class Severity: INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)\n"
+    "class BuilderFlag: VERSION_COMPATIBLE = 1\n"
+    "def Builder(log):\n    {code}\n"
+)
 
 
 @pytest.fixture
@@ -145,13 +157,7 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
     def build(code: str) -> str:
         folder = tmp_path / "packages"
         folder.mkdir()
-        (folder / "tensorrt.py").write_text(
-            f"{WITH_DRIVER}import os, signal, sys, time\n"
-            "__version__ = '11.0.0'\n"
-            "class ILogger:\n"
-            "    class Severity: INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)\n"
-            f"def Builder(log):\n    {code}\n"
-        )
+        (folder / "tensorrt.py").write_text(FAKE.format(code=code))
         monkeypatch.syspath_prepend(folder)
         (tmp_path / "m.onnx").write_bytes(b"")
         with pytest.raises(EngineError) as caught:
@@ -184,6 +190,58 @@ def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], s
 )
 def test_the_end_of_the_builder_is_one_line(broken: Callable[[str], str], tmp_path: Path, code: str, says: str) -> None:
     assert says.format(onnx=tmp_path / "m.onnx") in broken(code)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "the builder crashed (SIGSEGV) when it started; no GPU can be used"),
+        (
+            "print('what():  CUDA', file=sys.stderr); os.abort()",
+            "crashed (SIGABRT) when it started: what(): CUDA; no GPU",
+        ),
+        ("raise TypeError", "TensorRT 11.0.0 cannot start a build: no reason was logged"),
+    ],
+)
+def test_a_builder_that_does_not_start_is_left_for_one_that_does(
+    rtx: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, says: str
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(FAKE.format(code=code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("q8trt.engine.backend.gpus", lambda: [Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")])
+    monkeypatch.setattr("q8trt.engine.backend.driver_cuda", lambda: (13, 4))
+    try:
+        assert [each.name for each in builders()] == ["tensorrt", "tensorrt_rtx"]
+        assert started_backend(BuildConfig()).title == rtx.title
+        with pytest.raises(BackendError) as caught:
+            started_backend(BuildConfig("tensorrt"))
+    finally:
+        del sys.modules["tensorrt"]
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_exported_for_a_builder_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(config: BuildConfig) -> Backend:
+        raise BackendError("the builder crashed")
+
+    monkeypatch.setattr(engine_folder, "load_config", lambda checkpoint: None)
+    monkeypatch.setattr(engine_folder, "positions", lambda config: 512)
+    monkeypatch.setattr(engine_folder, "started_backend", fail)
+    monkeypatch.setattr(engine_folder, "load_model", lambda source: pytest.fail("loaded"))
+    source: Any = SimpleNamespace(checkpoint=tmp_path, stage="int8", run=SimpleNamespace(path=tmp_path))
+    with pytest.raises(BackendError, match="the builder crashed"):
+        engine_folder.build_engine(source, Precision.INT8, CONFIG, tmp_path / "engine")
+    assert names(tmp_path) == []
+
+
+def test_a_builder_that_starts_leaves_nothing(rtx: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert started_backend(CONFIG) == rtx
+    assert names(tmp_path) == []
+    with pytest.raises(ConfigError, match=r"has no SM 9\.0"):
+        started_backend(BuildConfig("rtx", (SMALL,), sm=("9.0",)))
 
 
 def test_a_defect_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rtx: Backend) -> None:

@@ -55,14 +55,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     sms = types.SimpleNamespace(__members__=dict.fromkeys(("SM75", "SM80", "SM86", "SM89", "SM120")))
 
-    def find(name: str) -> Any:
+    def find(name: str, version_compatible: bool) -> Any:
         if name not in versions:
             raise MissingPackageError(
                 "TensorRT-RTX is not installed", "pip install tensorrt-rtx cuda-python nvidia-ml-py"
             )
         return Backend(name, types.SimpleNamespace(ComputeCapability=sms), versions[name])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "find_backend", find)
+    monkeypatch.setattr(module, "plan_runtime", find)
 
 
 def change(folder: Path, **given: Any) -> Manifest:

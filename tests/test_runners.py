@@ -287,14 +287,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     machine = types.SimpleNamespace(cards=[L40S], version="1.7.1.99")
     _log_once.cache_clear()
 
-    def find(name: str) -> Backend:
+    def find(name: str, version_compatible: bool) -> Backend:
         sms = dict.fromkeys(("SM75", "SM86", "SM89", "SM120"))
         return Backend(
             name, types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__=sms)), machine.version
         )
 
     monkeypatch.setattr(preflight, "gpus", lambda: machine.cards)
-    monkeypatch.setattr(preflight, "find_backend", find)
+    monkeypatch.setattr(preflight, "plan_runtime", find)
     monkeypatch.setattr(preflight, "_has_cuda_python", lambda: True)
     monkeypatch.setattr(tensorrt_runner, "TensorRTRunner", lambda *arguments, **named: (arguments, named))
     return machine

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
 from q8trt.deployment.source import Source, overflow_batches
-from q8trt.engine.build_process import build_plan
+from q8trt.engine.build_process import build_plan, started_backend
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.engine.determinism import PlanDifference, compare_plans
 from q8trt.engine.folder import ENGINE_FOLDER
@@ -145,15 +145,14 @@ def build_engine(
             backend lacks, or an output folder that is not to be replaced.
         BusyError: another process writes the engine folder.
         CheckpointError: the checkpoint is damaged.
-        BackendError: no backend is installed.
+        BackendError: no backend is installed, or none starts on this machine.
         EngineError: the backend refused the graph, or crashed.
     """
-    from q8trt.engine.backend import find_backend
     from q8trt.export.onnx import export_onnx
 
     options = options or ExportOptions()
-    config.check_supported(find_backend(config.backend))  # before the minutes that loading and exporting may take
     check_positions(config.profiles, positions(load_config(str(source.checkpoint))))
+    config = replace(config, backend=started_backend(config).name)  # before the minutes that an export may take
     folder = Path(output_dir) if output_dir else source.run.path / default_folder_name(source.stage, precision)
     target = check_output(source, precision, output_dir, overwrite)
     with files.exclusive(target):

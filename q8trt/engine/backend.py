@@ -1,6 +1,6 @@
-"""The seam to TensorRT: the one module that imports `tensorrt` or `tensorrt_rtx`.
+"""The seam to TensorRT: the one module that imports `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
 
-Both packages offer the same Python API under another module name, so the rest of q8trt takes a `Backend` and never asks
+The packages offer the same Python API under another module name, so the rest of q8trt takes a `Backend` and never asks
 which one it holds, except where the two truly differ (timing caches, portability over GPU architectures).
 """
 
@@ -11,19 +11,21 @@ import importlib
 import logging
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from q8trt.console.names import one_line
-from q8trt.engine.driver import driver_cuda, driver_problem
+from q8trt.engine.driver import DriverProblem, driver_cuda, driver_problem
 from q8trt.errors import BackendError, ConfigError, MissingPackageError, nearest
-from q8trt.hardware.gpu import Gpu
-from q8trt.hardware.packages import install_command
+from q8trt.hardware.gpu import Gpu, gpus
+from q8trt.hardware.packages import install_command, installed_version
 
 BACKENDS = TENSORRT, TENSORRT_RTX = ("tensorrt", "tensorrt_rtx")
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
+#: TensorRT's runtime alone: it runs version-compatible plans and builds none ("Version Compatibility" in its documentation).
+LEAN, LEAN_TITLE = "tensorrt_lean", "TensorRT's lean runtime"
 INSTALL = {TENSORRT: install_command("tensorrt"), TENSORRT_RTX: install_command("rtx")}
 _ALIASES = {"trt": TENSORRT, "rtx": TENSORRT_RTX, "trt_rtx": TENSORRT_RTX}
 
@@ -42,16 +44,23 @@ class Backend:
         name: one of `BACKENDS`.
         module: the imported module, called `trt` where it is used.
         version: the module's version, such as "10.13.2.6".
+        is_lean: whether this is TensorRT's lean runtime, which builds nothing.
     """
 
     name: str
     module: ModuleType
     version: str
+    is_lean: bool = False
 
     @property
     def title(self) -> str:
         """``"TensorRT-RTX 1.7.1.116"``, for messages and reports."""
-        return f"{TITLES[self.name]} {self.version}"
+        return f"{LEAN_TITLE if self.is_lean else TITLES[self.name]} {self.version}"
+
+    @property
+    def driver_problem(self) -> DriverProblem | None:
+        """Why the driver cannot run this package; None where it can, or without a driver."""
+        return driver_problem(LEAN if self.is_lean else self.name, self.title)
 
     @property
     def is_rtx(self) -> bool:
@@ -74,7 +83,7 @@ class Backend:
         Raises:
             BackendError: the driver is too old; the line names the package that fits it.
         """
-        if problem := driver_problem(self.name, self.title):
+        if problem := self.driver_problem:
             raise BackendError(str(problem))
 
     def check_build(self) -> None:
@@ -86,9 +95,10 @@ class Backend:
         if self.is_rtx:
             return
         if driver_cuda() is None:
+            install = "" if installed_version("tensorrt-rtx") else f"{INSTALL[TENSORRT_RTX]}, then "
             raise BackendError(
                 f"{self.title} builds on an NVIDIA GPU only, and no driver was found; TensorRT-RTX builds without one: "
-                f"{INSTALL[TENSORRT_RTX]}, then add --backend {TENSORRT_RTX}"
+                f"{install}add --backend {TENSORRT_RTX}"
             )
         self.check_driver()
 
@@ -208,23 +218,62 @@ def find_backend(name: str | None = None) -> Backend:
     """Import a TensorRT package.
 
     Args:
-        name: one of `BACKENDS`, or "trt", "rtx", "tensorrt-rtx" in any case; None takes TensorRT, else TensorRT-RTX.
+        name: one of `BACKENDS`, or "trt", "rtx", "tensorrt-rtx" in any case; None takes the first of `builders`.
 
     Raises:
         ConfigError: the name is unknown.
         BackendError: the package is not installed, or its import failed (the reason is quoted).
     """
+    return builders(name)[0]
+
+
+def builders(name: str | None = None) -> list[Backend]:
+    """Return the packages to build plans with here, the best first: that of a name, or all. Raises as `find_backend`."""
     if name is not None:
-        return _load(backend_name(name))
-    states = []
-    for candidate in BACKENDS:
-        state = _state(candidate)
-        if state.backend:
-            return state.backend
-        if state.installed:
+        return [_load(backend_name(name))]
+    states = backend_states()
+    for state in states:
+        if state.installed and not state.backend:
             _log.warning("%s", state.problem)
-        states.append(state)
-    raise BackendError("; ".join(state.problem for state in states))
+    backends = in_order([state.backend for state in states if state.backend], gpus())
+    if not backends:
+        raise BackendError("; ".join(state.problem for state in states))
+    return backends
+
+
+def in_order(backends: Sequence[Backend], cards: Sequence[Gpu]) -> list[Backend]:
+    """Return `backends` with the one first that does the job on a machine with these GPUs.
+
+    That is TensorRT, which needs a GPU and its driver to build, else TensorRT-RTX, which needs neither.
+    """
+
+    def is_unable(backend: Backend) -> bool:
+        return not backend.is_rtx and (not cards or backend.driver_problem is not None)
+
+    return sorted(backends, key=is_unable)
+
+
+def plan_runtime(name: str, version_compatible: bool) -> Backend:
+    """Import the package that loads plans of the backend `name`: the package itself, or TensorRT's lean runtime.
+
+    The latter is taken for version-compatible plans where the former is missing. Raises as `find_backend`.
+    """
+    try:
+        return _load(backend_name(name))
+    except MissingPackageError:
+        lean = lean_runtime() if version_compatible and name == TENSORRT else None
+        if lean is None:
+            raise
+        return lean
+
+
+def lean_runtime() -> Backend | None:
+    """Return TensorRT's lean runtime; None where it is missing or cannot be imported."""
+    try:
+        module = importlib.import_module(LEAN)
+    except Exception:  # a missing shared library surfaces as ImportError, OSError or RuntimeError
+        return None
+    return Backend(TENSORRT, module, str(module.__version__), is_lean=True)
 
 
 def backend_name(name: str) -> str:

@@ -10,11 +10,21 @@ from q8trt.engine.config import BuildConfig, PlanInfo
 
 
 @dataclass(frozen=True)
-class BuildRequest:
-    """The work of a building process; `log_levels` are those of the loggers that it forwards."""
+class BuildFiles:
+    """The absolute paths of the ONNX file to read and the plan to write."""
 
     onnx: str
     plan: str
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """The work of a building process: without files it starts the builder and ends.
+
+    `log_levels` are those of the loggers that it forwards.
+    """
+
+    files: BuildFiles | None
     config: BuildConfig
     wants_progress: bool
     log_levels: dict[str, int]
@@ -34,6 +44,10 @@ class LogLine(msgspec.Struct, frozen=True, tag=True):
     logger: str
     level: int
     text: str
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The end of a process whose builder started."""
 
 
 class Built(msgspec.Struct, frozen=True, tag=True):
@@ -63,4 +77,4 @@ class Defect(msgspec.Struct, frozen=True, tag=True):
     traceback: str
 
 
-Message = Progress | LogLine | Built | Refused | SystemFailure | Defect
+Message = Progress | LogLine | Started | Built | Refused | SystemFailure | Defect

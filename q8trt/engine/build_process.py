@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -22,11 +23,13 @@ import msgspec
 from q8trt import errors
 from q8trt.console.names import one_line
 from q8trt.engine import build_messages as messages
+from q8trt.engine.backend import Backend, builders
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
 from q8trt.errors import BackendError, EngineError
 from q8trt.files import atomic_file
 from q8trt.files.onnx import check_file
 
+_log = logging.getLogger(__name__)
 _LOGGERS = ("q8trt", "q8trt.tensorrt")
 
 
@@ -52,18 +55,42 @@ def build_plan(
     check_file(onnx_path)
     try:
         with atomic_file(plan_path) as temporary:
-            return _build_in_child(onnx_path, temporary, config, on_progress)
+            files = messages.BuildFiles(str(onnx_path.absolute()), str(temporary.absolute()))
+            answer = _in_child(files, config, f"while it built {onnx_path}", on_progress)
+            assert isinstance(answer, messages.Built)
+            return answer.plan
     except OSError as error:
         raise EngineError(f"cannot write {plan_path}: {error.strerror or error}") from error
 
 
-def _build_in_child(
-    onnx_path: Path, plan_path: Path, config: BuildConfig, on_progress: PhaseCallback | None
-) -> PlanInfo:
+def started_backend(config: BuildConfig) -> Backend:
+    """Return the first backend for `config` whose builder starts here, tried in a process of its own.
+
+    So a build ends before the minutes that an export may take where its builder would only end the process.
+
+    Raises:
+        ConfigError: `config.backend` is unknown, or the backend lacks what `config` asks for.
+        BackendError: no backend is installed, or none starts.
+    """
+    problems: list[str] = []
+    for backend in builders(config.backend):
+        if problems:
+            _log.info("%s builds instead: %s", backend.title, problems[-1])
+        try:
+            config.check_supported(backend)
+            _in_child(None, replace(config, backend=backend.name), "when it started")
+            return backend
+        except (BackendError, EngineError) as error:
+            problems.append(str(error))
+    raise BackendError("; ".join(problems))
+
+
+def _in_child(
+    files: messages.BuildFiles | None, config: BuildConfig, moment: str, on_progress: PhaseCallback | None = None
+) -> messages.Started | messages.Built:
+    """Start a building process and return its answer. Raises what it answers, or EngineError where it left none."""
     levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS}
-    request = messages.BuildRequest(
-        str(onnx_path.absolute()), str(plan_path.absolute()), config, on_progress is not None, levels
-    )
+    request = messages.BuildRequest(files, config, on_progress is not None, levels)
     with tempfile.TemporaryFile() as stderr, _child(msgspec.json.encode(request).decode(), stderr) as child:
         answer: messages.Message | None = None
         for line in child.stdout or ():
@@ -76,8 +103,8 @@ def _build_in_child(
                 answer = message
         code = child.wait()
         match answer:
-            case messages.Built():
-                return answer.plan
+            case messages.Built() | messages.Started():
+                return answer
             case messages.Refused():
                 raise getattr(errors, answer.error)(answer.text)
             case messages.SystemFailure():
@@ -87,7 +114,8 @@ def _build_in_child(
         if code == -signal.SIGINT:  # Ctrl-C went to the whole group and reached the child first
             raise KeyboardInterrupt
         end, hint = _end_of(code)
-        raise EngineError(f"the builder {end} while it built {onnx_path}{_last_words(stderr)}; {hint}")
+        hint = hint if files else "no GPU can be used with it, or its libraries do not fit: see `q8trt doctor`"
+        raise EngineError(f"the builder {end} {moment}{_last_words(stderr)}; {hint}")
 
 
 @contextlib.contextmanager

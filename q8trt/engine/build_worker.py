@@ -1,4 +1,6 @@
-"""The process that builds a plan: ``python -m q8trt.engine.build_worker REQUEST``, started by `build_process`.
+"""The process that builds a plan, or only starts a builder: ``python -m q8trt.engine.build_worker REQUEST``.
+
+`build_process` starts it.
 
 It writes messages (`build_messages`) to its standard output; the plan itself goes straight to its file. Only `q8trt.engine`
 and its requirements are imported here, so the process is small and starts in a tenth of a second.
@@ -18,7 +20,9 @@ from typing import TextIO
 import msgspec
 
 from q8trt.engine import build_messages as messages
-from q8trt.engine.builder import build_here
+from q8trt.engine.backend import find_backend
+from q8trt.engine.builder import build_here, new_builder
+from q8trt.engine.config import PhaseCallback
 from q8trt.errors import Q8TRTError
 
 
@@ -56,6 +60,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _answer(request: messages.BuildRequest, on_progress: PhaseCallback | None) -> messages.Started | messages.Built:
+    if request.files is None:
+        new_builder(find_backend(request.config.backend))
+        return messages.Started()
+    onnx, plan = Path(request.files.onnx), Path(request.files.plan)
+    return messages.Built(build_here(onnx, plan, request.config, on_progress))
+
+
 def main() -> None:
     """Build the plan of the request."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the builder at once, wherever in C++ it is
@@ -70,8 +82,7 @@ def main() -> None:
         output.send(messages.Progress(phase, done, total))
 
     try:
-        on_progress = report if request.wants_progress else None
-        plan = build_here(Path(request.onnx), Path(request.plan), request.config, on_progress)
+        answer = _answer(request, report if request.wants_progress else None)
     except Q8TRTError as error:
         output.send(messages.Refused(type(error).__name__, str(error)))
     except OSError as error:
@@ -79,7 +90,7 @@ def main() -> None:
     except Exception:
         output.send(messages.Defect(traceback.format_exc()))
     else:
-        output.send(messages.Built(plan))
+        output.send(answer)
 
 
 if __name__ == "__main__":

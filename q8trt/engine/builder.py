@@ -69,6 +69,15 @@ def peak_memory_mib() -> float | None:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
+def new_builder(backend: Backend) -> Any:
+    """Construct a `trt.Builder`. Without CUDA, that of TensorRT 10 aborts the process, and that of 11 ends in SIGSEGV."""
+    backend.forget_errors()
+    try:
+        return backend.module.Builder(backend.logger())
+    except Exception as error:  # pybind11 turns TensorRT's null pointer into a TypeError that says nothing
+        raise BackendError(f"{backend.title} cannot start a build: {backend.last_error()}") from error
+
+
 class _Build:
     """One build: the steps share the builder and its objects, which must outlive each other in TensorRT's order."""
 
@@ -78,11 +87,7 @@ class _Build:
         self.log = BuildLog()
         self.cache_state: TimingCacheState = "none"
         self.targets: list[str] = []
-        backend.forget_errors()
-        try:
-            self.builder = self.trt.Builder(backend.logger())
-        except Exception as error:  # pybind11 turns TensorRT's null pointer into a TypeError that says nothing
-            raise BackendError(f"{backend.title} cannot start a build: {backend.last_error()}") from error
+        self.builder = new_builder(backend)
 
     def run(self) -> Any:
         """Build and return the plan, a `trt.IHostMemory`."""

@@ -41,7 +41,7 @@ class BuildConfig:
     """
 
     backend: str | None = option(
-        None, " or ".join(TITLES), metavar="NAME", unset=" if it is installed, else ".join(TITLES.values())
+        None, " or ".join(TITLES), metavar="NAME", unset=" on a GPU that it can use, else ".join(TITLES.values())
     )
     profiles: tuple[ShapeProfile, ...] = (ShapeProfile(),)
     sm: tuple[str, ...] = option(

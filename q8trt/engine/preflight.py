@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, find_backend, numbers
+from q8trt.engine.backend import INSTALL, TENSORRT, TENSORRT_RTX, TITLES, Backend, numbers, plan_runtime
 from q8trt.engine.config import BuildConfig
-from q8trt.engine.driver import driver_cuda, driver_problem
+from q8trt.engine.driver import driver_cuda
 from q8trt.engine.manifest import PLAN_FILE, BackendInfo, Manifest
 from q8trt.engine.manifest_file import file_problem, load_manifest
 from q8trt.engine.rebuild import rebuild_command
@@ -110,7 +110,7 @@ def describe(problems: Sequence[Problem]) -> str:
 
 def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
     try:
-        backend = find_backend(built.name)
+        backend = plan_runtime(built.name, needs_host_code(manifest))
     except MissingPackageError as error:
         return [Problem(error.problem, error.command)]
     except BackendError as error:
@@ -120,7 +120,7 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
         versions = f"its plan was built by version {built.version}, {backend.version} is installed"
         package = pip_install(f"{built.name.replace('_', '-')}=={built.version}")
         problems.append(Problem(f"{versions}, and {_version_rule(manifest, built)} ({package})", rebuild={}))
-    if problem := driver_problem(built.name, backend.title):
+    if problem := backend.driver_problem:
         problems.append(Problem(str(problem), "or use ONNX Runtime on the CPU (backend onnxruntime)"))
     if not _has_cuda_python():
         problems.append(Problem("cuda-python is not installed", INSTALL[built.name]))
@@ -165,7 +165,7 @@ def _gpu_problems(manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu]) 
     if built.name != TENSORRT_RTX:
         return [Problem(cause, rebuild={})]
     try:
-        backend = find_backend(built.name)
+        backend = plan_runtime(built.name, version_compatible=False)
     except BackendError:  # which `_backend_problems` reports
         return [Problem(cause, rebuild={"sm": _targets(card, options.sm)})]
     if backend.refusal(card):

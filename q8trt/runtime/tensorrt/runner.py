@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from q8trt.engine.backend import TITLES, find_backend
+from q8trt.engine.backend import TITLES, find_backend, plan_runtime
 from q8trt.engine.manifest import PLAN_FILE, Manifest
 from q8trt.engine.preflight import Problem, needs_host_code, preflight
 from q8trt.engine.shapes import Shape, covering, show_profiles
@@ -88,7 +88,7 @@ class TensorRTRunner(Runner):
         device: index of the CUDA device.
         options: CUDA graphs, and what TensorRT-RTX compiles at run time.
         host_code: let the plan bring code for the host, as a version-compatible plan does (its lean runtime). Such a plan
-            is a program: load it only if you trust its maker.
+            is a program: load it only if you trust its maker. TensorRT's lean runtime alone may load it, too.
 
     Attributes:
         profiles: the plan's optimization profiles; a batch runs in the tightest that takes it.
@@ -111,7 +111,7 @@ class TensorRTRunner(Runner):
         path = Path(plan_path)
         if not path.is_file():
             raise EngineError(f"{path} does not exist; build the engine first")
-        package = find_backend(backend)
+        package = plan_runtime(backend, host_code) if backend else find_backend()
         options = options or RunOptions()
         engine = SharedEngine(path, package, cuda_runtime(package.name), device, options, host_code)
         self._start(engine, Precision(precision))
