@@ -48,8 +48,9 @@ def built(
         export_onnx(model, folder / "model.onnx", precision, INPUTS)
         tiny_tokenizer.save_pretrained(folder)
         manifest = Manifest(
-            TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("tiny", "bert", 1, 64, 0, 32), Precision(precision), None,
-            INPUTS, 20, stage=precision, metrics={"torch_fp32": {"dev": {"pearson": 0.9}}},
+            TaskInfo("STS-B", [], True, True, "pearson"), ModelInfo("tiny", "bert", 1, 64, 0, 32), Precision(precision),
+            {"name": "linear"} if precision == "int8" else None, INPUTS, 20,
+            stage=precision, metrics={"torch_fp32": {"dev": {"pearson": 0.9}}},
         )  # fmt: skip
         write_manifest(folder, manifest)
     write_sts_b(root / "data")
@@ -87,6 +88,12 @@ def test_one_run_leaves_three_files_and_json_as_its_last_line(
     assert fp32["findings"] == []  # FP32 is not meant to be quantized
     assert int8["findings"]
     assert int8["folder"].endswith("int8")
+    assert (int8["model"], int8["recipe"], int8["run"]) == ("tiny", "linear", int8["folder"])  # in no run
+    assert fp32["recipe"] == ""
+    said = out[: out.rindex("\n{")].splitlines()
+    assert said[-1].startswith("report: ")
+    assert " ".join(said[said.index("Verdict") + 1 : -1]).endswith("they do not forecast a GPU's")
+    assert "Timed is the " not in out
 
 
 def test_layers_are_profiled_at_the_largest_shape(
@@ -191,7 +198,12 @@ def test_a_grid_in_place_of_shapes(argv: list[str], tmp_path: Path) -> None:
 
 def test_gate_decides_the_exit_code(argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("benchmark", [*argv, "--max_drop", "200", "--min_speedup", "0.0001"]) == 0
-    assert "gate:   passed" in capsys.readouterr().out
+    *_, files, gate = capsys.readouterr().out.splitlines()
+    assert files.startswith("report: ")
+    assert gate == (
+        "gate:   passed, at most 200 points of pearson lost against FP32 and at least 0.0001x as fast as FP32 at each shape"
+    )
+    assert "> **Gate passed**" in (tmp_path / "out/benchmark.md").read_text()
     assert run_command("benchmark", [*argv, "--max_drop", "-200", "--min_speedup", "1000"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("benchmark: gate not passed: QAT INT8 on ONNX Runtime, CPU loses ")
@@ -199,6 +211,7 @@ def test_gate_decides_the_exit_code(argv: list[str], tmp_path: Path, capsys: pyt
     assert "as fast as FP32 at 2x16, less than --min_speedup 1000" in error
     gate = json.loads((tmp_path / "out/benchmark.json").read_text())["gate"]
     assert (gate["passed"], len(gate["failures"])) == (False, 3)
+    assert "<b>Gate not passed</b>" in (tmp_path / "out/benchmark.html").read_text()
 
 
 def test_gate_of_int8_alone_counts_from_torchs_score(

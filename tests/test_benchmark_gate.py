@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
-from report_fixtures import FP32, INT8, TRT, make_report
+from report_fixtures import FP32, INT8, TRT, make_report, row
 
 from q8trt.errors import ConfigError
 from q8trt.reporting import Gate, Report
@@ -65,6 +65,33 @@ def test_what_was_not_measured_does_not_pass_the_gate(report: Report) -> None:
 def test_gate_refusals(values: tuple[float | None, float | None]) -> None:
     with pytest.raises(ConfigError, match=r"--max_drop nan, expected points|--min_speedup .*, expected a positive"):
         Gate(*values)
+
+
+@pytest.mark.parametrize(("speedup", "tone"), [(0.9, "good"), (1.5, "bad")])
+def test_the_result_is_a_banner(report: Report, speedup: float, tone: str) -> None:
+    gate = Gate(max_drop=1.0, min_speedup=speedup)
+    required = f"required: at most 1 point of pearson lost against FP32 and at least {speedup:g}x as fast as FP32 at each shape"
+    judgment = "Gate passed" if tone == "good" else "Gate not passed"
+    text = report.to_markdown(gate)
+    assert text.splitlines()[2] == f"> **{judgment}** ({required})"
+    page = report.to_html(gate)
+    head = page[: page.index("<dl")]
+    assert f'<div class="banner {tone}"><p><b>{judgment}</b> ({required})</p>' in head
+    failure = "QAT INT8 on ONNX Runtime, CPU is 0.97x as fast as FP32 at 1x128, less than --min_speedup 1.5"
+    assert (f"> - {failure}" in text) is (f"<li>{failure}</li>" in head) is (tone == "bad")
+    assert "Gate " not in report.to_markdown()
+    assert 'class="banner' not in report.to_html()
+
+
+def test_int8_is_judged_and_fp16_only_without_it(report: Report) -> None:
+    half = row("FP16", "fp16", 0.5, (20.0, 3000.0), tensorrt=True)
+    rows = [row("FP32", "fp32", 0.8676, (1.0, 8.0), tensorrt=True), half]
+    assert len(Gate(1.0, 1.0).failures(replace(report, rows=rows))) == 3
+    assert Gate(1.0, 1.0).failures(replace(report, rows=[*rows, TRT])) == []
+    widened = replace(report, rows=[FP32, row("FP16", "fp16", 0.8676, (5.0, 760.0))])
+    assert Gate(1.0, 1.0).failures(widened)[0] == (
+        "FP16 on ONNX Runtime, CPU: speed at 1x128 is unknown: it computes FP16 in FP32"
+    )
 
 
 def test_gate_is_in_the_json(report: Report) -> None:

@@ -171,7 +171,12 @@ def test_accuracy_stands_against_the_largest_shape(report: Report) -> None:
 
 def test_what_cannot_be_drawn_is_said(report: Report) -> None:
     text = html(report)
-    assert "Share of peak: no peak is known for CPU at these precisions." in text
+    assert "Share of peak" in text  # of the GPU's rows; a CPU's is not even missed
+    assert "no peak is known for CPU" not in text
+    unknown = [
+        replace(row, latencies=[replace(each, peak_share=None) for each in row.latencies]) for row in report.rows
+    ]
+    assert f"Share of peak: no peak is known for {H100} at these precisions." in html(replace(report, rows=unknown))
     assert text.count("Time by layer: not profiled.") == 2
     one = [replace(row, latencies=row.latencies[:1], lengths=None, metrics={}) for row in report.rows[:2]]
     bare = html(replace(report, rows=one, rows_evaluated=0))
@@ -181,10 +186,40 @@ def test_what_cannot_be_drawn_is_said(report: Report) -> None:
     assert Page(html(replace(report, rows=[]))).open == []
 
 
+def test_one_point_is_not_plotted(report: Report) -> None:
+    """A grid with a hole: batch 8 was timed at 32 tokens alone, so 128 tokens have one point; and one row has one score."""
+    rows = [replace(row, latencies=row.latencies[:3], lengths=None) for row in report.rows[2:]]
+    titles = [figure["figcaption"][0] for figure in Page(html(replace(report, rows=rows))).figures]
+    assert titles == [
+        "Median latency against batch, 32 tokens",
+        "Throughput against sequence, batch 1",
+        "Accuracy against latency, 8x32",
+        "Share of the GPU's peak against batch, 32 tokens",
+    ]
+    alone = [figure["figcaption"][0] for figure in Page(html(replace(report, rows=rows[1:]))).figures]
+    assert alone == [title for title in titles if not title.startswith("Accuracy")]
+
+
+def test_a_cpu_has_no_tops(report: Report) -> None:
+    rows = [replace(row, latencies=[replace(each, gemm_tops=0.123) for each in row.latencies]) for row in report.rows]
+    page = html(replace(report, rows=rows[:2]))
+    assert "TOPS" not in page
+    assert "of peak" not in page
+    mixed = html(replace(report, rows=rows))
+    table = mixed[mixed.index("<h2>Latency and throughput</h2>") :]
+    assert table.count(">0.123</td>") == 8  # of the two rows on the GPU
+
+
+def test_fp16_that_was_computed_in_fp32_is_in_no_plot(report: Report) -> None:
+    page = Page(html(replace(report, rows=[*report.rows[:2], row("FP16", "fp16", 1.0)])))
+    assert page.figures
+    assert not any("FP16" in text for figure in page.figures for text in (*figure["title"], *figure["span"]))
+
+
 def test_the_built_in_sample_and_the_cpu_are_named(report: Report) -> None:
     sample = html(replace(report, rows=report.rows[:2], is_sample=True))
     assert sample.count("built-in sample, not GLUE") >= 3
-    assert sample.count("No GPU: figures are ONNX Runtime&#39;s on the CPU, not TensorRT&#39;s") == 1
+    assert sample.count("These are ONNX Runtime&#39;s figures on the CPU; they do not forecast a GPU&#39;s") == 1
 
 
 def line_axes(values: list[float], x_values: tuple[float, ...] = (1, 64), **options: Any) -> Any:

@@ -6,24 +6,28 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from report_fixtures import FP32, H100, INT8, TRT, make_report, row
 from rich.console import Console
 
 from q8trt.hardware.gpu import GpuState
+from q8trt.quantization.precision import Precision
 from q8trt.reporting import (
     Gate,
     Parity,
     Report,
+    Row,
     print_report,
     write_report,
 )
 from q8trt.reporting import verdict as verdict_phrases
 from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
 from q8trt.runtime.timing.layers import LayerTime, LayerTimes
+from q8trt.tasks.metrics import METRICS
 
-NO_GPU = "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
+ON_CPU = "These are ONNX Runtime's figures on the CPU; they do not forecast a GPU's"
 
 
 @pytest.fixture
@@ -72,6 +76,7 @@ def test_no_ratio_across_backends_or_devices(report: Report) -> None:
         mixed
     )
     assert not any("x as fast" in line and H100 in line for line in verdict(mixed))
+    assert not any("CPU" in line and "forecast" in line for line in verdict(mixed))
 
 
 def test_each_row_is_compared_with_fp32_of_its_own_place(report: Report) -> None:
@@ -79,44 +84,132 @@ def test_each_row_is_compared_with_fp32_of_its_own_place(report: Report) -> None
     mixed = replace(report, rows=[FP32, INT8, trt_fp32, TRT])
     assert mixed.baseline(TRT) is trt_fp32
     assert mixed.speed(TRT, "16x128") == pytest.approx(4.0)
-    assert f"QAT INT8 is faster than FP32 on TensorRT, {H100} at 1x128 (2.00x), 16x128 (4.00x)" in verdict(mixed)
-
-
-def test_faster_only_where_measured(report: Report) -> None:
-    assert verdict(report) == [
-        "QAT INT8 is faster than FP32 on ONNX Runtime, CPU at 16x128 (1.52x)",
-        "QAT INT8 is NOT faster than FP32 on ONNX Runtime, CPU at 1x128 (0.97x)",
-        "QAT INT8: the linter finds nothing in this graph that keeps TensorRT from INT8 (q8trt lint runs/x/engine)",
-    ]
-
-
-def test_where_int8_is_not_faster_the_linters_reasons_stand(report: Report) -> None:
-    found = replace(INT8, findings=("attention-head-size: head size 48", "mixed-types: 3 ops in FP32"))
-    assert verdict(replace(report, rows=[FP32, found]))[-1] == (
-        "QAT INT8: what stands in the way on TensorRT, by the linter: attention-head-size: head size 48 and 1 more; "
-        "see q8trt lint runs/x/engine"
+    assert f"QAT INT8 on TensorRT, {H100} is 2.00x as fast as FP32 at 1x128 and 4.00x at 16x128, and gains" in "".join(
+        verdict(mixed)
     )
-    fast = replace(report, rows=[FP32, replace(found, latencies=INT8.latencies[1:])])
-    assert not any("linter" in line for line in verdict(fast))
 
 
-def test_int8_is_also_held_against_fp16_of_its_place(report: Report) -> None:
-    half = row("FP16", "fp16", 0.87, (5.0, 2000.0))
-    lines = verdict(replace(report, rows=[FP32, half, INT8, TRT]))
-    assert "QAT INT8 is faster than FP16 on ONNX Runtime, CPU at 16x128 (2.00x)" in lines
-    assert "QAT INT8 is NOT faster than FP16 on ONNX Runtime, CPU at 1x128 (0.48x)" in lines
-    assert not any("FP16" in line and H100 in line for line in lines)
+def test_faster_only_where_measured_and_with_its_accuracy(report: Report) -> None:
+    assert verdict(report) == [
+        "QAT INT8 is 1.52x as fast as FP32 at 16x128 but slower at 1x128 (0.97x), and gains 0.63 points of pearson "
+        "(from 86.76 to 87.39)",
+        ON_CPU,
+    ]
+    (phrase, _) = verdict_phrases(report)
+    assert phrase.tone == "warning"  # neither a gain nor a loss alone
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ({"pearson": 0.8664}, ", and loses 0.12 points of pearson (from 86.76 to 86.64)"),
+        ({"pearson": 0.86763}, ", and has the same pearson (86.76)"),
+        ({}, "; its accuracy was not measured"),
+    ],
+)
+def test_every_speed_has_its_accuracy(report: Report, metrics: dict[str, float], says: str) -> None:
+    lines = verdict(replace(report, rows=[FP32, replace(INT8, metrics=metrics)]))
+    assert [line for line in lines if "as fast as" in line] == [line for line in lines if line.endswith(says)]
+    assert lines[0].endswith(says)
+
+
+def test_an_error_is_lost_where_it_grows(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast(Any, METRICS), "pearson", replace(METRICS["pearson"], higher_is_better=False))
+    assert verdict(report)[0].endswith(", and loses 0.63 points of pearson (from 86.76 to 87.39)")
+
+
+def test_a_row_that_is_slower_everywhere_or_faster_everywhere(report: Report) -> None:
+    slow, fast = (row("QAT INT8", "int8", 0.87, times) for times in ((20.0, 3040.0), (5.0, 760.0)))
+    (slower, *_), (faster, *_) = (verdict_phrases(replace(report, rows=[FP32, each])) for each in (slow, fast))
+    assert slower.text.startswith("QAT INT8 is slower than FP32 at 1x128 (0.50x) and 16x128 (0.50x), and ")
+    assert faster.text.startswith("QAT INT8 is 2.00x as fast as FP32 at 1x128 and 2.00x at 16x128, and ")
+    assert (slower.tone, faster.tone) == ("bad", "good")
+
+
+def test_many_shapes_are_a_range(report: Report) -> None:
+    def timed(each: Row, factor: float) -> Row:
+        return replace(each, latencies=[summarize(n, 128, [n / 100 * factor * (1 + n / 10)]) for n in (1, 2, 4, 8)])
+
+    grid = replace(report, rows=[replace(timed(FP32, 1), latencies=timed(FP32, 1).latencies), timed(INT8, 0.5)])
+    assert verdict(grid)[0].startswith("QAT INT8 is 2.00x as fast as FP32 at 4 shapes, and ")
+    uneven = [
+        replace(each, median_ms=each.median_ms * (1 + index)) for index, each in enumerate(grid.rows[1].latencies)
+    ]
+    mixed = verdict(replace(grid, rows=[grid.rows[0], replace(INT8, latencies=uneven)]))
+    assert mixed[0].startswith(
+        "QAT INT8 is 2.00x as fast as FP32 at 1x128 but about as fast at 2x128 (1.00x) but slower at 4x128 (0.67x) and 8x128"
+    )
+
+
+def on_tensorrt(*rows: Row) -> list[Row]:
+    return [row("FP32", "fp32", 0.8676, (1.0, 8.0), tensorrt=True), *rows]
+
+
+def test_int8_on_a_gpu_is_compared_with_fp16_first(report: Report) -> None:
+    half = row("FP16", "fp16", 0.8675, (0.81, 2.6), tensorrt=True)
+    lines = verdict(replace(report, rows=on_tensorrt(half, TRT)))
+    assert lines == [
+        "QAT INT8 is 1.62x as fast as FP16 at 1x128 and 1.30x at 16x128, and gains 0.63 points of pearson (from 86.75 to 87.38)",
+        "QAT INT8 is 2.00x as fast as FP32 at 1x128 and 4.00x at 16x128, and gains 0.62 points of pearson (from 86.76 to 87.38)",
+        "FP16 is 1.23x as fast as FP32 at 1x128 and 3.08x at 16x128, and loses 0.01 points of pearson (from 86.76 to 86.75)",
+    ]
+    against = replace(report, rows=on_tensorrt(half, TRT)).to_dict()["rows"][2]["against_fp16"]
+    assert (against["baseline"], against["median_latency_ratio"]["16x128"]) == ("FP16", pytest.approx(2.0 / 2.6))
+    assert against["score_delta_x100"] == pytest.approx(0.63)
+
+
+def test_fp16_that_is_missing_on_a_gpu_is_named(report: Report) -> None:
+    assert verdict(replace(report, rows=on_tensorrt(TRT)))[-1] == (
+        "QAT INT8 was not compared with FP16, its alternative on a GPU; build that engine: python build_engine.py --fp16"
+    )
+    assert not any("FP16" in line for line in verdict(report))  # on the CPU there is no such opponent
+
+
+def test_an_fp16_row_on_the_cpu_is_no_measurement_of_fp16(report: Report) -> None:
+    widened = replace(report, rows=[FP32, row("FP16", "fp16", 0.87, (5.0, 2000.0)), INT8])
+    assert verdict(widened) == verdict(report)  # neither judged nor an opponent
+    assert set(widened.ratio(widened.rows[1], FP32).latency.values()) == {None}
+    fp16, int8 = widened.to_dict()["rows"][1:]
+    assert (fp16["is_widened"], int8["is_widened"], int8["against_fp16"]) == (True, False, None)
+    assert (
+        "| FP16 | ONNX Runtime, CPU, FP16 as FP32 | fp16 | 87.00 | +0.24 | 21.7 | 25.0 | 5.00 | - | 2000.0 | - |"
+        in (markdown(widened))
+    )
+    mixed = replace(report, rows=[FP32, replace(INT8, precision=Precision.INT8_FP16)])
+    assert verdict(mixed)[0].startswith("QAT INT8 is 1.52x as fast as FP32")  # its INT8 products are INT8's
+
+
+def test_the_linters_reasons_why_int8_is_not_faster(report: Report) -> None:
+    def last(findings: tuple[str, ...], medians: tuple[float, ...]) -> str:
+        slow = replace(row("QAT INT8", "int8", 0.87, medians, tensorrt=True), findings=findings)
+        half = row("FP16", "fp16", 0.8675, (0.81, 2.6), tensorrt=True)
+        return verdict(replace(report, rows=on_tensorrt(half, slow)))[-1]
+
+    one, two = (
+        ("attention-head-size: head size 48",),
+        ("attention-head-size: head size 48", "mixed-types: 3 ops in FP32"),
+    )
+    why = "The linter's reason why QAT INT8 is not faster everywhere: attention-head-size: head size 48"
+    lint = "(q8trt lint runs/x/engine)"
+    assert last(one, (0.9, 2.0)) == f"{why} {lint}"
+    assert last(two, (0.9, 2.0)) == f"{why}, and 1 other finding {lint}"
+    assert last((*two, "c: d"), (0.9, 2.0)) == f"{why}, and 2 other findings {lint}"
+    assert last((), (0.9, 2.0)) == f"The linter finds no reason why QAT INT8 is not faster everywhere {lint}"
+    assert "linter" not in last(two, (0.5, 2.0))
+    slow = replace(report, rows=[FP32, replace(INT8, findings=two)])
+    assert not any("linter" in line for line in verdict(slow))  # it judges graphs for TensorRT, not for this CPU
 
 
 def test_a_hair_faster_is_not_faster(report: Report) -> None:
     close = replace(report, rows=[FP32, row("QAT INT8", "int8", 0.87, (9.9, 1520.0))])
-    assert verdict(close)[0] == "QAT INT8 is NOT faster than FP32 on ONNX Runtime, CPU at 1x128 (1.01x), 16x128 (1.00x)"
-    assert not any(" is faster " in line for line in verdict(close))
+    assert verdict(close)[0].startswith(
+        "QAT INT8 is about as fast as FP32 at 1x128 (1.01x) and 16x128 (1.00x), and gains "
+    )
 
 
 def test_a_shape_not_timed_is_not_judged(report: Report) -> None:
     partial = replace(report, rows=[FP32, replace(INT8, latencies=INT8.latencies[:1])])
-    assert len(verdict(partial)) == 2  # not faster at 1x128, and why
+    assert verdict(partial)[0].startswith("QAT INT8 is slower than FP32 at 1x128 (0.97x), and gains ")
     assert partial.ratio(partial.rows[1], FP32).latency["16x128"] is None
 
 
@@ -132,8 +225,8 @@ def test_no_number_is_cut(report: Report, width: int) -> None:
 
 @pytest.mark.parametrize("width", [100, 160])
 def test_one_line_per_row_names_its_place(report: Report, width: int) -> None:
-    lines = [line.split("  ") for line in printed(report, width).splitlines()]
-    names = [line[0] for line in lines if "ONNX Runtime, CPU" in map(str.strip, line)]
+    lines = [line.partition("ONNX Runtime, CPU ") for line in printed(report, width).splitlines()]
+    names = [name.strip() for name, place, _ in lines if place]
     # the summary, the details of two shapes each, the length buckets
     assert names == ["FP32", "QAT INT8", "FP32", "FP32", "QAT INT8", "QAT INT8", "FP32", "QAT INT8"]
 
@@ -142,7 +235,7 @@ def test_one_line_per_row_names_its_place(report: Report, width: int) -> None:
 def test_a_gpus_long_name_and_many_shapes_fit(report: Report, width: int) -> None:
     latencies = [summarize(batch, 384, [0.1 * batch]) for batch in (1, 2, 4, 8, 16, 32)]
     wide = replace(
-        report, rows=[replace(TRT, precision="fp32", latencies=latencies), replace(TRT, latencies=latencies)]
+        report, rows=[replace(TRT, precision=Precision.FP32, latencies=latencies), replace(TRT, latencies=latencies)]
     )
     text = printed(wide, width)
     assert max(map(len, text.splitlines())) <= width
@@ -164,17 +257,17 @@ def test_sample_is_labelled_everywhere(report: Report) -> None:
         assert "not GLUE" not in text
 
 
-def test_note_without_tensorrt(report: Report) -> None:
+def test_figures_that_are_not_tensorrts_say_so(report: Report) -> None:
     steady = [replace(row, latencies=[replace(each, warnings=()) for each in row.latencies]) for row in report.rows]
-    assert replace(report, rows=steady).all_notes == ["a note of the caller's", NO_GPU]
+    assert replace(report, rows=steady).all_notes == ["a note of the caller's"]
     assert report.to_dict()["notes"] == report.all_notes
-    assert f"Note: {NO_GPU}" in unwrapped(printed(report, 80))
-    assert f"Note: {NO_GPU}" in markdown(report)
-    assert NO_GPU not in replace(report, rows=[FP32, TRT]).all_notes
-    # With a GPU in the machine, or other backends, the note says no more than is so.
-    gpu = replace(report, provenance={"hardware": {"gpus": [H100]}})
-    assert gpu.all_notes[-1] == "No figure was taken on TensorRT: they are those of ONNX Runtime, CPU"
-    assert replace(report, rows=[]).all_notes == ["a note of the caller's"]
+    for text in (unwrapped(printed(report, 80)), markdown(report), report.to_html().replace("&#39;", "'")):
+        assert text.count(ON_CPU) == 1
+    assert report.to_dict()["verdict"][-1] == ON_CPU
+    assert ON_CPU not in verdict(replace(report, rows=[FP32, TRT]))
+    gpu = replace(report, rows=[replace(row, device=H100) for row in report.rows])
+    assert verdict(gpu)[-1] == "No figure was taken on TensorRT: these are ONNX Runtime's"
+    assert verdict(replace(report, rows=[])) == []
 
 
 def test_to_dict_has_units_in_its_keys(report: Report) -> None:
@@ -197,7 +290,7 @@ def test_markdown(report: Report) -> None:
     assert "| QAT INT8 | ONNX Runtime, CPU | 87.39 | 86.39 | 87.49 | - |" in text
     # Percentiles of 0.9, 1 and 1.3 s: p90 is 0.8 of the way from the second to the third. 3 queries in 3.2 s.
     percentiles = "1000.0 | 1066.7 | 1240.0 | 1270.0 | 1294.0"
-    assert f"| QAT INT8 | ONNX Runtime, CPU | 16x128 | {percentiles} | 0.94 | 15.0 | - | - | 1.52x | 3 |" in text
+    assert f"| QAT INT8 | ONNX Runtime, CPU | 16x128 | {percentiles} | 0.94 | 15.0 | 1.52x | 3 |" in text
     assert "## Length buckets 16, 128 against fixed 128, all rows" in text
     assert "| QAT INT8 | ONNX Runtime, CPU | 1500 | 32 | 31.5 | 300 | 100 | 3.00x |" in text
     assert WHAT_IS_TIMED in text

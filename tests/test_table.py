@@ -36,7 +36,15 @@ def printed(width: int, table: Table = TABLE, optional: bool = False) -> str:
 
 def page(table: Table = TABLE) -> str:
     """The comparison's template is the smallest."""
-    return render("comparison", title="t", reports=[], figures=[], tables=[table], without_partner=[], provenance={})
+    return render(
+        "comparison",
+        title="t",
+        head=Table((words(""),), ()),
+        figures=[],
+        tables=[table],
+        without_partner=[],
+        provenance={},
+    )
 
 
 def test_every_renderer_has_the_same_texts() -> None:

@@ -22,7 +22,7 @@ from q8trt.console.options import from_values, group, option
 from q8trt.errors import ConfigError
 from q8trt.evaluation.config import BenchmarkConfig
 from q8trt.files import check_folder, check_report
-from q8trt.reporting.gate import Gate
+from q8trt.reporting.gate import Gate, GateResult
 from q8trt.runs.run import runs_dir
 from q8trt.runtime.timing.config import grid, parse_sizes
 from q8trt.tasks.data import DataConfig
@@ -47,6 +47,7 @@ class Options:
         None, "folder of benchmark.json, .md and .html", metavar="DIR", unset="beside the engine"
     )
     name: str | None = option(None, "stem of the files", unset="benchmark, or compare")
+    verbose: bool = option(False, "also print the definitions of the columns")
     json: bool = option(False, "print the report as JSON, the last line of stdout (docs/benchmark-schema.md)")
     compare: tuple[str, str] | None = option(
         None,
@@ -59,7 +60,7 @@ class Options:
     seq_lengths: tuple[int, ...] = option(
         (), "tokens in a row, such as 32,128", metavar="N,...", read=partial(parse_sizes, "--seq_lengths"), group=_GRID
     )
-    gate: Gate = group("gate: exit code 1 where a row other than FP32's does not pass")
+    gate: Gate = group("gate: exit code 1 where an INT8 row does not pass (without one, an FP16 row)")
     config: BenchmarkConfig = group("measurements")
     data: DataConfig | None = group("data (default: the run's; others need --task)", unset="the data of the run")
 
@@ -141,7 +142,7 @@ def _answer(report: Report, engines: Sequence[EngineFolder], options: Options) -
     from q8trt.engine.manifest import PLAN_FILE
     from q8trt.reporting.report import check_files, print_report, write_report
 
-    print_report(report, table_console())
+    print_report(report, table_console(), options.verbose)
     stem, gate = options.stem(engines), options.gate
     check_files(stem)
     if Path(f"{stem}.json").exists():
@@ -153,11 +154,12 @@ def _answer(report: Report, engines: Sequence[EngineFolder], options: Options) -
     if plan.is_file():
         say(f"plan:   {plan}")
     say(f"report: {Path(paths[2])}, {Path(paths[1]).name} and {Path(paths[0]).name}")
-    failures = gate.failures(report) if gate else []
-    if gate and not failures:
-        say("gate:   passed")
+    result = GateResult.of(gate, report) if gate else None
+    if result and result.passed:
+        say(f"gate:   passed, {result.requirements}")
     if options.json:
         say(json.dumps(report.to_dict(gate), ensure_ascii=False, allow_nan=False))
-    if failures:
-        warn(f"benchmark: gate not passed: {'; '.join(failures)}")
-    return 1 if failures else 0
+    if result and not result.passed:
+        warn(f"benchmark: gate not passed: {'; '.join(result.failures)}")
+        return 1
+    return 0

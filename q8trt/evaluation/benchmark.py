@@ -112,6 +112,9 @@ def _row(engine: EngineFolder, runner: Runner) -> Row:
         torch_metrics=_torch_scores(engine, manifest.stage),
         fp32_metrics=_torch_scores(engine, "fp32"),
         folder=portable(engine.folder),
+        model=manifest.model.name,
+        recipe=str((manifest.recipe or {}).get("name", "")),
+        run=portable(engine.run.path if engine.run else engine.folder),
         findings=findings_of(path, manifest.precision, manifest.largest_shape),
     )
 

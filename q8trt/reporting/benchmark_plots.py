@@ -29,8 +29,8 @@ class PlacePlots:
 
 
 def plots(report: Measurements, place: str) -> PlacePlots:
-    """Return the plots of the rows of one place."""
-    rows = list(enumerate(row for row in report.rows if row.place == place))
+    """Return the plots of the rows of one place, each of two points or more; a row that repeats FP32 is in none."""
+    rows = [each for each in enumerate(row for row in report.rows if row.place == place) if not each[1].repeats_fp32]
     shapes = {(latency.batch, latency.sequence) for _, row in rows for latency in row.latencies}
     batches, sequences = sorted({batch for batch, _ in shapes}), sorted({sequence for _, sequence in shapes})
     figures: list[Figure] = []
@@ -47,10 +47,10 @@ def plots(report: Measurements, place: str) -> PlacePlots:
         not_drawn.append("Throughput against sequence: needs two lengths, see --seq_lengths.")
     figures += _accuracy(report, rows, place)
     charts = {f"{length} tokens": _over_batches(rows, length, _share) for length in sequences}
-    if any(charts.values()):
+    if any(charts.values()):  # without a second batch size there is no figure, and that was said above
         labels = "batch", "% of the peak at the precision of the row"
         figures += _family("Share of the GPU's peak against batch", charts, place, labels, whole=100.0)
-    elif rows:
+    elif any(row.device != "cpu" for _, row in rows):
         not_drawn.append(f"Share of peak: no peak is known for {rows[0][1].device_label} at these precisions.")
     figures += _buckets(rows, place)
     layers = _layers(rows, place)
@@ -105,7 +105,7 @@ def _legend(series: Sequence[Series]) -> tuple[tuple[int, str], ...]:
 def _family(
     title: str, charts: Mapping[str, list[Series]], place: str, labels: tuple[str, str], whole: float | None = None
 ) -> list[Figure]:
-    """Return a figure for each chart that has a series, all on the same axes, so that they can be compared.
+    """Return a figure for each chart of two points or more, all on the same axes, so that they can be compared.
 
     With `whole`, the vertical axis is linear from 0 to at least there.
     """
@@ -116,7 +116,7 @@ def _family(
     return [
         Figure(f"{title}, {at}", place, LineChart(tuple(series), labels, x, y), _legend(series))
         for at, series in charts.items()
-        if series
+        if len({point.x for each in series for point in each.points}) > 1
     ]
 
 
@@ -126,7 +126,7 @@ def _accuracy(report: Measurements, rows: Rows, place: str) -> list[Figure]:
         score, median = report.score_x100(row), row.median_ms(shape)
         if score is not None and median is not None:
             series.append(Series(row.name, index, (Point(median, score, f"{row.name}: {score:.2f}, {ms(median)} ms"),)))
-    if not series:
+    if len(series) < 2:
         return []
     torch = next((score for _, row in rows if (score := report.torch_fp32_x100(row)) is not None), None)
     points = [each.points[0] for each in series]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.reporting.formats import ms, percent, rate, switch, times, tops, x100
 from q8trt.reporting.measurements import Measurements, Row
-from q8trt.reporting.table import DASH, Cell, Column, Table, words
+from q8trt.reporting.table import DASH, PLACE, Cell, Column, Table, words
 from q8trt.runtime.timing.latency import PARTS, Latency
 from q8trt.tasks.metrics import direction
 
@@ -18,8 +18,8 @@ LENGTHS_LEGEND = (
 )
 #: With more shapes than this, a document leaves the times to the latency table.
 SUMMARY_SHAPES = 4
-_NO_FP32 = "no FP32 row on the same backend and device"
-_ROW = (words(""), words("runs on", wraps=True))
+_NO_FP32 = "no FP32 row on the same backend and device, or FP16 computed in FP32"
+_ROW = (words(""), words(PLACE, wraps=True))
 _SHAPE = Column("batch x\nsequence")
 
 
@@ -51,9 +51,18 @@ def _summary(report: Measurements, names: tuple[Column, ...], unit: str, shapes:
         figures: list[Cell] = [report.score_x100(row), report.score_delta_x100(row), row.onnx_mib, row.plan_mib]
         return figures + [cell for shape in shapes for cell in (row.median_ms(shape), report.speed(row, shape))]
 
-    rows = tuple((*(row.name, row.place, row.precision)[: len(names)], *cells(row)) for row in report.rows)
+    rows = tuple((*(row.name, row.runs_on, row.precision)[: len(names)], *cells(row)) for row in report.rows)
     lower = f"{report.main_metric}: lower is better" if direction(report.main_metric) < 0 else ""
     return Table((*names, *columns), rows, "; ".join(part for part in (lower, legend) if part))
+
+
+def engines(report: Measurements) -> Table:
+    """Return the model, recipe and folder of each row; no row where all share one run."""
+    columns = (*_ROW, words("model", wraps=True), words("recipe", wraps=True), words("engine folder", wraps=True))
+    rows = [(row.name, row.runs_on, row.model, row.recipe or "none", row.folder) for row in report.rows]
+    head = report.head
+    is_needed = max(len(head.models), len(head.recipes), len(head.runs)) > 1
+    return Table(columns, tuple(rows) if is_needed else (), title="Engines")
 
 
 def scores(report: Measurements) -> Table:
@@ -66,7 +75,7 @@ def scores(report: Measurements) -> Table:
     for row in report.rows:
         recorded = row.torch_metrics or {}
         figures = [row.metrics.get(name) for name in names] + [recorded.get(name) for name in names if torch]
-        rows.append((row.name, row.place, *figures))
+        rows.append((row.name, row.runs_on, *figures))
     title = f"Scores, {SAMPLE_LABEL}" if report.is_sample else "Scores"
     return Table((*_ROW, *columns), tuple(rows) if names else (), title=title)
 
@@ -80,25 +89,37 @@ _STATISTICS: tuple[tuple[Column, Callable[[Latency], Cell]], ...] = (
     (Column("p99", "ms", format=ms), lambda each: each.p99_ms),
     (Column("queries", "/s", format=rate, rank=2), lambda each: each.queries_per_s),
     (Column("samples", "/s", format=rate, rank=1), lambda each: each.samples_per_s),
-    (Column("GEMM", "TOPS", format=tops, missing="the model's work is not known", rank=1), lambda each: each.gemm_tops),
-    (Column("of", "peak", format=percent, missing="the peak is not known", rank=1), lambda each: each.peak_share),
+)
+#: Statistics of a row on a GPU; a CPU's say nothing of TensorRT.
+_ARITHMETIC: tuple[tuple[Column, Callable[[Latency], Cell]], ...] = (
+    (
+        Column("GEMM", "TOPS", format=tops, missing="the model's work is not known, or the row ran on a CPU", rank=1),
+        lambda each: each.gemm_tops,
+    ),
+    (
+        Column("of", "peak", format=percent, missing="the peak is not known, or the row ran on a CPU", rank=1),
+        lambda each: each.peak_share,
+    ),
 )
 
 
 def latencies(report: Measurements) -> Table:
-    """Return percentiles, throughput and arithmetic, a line per row and shape."""
+    """Return percentiles, throughput and, on a GPU, arithmetic, a line per row and shape."""
+    arithmetic = _ARITHMETIC if any(row.device != "cpu" for row in report.rows) else ()
     columns = (
-        *_ROW, _SHAPE, *(column for column, _ in _STATISTICS), Column("speed", format=times, missing=_NO_FP32),
-        Column("iterations", format="d", rank=4),
+        *_ROW, _SHAPE, *(column for column, _ in (*_STATISTICS, *arithmetic)),
+        Column("speed", format=times, missing=_NO_FP32), Column("iterations", format="d", rank=4),
     )  # fmt: skip
+
+    def cells(row: Row, each: Latency) -> list[Cell]:
+        figures = [statistic(each) for _, statistic in _STATISTICS]
+        return figures + [None if row.device == "cpu" else statistic(each) for _, statistic in arithmetic]
+
     rows = [
-        (
-            row.name, row.place, each.shape, *(statistic(each) for _, statistic in _STATISTICS),
-            report.speed(row, each.shape), each.iterations,
-        )
+        (row.name, row.runs_on, each.shape, *cells(row, each), report.speed(row, each.shape), each.iterations)
         for row in report.rows
         for each in row.latencies
-    ]  # fmt: skip
+    ]
     return Table(columns, tuple(rows), f"Timed is the {report.what_is_timed}.", "Latency and throughput")
 
 
@@ -114,7 +135,7 @@ def parts(report: Measurements) -> Table:
     ]
     rows = [
         (
-            row.name, row.place, each.shape, *(each.parts[part].median_ms for part in PARTS), each.cuda_graph,
+            row.name, row.runs_on, each.shape, *(each.parts[part].median_ms for part in PARTS), each.cuda_graph,
             each.transfers,
         )
         for row in report.rows
@@ -134,7 +155,7 @@ def lengths(report: Measurements) -> Table:
     measured = [(row, row.lengths) for row in report.rows if row.lengths]
     rows = [
         (
-            row.name, row.place, each.rows, each.batch_size, each.mean_tokens, each.bucket_samples_per_s,
+            row.name, row.runs_on, each.rows, each.batch_size, each.mean_tokens, each.bucket_samples_per_s,
             each.fixed_samples_per_s, each.ratio,
         )
         for row, each in measured
@@ -149,4 +170,5 @@ def lengths(report: Measurements) -> Table:
 
 def detail_tables(report: Measurements) -> Sequence[Table]:
     """Return the tables below the summary that have a row."""
-    return [table for table in (scores(report), latencies(report), parts(report), lengths(report)) if table.rows]
+    tables = (engines(report), scores(report), latencies(report), parts(report), lengths(report))
+    return [table for table in tables if table.rows]

@@ -103,7 +103,7 @@ class SideBySide:
 
 
 def _about(report: StoredReport) -> dict[str, Any]:
-    return {"title": report.title, **asdict(report.provenance)}
+    return {"title": report.title, "head": asdict(report.head), **asdict(report.provenance)}
 
 
 def side_by_side(a: StoredReport, b: StoredReport) -> SideBySide:

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from q8trt import files
-from q8trt.hardware.packages import RUNTIME_PACKAGES
 from q8trt.reporting.charts import Bar, BarChart
 from q8trt.reporting.comparison import ScorePair, SideBySide, TimePair
-from q8trt.reporting.formats import ms, times
+from q8trt.reporting.formats import enumeration, ms, times
+from q8trt.reporting.head import NOT_RECORDED, Facts, facts_table
 from q8trt.reporting.html import Figure, render
-from q8trt.reporting.measurements import machine
 from q8trt.reporting.stored import StoredReport
-from q8trt.reporting.table import Column, Phrase, Table, words
-from q8trt.reporting.terminal import print_lines, print_table, say
+from q8trt.reporting.table import PLACE, Column, Phrase, Table, words
+from q8trt.reporting.terminal import print_lines, print_table
 from q8trt.tasks.metrics import direction
 
 if TYPE_CHECKING:
@@ -29,9 +28,8 @@ _LEGEND = (
 
 
 def print_side_by_side(both: SideBySide, console: Console) -> None:
-    """Print both reports' origins, the tables, and the rows without a partner."""
-    print_lines(console, _origins(both))
-    say(console)
+    """Print both reports' heads, the tables, and the rows without a partner."""
+    print_table(console, _head(both))
     for table in _tables(both):
         print_table(console, table)
     print_lines(console, _without_partner(both))
@@ -43,9 +41,9 @@ def comparison_html(both: SideBySide) -> str:
     return render(
         "comparison",
         title=TITLE,
-        reports=_origins(both),
+        head=_head(both),
         figures=_figures(both.times),
-        tables=_tables(both),
+        tables=[table.without_constant(PLACE) for table in _tables(both)],
         without_partner=_without_partner(both),
         provenance={"A": data["a"], "B": data["b"]},
     )
@@ -63,17 +61,18 @@ def write_side_by_side(folder: str | Path, both: SideBySide, name: str = "compar
     return paths
 
 
-def _origins(both: SideBySide) -> list[Phrase]:
-    return [Phrase(f"{letter}: {_origin(report)}") for letter, report in (("A", both.a), ("B", both.b))]
+def _head(both: SideBySide) -> Table:
+    return facts_table({"A": _facts(both.a), "B": _facts(both.b)})
 
 
-def _origin(report: StoredReport) -> str:
-    """Return title, machine, date, commit and libraries in a line."""
+def _facts(report: StoredReport) -> Facts:
+    """Return the facts of a report's head, its date and its commit."""
     origin = report.provenance
-    versions, commit = origin.versions, origin.git_commit
-    date = f"{origin.date_utc}{f', commit {commit[:10]}' if commit else ''}"
-    libraries = ", ".join(f"{name} {versions[name]}" for name in RUNTIME_PACKAGES if name in versions)
-    return f"{report.title}; {machine(origin.hardware)}; {date}; {libraries}"
+    return [
+        *report.head.facts(),
+        ("date", origin.date_utc or NOT_RECORDED),
+        ("commit", (origin.git_commit or "")[:10] or NOT_RECORDED),
+    ]
 
 
 def _without_partner(both: SideBySide) -> list[Phrase]:
@@ -89,7 +88,7 @@ def _tables(both: SideBySide) -> list[Table]:
 
 def _time_table(pairs: Sequence[TimePair]) -> Table:
     columns = (
-        words(""), words("runs on", wraps=True), Column("batch x\nsequence"), Column("A", "median ms", format=ms),
+        words(""), words(PLACE, wraps=True), Column("batch x\nsequence"), Column("A", "median ms", format=ms),
         Column("B", "median ms", format=ms, missing="not timed in B"),
         Column("speed\nB over A", format=times, missing="not timed in B"), words("ratio\nacross", wraps=True),
     )  # fmt: skip
@@ -125,7 +124,7 @@ def _across(pair: TimePair) -> str:
     """Return the names of what differs; "like for like" where nothing does."""
     if pair.b_median_ms is None:
         return "not timed in B"
-    return " and ".join(each.name for each in pair.across) or "like for like"
+    return enumeration([each.name for each in pair.across] or ["like for like"])
 
 
 def _place(pair: TimePair) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def number(value: float, spec: str) -> str:
     """Return `value` formatted by `spec`; a zero that rounding leaves with a minus sign loses it."""
@@ -49,6 +51,12 @@ def times(ratio: float) -> str:
 def mib(size: int) -> str:
     """Return a number of bytes as ``"3.5 MiB"``."""
     return f"{size / 2**20:.1f} MiB"
+
+
+def enumeration(items: Sequence[str]) -> str:
+    """Return ``"a, b and c"``."""
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def switch(is_on: bool) -> str:

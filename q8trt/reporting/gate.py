@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from q8trt.console.options import option
 from q8trt.errors import ConfigError
 from q8trt.quantization.precision import Precision
+from q8trt.reporting.formats import enumeration
 from q8trt.reporting.measurements import Measurements, Row
+from q8trt.reporting.table import Phrase
 from q8trt.tasks.metrics import direction
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The bounds that every row but FP32's must keep. FP32 is the engine of the same report on the same backend and device.
+    """The bounds that every INT8 row must keep, or every FP16 row of a report without INT8.
+
+    They compare with the FP32 engine of the same report on the same backend and device.
 
     Raises:
         ConfigError: a value that is not finite, or a speedup that is not positive.
@@ -40,7 +44,7 @@ class Gate:
 
     def failures(self, report: Measurements) -> list[str]:
         """Return a clause for each requirement that `report` misses. A figure that was not measured misses it."""
-        judged = [row for row in report.rows if row.precision != Precision.FP32]
+        judged = _judged(report)
         failed = [] if judged else ["no row but FP32's to judge"]
         for row in judged:
             if self.max_drop is not None:
@@ -48,6 +52,46 @@ class Gate:
             if self.min_speedup is not None:
                 failed += _slow(report, row, self.min_speedup)
         return failed
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """A gate's judgment of a report: it passes without `failures`, a clause for each requirement that is missed."""
+
+    gate: Gate
+    metric: str
+    failures: tuple[str, ...]
+
+    @classmethod
+    def of(cls, gate: Gate, report: Measurements) -> GateResult:
+        """Judge a report."""
+        return cls(gate, report.main_metric, tuple(gate.failures(report)))
+
+    @property
+    def passed(self) -> bool:
+        """True where no requirement is missed."""
+        return not self.failures
+
+    @property
+    def judgment(self) -> Phrase:
+        """``"Gate passed"`` or ``"Gate not passed"``."""
+        return Phrase("Gate passed", "good") if self.passed else Phrase("Gate not passed", "bad")
+
+    @property
+    def requirements(self) -> str:
+        """``"at most 1 point of pearson lost against FP32 and at least 1.5x as fast as FP32 at each shape"``."""
+        parts, gate = [], self.gate
+        if gate.max_drop is not None:
+            unit = "point" if gate.max_drop == 1 else "points"
+            parts.append(f"at most {gate.max_drop:g} {unit} of {self.metric} lost against FP32")
+        if gate.min_speedup is not None:
+            parts.append(f"at least {gate.min_speedup:g}x as fast as FP32 at each shape")
+        return enumeration(parts)
+
+
+def _judged(report: Measurements) -> list[Row]:
+    quantized = [row for row in report.rows if row.precision.is_quantized]
+    return quantized or [row for row in report.rows if row.precision != Precision.FP32]
 
 
 def _reference_x100(report: Measurements, row: Row) -> tuple[float, str] | None:
@@ -81,7 +125,8 @@ def _slow(report: Measurements, row: Row, min_speedup: float) -> list[str]:
     for shape in report.shapes:
         speed = report.speed(row, shape)
         if speed is None:
-            failed.append(f"{where}: speed at {shape} is unknown: no FP32 row has the same backend and device")
+            reason = "it computes FP16 in FP32" if row.repeats_fp32 else "no FP32 row has the same backend and device"
+            failed.append(f"{where}: speed at {shape} is unknown: {reason}")
         elif speed < min_speedup:
             failed.append(
                 f"{where} is {speed:.2f}x as fast as FP32 at {shape}, less than --min_speedup {min_speedup:g}"

@@ -5,13 +5,13 @@ A time is only divided by a time taken on the same backend and device; everywher
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.hardware.gpu import GpuState
 from q8trt.quantization.precision import Precision
+from q8trt.reporting.head import Head, head_of, heading
 from q8trt.runtime.registry import find_runtime
 from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 from q8trt.runtime.timing.layers import LayerTimes
@@ -52,6 +52,9 @@ class Row:
         lengths: throughput on the scored rows, with length buckets and without; None where nothing was scored.
         parity: distance to the torch model's logits; None where it was not measured.
         folder: the engine folder, without the machine in it.
+        model: name of the model; "" where it is not known.
+        recipe: name of the quantization recipe; "" for a model without quantizers.
+        run: the run that holds the engine, without the machine in it; `folder` for an engine that is in none.
         findings: errors and warnings of the linter on this graph, "rule: text", the worst first.
         layer_times: by the backend's profiler; None where there was none.
     """
@@ -72,6 +75,9 @@ class Row:
     folder: str = ""
     findings: tuple[str, ...] = ()
     layer_times: LayerTimes | None = None
+    model: str = ""
+    recipe: str = ""
+    run: str = ""
 
     @property
     def label(self) -> str:
@@ -89,6 +95,16 @@ class Row:
         runtime = find_runtime(self.backend)
         widens = runtime is not None and runtime.capabilities.widens_half
         return widens and self.device == "cpu" and self.precision.is_half
+
+    @property
+    def repeats_fp32(self) -> bool:
+        """True for an FP16 row that was computed in FP32: its times are FP32's."""
+        return self.is_widened and not self.precision.is_quantized
+
+    @property
+    def runs_on(self) -> str:
+        """The place, and that FP16 was computed in FP32 where it was."""
+        return f"{self.place}, FP16 as FP32" if self.is_widened else self.place
 
     def is_comparable(self, other: Row) -> bool:
         """Return whether times of the two may be divided: same backend, same device."""
@@ -169,6 +185,17 @@ class Measurements:
         return f"{self.task} {self.split}, {self.rows_evaluated} rows, {self.data_label}"
 
     @property
+    def head(self) -> Head:
+        """The model, data, device and backend of the figures."""
+        return head_of(self.rows, self.title, self.provenance)
+
+    @property
+    def heading(self) -> str:
+        """``"minilm on STS-B"``, or `title` where no model is known; the built-in sample always says that it is not GLUE."""
+        models = self.head.models
+        return heading(models, self.task, self.is_sample) if models else self.title
+
+    @property
     def data_label(self) -> str:
         """`data_source`, or ``"built-in sample, not GLUE"``."""
         return SAMPLE_LABEL if self.is_sample else self.data_source
@@ -220,20 +247,21 @@ class Measurements:
         score = row.metrics.get(self.main_metric)
         return None if score is None else 100 * score
 
-    def score_delta_x100(self, row: Row) -> float | None:
-        """Return `score_x100` less its baseline's; None where either is missing."""
-        baseline = self.baseline(row)
+    def score_delta_x100(self, row: Row, baseline: Row | None = None) -> float | None:
+        """Return `score_x100` less that of `baseline`, by default `baseline(row)`; None where either is missing."""
+        baseline = baseline or self.baseline(row)
         score, base = self.score_x100(row), self.score_x100(baseline) if baseline else None
         return None if score is None or base is None else score - base
 
     def ratio(self, row: Row, baseline: Row) -> Ratio:
         """Return `row` over `baseline`; times and plans only when backend and device are the same."""
         comparable = row.is_comparable(baseline)
+        is_timed = comparable and not row.repeats_fp32
         return Ratio(
             row=row.name,
             baseline=baseline.name,
             latency={
-                shape: _quotient(row.median_ms(shape), baseline.median_ms(shape)) if comparable else None
+                shape: _quotient(row.median_ms(shape), baseline.median_ms(shape)) if is_timed else None
                 for shape in self.shapes
             },
             onnx_size=_quotient(row.onnx_mib, baseline.onnx_mib),
@@ -249,9 +277,3 @@ class Measurements:
         """Return the main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None where none is."""
         score = (row.fp32_metrics or {}).get(self.main_metric)
         return None if score is None else 100 * score
-
-
-def machine(hardware: Mapping[str, Any] | None) -> str:
-    """Return the GPUs, or the CPU, of a provenance's hardware."""
-    hardware = hardware or {}
-    return ", ".join(hardware.get("gpus") or [f"{hardware.get('cpu', 'CPU')}, {hardware.get('cores', '?')} cores"])

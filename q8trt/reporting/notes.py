@@ -6,28 +6,27 @@ from q8trt.hardware.gpu import GpuState
 from q8trt.reporting.formats import number
 from q8trt.reporting.measurements import Measurements, Parity, Row
 from q8trt.reporting.table import DASH
-from q8trt.runtime.registry import runs_plans
+from q8trt.runtime.registry import label_of, runs_plans
 from q8trt.runtime.timing.hardware import peak_source
 from q8trt.runtime.timing.latency import TimingWarning
 
 
 def all_notes(report: Measurements) -> list[str]:
-    """Return the report's notes, torch's score, parity, doubtful times, sources of peaks, and `place_note`."""
+    """Return the report's notes, torch's score, parity, doubtful times and the sources of peaks."""
     notes = [*report.notes, *_torch_notes(report)]
     notes += [_parity_note(row, row.parity) for row in report.rows if row.parity]
     notes += [note for row in report.rows for note in _timing_notes(row)]
-    notes += _peak_notes(report)
-    place = place_note(report)
-    return [*notes, place] if place else notes
+    return notes + _peak_notes(report)
 
 
 def place_note(report: Measurements) -> str:
     """Return a sentence where no figure was taken on TensorRT; "" where one was."""
     if not report.rows or any(runs_plans(row.backend) for row in report.rows):
         return ""
-    if report.places == ["ONNX Runtime, CPU"] and not report.provenance.get("hardware", {}).get("gpus"):
-        return "No GPU: figures are ONNX Runtime's on the CPU, not TensorRT's"
-    return f"No figure was taken on TensorRT: they are those of {' and of '.join(report.places)}"
+    labels = " and ".join(dict.fromkeys(label_of(row.backend) for row in report.rows))
+    if all(row.device == "cpu" for row in report.rows):
+        return f"These are {labels}'s figures on the CPU; they do not forecast a GPU's"
+    return f"No figure was taken on TensorRT: these are {labels}'s"
 
 
 def _torch_notes(report: Measurements) -> list[str]:

@@ -12,13 +12,13 @@ from q8trt import files
 from q8trt.console.names import markdown_text
 from q8trt.reporting.benchmark_plots import PlacePlots, plots
 from q8trt.reporting.benchmark_tables import detail_tables, document_summary, latencies, lengths, parts, summary
-from q8trt.reporting.gate import Gate
+from q8trt.reporting.gate import Gate, GateResult
 from q8trt.reporting.html import render
 from q8trt.reporting.markdown import markdown_list, markdown_section, markdown_table
-from q8trt.reporting.measurements import Measurements, Row, machine
-from q8trt.reporting.notes import all_notes, gpu_note, place_note
-from q8trt.reporting.table import Phrase, Table
-from q8trt.reporting.terminal import print_lines, print_table, say
+from q8trt.reporting.measurements import Measurements, Row
+from q8trt.reporting.notes import all_notes, gpu_note
+from q8trt.reporting.table import PLACE, Phrase, Table
+from q8trt.reporting.terminal import print_facts, print_lines, print_table, say
 from q8trt.reporting.verdict import verdict
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Report(Measurements):
         return {
             "schema": self.schema,
             "title": self.title,
+            "head": asdict(self.head),
             "task": self.task,
             "split": self.split,
             "data_source": self.data_label,
@@ -58,50 +59,65 @@ class Report(Measurements):
             "gate": _gate_dict(self, gate) if gate else None,
         }
 
-    def to_markdown(self) -> str:
-        """Return the report as Markdown: figures, verdict, notes, every metric, latency, length buckets, provenance."""
-        lines = [f"# {markdown_text(self.title)}", "", *markdown_table(document_summary(self))]
-        notes = [f"Note: {note}" for note in self.all_notes]
-        remarks = [*(phrase.text for phrase in verdict(self)), *notes, *map(gpu_note, self.gpus)]
-        lines += [f"- {markdown_text(remark)}" for remark in remarks] + ([""] if remarks else [])
+    def to_markdown(self, gate: Gate | None = None) -> str:
+        """Return the report as Markdown: gate, head, verdict, figures, notes, every metric and latency, provenance."""
+        lines = [f"# {markdown_text(self.heading)}", ""]
+        if gate:
+            result = GateResult.of(gate, self)
+            lines += [
+                f"> **{result.judgment.text}** (required: {markdown_text(result.requirements)})",
+                *(f"> - {markdown_text(each)}" for each in result.failures),
+                "",
+            ]
+        lines += [*markdown_list(dict(self.head.facts())), ""]
+        lines += [*(f"- {markdown_text(phrase.text)}" for phrase in verdict(self)), ""]
+        lines += markdown_table(document_summary(self))
+        notes = [*(f"Note: {note}" for note in self.all_notes), *map(gpu_note, self.gpus)]
+        lines += [f"- {markdown_text(note)}" for note in notes] + ([""] if notes else [])
         lines += [line for table in detail_tables(self) for line in markdown_section(table)]
         return "\n".join([*lines, "## Provenance", "", *markdown_list(self.origin)]) + "\n"
 
-    def to_html(self) -> str:
+    def to_html(self, gate: Gate | None = None) -> str:
         """Return the report as one HTML page with plots, which needs no network and no script."""
-        return render("benchmark", title=self.title, page=page_sections(self), provenance=self.origin)
+        page = page_sections(self, gate)
+        return render("benchmark", title=self.heading, page=page, provenance=self.origin)
 
 
 def _row_dict(report: Report, row: Row) -> dict[str, Any]:
-    against = None
-    if baseline := report.baseline(row):
-        ratio = report.ratio(row, baseline)
-        against = {
-            "baseline": baseline.name,
-            "score_delta_x100": report.score_delta_x100(row),
-            "median_latency_ratio": ratio.latency,
-            "onnx_size_ratio": ratio.onnx_size,
-            "plan_size_ratio": ratio.plan_size,
-        }
     fields = {key: value for key, value in asdict(row).items() if key not in ("name", "place")}
     return {
         "name": row.name,
         "label": row.label,
         **fields,
+        "is_widened": row.is_widened,
         "latencies": [{**asdict(each), "warnings": tuple(map(str, each.warnings))} for each in row.latencies],
         "lengths": {**asdict(row.lengths), "ratio": row.lengths.ratio} if row.lengths else None,
         "score_x100": report.score_x100(row),
-        "against": against,
+        "against": _against(report, row, report.baseline(row)),
+        "against_fp16": _against(report, row, report.fp16_row(row)) if row.precision.is_quantized else None,
+    }
+
+
+def _against(report: Report, row: Row, baseline: Row | None) -> dict[str, Any] | None:
+    if baseline is None:
+        return None
+    ratio = report.ratio(row, baseline)
+    return {
+        "baseline": baseline.name,
+        "score_delta_x100": report.score_delta_x100(row, baseline),
+        "median_latency_ratio": ratio.latency,
+        "onnx_size_ratio": ratio.onnx_size,
+        "plan_size_ratio": ratio.plan_size,
     }
 
 
 def _gate_dict(report: Report, gate: Gate) -> dict[str, Any]:
-    failures = gate.failures(report)
+    result = GateResult.of(gate, report)
     return {
         "max_drop_points": gate.max_drop,
         "min_speedup_ratio": gate.min_speedup,
-        "passed": not failures,
-        "failures": failures,
+        "passed": result.passed,
+        "failures": list(result.failures),
     }
 
 
@@ -110,8 +126,8 @@ class PageSections:
     """The content of a report's page as the templates read it, provenance apart."""
 
     title: str
-    machine: str
-    place_note: str
+    gate: GateResult | None
+    facts: list[tuple[str, str]]
     verdict: list[Phrase]
     summary: Table
     places: list[PlacePlots]
@@ -119,32 +135,40 @@ class PageSections:
     tables: Sequence[Table]
 
 
-def page_sections(report: Report) -> PageSections:
+def page_sections(report: Report, gate: Gate | None = None) -> PageSections:
     """Return the content of the page of a report."""
-    origin, place = report.provenance, place_note(report)
+    places = [plots(report, each) for each in report.places]
     return PageSections(
-        title=report.title,
-        machine=f"{machine(origin.get('hardware'))} · {origin.get('date_utc', '')}",
-        place_note=place,
+        title=report.heading,
+        gate=GateResult.of(gate, report) if gate else None,
+        facts=report.head.facts(),
         verdict=verdict(report),
-        summary=document_summary(report).up_to(0),
-        places=[plots(report, each) for each in report.places],
-        notes=[*(note for note in report.all_notes if note != place), *map(gpu_note, report.gpus)],
-        tables=detail_tables(report),
+        summary=document_summary(report).up_to(0).without_constant(PLACE),
+        places=[each for each in places if each.figures or each.not_drawn],
+        notes=[*report.all_notes, *map(gpu_note, report.gpus)],
+        tables=[table.without_constant(PLACE) for table in detail_tables(report)],
     )
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Print title, figures, verdict and notes, in the widest layout that `console` holds without cutting a number."""
-    say(console, report.title, "bold")
-    console.print()
-    if not print_table(console, summary(report), optional=True):
-        print_table(console, summary(report, with_times=False))
+def print_report(report: Report, console: Console, verbose: bool = False) -> None:
+    """Print head, figures, notes and, last, the verdict, in the widest layout that `console` holds without cutting a number.
+
+    `verbose` also prints the definitions of the columns.
+    """
+    say(console, report.heading, "bold")
+    print_facts(console, report.head.facts())
+    say(console)
+    if not print_table(console, summary(report), optional=True, legend=verbose):
+        print_table(console, summary(report, with_times=False), legend=verbose)
     for table in (latencies(report), parts(report), lengths(report)):
         if table.rows:
-            print_table(console, table, optional=True)
-    print_lines(console, [*map(gpu_note, report.gpus), *verdict(report)])
-    print_lines(console, [Phrase(f"Note: {note}", "warning") for note in report.all_notes])
+            print_table(console, table, optional=True, legend=verbose)
+    notes = [Phrase(f"Note: {note}", "warning") for note in report.all_notes]
+    print_lines(console, [*map(gpu_note, report.gpus), *notes])
+    if sentences := verdict(report):
+        say(console)
+        say(console, "Verdict", "bold")
+        print_lines(console, sentences)
 
 
 def check_files(stem: Path) -> None:
@@ -165,7 +189,7 @@ def write_report(
     """
     data = report.to_dict(gate)
     json.dumps(data, allow_nan=False)
-    texts = report.to_markdown(), report.to_html()
+    texts = report.to_markdown(gate), report.to_html(gate)
     paths = Path(folder) / f"{name}.json", Path(folder) / f"{name}.md", Path(folder) / f"{name}.html"
     files.write_json(paths[0], data)
     for path, text in zip(paths[1:], texts, strict=True):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from q8trt.errors import DataError
 from q8trt.files import MalformedError, decode, read_json
-from q8trt.reporting.measurements import SCHEMA, machine
+from q8trt.reporting.head import Head, device_of, head_of
+from q8trt.reporting.measurements import SCHEMA
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class StoredRow:
     metrics: dict[str, Any]
     latencies: list[StoredLatency]
     score_x100: float | None
+    model: str = ""
+    recipe: str = ""
+    run: str = ""
 
     @property
     def place(self) -> str:
@@ -78,10 +82,12 @@ class StoredReport:
 
     def machine(self, row: StoredRow) -> str:
         """Return the GPU that `row` ran on, or the name of the CPU."""
-        if row.device != "cpu":
-            return row.device
-        hardware = self.provenance.hardware
-        return machine({"cpu": hardware.get("cpu", "CPU"), "cores": hardware.get("cores", "?")})
+        return device_of(row.device, self.provenance.hardware)
+
+    @property
+    def head(self) -> Head:
+        """The model, data, device and backend of the figures; a report of an earlier version names no model."""
+        return head_of(self.rows, self.title, asdict(self.provenance))
 
 
 def read_report(path: str | Path) -> StoredReport:

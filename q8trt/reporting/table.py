@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from q8trt.reporting.formats import number
@@ -11,6 +11,8 @@ from q8trt.reporting.formats import number
 Tone = Literal["plain", "good", "bad", "warning"]
 #: Text of a cell without a value; `Column.missing` is the reason.
 DASH = "-"
+#: Heading of the column that names backend and device.
+PLACE = "runs on"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,22 @@ class Table:
     def texts(self) -> list[list[str]]:
         """Return the rows as text."""
         return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
+
+    def without_constant(self, heading: str) -> Table:
+        """Return the table without the columns of this heading whose cells are all the same."""
+        if not self.rows:
+            return self
+        cells = zip(*self.rows, strict=True)
+        pairs = [
+            (column, each)
+            for column, each in zip(self.columns, cells, strict=True)
+            if column.heading != heading or len(set(each)) > 1
+        ]
+        return replace(
+            self,
+            columns=tuple(column for column, _ in pairs),
+            rows=tuple(zip(*(each for _, each in pairs), strict=True)),
+        )
 
     def up_to(self, rank: int) -> Table:
         """Return the table without columns of a rank above `rank`."""

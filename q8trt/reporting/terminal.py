@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from q8trt.reporting.table import Phrase, Table
@@ -28,13 +28,27 @@ def print_lines(console: Console, lines: Iterable[str | Phrase]) -> None:
         say(console, line)
 
 
-def print_table(console: Console, table: Table, optional: bool = False) -> bool:
-    """Print title, table and legend in the widest layout that `console` holds without cutting a figure.
+def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and texts in two columns."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in facts:
+        grid.add_row(Text(name, style="dim"), Text(text))
+    console.print(grid)
+
+
+def print_table(console: Console, table: Table, optional: bool = False, legend: bool = True) -> bool:
+    """Print title, table and `legend` in the widest layout that `console` holds without cutting a figure.
 
     Args:
         console: rich's console.
         table: what to print; columns of a high rank are left out where there is no room.
         optional: whether to print nothing where no layout fits; else the lines are as long as they must be.
+        legend: whether to print the legend.
 
     Returns:
         whether it is printed.
@@ -45,7 +59,7 @@ def print_table(console: Console, table: Table, optional: bool = False) -> bool:
     if table.title:
         say(console, table.title, "bold")
     console.print(fitting or rich_table(table.up_to(0), 0), crop=False)
-    if table.legend:
+    if table.legend and legend:
         say(console, table.legend, "dim")
     console.print()
     return True

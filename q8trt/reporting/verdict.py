@@ -1,77 +1,159 @@
-"""The verdict on each row of a benchmark: faster than FP32 and FP16 on the same backend and device, or not."""
+"""The verdict of a benchmark: how fast each row is, and the accuracy that it costs, in one sentence.
+
+On a GPU, INT8 is compared with FP16 first, the usual alternative there, then with FP32; on a CPU with FP32 alone.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from q8trt.console.commands import command
+from q8trt.reporting.formats import enumeration, number
 from q8trt.reporting.measurements import Measurements, Ratio, Row
-from q8trt.reporting.table import Phrase
+from q8trt.reporting.notes import place_note
+from q8trt.reporting.table import Phrase, Tone
+from q8trt.runtime.registry import runs_plans
+from q8trt.tasks.metrics import direction
 
 #: Even interleaved medians vary: a smaller difference is not called one.
 FASTER_FROM = 1.02
+#: With more shapes than this, a sentence gives their range.
+_SHAPES = 3
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A timed row and its ratios to FP32 and, for INT8, FP16; none where no FP32 row has the same backend and device."""
+    """A timed row compared with another one of the same backend and device.
+
+    Attributes:
+        row: the row that is judged.
+        baseline: the row that it is compared with.
+        ratio: the times of the one over those of the other.
+        metric: the metric of the scores.
+        score_x100: of the row; None where it was not scored.
+        baseline_x100: score of the baseline.
+    """
 
     row: Row
-    ratios: tuple[Ratio, ...]
+    baseline: Row
+    ratio: Ratio
+    metric: str
+    score_x100: float | None
+    baseline_x100: float | None
 
+    @property
+    def faster(self) -> dict[str, float]:
+        """Shape -> speed, where the row is faster."""
+        return {shape: speed for shape, speed in self.ratio.speeds.items() if speed >= FASTER_FROM}
 
-def faster(ratio: Ratio) -> dict[str, float]:
-    """Return the speeds at the shapes where a row is faster than its baseline."""
-    return {shape: speed for shape, speed in ratio.speeds.items() if speed >= FASTER_FROM}
+    @property
+    def even(self) -> dict[str, float]:
+        """Shape -> speed, where the difference is too small to be one."""
+        return {shape: speed for shape, speed in self.ratio.speeds.items() if 1 / FASTER_FROM < speed < FASTER_FROM}
 
+    @property
+    def is_faster(self) -> bool:
+        """True where the row is faster at every shape."""
+        return bool(self.faster) and not self.even and not self.slower
 
-def slower(ratio: Ratio) -> dict[str, float]:
-    """Return the speeds at the shapes where it is not."""
-    return {shape: speed for shape, speed in ratio.speeds.items() if speed < FASTER_FROM}
+    @property
+    def slower(self) -> dict[str, float]:
+        """Shape -> speed, where the row is slower."""
+        return {shape: speed for shape, speed in self.ratio.speeds.items() if speed <= 1 / FASTER_FROM}
 
 
 def verdicts(report: Measurements) -> list[Verdict]:
-    """Return the verdict of each timed row that is not its own baseline."""
-    judged = []
-    for row in report.rows:
-        baseline = report.baseline(row)
-        if row is baseline or not row.latencies:
-            continue
-        half = report.fp16_row(row) if row.precision.is_quantized else None
-        others = [other for other in (baseline, half) if other] if baseline else []
-        judged.append(Verdict(row, tuple(report.ratio(row, other) for other in others)))
-    return judged
+    """Return the verdicts: quantized rows against FP16, quantized rows against FP32, then FP16 against FP32."""
+    quantized = [row for row in report.rows if row.precision.is_quantized]
+    pairs = [(row, report.fp16_row(row)) for row in quantized]
+    others = [row for row in report.rows if not row.precision.is_quantized and row is not report.baseline(row)]
+    pairs += [(row, report.baseline(row)) for row in (*quantized, *others)]
+    judged = [_verdict(report, row, baseline) for row, baseline in pairs if baseline]
+    return [each for each in judged if each.ratio.speeds]
+
+
+def _verdict(report: Measurements, row: Row, baseline: Row) -> Verdict:
+    scores = report.score_x100(row), report.score_x100(baseline)
+    return Verdict(row, baseline, report.ratio(row, baseline), report.main_metric, *scores)
 
 
 def verdict(report: Measurements) -> list[Phrase]:
-    """Return the sentences on `verdicts`."""
-    return [phrase for each in verdicts(report) for phrase in _sentences(each)]
+    """Return a sentence on each verdict, the linter's reasons, what was not compared, and whether a GPU was measured."""
+    judged = verdicts(report)
+    phrases = [_sentence(each, report.places) for each in judged]
+    for row in report.rows:
+        mine = [each for each in judged if each.row is row]
+        if row.precision.is_quantized and runs_plans(row.backend) and not all(each.is_faster for each in mine):
+            phrases.append(_reasons(row))
+        phrases += _not_compared(report, row, bool(mine))
+    note = place_note(report) if any(row.latencies for row in report.rows) else ""
+    return [*phrases, Phrase(note)] if note else phrases
 
 
-def _sentences(judged: Verdict) -> list[Phrase]:
-    row = judged.row
-    if not judged.ratios:
-        return [Phrase(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")]
-    phrases = []
-    for ratio in judged.ratios:
-        than = f"faster than {ratio.baseline} on {row.place} at"
-        if gains := faster(ratio):
-            phrases.append(Phrase(f"{row.name} is {than} {_shapes(gains)}", "good"))
-        if losses := slower(ratio):
-            phrases.append(Phrase(f"{row.name} is NOT {than} {_shapes(losses)}", "bad"))
-    if row.precision.is_quantized and any(map(slower, judged.ratios)):
-        phrases.append(Phrase(_reasons(row)))
-    return phrases
+def _sentence(judged: Verdict, places: Sequence[str]) -> Phrase:
+    name, base = judged.row.name, judged.baseline.name
+    where = f" on {judged.row.place}" if len(places) > 1 else ""
+    clauses = [_faster(judged.faster, base)] if judged.faster else []
+    if judged.even:
+        clauses.append(f"about as fast{'' if clauses else f' as {base}'} {_at(judged.even)}")
+    if judged.slower:
+        clauses.append(f"slower{'' if clauses else f' than {base}'} {_at(judged.slower)}")
+    tone: Tone = "good" if judged.is_faster else "warning" if judged.faster or judged.even else "bad"
+    return Phrase(f"{name}{where} is {' but '.join(clauses)}{_accuracy(judged)}", tone)
 
 
-def _shapes(speeds: Mapping[str, float]) -> str:
-    return ", ".join(f"{shape} ({speed:.2f}x)" for shape, speed in speeds.items())
+def _faster(speeds: Mapping[str, float], base: str) -> str:
+    """Return ``"1.62x as fast as FP16 at 1x64 and 1.80x at 16x64"``, or the range over many shapes."""
+    if len(speeds) > _SHAPES:
+        return f"{_range(speeds)} as fast as {base} at {len(speeds)} shapes"
+    (shape, speed), *others = speeds.items()
+    return enumeration([f"{speed:.2f}x as fast as {base} at {shape}", *(f"{each:.2f}x at {at}" for at, each in others)])
 
 
-def _reasons(row: Row) -> str:
-    command = shlex.join(["q8trt", "lint", *([row.folder] if row.folder else [])])
+def _at(speeds: Mapping[str, float]) -> str:
+    """Return ``"at 1x64 (0.97x)"``, or the range over many shapes."""
+    if len(speeds) > _SHAPES:
+        return f"at {len(speeds)} shapes ({_range(speeds)})"
+    return "at " + enumeration([f"{shape} ({speed:.2f}x)" for shape, speed in speeds.items()])
+
+
+def _range(speeds: Mapping[str, float]) -> str:
+    low, high = f"{min(speeds.values()):.2f}x", f"{max(speeds.values()):.2f}x"
+    return low if low == high else f"{low} to {high}"
+
+
+def _accuracy(judged: Verdict) -> str:
+    """Return ``", and loses 0.12 points of pearson (from 91.00 to 90.88)"``, a clause that ends the sentence on the speed."""
+    score, base = judged.score_x100, judged.baseline_x100
+    if score is None or base is None:
+        return "; its accuracy was not measured"
+    points = number(score - base, ".2f")
+    if float(points) == 0:
+        return f", and has the same {judged.metric} ({score:.2f})"
+    verb = "gains" if direction(judged.metric) * (score - base) > 0 else "loses"
+    return f", and {verb} {points.lstrip('-')} points of {judged.metric} (from {base:.2f} to {score:.2f})"
+
+
+def _reasons(row: Row) -> Phrase:
+    """Return the linter's worst finding on a row that is not faster at every shape."""
+    lint = shlex.join(["q8trt", "lint", *([row.folder] if row.folder else [])])
     if not row.findings:
-        return f"{row.name}: the linter finds nothing in this graph that keeps TensorRT from INT8 ({command})"
-    more = f" and {len(row.findings) - 1} more" if len(row.findings) > 1 else ""
-    return f"{row.name}: what stands in the way on TensorRT, by the linter: {row.findings[0]}{more}; see {command}"
+        return Phrase(f"The linter finds no reason why {row.name} is not faster everywhere ({lint})")
+    others = len(row.findings) - 1
+    more = f", and {others} other finding{'s' if others > 1 else ''}" if others else ""
+    return Phrase(f"The linter's reason why {row.name} is not faster everywhere: {row.findings[0]}{more} ({lint})")
+
+
+def _not_compared(report: Measurements, row: Row, is_judged: bool) -> list[Phrase]:
+    """Return the opponents that a timed row lacks: FP32, and FP16 for a quantized row on a GPU."""
+    is_baseline = row is report.baseline(row) or row.repeats_fp32
+    if not row.latencies or is_baseline:
+        return []
+    if not is_judged:
+        return [Phrase(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")]
+    if row.precision.is_quantized and runs_plans(row.backend) and report.fp16_row(row) is None:
+        build = command("build-engine", "--fp16")
+        return [Phrase(f"{row.name} was not compared with FP16, its alternative on a GPU; build that engine: {build}")]
+    return []
