@@ -16,7 +16,7 @@ import numpy as np
 
 from q8trt import __version__, files
 from q8trt.errors import ConfigError
-from q8trt.export.graph import attribute, nodes
+from q8trt.export.graph import SCOPE, attribute, nodes
 from q8trt.export.options import ExportOptions
 from q8trt.export.overflow import ops_to_keep, tensor_ranges
 from q8trt.export.passes import normal, run_passes
@@ -89,7 +89,7 @@ def export_onnx(
     reports = run_passes(graph, options.passes)
     in_fp32: list[KeptOp] = []
     if precision.is_half:
-        in_fp32, report = _halve(graph, batches)
+        in_fp32, report = _halve(graph, batches, getattr(model, "in_fp32", ()))
         reports.append(report)
     reports.append(PassReport("note_modules", normal.note_modules(graph)))
     counts = {report.name: report.changed for report in reports}
@@ -121,11 +121,19 @@ def _check_quantizers(model: PreTrainedModel, graph: ir.Model) -> None:
         )
 
 
-def _halve(graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> tuple[list[KeptOp], PassReport]:
-    """Convert FP32 to FP16, except what overflows on `batches`."""
+def _halve(
+    graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]], modules: Sequence[str]
+) -> tuple[list[KeptOp], PassReport]:
+    """Convert FP32 to FP16, except what overflows on `batches`, and `modules`, which compute in FP32 always."""
     normal.infer_shapes(graph)
     batches = list(batches)
-    in_fp32 = ops_to_keep(graph, tensor_ranges(graph, batches) if batches else {})
+    of_modules = {
+        str(node.name): KeptOp(str(node.name), node.op_type, f"{scope} computes in FP32")
+        for node in nodes(graph.graph)
+        if (scope := node.metadata_props.get(SCOPE, "").partition(".")[0]) in modules
+    }
+    overflowing = ops_to_keep(graph, tensor_ranges(graph, batches) if batches else {})
+    in_fp32 = list({**of_modules, **{op.name: op for op in overflowing}}.values())
     report = PassReport("to_fp16", to_fp16(graph, [op.name for op in in_fp32]))
     normal.order_and_name(graph)
     return in_fp32, report

@@ -21,6 +21,7 @@ from torch import nn
 
 from q8trt.errors import ConfigError
 from q8trt.export.options import EXPORTERS
+from q8trt.models.embedding import EmbeddingModel
 from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.modules import ATTENTION
@@ -104,11 +105,14 @@ class _Logits(nn.Module):
         if self.architecture.position_bias is not None:
             encoder = model.base_model.get_submodule(self.architecture.position_bias)
             self.biases = _take_position_biases(encoder, model.config.max_position_embeddings)
+        self.pools = isinstance(model, EmbeddingModel)
 
     def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
         inputs = dict(zip(self.names, arrays, strict=True))
         ids = inputs["input_ids"]
         if (mask := inputs.get("attention_mask")) is not None:
+            if self.pools:
+                inputs["tokens"] = mask
             inputs["attention_mask"] = (1.0 - mask.unsqueeze(1).unsqueeze(2).float()) * MASKED
         if self.biases is not None:
             inputs["attention_mask"] = inputs.get("attention_mask", 0.0) + _position_bias(ids, self.biases)

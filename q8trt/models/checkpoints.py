@@ -19,6 +19,7 @@ from q8trt.models.activation import activation_of, adopt_activation, forget_acti
 from q8trt.models.config import load_config
 from q8trt.models.labels import label_order, reorder_head
 from q8trt.models.locate import only_local, resolve_model, unavailable
+from q8trt.models.sentence_transformers import has_modules, read_embedding, read_max_length
 from q8trt.models.whole import check_shards, check_whole
 from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.libraries import Library, made_by
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+    from q8trt.models.embedding import EmbeddingModel
     from q8trt.tasks.glue import Task
+    from q8trt.tasks.heads import Embedding
+
+    Model = PreTrainedModel | EmbeddingModel
 
 QUANTIZATION_FILE = "quantization.json"
 _FORMAT = 1
@@ -72,11 +77,7 @@ def load_pretrained(
     """
     from transformers import AutoModelForSequenceClassification
 
-    name = resolve_model(name_or_path)
-    check_whole(name)
-    check_shards(name)
-    if is_quantized(name):
-        raise CheckpointError(f"{name} is quantized already; give the floating-point checkpoint it was made from")
+    name = _float_checkpoint(name_or_path)
     config = load_config(name)
     config.num_labels = task.num_labels
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
@@ -87,6 +88,49 @@ def load_pretrained(
         forget_activation(config)
     if dropout is not None:
         _configure_dropout(config, dropout)
+    model, info = _from_pretrained(AutoModelForSequenceClassification, name, config, allow_pickle)
+    _check_loaded(model, info, name, new_head)
+    return model
+
+
+def load_embedding(
+    name_or_path: str, embedding: Embedding, max_length: int | None = None, allow_pickle: bool = False
+) -> EmbeddingModel:
+    """Return a floating-point embedding model, float32, on the CPU, in evaluation mode.
+
+    Args:
+        name_or_path: folder, hub name or short name.
+        embedding: the steps from hidden states to the embedding; Dense layers are read from the folder.
+        max_length: tokens of a text, at most, for the folders that the model is saved to.
+        allow_pickle: see `load_pretrained`; Dense layers are read as safetensors only.
+
+    Raises:
+        CheckpointError: see `load_pretrained`.
+    """
+    from transformers import AutoModel
+
+    from q8trt.models.embedding import EmbeddingModel
+
+    name = _float_checkpoint(name_or_path)
+    encoder, info = _from_pretrained(AutoModel, name, load_config(name), allow_pickle)
+    model = EmbeddingModel(encoder, embedding, max_length)
+    _check_loaded(model, {**info, "missing_keys": [key for key in info["missing_keys"] if "pooler." not in key]}, name, False)
+    model.read_dense(name)
+    return model.eval()
+
+
+def _float_checkpoint(name_or_path: str) -> str:
+    """Return the folder or hub name of a checkpoint that is whole and not quantized."""
+    name = resolve_model(name_or_path)
+    check_whole(name)
+    check_shards(name)
+    if is_quantized(name):
+        raise CheckpointError(f"{name} is quantized already; give the floating-point checkpoint it was made from")
+    return name
+
+
+def _from_pretrained(auto_class: Any, name: str, config: Any, allow_pickle: bool) -> tuple[Any, dict[str, Any]]:
+    """Return a model of one of transformers' automatic classes, and the keys that its weights lack or do not need."""
     folder = Path(name)
     if folder.is_dir() and not allow_pickle and not list(folder.glob("*.safetensors")):
         raise CheckpointError(
@@ -94,7 +138,7 @@ def load_pretrained(
         )
     _quiet_transformers()
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = auto_class.from_pretrained(
             name,
             config=config,
             local_files_only=only_local(name),
@@ -108,8 +152,7 @@ def load_pretrained(
         raise
     except Exception as error:  # transformers and safetensors raise a dozen types for an unusable checkpoint
         raise unavailable(name, error) from None
-    _check_loaded(model, info, name, new_head)
-    return model
+    return model, info
 
 
 def _configure_dropout(config: Any, probability: float) -> None:
@@ -117,7 +160,7 @@ def _configure_dropout(config: Any, probability: float) -> None:
         setattr(config, architecture_of(config).config_name(name), probability)
 
 
-def set_dropout(model: PreTrainedModel, probability: float) -> None:
+def set_dropout(model: Model, probability: float) -> None:
     """Give a loaded model another dropout, everywhere, in place; its checkpoints will say so."""
     from torch import nn
 
@@ -127,7 +170,7 @@ def set_dropout(model: PreTrainedModel, probability: float) -> None:
             module.p = probability
 
 
-def _check_loaded(model: PreTrainedModel, info: dict[str, Any], name: str, new_head: bool) -> None:
+def _check_loaded(model: Model, info: dict[str, Any], name: str, new_head: bool) -> None:
     """Check that no weight was left at random, but for a head that may be new; transformers only warns."""
     encoder = f"{model.base_model_prefix}."
     wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
@@ -152,13 +195,17 @@ def _check_foreign_quantizers(unexpected: Iterable[str], name: str) -> None:
         )
 
 
-def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -> PreTrainedModel:
+def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -> Model:
     """Return a floating-point model whose head was trained: as `load_pretrained`, but a missing head is an error.
+
+    For a task of embeddings it is an `EmbeddingModel`.
 
     Raises:
         CheckpointError: as `load_pretrained`; also when the checkpoint has no head for `task`.
     """
     name = resolve_model(str(folder))
+    if task.embedding:
+        return load_embedding(str(folder), task.embedding, read_max_length(name), allow_pickle)
     config = load_config(name)
     order = check_head(config, task, str(folder))
     model = load_pretrained(name, task, allow_pickle=allow_pickle, new_head=False)
@@ -207,7 +254,7 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
 
 
 def save_checkpoint(
-    folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, recipe: Recipe | None = None
+    folder: str | Path, model: Model, tokenizer: PreTrainedTokenizerFast, recipe: Recipe | None = None
 ) -> None:
     """Write a checkpoint folder with its hashes, whole or not at all; `recipe` marks it as quantized."""
     from q8trt.quantization.insertion import model_quantizers
@@ -223,6 +270,22 @@ def save_checkpoint(
             data = {"format": _FORMAT, "quantizer": quantizer, "recipe": recipe.to_dict()}
             files.write_json(temporary / QUANTIZATION_FILE, data)
         files.write_seal(temporary)
+
+
+def new_model(config: Any, name_or_path: str | Path, embedding: Embedding | None = None) -> Model:
+    """Return a model without weights of its own, with the head of a checkpoint, or with that of `embedding`."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    from q8trt.models.embedding import EmbeddingModel
+
+    name = resolve_model(str(name_or_path))
+    length = None
+    if embedding is None and has_modules(name) and not any("Classification" in each for each in config.architectures or []):
+        embedding, length = read_embedding(name, config.hidden_size)
+    if embedding is None:
+        model: Model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        return model
+    return EmbeddingModel(AutoModel.from_config(config, trust_remote_code=False), embedding, length)
 
 
 def load_recipe_of(folder: str | Path) -> Recipe:
@@ -251,7 +314,7 @@ def load_recipe_of(folder: str | Path) -> Recipe:
         raise CheckpointError(f"{problem}: {str(error)[:500]}") from None
 
 
-def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[PreTrainedModel, Recipe]:
+def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[Model, Recipe]:
     """Return a calibrated, fake-quantized model and its recipe, on the CPU, in evaluation mode.
 
     Args:
@@ -261,8 +324,7 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
     Raises:
         CheckpointError: damaged, or the recipe does not match the weights (a site without amax, or the reverse).
     """
-    from transformers import AutoModelForSequenceClassification
-
+    from q8trt.models.embedding import EmbeddingModel
     from q8trt.quantization.calibration import check_amax
     from q8trt.quantization.insertion import insert_quantizers
     from q8trt.quantization.weights import load_weights, read_safetensors
@@ -272,7 +334,10 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
     config = load_config(str(folder))
     state = read_safetensors(Path(folder) / "model.safetensors", "train or calibrate again")
     _quiet_transformers()
-    model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    model = new_model(config, folder)
+    if isinstance(model, EmbeddingModel):
+        model.read_dense(folder)
+        state = model.full_state(state)
     quantizers = insert_quantizers(model, recipe, library)
     _check_recipe_matches(model, set(quantizers), state, folder)
     for site in encoder_sites(model):

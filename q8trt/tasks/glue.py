@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from q8trt.errors import ConfigError, nearest
+from q8trt.tasks.heads import Embedding, Head, HeadKind
 
 _ONE_DEV = {"dev": "dev.tsv"}
 _ONE_TEST = {"test": "test.tsv"}
@@ -37,6 +38,7 @@ class Task:
         hub_splits: any of these splits, or ``"train"`` -> split on the hub.
         positional: the columns of train and development files that have no header line; empty where they have one.
         has_broken_rows: the official files hold a few rows that cannot be read and are skipped.
+        embedding: the steps to an embedding, for a task that embeds each text by itself; the label of a pair is its similarity.
     """
 
     name: str
@@ -54,10 +56,18 @@ class Task:
     hub_splits: Mapping[str, str] = field(default_factory=lambda: dict(_ONE_HUB), hash=False)
     positional: tuple[str, ...] = ()
     has_broken_rows: bool = False
+    embedding: Embedding | None = field(default=None, hash=False)
+
+    @property
+    def head(self) -> Head:
+        """The head of a model that answers the task."""
+        if self.embedding:
+            return Head(HeadKind.EMBEDDING, embedding=self.embedding)
+        return Head(HeadKind.SEQUENCE_CLASSIFICATION if self.labels else HeadKind.REGRESSION, self.labels)
 
     @property
     def is_regression(self) -> bool:
-        """True if the label is a score rather than a class."""
+        """True if a label is a score rather than a class: of a regression, or the similarity of two embedded texts."""
         return not self.labels
 
     @property
@@ -67,8 +77,8 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """The width of the classifier: the number of classes, or 1 for regression."""
-        return len(self.labels) or 1
+        """The width of the model's output: the number of classes, 1 for regression, the features of an embedding."""
+        return self.head.outputs
 
     @property
     def key(self) -> str:

@@ -1,0 +1,95 @@
+"""The head that a checkpoint's folder says it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from q8trt.errors import CheckpointError, ConfigError
+from q8trt.models.config import load_config
+from q8trt.models.locate import resolve_model
+from q8trt.models.sentence_transformers import has_modules, read_embedding
+from q8trt.tasks.heads import Embedding, Head, HeadKind
+
+_CLASSIFIER = "ForSequenceClassification"
+#: Ending of a class of transformers -> the head that it has, of those that q8trt has not.
+_OTHER_HEADS = {
+    "ForTokenClassification": "token classification",
+    "ForQuestionAnswering": "question answering",
+    "ForMultipleChoice": "multiple choice",
+}
+
+
+def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[str, ...] = ()) -> Head:
+    """Return the head of a checkpoint.
+
+    Args:
+        name_or_path: a folder of Hugging Face or sentence-transformers, a hub name, or a short name.
+        kind: the head to read; None for the one that the folder says.
+        pooling: how an encoder without `modules.json` pools; () for the folder's own way.
+
+    Raises:
+        CheckpointError: not found, damaged, no head, one that q8trt has not, or labels that have no names of their own.
+        ConfigError: `pooling` is unknown, or the folder has its own.
+    """
+    folder, config = resolve_model(name_or_path), load_config(name_or_path)
+    classes = [str(name) for name in config.architectures or []]
+    kind = kind or _kind(classes, config, folder, name_or_path)
+    if pooling and kind is not HeadKind.EMBEDDING:
+        raise ConfigError(f"--pooling is for an embedding model, and {name_or_path} is read as {kind}")
+    if kind is HeadKind.EMBEDDING:
+        return _embedding(folder, config, pooling, name_or_path)
+    if not any(name.endswith(_CLASSIFIER) for name in classes):
+        raise CheckpointError(
+            f"{name_or_path} has no {kind} head ({', '.join(classes) or 'no architecture named'} in config.json); give a "
+            "fine-tuned checkpoint, or fine-tune it: finetune.py --task TASK --model_name_or_path DIR"
+        )
+    if kind is HeadKind.REGRESSION:
+        if config.num_labels != 1:
+            raise CheckpointError(f"{name_or_path} has {config.num_labels} outputs, and a regression has one")
+        return Head(kind)
+    return Head(kind, _labels(config, name_or_path))
+
+
+def _kind(classes: list[str], config: Any, folder: str, where: str) -> HeadKind:
+    """Return the kind of head that a folder says it has."""
+    if any(name.endswith(_CLASSIFIER) for name in classes):
+        if config.problem_type == "multi_label_classification":
+            raise CheckpointError(
+                f"{where} answers each label by itself (problem_type multi_label_classification in config.json), and q8trt "
+                "knows one label of several; give another checkpoint"
+            )
+        return HeadKind.REGRESSION if config.num_labels == 1 else HeadKind.SEQUENCE_CLASSIFICATION
+    if has_modules(folder):
+        return HeadKind.EMBEDDING
+    other = next((head for name in classes for ending, head in _OTHER_HEADS.items() if name.endswith(ending)), None)
+    if other:
+        raise CheckpointError(f"{where} has a head for {other}, which q8trt has not; it has {', '.join(HeadKind)}")
+    raise CheckpointError(
+        f"{where} has no head ({', '.join(classes) or 'no architecture named'} in config.json, and no modules.json); for an "
+        "embedding model give --head embedding --pooling mean"
+    )
+
+
+def _embedding(folder: str, config: Any, pooling: tuple[str, ...], where: str) -> Head:
+    width = int(config.hidden_size)
+    if has_modules(folder):
+        if pooling:
+            raise ConfigError(f"{where} says itself how it pools (modules.json); leave --pooling out")
+        embedding, length = read_embedding(folder, width)
+        return Head(HeadKind.EMBEDDING, max_length=length, embedding=embedding)
+    if not pooling:
+        raise ConfigError(f"{where} does not say how it pools (no modules.json); give --pooling mean, cls, max or weightedmean")
+    return Head(HeadKind.EMBEDDING, embedding=Embedding(len(pooling) * width, pooling))
+
+
+def _labels(config: Any, where: str) -> tuple[str, ...]:
+    """Return the names of the outputs, in their order."""
+    names = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise CheckpointError(f"{where} has the label {twice!r} twice (id2label in config.json); give each output its own name")
+    if blank := [number for number, name in enumerate(names) if not name.strip() or not name.isprintable()]:
+        raise CheckpointError(f"{where}: the output {blank[0]} has no name that can be printed (id2label in config.json)")
+    if len(names) < 2:
+        raise CheckpointError(f"{where} has one output, and a classification needs two or more labels; give --head regression")
+    return names
