@@ -25,9 +25,8 @@ from q8trt.quantization.precision import Precision
 from q8trt.runs.run import check_outside_checkpoints
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from q8trt.export.onnx import ExportedModel
+    from q8trt.models.checkpoints import Model
     from q8trt.quantization.recipe import Recipe
 
 
@@ -44,7 +43,7 @@ class _Built:
     difference: PlanDifference | None
 
 
-def load_model(source: Source) -> tuple[PreTrainedModel, Recipe | None]:
+def load_model(source: Source) -> tuple[Model, Recipe | None]:
     """Return the model of a checkpoint, and its recipe if it is quantized. Raises CheckpointError if it is damaged."""
     if source.stage == "fp32":
         return checkpoints.load_finetuned(source.checkpoint, source.task), None
@@ -63,7 +62,7 @@ def _scores(source: Source) -> dict[str, Any]:
     return {f"torch_{stage}": entry.scores for stage, entry in sorted(entries.items()) if entry}
 
 
-def _manifest(source: Source, model: PreTrainedModel, recipe: Recipe | None, tokenizer: Any, built: _Built) -> Manifest:
+def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: Any, built: _Built) -> Manifest:
     from q8trt.export.trace import OPSET
 
     task, config, plan = source.task, model.config, built.plan

@@ -29,7 +29,8 @@ from q8trt.quantization.precision import Precision, format_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from transformers import PreTrainedModel
+
+    from q8trt.models.checkpoints import Model
 
 #: Of opset 20, the oldest that has it.
 IR_VERSION = 9
@@ -59,7 +60,7 @@ class ExportedModel:
 
 
 def export_onnx(
-    model: PreTrainedModel,
+    model: Model,
     path: str | Path,
     precision: Precision | str,
     input_names: Sequence[str],
@@ -69,7 +70,7 @@ def export_onnx(
     """Export `model` with dynamic batch and sequence; weights behind a quantizer are stored as INT8.
 
     Args:
-        model: a transformers sequence classification model; left as it was.
+        model: a transformers sequence classification model or an embedding model; left as it was.
         path: the ONNX file to write, whole or not at all.
         precision: the precision, or its name. A quantized one needs a calibrated model, the others one without quantizers.
         input_names: the inputs that the tokenizer makes, such as input_ids, attention_mask, token_type_ids.
@@ -101,7 +102,7 @@ def export_onnx(
     )
 
 
-def _check_precision(model: PreTrainedModel, precision: Precision) -> None:
+def _check_precision(model: Model, precision: Precision) -> None:
     formats = {format_of(quantizer.num_bits).name for quantizer in model_quantizers(model).values()}
     if formats != ({precision.quantized.name} if precision.quantized else set()):
         needs = "a quantized" if precision.quantized else "a floating-point"
@@ -109,7 +110,7 @@ def _check_precision(model: PreTrainedModel, precision: Precision) -> None:
         raise ConfigError(f"{precision.options[0]} needs {needs} checkpoint; this one {has}")
 
 
-def _check_quantizers(model: PreTrainedModel, graph: ir.Model) -> None:
+def _check_quantizers(model: Model, graph: ir.Model) -> None:
     """Check that each quantizer of the model has its node: a file that lacks some would pass for a poorer recipe."""
     traced = {attribute(node, "site", "") for node in nodes(graph.graph, QUANTIZE_DEQUANTIZE)}
     missing = [key for key in model_quantizers(model) if key not in traced]

@@ -77,7 +77,7 @@ def load_pretrained(
     """
     from transformers import AutoModelForSequenceClassification
 
-    name = _float_checkpoint(name_or_path)
+    name = _float_checkpoint(str(name_or_path))
     config = load_config(name)
     config.num_labels = task.num_labels
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
@@ -94,7 +94,7 @@ def load_pretrained(
 
 
 def load_embedding(
-    name_or_path: str, embedding: Embedding, max_length: int | None = None, allow_pickle: bool = False
+    name_or_path: str | Path, embedding: Embedding, max_length: int | None = None, allow_pickle: bool = False
 ) -> EmbeddingModel:
     """Return a floating-point embedding model, float32, on the CPU, in evaluation mode.
 
@@ -111,10 +111,12 @@ def load_embedding(
 
     from q8trt.models.embedding import EmbeddingModel
 
-    name = _float_checkpoint(name_or_path)
+    name = _float_checkpoint(str(name_or_path))
     encoder, info = _from_pretrained(AutoModel, name, load_config(name), allow_pickle)
     model = EmbeddingModel(encoder, embedding, max_length)
-    _check_loaded(model, {**info, "missing_keys": [key for key in info["missing_keys"] if "pooler." not in key]}, name, False)
+    _check_loaded(
+        model, {**info, "missing_keys": [key for key in info["missing_keys"] if "pooler." not in key]}, name, False
+    )
     model.read_dense(name)
     return model.eval()
 
@@ -280,7 +282,11 @@ def new_model(config: Any, name_or_path: str | Path, embedding: Embedding | None
 
     name = resolve_model(str(name_or_path))
     length = None
-    if embedding is None and has_modules(name) and not any("Classification" in each for each in config.architectures or []):
+    if (
+        embedding is None
+        and has_modules(name)
+        and not any("Classification" in each for each in config.architectures or [])
+    ):
         embedding, length = read_embedding(name, config.hidden_size)
     if embedding is None:
         model: Model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)

@@ -102,7 +102,7 @@ class EmbeddingModel(nn.Module):
         self.embedding, self.max_length = embedding, max_length
         setattr(self, self.base_model_prefix, encoder)
         self.pooling = Pooling(embedding.pooling)
-        self.dense = nn.Sequential()
+        self.dense = nn.ModuleList()
         for layer in embedding.dense:
             self.dense.append(nn.Linear(layer.in_features, layer.out_features, bias=layer.bias))
             self.dense.append(getattr(nn, layer.activation)())
@@ -141,7 +141,9 @@ class EmbeddingModel(nn.Module):
         """
         outputs = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         pooled = self.pooling(outputs.last_hidden_state, attention_mask if tokens is None else tokens)
-        vectors = self.normalize(self.dense(pooled))
+        for layer in self.dense:
+            pooled = layer(pooled)
+        vectors = self.normalize(pooled)
         return SequenceClassifierOutput(
             logits=vectors, hidden_states=outputs.get("hidden_states"), attentions=outputs.get("attentions")
         )

@@ -78,7 +78,9 @@ def _embedding(folder: str, config: Any, pooling: tuple[str, ...], where: str) -
         embedding, length = read_embedding(folder, width)
         return Head(HeadKind.EMBEDDING, max_length=length, embedding=embedding)
     if not pooling:
-        raise ConfigError(f"{where} does not say how it pools (no modules.json); give --pooling mean, cls, max or weightedmean")
+        raise ConfigError(
+            f"{where} does not say how it pools (no modules.json); give --pooling mean, cls, max or weightedmean"
+        )
     return Head(HeadKind.EMBEDDING, embedding=Embedding(len(pooling) * width, pooling))
 
 
@@ -87,9 +89,15 @@ def _labels(config: Any, where: str) -> tuple[str, ...]:
     names = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
-        raise CheckpointError(f"{where} has the label {twice!r} twice (id2label in config.json); give each output its own name")
+        raise CheckpointError(
+            f"{where} has the label {twice!r} twice (id2label in config.json); give each output its own name"
+        )
     if blank := [number for number, name in enumerate(names) if not name.strip() or not name.isprintable()]:
-        raise CheckpointError(f"{where}: the output {blank[0]} has no name that can be printed (id2label in config.json)")
+        raise CheckpointError(
+            f"{where}: the output {blank[0]} has no name that can be printed (id2label in config.json)"
+        )
     if len(names) < 2:
-        raise CheckpointError(f"{where} has one output, and a classification needs two or more labels; give --head regression")
+        raise CheckpointError(
+            f"{where} has one output, and a classification needs two or more labels; give --head regression"
+        )
     return names

@@ -1,10 +1,10 @@
 """Folders of sentence-transformers: read into an `Embedding`, and written so that the library opens them.
 
-    modules.json                      the modules in order: Transformer, Pooling, Dense (any number), Normalize
-    1_Pooling/config.json             the pooling modes and the width of the hidden states
-    2_Dense/config.json               a linear layer; its weights are in model.safetensors beside it
-    sentence_bert_config.json         the longest text, in tokens
-    config_sentence_transformers.json prompts, and which of them is the default
+modules.json                      the modules in order: Transformer, Pooling, Dense (any number), Normalize
+1_Pooling/config.json             the pooling modes and the width of the hidden states
+2_Dense/config.json               a linear layer; its weights are in model.safetensors beside it
+sentence_bert_config.json         the longest text, in tokens
+config_sentence_transformers.json prompts, and which of them is the default
 """
 
 from __future__ import annotations
@@ -92,11 +92,20 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     modules = []
     for entry in entries if isinstance(entries, list) else [None]:
         kind, place = (entry.get("type"), entry.get("path")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(place, str) or Path(place).is_absolute() or ".." in Path(place).parts:
-            raise CheckpointError(f"{path} is damaged: expected a list of modules, each with 'type' and 'path' in the folder")
+        if (
+            not isinstance(kind, str)
+            or not isinstance(place, str)
+            or Path(place).is_absolute()
+            or ".." in Path(place).parts
+        ):
+            raise CheckpointError(
+                f"{path} is damaged: expected a list of modules, each with 'type' and 'path' in the folder"
+            )
         package, _, name = kind.rpartition(".")
         if package.partition(".")[0] != "sentence_transformers":
-            raise CheckpointError(f"{path} names {kind[:80]!r}, Python code that q8trt does not run; give another model")
+            raise CheckpointError(
+                f"{path} names {kind[:80]!r}, Python code that q8trt does not run; give another model"
+            )
         modules.append((name, folder / place))
     if not modules or modules[0][0] != "Transformer":
         raise CheckpointError(f"{path} does not begin with a Transformer; q8trt quantizes those")
@@ -139,14 +148,18 @@ def _dense(folder: Path) -> DenseLayer:
     widths = [settings.get(name) for name in ("in_features", "out_features")]
     if not all(type(value) is int and 1 <= value <= _LARGEST_WIDTH for value in widths):
         raise CheckpointError(f"{path}: in_features and out_features are {widths}, expected 1 to {_LARGEST_WIDTH:,}")
-    package, _, activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")
+    package, _, activation = str(settings.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(
+        "."
+    )
     if package not in _ACTIVATION_MODULES or activation not in ACTIVATIONS:
         raise CheckpointError(
             f"{path} asks for the activation {activation[:40]!r}; q8trt has torch.nn's {', '.join(ACTIVATIONS)}"
         )
     names = {settings.get(name) for name in ("module_input_name", "module_output_name")} - {None, "sentence_embedding"}
     if names or settings.get("use_residual"):
-        raise CheckpointError(f"{path} has a Dense layer with a residual or of tokens; q8trt has those of the embedding only")
+        raise CheckpointError(
+            f"{path} has a Dense layer with a residual or of tokens; q8trt has those of the embedding only"
+        )
     return DenseLayer(int(str(widths[0])), int(str(widths[1])), settings.get("bias", True) is not False, activation)
 
 
@@ -166,7 +179,9 @@ def read_max_length(folder: str | Path) -> int | None:
     if length is None:
         return None
     if type(length) is not int or not 1 <= length <= 2**20:
-        raise CheckpointError(f"{folder / _LENGTH_FILE}: max_seq_length is {str(length)[:40]}, expected the number of tokens")
+        raise CheckpointError(
+            f"{folder / _LENGTH_FILE}: max_seq_length is {str(length)[:40]}, expected the number of tokens"
+        )
     return length
 
 

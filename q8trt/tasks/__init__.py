@@ -1,3 +1,3 @@
-"""The tasks: the GLUE table (`glue`), heads of models (`heads`), metrics (`metrics`), and the data to train and score on (`data`)."""
+"""The GLUE table (`glue`), heads of models (`heads`), metrics (`metrics`), and the data to train and score on (`data`)."""
 
 __all__ = ["data", "glue", "heads", "metrics"]

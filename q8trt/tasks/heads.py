@@ -107,7 +107,9 @@ class Head:
 
     def __post_init__(self) -> None:
         if (self.embedding is not None) is not (self.kind is HeadKind.EMBEDDING):
-            raise ConfigError(f"a head of the kind {self.kind} {'lacks its' if self.embedding is None else 'has an'} embedding")
+            raise ConfigError(
+                f"a head of the kind {self.kind} {'lacks its' if self.embedding is None else 'has an'} embedding"
+            )
         if bool(self.labels) is not (self.kind is HeadKind.SEQUENCE_CLASSIFICATION):
             raise ConfigError(f"a head of the kind {self.kind} {'has' if self.labels else 'lacks'} labels")
         if self.max_length is not None and self.max_length < 1:

@@ -30,8 +30,7 @@ from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import DataRecord, Features, load_dev, load_train, pad, record_splits, tokenize
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from q8trt.models.checkpoints import Model
     from q8trt.quantization.calibration import Calibration
     from q8trt.training.distillation import Distillation
 
@@ -119,9 +118,7 @@ def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
     checkpoints.load_finetuned(name, task, config.allow_pickle)  # and dropped: it is wanted after the FP32 stage
 
 
-def score(
-    model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, precision: Precision
-) -> dict[str, dict[str, float]]:
+def score(model: Model, config: FinetuneConfig, inputs: Inputs, precision: Precision) -> dict[str, dict[str, float]]:
     """Return the metrics of the torch model on each development split."""
     from q8trt.quantization.insertion import weights_quantized_once
 
@@ -155,7 +152,7 @@ def calibration_batches(
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> tuple[PreTrainedModel, Calibration]:
+def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Model, Calibration]:
     """Return a calibrated, quantized copy of the floating-point `model`, and the result of calibration.
 
     Raises:
@@ -178,8 +175,8 @@ def quantize(model: PreTrainedModel, config: FinetuneConfig, inputs: Inputs) -> 
 
 
 def import_ranges(
-    options: FinetuneConfig | CalibrationConfig, model: PreTrainedModel, name: str
-) -> tuple[PreTrainedModel, Recipe, tuple[str, ...]]:
+    options: FinetuneConfig | CalibrationConfig, model: Any, name: str
+) -> tuple[Any, Recipe, tuple[str, ...]]:
     """Return `model` with the weights and ranges of a pytorch-quantization checkpoint, its recipe `name`, and notes."""
     from q8trt.quantization.migration import import_checkpoint
 
@@ -188,7 +185,7 @@ def import_ranges(
 
 
 def measure_ranges(
-    quantized: PreTrainedModel, config: FinetuneConfig, inputs: Inputs, on_progress: Callable[[int], None] | None = None
+    quantized: Model, config: FinetuneConfig, inputs: Inputs, on_progress: Callable[[int], None] | None = None
 ) -> Calibration:
     """Calibrate a quantized model, in place, on the rows that the configuration chooses.
 
@@ -240,7 +237,7 @@ class Finetuning:
                 f"stopped between steps of training; continue with: {command('finetune', '--resume', self.run.path)}"
             ) from interrupt
 
-    def _finish(self, stage: StageName, model: PreTrainedModel, recipe: Recipe | None, details: dict[str, Any]) -> None:
+    def _finish(self, stage: StageName, model: Model, recipe: Recipe | None, details: dict[str, Any]) -> None:
         """Save the stage's checkpoint, score it, and note it as finished, in that order."""
         from accelerate import PartialState
 
@@ -250,7 +247,7 @@ class Finetuning:
             self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
         PartialState().wait_for_everyone()
 
-    def _train(self, stage: str, model: PreTrainedModel, epochs: float, rate: float, **settings: Any) -> dict[str, Any]:
+    def _train(self, stage: str, model: Model, epochs: float, rate: float, **settings: Any) -> dict[str, Any]:
         from q8trt.training.stage import TrainingStage, train_stage
 
         folder, length = self.run.path, self.config.data.max_seq_length
@@ -258,7 +255,7 @@ class Finetuning:
         plan = TrainingStage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, **settings)
         return asdict(train_stage(plan, self.task, self.inputs.tokenizer, self.config.training, self.resume))
 
-    def _fp32(self) -> PreTrainedModel:
+    def _fp32(self) -> Model:
         from transformers import set_seed
 
         config, options = self.config, self.config.training
@@ -276,7 +273,7 @@ class Finetuning:
         # From disk, also when it was just trained: the Trainer leaves its wrappers on the model that it trained.
         return checkpoints.load_finetuned(self.run.path / "fp32", self.task)
 
-    def _ptq(self, model: PreTrainedModel) -> PreTrainedModel:
+    def _ptq(self, model: Model) -> Model:
         if "ptq" not in self._finished:
             started = time.perf_counter()
             quantized, calibration = quantize(model, self.config, self.inputs)
@@ -288,7 +285,7 @@ class Finetuning:
             self._finish("ptq", quantized, self.config.recipe, details)
         return checkpoints.load_quantized(self.run.path / "ptq", library(self.config.quantizer))[0]
 
-    def _int8(self, quantized: PreTrainedModel, fp32: PreTrainedModel) -> None:
+    def _int8(self, quantized: Model, fp32: Model) -> None:
         if "int8" in self._finished:
             return
         from transformers import set_seed
@@ -313,7 +310,7 @@ class Finetuning:
         )
         self._finish("int8", quantized, config.recipe, {**details, "distillation": config.distillation})
 
-    def _distillation(self, fp32: PreTrainedModel) -> Distillation:
+    def _distillation(self, fp32: Model) -> Distillation:
         from q8trt.training.distillation import Distillation
 
         config, options = self.config, self.config.training
