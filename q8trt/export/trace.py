@@ -30,7 +30,8 @@ from q8trt.quantization.sites import encoder_sites
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from transformers import PreTrainedModel
+
+    from q8trt.models.checkpoints import Model
 
 #: LayerNormalization is one op from 17 on, FP16 scales exist from 19 on, Gelu is one op from 20 on.
 OPSET = 20
@@ -94,7 +95,7 @@ class _Logits(nn.Module):
     bias of relative positions, (A, S, S), which is added to the mask once.
     """
 
-    def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
+    def __init__(self, model: Model, names: Sequence[str]) -> None:
         super().__init__()
         self.architecture = architecture_of(model.config)
         self.model = model
@@ -147,7 +148,7 @@ def _position_bias(ids: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
     return nn.functional.embedding(distances, biases).permute(2, 0, 1)
 
 
-def _widen_weights(model: PreTrainedModel) -> None:
+def _widen_weights(model: Model) -> None:
     """Let weights of 4 or 2 bits be written as INT8 constants that hold the same few values, in place.
 
     TensorRT has no INT4 GEMM with per-channel scales: such weights gain nothing in speed, and are exported to be measured.
@@ -164,7 +165,7 @@ def _widen_weights(model: PreTrainedModel) -> None:
         quantizer.num_bits = 8
 
 
-def _prepared(model: PreTrainedModel, exporter: str) -> PreTrainedModel:
+def _prepared(model: Model, exporter: str) -> Model:
     """Return a copy in FP32 on the CPU, in evaluation mode, with eager attention and quantizers ready to be traced."""
     prepared = copy.deepcopy(model).cpu().eval().float()
     if prepared.config._attn_implementation != ATTENTION:
@@ -239,7 +240,7 @@ def _trace_torchscript(module: nn.Module, names: Sequence[str]) -> ir.Model:
 _TRACERS = {"dynamo": _trace_dynamo, "torchscript": _trace_torchscript}
 
 
-def trace(model: PreTrainedModel, names: Sequence[str], exporter: str) -> ir.Model:
+def trace(model: Model, names: Sequence[str], exporter: str) -> ir.Model:
     """Return the raw FP32 graph of `model`, quantizers as `QuantizeDequantize` nodes, batch and sequence dynamic.
 
     Args:
