@@ -13,6 +13,7 @@ __all__ = [
     "activation",
     "check_rows",
     "checkpoints",
+    "embedding",
     "label_order",
     "load_config",
     "load_tokenizer",
