@@ -9,6 +9,7 @@ import pytest
 
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.determinism import PlanDifference
+from q8trt.engine.folder import find_engines
 from q8trt.engine.manifest import BackendInfo, Manifest, ModelInfo, TaskInfo
 from q8trt.engine.manifest_file import digest_of, load_manifest, write_manifest
 from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
@@ -59,6 +60,18 @@ def test_what_is_written_is_read_back(folder: Path) -> None:
     assert manifest.format == 3
     assert manifest.largest_shape == (32, 128)
     assert manifest.created.endswith("+00:00")
+
+
+def test_the_engines_of_a_run_begin_with_fp32(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "x"
+    for name, stage, precision in (
+        ("engine", "int8", "int8+fp16"), ("engine-fp16", "fp32", "fp16"), ("engine-fp32", "fp32", "fp32"),
+        ("engine-ptq", "ptq", "int8"), ("engine-int8-int8", "int8", "int8"),
+    ):  # fmt: skip
+        (run / name).mkdir(parents=True)
+        write_manifest(run / name, replace(MANIFEST, stage=stage, precision=Precision(precision)))
+    engines = find_engines((), str(tmp_path / "runs"))
+    assert [engine.name for engine in engines] == ["FP32", "FP16", "PTQ INT8", "QAT INT8", "QAT INT8+FP16"]
 
 
 def test_writing_twice_does_not_list_the_manifest(folder: Path) -> None:

@@ -25,13 +25,15 @@ FACTS = [
     ("device", "AMD EPYC, 2 cores"),
     ("backend", "ONNX Runtime 1.32.0"),
     ("shapes", "1x128, 16x128 (batch x tokens)"),
+    ("date", "2026-11-28 03:19 UTC"),
 ]
 
 
 @pytest.fixture
 def report() -> Report:
     rows = [replace(row, model="minilm", run="runs/x", folder=f"runs/x/{row.name}") for row in (FP32, INT8)]
-    origin = {"versions": {"onnxruntime": "1.32.0"}, "hardware": {"cpu": "AMD EPYC", "cores": 2, "gpus": []}}
+    origin: dict[str, Any] = {"date_utc": "2026-11-28T04:19:57+01:00"}
+    origin |= {"versions": {"onnxruntime": "1.32.0"}, "hardware": {"cpu": "AMD EPYC", "cores": 2, "gpus": []}}
     return replace(make_report(), rows=[rows[0], replace(rows[1], recipe="gpu")], provenance=origin)
 
 
@@ -45,7 +47,7 @@ def test_every_renderer_begins_with_the_facts(report: Report) -> None:
     assert report.head.facts() == FACTS
     lines = printed(report).splitlines()
     assert lines[0] == "minilm on STS-B"
-    assert [tuple(line.split(maxsplit=1)) for line in map(str.strip, lines[1:9])] == FACTS
+    assert [tuple(line.split(maxsplit=1)) for line in map(str.strip, lines[1:10])] == FACTS
     assert report.to_markdown().startswith(
         "# minilm on STS-B\n\n" + "".join(f"- {name}: {text}\n" for name, text in FACTS)
     )
@@ -60,7 +62,7 @@ def test_json_holds_the_facts_as_lists(report: Report) -> None:
     assert data["head"] == {
         "models": ["minilm"], "recipes": ["gpu"], "precisions": ["fp32", "int8"], "runs": ["runs/x"],
         "data": report.title, "devices": ["AMD EPYC, 2 cores"], "backends": ["ONNX Runtime 1.32.0"],
-        "shapes": ["1x128", "16x128"],
+        "shapes": ["1x128", "16x128"], "date": "2026-11-28 03:19 UTC",
     }  # fmt: skip
     assert [(row["model"], row["recipe"], row["run"]) for row in data["rows"]] == [
         ("minilm", "", "runs/x"), ("minilm", "gpu", "runs/x")

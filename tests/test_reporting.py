@@ -131,7 +131,13 @@ def test_many_shapes_are_a_range(report: Report) -> None:
         return replace(each, latencies=[summarize(n, 128, [n / 100 * factor * (1 + n / 10)]) for n in (1, 2, 4, 8)])
 
     grid = replace(report, rows=[replace(timed(FP32, 1), latencies=timed(FP32, 1).latencies), timed(INT8, 0.5)])
-    assert verdict(grid)[0].startswith("QAT INT8 is 2.00x as fast as FP32 at 4 shapes, and ")
+    assert verdict(grid)[0].startswith("QAT INT8 is 2.00x as fast as FP32 at all 4 shapes, and ")
+    longer = [*grid.rows[1].latencies, *(summarize(n, 256, [n / 10]) for n in (1, 2))]
+    fp32 = [*grid.rows[0].latencies, *(summarize(n, 256, [n / 20]) for n in (1, 2))]
+    partly = replace(grid, rows=[replace(grid.rows[0], latencies=fp32), replace(INT8, latencies=longer)])
+    assert verdict(partly)[0].startswith(
+        "QAT INT8 is 2.00x as fast as FP32 at 4 of 6 shapes but slower at 1x256 (0.50x) and 2x256 (0.50x), and "
+    )
     uneven = [
         replace(each, median_ms=each.median_ms * (1 + index)) for index, each in enumerate(grid.rows[1].latencies)
     ]

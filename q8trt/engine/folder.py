@@ -12,6 +12,7 @@ from q8trt.engine.manifest import MANIFEST_FILE, ONNX_FILE, PLAN_FILE, Manifest
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import ConfigError
 from q8trt.files import FolderKind, MalformedError, decode, read_json
+from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE, Run, runs_dir_option
 from q8trt.runs.search import is_sound
 
@@ -51,9 +52,15 @@ def find_engines(folders: Sequence[str], runs_dir: str) -> list[EngineFolder]:
         if (run / RUN_FILE).is_file() and not is_sound(Run(run)):
             continue
         engines = [EngineFolder(folder, load_manifest(folder)) for folder in _engine_folders(run)]
-        return sorted(engines, key=lambda engine: (list(_NAMES).index(engine.manifest.stage), engine.folder.name))
+        return sorted(engines, key=_order)
     build = command("build-engine", "--int8", *runs_dir_option(runs_dir))
     raise ConfigError(f"no engine under {runs_dir}/; build one: {build}")
+
+
+def _order(engine: EngineFolder) -> tuple[int, int, str]:
+    """Return the place of an engine among those of its run: FP32 and FP16 first, QAT last."""
+    stage, precision = engine.manifest.stage, engine.manifest.precision
+    return list(_NAMES).index(stage), list(Precision).index(precision), engine.folder.name
 
 
 def _engine_folders(run: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.reporting.formats import ms, percent, rate, switch, times, tops, x100
@@ -26,15 +25,15 @@ _SHAPE = Column("batch x\nsequence")
 def summary(report: Measurements, with_times: bool = True) -> Table:
     """Return a line per row: score, sizes and, `with_times`, median and speed at each shape."""
     shapes = report.shapes if with_times else []
-    return _summary(report, _ROW, "x100", shapes, SPEED_LEGEND if report.shapes else "")
+    return _summary(report, _ROW, "x100", shapes, SPEED_LEGEND if shapes else "")
 
 
 def document_summary(report: Measurements) -> Table:
-    """Return `summary` for a document, which has room for the name of the sample and, at rank 1, the precision."""
+    """Return `summary` for a document, which has room for the name of the sample and the precision."""
     unit = f"x100 ({SAMPLE_LABEL})" if report.is_sample else "x100"
     shapes = report.shapes if len(report.shapes) <= SUMMARY_SHAPES else []
     legend = f"{SPEED_LEGEND}; {DASH}: not measured, or nothing comparable." if shapes else ""
-    return _summary(report, (*_ROW, replace(words("precision"), rank=1)), unit, shapes, legend)
+    return _summary(report, (*_ROW, words("precision")), unit, shapes, legend)
 
 
 def _summary(report: Measurements, names: tuple[Column, ...], unit: str, shapes: Sequence[str], legend: str) -> Table:

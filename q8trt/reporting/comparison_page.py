@@ -66,13 +66,8 @@ def _head(both: SideBySide) -> Table:
 
 
 def _facts(report: StoredReport) -> Facts:
-    """Return the facts of a report's head, its date and its commit."""
-    origin = report.provenance
-    return [
-        *report.head.facts(),
-        ("date", origin.date_utc or NOT_RECORDED),
-        ("commit", (origin.git_commit or "")[:10] or NOT_RECORDED),
-    ]
+    """Return the facts of a report's head and its commit."""
+    return [*report.head.facts(), ("commit", (report.provenance.git_commit or "")[:10] or NOT_RECORDED)]
 
 
 def _without_partner(both: SideBySide) -> list[Phrase]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from q8trt.engine.manifest import SAMPLE_LABEL
@@ -34,6 +35,7 @@ class Head:
         devices: names of the GPUs, or of the CPU with its cores.
         backends: labels of the runtimes, with their versions.
         shapes: the timed shapes, batch x tokens.
+        date: day and minute, UTC; "" if unknown.
     """
 
     models: tuple[str, ...]
@@ -44,6 +46,7 @@ class Head:
     devices: tuple[str, ...]
     backends: tuple[str, ...]
     shapes: tuple[str, ...] = ()
+    date: str = ""
 
     def facts(self) -> Facts:
         """Return each fact as its name and its text."""
@@ -57,7 +60,9 @@ class Head:
             ("device", _text(self.devices)),
             ("backend", _text(self.backends)),
         ]
-        return [*facts, ("shapes", f"{_text(self.shapes)} (batch x tokens)")] if self.shapes else facts
+        if self.shapes:
+            facts.append(("shapes", f"{_text(self.shapes)} (batch x tokens)"))
+        return [*facts, ("date", self.date)] if self.date else facts
 
 
 def head_of(rows: Sequence[Row | StoredRow], data: str, provenance: Mapping[str, Any]) -> Head:
@@ -72,7 +77,16 @@ def head_of(rows: Sequence[Row | StoredRow], data: str, provenance: Mapping[str,
         devices=_once(device_of(row.device, hardware) for row in rows),
         backends=_once(_backend(row.backend, versions) for row in rows),
         shapes=_once(each.shape for row in rows for each in row.latencies),
+        date=_minute(provenance.get("date_utc") or ""),
     )
+
+
+def _minute(date_utc: str) -> str:
+    """Return ``"2026-11-28 03:19 UTC"``; what is not ISO 8601 as it is."""
+    try:
+        return datetime.fromisoformat(date_utc).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return date_utc
 
 
 def _once(names: Iterable[str]) -> tuple[str, ...]:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.console.names import markdown_text
 from q8trt.reporting.benchmark_plots import PlacePlots, plots
-from q8trt.reporting.benchmark_tables import detail_tables, document_summary, latencies, lengths, parts, summary
+from q8trt.reporting.benchmark_tables import (
+    SUMMARY_SHAPES,
+    detail_tables,
+    document_summary,
+    latencies,
+    lengths,
+    parts,
+    summary,
+)
 from q8trt.reporting.gate import Gate, GateResult
 from q8trt.reporting.html import render
 from q8trt.reporting.markdown import markdown_list, markdown_section, markdown_table
@@ -143,7 +151,7 @@ def page_sections(report: Report, gate: Gate | None = None) -> PageSections:
         gate=GateResult.of(gate, report) if gate else None,
         facts=report.head.facts(),
         verdict=verdict(report),
-        summary=document_summary(report).up_to(0).without_constant(PLACE),
+        summary=summary(report, with_times=len(report.shapes) <= SUMMARY_SHAPES).without_constant(PLACE),
         places=[each for each in places if each.figures or each.not_drawn],
         notes=[*report.all_notes, *map(gpu_note, report.gpus)],
         tables=[table.without_constant(PLACE) for table in detail_tables(report)],

@@ -95,28 +95,34 @@ def verdict(report: Measurements) -> list[Phrase]:
 def _sentence(judged: Verdict, places: Sequence[str]) -> Phrase:
     name, base = judged.row.name, judged.baseline.name
     where = f" on {judged.row.place}" if len(places) > 1 else ""
-    clauses = [_faster(judged.faster, base)] if judged.faster else []
+    clauses, total = [], len(judged.ratio.speeds)
+    if judged.faster:
+        clauses.append(_faster(judged.faster, base, total))
     if judged.even:
-        clauses.append(f"about as fast{'' if clauses else f' as {base}'} {_at(judged.even)}")
+        clauses.append(f"about as fast{'' if clauses else f' as {base}'} {_at(judged.even, total)}")
     if judged.slower:
-        clauses.append(f"slower{'' if clauses else f' than {base}'} {_at(judged.slower)}")
+        clauses.append(f"slower{'' if clauses else f' than {base}'} {_at(judged.slower, total)}")
     tone: Tone = "good" if judged.is_faster else "warning" if judged.faster or judged.even else "bad"
     return Phrase(f"{name}{where} is {' but '.join(clauses)}{_accuracy(judged)}", tone)
 
 
-def _faster(speeds: Mapping[str, float], base: str) -> str:
+def _faster(speeds: Mapping[str, float], base: str, total: int) -> str:
     """Return ``"1.62x as fast as FP16 at 1x64 and 1.80x at 16x64"``, or the range over many shapes."""
     if len(speeds) > _SHAPES:
-        return f"{_range(speeds)} as fast as {base} at {len(speeds)} shapes"
+        return f"{_range(speeds)} as fast as {base} at {_count(speeds, total)}"
     (shape, speed), *others = speeds.items()
     return enumeration([f"{speed:.2f}x as fast as {base} at {shape}", *(f"{each:.2f}x at {at}" for at, each in others)])
 
 
-def _at(speeds: Mapping[str, float]) -> str:
+def _at(speeds: Mapping[str, float], total: int) -> str:
     """Return ``"at 1x64 (0.97x)"``, or the range over many shapes."""
     if len(speeds) > _SHAPES:
-        return f"at {len(speeds)} shapes ({_range(speeds)})"
+        return f"at {_count(speeds, total)} ({_range(speeds)})"
     return "at " + enumeration([f"{shape} ({speed:.2f}x)" for shape, speed in speeds.items()])
+
+
+def _count(speeds: Mapping[str, float], total: int) -> str:
+    return f"all {total} shapes" if len(speeds) == total else f"{len(speeds)} of {total} shapes"
 
 
 def _range(speeds: Mapping[str, float]) -> str:
