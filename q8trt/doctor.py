@@ -24,6 +24,7 @@ from q8trt.engine.backend import (
     backend_states,
     in_order,
     lean_runtime,
+    numbers,
 )
 from q8trt.hardware.gpu import Gpu, gpus
 from q8trt.hardware.packages import installed_version, pip_install
@@ -31,6 +32,8 @@ from q8trt.runtime import RUNTIMES, EngineRuntime
 from q8trt.runtime.base import Availability
 
 _MINIMUM_PYTHON = (3, 11)
+#: As in pyproject.toml.
+MINIMUM_TENSORRT = (10, 6)
 _TRAINING = ("torch", "transformers", "datasets", "accelerate", "nvidia-modelopt")
 _PACKAGES = (*_TRAINING, "cuda-python", "nvidia-ml-py", "rich")
 
@@ -136,9 +139,14 @@ def _gpu_checks(machine: Machine) -> list[Check]:
 
 
 def _backend_check(state: BackendState) -> Check:
-    if state.backend:
-        return Check(TITLES[state.name], state.backend.version, True)
-    return Check(TITLES[state.name], state.problem if state.installed else "none", False, INSTALL[state.name])
+    if (backend := state.backend) is None:
+        return Check(TITLES[state.name], state.problem if state.installed else "none", False, INSTALL[state.name])
+    if not backend.is_rtx and numbers(backend.version)[:2] < MINIMUM_TENSORRT:
+        return Check(TITLES[state.name], backend.version, False, "q8trt needs TensorRT 10.6 or newer")
+    levels = getattr(backend.module, "HardwareCompatibilityLevel", None)
+    lacks = not backend.is_rtx and not hasattr(levels, "SAME_COMPUTE_CAPABILITY")  # as 10.6 does
+    note = " (without --hardware_compatibility_level same_compute_capability)" if lacks else ""
+    return Check(TITLES[state.name], f"{backend.version}{note}", True)
 
 
 def _package(machine: Machine, name: str, package: str, install: str) -> Check:

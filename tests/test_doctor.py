@@ -2,6 +2,7 @@ import subprocess
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,24 @@ def test_the_lean_runtime_runs_version_compatible_plans() -> None:
     assert not how("build engine", machine)[0]
     full = replace(machine, backends=backends(tensorrt="11.4.0"))
     assert how("benchmark", full) == (True, "TensorRT 11.4.0 on NVIDIA L40S")
+
+
+@pytest.mark.parametrize(
+    ("version", "levels", "value", "ok"),
+    [
+        ("10.5.0", ("NONE",), "10.5.0", False),
+        ("10.6.0", ("NONE",), "10.6.0 (without --hardware_compatibility_level same_compute_capability)", True),
+        ("11.4.0", ("NONE", "SAME_COMPUTE_CAPABILITY"), "11.4.0", True),
+    ],
+)
+def test_versions_of_tensorrt_side_by_side(version: str, levels: tuple[str, ...], value: str, ok: bool) -> None:
+    module: Any = types.SimpleNamespace(HardwareCompatibilityLevel=types.SimpleNamespace(**dict.fromkeys(levels, 0)))
+    states = (BackendState("tensorrt", Backend("tensorrt", module, version)),)
+    check = next(each for each in checks(replace(CPU, backends=states)) if each.name == "TensorRT")
+    assert (check.value, check.ok) == (value, ok)
+    assert ok or check.hint == "q8trt needs TensorRT 10.6 or newer"
+    minimum = ".".join(map(str, doctor.MINIMUM_TENSORRT))
+    assert f'"tensorrt>={minimum}"' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
 
 
 def test_the_build_needs_a_driver_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,7 +321,7 @@ def test_a_plan_of_types_that_numpy_lacks_is_refused(
 ) -> None:
     def lacks(self: Any, name: str) -> Any:
         trt = real("tensorrt_rtx")
-        return trt.nptype(trt.bfloat16) if trt else np.dtype("bfloat16")
+        return trt.nptype(trt.bfloat16) if trt else np.dtype("a type of its own")
 
     monkeypatch.setattr(type(fake.engine), "get_tensor_dtype", lacks)
     with pytest.raises(
@@ -352,6 +352,7 @@ def test_what_the_library_raises_is_a_backend_error(
         fake.log.errors.append("its last line")
         raise RuntimeError("of pybind11\n")
 
+    explode.__name__ = "create_execution_context"
     monkeypatch.setattr(type(fake.engine), "create_execution_context", explode)
     with pytest.raises(BackendError, match="create_execution_context failed: of pybind11: its last line"):
         TensorRTRunner(plan, "int8")
