@@ -444,6 +444,13 @@ def test_command_prints_and_writes_what_was_found(run: Run, capsys: pytest.Captu
     out = capsys.readouterr().out
     for words in ("PTQ INT8", "torch fake-quant", "ONNX Runtime", "pearson", "layer.1", "head", "so far", "agree"):
         assert words in out
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines()[1:7])
+    assert list(facts) == ["model", "recipe", "precision", "engine", "data", "device"]
+    [engine] = json.loads((run.path / "parity.json").read_text())["engines"]
+    assert (facts["model"].strip(), facts["recipe"].strip()) == (engine["model"], engine["recipe"]) == ("tiny", "mine")
+    assert facts["data"].strip() == f"STS-B dev, {ROWS} rows, {engine['data_source']}"
+    assert facts["device"].strip().endswith(" cores")
+    assert {stage["device"] for stage in engine["stages"]} == {"cpu"}
     assert "TensorRT was not run: " in out
     assert "ONNX Runtime, batch 1 -> batch 8, padded: agree" in out
     assert "PART" not in out

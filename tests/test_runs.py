@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from q8trt.errors import ConfigError
-from q8trt.runs.config import FinetuneConfig, config_of_run
+from q8trt.runs.config import FinetuneConfig, config_of_run, model_name
 from q8trt.runs.run import (
     RUN_FILE,
     StageRecord,
@@ -44,6 +44,17 @@ def made(path: Path, age: float = 0, **stages: str) -> Path:
     moment = 1_700_000_000 - age
     os.utime(path / RUN_FILE, (moment, moment))
     return path
+
+
+def test_a_model_is_called_what_its_run_began_with(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", fp32="fp32")
+    began = replace(CONFIG, model_name_or_path="bert-base-uncased")
+    new_run(tmp_path / "other", {}, "STS-B", began.to_dict())
+    assert model_name(began) == "bert-base-uncased"
+    assert model_name(replace(CONFIG, from_fp32=str(tmp_path / "other" / "fp32"))) == "bert-base-uncased"
+    assert model_name(replace(CONFIG, from_fp32=str(tmp_path / "elsewhere" / "mine"))) == "mine"
+    (run / RUN_FILE).write_text("{}")  # damaged, which no build of an engine from its checkpoint should hang on
+    assert model_name(replace(CONFIG, from_fp32=str(run / "fp32"))) == "fp32"
 
 
 def test_new_run_records_what_made_it(tmp_path: Path) -> None:

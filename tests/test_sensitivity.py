@@ -476,7 +476,11 @@ def test_the_command(tiny_checkpoint: Path, glue: Path, tmp_path: Path, capsys: 
     layer = data["scores"]["layers"]["1"]
     expected = [f"{layer['logits_mse']:.1e}", f"{layer['logits_max_abs']:.3f}", f"{layer['drop_x100']:+.2f}"]
     assert ["layer", "1", *expected] in lines
-    assert "STS-B dev, 8 rows; pearson x100:" in out
+    facts = dict(line.split(maxsplit=1) for line in out[out.index("model  ") :].splitlines()[:5] if " " in line.strip())
+    assert (facts["model"].strip(), facts["recipe"].strip()) == ("bert-1", "full")
+    assert facts["data"].startswith("STS-B dev, 8 rows; pearson x100:")
+    assert facts["device"].strip() == data["device"]
+    assert data["device"].endswith(" cores")
     assert "plot:   runs/sensitivity-sts-b-bert-1/sensitivity.png" in out
 
 

@@ -77,7 +77,7 @@ def _show_sensitivity(analysis: Analysis, options: Options) -> None:
     """Print the costs, the files and the recipe."""
     from q8trt.evaluation.sensitivity import placement_lines, print_sensitivity
 
-    print_sensitivity(analysis.costs, table_console())
+    print_sensitivity(analysis.costs, table_console(), analysis.model, analysis.device)
     say(f"scores: {analysis.files[0]}\nplot:   {analysis.files[1]}")
     if analysis.placement is None or options.bound is None or options.bound.write_recipe is None:
         return

@@ -53,7 +53,7 @@ def run(argv: list[str]) -> int:
     results = []
     for engine in engines:
         results.append(api.parity(engine, config=options.config, data=data, progress=True)[0])
-        print_parity(results[-1], table_console())
+        print_parity(results[-1], table_console(), origin["hardware"])
         say()
     write_json(path, parity_dict(results, origin))
     say(f"report: {path}")

@@ -19,9 +19,10 @@ from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.shapes import check_positions, largest
 from q8trt.errors import CheckpointError
 from q8trt.export.options import ExportOptions
-from q8trt.models import checkpoints, load_config, load_tokenizer, model_inputs, positions, short_name
+from q8trt.models import checkpoints, load_config, load_tokenizer, model_inputs, positions
 from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
+from q8trt.runs.config import model_name
 from q8trt.runs.run import check_outside_checkpoints
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: An
             activation=activation_of(config, task, str(source.checkpoint)),
         ),
         model=ModelInfo(
-            name=short_name(source.config.from_fp32 or source.config.model_name_or_path),
+            name=model_name(source.config),
             model_type=config.model_type,
             num_labels=int(config.num_labels or 0),
             max_position_embeddings=positions(config),

@@ -141,6 +141,11 @@ class Manifest:
             raise MalformedError(f"report: {error}") from None
 
     @property
+    def recipe_name(self) -> str:
+        """The name of the recipe; "" for a model without quantizers."""
+        return str((self.recipe or {}).get("name", ""))
+
+    @property
     def largest_shape(self) -> Shape | None:
         """The largest batch and the longest sequence that the plan takes; None without a plan."""
         return largest(self.profiles) if self.profiles else None

@@ -113,7 +113,7 @@ def _row(engine: EngineFolder, runner: Runner) -> Row:
         fp32_metrics=_torch_scores(engine, "fp32"),
         folder=portable(engine.folder),
         model=manifest.model.name,
-        recipe=str((manifest.recipe or {}).get("name", "")),
+        recipe=manifest.recipe_name,
         run=portable(engine.run.path if engine.run else engine.folder),
         findings=findings_of(path, manifest.precision, manifest.largest_shape),
     )

@@ -19,6 +19,7 @@ __all__ = [
     "comparison_page",
     "engine_summary",
     "gate",
+    "head",
     "html",
     "lint_report",
     "markdown",

@@ -8,14 +8,15 @@ grow from layer to layer: a value between two INT8 steps may fall either way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.formats import error_percent, x100
+from q8trt.reporting.head import NOT_RECORDED, Facts, device_of
 from q8trt.reporting.table import Column, Phrase, Table, words
-from q8trt.reporting.terminal import print_lines, print_table, say
+from q8trt.reporting.terminal import print_facts, print_lines, print_table, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +47,7 @@ class StageFigures:
         stage: its name, such as "ONNX Runtime".
         batch_size: rows a batch; a batch of one row is not padded, others are padded to a bucket of lengths.
         rows: rows scored: the first ones of the split.
+        device: "cpu" or the name of the GPU.
         metrics: the task's metrics on these rows, as fractions.
         before: logits against those of the stage before it; None for the first stage.
         fp32: logits against those of torch FP32; None for torch FP32 itself.
@@ -57,6 +59,7 @@ class StageFigures:
     metrics: dict[str, float]
     before: Difference | None
     fp32: Difference | None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class EngineParity:
         stages: in the order in which a model becomes an engine, each at every batch size.
         pairs: consecutive stages, then each stage at two batch sizes.
         not_run: stage -> why it did not run here.
+        model: its name.
+        recipe: name of the quantization recipe; "" for a model without quantizers.
     """
 
     name: str
@@ -123,6 +128,21 @@ class EngineParity:
     stages: list[StageFigures]
     pairs: list[Pair]
     not_run: dict[str, str]
+    model: str = ""
+    recipe: str = ""
+
+    def facts(self, hardware: Mapping[str, Any]) -> Facts:
+        """Return the head of the result; `hardware` is a provenance's."""
+        rows = max((each.rows for each in self.stages), default=0)
+        devices = dict.fromkeys(device_of(each.device, hardware) for each in self.stages)
+        return [
+            ("model", self.model),
+            ("recipe", self.recipe or (NOT_RECORDED if self.precision.is_quantized else "none")),
+            ("precision", self.precision.label),
+            ("engine", self.folder),
+            ("data", f"{self.task} {self.split}, {rows} rows, {self.data_source}"),
+            ("device", ", ".join(devices)),
+        ]
 
     @property
     def agrees(self) -> bool:
@@ -219,10 +239,10 @@ def layer_table(engine: EngineParity) -> Table | None:
     return Table(columns, tuple(rows), legend)
 
 
-def print_parity(engine: EngineParity, console: Console) -> None:
-    """Print stages, layers at the largest batch size, and the verdict."""
-    data = f"{engine.task} {engine.split} from {engine.data_source}"
-    say(console, f"{engine.name}, {engine.folder}: {data}", "bold")
+def print_parity(engine: EngineParity, console: Console, hardware: Mapping[str, Any]) -> None:
+    """Print head, stages, layers at the largest batch size, and the verdict; `hardware` is a provenance's."""
+    say(console, f"{engine.name}, stage by stage", "bold")
+    print_facts(console, engine.facts(hardware))
     say(console)
     print_table(console, stage_table(engine))
     not_run = [Phrase(f"{stage} was not run: {reason}", "warning") for stage, reason in engine.not_run.items()]

@@ -12,11 +12,12 @@ from typing import Any, TypeVar, get_type_hints
 from q8trt import files
 from q8trt.console.options import at_least, check_options, group, option, same_option
 from q8trt.errors import ConfigError
+from q8trt.models import short_name
 from q8trt.quantization.libraries import LIBRARIES
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.target import Target
-from q8trt.runs.run import RUN_FILE, Run
+from q8trt.runs.run import RUN_FILE, Run, open_run
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, DataRecord, RunData
 
@@ -205,3 +206,19 @@ def _moved(old_folder: str, new_folder: Path, path: str) -> str:
 def last_stage(config: FinetuneConfig) -> str:
     """Return the stage that ends a run of `config`."""
     return "fp32" if not config.precision.is_quantized else "int8" if config.qat else "ptq"
+
+
+def run_of_checkpoint(config: FinetuneConfig) -> Run | None:
+    """Return the run that holds the FP32 checkpoint of `config`; None for one that is in no run, or without a checkpoint."""
+    folder = Path(config.from_fp32).parent if config.from_fp32 else None
+    return open_run(folder) if folder and (folder / RUN_FILE).is_file() else None
+
+
+def model_name(config: FinetuneConfig) -> str:
+    """Return a word for the model: for a checkpoint of a run, whose folder is "fp32", the model that the run began with."""
+    name = config.from_fp32 or config.model_name_or_path
+    try:
+        run = run_of_checkpoint(config)
+        return short_name(config_of_run(run).model_name_or_path if run else name)
+    except ConfigError:  # that run is damaged, and its checkpoint need not be
+        return short_name(name)

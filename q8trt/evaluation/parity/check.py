@@ -12,6 +12,7 @@ import numpy as np
 
 from q8trt.console.progress import progress
 from q8trt.engine.folder import EngineFolder
+from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.errors import BackendError, EngineError
 from q8trt.evaluation.config import ParityConfig
 from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
@@ -82,11 +83,13 @@ def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -
         task=rows.features.task.name,
         main_metric=rows.features.task.main_metric,
         split=rows.features.split,
-        data_source=rows.features.source,
+        data_source=SAMPLE_LABEL if rows.features.is_sample else rows.features.source,
         layer_rows=min(LAYER_ROWS, len(rows.features)),
         stages=check.figures,
         pairs=sorted(check.pairs, key=lambda pair: pair.kind == "padding"),
         not_run=not_run,
+        model=engine.manifest.model.name,
+        recipe=engine.manifest.recipe_name,
     )
 
 
@@ -143,7 +146,7 @@ class _Comparison:
             outputs = self._look(stage, runner)
             smallest, *others = self.rows.batch_sizes
             for size in self.rows.batch_sizes:
-                self._note(outputs, size)
+                self._note(outputs, size, runner.device)
                 if self.before:
                     self._compare(runner, stage.kind, _Side(self.before, size), _Side(outputs, size))
             for size in others:
@@ -177,13 +180,13 @@ class _Comparison:
                 parts[module].append(output[mask] if output.ndim == 3 else output)
         return {module: np.concatenate(chunks) for module, chunks in parts.items()}
 
-    def _note(self, outputs: Outputs, size: int) -> None:
+    def _note(self, outputs: Outputs, size: int, device: str) -> None:
         features, logits = self.rows.at(size), outputs.logits[size]
         before, fp32 = (
             Difference.between(other.logits[size], logits) if other else None for other in (self.before, self.fp32)
         )
         metrics = compute_from_logits(features.task, logits, np.asarray(features.labels), self.rows.activation)
-        self.figures.append(StageFigures(outputs.stage.name, size, len(features), metrics, before, fp32))
+        self.figures.append(StageFigures(outputs.stage.name, size, len(features), metrics, before, fp32, device))
 
     def _tolerance(self, kind: str, shows_layers: bool) -> float | None:
         if kind == "training":

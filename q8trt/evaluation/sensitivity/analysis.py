@@ -13,11 +13,10 @@ from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sens
 from q8trt.evaluation.sensitivity.search import Placement, meet, recipe_text
 from q8trt.files import check_report, writable_file, write_text
 from q8trt.hardware.provenance import provenance
-from q8trt.models import short_name
 from q8trt.models.checkpoints import load_finetuned
-from q8trt.runs.config import FinetuneConfig, config_of_run
+from q8trt.reporting.head import device_of
+from q8trt.runs.config import FinetuneConfig, model_name, run_of_checkpoint
 from q8trt.runs.fresh import sole_writer
-from q8trt.runs.run import RUN_FILE, Run, open_run
 from q8trt.training.execution import recipe_lines
 from q8trt.training.finetuning import load_inputs, quantize
 
@@ -31,12 +30,16 @@ class Analysis:
         files: sensitivity.json and sensitivity.png.
         placement: the sites that stay in float to keep `max_drop`; None without that bound.
         config: the configuration of the model that was quantized.
+        model: name of the model.
+        device: where it was scored: the CPU with its cores, or "cuda".
     """
 
     costs: Sensitivity
     files: tuple[Path, Path]
     placement: Placement | None
     config: FinetuneConfig
+    model: str
+    device: str
 
 
 def analyze(
@@ -68,16 +71,17 @@ def analyze(
         model = load_finetuned(str(config.from_fp32), config.data.resolved_task, config.allow_pickle)
         quantized, _ = quantize(model, config, inputs)
         costs = measure(model, quantized, config, inputs, folder, bound.samples)
-        name = _model_name(config)
-        more: dict[str, Any] = {"provenance": provenance(command)}
+        name, origin = model_name(config), provenance(command)
+        device = device_of(next(model.parameters()).device.type, origin["hardware"])
+        more: dict[str, Any] = {"device": device, "provenance": origin}
         paths = write_result(folder, costs, name, more)
         if bound.max_drop is None or bound.write_recipe is None:
-            return Analysis(costs, paths, None, config)
+            return Analysis(costs, paths, None, config, name, device)
         placement = meet(model, quantized, config, inputs, costs, bound.max_drop)
         recipe = writable_file(bound.write_recipe, "--write_recipe", overwrite=bound.overwrite)
         write_text(recipe, recipe_text(placement.recipe))
         write_result(folder, costs, name, {**more, "max_drop": placement.to_dict(bound.max_drop)})
-        return Analysis(costs, paths, placement, config)
+        return Analysis(costs, paths, placement, config, name, device)
 
 
 def _check_files(folder: Path) -> None:
@@ -87,18 +91,6 @@ def _check_files(folder: Path) -> None:
     check_report(folder / PARTIAL_FILE, keys=keys, option=option)
 
 
-def _run_of(config: FinetuneConfig) -> Run | None:
-    """Return the run of the FP32 checkpoint, or None."""
-    folder = Path(str(config.from_fp32)).parent
-    return open_run(folder) if (folder / RUN_FILE).is_file() else None
-
-
-def _model_name(config: FinetuneConfig) -> str:
-    """Return a word for the model: in a run, the model that the run began with, because the folder's name is "fp32"."""
-    run = _run_of(config)
-    return short_name(config_of_run(run).model_name_or_path if run else str(config.from_fp32))
-
-
 def _folder(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> Path:
     """Return the folder of the results: the checkpoint's run; for a checkpoint that is in no run, a folder of its own.
 
@@ -106,8 +98,8 @@ def _folder(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str
     """
     if output_dir:
         return Path(output_dir)
-    run = _run_of(config)
+    run = run_of_checkpoint(config)
     if run:
         return Path(run.path)
     task = "sample" if config.data.sample else config.data.resolved_task.name
-    return Path(runs_dir) / f"sensitivity-{task}-{_model_name(config)}".casefold()
+    return Path(runs_dir) / f"sensitivity-{task}-{model_name(config)}".casefold()

@@ -13,7 +13,7 @@ from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sens
 from q8trt.evaluation.sensitivity.search import Placement
 from q8trt.reporting.sensitivity_plot import SensitivityPlot, plot_sensitivity
 from q8trt.reporting.table import Column, Table, words
-from q8trt.reporting.terminal import print_table, say
+from q8trt.reporting.terminal import print_facts, print_table, say
 from q8trt.tasks.metrics import direction
 
 if TYPE_CHECKING:
@@ -67,10 +67,12 @@ def _summary(measured: Sensitivity) -> str:
     )
 
 
-def print_sensitivity(measured: Sensitivity, console: Console, most: int = 10) -> None:
-    """Print the `most` sensitive sites, the layers, and the cost of everything together."""
+def print_sensitivity(measured: Sensitivity, console: Console, model: str, device: str, most: int = 10) -> None:
+    """Print model, recipe, data and device, the `most` sensitive sites, the layers, and the cost of everything together."""
     metric, scores = measured.setup.metric, measured.scores
-    say(console, _summary(measured))
+    say(console, "The cost of quantizing each site alone", "bold")
+    recipe = str(measured.setup.recipe["name"])
+    print_facts(console, [("model", model), ("recipe", recipe), ("data", _summary(measured)), ("device", device)])
     say(console)
     sites = [(key, scores["sites"][key]) for key in measured.ranking[:most]]
     title = "most sensitive sites" if len(scores["sites"]) > most else "sites"
