@@ -173,7 +173,9 @@ def test_the_whole_flow(
     assert "24 passed, 0 failed, 18 measured, 2 skipped" in out
     page = (tmp_path / "gpu-check.html").read_text()
     assert "rehearsal" in page
-    assert "minilm (real weights), STS-B dev, 16 rows" in page
+    assert "<h1>minilm (real weights) on STS-B</h1>" in page
+    assert "<dt>data</dt><dd>STS-B dev, 16 rows, " in page
+    assert "<dt>recipe</dt><dd>" in page
     assert "bert-base (random weights), STS-B, timing only" in page
     assert page.count("<h1>") == 3
     assert page.count("<details>") == 1

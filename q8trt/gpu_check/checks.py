@@ -245,7 +245,7 @@ class ModelCheck:
         if not entries:
             self._journal.skip(f"{self._name}: latency", "neither an engine nor a reference runs")
             return
-        grid = LatencyGrid(self._name, self.subject, self._config, entries, provenance, self._bench.captures_graphs)
+        grid = LatencyGrid(self.subject, self._config, entries, provenance, self._bench.captures_graphs)
         for shape in self._config.shapes:
             self._keep(self._step(f"latency {shape[0]}x{shape[1]}", grid.measure, shape))
         if self._running:

@@ -41,7 +41,6 @@ class LatencyGrid:
     """Times `entries` at one shape after another; `measure` returns the report of all shapes so far.
 
     Args:
-        name: of the model.
         subject: the model.
         config: iterations and time.
         entries: what takes turns; at least one.
@@ -50,14 +49,18 @@ class LatencyGrid:
     """
 
     def __init__(
-        self, name: str, subject: Subject, config: CheckConfig, entries: Sequence[Entry],
+        self, subject: Subject, config: CheckConfig, entries: Sequence[Entry],
         provenance: dict[str, Any], must_capture: bool,
     ) -> None:  # fmt: skip
-        self._name, self._subject, self._config = name, subject, config
+        self._subject, self._config = subject, config
         self._entries, self._provenance, self._must_capture = entries, provenance, must_capture
         self._runners = [entry.runner for entry in entries]
-        self._rows = [entry.row for entry in entries]
+        self._rows = [self._described(entry.row) for entry in entries]
         self._states: list[GpuState] = []
+
+    def _described(self, row: Row) -> Row:
+        recipe = self._subject.recipe if row.precision.is_quantized else ""
+        return replace(row, model=self._subject.title, recipe=recipe, run=self._subject.run)
 
     def measure(self, shape: Shape) -> Outcome[Report]:
         """Time one shape, (batch, sequence); fails where a CUDA graph that was asked for was not launched."""
@@ -109,7 +112,7 @@ class LatencyGrid:
         """Return the figures so far. Engines without CUDA graph are another place: ratios hold within one way of launching."""
         features, scored = self._subject.features, any(row.metrics for row in self._rows)
         return Report(
-            task=f"{self._name} ({self._subject.weights} weights), {features.task.name}",
+            task=features.task.name,
             split=features.split,
             data_source=features.source,
             is_sample=features.is_sample,

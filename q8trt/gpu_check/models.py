@@ -12,6 +12,7 @@ import numpy as np
 
 from q8trt.errors import ConfigError
 from q8trt.gpu_check.config import CheckConfig
+from q8trt.hardware.provenance import portable
 from q8trt.models import checkpoints, load_tokenizer, model_inputs
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import FinetuneConfig
@@ -42,6 +43,8 @@ class Subject:
         input_names: what the tokenizer makes, in the model's order.
         pad_token_id: fills the padding.
         vocab_size: ids are below it.
+        recipe: name of the recipe of `quantized`.
+        run: the run of the model, without the machine in it; "" for one at random.
     """
 
     name: str
@@ -52,6 +55,13 @@ class Subject:
     input_names: tuple[str, ...]
     pad_token_id: int
     vocab_size: int
+    recipe: str
+    run: str = ""
+
+    @property
+    def title(self) -> str:
+        """``"minilm (real weights)"``."""
+        return f"{self.name} ({self.weights} weights)"
 
     def model(self, precision: Precision) -> PreTrainedModel:
         """Return the model that an engine of `precision` is exported from, and measured against."""
@@ -136,7 +146,9 @@ class Models:
         if self._config.max_rows is not None:
             features = evenly_spaced(features, self._config.max_rows)
         float_model = checkpoints.load_finetuned(fp32, task)
-        return _subject(name, "real", float_model, checkpoints.load_quantized(int8)[0], features, tokenizer)
+        quantized, recipe = checkpoints.load_quantized(int8)
+        subject = _subject(name, "real", float_model, quantized, features, tokenizer, recipe.name)
+        return replace(subject, run=portable(run.path))
 
     def at_random(self, name: str) -> Subject:
         """A model of `SIZES`, recipe full, calibrated on development rows of STS-B or the sample."""
@@ -145,16 +157,17 @@ class Models:
         features = self._features(data, tokenizer)
         names, pad = model_inputs(tokenizer), tokenizer.pad_token_id
         pair = random_pair(name, RECIPE, batches_of(evenly_spaced(features, _CALIBRATION_ROWS), names, pad, 16))
-        return _subject(name, "random", *pair, evenly_spaced(features, self._config.random_rows), tokenizer)
+        return _subject(name, "random", *pair, evenly_spaced(features, self._config.random_rows), tokenizer, RECIPE)
 
     def _features(self, data: DataConfig, tokenizer: Any) -> Features:
         return tokenize(next(iter(load_dev(data).values())), tokenizer, self._config.largest[1])
 
 
-def _subject(name: str, weights: str, model: Any, quantized: Any, features: Features, tokenizer: Any) -> Subject:
-    return Subject(
-        name, weights, model, quantized, features, model_inputs(tokenizer), tokenizer.pad_token_id, len(tokenizer)
-    )
+def _subject(
+    name: str, weights: str, model: Any, quantized: Any, features: Features, tokenizer: Any, recipe: str
+) -> Subject:
+    names, pad = model_inputs(tokenizer), tokenizer.pad_token_id
+    return Subject(name, weights, model, quantized, features, names, pad, len(tokenizer), recipe)
 
 
 def finished_checkpoints(run: Run) -> tuple[Path, Path]:

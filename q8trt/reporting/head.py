@@ -51,11 +51,11 @@ class Head:
     def facts(self) -> Facts:
         """Return each fact as its name and its text."""
         is_quantized = any(each.is_quantized for each in Precision if each.value in self.precisions)
-        facts = [
+        facts: Facts = [
             ("model", _text(self.models)),
             ("recipe", _text(self.recipes, NOT_RECORDED if is_quantized else "none")),
             ("precision", _text([each.upper() for each in self.precisions])),
-            ("run", _text(self.runs)),
+            *([("run", _text(self.runs))] if self.runs else []),
             ("data", self.data or NOT_RECORDED),
             ("device", _text(self.devices)),
             ("backend", _text(self.backends)),
