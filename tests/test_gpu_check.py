@@ -176,7 +176,8 @@ def test_the_whole_flow(
     assert "<h1>minilm (real weights) on STS-B</h1>" in page
     assert "<dt>data</dt><dd>STS-B dev, 16 rows, " in page
     assert "<dt>recipe</dt><dd>" in page
-    assert "bert-base (random weights), STS-B, timing only" in page
+    assert "<h1>bert-base (random weights) on STS-B</h1>" in page
+    assert "<dt>data</dt><dd>STS-B, timing only</dd>" in page
     assert page.count("<h1>") == 3
     assert page.count("<details>") == 1
 
