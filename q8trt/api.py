@@ -90,8 +90,10 @@ def finetune(
 ) -> Run:
     """Fine-tune in FP32, calibrate, and fine-tune with quantizers (QAT).
 
+    Where q8trt has settings for the model and the task, they take the place of the defaults of options that are left out.
+
     Args:
-        config: all options of the run, in place of keywords.
+        config: all options of the run, in place of keywords; used as it is, without settings.
         output_dir: folder of the run; default: a new one in `runs_dir`.
         resume: run to continue, as it was configured; "newest" for the newest unfinished one.
         **options: fields of `FinetuneConfig`, `TrainingConfig` and `DataConfig`: task, model_name_or_path, recipe ...
@@ -100,12 +102,18 @@ def finetune(
         the finished run.
     """
     with _session(progress):
+        from q8trt.runs.settings import with_settings
         from q8trt.training.execution import execute, unfinished_run
 
         say, words = on_message or _silent, _words(command, "finetune", options)
         if resume is None:
             check_known(options, FinetuneConfig)
+            keywords = {name for name, value in options.items() if value is not None}
             chosen = take(FinetuneConfig, config, options) or from_values(FinetuneConfig, {})
+            if config is None:
+                chosen, line = with_settings(chosen, keywords)
+                if line:
+                    say(line)
             return execute(chosen, say, words, output_dir, runs_dir)
         if config or options or output_dir:
             raise ConfigError("resume continues a run as it was configured; leave the other options out")

@@ -12,7 +12,7 @@ from typing import Any
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say
 from q8trt.console.commands import command
-from q8trt.console.options import from_values, group, option
+from q8trt.console.options import from_values, group, option, options_in
 from q8trt.errors import ConfigError
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run, runs_dir
@@ -23,9 +23,6 @@ DEMO: dict[str, Any] = {
     "sample": True,
     "model_name_or_path": "minilm",
     "max_seq_length": 64,
-    # A small model regressing a score learns faster so (measured on STS-B, see the README).
-    "learning_rate": 1e-4,
-    "dropout": 0.0,
     "eval_steps": 100,
     "save_steps": 100,
 }
@@ -90,11 +87,17 @@ def run(argv: list[str]) -> int:
             command=words,
         )
     else:
-        options = from_values(Options, {**(DEMO if "demo" in typed else {}), **typed})
+        values = {**(DEMO if "demo" in typed else {}), **typed}
+        options = from_values(Options, values)
+        chosen = {each.name: values[each.name] for each in options_in(FinetuneConfig) if each.name in values}
         run = api.finetune(
-            options.config, output_dir=options.output_dir, runs_dir=options.runs_dir, progress=True, on_message=say,
+            output_dir=options.output_dir,
+            runs_dir=options.runs_dir,
+            progress=True,
+            on_message=say,
             command=words,
-        )  # fmt: skip
+            **chosen,
+        )
     config = config_of_run(run)
     say(summary(run, config.data.resolved_task, config.data.sample))
     say(f"next: {build_command(run, config)}")

@@ -74,6 +74,8 @@ class FinetuneConfig:
     allow_pickle: bool = option(False, "read pytorch_model.bin; only for files that you trust")
     #: The checkpoint that `CalibrationConfig.from_pytorch_quantization` named.
     from_pytorch_quantization: str | None = None
+    #: The name of the settings that were applied, see `q8trt.runs.settings`.
+    settings: str | None = None
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -148,6 +150,7 @@ class CalibrationConfig:
             "training": TrainingConfig(seed=self.seed, per_device_eval_batch_size=self.per_device_eval_batch_size),
             "precision": Precision.INT8,
             "qat": False,
+            "settings": None,
             "target": self.target,
             "recipe": recipe,
             "quantizer": self.quantizer,
