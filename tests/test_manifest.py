@@ -19,6 +19,7 @@ from q8trt.errors import EngineError
 from q8trt.export.options import ExportOptions
 from q8trt.export.report import KeptOp, PassReport
 from q8trt.quantization.precision import Precision
+from q8trt.tasks.heads import Embedding, Head, HeadKind
 
 MANIFEST = Manifest(
     task=TaskInfo("MRPC", ["not_equivalent", "equivalent"], False, True, "f1"),
@@ -57,7 +58,7 @@ def test_what_is_written_is_read_back(folder: Path) -> None:
     assert replace(manifest, files={}, digest="") == MANIFEST
     assert list(manifest.files) == ["model.onnx", "model.plan"]
     assert manifest.files["model.onnx"].bytes == 400
-    assert manifest.format == 3
+    assert manifest.format == 4
     assert manifest.largest_shape == (32, 128)
     assert manifest.created.endswith("+00:00")
 
@@ -137,7 +138,7 @@ def test_invalid_json(folder: Path, text: str) -> None:
         (lambda data: data["metrics"]["dev"].update(f1=0.99), "its digest does not match"),
         (lambda data: data.update(digest="0" * 64), "its digest does not match"),
         (lambda data: data.update(format=2), "unknown key in format 2: activation, digest, text_columns"),
-        (lambda data: data.update(format=4), r"has format 4, this q8trt \(.*\) reads up to 3; upgrade q8trt"),
+        (lambda data: data.update(format=5), r"has format 5, this q8trt \(.*\) reads up to 4; upgrade q8trt"),
         (
             lambda data: data.update(format=1),
             r"has format 1, of an older q8trt; rebuild the engine with `python build_en",
@@ -189,7 +190,40 @@ def test_a_malformed_record_is_refused(folder: Path, report: dict[str, Any], mes
 def as_format_2(data: dict[str, Any]) -> None:
     """Turn a manifest into what q8trt wrote before format 3."""
     data["format"] = 2
-    del data["digest"], data["task"]["text_columns"], data["task"]["activation"]
+    del data["head"], data["digest"], data["task"]["text_columns"], data["task"]["activation"]
+
+
+@pytest.mark.parametrize("task", [MANIFEST.task, TaskInfo("STS-B", [], True, True, "pearson")])
+def test_format_3_is_still_read(folder: Path, task: TaskInfo) -> None:
+    write_manifest(
+        folder, replace(MANIFEST, task=task, head=None, model=replace(MANIFEST.model, num_labels=len(task.labels) or 1))
+    )
+    before = load_manifest(folder)
+    data = json.loads((folder / "manifest.json").read_text())
+    data["format"] = 3
+    del data["head"]
+    (folder / "manifest.json").write_text(json.dumps({**data, "digest": digest_of(data)}))
+    again = load_manifest(folder)
+    assert replace(again, digest="") == replace(before, digest="")
+    assert again.head == Head(
+        HeadKind.SEQUENCE_CLASSIFICATION if task.labels else HeadKind.REGRESSION, tuple(task.labels)
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (Head(HeadKind.EMBEDDING, embedding=Embedding(3)), "head answers 3 numbers, but model.num_labels is 2"),
+        (
+            Head(HeadKind.SEQUENCE_CLASSIFICATION, ("equivalent", "not_equivalent")),
+            r"head.labels are .*, but task.labels are",
+        ),
+    ],
+)
+def test_a_head_that_contradicts_the_rest_is_refused(folder: Path, head: Head, message: str) -> None:
+    write_manifest(folder, replace(MANIFEST, head=head))
+    with pytest.raises(EngineError, match=message):
+        load_manifest(folder)
 
 
 def test_format_2_is_still_read(folder: Path) -> None:

@@ -24,6 +24,7 @@ from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import model_name
 from q8trt.runs.run import check_outside_checkpoints
+from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     from q8trt.export.onnx import ExportedModel
@@ -71,16 +72,17 @@ def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: An
         task=TaskInfo(
             task.name,
             list(task.labels),
-            task.is_regression,
-            task.is_pair,
+            task.head.kind is HeadKind.REGRESSION,
+            task.is_pair and not task.embedding,
             task.main_metric,
-            text_columns=list(source.config.data.columns or task.text_columns),
+            text_columns=_text_columns(source),
             activation=activation_of(config, task, str(source.checkpoint)),
         ),
+        head=replace(task.head, max_length=source.config.data.max_seq_length),
         model=ModelInfo(
             name=model_name(source.config),
             model_type=config.model_type,
-            num_labels=int(config.num_labels or 0),
+            num_labels=task.num_labels,
             max_position_embeddings=positions(config),
             pad_token_id=tokenizer.pad_token_id,
             max_seq_length=source.config.data.max_seq_length,
@@ -95,6 +97,12 @@ def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: An
         metrics=_scores(source),
         report=_record(built, source.config.data.sample).to_dict(),
     )
+
+
+def _text_columns(source: Source) -> list[str]:
+    """Return the columns of the texts of an example; [] for embeddings of pairs, whose texts are examples of their own."""
+    columns = list(source.config.data.columns or source.task.text_columns)
+    return [] if source.task.embedding and len(columns) == 2 else columns
 
 
 def _record(built: _Built, is_sample: bool) -> EngineRecord:

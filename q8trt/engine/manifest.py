@@ -7,7 +7,7 @@ An engine folder can be copied to another machine and used with nothing else. Th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -19,8 +19,9 @@ from q8trt.engine.record import EngineRecord
 from q8trt.engine.shapes import Shape, ShapeProfile, largest, show
 from q8trt.files import MalformedError, decode
 from q8trt.quantization.precision import Precision
+from q8trt.tasks.heads import Head, HeadKind
 
-MANIFEST_FORMAT = 3
+MANIFEST_FORMAT = 4
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
@@ -59,7 +60,12 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """The encoder; `max_seq_length` is the length in tokens at which it was fine-tuned."""
+    """The encoder.
+
+    Attributes:
+        num_labels: width of the output: labels, features of an embedding, or 1 for a score.
+        max_seq_length: the length in tokens at which it was fine-tuned.
+    """
 
     name: str
     model_type: str
@@ -86,6 +92,11 @@ class FileInfo:
     bytes: Annotated[int, Meta(ge=0)]
 
 
+def head_of_labels(labels: Sequence[str]) -> Head:
+    """Return the head of a classifier with `labels`, or of a regression without any."""
+    return Head(HeadKind.SEQUENCE_CLASSIFICATION if labels else HeadKind.REGRESSION, tuple(labels))
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -108,6 +119,7 @@ class Manifest:
         created: ISO 8601, UTC.
         q8trt_version: the version of q8trt that wrote the folder.
         digest: SHA-256 of the manifest's other keys, see `digest_of`; filled in by `write_manifest`.
+        head: the last part of the model, which decides what an engine answers; default: that of the task's labels.
     """
 
     task: TaskInfo
@@ -126,6 +138,11 @@ class Manifest:
     q8trt_version: str = q8trt.__version__
     format: int = MANIFEST_FORMAT
     digest: str = ""
+    head: Head = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.head is None:
+            object.__setattr__(self, "head", head_of_labels(self.task.labels))
 
     @functools.cached_property
     def record(self) -> EngineRecord:
@@ -153,20 +170,32 @@ class Manifest:
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
     """Yield what contradicts itself in a manifest, one line each."""
-    yield from _task(manifest.task, manifest.model)
+    yield from _task(manifest.task, manifest.model, manifest.head)
+    yield from _head(manifest.head, manifest.task, manifest.model)
     yield from _shapes(manifest)
     inputs = manifest.inputs
     if len(set(inputs)) != len(inputs) or "input_ids" not in inputs or not set(inputs) <= set(INPUTS):
         yield f"inputs must be input_ids and others of {', '.join(INPUTS)}, each once; they are {inputs}"
 
 
-def _task(task: TaskInfo, model: ModelInfo) -> Iterator[str]:
+def _head(head: Head, task: TaskInfo, model: ModelInfo) -> Iterator[str]:
+    if head.outputs != model.num_labels:
+        yield f"head answers {head.outputs} numbers, but model.num_labels is {model.num_labels}"
+    if list(head.labels) != task.labels:
+        yield f"head.labels are {list(head.labels)}, but task.labels are {task.labels}"
+    if task.is_regression is not (head.kind is HeadKind.REGRESSION):
+        yield f"head.kind is {head.kind}, but task.is_regression is {str(task.is_regression).lower()}"
+    if head.embedding and task.is_pair:
+        yield "head.kind is embedding, but task.is_pair is true"
+
+
+def _task(task: TaskInfo, model: ModelInfo, head: Head) -> Iterator[str]:
     if task.is_regression:
         if task.labels:
             yield f"task.is_regression is true, but task.labels has {len(task.labels)} names"
         if model.num_labels != 1:
             yield f"task.is_regression is true, but model.num_labels is {model.num_labels}"
-    elif len(task.labels) != model.num_labels:
+    elif not head.embedding and len(task.labels) != model.num_labels:
         yield f"task.labels has {len(task.labels)} names, but model.num_labels is {model.num_labels}"
     if len(set(task.labels)) != len(task.labels) or not all(label.strip() for label in task.labels):
         yield f"task.labels must be different names, none of them empty; they are {task.labels}"

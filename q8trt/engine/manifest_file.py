@@ -1,6 +1,6 @@
 """``manifest.json`` on the disk: written as the last step of a build, and read by every command before anything else.
 
-Format 2 is still read; it lacks the columns, the activation and the manifest's own hash.
+Formats 2 and 3 are still read. Both lack the head; 2 also lacks the columns, the activation and the manifest's own hash.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import q8trt
 from q8trt.console.commands import command
-from q8trt.engine.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileInfo, Manifest, contradictions
+from q8trt.engine.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileInfo, Manifest, contradictions, head_of_labels
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.errors import ConfigError, EngineError
 from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
@@ -127,7 +127,7 @@ def _parse(path: str | Path, data: Any) -> Manifest:
     if type(written) is int and written < 2:
         raise EngineError(f"{path} has format {written}, of an older q8trt; rebuild the engine{_with(path)}")
     try:
-        manifest = decode(Manifest, _upgraded(data) if written == 2 else data)
+        manifest = decode(Manifest, _upgraded(data, written))
         _ = manifest.record
     except (MalformedError, ConfigError) as error:
         raise EngineError(f"{path}: {error}") from None
@@ -145,19 +145,26 @@ def _with(manifest: str | Path) -> str:
     return f" with {rebuild_command(manifest.parent)}" if isinstance(manifest, Path) else ""
 
 
-def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest of format 2 as one of format 3.
+def _upgraded(data: Any, written: Any) -> Any:
+    """Return the data of a manifest of an earlier format as one of today's.
 
-    Raises MalformedError if it holds a key of format 3, whose digest it lacks.
+    Raises MalformedError if a manifest of format 2 holds a key of format 3, whose digest it lacks.
     """
+    if written == 2:
+        data = _with_columns(data)
+    if written in (2, 3):
+        task = data.get("task")
+        labels = task.get("labels") if isinstance(task, dict) else None
+        head = head_of_labels(labels if isinstance(labels, list) else ())
+        data = {**data, "format": MANIFEST_FORMAT, "head": dataclasses.asdict(head)}
+    return data
+
+
+def _with_columns(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of format 2 with the keys of format 3."""
     task = data.get("task")
     later = {"text_columns": [], "activation": "identity"}
     present = [*({"digest"} & data.keys()), *(later.keys() & task.keys() if isinstance(task, dict) else ())]
     if present:
         raise MalformedError(f"unknown key in format 2: {', '.join(sorted(present))}")
-    return {
-        **data,
-        "format": MANIFEST_FORMAT,
-        "digest": "",
-        "task": {**task, **later} if isinstance(task, dict) else task,
-    }
+    return {**data, "digest": "", "task": {**task, **later} if isinstance(task, dict) else task}

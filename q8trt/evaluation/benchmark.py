@@ -71,8 +71,10 @@ def benchmark_engines(
             batching = Batching.of(engines, data, config.per_device_eval_batch_size, config.buckets)
             splits = batching.tokenized(engines[0], data)
             first = next(iter(splits.values()))
+            references = batching.references(engines, splits)
             rows = [
-                _scored(*each, splits, batching, config.parity) for each in zip(rows, engines, runners, strict=True)
+                _scored(*each, splits, batching, config.parity, references)
+                for each in zip(rows, engines, runners, strict=True)
             ]
             rows = _with_lengths(rows, runners, first, batching, timing.max_seconds)
         graphs = [engine.folder / ONNX_FILE for engine in engines]
@@ -82,7 +84,7 @@ def benchmark_engines(
         if config.layer_times:
             layers = measure_layers(runners, max(timing.shapes, key=math.prod), make_inputs)
             rows, reasons = with_layers(rows, layers)
-    task = engines[0].manifest.task
+    task = first.task if first else engines[0].manifest.task
     return Report(
         task=task.name,
         split=first.split if first else "-",
@@ -138,13 +140,20 @@ def findings_of(path: Path, precision: Precision, largest_shape: tuple[int, int]
 
 
 def _scored(
-    row: Row, engine: EngineFolder, runner: Runner, splits: Mapping[str, Features], batching: Batching, parity: bool
+    row: Row,
+    engine: EngineFolder,
+    runner: Runner,
+    splits: Mapping[str, Features],
+    batching: Batching,
+    parity: bool,
+    references: Mapping[str, np.ndarray],
 ) -> Row:
     """Return `row` with its metrics and, where asked, the distance of its logits to the torch model's on the first split."""
     metrics: dict[str, float] = {}
     distance = None
     for number, (split, rows) in enumerate(splits.items()):
-        scores = batching.score(runner, rows, engine.manifest.task.activation, f"Scoring {engine.name} on {split}")
+        title, reference = f"Scoring {engine.name} on {split}", references.get(split)
+        scores = batching.score(runner, rows, engine.manifest.task.activation, title, reference)
         # MNLI has two development sets; the first one's metrics go by their own names.
         metrics |= {name if number == 0 else f"{split}.{name}": value for name, value in scores.metrics.items()}
         if parity and number == 0:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from q8trt.console.progress import progress
 from q8trt.engine.folder import EngineFolder
 from q8trt.errors import ConfigError
-from q8trt.models import load_tokenizer
+from q8trt.models import checkpoints, load_tokenizer
+from q8trt.quantization.precision import Precision
 from q8trt.runs.config import config_of_run
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import Evaluation, evaluate, predict
+from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import DataConfig, Features, load_dev, tokenize
 
 
@@ -28,6 +30,9 @@ def data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> D
         raise ConfigError(
             f"the engines answer different tasks ({', '.join(sorted(tasks))}); compare one task at a time"
         )
+    head = engines[0].manifest.head
+    if chosen is not None and head.embedding:
+        return replace(chosen, head=head)
     if chosen is not None:
         if chosen.resolved_task.name not in tasks:
             raise ConfigError(f"--task {chosen.task}, but the engine was built for {tasks.pop()}")
@@ -90,8 +95,30 @@ class Batching:
         tokenizer = load_tokenizer(str(engine.folder))
         return {split: tokenize(rows, tokenizer, self.max_length) for split, rows in load_dev(data).items()}
 
-    def score(self, runner: Runner, rows: Features, activation: str, title: str) -> Evaluation:
-        """Score a runner; `title` is the progress bar's."""
+    def references(self, engines: Sequence[EngineFolder], splits: Mapping[str, Features]) -> dict[str, np.ndarray]:
+        """Return the outputs of the run's FP32 model on each split whose rows have no labels.
+
+        Raises:
+            ConfigError: the engines are in no run with an FP32 checkpoint.
+        """
+        unlabeled = {split: rows for split, rows in splits.items() if not rows.task.has_labels}
+        if not unlabeled:
+            return {}
+        run = next((engine.run for engine in engines if engine.run), None)
+        checkpoint = run.checkpoint("fp32") if run else None
+        if checkpoint is None:
+            raise ConfigError(
+                f"{engines[0].folder} is in no run with an FP32 checkpoint, and answers on rows without labels are compared with "
+                "the FP32 model's; give rows with labels, or --no_accuracy"
+            )
+        task = next(iter(unlabeled.values())).task
+        with TorchRunner(checkpoints.load_finetuned(checkpoint, task), Precision.FP32) as runner:
+            return {split: self.logits(runner, rows, f"torch FP32 on {split}") for split, rows in unlabeled.items()}
+
+    def score(
+        self, runner: Runner, rows: Features, activation: str, title: str, reference: np.ndarray | None = None
+    ) -> Evaluation:
+        """Score a runner; `title` is the progress bar's, and `reference` as in `evaluate`."""
         with progress(title, len(rows)) as advance:
             return evaluate(
                 runner,
@@ -103,6 +130,7 @@ class Batching:
                 advance,
                 self.buckets,
                 activation,
+                reference,
             )
 
     def logits(self, runner: Runner, rows: Features, title: str) -> np.ndarray:

@@ -229,6 +229,8 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
     Raises:
         CheckpointError: no head, one of another size or kind, outputs of other names, or an activation that q8trt lacks.
     """
+    if task.embedding:
+        return None
     architectures = config.architectures or []
     if not any("SequenceClassification" in architecture for architecture in architectures):
         command_line = command("finetune", "--task", task.name, "--precision", "fp32", "--model_name_or_path", where)

@@ -23,7 +23,7 @@ from q8trt.tasks.data import DataConfig, DataRecord, RunData
 
 _T = TypeVar("_T")
 #: Fields that always name a file or a folder, and those that may name a model of the hub too.
-_DATA_PATHS = ("data_dir", "train_file", "validation_file")
+_DATA_PATHS = ("data_dir", "train_file", "validation_file", "texts")
 _MODEL_PATHS = ("model_name_or_path", "from_fp32", "teacher_model_name_or_path", "from_pytorch_quantization")
 #: The target of runs that record none: their engines had FP32 beside INT8, and three GEMMs for Q, K and V.
 _EARLIER_TARGET = Target.CPU
@@ -195,7 +195,7 @@ def config_of_run(run: Run, remedy: str = "") -> FinetuneConfig:
             config = config.with_paths(partial(_moved, record.folder, run.path))
     except ConfigError as error:
         raise ConfigError(f"{run.path / RUN_FILE} is damaged: {error}") from None
-    return replace(config, data=RunData(**config.data.to_dict(), record=rows, remedy=remedy))
+    return replace(config, data=RunData(**config.data.options, record=rows, remedy=remedy))
 
 
 def _moved(old_folder: str, new_folder: Path, path: str) -> str:

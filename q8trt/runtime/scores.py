@@ -74,14 +74,21 @@ def evaluate(
     on_progress: Callable[[int], None] | None = None,
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     activation: str = "identity",
+    reference: np.ndarray | None = None,
 ) -> Evaluation:
-    """Score `runner` on labeled `features` with the metrics of `task`; `activation` as in `compute_from_logits`.
+    """Score `runner` on `features` with the metrics of `task`; `activation` as in `compute_from_logits`.
+
+    Args:
+        reference: the FP32 model's outputs, (rows, num_labels), for a task whose rows have no labels; None for the runner's own,
+            where it runs that model.
 
     Raises:
-        DataError: the features carry no labels, or the logits are not finite.
+        DataError: the features carry no labels and the task needs them, or the logits are not finite.
         BackendError: the runner refused a batch.
     """
-    if features.labels is None:
+    if features.labels is None and task.has_labels:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
     logits, seconds = predict(runner, features, pad_token_id, max_length, batch_size, on_progress, buckets)
-    return Evaluation(compute_from_logits(task, logits, features.labels, activation), logits, seconds)
+    others = logits if reference is None else reference
+    labels = features.labels if task.has_labels and features.labels is not None else others
+    return Evaluation(compute_from_logits(task, logits, labels, activation), logits, seconds)

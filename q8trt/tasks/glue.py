@@ -8,7 +8,7 @@ hub (its columns, its splits and its order of label ids, which model configurati
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from q8trt.errors import ConfigError, nearest
 from q8trt.tasks.heads import Embedding, Head, HeadKind
@@ -38,6 +38,7 @@ class Task:
         hub_splits: any of these splits, or ``"train"`` -> split on the hub.
         positional: the columns of train and development files that have no header line; empty where they have one.
         has_broken_rows: the official files hold a few rows that cannot be read and are skipped.
+        has_labels: rows have labels; else outputs are compared with those of the FP32 model.
         embedding: the steps to an embedding, for a task that embeds each text by itself; the label of a pair is its similarity.
     """
 
@@ -56,6 +57,7 @@ class Task:
     hub_splits: Mapping[str, str] = field(default_factory=lambda: dict(_ONE_HUB), hash=False)
     positional: tuple[str, ...] = ()
     has_broken_rows: bool = False
+    has_labels: bool = True
     embedding: Embedding | None = field(default=None, hash=False)
 
     @property
@@ -222,3 +224,32 @@ def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
         metrics=metrics if labels else ("pearson", "spearman", "corr"),
         main_metric="accuracy" if labels else "pearson",
     )
+
+
+#: What is compared with the FP32 model's outputs where rows have no labels; the first one is the main metric.
+_DRIFT = {
+    HeadKind.SEQUENCE_CLASSIFICATION: ("agreement", "logit_mean", "logit_p99", "logit_worst"),
+    HeadKind.REGRESSION: ("correlation", "logit_mean", "logit_p99", "logit_worst"),
+    HeadKind.EMBEDDING: ("cosine_mean", "cosine_p1", "cosine_worst", "neighbors_10"),
+}
+
+
+def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None = None) -> Task:
+    """Return the task of a model that is given with its head.
+
+    Args:
+        head: the model's.
+        is_pair: two texts in a row, or one.
+        has_labels: whether the development rows have labels; else answers are compared with those of the FP32 model.
+        glue: the GLUE task of the rows; None for rows of one's own.
+
+    Raises:
+        ConfigError: an embedding is scored on classes, or on rows of one text.
+    """
+    task = glue or custom_task("custom", head.labels, is_pair)
+    if head.embedding and has_labels and (task.labels or not task.is_pair):
+        raise ConfigError(f"an embedding is scored on pairs of texts with their similarity, and {task.name} has others")
+    metrics = (("spearman", "pearson") if head.embedding else task.metrics) if has_labels else _DRIFT[head.kind]
+    main = task.main_metric if has_labels and not head.embedding else metrics[0]
+    name = task.name if glue else head.kind.value
+    return replace(task, name=name, metrics=metrics, main_metric=main, has_labels=has_labels, embedding=head.embedding)

@@ -1,4 +1,4 @@
-"""GLUE's metrics, as fractions in [-1, 1]: accuracy, F1, Matthews, Pearson, Spearman.
+"""GLUE's metrics, as fractions in [-1, 1]: accuracy, F1, Matthews, Pearson, Spearman; and the drift from another model.
 
 The arithmetic is scikit-learn's and SciPy's; this module adds what they leave open: a correlation with a constant is
 0, and values that are not finite are refused instead of spread.
@@ -61,12 +61,46 @@ def _correlation(name: str) -> Callable[[Array, Array], float]:
 _pearson, _spearman = _correlation("pearson"), _correlation("spearman")
 
 
+def cosines(first: Array, second: Array) -> npt.NDArray[np.float64]:
+    """Return the cosine of each row of `first` (N, D) with the row of `second` beside it: (N,); 0 for a row of zeros."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(1) / np.maximum(lengths, 1e-30))
+
+
+def _distances(outputs: Array, references: Array) -> npt.NDArray[np.float64]:
+    """Return the largest absolute difference of each row of two (N, D) arrays."""
+    return np.asarray(np.abs(outputs.astype(np.float64) - references.astype(np.float64)).max(axis=1))
+
+
+def nearest_shared(outputs: Array, references: Array, count: int = 10) -> float:
+    """Return the share of the `count` nearest neighbors, by cosine, that a row of (N, D) has in both arrays; mean over rows.
+
+    Of more than `_MOST_NEIGHBORS` rows the first ones count.
+    """
+    count = min(count, len(outputs) - 1)
+    if count < 1:
+        return 1.0
+    neighbors = []
+    for vectors in (outputs[:_MOST_NEIGHBORS], references[:_MOST_NEIGHBORS]):
+        units = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+        similarity = units @ units.T
+        np.fill_diagonal(similarity, -np.inf)
+        neighbors.append(np.argpartition(-similarity, count - 1, axis=1)[:, :count])
+    shared = [len(set(a) & set(b)) for a, b in zip(*(each.tolist() for each in neighbors), strict=True)]
+    return float(np.mean(shared)) / count
+
+
+_MOST_NEIGHBORS = 3000
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of a task.
 
     Attributes:
-        compute: (predictions, references), both (N,), N > 0 -> the value: label ids, or scores for regression.
+        compute: (predictions, references), both (N,), N > 0 -> the value: label ids, or scores for regression; for a drift,
+            (outputs, outputs of the FP32 model), both (N, D).
         higher_is_better: False for an error.
         is_correlation: 0 for every model where all references are the same.
     """
@@ -87,6 +121,15 @@ METRICS: Mapping[str, Metric] = {
         lambda predictions, references: (_pearson(predictions, references) + _spearman(predictions, references)) / 2,
         is_correlation=True,
     ),
+    "agreement": Metric(lambda outputs, others: _accuracy(outputs.argmax(axis=1), others.argmax(axis=1))),
+    "correlation": Metric(lambda outputs, others: _pearson(outputs[:, 0], others[:, 0])),
+    "logit_mean": Metric(lambda *pair: float(_distances(*pair).mean()), higher_is_better=False),
+    "logit_p99": Metric(lambda *pair: float(np.percentile(_distances(*pair), 99)), higher_is_better=False),
+    "logit_worst": Metric(lambda *pair: float(_distances(*pair).max()), higher_is_better=False),
+    "cosine_mean": Metric(lambda *pair: float(cosines(*pair).mean())),
+    "cosine_p1": Metric(lambda *pair: float(np.percentile(cosines(*pair), 1))),
+    "cosine_worst": Metric(lambda *pair: float(cosines(*pair).min())),
+    "neighbors_10": Metric(nearest_shared),
 }
 
 
@@ -141,21 +184,35 @@ def compute_from_logits(
 ) -> dict[str, float]:
     """Return the metrics of a model's output: argmax for classification, the answer itself for regression.
 
+    For embeddings the rows are pairs, one after the other, and what is compared with a label is the cosine of a pair.
+
     Args:
         task: names the metrics and the number of labels.
         logits: (N, num_labels) float; (N,) too for regression.
-        labels: (N,) int for classification, float for regression.
+        labels: (N,) int for classification, float for regression; (N, num_labels), the FP32 model's logits, for a task whose
+            rows have no labels.
         activation: "sigmoid" if a regression's answer is the sigmoid of its logit; a correlation differs between the two.
 
     Raises:
         DataError: the shape does not fit the task, or a logit is not finite.
     """
     scores = np.asarray(logits)
-    if task.is_regression and scores.ndim == 1:
+    if task.num_labels == 1 and scores.ndim == 1:
         scores = scores[:, None]
     if scores.ndim != 2 or scores.shape[1] != task.num_labels or not len(scores):
         raise DataError(f"{task.name}: logits have shape {np.shape(logits)}, expected (N, {task.num_labels}), N > 0")
     _check_finite(scores, "rows of logits")
+    if not task.has_labels:
+        references = np.asarray(labels)
+        if references.shape != scores.shape:
+            raise DataError(
+                f"{task.name}: outputs {scores.shape} and those of the FP32 model {references.shape} differ in shape"
+            )
+        return {name: METRICS[name].compute(scores, references) for name in task.metrics}
+    if task.embedding:
+        pairs = len(scores) // 2
+        similarities = cosines(scores[: 2 * pairs : 2], scores[1 : 2 * pairs : 2])
+        return compute(task, similarities, np.asarray(labels)[: 2 * pairs : 2])
     if not task.is_regression:
         return compute(task, scores.argmax(axis=1), labels)
     return compute(task, sigmoid(scores[:, 0]) if activation == "sigmoid" else scores[:, 0], labels)

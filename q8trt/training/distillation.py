@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from q8trt.models import takes_token_types
+from q8trt.models.embedding import EmbeddingModel
 from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.modules import ATTENTION
 
@@ -39,8 +40,8 @@ class Distillation:
 
     Attributes:
         teacher: a floating-point model for the same labels and vocabulary.
-        label_weight: of the label loss.
-        logit_weight: of the distance to the teacher's logits.
+        label_weight: of the label loss; 0: rows need no labels.
+        logit_weight: of the distance to the teacher's logits, or embeddings.
         temperature: softens both sides' logits (classification).
         hidden_weight: of the distance to its hidden states, embeddings included; 0: they are not computed.
         attention_weight: of the distance to its attention; 0: it is not computed.
@@ -69,6 +70,17 @@ def logit_distance(
     log_p = nn.functional.log_softmax(student.float() / temperature, dim=-1)
     log_q = nn.functional.log_softmax(teacher.float() / temperature, dim=-1)
     return nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def embedding_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return how far embeddings (batch, features) are apart: by themselves, and in their cosines with each other.
+
+    The first term is the mean of 1 - cosine(student, teacher), the second the mean squared error of the matrix of cosines
+    within the batch (Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682, section 3.1).
+    """
+    ours, theirs = (nn.functional.normalize(each.float(), dim=-1) for each in (student, teacher))
+    apart = 1 - (ours * theirs).sum(-1).mean()
+    return apart + nn.functional.mse_loss(ours @ ours.T, theirs @ theirs.T)
 
 
 def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -152,8 +164,13 @@ class Distiller:
             target: what `ask_teacher` gave.
         """
         weights, mask = self.distillation, inputs["attention_mask"]
-        distance = logit_distance(outputs.logits, target.logits, self.is_regression, weights.temperature)
-        loss: torch.Tensor = weights.label_weight * outputs.loss + weights.logit_weight * distance
+        if isinstance(self.student, EmbeddingModel):
+            distance = embedding_distance(outputs.logits, target.logits)
+        else:
+            distance = logit_distance(outputs.logits, target.logits, self.is_regression, weights.temperature)
+        loss = weights.logit_weight * distance
+        if weights.label_weight > 0:
+            loss = loss + weights.label_weight * outputs.loss
         if weights.hidden_weight > 0:
             loss = loss + weights.hidden_weight * self._hidden(outputs.hidden_states, target.hidden_states, mask)
         if weights.attention_weight > 0:

@@ -81,14 +81,12 @@ def recipe_lines(config: FinetuneConfig) -> list[str]:
         ConfigError: the recipe names a layer that the model does not have.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     from q8trt.quantization.summary import summary_lines
 
+    name = config.from_fp32 or config.model_name_or_path
     with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(
-            load_config(config.from_fp32 or config.model_name_or_path), trust_remote_code=False
-        )
+        model = checkpoints.new_model(load_config(name), name, config.data.resolved_task.embedding)
     config.recipe.check_layers(encoder_sites(model))
     return summary_lines(model, config.recipe)
 

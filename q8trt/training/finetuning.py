@@ -11,9 +11,11 @@ import copy
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process, progress
@@ -25,7 +27,7 @@ from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import Recipe
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, last_stage
 from q8trt.runs.run import STAGES, Run, StageName
-from q8trt.runtime.scores import evaluate
+from q8trt.runtime.scores import Evaluation, evaluate
 from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import DataRecord, Features, load_dev, load_train, pad, record_splits, tokenize
 
@@ -81,9 +83,15 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
 def _check_head(model: Any, config: FinetuneConfig) -> None:
     """Check that the checkpoint to start from answers the task."""
     name, task = str(config.from_fp32), config.data.resolved_task
+    if task.embedding:
+        return
     order = checkpoints.check_head(model, task, name)
     adopt_activation(model, resolve_model(name))
-    if activation_of(model, task, name) != "identity" and last_stage(config) == "int8":
+    if (
+        activation_of(model, task, name) != "identity"
+        and last_stage(config) == "int8"
+        and config.training.label_loss_weight
+    ):
         raise ConfigError(
             f"{name} asks for a sigmoid of its logit (activation_fn in its configuration), and QAT would train the logit to "
             "be the score; leave QAT out: --no_qat"
@@ -118,8 +126,17 @@ def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
     checkpoints.load_finetuned(name, task, config.allow_pickle)  # and dropped: it is wanted after the FP32 stage
 
 
-def score(model: Model, config: FinetuneConfig, inputs: Inputs, precision: Precision) -> dict[str, dict[str, float]]:
-    """Return the metrics of the torch model on each development split."""
+def evaluate_model(
+    model: Model,
+    config: FinetuneConfig,
+    inputs: Inputs,
+    precision: Precision,
+    references: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Evaluation]:
+    """Return the scores of the torch model on each development split.
+
+    `references` are the FP32 model's outputs on each split, for rows without labels; None where `model` is that model.
+    """
     from q8trt.quantization.insertion import weights_quantized_once
 
     task, scores = config.data.resolved_task, {}
@@ -129,10 +146,10 @@ def score(model: Model, config: FinetuneConfig, inputs: Inputs, precision: Preci
         with weights_quantized_once(model), progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
             batch = config.training.per_device_eval_batch_size
             length = config.data.max_seq_length
-            result = evaluate(
-                runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance, activation=activation
-            )
-        scores[split] = result.metrics
+            scores[split] = evaluate(
+                runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance, activation=activation,
+                reference=references[split] if references else None,
+            )  # fmt: skip
     return scores
 
 
@@ -210,6 +227,8 @@ class Finetuning:
         self.resume = resume
         self.task = config.data.resolved_task
         self._finished: frozenset[str] = frozenset()
+        #: The FP32 model's outputs on each development split, where the rows have no labels.
+        self._references: dict[str, np.ndarray] | None = None
 
     def execute(self) -> None:
         """Do the stages that are left.
@@ -243,7 +262,9 @@ class Finetuning:
 
         if is_main_process():
             checkpoints.save_checkpoint(self.run.path / stage, model, self.inputs.tokenizer, recipe)
-            scores = score(model, self.config, self.inputs, Precision.FP32 if recipe is None else Precision.INT8)
+            precision = Precision.FP32 if recipe is None else Precision.INT8
+            results = evaluate_model(model, self.config, self.inputs, precision, self._references)
+            scores = {split: result.metrics for split, result in results.items()}
             self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
         PartialState().wait_for_everyone()
 
@@ -271,7 +292,11 @@ class Finetuning:
                 details = self._train("fp32", model, options.num_train_epochs, options.learning_rate)
             self._finish("fp32", model, None, details)
         # From disk, also when it was just trained: the Trainer leaves its wrappers on the model that it trained.
-        return checkpoints.load_finetuned(self.run.path / "fp32", self.task)
+        model = checkpoints.load_finetuned(self.run.path / "fp32", self.task)
+        if not self.task.has_labels and is_main_process() and last_stage(self.config) not in {"fp32", *self._finished}:
+            results = evaluate_model(model, self.config, self.inputs, Precision.FP32)
+            self._references = {split: result.logits for split, result in results.items()}
+        return model
 
     def _ptq(self, model: Model) -> Model:
         if "ptq" not in self._finished:

@@ -185,7 +185,9 @@ class _Comparison:
         before, fp32 = (
             Difference.between(other.logits[size], logits) if other else None for other in (self.before, self.fp32)
         )
-        metrics = compute_from_logits(features.task, logits, np.asarray(features.labels), self.rows.activation)
+        fp32_logits = self.fp32.logits[size] if self.fp32 else logits
+        labels = np.asarray(features.labels) if features.task.has_labels else fp32_logits
+        metrics = compute_from_logits(features.task, logits, labels, self.rows.activation)
         self.figures.append(StageFigures(outputs.stage.name, size, len(features), metrics, before, fp32, device))
 
     def _tolerance(self, kind: str, shows_layers: bool) -> float | None:

@@ -93,7 +93,7 @@ def rows_of(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> Row
     max_length = min(data.max_seq_length, limits[1])
     examples = next(iter(load_dev(data).values())).take(config.samples)
     features = tokenize(examples, load_tokenizer(str(engine.folder)), max_length)
-    if features.labels is None:
+    if features.labels is None and features.task.has_labels:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
     sizes = tuple(sorted({min(size, limits[0], len(features)) for size in config.batch_sizes}))
     return Rows(

@@ -24,6 +24,8 @@ _PADDED = ("input_ids", "attention_mask", "token_type_ids")
 def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> Features:
     """Tokenize a split, without padding; pairs are cut longest first.
 
+    For embeddings each text is a row of its own, after the model's default prompt.
+
     Args:
         examples: texts; `Features` (tokenized already, from TFRecord) are only checked.
         tokenizer: a transformers tokenizer. Its ``model_input_names`` decide whether there are token types.
@@ -34,8 +36,11 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         DataError: tokenized examples are longer than `max_length` or beyond the tokenizer's vocabulary, or the tokenizer
             fails.
     """
-    special = tokenizer.num_special_tokens_to_add(pair=examples.task.is_pair)
-    shortest = special + len(examples.task.text_columns)
+    if examples.task.embedding and isinstance(examples, Examples):
+        examples = examples.single_texts(examples.task.embedding.prompt(None))
+    is_pair = examples.task.is_pair and not examples.task.embedding
+    special = tokenizer.num_special_tokens_to_add(pair=is_pair)
+    shortest = special + 1 + is_pair
     if not shortest <= max_length <= tokenizer.model_max_length:
         raise ConfigError(
             f"max_seq_length {max_length} must be from {shortest} to {tokenizer.model_max_length} for this model"

@@ -75,6 +75,13 @@ class Examples(Origin):
     def __len__(self) -> int:
         return len(self.first)
 
+    def single_texts(self, prompt: str = "") -> Examples:
+        """Return each text as a row of its own, after `prompt`: of a pair the first, then the second, both with its label."""
+        if self.second is None:
+            return replace(self, first=[prompt + text for text in self.first])
+        texts = [prompt + text for pair in zip(self.first, self.second, strict=True) for text in pair]
+        return replace(self, first=texts, second=None, labels=None if self.labels is None else self.labels.repeat(2))
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over texts and labels, in order."""

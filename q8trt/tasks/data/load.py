@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from q8trt.tasks.data.opening import path_name
 from q8trt.tasks.data.record import DataRecord, SplitRecord
 from q8trt.tasks.data.sample import sample_examples
 from q8trt.tasks.data.tabular import read_table
+from q8trt.tasks.data.texts import read_texts, sample_texts
 from q8trt.tasks.data.tsv import find_file, read_folder
-from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task
+from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task_of_head
+from q8trt.tasks.heads import Head
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class DataConfig:
         unset="the task's; sentence1 and sentence2 of a custom one",
     )
     label_column_name: str | None = option(None, "the label column of your files", metavar="COLUMN")
+    #: The head of the model, where `q8trt.models.read_head` read it; it decides on labels and metrics.
+    head: Head | None = None
+    #: A file of texts without labels, for a model with `head`; without one the built-in sentences stand in.
+    texts: str | None = None
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -89,11 +95,16 @@ class DataConfig:
                 f"--text_column_names {' '.join(columns)} and --label_column_name {self.label_column_name or ''}: one column "
                 "cannot be two of them"
             )
-        if self.is_custom and not self.has_files:
+        if self.is_custom and not self.has_files and self.head is None:
             raise ConfigError("--task custom needs --train_file and --validation_file")
         if not self.is_custom and self.label_list is not None:
             raise ConfigError(f"--label_list is for --task custom; the labels of {self.task} are fixed")
-        if not self.has_files and (columns is not None or self.label_column_name is not None):
+        if (
+            not self.has_files
+            and self.texts is None
+            and self.head is None
+            and (columns is not None or self.label_column_name is not None)
+        ):
             raise ConfigError("--text_column_names and --label_column_name need --train_file or --validation_file")
         if columns is not None and len(columns) != len(self.resolved_task.text_columns):
             raise ConfigError(
@@ -112,7 +123,13 @@ class DataConfig:
 
     @cached_property
     def resolved_task(self) -> Task:
-        """The task, GLUE's or custom."""
+        """The task: GLUE's, custom, or that of the head."""
+        if self.head:
+            glue = None if self.is_custom else get_task(self.task)
+            has_labels = self.has_files or self.data_dir is not None or glue is not None
+            # Rows with a similarity are pairs; texts alone are single ones unless two columns are named.
+            one = 1 if not has_labels or self.head.embedding is None else 2
+            return task_of_head(self.head, len(self.text_column_names or (1,) * one) == 2, has_labels, glue)
         if not self.is_custom:
             return get_task(self.task)
         return custom_task("custom", self.label_list or (), is_pair=len(self.text_column_names or (1, 2)) == 2)
@@ -120,22 +137,29 @@ class DataConfig:
     @property
     def dev_splits(self) -> tuple[str, ...]:
         """The development splits of this source: two for MNLI, except that a file is always one."""
-        return ("dev",) if self.has_files else tuple(self.resolved_task.dev_splits)
+        return ("dev",) if self.has_files or self.head else tuple(self.resolved_task.dev_splits)
 
     @property
     def columns(self) -> Sequence[str]:
         """The text columns that are known without reading the data; () if none are."""
         return self.text_column_names or ()
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The fields of `DataConfig` by name."""
+        return {each.name: getattr(self, each.name) for each in fields(DataConfig)}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options, ready for JSON."""
-        return {each.name: getattr(self, each.name) for each in fields(DataConfig)}
+        return {**self.options, "head": self.head and asdict(self.head)}
 
     def load(self, split: str) -> Examples | Features:
         """Return a split, as `load_examples` does."""
         task = self.resolved_task
         examples: Examples | Features
-        if self.sample:
+        if self.is_unlabeled(split):
+            examples = self._load_texts(split)
+        elif self.sample:
             examples = sample_examples(split)
         elif self.has_files:
             examples = _read_file(self, split)
@@ -144,6 +168,19 @@ class DataConfig:
         else:
             examples = read_hub(task, split)
         return examples.take(self.max_train_samples if split == "train" else self.max_eval_samples)
+
+    def is_unlabeled(self, split: str) -> bool:
+        """Return whether a split is texts without labels: for a model with `head` that has no labeled file of it."""
+        labeled = self.train_file if split == "train" else self.validation_file
+        return self.head is not None and labeled is None and self.data_dir is None and self.is_custom
+
+    def _load_texts(self, split: str) -> Examples:
+        task = self.resolved_task
+        if self.texts is None:
+            return sample_texts(task, split)
+        return read_texts(
+            self.texts, task, split, self.text_column_names, self.max_train_samples, self.max_eval_samples
+        )
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def record_splits(train: Examples | Features, dev: Mapping[str, Examples | Featu
     """
     splits = {"train": train, **dev}
     for name, rows in dev.items():
-        _compare_columns(train, rows)
+        if train.labels is not None:  # texts to calibrate on may have other columns than rows to score on
+            _compare_columns(train, rows)
         _remark_on_labels(train, name, rows)
     records = {name: SplitRecord(len(rows), rows.fingerprint) for name, rows in splits.items()}
     for name in dev:

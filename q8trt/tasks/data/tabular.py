@@ -60,12 +60,7 @@ def read_table(
             twice, or a row that cannot be used (names file and line; file and row for Parquet).
     """
     path = Path(path)
-    open_data(path).close()  # the first thing to say is that there is no such file
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        expected = ", ".join(_READERS)
-        raise DataError(f"{path_name(path)}: unknown extension {path.suffix!r}; expected one of {expected}")
-    table = reader(path)
+    table = open_table(path)
     if not table.columns:
         raise DataError(f"{path_name(path)}: no examples")
     check_unique(table.columns, path_name(path))
@@ -81,6 +76,16 @@ def read_table(
         raise DataError(f"{path_name(path)}: no examples")
     source = f"file {path.name}"
     return collect(rows, task=task, split=split, source=source, text_columns=tuple(texts), label_column=label)
+
+
+def open_table(path: Path) -> Table:
+    """Open a file of rows. Raises DataError if there is no such file, or its extension is unknown."""
+    open_data(path).close()  # the first thing to say is that there is no such file
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        expected = ", ".join(_READERS)
+        raise DataError(f"{path_name(path)}: unknown extension {path.suffix!r}; expected one of {expected}")
+    return reader(path)
 
 
 def check_unique(columns: Sequence[str], where: str) -> None:

@@ -1,0 +1,126 @@
+"""Text without labels: a sample of the rows of a file of any size, or of the built-in sentences.
+
+A file is read as a stream, and a reservoir keeps the rows (Vitter, "Random Sampling with a Reservoir", 1985, algorithm R), so
+that each row is as likely as any other and memory holds no more than the rows that are asked for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from q8trt.errors import DataError
+from q8trt.tasks.data.examples import Examples
+from q8trt.tasks.data.opening import open_data, path_name, shown, shown_names, text_lines
+from q8trt.tasks.data.sample import sample_examples
+from q8trt.tasks.data.tabular import Table, check_unique, open_table, text_column_names
+from q8trt.tasks.glue import Task
+
+#: Rows to train on and to compare answers on, where no number is given.
+TRAIN_ROWS, DEV_ROWS = 10_000, 1_000
+_PLAIN = (".txt", ".text")
+_SEED = 17
+
+
+def read_texts(
+    path: str | Path,
+    task: Task,
+    split: str,
+    text_columns: Sequence[str] | None = None,
+    train_rows: int | None = None,
+    dev_rows: int | None = None,
+) -> Examples:
+    """Return rows of a file without labels: of plain text a line each, or of CSV, TSV, JSON Lines or Parquet.
+
+    The rows of "train" and "dev" are different ones. They are the same in each call.
+
+    Args:
+        path: the file.
+        task: the model's; a task of pairs needs two columns, one of embeddings takes the texts of one or two.
+        split: "train" or "dev".
+        text_columns: the columns; None for usual names.
+        train_rows, dev_rows: rows of each split, at most; None for `TRAIN_ROWS` and `DEV_ROWS`.
+
+    Raises:
+        DataError: no such file, not text, no text in it, or a column is missing.
+    """
+    path = Path(path)
+    train_rows, dev_rows = train_rows or TRAIN_ROWS, dev_rows or DEV_ROWS
+    columns, rows = _open(path, task, text_columns)
+    chosen = _reservoir(rows, train_rows + dev_rows)
+    if not chosen:
+        raise DataError(f"{path_name(path)}: no text; expected a text in each row")
+    held_out = min(dev_rows, len(chosen) // 3)  # of few rows most are to calibrate on
+    parts = {"dev": chosen[:held_out] or chosen, "train": chosen[held_out:][:train_rows]}
+    second = [texts[1] for texts in parts[split]] if len(chosen[0]) == 2 else None
+    first = [texts[0] for texts in parts[split]]
+    source = f"file {path.name}"
+    return Examples(
+        task=task, split=split, source=source, text_columns=columns, first=first, second=second, labels=None
+    )
+
+
+def sample_texts(task: Task, split: str) -> Examples:
+    """Return the built-in sentences without their labels: pairs for a task of pairs and for embeddings, else single ones."""
+    examples = replace(sample_examples(split), task=task, labels=None)
+    if task.is_pair or task.embedding:
+        return examples
+    return replace(examples, first=[*examples.first, *(examples.second or ())], second=None)
+
+
+def _reservoir(rows: Iterator[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+    """Return `count` of `rows`, or all if there are fewer, in random order."""
+    generator, chosen = random.Random(_SEED), []
+    for number, texts in enumerate(rows):
+        if number < count:
+            chosen.append(texts)
+        elif (place := generator.randrange(number + 1)) < count:
+            chosen[place] = texts
+    generator.shuffle(chosen)
+    return chosen
+
+
+def _open(
+    path: Path, task: Task, text_columns: Sequence[str] | None
+) -> tuple[tuple[str, ...], Iterator[tuple[str, ...]]]:
+    """Return the columns of the texts, () for plain text, and the rows that have text."""
+    open_data(path).close()
+    if path.suffix.lower() in _PLAIN:
+        if task.is_pair and not task.embedding:
+            raise DataError(
+                f"{path_name(path)}: plain text has one text a line, and the model takes pairs; use .csv or .jsonl"
+            )
+        return (), ((text,) for _, line in text_lines(path) if (text := line.strip()))
+    table = open_table(path)
+    if not table.columns:
+        return (), iter(())
+    check_unique(table.columns, path_name(path))
+    columns = _columns(path, table, task, text_columns)
+    return tuple(columns), _texts(table, columns)
+
+
+def _columns(path: Path, table: Table, task: Task, chosen: Sequence[str] | None) -> Sequence[str]:
+    """Return the one or two columns of the texts."""
+    counts = (False, True) if task.embedding else (task.is_pair,)
+    choices = [names for is_pair in counts for names in text_column_names(is_pair, chosen=chosen)]
+    if len(table.columns) == 1 and False in counts and not chosen:
+        choices.append(table.columns)
+    columns = next((names for names in choices if set(names) <= set(table.columns)), None)
+    if columns is None:
+        raise DataError(
+            f"{path_name(path)}: no column {' and '.join(map(repr, choices[0]))}; found {shown_names(table.columns)} "
+            "(--text_column_names chooses others)"
+        )
+    return columns
+
+
+def _texts(table: Table, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the texts of each row that has them all."""
+    for where, values in table.select([*columns, columns[-1]]):  # the reader of Parquet takes the last for labels
+        texts = values[:-1]
+        if wrong := next((text for text in texts if not isinstance(text, str | None)), None):
+            raise DataError(f"{where}: text {shown(wrong)}, expected a string")
+        if all(text and text.strip() for text in texts):
+            yield tuple(texts)
