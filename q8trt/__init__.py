@@ -30,7 +30,17 @@ TYPE_CHECKING = False  # the module typing takes longer to import than all that 
 if TYPE_CHECKING:
     from typing import Any
 
-    from q8trt.api import benchmark, build_engine, calibrate, finetune, lint_model, parity, predict, sensitivity
+    from q8trt.api import (
+        benchmark,
+        build_engine,
+        calibrate,
+        finetune,
+        lint_model,
+        parity,
+        predict,
+        quantize,
+        sensitivity,
+    )
     from q8trt.deployment.archive import pack, unpack
     from q8trt.inference import Answer, Engine
     from q8trt.quantization.precision import Precision
@@ -40,7 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Answer", "ArrayError", "BackendError", "ClosedError", "ConfigError", "Engine", "EngineError", "InputError",
     "MissingPackageError", "PairError", "Precision", "Q8TRTError", "Run", "benchmark", "build_engine", "calibrate", "finetune",
-    "lint_model", "pack", "parity", "predict", "sensitivity", "unpack",
+    "lint_model", "pack", "parity", "predict", "quantize", "sensitivity", "unpack",
 ]  # fmt: skip
 #: Name -> the module that has it, imported when the name is first asked for: the commands start without them.
 _MODULES = {

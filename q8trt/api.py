@@ -39,10 +39,12 @@ from q8trt.export.options import ExportOptions
 from q8trt.hardware.packages import install_with_extra
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
+from q8trt.runs.quantize_config import QuantizeConfig
 from q8trt.runs.run import RUNS_DIR, Run
 from q8trt.tasks.data import DataConfig
 
 if TYPE_CHECKING:
+    from q8trt.deployment.quantizing import QuantizedModel
     from q8trt.engine.folder import EngineFolder
     from q8trt.evaluation.sensitivity.analysis import Analysis
     from q8trt.inference import Engine
@@ -205,6 +207,43 @@ def sensitivity(
         return analyze(chosen, bound, output_dir, runs_dir, words, say)
 
 
+def quantize(
+    model_name_or_path: _Path,
+    *,
+    config: QuantizeConfig | None = None,
+    build: BuildConfig | None = None,
+    build_engines: bool = True,
+    output_dir: _Path | None = None,
+    runs_dir: _Path = RUNS_DIR,
+    progress: bool | Display = False,
+    on_message: _Messages | None = None,
+    command: Sequence[str] = (),
+    **options: Any,
+) -> QuantizedModel:
+    """Quantize a fine-tuned model of one's own, with labels or without: a run, its engines, and a report.
+
+    Args:
+        model_name_or_path: a folder of Hugging Face or sentence-transformers, a hub name, or "minilm".
+        config: all options of the quantization, in place of keywords.
+        build: the options of the builder, in place of keywords.
+        build_engines: False ends with the calibrated, or trained, checkpoint.
+        output_dir: folder of the new run; default: one in `runs_dir`.
+        **options: fields of `QuantizeConfig`, `ShapeOptions` and `BuildConfig`: texts, validation_file, distill, target ...
+
+    Returns:
+        the run, its engine folders and the report; a path of the run for functions that take one.
+    """
+    with _session(progress):
+        from q8trt.deployment.quantizing import quantize_model
+
+        say, words = on_message or _silent, _words(command, "quantize", options)
+        check_known(options, QuantizeConfig, ShapeOptions, BuildConfig)
+        chosen = take(QuantizeConfig, config, options) or QuantizeConfig()
+        shapes, builder = take(ShapeOptions, None, options), take(BuildConfig, build, options) or BuildConfig()
+        how = builder if build_engines else None
+        return quantize_model(model_name_or_path, chosen, say, words, output_dir, runs_dir, how, shapes)
+
+
 def build_engine(
     run: Run | _Path | None = None,
     precision: Precision | str = Precision.INT8,
@@ -287,6 +326,7 @@ def benchmark(
         the report: `rows`, `to_markdown()`, `to_html()`.
     """
     with _session(progress):
+        from q8trt.engine.folder import find_engines
         from q8trt.evaluation.benchmark import benchmark_engines
         from q8trt.evaluation.data import data_config
         from q8trt.hardware.provenance import provenance
@@ -296,7 +336,7 @@ def benchmark(
         check_known(options, BenchmarkConfig, DataConfig)
         chosen = take(BenchmarkConfig, config, options) or BenchmarkConfig()
         rows = take(DataConfig, data, options)
-        folders = _engines(engines, runs_dir)
+        folders = find_engines(engines, runs_dir)
         if output_dir is not None:
             check_files(Path(output_dir) / name)
         report = benchmark_engines(folders, data_config(folders, rows) if chosen.accuracy else None, chosen, origin)
@@ -304,15 +344,6 @@ def benchmark(
             check_files(Path(output_dir) / name)
             write_report(output_dir, report, name)
         return report
-
-
-def _engines(engines: Sequence[EngineFolder | _Path], runs_dir: _Path) -> list[EngineFolder]:
-    """Return engine folders with their manifests; those that were read already as they are."""
-    from q8trt.engine.folder import EngineFolder, find_engines
-
-    if not engines:
-        return find_engines((), os.fspath(runs_dir))
-    return [each if isinstance(each, EngineFolder) else find_engines([os.fspath(each)], "")[0] for each in engines]
 
 
 def parity(
@@ -335,12 +366,13 @@ def parity(
         one result for each engine; `agrees` says whether its stages agree.
     """
     with _session(progress):
+        from q8trt.engine.folder import find_engines
         from q8trt.evaluation.data import data_config
         from q8trt.evaluation.parity import check_parity
 
         check_known(options, ParityConfig, DataConfig)
         chosen, rows = take(ParityConfig, config, options) or ParityConfig(), take(DataConfig, data, options)
-        folders = _engines(engines, runs_dir)
+        folders = find_engines(engines, runs_dir)
         rows = data_config(folders, rows)
         return [check_parity(each, rows, chosen) for each in folders]
 

@@ -26,6 +26,7 @@ from q8trt.hardware.packages import install_module
 COMMANDS = {
     "finetune": "fine-tune in FP32, calibrate, fine-tune with quantizers in -> runs/<name>/",
     "calibrate": "quantize a fine-tuned FP32 checkpoint without training",
+    "quantize": "a fine-tuned model of your own, labels or not -> run, INT8 engine, engine to compare with, report",
     "build-engine": "newest run -> ONNX with Q/DQ, TensorRT plan, manifest",
     "benchmark": "newest engine -> GLUE accuracy, latency, throughput",
     "parity": "newest engine -> its difference from the torch model, stage by stage and layer by layer",

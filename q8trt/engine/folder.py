@@ -39,15 +39,20 @@ class EngineFolder:
         return Run(self.folder.parent) if (self.folder.parent / RUN_FILE).is_file() else None
 
 
-def find_engines(folders: Sequence[str], runs_dir: str) -> list[EngineFolder]:
+def find_engines(folders: Sequence[EngineFolder | str | Path], runs_dir: str | Path) -> list[EngineFolder]:
     """Return the engines given, or those of the run whose engine is the newest. A run that cannot be read is skipped.
+
+    An `EngineFolder` is returned as it is.
 
     Raises:
         ConfigError: no engine was built yet.
         EngineError: a folder is damaged or is no engine.
     """
     if folders:
-        return [EngineFolder(Path(folder), load_manifest(folder)) for folder in folders]
+        return [
+            each if isinstance(each, EngineFolder) else EngineFolder(Path(each), load_manifest(each))
+            for each in folders
+        ]
     for run in _by_newest_engine(Path(runs_dir)):
         if (run / RUN_FILE).is_file() and not is_sound(Run(run)):
             continue

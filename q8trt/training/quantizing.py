@@ -1,0 +1,67 @@
+"""A model of one's own, from its folder to the configuration of a run that quantizes it without training on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from q8trt.models import load_tokenizer, local_folder, read_head
+from q8trt.quantization.recipe import load_recipe
+from q8trt.runs.config import FinetuneConfig
+from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.tasks.heads import Head, HeadKind
+
+#: Tokens of a text where neither an option nor the folder says it.
+_LENGTH = 128
+#: Weight of the hidden states beside the logits, for a head of few outputs, whose logits say little of each layer.
+_HIDDEN_WEIGHT = 0.1
+
+
+def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[str], object]) -> FinetuneConfig:
+    """Return the configuration of the run that quantizes `model`.
+
+    Args:
+        model: a folder of Hugging Face or sentence-transformers, a hub name, or a short name such as "minilm".
+        config: its options.
+        say: function that takes each line on what was read.
+
+    Raises:
+        CheckpointError: the model is not found, damaged, has no head, or one that q8trt has not.
+        ConfigError: options do not fit the model.
+    """
+    name = str(model)
+    folder = local_folder(name)
+    head = read_head(folder, config.kind, config.pooling)
+    longest = int(load_tokenizer(folder).model_max_length)
+    length = config.max_seq_length or min(head.max_length or _LENGTH, longest)
+    data = config.data(head=head, max_seq_length=length)
+    say(f"model: {name}, {describe(head)}, {length} tokens at most")
+    if config.texts is None:
+        say("texts: the built-in sentences, because --texts names no file; texts of your own calibrate better")
+    if config.validation_file is None:
+        say("no rows with labels: answers are compared with those of the FP32 model")
+    recipe = config.calibration.recipe or load_recipe(config.calibration.target.recipe)
+    applied = {**config.calibration.apply(recipe), "qat": config.distill > 0}
+    if config.distill:
+        applied["training"] = replace(
+            applied["training"],
+            qat_epochs=config.distill,
+            label_loss_weight=0.0,
+            distillation_weight=1.0,
+            hidden_loss_weight=0.0 if head.kind is HeadKind.EMBEDDING else _HIDDEN_WEIGHT,
+            do_eval=False,
+        )
+    return FinetuneConfig(data, model_name_or_path=folder, from_fp32=folder, **applied)
+
+
+def describe(head: Head) -> str:
+    """Return the head in words."""
+    if head.embedding:
+        steps = [
+            *head.embedding.pooling,
+            *("Dense" for _ in head.embedding.dense),
+            *["normalized"] * head.embedding.normalize,
+        ]
+        return f"embeddings of {head.embedding.dimension} features ({', '.join(steps)})"
+    return f"labels {', '.join(head.labels)}" if head.labels else "a score"

@@ -1,0 +1,134 @@
+"""`q8trt quantize`: models of one's own, without labels, from a folder to a run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_batch
+from embedding_fixtures import TEXTS, write_embedding_folder
+
+import q8trt
+from q8trt.cli.main import main
+from q8trt.models import read_head
+from q8trt.models.checkpoints import load_finetuned, load_quantized
+from q8trt.runs.config import config_of_run
+from q8trt.tasks.heads import HeadKind
+
+OPTIONS: dict[str, Any] = {"build_engines": False, "recipe": "linear", "calibration_samples": 16, "max_seq_length": 16}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(f"{text} {word}" for text in TEXTS for word in ("big", "old", "red", "here", "now")))
+    return path
+
+
+def test_an_embedding_model_without_labels(texts: Path, tmp_path: Path) -> None:
+    folder = write_embedding_folder(tmp_path / "model", prompts={"query": "find : "})
+    lines: list[str] = []
+    run = q8trt.quantize(folder, texts=texts, distill=1.0, runs_dir=tmp_path, on_message=lines.append, **OPTIONS).run
+    assert run.path.name.startswith("embedding-model-")
+    assert "embeddings of 32 features (mean, normalized), 16 tokens at most" in lines[0]
+    stored = json.loads((run.path / "run.json").read_text())
+    assert stored["config"]["data"]["head"]["embedding"]["prompts"] == {"query": "find : "}
+    assert config_of_run(run).data.head == read_head(str(folder))
+    scores = run.scores
+    assert scores["fp32"]["dev"]["cosine_mean"] == pytest.approx(1)
+    assert 0.9 < scores["ptq"]["dev"]["cosine_mean"] < 1
+    assert set(scores["int8"]["dev"]) == {"cosine_mean", "cosine_p1", "cosine_worst", "neighbors_10"}
+    assert read_head(str(run.path / "int8")) == read_head(str(folder))
+    before, after = (load_quantized(run.path / stage)[0](**make_batch()).logits for stage in ("ptq", "int8"))
+    assert not np.array_equal(before.detach(), after.detach())
+
+
+def test_labels_of_an_embedding_model_are_similarities(texts: Path, tmp_path: Path) -> None:
+    folder = write_embedding_folder(tmp_path / "model")
+    rows = [f"{a},{b},{number % 6}" for number, (a, b) in enumerate(itertools.pairwise(TEXTS))]
+    (tmp_path / "dev.csv").write_text("\n".join(["sentence1,sentence2,score", *rows]))
+    run = q8trt.quantize(
+        folder, texts=texts, validation_file=tmp_path / "dev.csv", runs_dir=tmp_path / "runs", **OPTIONS
+    ).run
+    assert list(run.scores["ptq"]["dev"]) == ["spearman", "pearson"]
+    assert run.record.data
+    assert run.record.data["splits"]["dev"]["rows"] == 9
+
+
+def test_a_classifier_keeps_its_labels_and_their_order(tiny_checkpoint_of: Any, texts: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_checkpoint_of(num_labels=3), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    names = {"0": "Zebra", "1": "apple", "2": "Mango"}
+    (folder / "config.json").write_text(
+        json.dumps({**config, "id2label": names, "label2id": {v: int(k) for k, v in names.items()}})
+    )
+    run = q8trt.quantize(folder, texts=texts, distill=0.5, runs_dir=tmp_path / "runs", **OPTIONS).run
+    data = config_of_run(run).data
+    assert data.resolved_task.labels == ("Zebra", "apple", "Mango")
+    assert run.path.name.startswith("sequence-classification-model-")
+    assert 0 <= run.scores["int8"]["dev"]["agreement"] <= 1
+    original, kept = (load_finetuned(path, data.resolved_task) for path in (folder, run.path / "fp32"))
+    np.testing.assert_array_equal(original(**make_batch()).logits.detach(), kept(**make_batch()).logits.detach())
+    assert json.loads((run.path / "ptq" / "config.json").read_text())["id2label"] == names
+
+
+def test_a_regression_of_pairs(tiny_checkpoint_of: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"a": a, "b": b}) + "\n" for a in TEXTS for b in TEXTS[:3]))
+    run = q8trt.quantize(
+        tiny_checkpoint_of(), texts=path, text_column_names=("a", "b"), runs_dir=tmp_path / "runs", **OPTIONS
+    ).run
+    task = config_of_run(run).data.resolved_task
+    assert (task.head.kind, task.is_pair) == (HeadKind.REGRESSION, True)
+    assert run.scores["ptq"]["dev"]["correlation"] > 0.9
+
+
+def test_a_run_of_a_model_of_ones_own_is_found_again(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its texts are those of run.json, wherever the folder is."""
+    folder = write_embedding_folder(tmp_path / "model")
+    inside = Path(shutil.copy(texts, tmp_path / "t.txt"))
+    monkeypatch.chdir(tmp_path)
+    run = q8trt.quantize("model", texts=inside.name, **OPTIONS).run
+    config = config_of_run(run)
+    assert config.data.texts == str(inside)
+    assert config.from_fp32 == str(folder)
+    inside.write_text("other texts\nthan before\nhere")
+    with pytest.raises(q8trt.Q8TRTError, match=r"the train rows .* are not those of the run any more"):
+        config_of_run(run).data.load("train")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "'nowhere' is neither a folder here nor reachable on the hub"),
+        (["MODEL", "--head", "regression"], "has no regression head"),
+        (["MODEL", "--head", "tagger"], "invalid choice: 'tagger'"),
+        (["MODEL", "--pooling", "mean"], "says itself how it pools"),
+        (["MODEL", "--texts", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["MODEL", "--texts", "empty.txt"], "empty.txt: no text"),
+        (["MODEL", "--max_seq_length", "600"], "max_seq_length 600 must be from"),
+        (["MODEL", "--distill", "-1"], "--distill -1.0, expected 0 or more"),
+        (["plain"], "for an embedding model give --head embedding --pooling mean"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_embedding_folder(tmp_path / "MODEL")
+    shutil.copytree("MODEL", "plain")
+    (tmp_path / "plain" / "modules.json").unlink()
+    (tmp_path / "empty.txt").write_text("\n")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["quantize", *words, "--no_build_engines"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert sorted(tmp_path.rglob("*")) == before
