@@ -281,7 +281,7 @@ HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m [a](http://x) `b`"
 def test_names_in_a_card_are_no_markup(tmp_path: Path) -> None:
     task = replace(MANIFEST.task, name=HOSTILE, labels=[HOSTILE, "b"], main_metric=HOSTILE)
     model = replace(MANIFEST.model, name=HOSTILE)
-    changes = {"recipe": {"name": HOSTILE, "description": HOSTILE}, "metrics": {HOSTILE: {HOSTILE: 1}}}
+    changes = {"head": None, "recipe": {"name": HOSTILE, "description": HOSTILE}, "metrics": {HOSTILE: {HOSTILE: 1}}}
     packable = write_engine(tmp_path / "run" / "engine", task=task, model=model, created=HOSTILE, **changes)
     text = card(packable, licence=HOSTILE)
     outside = re.sub(r"``? [^\n]*? ``?(?!`)", "", text)  # code spans show what is in them

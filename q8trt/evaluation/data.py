@@ -30,8 +30,7 @@ def data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> D
         raise ConfigError(
             f"the engines answer different tasks ({', '.join(sorted(tasks))}); compare one task at a time"
         )
-    head = engines[0].manifest.head
-    if chosen is not None and head.embedding:
+    if chosen is not None and (head := engines[0].manifest.head).embedding:
         return replace(chosen, head=head)
     if chosen is not None:
         if chosen.resolved_task.name not in tasks:
