@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from q8trt.reporting import Column, Phrase, Table, words
-from q8trt.reporting.formats import error_percent, ms, number, rate
+from q8trt.reporting.formats import error_percent, ms, number, rate, times
 from q8trt.reporting.html import render
 from q8trt.reporting.markdown import Markdown, markdown_section, markdown_table
 from q8trt.reporting.terminal import print_table
@@ -45,6 +45,10 @@ def page(table: Table = TABLE) -> str:
         without_partner=[],
         provenance={},
     )
+
+
+def test_a_small_ratio_is_not_rounded_to_zero() -> None:
+    assert [times(ratio) for ratio in (1.524, 0.1, 0.0028)] == ["1.52x", "0.10x", "0.0028x"]
 
 
 def test_every_renderer_has_the_same_texts() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Points of 1/72 inch, which are units of the SVG's view box.
 WIDTH, HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 24, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 24, 40
 _BAR_PITCH = 38
 #: From this ratio of the largest value to the least on, an axis is logarithmic.
 _LOG_FROM = 12
