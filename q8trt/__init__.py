@@ -1,7 +1,7 @@
 """q8trt takes a BERT checkpoint to an INT8 TensorRT engine and measures the result.
 
-    run = q8trt.finetune(task="STS-B", model_name_or_path="minilm", data_dir="glue", recipe="full")
-    engine_dir = q8trt.build_engine(run, precision="int8+fp16")
+    run = q8trt.finetune(task="STS-B", model_name_or_path="minilm", data_dir="glue")
+    engine_dir = q8trt.build_engine(run)
     report = q8trt.benchmark(engine_dir)
 
 An app needs two lines, and of the installed packages numpy, tokenizers, msgspec and one backend::

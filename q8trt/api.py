@@ -1,7 +1,7 @@
 """The Python API: each step from a checkpoint to a measured engine as a function. The commands call these functions.
 
-    run = q8trt.finetune(task="STS-B", model_name_or_path="minilm", data_dir="glue", recipe="full")
-    engine_dir = q8trt.build_engine(run, precision="int8+fp16")
+    run = q8trt.finetune(task="STS-B", model_name_or_path="minilm", data_dir="glue")
+    engine_dir = q8trt.build_engine(run)
     report = q8trt.benchmark(engine_dir)
     engine = q8trt.Engine.load(engine_dir)
 
@@ -38,6 +38,7 @@ from q8trt.evaluation.config import BenchmarkConfig, ParityConfig, SensitivityCo
 from q8trt.export.options import ExportOptions
 from q8trt.hardware.packages import install_with_extra
 from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
 from q8trt.runs.quantize_config import QuantizeConfig
 from q8trt.runs.run import RUNS_DIR, Run
@@ -153,8 +154,7 @@ def calibrate(
 
         say, words = on_message or _silent, _words(command, "calibrate", options)
         check_known(options, CalibrationConfig, DataConfig)
-        how = take(CalibrationConfig, config, options) or CalibrationConfig()
-        rows = take(DataConfig, data, options)
+        how, rows = take(CalibrationConfig, config, options) or CalibrationConfig(), take(DataConfig, data, options)
         chosen = calibration_of(model_name_or_path, how, rows, runs_dir, how.target.recipe, say)
         return execute(chosen, say, words, output_dir, runs_dir, prefix="ptq-")
 
@@ -192,10 +192,8 @@ def sensitivity(
         say, words = on_message or _silent, _words(command, "sensitivity", options)
         check_known(options, SensitivityConfig, CalibrationConfig, DataConfig)
         bound = take(SensitivityConfig, config, options) or SensitivityConfig()
-        how, rows = (
-            take(CalibrationConfig, calibration, options) or CalibrationConfig(),
-            take(DataConfig, data, options),
-        )
+        how = take(CalibrationConfig, calibration, options) or CalibrationConfig()
+        rows = take(DataConfig, data, options)
         if how.from_pytorch_quantization:
             raise ConfigError("--sensitivity and --from_pytorch_quantization exclude each other; give one")
         import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
@@ -246,8 +244,9 @@ def quantize(
 
 def build_engine(
     run: Run | _Path | None = None,
-    precision: Precision | str = Precision.INT8,
+    precision: Precision | str | None = None,
     *,
+    target: Target | str | None = None,
     stage: str | None = None,
     build: BuildConfig | None = None,
     shapes: ShapeOptions | None = None,
@@ -263,7 +262,8 @@ def build_engine(
 
     Args:
         run: the run, its folder, its name in `runs_dir`, or a checkpoint folder in it; default: the newest run.
-        precision: "fp32", "fp16", "int8" or "int8+fp16".
+        precision: "fp32", "fp16", "int8" (FP32 elsewhere) or "int8+fp16"; default: the target's INT8 precision.
+        target: "gpu" or "cpu", for the defaults of `precision` and `fuse_qkv`; default: the run's.
         stage: checkpoint of the run: "fp32", "ptq" or "int8"; default: the best that fits.
         build: the options of the builder, in place of keywords.
         shapes: the options of the profiles, in place of keywords.
@@ -280,17 +280,16 @@ def build_engine(
         from q8trt.deployment.engine_folder import build_engine
         from q8trt.deployment.source import find_source
 
-        precision = Precision.parse(precision)
         check_known(options, ShapeOptions, ExportOptions, BuildConfig)
         shapes, export = take(ShapeOptions, shapes, options), take(ExportOptions, export, options)
         config = take(BuildConfig, build, options) or BuildConfig()
-        source = find_source(precision, _run_path(run, runs_dir), os.fspath(runs_dir), stage)
+        numbers = None if precision is None else Precision.parse(precision)
+        device = None if target is None else Target.parse(target)
+        source = find_source(numbers, _run_path(run, runs_dir), os.fspath(runs_dir), stage, device)
         if shapes or build is None:
             config = replace(config, profiles=(shapes or ShapeOptions()).profiles(source.config.data.max_seq_length))
-        with phases(f"Building {precision}") as on_progress:
-            return build_engine(
-                source, precision, config, output_dir, on_progress, verify_deterministic, export, overwrite
-            )[0]
+        with phases(f"Building {source.precision}") as on_progress:
+            return build_engine(source, config, output_dir, on_progress, verify_deterministic, export, overwrite)[0]
 
 
 def _run_path(run: Run | _Path | None, runs_dir: _Path) -> str | None:

@@ -22,6 +22,7 @@ from q8trt.console.options import options_of
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.errors import EngineError
+from q8trt.quantization.target import Target
 from q8trt.runs.config import config_of_run
 from q8trt.runs.run import RUN_FILE, open_run
 from q8trt.tasks.data import DataConfig
@@ -92,7 +93,8 @@ def test_an_engine_outside_its_run_is_scored_on_the_runs_rows(place: Path, capsy
 def test_the_baseline_is_compared_with(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("build-engine", ["--runs_dir", "my runs"]) == 0
     words = printed(capsys.readouterr().out)
-    assert words == ["benchmark", "--engine", "my runs/first/engine-fp32", "--engine", "my runs/first/engine-ptq"]
+    names = ("engine-fp32", "engine-fp16", "engine-ptq")
+    assert words == ["benchmark", *(word for name in names for word in ("--engine", f"my runs/first/{name}"))]
 
 
 def test_a_stage_that_the_run_never_had(place: Path, refused: Refused) -> None:
@@ -155,27 +157,38 @@ def test_without_an_engine(argv: list[str], words: list[str], place: Path, refus
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("target", "name", "words"),
     [
-        ("engine", "--int8 --stage int8"),
-        ("engine-ptq", "--int8 --stage ptq"),
-        ("engine-fp32", "--fp32"),
-        ("engine-fp16", "--fp16"),
-        ("engine-int8-fp16", "--int8 --fp16 --stage int8"),
-        ("engine-ptq-fp16", "--int8 --fp16 --stage ptq"),
+        ("gpu", "engine", "--int8 --fp16 --stage int8"),
+        ("gpu", "engine-ptq", "--int8 --fp16 --stage ptq"),
+        ("gpu", "engine-int8-fp32", "--int8 --fp32 --stage int8"),
+        ("gpu", "engine-ptq-fp32", "--int8 --fp32 --stage ptq"),
+        ("gpu", "engine-fp32", "--fp32"),
+        ("gpu", "engine-fp16", "--fp16"),
+        ("cpu", "engine", "--int8 --fp32 --stage int8"),
+        ("cpu", "engine-ptq", "--int8 --fp32 --stage ptq"),
+        ("cpu", "engine-int8-fp16", "--int8 --fp16 --stage int8"),
+        ("cpu", "engine-ptq-fp16", "--int8 --fp16 --stage ptq"),
     ],
 )
-def test_a_rebuild_is_told_from_the_name(name: str, words: str, calibrated: Path, tmp_path: Path) -> None:
+def test_a_rebuild_by_the_name(target: str, name: str, words: str, calibrated: Path, tmp_path: Path) -> None:
     """The command's own parser reads it, and its output is the folder again."""
     from q8trt.cli.build_engine import PARSER
     from q8trt.engine.rebuild import default_folder_name
 
     run = shutil.copytree(calibrated, tmp_path / "my run")
+    set_target(run, target)
     line = rebuild_command(run / name)
     assert line == f"`python build_engine.py {words} --checkpoint '{run}'`" == build_command(run / name)
     options = PARSER.read(shlex.split(line.strip("`"))[2:])
     stage = options.stage or "fp32"
-    assert open_run(options.checkpoint).path / default_folder_name(stage, options.flags.precision) == run / name
+    folder = default_folder_name(stage, options.flags.precision, Target(target))
+    assert open_run(options.checkpoint).path / folder == run / name
+
+
+def set_target(run: Path, target: str) -> None:
+    record = open_run(run).record
+    open_run(run).write(dataclasses.replace(record, config={**record.config, "target": target}))
 
 
 def test_a_rebuild_elsewhere(calibrated: Path, tmp_path: Path) -> None:

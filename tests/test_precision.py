@@ -27,12 +27,14 @@ def test_a_name_is_all_that_files_hold(precision: Precision) -> None:
     assert Precision.parse(str(precision)) is precision
     assert json.loads(json.dumps({"precision": precision})) == {"precision": precision.value}
     assert precision.label == precision.value.upper()
-    assert "+".join(option.removeprefix("--") for option in precision.options) == precision.value
 
 
 def test_facts() -> None:
     assert [each.is_quantized for each in Precision] == [False, False, True, True]
     assert [each.is_half for each in Precision] == [False, True, False, True]
+    assert [each.elsewhere for each in Precision] == 2 * [Precision.FP32, Precision.FP16]
+    options = [["--fp32"], ["--fp16"], ["--int8", "--fp32"], ["--int8", "--fp16"]]
+    assert [each.options for each in Precision] == options
     assert [each for each in Precision if each.quantized is FORMATS["int8"]] == [Precision.INT8, Precision.INT8_FP16]
     assert format_of(8) is format_of(4) is FORMATS["int8"]
 

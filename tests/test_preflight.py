@@ -242,7 +242,9 @@ def test_the_command_repeats_what_the_plan_was_built_with(folder: Path) -> None:
 def test_the_command_repeats_how_the_graph_was_exported(folder: Path) -> None:
     manifest = change(folder, report={"export": {"options": {"exporter": "dynamo", "fuse_qkv": True}}})
     assert rebuild_command(folder, manifest).endswith(" --fuse_qkv`")
-    assert "--fuse_qkv" not in rebuild_command(folder, change(folder, report={}))
+    manifest = change(folder, report={"export": {"options": {"exporter": "dynamo", "fuse_qkv": False}}})
+    assert rebuild_command(folder, manifest).endswith(" --no_fuse_qkv`"), "the run's target may fuse"
+    assert "fuse_qkv" not in rebuild_command(folder, change(folder, report={}))
 
 
 def test_the_command_of_a_folder_that_lies_in_no_run(folder: Path) -> None:

@@ -64,7 +64,7 @@ def _named(folder: Path) -> Any:
     source = find_source(Precision.INT8, "runs/damaged", "runs")
     if not source.checkpoint.is_absolute() and ".." in source.checkpoint.parts:
         raise AssertionError(f"{source.checkpoint} leaves the run")
-    check_output(source, Precision.INT8, None)
+    check_output(source, None)
     ShapeOptions().profiles(source.config.data.max_seq_length)
     how_to_finish(source.run, ("int8",))
     return summary(source.run, source.task, source.config.data.sample)

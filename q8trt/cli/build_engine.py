@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, table_console, warn
 from q8trt.console.commands import command
-from q8trt.console.options import group, option, options_of
+from q8trt.console.options import group, option, options_of, same_option
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeOptions
 from q8trt.errors import ConfigError
 from q8trt.export.options import ExportOptions
 from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
+from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import RUN_FILE, STAGES, runs_dir
 
 if TYPE_CHECKING:
@@ -30,24 +32,21 @@ if TYPE_CHECKING:
 class PrecisionFlags:
     """The flags that name a precision."""
 
-    int8: bool = option(False, "INT8 where the recipe says, FP32 elsewhere; with --fp16: FP16 elsewhere")
-    fp16: bool = option(False, "FP16")
-    fp32: bool = option(False, "FP32")
+    int8: bool = option(False, "INT8 where the recipe says; elsewhere FP16 or FP32, as the target has it")
+    fp16: bool = option(False, "FP16; with --int8: FP16 elsewhere")
+    fp32: bool = option(False, "FP32; with --int8: FP32 elsewhere")
 
     def __post_init__(self) -> None:
-        if self.fp32 and len(self._names) > 1:
+        if self.fp16 and self.fp32:
             raise ConfigError(
-                "--fp32 excludes --int8 and --fp16; give one, or --int8 --fp16 for INT8 with FP16 elsewhere"
+                "--fp16 and --fp32 exclude each other; give one, with --int8 for INT8 where the recipe says"
             )
 
     @property
-    def _names(self) -> list[str]:
-        return [each.name for each in fields(self) if getattr(self, each.name)]
-
-    @property
-    def precision(self) -> Precision:
-        """The precision that they name."""
-        return Precision.parse("+".join(self._names) or Precision.INT8)
+    def precision(self) -> Precision | None:
+        """The precision that they name; None for the target's INT8 precision."""
+        typed = [f"--{each.name}" for each in fields(self) if getattr(self, each.name)]
+        return next((each for each in Precision if each.options == typed), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,10 @@ class Options:
         False, "replace an engine that is in --output_dir already; the default folder is replaced without this"
     )
     runs_dir: str = runs_dir()
-    baseline: bool = option(True, "with --int8: also build the run's FP32 engine, to compare with")
+    target: str | None = same_option(FinetuneConfig, "target", default=None, unset="the run's")
+    baseline: bool = option(
+        True, "with --int8: also build the run's engines to compare with: FP32 and, for the target gpu, FP16"
+    )
     verify_deterministic: bool = option(False, "build twice, and report whether the plans are the same")
     flags: PrecisionFlags = group("precision (default: --int8)")
     shapes: ShapeOptions = group("shapes (batch x sequence)")
@@ -78,7 +80,7 @@ class Options:
 PARSER = Parser(Options, "build_engine.py", __doc__)
 
 
-def _build(source: Source, precision: Precision, options: Options, output_dir: str | None) -> Path:
+def _build(source: Source, options: Options, output_dir: str | None) -> Path:
     """Build an engine and print its summary; returns its folder."""
     from q8trt import api
     from q8trt.console.progress import is_main_process
@@ -87,10 +89,11 @@ def _build(source: Source, precision: Precision, options: Options, output_dir: s
     from q8trt.reporting.terminal import print_table
 
     exporter = options.export.exporter
-    say(f"exporting {precision} with the {exporter} exporter, then building: about a minute for a small model")
+    say(f"exporting {source.precision} with the {exporter} exporter, then building: about a minute for a small model")
     folder = api.build_engine(
-        source.run, precision, stage=source.stage, build=options.build, shapes=options.shapes, export=options.export,
-        output_dir=output_dir, overwrite=options.overwrite, verify_deterministic=options.verify_deterministic, progress=True,
+        source.run, source.precision, target=source.target, stage=source.stage, build=options.build, shapes=options.shapes,
+        export=options.export, output_dir=output_dir, overwrite=options.overwrite,
+        verify_deterministic=options.verify_deterministic, progress=True,
     )  # fmt: skip
     manifest = load_manifest(folder, verify=False)
     say("\n".join(file_lines(folder, manifest)))
@@ -111,11 +114,11 @@ def _next(engines: Sequence[Path], source: Source) -> str:
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     options: Options = PARSER.read(argv)
-    precision = options.flags.precision
     from q8trt.deployment.engine_folder import check_output
     from q8trt.deployment.source import find_source
 
-    source = find_source(precision, options.checkpoint, options.runs_dir, options.stage)
+    target = None if options.target is None else Target.parse(options.target)
+    source = find_source(options.flags.precision, options.checkpoint, options.runs_dir, options.stage, target)
     length = source.config.data.max_seq_length
     options.shapes.profiles(length)  # what makes no profile is refused before a checkpoint is read
     if options.shapes.buckets and options.shapes.buckets[-1] < length:
@@ -123,16 +126,28 @@ def run(argv: list[str]) -> int:
             f"the plan takes {options.shapes.buckets[-1]} tokens at most; the model was trained with {length}: longer rows "
             "are cut"
         )
-    check_output(source, precision, options.output_dir, options.overwrite)
+    check_output(source, options.output_dir, options.overwrite)
     say(f"checkpoint: {source.checkpoint}")
-    engines = [_build(source, precision, options, options.output_dir)]
-    baseline = source.run.path / "engine-fp32"
-    wants_baseline = precision.is_quantized and options.baseline and options.output_dir is None
-    if wants_baseline and source.run.checkpoint("fp32") and not baseline.exists():
-        say("the run's FP32 engine, to compare with:")
-        fp32 = find_source(Precision.FP32, str(source.run.path), options.runs_dir)
-        _build(fp32, Precision.FP32, options, None)
-    if baseline.is_dir() and baseline not in engines:
-        engines.insert(0, baseline)
-    say(f"next: {_next(engines, source)}")
+    engine = _build(source, options, options.output_dir)
+    baselines = _baselines(source, options)
+    say(f"next: {_next([*(folder for folder in baselines if folder != engine), engine], source)}")
     return 0
+
+
+def _baselines(source: Source, options: Options) -> list[Path]:
+    """Build the engines to compare an INT8 engine with that the run lacks, and return the folders of those that it has."""
+    from q8trt.deployment.engine_folder import default_folder
+    from q8trt.deployment.source import find_source
+
+    if not source.run.checkpoint("fp32"):
+        return []
+    run, wants_all = (
+        str(source.run.path),
+        source.precision.is_quantized and options.baseline and options.output_dir is None,
+    )
+    baselines = [find_source(each, run, options.runs_dir, target=source.target) for each in source.target.baselines]
+    for each in baselines:
+        if wants_all and not default_folder(each).exists():
+            say(f"the run's {each.precision.label} engine, to compare with:")
+            _build(each, options, None)
+    return [folder for folder in map(default_folder, baselines) if folder.is_dir()]

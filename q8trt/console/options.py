@@ -93,8 +93,9 @@ class Option:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The option strings; a switch that is on has one to turn it off."""
-        return (f"--{self.flag}", *([f"--no_{self.flag}"] if self.default is True else []))
+        """The option strings; a switch that is on, or undecided, has one to turn it off."""
+        has_negative = self.kind is bool and self.default is not False
+        return (f"--{self.flag}", *([f"--no_{self.flag}"] if has_negative else []))
 
     @property
     def default_text(self) -> str:

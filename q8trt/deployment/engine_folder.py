@@ -129,7 +129,6 @@ def _record(built: _Built, is_sample: bool) -> EngineRecord:
 
 def build_engine(
     source: Source,
-    precision: Precision,
     config: BuildConfig,
     output_dir: str | Path | None = None,
     on_progress: PhaseCallback | None = None,
@@ -142,7 +141,7 @@ def build_engine(
     With FP16, training rows show what would overflow.
 
     Args:
-        source, precision, config, options: the checkpoint, and how its engine is built.
+        source, config, options: the checkpoint, and how its engine is built.
         output_dir: the engine folder; None for the run's default.
         on_progress: called with (phase, step, steps) while the plan is built.
         verify_deterministic: build the plan a second time, and note in the manifest whether the two are the same.
@@ -158,11 +157,11 @@ def build_engine(
     """
     from q8trt.export.onnx import export_onnx
 
-    options = options or ExportOptions()
+    options, precision = (options or ExportOptions()).for_target(source.target), source.precision
     check_positions(config.profiles, positions(load_config(str(source.checkpoint))))
     config = replace(config, backend=started_backend(config).name)  # before the minutes that an export may take
-    folder = Path(output_dir) if output_dir else source.run.path / default_folder_name(source.stage, precision)
-    target = check_output(source, precision, output_dir, overwrite)
+    folder = Path(output_dir) if output_dir else default_folder(source)
+    target = check_output(source, output_dir, overwrite)
     with files.exclusive(target):
         source.run.sweep()
         model, recipe = load_model(source)
@@ -176,17 +175,22 @@ def build_engine(
             built = _Built(precision, exported, options, rows, config, plan, difference)
             manifest = _manifest(source, model, recipe, tokenizer, built)
             manifest = write_manifest(temporary, manifest)
-            check_output(source, precision, output_dir, overwrite)  # a file that was put there meanwhile stays
+            check_output(source, output_dir, overwrite)  # a file that was put there meanwhile stays
     return folder, manifest
 
 
-def check_output(source: Source, precision: Precision, output_dir: str | Path | None, overwrite: bool = False) -> Path:
+def default_folder(source: Source) -> Path:
+    """Return the folder of an engine in its run."""
+    return source.run.path / default_folder_name(source.stage, source.precision, source.config.target)
+
+
+def check_output(source: Source, output_dir: str | Path | None, overwrite: bool = False) -> Path:
     """Return where the engine folder is written, links resolved.
 
     Raises:
         ConfigError: what is there is not to be replaced, or the folder cannot be written.
     """
-    default = source.run.path / default_folder_name(source.stage, precision)
+    default = default_folder(source)
     if output_dir is None or Path(output_dir).resolve() == default.resolve():
         hint = "move that away, or build elsewhere with --output_dir"
         return files.replaceable_folder(default, ENGINE_FOLDER, overwrite=True, option="the engine folder", hint=hint)

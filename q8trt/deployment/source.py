@@ -1,4 +1,4 @@
-"""The checkpoint that an engine is built from: which one, its folder and its training rows."""
+"""The checkpoint that an engine is built from: which one, in which precision, its folder and its training rows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError
 from q8trt.models import model_inputs
 from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUN_FILE, STAGES, Run, open_run
 from q8trt.runs.search import how_to_finish, newest_run
@@ -24,19 +25,23 @@ OVERFLOW_ROWS = 64
 
 @dataclass(frozen=True)
 class Source:
-    """A finished stage of a run, of which an engine is built.
+    """A finished stage of a run, and the engine to build of it.
 
     Attributes:
         checkpoint: the model folder.
         run: the run that it belongs to.
         config: the run's configuration.
         stage: "fp32", "ptq" or "int8".
+        precision: the engine's.
+        target: the device that the engine is for; the run's own or another.
     """
 
     checkpoint: Path
     run: Run
     config: FinetuneConfig
     stage: str
+    precision: Precision
+    target: Target
 
     @property
     def task(self) -> Task:
@@ -44,20 +49,27 @@ class Source:
         return self.config.data.resolved_task
 
 
-def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, stage: str | None = None) -> Source:
+def find_source(
+    precision: Precision | None,
+    checkpoint: str | None,
+    runs_dir: str,
+    stage: str | None = None,
+    target: Target | None = None,
+) -> Source:
     """Return the checkpoint to build from: the one given, or the newest run's that fits `precision`.
 
     Args:
-        precision: the engine's.
+        precision: the engine's; None for the target's INT8 precision.
         checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run in `runs_dir`.
         runs_dir: the folder of runs.
         stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
+        target: the device that the engine is for; None for the run's.
 
     Raises:
         ConfigError: there is no run, or none that fits; or the stage does not fit the precision.
         CheckpointError: there is no such folder.
     """
-    stages = ("int8", "ptq") if precision.is_quantized else ("fp32",)
+    stages = ("int8", "ptq") if precision is None or precision.is_quantized else ("fp32",)
     path = Path(checkpoint) if checkpoint else None
     if path and not path.is_dir():
         raise CheckpointError(f"{path} does not exist; expected a run folder or a checkpoint folder inside one")
@@ -65,13 +77,17 @@ def find_source(precision: Precision, checkpoint: str | None, runs_dir: str, sta
         path, stage = path.parent, path.name
     if stage:
         if stage not in stages:
-            raise ConfigError(f"the {stage} checkpoint cannot make an engine of precision {precision}; use {stages[0]}")
+            raise ConfigError(
+                f"the {stage} checkpoint cannot make an engine of precision {precision or Precision.INT8}; use {stages[0]}"
+            )
         stages = (stage,)
     run = open_run(path) if path else newest_run(runs_dir, stages)
     for name in stages:
         folder = run.checkpoint(name)
         if folder:
-            return Source(folder, run, config_of_run(run), name)
+            config = config_of_run(run)
+            target = target or config.target
+            return Source(folder, run, config, name, precision or target.int8, target)
     raise ConfigError(f"{run.path} has no finished {' or '.join(stages)} checkpoint; {how_to_finish(run, stages)}")
 
 

@@ -14,16 +14,22 @@ from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeOptions, ShapeProfile, bucket_profiles
 from q8trt.errors import ConfigError
 from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
+from q8trt.runs.config import config_of_run
 from q8trt.runs.run import RUN_FILE, STAGES, Run
 
 
-def default_folder_name(stage: str, precision: Precision) -> str:
-    """Return the name of an engine's folder in its run: `engine` for INT8 of QAT, others by stage and precision."""
+def default_folder_name(stage: str, precision: Precision, target: Target) -> str:
+    """Return the name of an engine's folder in its run, whose target is `target`.
+
+    `engine` is QAT's in the INT8 precision of the target, `engine-ptq` that of calibration alone. Engines of the other INT8
+    precision name it (`engine-int8-fp32`), and those without quantizers have no stage (`engine-fp16`).
+    """
     if not precision.is_quantized:
         return f"engine-{precision}"
-    if precision == stage:
-        return "engine"
-    return f"engine-{stage}-fp16" if precision.is_half else f"engine-{stage}"
+    if precision is not target.int8:
+        return f"engine-{stage}-{precision.elsewhere}"
+    return "engine" if stage == STAGES[-1] else f"engine-{stage}"
 
 
 def build_command(folder: Path) -> str:
@@ -85,13 +91,22 @@ def _command_by_name(folder: Path) -> str:
         line = command("build-engine", "--int8", "--checkpoint", "RUN", "--output_dir", folder, "--overwrite")
         return f"`{line}` (RUN: the run that it was made from)"
     words = ["--int8", "--checkpoint", str(folder.parent), "--output_dir", str(folder), "--overwrite"]
+    target = _target(run)
     for stage, precision in product(STAGES, Precision):
-        if default_folder_name(stage, precision) == folder.absolute().name and precision.is_quantized == (
+        if default_folder_name(stage, precision, target) == folder.absolute().name and precision.is_quantized == (
             stage != "fp32"
         ):
             words = [*precision.options, *(["--stage", stage] if precision.is_quantized else [])]
             words += ["--checkpoint", str(folder.parent)]
     return f"`{command('build-engine', *words)}`"
+
+
+def _target(run: Path) -> Target:
+    """Return the target of a run; the default one's for a run that cannot be read."""
+    try:
+        return config_of_run(Run(run)).target
+    except ConfigError:
+        return Target.GPU
 
 
 def _shape_options(profiles: Sequence[ShapeProfile]) -> ShapeOptions:

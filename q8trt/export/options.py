@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from q8trt.console.options import check_options, option
+from q8trt.quantization.target import Target
 
 #: torch's exporter of today, and the one before it.
 EXPORTERS = ("dynamo", "torchscript")
@@ -15,12 +16,18 @@ class ExportOptions:
     """Options of an export to ONNX."""
 
     exporter: str = option("dynamo", "exporter of torch; both give the same graph", choices=EXPORTERS)
-    fuse_qkv: bool = option(
-        False, "compute Q, K and V with one GEMM of three times the width: fewer layers and a smaller plan"
+    fuse_qkv: bool | None = option(
+        None,
+        "compute Q, K and V with one GEMM of three times the width: fewer layers and a smaller plan",
+        unset="the target's",
     )
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def for_target(self, target: Target) -> ExportOptions:
+        """Return the options with the target's values for those that are None."""
+        return self if self.fuse_qkv is not None else replace(self, fuse_qkv=target.fuse_qkv)
 
     @property
     def passes(self) -> frozenset[str]:

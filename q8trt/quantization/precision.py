@@ -92,6 +92,11 @@ class Precision(StrEnum):
         return self.value.upper()
 
     @property
+    def elsewhere(self) -> Precision:
+        """The precision of what passes no quantizer: FP16 or FP32."""
+        return Precision.FP16 if self.is_half else Precision.FP32
+
+    @property
     def options(self) -> list[str]:
-        """The options of `build_engine.py` that ask for it: ["--int8", "--fp16"]."""
-        return [f"--{part}" for part in self.value.split("+")]
+        """The options of `build_engine.py` that ask for it, whatever the target: ["--int8", "--fp16"]."""
+        return [f"--{name}" for name in (self.quantized and self.quantized.name, self.elsewhere) if name]
