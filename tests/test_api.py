@@ -76,8 +76,8 @@ def test_run_to_answers(
     """Engine, benchmark, parity, lint, archive, scoring and app, from the results of the steps before."""
     monkeypatch.chdir(home)
     run = trained[0]
-    engine_dir = q8trt.build_engine(run.path.name, precision="int8+fp16", max_batch=4)
-    assert engine_dir == Path("runs", run.path.name, "engine-int8-fp16")
+    engine_dir = q8trt.build_engine(run.path.name, max_batch=4)
+    assert engine_dir == Path("runs", run.path.name, "engine")
     report = q8trt.benchmark(
         engine_dir, shapes="1x16,2x16", warmup=0, iterations=1, layer_times=False, backend="onnxruntime",
         output_dir=tmp_path, progress=False,

@@ -9,7 +9,6 @@ import pytest
 from report_fixtures import FP32, INT8, TRT, make_report, row
 
 from q8trt.errors import ConfigError
-from q8trt.quantization.precision import Precision
 from q8trt.reporting import Gate, Report
 from q8trt.reporting.benchmark_tables import summary
 from q8trt.tasks.metrics import METRICS
@@ -34,13 +33,6 @@ def test_gate(report: Report) -> None:
     ]
     assert len(Gate(0.99, 1.5).failures(worse)) == 2
     assert bool(Gate()) is False
-
-
-def test_fp16_is_judged_where_nothing_is_quantized(report: Report) -> None:
-    half = replace(INT8, name="FP16", precision=Precision.FP16, metrics={"pearson": 0.5})
-    assert Gate(max_drop=1.0).failures(replace(report, rows=[FP32, half, INT8])) == []
-    (failure,) = Gate(max_drop=1.0).failures(replace(report, rows=[FP32, half]))
-    assert failure.startswith("FP16 on ONNX Runtime, CPU loses 36.76 points")
 
 
 def test_an_error_loses_where_it_grows(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:

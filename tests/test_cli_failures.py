@@ -37,6 +37,7 @@ def engine(calibrated: Path) -> Path:
 def _edit_recipe(checkpoint: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     record = json.loads((checkpoint / "quantization.json").read_text())
     edit(record["recipe"]["sites"])
+    del record["recipe"]["qat"]["start"]  # which has to have the same sites
     (checkpoint / "quantization.json").write_text(json.dumps(record))
     (checkpoint / "hashes.json").unlink()  # on purpose, as the message of a changed file has it
 

@@ -24,6 +24,7 @@ from q8trt.engine.determinism import compare_plans
 from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
 
 CONFIG = BuildConfig("rtx", (SMALL,))
 
@@ -230,9 +231,12 @@ def test_nothing_is_exported_for_a_builder_that_does_not_start(tmp_path: Path, m
     monkeypatch.setattr(engine_folder, "positions", lambda config: 512)
     monkeypatch.setattr(engine_folder, "started_backend", fail)
     monkeypatch.setattr(engine_folder, "load_model", lambda source: pytest.fail("loaded"))
-    source: Any = SimpleNamespace(checkpoint=tmp_path, stage="int8", run=SimpleNamespace(path=tmp_path))
+    run = SimpleNamespace(path=tmp_path)
+    source: Any = SimpleNamespace(
+        checkpoint=tmp_path, stage="int8", run=run, precision=Precision.INT8, target=Target.CPU
+    )
     with pytest.raises(BackendError, match="the builder crashed"):
-        engine_folder.build_engine(source, Precision.INT8, CONFIG, tmp_path / "engine")
+        engine_folder.build_engine(source, CONFIG, tmp_path / "engine")
     assert names(tmp_path) == []
 
 

@@ -84,6 +84,13 @@ def engines(run: Path, home: Path) -> Path:
     return run
 
 
+@pytest.fixture(scope="module")
+def exact(engines: Path) -> Path:
+    """An INT8 engine of the run with FP32 elsewhere, whose scores do not depend on rounding in FP16."""
+    assert run_command("build-engine", ["--int8", "--fp32", "--checkpoint", str(engines), "--no_baseline"]) == 0
+    return engines / "engine-int8-fp32"
+
+
 def test_run_records_stages_scores_and_seconds(run: Path) -> None:
     assert run.name.startswith("sts-b-bert-1-")
     recorded = stages(run)
@@ -172,14 +179,17 @@ def test_calibrate_makes_the_runs_ptq_checkpoint(
 
 
 @needs_rtx
-def test_build_makes_the_engine_and_its_baseline(engines: Path) -> None:
+def test_build_makes_the_engine_and_its_baselines(engines: Path) -> None:
     from q8trt.engine.manifest_file import load_manifest
 
     files = {"manifest.json", "model.onnx", "model.plan", "tokenizer.json", "tokenizer_config.json"}
-    for folder, precision, stage in (("engine", "int8", "int8"), ("engine-fp32", "fp32", "fp32")):
+    engine = ("engine", "int8+fp16", "int8")
+    for folder, precision, stage in (engine, ("engine-fp32", "fp32", "fp32"), ("engine-fp16", "fp16", "fp32")):
         assert files <= {path.name for path in (engines / folder).iterdir()}
         manifest = load_manifest(engines / folder)
         assert (manifest.precision, manifest.stage, manifest.task.name) == (precision, stage, "STS-B")
+        assert manifest.record.export.options.fuse_qkv is True, "as the run's target, gpu, has it"
+        assert "fuse_qkv" in {each.name for each in manifest.record.export.passes}
         [profile] = manifest.profiles
         assert profile.max == (32, 32), "the default profile ends where training did"
         assert manifest.metrics[f"torch_{stage}"] == stages(engines)[stage]["scores"]
@@ -203,8 +213,8 @@ def test_forecast_and_engine_are_told_and_kept(
     assert manifest.backend.sm_targets == ["8.9"]
     report = manifest.report
     forecast, engine, build = report["forecast"], report["engine"], report["build"]
-    # two layers of six projections each; pooler and classifier stay in float
-    assert (forecast["int8_gemms"], forecast["gemms"]) == (engine["int8_gemms"], engine["gemms"]) == (12, 14)
+    # two layers of four GEMMs each, one of them for Q, K and V; pooler and classifier stay in float
+    assert (forecast["int8_gemms"], forecast["gemms"]) == (engine["int8_gemms"], engine["gemms"]) == (8, 10)
     assert engine["profiles"] == 2
     # on so small a model the compiler's threads race for the numbers of its temporary tensors; no more than names differ
     assert build["built_twice"]["text_regions"] == build["built_twice"]["regions"]
@@ -213,7 +223,7 @@ def test_forecast_and_engine_are_told_and_kept(
     assert build["options"]["sm"] == ["8.9"]
     assert {each["name"] for each in report["export"]["passes"]} >= {"fold_weights"}
     assert report["export"]["kept_fp32"] == []
-    for words in ("GEMMs in INT8", "12 of 14", "reformats", "built twice", "batch x sequence 1x1 to 8x8"):
+    for words in ("GEMMs in INT8", "8 of 10", "reformats", "built twice", "batch x sequence 1x1 to 8x8"):
         assert words in out
     assert not list(tmp_path.glob("engine/.*"))
 
@@ -291,16 +301,17 @@ def timed_shapes(row: dict[str, Any]) -> list[tuple[int, int]]:
 
 @needs_rtx
 def test_benchmark_reports_what_onnxruntime_computes(
-    engines: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    engines: Path, exact: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(home)
     timing = ["--warmup", "1", "--iterations", "3"]
-    assert run_command("benchmark", [*timing, "--backend", "onnxruntime", "--parity"]) == 0
+    folders = [word for name in ("engine-fp32", exact.name) for word in ("--engine", str(engines / name))]
+    assert run_command("benchmark", [*folders, *timing, "--backend", "onnxruntime", "--parity"]) == 0
     report = json.loads((engines / "benchmark.json").read_text())
     text = (engines / "benchmark.md").read_text()
     assert [row["name"] for row in report["rows"]] == ["FP32", "QAT INT8"]
     assert report["rows_evaluated"] == 16
-    for row, folder in zip(report["rows"], ("engine-fp32", "engine"), strict=True):
+    for row, folder in zip(report["rows"], ("engine-fp32", exact.name), strict=True):
         assert row["label"].startswith("ONNX Runtime, CPU")
         assert row["metrics"]["pearson"] == pytest.approx(
             ort_pearson(engines / folder, home / "data/dev.tsv"), abs=2e-4
@@ -313,10 +324,22 @@ def test_benchmark_reports_what_onnxruntime_computes(
         assert row["parity"]["largest_logit_difference"] < 0.05
     assert "No GPU" in text or report["provenance"]["hardware"]["gpus"]
     out = capsys.readouterr().out
-    # FP32's plan was built last, but QAT's is the one to deploy
-    assert "engine/model.plan" in out.split("plan:")[-1].splitlines()[0]
+    # the plan of QAT is the one to deploy
+    assert f"{exact.name}/model.plan" in out.split("plan:")[-1].splitlines()[0]
     assert "QAT INT8" in out
-    assert "model.plan" in out
+
+
+@needs_rtx
+def test_benchmark_takes_the_engines_of_the_newest_run(
+    engines: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    quick = ["--warmup", "0", "--iterations", "1", "--backend", "onnxruntime", "--no_layer_times"]
+    assert run_command("benchmark", quick) == 0
+    rows = json.loads((engines / "benchmark.json").read_text())["rows"]
+    assert {"FP32", "FP16", "QAT INT8+FP16"} <= {row["name"] for row in rows}
+    # FP16's plan was built last, but QAT's is the one to deploy
+    assert "engine/model.plan" in capsys.readouterr().out.split("plan:")[-1].splitlines()[0]
 
 
 @needs_rtx
@@ -347,12 +370,12 @@ def test_the_exporter_of_users_gives_the_same_file(
 
 @needs_rtx
 def test_copied_engine_is_scored_on_data_that_the_user_names(
-    engines: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engines: Path, exact: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(engines / "engine", "copied/engine")
+    shutil.copytree(exact, "copied/engine")
     data = ["--task", "STS-B", "--data_dir", str(home / "data"), "--max_seq_length", "32"]
     options = ["--iterations", "1", "--warmup", "0", "--shapes", "2x16", "--backend", "onnxruntime"]
     assert run_command("benchmark", ["--engine", "copied/engine", *data, *options]) == 0

@@ -16,15 +16,9 @@ from q8trt.tasks.metrics import direction
 
 @dataclass(frozen=True)
 class Gate:
-<<<<<<< HEAD
     """The bounds that every INT8 row must keep, or every FP16 row of a report without INT8.
 
     They compare with the FP32 engine of the same report on the same backend and device.
-=======
-    """The bounds that every quantized row must keep, and every row but FP32's where none is quantized.
-
-    FP32 is the engine of the same report on the same backend and device. FP16 beside INT8 is there to compare with.
->>>>>>> 805bf8d (WIP: build for a target)
 
     Raises:
         ConfigError: a value that is not finite, or a speedup that is not positive.
@@ -50,12 +44,7 @@ class Gate:
 
     def failures(self, report: Measurements) -> list[str]:
         """Return a clause for each requirement that `report` misses. A figure that was not measured misses it."""
-<<<<<<< HEAD
         judged = _judged(report)
-=======
-        quantized = [row for row in report.rows if row.precision.is_quantized]
-        judged = quantized or [row for row in report.rows if row.precision != Precision.FP32]
->>>>>>> 805bf8d (WIP: build for a target)
         failed = [] if judged else ["no row but FP32's to judge"]
         for row in judged:
             if self.max_drop is not None:
