@@ -87,7 +87,7 @@ def test_run_to_answers(
     assert report.to_html().startswith("<!doctype html>")
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert written["rows"][0]["precision"] == "int8+fp16"
-    assert q8trt.lint_model(engine_dir).forecast.int8_gemms == 12
+    assert q8trt.lint_model(engine_dir).forecast.int8_gemms == 8
     [compared] = q8trt.parity(engine_dir, samples=8, batch_sizes=[4])
     assert compared.stages[0].stage == "torch FP32"
     packed = q8trt.pack(engine_dir, tmp_path / "engine.q8trt")
