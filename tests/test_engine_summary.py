@@ -89,4 +89,4 @@ def test_files_and_remarks(tmp_path: Path) -> None:
     assert difference.startswith("  built twice: ")
     assert kept == "  kept in FP32: 1 operations, looked for on 48 rows"
     assert (operation, note) == ("    /pooler: reaches 70000", "  note: INT8 is emulated")
-    assert findings.startswith("  2 findings of the linter: ")
+    assert findings.startswith("  2 warnings of the linter: ")

@@ -15,9 +15,11 @@ import torch
 from onnx import numpy_helper
 
 from q8trt.export.onnx import ExportOptions, export_onnx
+from q8trt.lint import LintConfig, lint
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.recipe import Recipe, builtin_recipes, load_recipe
+from q8trt.quantization.target import Target
 from q8trt.runtime.onnxruntime.graph import dequantize_gathered_rows
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
@@ -67,6 +69,23 @@ def test_logits_are_the_fake_quantized_models(
     assert np.mean(difference < 2e-5) >= 0.5
     assert difference.max() < max(effect.max(), 0.02)
     assert np.median(effect) > 1e-4
+
+
+@pytest.mark.parametrize("recipe", ["gpu", "full"])
+def test_the_default_graph_for_a_gpu_warns_of_nothing(
+    recipe: str, tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any], tmp_path: Path
+) -> None:
+    """INT8+FP16, fused QKV, heads of 16: what stays in floating point there is at most a note."""
+    model, chosen = tiny_model(hidden_size=32, num_attention_heads=2), load_recipe(recipe)
+    insert_quantizers(model, chosen)
+    calibrate(model, chosen, [tiny_batch(seed=seed) for seed in range(3)])
+    path, options = tmp_path / "model.onnx", ExportOptions("torchscript").for_target(Target.GPU)
+    export_onnx(model, path, Target.GPU.int8, list(tiny_batch()), options)
+    report = lint(path, LintConfig(max_shapes=(8, 32)))
+    assert [finding for finding in report.findings if finding.level != "info"] == []
+    assert report.forecast.fusable_attentions == report.forecast.layers == 2
+    adds = [finding for finding in report.findings if finding.rule == "residual-not-int8"]
+    assert len(adds) == {"gpu": 4, "full": 0}[recipe]
 
 
 def _graph(path: Path) -> tuple[onnx.GraphProto, dict[str, onnx.NodeProto], dict[str, np.ndarray]]:

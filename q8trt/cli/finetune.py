@@ -14,6 +14,7 @@ from q8trt.cli.terminal import say
 from q8trt.console.commands import command
 from q8trt.console.options import from_values, group, option, options_in
 from q8trt.errors import ConfigError
+from q8trt.hardware.gpu import gpus
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run, runs_dir
 
@@ -26,6 +27,11 @@ DEMO: dict[str, Any] = {
     "eval_steps": 100,
     "save_steps": 100,
 }
+#: What the demo's figures are worth on a machine without a GPU.
+_NO_GPU = (
+    "no GPU here: the benchmark runs the graphs in ONNX Runtime on the CPU, which widens FP16 to FP32; its figures are not "
+    "TensorRT's"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,5 +106,7 @@ def run(argv: list[str]) -> int:
         )
     config = config_of_run(run)
     say(summary(run, config.data.resolved_task, config.data.sample))
+    if "demo" in typed and not gpus():
+        say(_NO_GPU)
     say(f"next: {build_command(run, config)}")
     return 0

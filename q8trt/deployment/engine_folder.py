@@ -115,7 +115,7 @@ def _record(built: _Built, is_sample: bool) -> EngineRecord:
         is_sample=is_sample,
         export=ExportRecord(built.exported.passes, built.exported.kept_fp32, built.overflow_rows, built.options),
         forecast=asdict(linted.forecast),
-        findings=len(linted.findings),
+        findings=linted.count("error") + linted.count("warning"),
         engine=built.plan.report,
         build=BuildRecord(
             seconds=round(built.plan.seconds, 3),

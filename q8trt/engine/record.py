@@ -56,7 +56,7 @@ class EngineRecord:
         is_sample: whether the model was trained and scored on the built-in sample.
         export: the graph.
         forecast: the linter's forecast of the graph, `q8trt.lint.report.Forecast` as plain data.
-        findings: the number of the linter's findings.
+        findings: the number of the linter's errors and warnings.
         engine: the contents of the plan; None without a plan.
         build: the build of the plan.
     """

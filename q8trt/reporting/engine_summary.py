@@ -37,7 +37,7 @@ def remark_lines(folder: Path, manifest: Manifest) -> list[str]:
     lines += [f"    {operation.name}: {operation.reason}" for operation in in_fp32]
     lines += [f"  note: {note}" for note in (record.engine.notes if record.engine else ())]
     if record.findings:
-        lines.append(f"  {record.findings} findings of the linter: {command('lint', folder / ONNX_FILE)}")
+        lines.append(f"  {record.findings} warnings of the linter: {command('lint', folder / ONNX_FILE)}")
     return lines
 
 
