@@ -17,10 +17,8 @@ from q8trt.engine.shapes import ShapeOptions
 from q8trt.evaluation.benchmark import benchmark_engines
 from q8trt.evaluation.config import BenchmarkConfig
 from q8trt.evaluation.data import data_config
-from q8trt.export.options import ExportOptions
 from q8trt.hardware.provenance import provenance
 from q8trt.quantization.precision import Precision
-from q8trt.quantization.target import Target
 from q8trt.reporting.report import write_report
 from q8trt.runs.quantize_config import QuantizeConfig
 from q8trt.runtime.timing.config import TimingConfig
@@ -84,7 +82,8 @@ def quantize_model(
     if build is None:
         return QuantizedModel(run)
     config_of_plans = replace(build, profiles=(shapes or ShapeOptions()).profiles(chosen.data.max_seq_length))
-    folders = [_build(run, precision, chosen.target, config_of_plans) for precision in _precisions(chosen.target)]
+    precisions = (*chosen.target.baselines, chosen.target.int8)
+    folders = [_build(run, precision, config_of_plans) for precision in precisions]
     for folder in folders:
         say(f"engine: {folder}")
     engines = find_engines(folders, "")
@@ -95,13 +94,7 @@ def quantize_model(
     return QuantizedModel(run, tuple(folders), report)
 
 
-def _precisions(target: Target) -> list[Precision]:
-    """Return the precisions of the float engines to compare with, and that of the INT8 engine."""
-    return [Precision.FP32, *[Precision.FP16] * target.int8.is_half, target.int8]
-
-
-def _build(run: Run, precision: Precision, target: Target, config: BuildConfig) -> Path:
+def _build(run: Run, precision: Precision, config: BuildConfig) -> Path:
     source = find_source(precision, str(run.path), "")
-    options = ExportOptions(fuse_qkv=target.fuse_qkv and precision.is_quantized)
     with phases(f"Building {precision}") as on_progress:
-        return build_engine(source, precision, config, None, on_progress, options=options)[0]
+        return build_engine(source, config, None, on_progress)[0]
