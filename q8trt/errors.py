@@ -55,7 +55,7 @@ class MissingPackageError(BackendError):
 
 
 class InputError(Q8TRTError):
-    """An input of an `Engine` that has no answer: an empty list, an empty text, something other than text.
+    """An input of an `Engine` that has no answer: an empty text, something other than text.
 
     Attributes:
         index: the position of the item in the list that was given; None where it is not about one item.

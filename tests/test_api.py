@@ -191,7 +191,7 @@ def test_figures_of_training_are_printed_where_progress_is_on(
         callback = TrainingLog("INT8")
         callback.on_train_begin(None, state, None)
         callback.on_log(None, state, None, logs={"eval_loss": 0.5})
-        callback.on_train_end(None, state, None)
+        callback.close()
     assert capsys.readouterr().err.split() == (["INT8", "dev", "step", "2/4", "loss", "0.5"] if display else [])
 
 

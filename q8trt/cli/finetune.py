@@ -80,11 +80,12 @@ def build_command(run: Run, config: FinetuneConfig) -> str:
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     typed = PARSER.typed_options(argv)
-    from q8trt import api
-
     words = ["finetune.py", *argv]
     if "resume" in typed:
         PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run as it was configured")
+        say("loading PyTorch and the run")
+        from q8trt import api
+
         run = api.finetune(
             resume=typed["resume"],
             runs_dir=typed.get("runs_dir", RUNS_DIR),
@@ -96,6 +97,10 @@ def run(argv: list[str]) -> int:
         values = {**(DEMO if "demo" in typed else {}), **typed}
         options = from_values(Options, values)
         chosen = {each.name: values[each.name] for each in options_in(FinetuneConfig) if each.name in values}
+        config = options.config
+        say(f"fine-tuning {config.model_name_or_path} on {config.data.task}: loading PyTorch, the model and the rows")
+        from q8trt import api
+
         run = api.finetune(
             output_dir=options.output_dir,
             runs_dir=options.runs_dir,

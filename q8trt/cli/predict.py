@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from q8trt.inference.files import JobProgress, Summary
 
 #: Where stderr is a file, a line of progress each so many seconds.
-_LOG_SECONDS = 30.0
+_LOG_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)

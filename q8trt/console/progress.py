@@ -1,16 +1,20 @@
-"""Progress: bars on stderr where it is a terminal, a function of the caller's in their place, or nothing."""
+"""Progress: bars on stderr where it is a terminal and lines where it is a file, a function of the caller's, or nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 #: Function that shows progress: (what is done, how much of it, of how much).
 Display = Callable[[str, int, int], object]
-#: True: bars on stderr; False: nothing.
+#: Where stderr is no terminal, a line of progress each so many seconds.
+LINE_SECONDS = 15.0
+#: True: bars or lines on stderr; False: nothing.
 _display: ContextVar[bool | Display] = ContextVar("display", default=True)
 
 
@@ -21,7 +25,7 @@ def is_main_process() -> bool:
 
 @contextlib.contextmanager
 def shown_by(display: bool | Display) -> Iterator[None]:
-    """Let `display` show the progress of the block: True for bars on stderr, False for nothing, or a function."""
+    """Let `display` show the progress of the block: True for stderr, False for nothing, or a function."""
     token = _display.set(display)
     try:
         yield
@@ -35,34 +39,43 @@ def display() -> bool | Display:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show the progress of the block; yields a function that advances it by a number of rows."""
+def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show the progress of the block; yields a function that advances it by a number of rows.
+
+    Args:
+        description: of the work.
+        total: rows in all.
+        done: rows that an earlier process did.
+    """
     shown = display()
     if callable(shown):
-        yield _counter(description, total, shown)
+        yield _counter(description, total, shown, done)
         return
-    if not shown or not sys.stderr.isatty():
+    if not shown:
         yield lambda _: None
+        return
+    if not sys.stderr.isatty():
+        with _Lines(description, done, total) as lines:
+            yield lines.advance
         return
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     except ImportError:  # a machine that only runs engines
         try:
-            yield _counter(description, total, _write)
+            yield _counter(description, total, _write, done)
         finally:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(description, total=total)
+        task = bars.add_task(description, total=total, completed=done)
         yield lambda advance: bars.advance(task, advance)
 
 
-def _counter(description: str, total: int, show: Display) -> Callable[[int], None]:
+def _counter(description: str, total: int, show: Display, done: int) -> Callable[[int], None]:
     """Return a function that adds rows to those that are done, and shows how many they are."""
-    done = 0
 
     def advance(rows: int) -> None:
         nonlocal done
@@ -78,6 +91,50 @@ def _write(description: str, done: int, total: int) -> None:
     sys.stderr.flush()
 
 
+class _Lines:
+    """Lines of progress, from a thread of their own: a step may take longer than the time between two lines."""
+
+    def __init__(self, description: str, done: int, total: int) -> None:
+        self.description, self._first, self._done, self.total = description, done, done, total
+        self._started = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._print, name="q8trt progress", daemon=True)
+
+    def __enter__(self) -> _Lines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def advance(self, rows: int) -> None:
+        """Add rows to those that are done."""
+        self._done += rows
+
+    def show_phase(self, description: str, done: int, total: int) -> None:
+        """Replace the description and the counts."""
+        self.description, self._done, self.total = description, done, total
+
+    def line(self, seconds: float) -> str:
+        """Return the line after `seconds` of work: done, in all, and an estimate of the time left."""
+        here = self._done - self._first
+        counts = f" {self._done:,}/{self.total:,}" if self.total else ""
+        left = f"about {clock(seconds / here * (self.total - self._done))} left" if here > 0 else ""
+        return f"{self.description}{counts}, {left or f'{clock(seconds)} so far'}"
+
+    def _print(self) -> None:
+        while not self._ended.wait(LINE_SECONDS):
+            with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk full
+                print(self.line(time.monotonic() - self._started), file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds: "0:01:30"."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
 @contextlib.contextmanager
 def phases(description: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show the phases of a build; yields a function that takes (phase, step, steps)."""
@@ -89,8 +146,12 @@ def phases(description: str) -> Iterator[Callable[[str, int, int], None]]:
 
         yield show
         return
-    if not shown or not sys.stderr.isatty():
+    if not shown:
         yield lambda phase, step, steps: None
+        return
+    if not sys.stderr.isatty():
+        with _Lines(description, 0, 0) as lines:
+            yield lambda phase, step, steps: lines.show_phase(f"{description}: {phase}", step, steps)
         return
     from rich.console import Console
 

@@ -124,14 +124,14 @@ class Engine:
         """Return the task's answers, in the order of `items`.
 
         Args:
-            items: texts, or pairs of texts for a task of pairs; any number.
+            items: texts, or pairs of texts for a task of pairs; any number, also none.
 
         Returns:
             a score for each item of a regression, an `Answer` for each of a classification. The score is the logit, or its
             sigmoid for a cross-encoder whose configuration asks for one (`manifest.task.activation`).
 
         Raises:
-            InputError: the list is empty, or an item is no text or an empty one, the one at `index`.
+            InputError: an item is no text or an empty one, the one at `index`.
             PairError: one text was given to a task of pairs, or the reverse.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
@@ -141,6 +141,8 @@ class Engine:
     def logits(self, items: Iterable[Item]) -> np.ndarray:
         """Return the logits behind `predict`, float32, shape (items, labels), in order. Raises as `predict` does."""
         rows = self._checked(items)
+        if not rows:
+            return np.empty((0, self.manifest.model.num_labels), np.float32)
         windows = (rows[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW))
         return np.concatenate([self._model.logits(self._encoded(window)) for window in windows])
 
@@ -163,6 +165,8 @@ class Engine:
         """
         single = isinstance(items, str | tuple)
         rows = self._checked([items] if single else items)
+        if not rows:
+            return []
         if sum(len(text) for row in rows for text in row) <= _INLINE:
             tokens = self._encoded(rows)
         else:

@@ -68,15 +68,12 @@ class TextEncoder:
         """Return the texts of each item, see `check`.
 
         Raises:
-            InputError: also for no items at all, or for one text in place of a list.
+            InputError: also for one text in place of a list.
         """
         one = "(text, other)" if self._task.is_pair else "text"
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
             raise InputError(f"a list of items is expected, not {_shown(items)}; for one: predict([{one}])[0]")
-        rows = [self.check(item, index) for index, item in enumerate(items)]
-        if not rows:
-            raise InputError(f"the list is empty, and there is no answer to nothing; give at least one: [{one}]")
-        return rows
+        return [self.check(item, index) for index, item in enumerate(items)]
 
     def check(self, item: Item, index: int | None = None) -> tuple[str, ...]:
         """Return the texts of one item: one, or two for a task of pairs.

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from tqdm.auto import tqdm
 
 from q8trt.console import signals
-from q8trt.console.progress import display
+from q8trt.console.progress import display, progress
 from q8trt.quantization.insertion import model_quantizers
 
 
@@ -45,26 +44,23 @@ class StepTimer(transformers.TrainerCallback):
 
 
 class TrainingLog(transformers.TrainerCallback):
-    """A bar on a terminal and a line for each log, or what `q8trt.console.progress` shows in their place."""
+    """The progress of a stage, and on stderr a line for each log."""
 
     def __init__(self, description: str) -> None:
         self.description = description
-        self.bar: Any = None
+        self._stack = contextlib.ExitStack()
+        self._advance: Callable[[int], None] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
-        if state.is_world_process_zero and display() is True:
-            # disable=None: no bar where stderr is a file, so that logs stay readable
-            self.bar = tqdm(
-                desc=self.description, total=state.max_steps, initial=state.global_step, disable=None, unit="step"
-            )
+        """Start to show steps."""
+        if state.is_world_process_zero:
+            shown = progress(self.description, state.max_steps, state.global_step)
+            self._advance = self._stack.enter_context(shown)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-        elif callable(shown := display()):
-            shown(self.description, state.global_step, state.max_steps)
+        """Count a step."""
+        if self._advance is not None:
+            self._advance(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Print the figures."""
@@ -74,16 +70,15 @@ class TrainingLog(transformers.TrainerCallback):
             for name, value in (logs or {}).items()
             if isinstance(value, float) and not any(part in name for part in unwanted)
         }
-        if self.bar is not None and shown:
+        if self._advance is not None and display() is True and shown:
             kind = "dev  " if any(name.startswith("eval_") for name in logs or {}) else "train"
             figures = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             line = f"  {self.description} {kind} step {state.global_step}/{state.max_steps}  {figures}"
-            self.bar.write(line, file=sys.stderr)
+            print(line, file=sys.stderr, flush=True)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+    def close(self) -> None:
+        """Stop showing steps."""
+        self._stack.close()
 
 
 class StopOnInterrupt(transformers.TrainerCallback):

@@ -124,11 +124,15 @@ def execute(
             run = stack.enter_context(fresh_run(folder, command, config, inputs.data))
         for line in (f"run: {run.path}", *lines):
             say(line)
+        rows = ", ".join(
+            f"{len(part):,} rows of {name}" for name, part in (("train", inputs.train), *inputs.dev.items())
+        )
+        say(f"device: {'CPU' if config.training.on_cpu() else 'GPU'}; data: {config.data.resolved_task.name}, {rows}")
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
         if config.data.has_files and inputs.data.text_columns:
             say(inputs.data.columns_line())
-        Finetuning(config, run, inputs, resume=unfinished is not None).execute()
+        Finetuning(config, run, inputs, say, resume=unfinished is not None).execute()
     return run
 
 

@@ -220,8 +220,11 @@ def measure_ranges(
 class Finetuning:
     """A run in progress: each stage is done unless run.json says it is finished."""
 
-    def __init__(self, config: FinetuneConfig, run: Run, inputs: Inputs, resume: bool = False) -> None:
+    def __init__(
+        self, config: FinetuneConfig, run: Run, inputs: Inputs, say: Callable[[str], object], resume: bool = False
+    ) -> None:
         self.config = config
+        self._say = say
         self.run = run
         self.inputs = inputs
         self.resume = resume
@@ -256,6 +259,11 @@ class Finetuning:
                 f"stopped between steps of training; continue with: {command('finetune', '--resume', self.run.path)}"
             ) from interrupt
 
+    def _announce(self, stage: StageName, work: str) -> None:
+        """Say which stage starts, and how many there are."""
+        planned = STAGES[: STAGES.index(last_stage(self.config)) + 1]
+        self._say(f"stage {planned.index(stage) + 1} of {len(planned)}: {stage.upper()}, {work}")
+
     def _finish(self, stage: StageName, model: Model, recipe: Recipe | None, details: dict[str, Any]) -> None:
         """Save the stage's checkpoint, score it, and note it as finished, in that order."""
         from accelerate import PartialState
@@ -281,6 +289,9 @@ class Finetuning:
 
         config, options = self.config, self.config.training
         if "fp32" not in self._finished:
+            self._announce(
+                "fp32", "loading" if config.from_fp32 else f"{options.num_train_epochs:g} epochs of fine-tuning"
+            )
             if config.from_fp32:
                 model = checkpoints.load_finetuned(config.from_fp32, self.task, config.allow_pickle)
                 details: dict[str, Any] = {"source": short_name(config.from_fp32)}
@@ -300,6 +311,7 @@ class Finetuning:
 
     def _ptq(self, model: Model) -> Model:
         if "ptq" not in self._finished:
+            self._announce("ptq", "calibration")
             started = time.perf_counter()
             quantized, calibration = quantize(model, self.config, self.inputs)
             details = {
@@ -318,6 +330,7 @@ class Finetuning:
         from q8trt.training.stage import Quantization
 
         config, options = self.config, self.config.training
+        self._announce("int8", f"{options.qat_epochs:g} epochs of quantization-aware training")
         if config.recipe.qat_start is not None:
             config = replace(config, recipe=config.recipe.qat_start)
             quantized, _ = quantize(fp32, config, self.inputs)

@@ -298,7 +298,6 @@ def _make_trainer(
     for printer in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(printer)
     trainer.add_callback(KeepBest())
-    trainer.add_callback(TrainingLog(stage.name.upper()))
     if trainer.is_world_process_zero():
         from torch.utils.tensorboard import SummaryWriter
 
@@ -362,14 +361,14 @@ def _resume_point(stage: TrainingStage, processes: int) -> Path | None:
 
 def _run(trainer: _Trainer, stage: TrainingStage, quant_start_step: int, checkpoint: Path | None) -> StageResult:
     """Train from `checkpoint`, or from the start, to the end or to the first Ctrl-C or SIGTERM."""
-    timer, stopper = StepTimer(), StopOnInterrupt()
-    trainer.add_callback(timer)
-    trainer.add_callback(stopper)
+    timer, stopper, log_lines = StepTimer(), StopOnInterrupt(), TrainingLog(stage.name.upper())
+    for callback in (log_lines, timer, stopper):
+        trainer.add_callback(callback)
     if stage.quantization is not None and quant_start_step:
         # The last: it reads what the others ask for at the end of a step.
         trainer.add_callback(DelayedQuantization(stage.model, quant_start_step, stage.quantization.calibrate))
     try:
-        with stopper:
+        with stopper, contextlib.closing(log_lines):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         if trainer.is_world_process_zero():
