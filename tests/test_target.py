@@ -19,11 +19,12 @@ from q8trt.deployment.engine_folder import default_folder
 from q8trt.deployment.source import Source, find_source
 from q8trt.errors import ConfigError
 from q8trt.export.options import ExportOptions
+from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import load_recipe
 from q8trt.quantization.target import Target
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig
-from q8trt.runs.run import open_run
+from q8trt.runs.run import Run, open_run
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig
 
@@ -191,3 +192,19 @@ def test_baselines_that_are_there_stay(
 def test_an_unknown_target_in_python(run_of: Callable[[str | None], Path]) -> None:
     with pytest.raises(ConfigError, match=r"^unknown target 'tpu'; known: gpu, cpu$"):
         q8trt.build_engine(run_of("gpu"), target="tpu")
+
+
+@pytest.mark.parametrize("cards", [[], [Gpu("NVIDIA L40S", "8.9", 46068, "570.86.15")]], ids=["no GPU", "a GPU"])
+def test_the_demo_says_what_figures_without_a_gpu_are_worth(
+    cards: list[Gpu], calibrated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def finetune(**options: object) -> Run:
+        assert "target" not in options, "the demo runs on the default one"
+        return open_run(calibrated)
+
+    monkeypatch.setattr("q8trt.api.finetune", finetune)
+    monkeypatch.setattr("q8trt.cli.finetune.gpus", lambda: cards)
+    assert run_command("finetune", ["--demo"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no GPU here: ")]
+    assert len(lines) == (not cards)
+    assert all("its figures are not TensorRT's" in line for line in lines)

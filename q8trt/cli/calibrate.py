@@ -85,5 +85,6 @@ def _show_sensitivity(analysis: Analysis, options: Options) -> None:
     config, recipe = analysis.config, options.bound.write_recipe
     model_words = ["--model_name_or_path", str(config.from_fp32), *options_of(config.data)]
     say(f"recipe: {recipe}")
-    words = ["--recipe", recipe, *model_words, *runs_dir_option(options.runs_dir)]
+    target_words = options_of(CalibrationConfig(target=config.target))
+    words = ["--recipe", recipe, *target_words, *model_words, *runs_dir_option(options.runs_dir)]
     say(f"next: {command('calibrate', *words)}")

@@ -131,10 +131,10 @@ RULES = {
         "T#3243 (explicit Q/DQ before both batched GEMMs), T#2981",
     ),
     "residual-not-int8": Rule(
-        "the Add runs in floating point, which costs nothing here: TensorRT-RTX's builder makes the same plan with Q/DQ on it",
+        "the Add runs in floating point; TensorRT-RTX's builder makes the same layers with Q/DQ on it, which then only round",
         "none needed; where a measurement on your GPU favors it, put a pair of symmetric INT8 Q/DQ on each of the Add's inputs",
-        "built: MiniLM, recipes `attention` and `full`, INT8+FP16, fused QKV: 30 layers in INT8, 29 and 30 in FP16, 6 fused "
-        f"attentions; {_EXPLICIT} and T#3243 advise Q/DQ before the residual Add",
+        "built: MiniLM, recipes `gpu` and `full`, INT8+FP16, fused QKV: 30 layers in INT8, 29 in FP16, 2 in FP32, 6 fused "
+        f"attentions, 1 reformat in both; {_EXPLICIT} and T#3243 advise Q/DQ before the residual Add",
     ),
     "weight-axis": Rule(
         "scales along the dimension that is summed over cannot be taken out of the sum, so no INT8 GEMM can apply them",

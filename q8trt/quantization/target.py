@@ -26,7 +26,7 @@ class Target(StrEnum):
     fuse_qkv: bool
     baselines: tuple[Precision, ...]
 
-    # TensorRT: what a recipe leaves in float costs least in FP16, and residual Adds in INT8 leave the plan as it is (MiniLM).
+    # TensorRT: what a recipe leaves in float costs least in FP16, and residual Adds in INT8 leave the layers as they are.
     GPU = "gpu", "gpu", Precision.INT8_FP16, True, (Precision.FP32, Precision.FP16)
     # ONNX Runtime on a CPU has no arithmetic in FP16, and no gain from INT8 attention products.
     CPU = "cpu", "linear", Precision.INT8, False, (Precision.FP32,)
