@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -11,9 +12,10 @@ import pandas
 import pytest
 
 from benchmarks.campaign.data import example, record
-from q8trt.errors import DataError
+from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data import DataConfig, load_train
-from q8trt.tasks.data.labels import accepted_labels, label_id
+from q8trt.tasks.data.labels import accepted_labels, check_label, label_id
+from q8trt.tasks.data.tsv import read_tsv
 from q8trt.tasks.glue import custom_task, get_task
 
 #: Label as a value -> label id; None: refused. Text formats hold ``str(value)``.
@@ -100,3 +102,16 @@ def test_what_is_no_label(value: object) -> None:
 
 def test_decimals_are_numbers() -> None:
     assert label_id(Decimal("1.00"), accepted_labels(get_task("SST-2"))) == 1
+
+
+def test_a_label_and_a_column_that_are_nearly_right(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected one of .* \(did you mean 'entailment'\?\)$"):
+        check_label("entailmnt", get_task("RTE"), "train.tsv:2", {"entailment": 0, "not_entailment": 1})
+    (tmp_path / "train.tsv").write_text("index\tsentence1\tsentense2\tlabel\n0\ta\tb\tentailment\n")
+    with pytest.raises(DataError, match=r"no column 'sentence2'; found .* \(did you mean 'sentense2'\?\)$"):
+        read_tsv(tmp_path / "train.tsv", get_task("RTE"), "train")
+
+
+def test_f1_is_for_two_labels() -> None:
+    with pytest.raises(ConfigError, match="the metric f1 needs two labels, got 3; use accuracy or matthews"):
+        dataclasses.replace(get_task("MNLI"), metrics=("f1",), main_metric="f1")

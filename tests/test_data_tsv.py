@@ -138,7 +138,10 @@ def test_another_task_s_file_is_recognized_by_its_header(tmp_path):
     path = write(tmp_path / "dev.tsv", HEADERS["SST-2"], ROWS["SST-2"][0])
     with pytest.raises(DataError) as caught:
         read_tsv(path, get_task("RTE"), "dev")
-    assert str(caught.value) == f"{path}:1: no column 'sentence1', 'sentence2'; found 'sentence', 'label'"
+    assert (
+        str(caught.value)
+        == f"{path}:1: no column 'sentence1', 'sentence2'; found 'sentence', 'label' (did you mean 'sentence'?)"
+    )
 
 
 def test_qqp_skips_broken_rows_and_says_how_many(tmp_path, caplog):

@@ -92,7 +92,30 @@ def test_no_run_is_made_above_the_current_folder(path: str, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path / "a" / "b")
     with pytest.raises(ConfigError, match="is above the current folder"):
         check_new_run(path)
-    check_new_run(".")  # a folder of its own, where one stands
+
+
+def test_no_run_is_made_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (".", str(tmp_path)):
+        with pytest.raises(ConfigError, match="is the current folder; give a folder of its own, such as runs/NAME"):
+            check_new_run(path)
+
+
+def test_a_finished_run_is_not_to_be_continued(tmp_path: Path) -> None:
+    path = made(tmp_path / "one", fp32="fp32", ptq="ptq", int8="int8")
+    with pytest.raises(ConfigError, match=r"is a run already; give another --output_dir$"):
+        check_new_run(path)
+
+
+def test_a_run_is_resumed_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from q8trt.training.execution import unfinished_run
+
+    path = made(tmp_path / "runs" / "one", fp32="fp32")
+    monkeypatch.chdir(tmp_path)
+    assert unfinished_run("one", path.parent).path == path
+    assert unfinished_run("runs/one", "runs").path == Path("runs/one")
+    with pytest.raises(ConfigError, match=r"^two is not a run folder"):
+        unfinished_run("two", "runs")
 
 
 def test_a_run_json_of_another_program_is_not_a_run_to_continue(tmp_path: Path) -> None:

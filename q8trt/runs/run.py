@@ -197,21 +197,26 @@ def check_new_run(path: str | Path) -> None:
     """
     folder = Path(path)
     files.check_folder(folder)
-    if folder.resolve() in Path.cwd().resolve().parents:
-        raise ConfigError(
-            f"--output_dir {path} is above the current folder; give a folder of its own, such as runs/NAME"
-        )
+    here = Path.cwd().resolve()
+    if folder.resolve() in (here, *here.parents):
+        place = "the current folder" if folder.resolve() == here else "above the current folder"
+        raise ConfigError(f"--output_dir {path} is {place}; give a folder of its own, such as runs/NAME")
     if (folder / RUN_FILE).exists():
-        _ = Run(Path(path)).record  # raises where another program wrote it, or it is damaged
-        raise ConfigError(
-            f"{path} is a run already; give another --output_dir, or continue it: {command('finetune', '--resume', path)}"
-        )
+        record = Run(Path(path)).record  # raises where another program wrote it, or it is damaged
+        resume = "" if _is_finished(record) else f", or continue it: {command('finetune', '--resume', path)}"
+        raise ConfigError(f"{path} is a run already; give another --output_dir{resume}")
     for name in WRITTEN:
         if (folder / name).exists() or (folder / name).is_symlink():
             raise ConfigError(
                 f"--output_dir {path} holds {name!r} already, which the run would write; give a new folder, or move it away"
             )
     check_outside_checkpoints(folder)
+
+
+def _is_finished(record: RunRecord) -> bool:
+    """Return whether the last stage that the configuration plans is finished."""
+    is_quantized = record.config.get("precision") != "fp32"
+    return ("fp32" if not is_quantized else "int8" if record.config.get("qat", True) else "ptq") in record.stages
 
 
 def check_outside_checkpoints(path: str | Path, option: str = "--output_dir") -> None:

@@ -60,6 +60,12 @@ class Task:
     has_labels: bool = True
     embedding: Embedding | None = field(default=None, hash=False)
 
+    def __post_init__(self) -> None:
+        if "f1" in self.metrics and len(self.labels) != 2:
+            raise ConfigError(
+                f"task {self.name!r}: the metric f1 needs two labels, got {len(self.labels)}; use accuracy or matthews"
+            )
+
     @property
     def head(self) -> Head:
         """The head of a model that answers the task."""

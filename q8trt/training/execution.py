@@ -24,9 +24,12 @@ from q8trt.training.finetuning import Finetuning, import_ranges, load_inputs
 
 
 def unfinished_run(run: Run | str | Path, runs_dir: str | Path) -> Run:
-    """Return the run; for "newest" the newest that is not finished."""
+    """Return the run, named by its folder or by its name in `runs_dir`; for "newest" the newest that is not finished."""
     if run != "newest":
-        return run if isinstance(run, Run) else open_run(run)
+        if isinstance(run, Run):
+            return run
+        named = Path(runs_dir) / run
+        return open_run(named if named.is_dir() and not Path(run).exists() else run)
     for each in sound_runs(runs_dir):
         if each.stage(last_stage(config_of_run(each))) is None:
             return each

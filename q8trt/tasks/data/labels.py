@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from q8trt.errors import DataError
+from q8trt.errors import DataError, nearest
 from q8trt.tasks.data.opening import shown
 from q8trt.tasks.glue import Task
 
@@ -91,7 +91,9 @@ def check_label(label: object, task: Task, where: str, spellings: Mapping[str, i
     spellings = official_labels(task) if spellings is None else spellings
     index = label_id(label, spellings)
     if index is None:
-        raise DataError(f"{where}: label {shown(label)}, expected one of {_listed(spellings)}")
+        raise DataError(
+            f"{where}: label {shown(label)}, expected one of {_listed(spellings)}{nearest(str(label), spellings)}"
+        )
     return index
 
 

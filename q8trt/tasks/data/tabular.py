@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt import files
-from q8trt.errors import DataError
+from q8trt.errors import DataError, nearest
 from q8trt.tasks.data.examples import Examples, check_row, collect
 from q8trt.tasks.data.labels import accepted_labels
 from q8trt.tasks.data.opening import LONGEST_LINE, open_data, path_name, shown, shown_names, text_lines
@@ -121,8 +121,8 @@ def _choose_columns(
     if chosen is None or label is None:
         missing = [name for name in texts[0] if name not in columns] if chosen is None else labels[:1]
         raise DataError(
-            f"{path_name(path)}: no column {' and '.join(map(repr, missing))}; found {shown_names(columns)} "
-            "(--text_column_names and --label_column_name choose others)"
+            f"{path_name(path)}: no column {' and '.join(map(repr, missing))}; found {shown_names(columns)}"
+            f"{nearest(missing[0], columns)} (--text_column_names and --label_column_name choose others)"
         )
     return chosen, label
 

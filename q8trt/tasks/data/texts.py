@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from q8trt.errors import DataError
+from q8trt.errors import DataError, nearest
 from q8trt.tasks.data.examples import Examples
 from q8trt.tasks.data.opening import open_data, path_name, shown, shown_names, text_lines
 from q8trt.tasks.data.sample import sample_examples
@@ -110,8 +110,8 @@ def _columns(path: Path, table: Table, task: Task, chosen: Sequence[str] | None)
     columns = next((names for names in choices if set(names) <= set(table.columns)), None)
     if columns is None:
         raise DataError(
-            f"{path_name(path)}: no column {' and '.join(map(repr, choices[0]))}; found {shown_names(table.columns)} "
-            "(--text_column_names chooses others)"
+            f"{path_name(path)}: no column {' and '.join(map(repr, choices[0]))}; found {shown_names(table.columns)}"
+            f"{nearest(choices[0][0], table.columns)} (--text_column_names chooses others)"
         )
     return columns
 

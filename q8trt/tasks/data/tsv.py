@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from q8trt.errors import DataError
+from q8trt.errors import DataError, nearest
 from q8trt.tasks.data.examples import Examples, Row, check_row, collect
 from q8trt.tasks.data.opening import is_data_file, path_name, shown_names
 from q8trt.tasks.data.tabular import check_unique, tsv_rows
@@ -31,7 +31,9 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
     check_unique(columns, f"{name}:1")
     wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
     if missing := [column for column in wanted if column not in columns]:
-        raise DataError(f"{name}:1: no column {', '.join(map(repr, missing))}; found {shown_names(columns)}")
+        raise DataError(
+            f"{name}:1: no column {', '.join(map(repr, missing))}; found {shown_names(columns)}{nearest(missing[0], columns)}"
+        )
     rows: list[Row] = []
     broken: list[DataError] = []
     for where, fields in lines:
