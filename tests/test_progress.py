@@ -47,6 +47,8 @@ def test_the_estimate_counts_what_this_process_did() -> None:
     lines = progress._Lines("FP32", 100, 400)
     lines.advance(100)
     assert lines.line(60) == "FP32 200/400, about 0:02:00 left"
+    lines.advance(200)
+    assert lines.line(90) == "FP32 400/400, 0:01:30 so far"
 
 
 def test_phases_have_lines(capsys: pytest.CaptureFixture[str]) -> None:

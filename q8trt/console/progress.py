@@ -120,8 +120,9 @@ class _Lines:
         """Return the line after `seconds` of work: done, in all, and an estimate of the time left."""
         here = self._done - self._first
         counts = f" {self._done:,}/{self.total:,}" if self.total else ""
-        left = f"about {clock(seconds / here * (self.total - self._done))} left" if here > 0 else ""
-        return f"{self.description}{counts}, {left or f'{clock(seconds)} so far'}"
+        if not 0 < here < self.total - self._first:  # not begun, or finishing what is not counted
+            return f"{self.description}{counts}, {clock(seconds)} so far"
+        return f"{self.description}{counts}, about {clock(seconds / here * (self.total - self._done))} left"
 
     def _print(self) -> None:
         while not self._ended.wait(LINE_SECONDS):
