@@ -31,7 +31,8 @@ from q8trt.engine.build_process import build_plan
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.export.onnx import ExportOptions, export_onnx
-from q8trt.gpu_check.models import SIZES, random_pair
+from q8trt.gpu_check.models import random_pair
+from q8trt.gpu_check.random_models import SIZES
 from q8trt.hardware.provenance import provenance
 from q8trt.lint import LintConfig, lint
 from q8trt.models import checkpoints, load_tokenizer

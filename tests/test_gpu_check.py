@@ -22,11 +22,11 @@ from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile, covering
 from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.gpu_check import bench as bench_module
-from q8trt.gpu_check import models
+from q8trt.gpu_check import models, random_models
 from q8trt.gpu_check.bench import GpuBench
-from q8trt.gpu_check.checks import repeat, share
 from q8trt.gpu_check.config import TOLERANCES, CheckConfig
 from q8trt.gpu_check.journal import Journal, Outcome
+from q8trt.gpu_check.repetition import repeat, share
 from q8trt.gpu_check.run import slug
 from q8trt.hardware.gpu import Gpu
 from q8trt.quantization.precision import Precision
@@ -149,7 +149,7 @@ def test_the_whole_flow(
     checked: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(models, "SIZES", {"bert-base": (32, 2, 2, 64)})
+    monkeypatch.setattr(random_models, "SIZES", {"bert-base": (32, 2, 2, 64)})
     load = models.load_tokenizer
     monkeypatch.setattr(models, "load_tokenizer", lambda name: tiny_tokenizer if name == "minilm" else load(name))
     code, record = checked(replace(TINY, models=("minilm", "bert-base")))
@@ -449,12 +449,12 @@ def test_the_gpu_bench_builds_with_the_real_builder(tmp_path: Path, monkeypatch:
 
 
 def test_shared_random_models(tiny_batch: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(models, "SIZES", {"bert-base": (32, 2, 2, 64)})
+    monkeypatch.setattr(random_models, "SIZES", {"bert-base": (32, 2, 2, 64)})
     batch = {name: tensor.numpy() for name, tensor in tiny_batch().items()}
     float_model, quantized = models.random_pair("bert-base", "full", [batch])
     weights = dict(quantized.named_parameters())
     assert all(np.isfinite(weight.detach().numpy()).all() for weight in weights.values())
-    again = dict(models.random_bert("bert-base").named_parameters())
+    again = dict(random_models.random_bert("bert-base").named_parameters())
     assert all((weight == again[name]).all() for name, weight in float_model.named_parameters())
     assert any("quantizer" in name for name, _ in quantized.named_modules())
 

@@ -3,8 +3,13 @@ logits against torch and their score on the development set, time them with and 
 Runtime, share one engine among threads, and load one again and again. Exit code 0: all passed; 1: a check failed; 2: no
 GPU, no backend or bad input.
 
+For a GPU that is there for minutes alone, --prepare makes all files elsewhere and --prepared runs them within --budget. Exit
+code of the latter: 0: all steps passed; 1: a step failed or was not reached.
+
 example: q8trt gpu-check --quick
          q8trt gpu-check --run runs/NAME --data_dir glue --backend tensorrt_rtx
+         q8trt gpu-check --prepare kit --run runs/NAME --data_dir glue
+         q8trt gpu-check --prepared kit --budget 420
 """
 
 from __future__ import annotations
@@ -15,12 +20,15 @@ from typing import Any
 
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, table_console
-from q8trt.console.options import option, same_option
+from q8trt.console.commands import command
+from q8trt.console.options import check_options, more_than, option, same_option
 from q8trt.engine.config import BuildConfig
 from q8trt.errors import BackendError, ConfigError
 from q8trt.files import check_folder
 
 RESULTS = Path("benchmarks") / "results"
+#: The `Machine` of --prepared, "module:class"; tests put another one here.
+MACHINE = "q8trt.gpu_check.prepared.machine:Gpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +42,33 @@ class Options:
     backend: str | None = same_option(BuildConfig, "backend")
     sm: tuple[str, ...] = same_option(BuildConfig, "sm")
     quick: bool = option(False, "MiniLM alone, two shapes: a few minutes")
+    prepare: str | None = option(
+        None, "on any machine: make all files of a check in this folder, for --prepared", metavar="DIR", unset="no"
+    )
+    prepared: str | None = option(
+        None,
+        "on the GPU: run the check that --prepare made in this folder; it needs no torch",
+        metavar="DIR",
+        unset="no",
+    )
+    budget: float = option(
+        420.0,
+        "with --prepared: seconds for all steps; the most valuable come first",
+        metavar="SECONDS",
+        values=more_than(0),
+    )
     output_dir: str | None = option(
         None, "folder of the results", metavar="DIR", unset=f"{RESULTS.as_posix()}/<gpu>-<date>"
     )
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
             raise ConfigError(f"--data_dir {self.data_dir} is no folder; expected the GLUE folder")
         if self.output_dir is not None:
             check_folder(self.output_dir)
+        if self.prepare is not None and self.prepared is not None:
+            raise ConfigError("--prepare and --prepared are two halves of a check: give one")
 
 
 PARSER = Parser(Options, "q8trt gpu-check", __doc__)
@@ -57,6 +83,10 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
         config: what is run; None for what --quick says.
     """
     options: Options = PARSER.read(argv)
+    if options.prepare is not None:
+        return _prepare(options, argv)
+    if options.prepared is not None:
+        return _run_prepared(options, argv)
     from q8trt.gpu_check.bench import GpuBench
     from q8trt.gpu_check.config import QUICK, CheckConfig
     from q8trt.gpu_check.page import STEM, print_checks
@@ -76,6 +106,37 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
     print_checks(journal, table_console())
     say(f"report: {folder / STEM}.html and {STEM}.json")
     return 1 if journal.failed else 0
+
+
+def _prepare(options: Options, argv: list[str]) -> int:
+    from q8trt.gpu_check.prepared.prepare import KitConfig, prepare
+    from q8trt.hardware.provenance import provenance
+
+    _check_run(options)
+    folder = Path(str(options.prepare))
+    config = KitConfig(large=not options.quick)
+    kit = prepare(_run(options.run), options.data_dir, folder, provenance(["q8trt", "gpu-check", *argv]), say, config)
+    seconds = sum(step.estimate_s for step in kit.steps)
+    say(f"{folder}: {len(kit.engines)} engines, {len(kit.steps)} steps, {seconds:.0f} s on the GPU as estimated")
+    say(f"next, on the GPU machine: {command('gpu-check', '--prepared', folder)}")
+    return 0
+
+
+def _run_prepared(options: Options, argv: list[str]) -> int:
+    from q8trt.gpu_check.page import STEM
+    from q8trt.gpu_check.prepared.kit import read_kit
+    from q8trt.gpu_check.prepared.page import summary
+    from q8trt.gpu_check.prepared.schedule import run_kit
+    from q8trt.hardware.provenance import provenance
+
+    folder = Path(str(options.prepared))
+    kit = read_kit(folder)
+    origin = provenance(["q8trt", "gpu-check", *argv])
+    results = Path(options.output_dir or RESULTS / f"prepared-{origin['date_utc'][:10]}")
+    progress = run_kit(kit, folder, results, options.budget, origin, say, MACHINE)
+    say(summary(progress))
+    say(f"report: {results / STEM}.json")
+    return 1 if progress.failed or progress.counts["not reached"] else 0
 
 
 def _check_run(options: Options) -> None:

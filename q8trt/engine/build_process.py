@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +19,7 @@ from typing import IO
 import msgspec
 
 from q8trt import errors
-from q8trt.console.names import one_line
+from q8trt.console.children import end_of, import_paths, last_words, python_module
 from q8trt.engine import build_messages as messages
 from q8trt.engine.backend import Backend, builders
 from q8trt.engine.config import BuildConfig, PhaseCallback, PlanInfo
@@ -113,9 +111,8 @@ def _in_child(
                 raise RuntimeError(f"the building process failed:\n{answer.traceback}")
         if code == -signal.SIGINT:  # Ctrl-C went to the whole group and reached the child first
             raise KeyboardInterrupt
-        end, hint = _end_of(code)
-        hint = hint if files else "no GPU can be used with it, or its libraries do not fit: see `q8trt doctor`"
-        raise EngineError(f"the builder {end} {moment}{_last_words(stderr)}; {hint}")
+        hint = _hint(code) if files else "no GPU can be used with it, or its libraries do not fit: see `q8trt doctor`"
+        raise EngineError(f"the builder {end_of(code)} {moment}{last_words(stderr)}; {hint}")
 
 
 @contextlib.contextmanager
@@ -124,13 +121,9 @@ def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
     Its standard input is a pipe that nothing is written to: when this process dies, the pipe closes and the child ends.
     """
-    paths = [str(Path(__file__).parents[2]), *(path or str(Path.cwd()) for path in sys.path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-    # -P: the working directory is no import path of ours, so it must be none of the child's
-    command = [sys.executable, "-P", "-m", "q8trt.engine.build_worker", request]
-    pipe = subprocess.PIPE
+    command, pipe = python_module("q8trt.engine.build_worker", request), subprocess.PIPE
     try:
-        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment)
+        child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=import_paths())
     except OSError as error:
         raise BackendError(f"cannot start a process to build in: {error.strerror or error}") from error
     try:
@@ -140,19 +133,8 @@ def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]
         child.communicate()
 
 
-def _end_of(code: int) -> tuple[str, str]:
-    """Describe the end of a process that left no answer; return it and what to do about it."""
+def _hint(code: int) -> str:
+    """Return what to do about a builder that ended so."""
     if code == -getattr(signal, "SIGKILL", 9):
-        return "was killed (SIGKILL)", "most likely memory ran out: free some and try again"
-    hint = "try another --builder_optimization_level or version of TensorRT"
-    if code < 0:
-        names = {int(each): each.name for each in signal.Signals}
-        return f"crashed ({names.get(-code, f'signal {-code}')})", hint
-    return f"ended without an answer (exit code {code if code < 2**31 else hex(code)})", hint
-
-
-def _last_words(stderr: IO[bytes]) -> str:
-    """Return ``": <last line>"`` of what the process wrote to its standard error; "" when that is nothing."""
-    stderr.seek(0)
-    lines = [line for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
-    return f": {one_line(lines[-1])}" if lines else ""
+        return "most likely memory ran out: free some and try again"
+    return "try another --builder_optimization_level or version of TensorRT"

@@ -114,17 +114,8 @@ class _Build:
 
     def report(self, plan: Any) -> EngineReport:
         """Return the contents of `plan`, from the inspector where a GPU can load it, else from the builder's log."""
-        inspected = self._inspect(plan) if gpus() else None
+        inspected = inspect_plan(self.backend, plan) if gpus() else None
         return engine_report(self.log, inspected, self.sites, len(self.options.profiles))
-
-    def _inspect(self, plan: Any) -> str | None:
-        runtime = self.backend.runtime()  # a name: the engine needs it until it is gone
-        engine = runtime.deserialize_cuda_engine(plan)
-        if engine is None:  # such as a plan for other GPUs than this one
-            _log.info("the plan cannot be inspected here: %s", self.backend.last_error())
-            return None
-        text: str = engine.create_engine_inspector().get_engine_information(self.trt.LayerInformationFormat.JSON)
-        return text
 
     def _network(self) -> Any:
         flags = getattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -194,6 +185,21 @@ class _Build:
             return [gpu.sm for gpu in gpus()[:1]]
         asked = (config.get_compute_capability(index).name for index in range(config.num_compute_capabilities))
         return [sm for name in asked if (sm := sm_name(name))] or self.backend.portable_sms()
+
+
+def inspect_plan(backend: Backend, plan: Any) -> str | None:
+    """Return the JSON that the inspector writes of a serialized plan; None where the plan cannot be loaded on this GPU.
+
+    Raises:
+        BackendError: CUDA does not start.
+    """
+    runtime = backend.runtime()  # a name: the engine needs it until it is gone
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:  # such as a plan for other GPUs than this one
+        _log.info("the plan cannot be inspected here: %s", backend.last_error())
+        return None
+    text: str = engine.create_engine_inspector().get_engine_information(backend.module.LayerInformationFormat.JSON)
+    return text
 
 
 def _hint(reason: str) -> str:

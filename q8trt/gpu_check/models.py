@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from q8trt.errors import ConfigError
+from q8trt.gpu_check import random_models
 from q8trt.gpu_check.config import CheckConfig
 from q8trt.hardware.provenance import portable
 from q8trt.models import checkpoints, load_tokenizer, model_inputs
@@ -24,8 +25,6 @@ from q8trt.tasks.data import DataConfig, Features, bucketed_batches, load_dev, t
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: name -> hidden size, layers, heads, intermediate size
-SIZES = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096)}
 #: The placement that INT8 BERT is about: linears, attention products and residual Adds.
 RECIPE = "full"
 _CALIBRATION_ROWS = 32
@@ -79,23 +78,6 @@ def batches_of(features: Features, names: Sequence[str], pad_token_id: int, size
     return [{name: batch.arrays[name].astype(np.int32) for name in names} for batch in batches]
 
 
-def random_bert(name: str) -> Any:
-    """BERT-base or BERT-large with weights at random, as transformers initializes them; the same at every call."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    hidden, layers, heads, intermediate = SIZES[name]
-    sizes: dict[str, Any] = {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "intermediate_size": intermediate, "num_labels": 1,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
-    config = BertConfig(**sizes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return BertForSequenceClassification(config).eval()
-
-
 def random_pair(name: str, recipe_name: str, batches: Sequence[Mapping[str, np.ndarray]]) -> tuple[Any, Any]:
     """`random_bert` in FP32, and quantized by a recipe and calibrated on `batches`, integer (batch, sequence) by name."""
     import torch
@@ -104,12 +86,12 @@ def random_pair(name: str, recipe_name: str, batches: Sequence[Mapping[str, np.n
     from q8trt.quantization.insertion import insert_quantizers
     from q8trt.quantization.recipe import load_recipe
 
-    quantized, recipe = random_bert(name), load_recipe(recipe_name)
+    quantized, recipe = random_models.random_bert(name), load_recipe(recipe_name)
     insert_quantizers(quantized, recipe)
     calibrate(
         quantized, recipe, [{key: torch.from_numpy(array).long() for key, array in batch.items()} for batch in batches]
     )
-    return random_bert(name), quantized
+    return random_models.random_bert(name), quantized
 
 
 class Models:
@@ -128,7 +110,7 @@ class Models:
     def makers(self) -> dict[str, Callable[[], Subject]]:
         """Model name -> what makes it. Raises as `of_run` and `at_random` do when called."""
         return {
-            name: functools.partial(self.at_random, name) if name in SIZES else functools.partial(self.of_run, name)
+            name: functools.partial(self.at_random if name in random_models.SIZES else self.of_run, name)
             for name in self._config.models
         }
 
@@ -151,7 +133,7 @@ class Models:
         return replace(subject, run=portable(run.path))
 
     def at_random(self, name: str) -> Subject:
-        """A model of `SIZES`, recipe full, calibrated on development rows of STS-B or the sample."""
+        """A model of `random_models.SIZES`, recipe full, calibrated on development rows of STS-B or the sample."""
         tokenizer = load_tokenizer("minilm")  # BERT's own vocabulary
         data = DataConfig("STS-B", data_dir=self._data_dir, sample=self._data_dir is None)
         features = self._features(data, tokenizer)

@@ -57,6 +57,7 @@ def html(journal: Journal, bench: Bench, provenance: dict[str, Any]) -> str:
         summary=summary(journal),
         failures=[Phrase(f"{each.check}: {each.figure}", "bad") for each in journal.checks if each.result == "failed"],
         checks=check_table(journal),
+        tables=[],
         reports=[page_sections(report) for report in journal.reports.values()],
         provenance={"backend": bench.title, "device": bench.device, **provenance},
     )

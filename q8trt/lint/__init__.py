@@ -11,11 +11,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from q8trt.lint.report import Block, Finding, Forecast, Item, LintConfig, LintReport, Part, Place
+from q8trt.lint.report import (
+    FUSED,
+    NOT_FUSED,
+    Block,
+    Finding,
+    Forecast,
+    Item,
+    LintConfig,
+    LintReport,
+    Part,
+    Place,
+    Site,
+    SiteKind,
+)  # fmt: skip
 from q8trt.lint.rules import LEVELS, Level
 
 __all__ = [
+    "FUSED",
     "LEVELS",
+    "NOT_FUSED",
     "Block",
     "Finding",
     "Forecast",
@@ -25,6 +40,9 @@ __all__ = [
     "LintReport",
     "Part",
     "Place",
+    "Site",
+    "SiteKind",
+    "forecast_sites",
     "graph",
     "lint",
     "report",
@@ -45,3 +63,13 @@ def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:
     from q8trt.lint.linter import check
 
     return check(path, config or LintConfig())
+
+
+def forecast_sites(path: str | Path, config: LintConfig | None = None) -> tuple[Site, ...]:
+    """Return each embedding, matrix product, attention and residual Add of an ONNX file with the forecast for it.
+
+    Arguments and errors as `lint`.
+    """
+    from q8trt.lint.linter import sites
+
+    return sites(path, config or LintConfig())

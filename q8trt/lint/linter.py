@@ -11,8 +11,9 @@ from q8trt.lint.context import Context
 from q8trt.lint.describe import describe, roles_of
 from q8trt.lint.forecast import compute_ops, is_half, make_forecast
 from q8trt.lint.graph import read_graph
-from q8trt.lint.report import LintConfig, LintReport
+from q8trt.lint.report import LintConfig, LintReport, Place, Site
 from q8trt.lint.rules import LEVELS
+from q8trt.lint.sites import forecast_of_sites
 from q8trt.lint.structure import find_structure
 
 #: In the order in which a reader needs the findings, within one level.
@@ -36,16 +37,10 @@ CHECKS = (
 
 def check(path: str | Path, config: LintConfig) -> LintReport:
     """See `q8trt.lint.lint`."""
-    graph = read_graph(path)
-    parts = find_structure(graph)
-    places, block_of = assign_blocks(graph, parts)
-    types = compute_ops(graph, parts)
-    roles = roles_of(graph, parts, block_of)
-    context = Context(graph, parts, block_of, roles, {}, types, is_half(types), config)
-    for attention in parts.attentions:
-        context.verdicts[attention.softmax] = judge(graph, attention, context.sequence)
+    context, places = _context(path, config)
     for run in CHECKS:
         run(context)
+    graph = context.graph
     return LintReport(
         path=str(path),
         producer=graph.source.producer,
@@ -55,3 +50,21 @@ def check(path: str | Path, config: LintConfig) -> LintReport:
         blocks=describe(context, places),
         findings=sorted(context.findings, key=lambda finding: LEVELS.index(finding.level)),
     )
+
+
+def sites(path: str | Path, config: LintConfig) -> tuple[Site, ...]:
+    """See `q8trt.lint.forecast_sites`."""
+    return tuple(forecast_of_sites(_context(path, config)[0]))
+
+
+def _context(path: str | Path, config: LintConfig) -> tuple[Context, list[Place]]:
+    """Read a file and recognize its parts; return them and the places of its blocks."""
+    graph = read_graph(path)
+    parts = find_structure(graph)
+    places, block_of = assign_blocks(graph, parts)
+    types = compute_ops(graph, parts)
+    roles = roles_of(graph, parts, block_of)
+    context = Context(graph, parts, block_of, roles, {}, types, is_half(types), config)
+    for attention in parts.attentions:
+        context.verdicts[attention.softmax] = judge(graph, attention, context.sequence)
+    return context, places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 from q8trt.errors import ConfigError
@@ -44,6 +44,34 @@ class Place:
         """Return the name, such as "layer 0 attention"."""
         return self.kind if self.layer is None else f"layer {self.layer} {self.kind}"
 
+
+class SiteKind(StrEnum):
+    """The parts of a graph for which the linter forecasts what TensorRT does with each."""
+
+    EMBEDDING = "embedding"
+    GEMM = "GEMM"
+    BMM = "attention product"
+    ATTENTION = "fused attention"
+    RESIDUAL = "residual Add"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One such part.
+
+    Attributes:
+        name: "layer 0 attention: query GEMM".
+        nodes: names of the ONNX nodes that it consists of.
+        forecast: the type that it runs in, "INT8" or "FP16"; for an attention `FUSED` or `NOT_FUSED`.
+    """
+
+    kind: SiteKind
+    name: str
+    nodes: tuple[str, ...]
+    forecast: str
+
+
+FUSED, NOT_FUSED = "fused", "not fused"
 
 #: The kinds of parts that a block has.
 Part = Enum("Part", "TABLE GEMM BMM KEY_TRANSPOSE SOFTMAX ATTENTION RESIDUAL NORM GELU ACTIVATION")

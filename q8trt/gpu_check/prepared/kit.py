@@ -1,0 +1,155 @@
+"""The files and steps of a prepared check: ``kit.json`` and what it names."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from q8trt.engine.shapes import Shape, ShapeProfile
+from q8trt.errors import ConfigError
+from q8trt.files import MalformedError, decode, read_json, write_json
+from q8trt.lint import Site
+from q8trt.quantization.precision import Precision
+
+KIT_FILE = "kit.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows to compare logits on.
+
+    Attributes:
+        file: an .npz with ``<input>.<number>`` (batch, sequence) int32, one number a batch, ``logits.<name>`` and, for a model
+            with real weights, ``labels``, both float32 in the order of the batches' rows.
+        reference: the ``logits`` of the torch model that the engine was exported from.
+        largest, mean: the absolute difference to these that is let pass; None: the difference is measured, not judged.
+    """
+
+    file: str
+    reference: str
+    largest: float | None = None
+    mean: float | None = None
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An ONNX file to build a plan of.
+
+    Attributes:
+        name: such as "bert-base INT8+FP16".
+        model: such as "bert-base".
+        onnx: the file, below the kit's folder.
+        precision: of the file.
+        profiles: the optimization profiles of the plan.
+        inputs: its inputs, in the model's order.
+        weights, attention_width: the model's work, see `q8trt.runtime.timing.work.Work`; 0 where it is not known.
+        sites: the linter's forecast.
+        rows: rows to compare logits on; None for none.
+    """
+
+    name: str
+    model: str
+    onnx: str
+    precision: Precision
+    profiles: tuple[ShapeProfile, ...]
+    inputs: tuple[str, ...]
+    weights: int = 0
+    attention_width: int = 0
+    sites: tuple[Site, ...] = ()
+    rows: Rows | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return "".join(letter if letter.isalnum() else "-" for letter in self.name.casefold())
+
+
+class Kind(StrEnum):
+    """The kinds of steps."""
+
+    BUILD = "build"  # one engine: build it, inspect it, compare and score its logits
+    LATENCY = "latency"  # several engines, interleaved, at each shape
+    THREADS = "threads"  # one engine shared by eight threads
+    ARRAYS = "arrays"  # one engine on arrays of torch and CuPy, without copies
+    LOADS = "loads"  # one engine, loaded again and again
+    TORCH = "torch"  # torch FP16 of the model of one engine, for reference
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: a process of its own on the GPU machine.
+
+    Attributes:
+        name: unique.
+        kind: what is done.
+        engines: names of the engines that it is done with.
+        estimate_s: the seconds that it takes, the start of its process included.
+        shapes: (batch, sequence) to time.
+        iterations: timed ones a shape, or loads.
+    """
+
+    name: str
+    kind: Kind
+    engines: tuple[str, ...]
+    estimate_s: float
+    shapes: tuple[Shape, ...] = ()
+    iterations: int = 0
+
+
+@dataclass(frozen=True)
+class Kit:
+    """All that a prepared check needs.
+
+    Attributes:
+        engines: the engines, each built once.
+        steps: the most valuable first; one that builds an engine comes before those that use it.
+        provenance: of the preparation, its commit included: the GPU machine may have no checkout.
+        format: of the file.
+    """
+
+    engines: tuple[EngineFile, ...]
+    steps: tuple[Step, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def engine(self, name: str) -> EngineFile:
+        """Return the engine of a name."""
+        return next(each for each in self.engines if each.name == name)
+
+    def step(self, name: str) -> Step:
+        """Return the step of a name."""
+        return next(each for each in self.steps if each.name == name)
+
+    def write(self, folder: Path) -> None:
+        """Write ``kit.json`` to a folder."""
+        write_json(folder / KIT_FILE, asdict(self))
+
+
+def read_kit(folder: Path) -> Kit:
+    """Read the kit of a folder.
+
+    Raises:
+        ConfigError: there is none, or it is damaged, of another version, or lacks a file.
+    """
+    path = folder / KIT_FILE
+    try:
+        kit = decode(Kit, read_json(path))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} is no prepared check ({KIT_FILE}: {error.strerror or error}); make one: q8trt gpu-check --prepare DIR"
+        ) from None
+    except MalformedError as error:
+        raise ConfigError(f"{path} is damaged: {error}; prepare the check again") from None
+    if kit.format != FORMAT:
+        raise ConfigError(f"{path} has format {kit.format}, this q8trt reads {FORMAT}; prepare the check again")
+    names = {each.name for each in kit.engines}
+    unknown = {name for step in kit.steps for name in step.engines} - names
+    files = [each.onnx for each in kit.engines] + [each.rows.file for each in kit.engines if each.rows]
+    missing = [name for name in files if not (folder / name).is_file()]
+    if unknown or missing or len({step.name for step in kit.steps}) < len(kit.steps):
+        lacks = f"the engine {min(unknown)}" if unknown else f"the file {missing[0]}" if missing else "names of its own"
+        raise ConfigError(f"{folder} lacks {lacks}; prepare the check again")
+    return kit

@@ -1,0 +1,42 @@
+"""BERT-base and BERT-large with random weights: for times and for the differences of logits, not for scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: name -> hidden size, layers, heads, intermediate size
+SIZES = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096)}
+#: Side of the random block that `tile` repeats: 1 MiB in FP32.
+_BLOCK = 512
+
+
+def random_bert(name: str) -> Any:
+    """BERT-base or BERT-large with weights at random, as transformers initializes them; the same at every call."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    hidden, layers, heads, intermediate = SIZES[name]
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "intermediate_size": intermediate, "num_labels": 1,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    config = BertConfig(**sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertForSequenceClassification(config).eval()
+
+
+def tiled_bert(name: str) -> Any:
+    """Return `random_bert` whose matrices all repeat one random block, so that files of them pack to little more than it."""
+    import torch
+
+    model = random_bert(name)
+    generator = torch.Generator().manual_seed(0)
+    block = 0.02 * torch.randn(_BLOCK, _BLOCK, generator=generator)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                rows, columns = (-(-size // _BLOCK) for size in weight.shape)
+                weight.copy_(block.repeat(rows, columns)[: weight.shape[0], : weight.shape[1]])
+    return model
