@@ -39,13 +39,14 @@ from q8trt.evaluation.sensitivity import (
 )
 from q8trt.models.checkpoints import load_finetuned
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers
+from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import QatSpec, QuantizerSpec, Recipe, load_recipe
 from q8trt.quantization.sites import encoder_sites
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, Features
 from q8trt.training.execution import calibration_of
-from q8trt.training.finetuning import Inputs, load_inputs, quantize, score
+from q8trt.training.finetuning import Inputs, evaluate_model, load_inputs, quantize
 
 #: Every site that there is, pooler and head too.
 EVERYTHING = Recipe("everything", sites={**load_recipe("full").sites, **{
@@ -357,8 +358,8 @@ def pearson_drop(recipe: Recipe, prepared: tuple[FinetuneConfig, Inputs, Any, An
     config = replace(config, recipe=recipe)
     quantized, _ = quantize(model, config, inputs)
     return 100 * (
-        score(model, config, inputs, "fp32")["dev"]["pearson"]
-        - score(quantized, config, inputs, "int8")["dev"]["pearson"]
+        evaluate_model(model, config, inputs, Precision.FP32)["dev"].metrics["pearson"]
+        - evaluate_model(quantized, config, inputs, Precision.INT8)["dev"].metrics["pearson"]
     )
 
 
