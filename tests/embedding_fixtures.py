@@ -44,3 +44,23 @@ def write_embedding_folder(folder: Path, architecture: str = "bert", **steps: An
     save_checkpoint(folder, make_embedding_model(architecture, **steps), tokenizer)
     (folder / "hashes.json").unlink()
     return folder
+
+
+def embedding_engine(folder: Path, **steps: Any) -> Path:
+    """An engine folder of a tiny embedding model, without a plan."""
+    from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
+    from q8trt.engine.manifest_file import write_manifest
+    from q8trt.export.onnx import ExportOptions, export_onnx
+    from q8trt.quantization.precision import Precision
+    from q8trt.tasks.heads import Head, HeadKind
+
+    folder.mkdir(parents=True)
+    tokenizer, model = make_tokenizer(), make_embedding_model(**steps)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    export_onnx(model, folder / "model.onnx", "fp32", names, ExportOptions("torchscript"))
+    tokenizer.save_pretrained(folder)
+    task = TaskInfo("embedding", [], False, False, "cosine_mean")
+    info = ModelInfo("tiny", "bert", model.embedding.dimension, 64, tokenizer.pad_token_id, 32)
+    head = Head(HeadKind.EMBEDDING, max_length=32, embedding=model.embedding)
+    write_manifest(folder, Manifest(task, info, Precision.FP32, None, names, 20, head=head))
+    return folder

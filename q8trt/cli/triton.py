@@ -44,13 +44,15 @@ def run(argv: list[str]) -> int:
     written = write_repository(options.engine, options.output_dir, config)
     task, limits = written.manifest.task, written.limits
     texts = "text and text_pair" if task.is_pair else "text"
-    answer = "score" if task.is_regression else "label and probabilities"
+    embeds = written.manifest.head.embedding is not None
+    answer = "embedding" if embeds else "score" if task.is_regression else "label and probabilities"
     say(f"model repository: {written.path}")
     say(
         f"  {written.models[0]}  {texts} -> {answer}; {limits.batch_size} rows a request at most, {limits.max_length} tokens"
     )
     if len(written.models) > 1:
-        say(f"  {written.models[1]}  token arrays -> logits, {config.backend} on {config.runs_on}")
+        output = "logits, which are the embeddings" if embeds else "logits"
+        say(f"  {written.models[1]}  token arrays -> {output}, {config.backend} on {config.runs_on}")
     for line in _next(written, config):
         say(line)
     return 0

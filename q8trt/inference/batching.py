@@ -115,12 +115,14 @@ class BatchedModel:
 
     def __init__(self, pool: RunnerPool, manifest: Manifest, limits: BatchLimits, contexts: int) -> None:
         self.pool, self.limits = pool, limits
+        self._embeds = manifest.head.embedding is not None
         self._task, self._pad_token_id, self._contexts = manifest.task, manifest.model.pad_token_id, contexts
 
     def answers(self, rows: list[Row]) -> list[Any]:
-        """Return the task's answer to each row of token ids."""
+        """Return the task's answer to each row of token ids: of an embedding model, its embedding."""
         types = [types for _, types in rows if types is not None]
-        return answers(self.logits(Tokens([ids for ids, _ in rows], types or None, 0)), self._task)
+        logits = self.logits(Tokens([ids for ids, _ in rows], types or None, 0))
+        return list(logits) if self._embeds else answers(logits, self._task)
 
     def logits(self, tokens: Tokens) -> np.ndarray:
         """Return float32 logits, (rows, labels), in order."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.manifest_file import load_manifest
-from q8trt.errors import ArrayError, DataError
+from q8trt.errors import ArrayError, BackendError, ConfigError, DataError
 from q8trt.inference.answers import Answer, answers
 from q8trt.inference.batching import BatchedModel, BatchLimits, batch_limits
 from q8trt.inference.checks import check_arrays, check_model, check_tokenizer
@@ -136,11 +136,40 @@ class Engine:
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
         """
+        self._check_head(embeds=False)
         return answers(self.logits(items), self.manifest.task)
 
-    def logits(self, items: Iterable[Item]) -> np.ndarray:
-        """Return the logits behind `predict`, float32, shape (items, labels), in order. Raises as `predict` does."""
-        rows = self._checked(items)
+    def embed(self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None) -> np.ndarray:
+        """Return the embeddings of texts, float32, shape (texts, dimension), in order.
+
+        Args:
+            texts: any number of texts.
+            prompt_name: one of the model's prompts, `manifest.head.embedding.prompts`, which is put before each text; None for
+                the model's default prompt, if it has one.
+            prompt: text to put before each text in place of the model's prompts, such as "query: "; "" for none.
+
+        Raises:
+            ConfigError: the engine does not embed, or the model has no such prompt.
+            InputError: an item is no text or an empty one, the one at `index`.
+            ClosedError: the engine is closed.
+            BackendError: the backend refused a batch, or an embedding is not finite.
+        """
+        return self._finite(self.logits(texts, self._prefix(prompt_name, prompt)))
+
+    async def aembed(self, texts: Any, prompt_name: str | None = None, prompt: str | None = None) -> np.ndarray:
+        """Embed as `embed` does, in an event loop, with dynamic micro-batching; (dimension,) for one text."""
+        prefix = self._prefix(prompt_name, prompt)
+        single = isinstance(texts, str)
+        rows = await self._batched([texts] if single else texts, prefix)
+        vectors = np.array(rows, np.float32).reshape(len(rows), self.manifest.model.num_labels)
+        return self._finite(vectors)[0] if single else self._finite(vectors)
+
+    def logits(self, items: Iterable[Item], prompt: str = "") -> np.ndarray:
+        """Return the model's outputs, float32, in order: logits (items, labels), or embeddings (items, dimension).
+
+        `prompt` is put before each text. Raises as `predict` does.
+        """
+        rows = _prompted(self._checked(items), prompt)
         if not rows:
             return np.empty((0, self.manifest.model.num_labels), np.float32)
         windows = (rows[start : start + _WINDOW] for start in range(0, len(rows), _WINDOW))
@@ -163,17 +192,21 @@ class Engine:
         Returns:
             one answer for one text or pair, a list of answers for a list. Raises as `predict` does.
         """
+        self._check_head(embeds=False)
         single = isinstance(items, str | tuple)
-        rows = self._checked([items] if single else items)
+        replies = await self._batched([items] if single else items)
+        return replies[0] if single else replies
+
+    async def _batched(self, items: Iterable[Item], prompt: str = "") -> list[Any]:
+        """Return one answer for each item, from the batch thread."""
+        rows = _prompted(self._checked(items), prompt)
         if not rows:
             return []
         if sum(len(text) for row in rows for text in row) <= _INLINE:
             tokens = self._encoded(rows)
         else:
             tokens = await asyncio.to_thread(self._encoded, rows)
-        future = self._batcher.submit(tokens.rows())
-        replies = await asyncio.wrap_future(future)
-        return replies[0] if single else replies
+        return await asyncio.wrap_future(self._batcher.submit(tokens.rows()))
 
     def run(self, arrays: Mapping[str, Any]) -> np.ndarray:
         """Return the logits of token arrays.
@@ -216,6 +249,30 @@ class Engine:
     def __repr__(self) -> str:
         return f"<q8trt.Engine {self.manifest.task.name} {self.manifest.precision} on {self.backend}, {self.device}>"
 
+    def _check_head(self, embeds: bool) -> None:
+        """Raise ConfigError if the engine embeds and something else is asked for, or the reverse."""
+        if embeds and not self.manifest.head.embedding:
+            raise ConfigError(f"{self.folder} answers {self.manifest.task.name} and does not embed; call predict")
+        if not embeds and self.manifest.head.embedding:
+            raise ConfigError(f"{self.folder} embeds texts and has no other answer; call embed")
+
+    def _prefix(self, prompt_name: str | None, prompt: str | None) -> str:
+        """Return the text to put before each text."""
+        self._check_head(embeds=True)
+        assert self.manifest.head.embedding is not None
+        if prompt is not None and prompt_name is not None:
+            raise ConfigError("prompt and prompt_name exclude each other; give one")
+        return self.manifest.head.embedding.prompt(prompt_name) if prompt is None else prompt
+
+    def _finite(self, vectors: np.ndarray) -> np.ndarray:
+        """Return `vectors`, (texts, dimension). Raises BackendError if one of them is not finite."""
+        if not np.isfinite(vectors).all():
+            bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise BackendError(
+                f"the embedding of text {bad} is NaN or infinite; build the engine again at another precision: {self.folder}"
+            )
+        return vectors
+
     def _checked(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
         self._pool.check_open()
         return self._text.check_all(items)
@@ -236,3 +293,8 @@ class Engine:
                 "a text is longer than %d tokens and was cut, as in training; Engine.truncated counts them",
                 self.limits.max_length,
             )
+
+
+def _prompted(rows: list[tuple[str, ...]], prompt: str) -> list[tuple[str, ...]]:
+    """Return the rows with `prompt` before each text."""
+    return [tuple(prompt + text for text in row) for row in rows] if prompt else rows

@@ -87,7 +87,8 @@ def measured(folder: Path, manifest: Manifest) -> tuple[StoredRow | None, Stored
 
 
 def _head(manifest: Manifest, licence: str) -> str:
-    kind = "regression" if manifest.task.is_regression else "text-classification"
+    embeds = manifest.head.embedding is not None
+    kind = "sentence-similarity" if embeds else "regression" if manifest.task.is_regression else "text-classification"
     precision = manifest.precision.label
     sample = f" ({SAMPLE_LABEL})" if manifest.record.is_sample else ""
     front = (
@@ -100,7 +101,7 @@ def _head(manifest: Manifest, licence: str) -> str:
         "    q8trt unpack FILE.q8trt --output_dir engine\n\n"
         "    from q8trt import Engine\n"
         '    engine = Engine.load("engine")\n'
-        f"    engine.predict([{_example(manifest)}])"
+        f"    engine.{'embed' if embeds else 'predict'}([{_example(manifest)}])"
     )
 
 
@@ -112,7 +113,14 @@ def _example(manifest: Manifest) -> str:
 def _answers(manifest: Manifest) -> str:
     task, model = manifest.task, manifest.model
     takes = "two texts" if task.is_pair else "one text"
-    gives = "one number" if task.is_regression else f"one of the labels {', '.join(map(markdown_code, task.labels))}"
+    embedding = manifest.head.embedding
+    gives = (
+        f"{embedding.dimension} numbers"
+        if embedding
+        else "one number"
+        if task.is_regression
+        else f"one of the labels {', '.join(map(markdown_code, task.labels))}"
+    )
     return (
         f"Task {markdown_text(task.name)}: {takes} in, {gives} out. Text beyond {model.max_seq_length} tokens is cut."
     )

@@ -1,4 +1,4 @@
-"""The Python-backend model of a Triton repository: texts in, scores or labels out.
+"""The Python-backend model of a Triton repository: texts in, scores, labels or embeddings out.
 
 This file is copied into the repository and runs inside the server, beside a copy of `q8trt.tasks.data.encoding`. It imports
 numpy, tokenizers and the server's own module, nothing of q8trt; onnxruntime only if it runs the encoder itself. Its settings
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "activation",
+_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "prompt", "activation",
              "max_length", "truncation_side", "threads", "needs_vnni")  # fmt: skip
 _ONNX_TYPES = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64}
 
@@ -44,6 +44,8 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self.names = [each["name"] for each in config["input"]]
         self.labels: list[str] = settings["labels"]
+        #: Text before each text of an embedding model; None for a model that answers otherwise.
+        self.prompt: str | None = settings["prompt"]
         self.inputs: list[str] = settings["inputs"]
         self.type = _ONNX_TYPES[settings["input_type"]]
         self.buckets, self.apart, self.pad_token_id = settings["buckets"], settings["apart"], settings["pad_token_id"]
@@ -104,7 +106,9 @@ class TritonPythonModel:
         Rows of one bucket run together. Where time goes with the number of tokens (a CPU), the buckets run `apart`; where a
         call costs more than the padding (a GPU), all rows run in the bucket of the longest.
         """
-        encoded = self.encoder.encode(rows)
+        encoded = self.encoder.encode(
+            [tuple(self.prompt + text for text in row) for row in rows] if self.prompt else rows
+        )
         lengths = np.array([len(ids) for ids in encoded.ids])
         buckets = np.array(self.buckets)[np.searchsorted(self.buckets, lengths if self.apart else lengths.max())]
         buckets = np.broadcast_to(buckets, lengths.shape)
@@ -126,7 +130,9 @@ class TritonPythonModel:
         return array
 
     def _answer(self, logits: np.ndarray) -> list[Any]:
-        """Return the outputs for (rows, labels) logits: ``score``, or ``label`` and ``probabilities``."""
+        """Return the outputs for (rows, labels) logits: ``score``, ``embedding``, or ``label`` and ``probabilities``."""
+        if self.prompt is not None:
+            return [pb_utils.Tensor("embedding", logits)]
         if not self.labels:
             return [pb_utils.Tensor("score", sigmoid(logits) if self.activation == "sigmoid" else logits)]
         wide = logits.astype(np.float64)

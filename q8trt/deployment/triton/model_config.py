@@ -105,7 +105,8 @@ class Served:
         }  # fmt: skip
 
     def text_config(self) -> Message:
-        """Return the config.pbtxt of the model that clients call: texts in, ``score`` or ``label`` and ``probabilities`` out.
+        """Return the config.pbtxt of the model that clients call: texts in, and out ``score``, ``embedding``, or ``label`` and
+        ``probabilities``.
 
         Its parameters are the settings of model.py, each as JSON; ``engine`` names the engine for a reader.
         """
@@ -114,7 +115,10 @@ class Served:
         texts = ("text", "text_pair") if task.is_pair else ("text",)
         count = config.text_instances or config.instances * max(1, len(config.gpus or ())) + 1
         outputs = [_tensor("score", "TYPE_FP32", 1)]
-        if not task.is_regression:
+        embedding = self.manifest.head.embedding
+        if embedding:
+            outputs = [_tensor("embedding", "TYPE_FP32", tensors.labels)]
+        elif not task.is_regression:
             outputs = [_tensor("label", "TYPE_STRING", 1), _tensor("probabilities", "TYPE_FP32", tensors.labels)]
         settings = {
             "encoder": None if has_encoder else self.encoder_name,
@@ -124,6 +128,7 @@ class Served:
             "apart": config.runs_on == "cpu",
             "pad_token_id": self.manifest.model.pad_token_id,
             "labels": task.labels,
+            "prompt": embedding.prompt(None) if embedding else None,
             "activation": task.activation,
             "max_length": self.limits.max_length,
             "truncation_side": self.side,

@@ -13,16 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from q8trt.engine.manifest import TaskInfo
 from q8trt.errors import ConfigError, DataError
 from q8trt.inference.answers import Answer
-from q8trt.inference.files.config import ScoringConfig
+from q8trt.inference.files.config import OF_EMBEDDINGS, ScoringConfig
 from q8trt.inference.files.places import REJECTED_HEADER
 from q8trt.inference.files.records import TEXT_COLUMN, Record
 from q8trt.tasks.data.tabular import text_column_names
 from q8trt.tasks.glue import TASKS
 
 Value = str | float
+#: The answer to a row: a score, a label, or an embedding (dimension,).
+Reply = float | Answer | np.ndarray
 _log = logging.getLogger(__name__)
 #: The longest quote of a rejected row, characters.
 _QUOTED = 2000
@@ -38,7 +42,8 @@ class Columns:
     Attributes:
         inputs: those of the input, as far as they are known before it is read.
         texts: the one or two of them that hold the text.
-        answers: the columns that are added: the score of a regression; or the label, then a probability of each label.
+        answers: the columns that are added: the score of a regression, the embedding; or the label, then a probability of
+            each label.
         labels: the labels, in the order of their probabilities; () for a regression.
         kind: the ending of the output.
         safe_csv: whether a cell that a spreadsheet would run gets a ' before it.
@@ -63,7 +68,9 @@ class Columns:
                 return f"column {name!r} is empty"
         if clash := next((name for name in self.answers if name in values), None):
             return f"key {clash!r} would be overwritten by the answer; the first row has none of that name"
-        if self.kind != ".jsonl" and (extra := next((name for name in values if name not in self.inputs), None)):
+        if self.kind not in (".jsonl", ".npy") and (
+            extra := next((name for name in values if name not in self.inputs), None)
+        ):
             return (
                 f"key {extra!r} is not among the first row's ({', '.join(self.inputs)}); --output .jsonl keeps all keys"
             )
@@ -75,13 +82,18 @@ class Columns:
 
     def header(self) -> bytes:
         """Return the first line of the output; empty for JSON Lines."""
-        return b"" if self.kind == ".jsonl" else self._line([*self.inputs, *self.answers])
+        return b"" if self.is_json else self._line([*self.inputs, *self.answers])
 
-    def lines(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[float | Answer]) -> bytes:
+    @property
+    def is_json(self) -> bool:
+        """Whether the job writes JSON Lines."""
+        return self.kind in (".jsonl", *OF_EMBEDDINGS)
+
+    def lines(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[Reply]) -> bytes:
         """Return the lines of the output: rows with their answers."""
         return b"".join(
             _json_line({**values, **dict(zip(self.answers, self._results(answer), strict=True))})
-            if self.kind == ".jsonl"
+            if self.is_json
             else self._line([*(_cell(values.get(name)) for name in self.inputs), *self._results(answer)])
             for values, answer in zip(rows, answers, strict=True)
         )
@@ -94,8 +106,11 @@ class Columns:
             lines.append(_csv_line(self._safe([record.line, record.reason, row])))
         return b"".join(lines)
 
-    def _results(self, answer: float | Answer) -> Iterator[Value]:
-        """Yield the cells of an answer, with the seven significant digits of a float32."""
+    def _results(self, answer: Reply) -> Iterator[Any]:
+        """Yield the cells of an answer, with the seven significant digits of a float32; of an embedding, which is data, nine."""
+        if isinstance(answer, np.ndarray):
+            yield [float(f"{value:.9g}") for value in answer.tolist()]
+            return
         if isinstance(answer, float):
             yield float(f"{answer:.7g}")
             return
@@ -132,30 +147,49 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def is_finite(answer: float | Answer) -> bool:
+def is_finite(answer: Reply) -> bool:
     """Return whether an answer can be written: JSON has no NaN and no infinity."""
+    if isinstance(answer, np.ndarray):
+        return bool(np.isfinite(answer).all())
     return all(map(math.isfinite, [answer] if isinstance(answer, float) else answer.probabilities.values()))
 
 
-def choose_columns(config: ScoringConfig, header: Sequence[str], task: TaskInfo) -> Columns:
+def choose_columns(config: ScoringConfig, header: Sequence[str], task: TaskInfo, embeds: bool = False) -> Columns:
     """Return the columns of a job.
 
     Args:
         config: the job's options.
         header: the columns of the input.
         task: the engine's.
+        embeds: whether the engine's answer is an embedding.
 
     Raises:
-        ConfigError: two columns were asked for and texts are single, or one and they are pairs; or TSV cannot hold a label.
+        ConfigError: the output cannot hold such answers, two columns were asked for and texts are single, or one and they are
+            pairs; or TSV cannot hold a label.
         DataError: a text column is missing, or the file is plain text and the task takes pairs.
     """
     path, kind, plain = config.input, config.output_kind, config.input_kind == ".txt"
+    if embeds and kind not in (".jsonl", *OF_EMBEDDINGS):
+        raise ConfigError(
+            f"--output {config.output}: an embedding fits no cell; use {', '.join(OF_EMBEDDINGS)} or .jsonl"
+        )
+    if not embeds and (kind in OF_EMBEDDINGS or config.prompt_name is not None):
+        option = "--prompt_name" if config.prompt_name is not None else f"--output {config.output}"
+        raise ConfigError(
+            f"{option} is for embeddings, and the engine answers {task.name}; use .csv or .jsonl, and no prompt"
+        )
     if plain and task.is_pair:
         raise DataError(
             f"{path}: plain text has one text a line, and {task.name} takes pairs; use .csv, .tsv or .jsonl"
         )
     texts = (TEXT_COLUMN,) if plain else _text_columns(path, header, task, config.text_columns)
-    names = ("score",) if task.is_regression else ("label", *(f"probability_{label}" for label in task.labels))
+    names = (
+        ("embedding",)
+        if embeds
+        else ("score",)
+        if task.is_regression
+        else ("label", *(f"probability_{label}" for label in task.labels))
+    )
     if set(names) & set(header):
         names = tuple(f"predicted_{name}" for name in names)
     if clash := set(names) & set(header):

@@ -10,7 +10,9 @@ from q8trt.console.options import option
 from q8trt.errors import ConfigError
 
 INPUTS = (".csv", ".tsv", ".jsonl", ".json", ".txt")
-OUTPUTS = (".csv", ".tsv", ".jsonl")
+OUTPUTS = (".csv", ".tsv", ".jsonl", ".parquet", ".npy")
+#: Outputs that hold embeddings alone; while the job runs, its rows are JSON Lines.
+OF_EMBEDDINGS = (".parquet", ".npy")
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class ScoringConfig:
         metavar="FILE",
     )
     output: Path = option(
-        help="the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file", metavar="FILE"
+        help="the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file; of embeddings .parquet (rows and a "
+        "list column), .npy (float32 array) or .jsonl",
+        metavar="FILE",
     )
     text_columns: tuple[str, ...] | None = option(
         None,
@@ -42,6 +46,9 @@ class ScoringConfig:
         False,
         "replace OUTPUT and OUTPUT.rejected.csv of an earlier job; an unfinished job of the same input, engine and options "
         "still continues, another one or a damaged one starts over",
+    )
+    prompt_name: str | None = option(
+        None, "prompt of an embedding model, which is put before each text", metavar="NAME", unset="the model's default"
     )
     chunk_rows: int = 512
     safe_csv: bool = option(

@@ -113,7 +113,9 @@ def score_file(
     records = Records(config.input, config.input_kind)
     try:
         check_places(config, engine.folder)
-        columns = choose_columns(config, records.columns, engine.manifest.task)
+        columns = choose_columns(
+            config, records.columns, engine.manifest.task, engine.manifest.head.embedding is not None
+        )
         with exclusive(config.output):
             return _Job(engine, config, columns, records).run(on_progress or (lambda _: None))
     except OSError as error:
@@ -202,6 +204,7 @@ class _Job:
             "text columns": list(self.columns.texts),
             "chunk size": config.chunk_rows,
             "--safe_csv": config.safe_csv,
+            **({"--prompt_name": config.prompt_name} if config.prompt_name is not None else {}),
         }
 
     def _chunks(self) -> Iterator[list[Record]]:
@@ -240,7 +243,7 @@ class _Job:
         answers: list[Any] = []
         while rows:
             try:
-                answers = self.engine.predict([self.columns.text(record.values) for record in rows])
+                answers = self._replies([self.columns.text(record.values) for record in rows])
                 break
             except InputError as error:
                 if error.index is None:
@@ -253,6 +256,13 @@ class _Job:
             else:
                 bad.append(dataclasses.replace(record, reason="the answer of the engine is NaN or infinite"))
         return [record for record, _ in good], [answer for _, answer in good], bad
+
+    def _replies(self, items: list[Any]) -> list[Any]:
+        """Return the engine's answers; an embedding that is not finite is one, too."""
+        embedding = self.engine.manifest.head.embedding
+        if embedding:
+            return list(self.engine.logits(items, embedding.prompt(self.config.prompt_name)))
+        return self.engine.predict(items)
 
     def _share(self) -> float:
         """Return the share of the input that is done."""

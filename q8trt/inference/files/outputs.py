@@ -17,7 +17,8 @@ from typing import Any
 
 from q8trt.errors import ConfigError
 from q8trt.files import sync
-from q8trt.inference.files.config import ScoringConfig
+from q8trt.inference.files.config import OF_EMBEDDINGS, ScoringConfig
+from q8trt.inference.files.embeddings import write_embeddings
 from q8trt.inference.files.journal import ForeignError, State, read_state, write_state
 from q8trt.inference.files.places import check_free, is_rejected_file
 
@@ -189,7 +190,10 @@ class Outputs:
         self.note()
         self.close()
         if config.partial.exists() and not state.without_answers:
-            config.partial.replace(config.output)
+            if config.output_kind in OF_EMBEDDINGS:
+                write_embeddings(config.partial, config.output)  # the rows stay until the journal says that all is done
+            else:
+                config.partial.replace(config.output)
         if state.rejected and config.rejected_partial.exists():
             config.rejected_partial.replace(config.rejected)
         elif not state.rejected and is_rejected_file(config.rejected):
@@ -241,6 +245,8 @@ class Outputs:
         """Compare a file with its journal. That of a finished job may have its `final` name already."""
         if not size:
             return
+        if finished and not file.path.exists() and final.suffix.lower() in OF_EMBEDDINGS:
+            return  # they were converted, and the rows removed last
         path = final if finished and not file.path.exists() else file.path
         try:
             file.prefix.read(path, size)

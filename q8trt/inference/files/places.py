@@ -11,7 +11,8 @@ from pathlib import Path
 from q8trt.errors import ConfigError
 from q8trt.files import MalformedError, parse_json
 from q8trt.files.locks import lock_path
-from q8trt.inference.files.config import ScoringConfig
+from q8trt.inference.files.config import OF_EMBEDDINGS, ScoringConfig
+from q8trt.inference.files.embeddings import holds_embeddings
 
 #: The first line of a file of rejected rows, by which q8trt knows it as one that it wrote.
 REJECTED_HEADER = b"line,reason,row\n"
@@ -20,7 +21,7 @@ _LONGEST_NAME = 230
 #: Bytes of the first line that are read to tell an output from a file of the user's.
 _LONGEST_HEADER = 2**20
 #: The last column that a job adds: see `q8trt.inference.files.layout`.
-_ANSWER = re.compile(r"'?(predicted_)?(score$|probability_)")
+_ANSWER = re.compile(r"'?(predicted_)?(score$|embedding$|probability_)")
 
 
 def check_places(config: ScoringConfig, engine: Path) -> None:
@@ -74,6 +75,8 @@ def check_free(config: ScoringConfig, overwrite: bool) -> None:
 
 def is_answer_file(path: Path, kind: str) -> bool:
     """Return whether a file looks like the output of a job: its last column is an answer. An empty file counts as one."""
+    if kind in OF_EMBEDDINGS:
+        return holds_embeddings(path)
     with path.open("rb") as file:
         first = file.readline(_LONGEST_HEADER).decode("utf-8", "replace")
     if not first:
