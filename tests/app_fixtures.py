@@ -65,7 +65,9 @@ def _quantize(model: Any, architecture: str) -> None:
 
 
 def changed(folder: Path, **fields: Any) -> Path:
-    """The folder with other fields in its manifest."""
+    """The folder with other fields in its manifest; a task brings its head."""
+    if "task" in fields:
+        fields.setdefault("head", None)
     write_manifest(folder, replace(load_manifest(folder, verify=False), **fields))
     return folder
 
