@@ -227,7 +227,7 @@ def tiny_quantized() -> Callable[..., tuple[Any, Any]]:
         from q8trt.quantization.insertion import insert_quantizers
         from q8trt.quantization.recipe import load_recipe
 
-        model, recipe = make_model(architecture, num_labels), load_recipe("linear")
+        model, recipe = make_model(architecture, num_labels), load_recipe("linear").candidates[0]
         insert_quantizers(model, recipe)
         calibrate(model, recipe, [make_batch(architecture, seed=seed) for seed in range(3)])
         return model, recipe

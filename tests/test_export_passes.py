@@ -204,8 +204,8 @@ def test_smoothing_leaves_two_products_a_block(full: Callable[[str], Any], tiny_
     before = len(nodes(graph.graph, "Mul", "Div"))
     run_passes(graph)
     left = [constant(node.inputs[1]).shape for node in nodes(graph.graph, "Mul")]
-    assert Counter(left) == {(): 1, (32,): 2 * 4}  # the scalar is the mask's
-    assert before == 1 + 2 + 2 * 8  # the mask; Q's scale; two linears' inputs, two Adds of two inputs and a sum
+    assert Counter(left) == {(): 1, (32,): 2 * 4, (64,): 2}  # the scalar is the mask's; those of 64 follow GELU
+    assert before == 1 + 2 + 2 * 9  # the mask; Q's scale; three linears' inputs, two Adds of two inputs and a sum
     assert all(
         power_of_two(constant(node.inputs[1])) for node in nodes(graph.graph, "Mul") if node.inputs[1].shape.rank()
     )

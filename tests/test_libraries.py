@@ -59,7 +59,7 @@ def test_a_checkpoint_keeps_its_smoothing_and_names_its_library(
     loaded, read = load_quantized(tmp_path / "q")
     assert read == recipe
     smoothed = [name for name in loaded.state_dict() if name.endswith("_pre_quant_scale")]
-    assert len(smoothed) == 2 * (2 + 4)  # qkv_input, ffn_input and four inputs of residual Adds in each layer
+    assert len(smoothed) == 2 * (3 + 4)  # inputs of three linears and four inputs of residual Adds in each layer
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     with pytest.raises(CheckpointError, match=r"layer\.0\.qkv_input is smoothed .*; use --quantizer modelopt$"):

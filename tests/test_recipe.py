@@ -41,7 +41,7 @@ def test_linear_is_built_in() -> None:
     assert len(recipe.sites) == 10
     for site, spec in recipe.sites.items():
         weight = site.endswith(".weight")
-        expected = QuantizerSpec(8, 0, "max") if weight else QuantizerSpec(8, None, "percentile", 99.99)
+        expected = QuantizerSpec(8, 0, "max") if weight else QuantizerSpec(8, None, "mse")
         assert spec == expected, site
 
 
@@ -277,6 +277,7 @@ def test_full_is_smoothed_for_calibration_and_clipped_for_qat() -> None:
     recipe = load_recipe("full")
     assert recipe.qat_start is not None
     assert (recipe.smoothquant, recipe.qat_start.smoothquant) == (0.5, None)
+    assert (recipe.smooth_gelu, recipe.qat_start.smooth_gelu) == (0.75, None)
     assert recipe.smooth_residuals == recipe.qat_start.smooth_residuals == 0.75
     assert (recipe.sites["gelu_out"].calibrator, recipe.qat_start.sites["gelu_out"].calibrator) == ("mse", "percentile")
     for part in (recipe, recipe.qat_start):
@@ -293,12 +294,53 @@ def test_gpu_is_full_without_the_residual_adds() -> None:
         assert (small.qat, small.smoothquant, small.smooth_residuals) == (large.qat, large.smoothquant, None)
 
 
+def test_alternatives_are_the_recipe_with_other_keys() -> None:
+    percentile = {"activations": {"calibrator": "percentile", "percentile": 99.8}}
+    plain = {**GOOD, "sites": {"gelu_out": None, "context": {"percentile": 99}}}
+    recipe = Recipe.from_dict({**plain, "smoothquant": 0.5, "alternatives": [{"smoothquant": None}, percentile]})
+    assert [each.smoothquant for each in recipe.candidates] == [0.5, None, 0.5]
+    assert [each.sites["gelu_out"].percentile for each in recipe.candidates] == [99.9, 99.9, 99.8]
+    assert [each.sites["context"].percentile for each in recipe.candidates] == [99, 99, 99], (
+        "what a site names is obeyed"
+    )
+    assert {each.name for each in recipe.candidates} == {"mine"}
+    assert all(each.alternatives == () for each in recipe.candidates)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe.from_dict(GOOD).candidates == (Recipe.from_dict(GOOD),)
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_packaged_recipes_choose_and_leave_qat_its_own_start(name: str) -> None:
+    recipe = load_recipe(name)
+    assert (name == "q8bert") == (recipe.alternatives == ())
+    for candidate in recipe.candidates:
+        assert candidate.qat_start == recipe.qat_start
+        if name != "q8bert":
+            assert candidate.qat_start is not None
+            assert candidate.qat_start.sites["gelu_out"].percentile == 99.99
+            assert (candidate.qat_start.smoothquant, candidate.qat_start.smooth_gelu) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("alternatives", "message"),
+    [
+        ({"smoothquant": None}, r"recipe: alternatives must be a list of mappings, got \{'smoothquant': None\}"),
+        ([{"smoothquant": 3}], r"smoothquant must lie in \[0, 1\], got 3"),
+        ([{}, {"sites": {"gelu_out": None}}], "recipe, alternative 2: other sites than the recipe has"),
+        ([{"qat": {}}], "recipe, alternative 1: unknown key 'qat'"),
+    ],
+)
+def test_alternatives_that_do_not_fit_are_refused(alternatives: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe.from_dict({**GOOD, "alternatives": alternatives})
+
+
 @pytest.mark.parametrize(
     ("start", "message"),
     [
         ({"name": "x"}, "recipe, qat start: unknown key 'name'; known: activations, weights, sites, smoothquant"),
         ([], r"recipe, qat start: expected a mapping such as \{calibrator: max\}, got \[\]"),
-        ({"sites": {"gelu_out": None}}, "recipe, qat start: QAT starts with other sites than the recipe has; leave 'sites' out"),
+        ({"sites": {"gelu_out": None}}, "recipe, qat start: other sites than the recipe has; leave 'sites' out"),
         ({"smoothquant": 2}, r"smoothquant must lie in \[0, 1\], got 2"),
     ],
 )  # fmt: skip

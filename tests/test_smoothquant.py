@@ -19,17 +19,29 @@ from q8trt.quantization.sites import encoder_sites
 from q8trt.quantization.smoothquant import (
     SMOOTHED,
     channel_maxima,
+    outlier_smoothing,
     residual_smoothing,
     smooth,
-    smooth_residuals,
+    smoothable,
     smoothing,
+    smoothing_scales,
+    unsmooth,
 )
 
-LINEAR = load_recipe("linear")
+LINEAR = load_recipe("linear").candidates[0]
 
 
 def recipe_of(alpha: float | None, **sites: Any) -> Recipe:
-    return Recipe.from_dict({**LINEAR.to_dict(), "smoothquant": alpha, "sites": sites or LINEAR.to_dict()["sites"]})
+    data = {**LINEAR.to_dict(), "qat": {}}
+    return Recipe.from_dict({**data, "smoothquant": alpha, "sites": sites or data["sites"]})
+
+
+def smooth_by(model: Any, recipe: Recipe, batches: list[Any]) -> dict[str, torch.Tensor]:
+    """Smooth what `recipe` smooths, by what the batches show: a site's key -> s."""
+    maxima = channel_maxima(model, model_quantizers(model), smoothable(model, recipe), batches)
+    scales = smoothing_scales(model, recipe, maxima)
+    smooth(model, scales)
+    return scales
 
 
 @pytest.fixture
@@ -104,7 +116,7 @@ def test_the_model_computes_what_it_did(tiny_model: Callable[..., Any], batches:
     expected = logits(float_model, batches)
     model = copy.deepcopy(float_model)
     insert_quantizers(model, LINEAR)
-    scales = smooth(model, batches, 0.5)
+    scales = smooth_by(model, recipe_of(0.5), batches)
     set_quantization(model, False)
     assert torch.equal(logits(model, batches), expected)
     # And it is not for want of doing anything:
@@ -130,10 +142,10 @@ def test_channels_are_smoothed_as_the_formula_says(
     raw = inputs_of_linears(tiny_model(architecture), batches)
     model = tiny_model(architecture)
     insert_quantizers(model, LINEAR)
-    smooth(model, batches, 0.5)
+    smooth_by(model, recipe_of(0.5), batches)
     compared = 0
     for site in encoder_sites(model):
-        if site.name not in SMOOTHED:
+        if site.name not in ("qkv_input", "ffn_input"):
             continue
         quantizer, key = model.get_submodule(site.quantizer), site.key.removesuffix(site.name)
         readers = [other for other in encoder_sites(model) if other.key in {key + name for name in SMOOTHED[site.name]}]
@@ -241,7 +253,7 @@ def test_values_that_are_not_finite(tiny_model: Callable[..., Any], tiny_batch: 
     model.bert.encoder.layer[1].attention.self.value.weight.data[3, 3] = float("inf")
     insert_quantizers(model, recipe_of(0.5, qkv_input={}))
     with pytest.raises(QuantizationError, match=r"^layer\.1\.value\.weight carries NaN or infinity"):
-        smooth(model, [tiny_batch("bert")], 0.5)
+        smooth_by(model, recipe_of(0.5, qkv_input={}), [tiny_batch("bert")])
 
 
 def test_the_state_dict_holds_the_scale(tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]) -> None:
@@ -275,13 +287,51 @@ def test_the_divisor_of_residuals_is_a_power_of_two() -> None:
     assert residual_smoothing(maxima, 0.0).tolist() == [1.0] * 7
 
 
+def test_the_divisor_of_what_gelu_returns_is_of_outliers_alone() -> None:
+    maxima = torch.tensor([0.0, 1e-9, 0.5, 1.0, 1.2, 4.0, 64.0])
+    assert outlier_smoothing(maxima, 1.0).tolist() == [1, 1, 1, 1, 1, 4, 64]
+    assert outlier_smoothing(maxima, 0.5).tolist() == [1, 1, 1, 1, 1, 2, 8]
+    assert outlier_smoothing(maxima, 0.0).tolist() == outlier_smoothing(torch.zeros(7), 1.0).tolist() == [1] * 7
+
+
+def test_smoothed_gelu_switched_off_changes_no_bit_and_can_be_undone(
+    tiny_model: Callable[..., Any], batches: list[Any], architecture: str
+) -> None:
+    recipe = Recipe.from_dict({"name": "gelu", "sites": {"gelu_out": {}}, "smooth_gelu": 1.0})
+    original, model = tiny_model(architecture), tiny_model(architecture)
+    insert_quantizers(model, recipe)
+    scales = smooth_by(model, recipe, batches)
+    assert list(scales) == ["layer.0.gelu_out", "layer.1.gelu_out"]
+    assert all(len(scale.unique()) > 1 for scale in scales.values())
+    set_quantization(model, False)
+    assert torch.equal(logits(model, batches), logits(original, batches))
+    unsmooth(model, scales)
+    assert model.state_dict().keys() == original.state_dict().keys()
+    assert all(torch.equal(tensor, original.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_outlier_channel_of_gelu_costs_little(tiny_model: Callable[..., Any], tiny_batch: Any) -> None:
+    batches, error = [tiny_batch(seed=seed) for seed in range(3)], {}
+    original = tiny_model()
+    for layer in original.bert.encoder.layer:
+        with torch.no_grad():
+            layer.intermediate.dense.bias[5] += 100
+    for alpha in (None, 0.75):
+        model = copy.deepcopy(original)
+        recipe = Recipe.from_dict({"name": "gelu", "sites": {"gelu_out": {}}, "smooth_gelu": alpha})
+        insert_quantizers(model, recipe)
+        calibrate(model, recipe, batches)
+        error[alpha] = (logits(model, batches) - logits(original, batches)).abs().max().item()
+    assert error[0.75] < error[None] / 5
+
+
 def test_smoothed_residuals_switched_off_change_no_bit(
     tiny_model: Callable[..., Any], batches: list[Any], architecture: str
 ) -> None:
     original, model = tiny_model(architecture), tiny_model(architecture)
     insert_quantizers(model, RESIDUALS)
-    scales = smooth_residuals(model, batches, 1.0)
-    assert list(scales) == ADDS
+    scales = smooth_by(model, RESIDUALS, batches)
+    assert list(scales) == [f"{add}.{side}" for add in ADDS for side in ("branch", "skip")]
     assert all(len(scale.unique()) > 1 for scale in scales.values())
     set_quantization(model, False)
     assert torch.equal(logits(model, batches), logits(original, batches))
@@ -306,20 +356,21 @@ def test_an_outlier_channel_of_the_residual_costs_little(tiny_model: Callable[..
 def test_all_channels_of_a_smoothed_residual_have_one_range(tiny_model: Callable[..., Any], batches: list[Any]) -> None:
     model = tiny_model()
     insert_quantizers(model, RESIDUALS)
-    smooth_residuals(model, batches, 1.0)
+    smooth_by(model, RESIDUALS, batches)
     maxima = channel_maxima(model, model_quantizers(model), model_quantizers(model), batches)
     for add in ADDS:
         largest = torch.maximum(maxima[f"{add}.branch"], maxima[f"{add}.skip"])
         assert largest.max() <= 2**0.5 + 1e-6  # a power of two is at most so far from the maximum
         assert largest.min() >= 2**-0.5 - 1e-6
-    assert smooth_residuals(model, batches, 1.0) == {}  # smoothed already
+    assert smooth_by(model, RESIDUALS, batches) == {}  # smoothed already
 
 
 def test_an_add_with_one_quantized_input_is_not_smoothed(tiny_model: Callable[..., Any], batches: list[Any]) -> None:
     model = tiny_model()
-    recipe = Recipe.from_dict({"name": "one", "sites": {"ffn_residual.skip": {}, "layer.1.ffn_residual.branch": {}}})
+    sites = {"ffn_residual.skip": {}, "layer.1.ffn_residual.branch": {}}
+    recipe = Recipe.from_dict({"name": "one", "sites": sites, "smooth_residuals": 1.0})
     insert_quantizers(model, recipe)
-    assert list(smooth_residuals(model, batches, 1.0)) == ["layer.1.ffn_residual"]
+    assert list(smooth_by(model, recipe, batches)) == ["layer.1.ffn_residual.branch", "layer.1.ffn_residual.skip"]
     assert model_quantizers(model)["layer.0.ffn_residual.skip"].pre_quant_scale is None
 
 

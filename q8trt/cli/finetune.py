@@ -15,6 +15,7 @@ from q8trt.console.commands import command
 from q8trt.console.options import from_values, group, option, options_in
 from q8trt.errors import ConfigError
 from q8trt.hardware.gpu import gpus
+from q8trt.quantization.trial import trial_lines
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run, runs_dir
 
@@ -69,6 +70,7 @@ def summary(run: Any, task: Any, is_sample: bool) -> str:
         for split, metrics in entry.scores.items():
             figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
             lines.append(f"  {names[stage]:22} {split}: {figures}")
+    lines += trial_lines(run.trials)
     return "\n".join(lines)
 
 

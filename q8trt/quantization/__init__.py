@@ -1,13 +1,15 @@
 """Quantization of an encoder: its sites, recipes, and TensorQuantizers with calibrated ranges.
 
 Cheap to import: `architectures`, `sites` (their named tensors), `recipe`, `calibrators` (names), `precision`, `target`,
-`libraries`. The others need torch: `insertion` puts quantizers in, `calibration` sets their ranges, `ranges` trains them.
+`trial`, `libraries`. The others need torch: `insertion` puts quantizers in, `calibration` sets their ranges, `choice` tries a
+recipe's alternatives, `ranges` trains them.
 """
 
 __all__ = [
     "architectures",
     "calibration",
     "calibrators",
+    "choice",
     "insertion",
     "libraries",
     "migration",
@@ -18,5 +20,6 @@ __all__ = [
     "sites",
     "summary",
     "target",
+    "trial",
     "weights",
 ]

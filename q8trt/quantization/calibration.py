@@ -6,9 +6,9 @@ are. What a calibrator keeps is a number or a histogram, so memory does not grow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from q8trt.quantization.observation import Batch, check_finite, observe
 from q8trt.quantization.percentile_search import RowSample, search_percentiles
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
 from q8trt.quantization.sites import ACTIVATION, WEIGHT, Site, encoder_sites
-from q8trt.quantization.smoothquant import smooth, smooth_residuals
+from q8trt.quantization.smoothquant import alpha_of, channel_maxima, smooth, smoothable, smoothing_scales, unsmooth
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -80,16 +80,6 @@ def _specs(recipe: Recipe, sites: Mapping[str, Site]) -> dict[str, QuantizerSpec
     return specs
 
 
-def _calibrators(specs: Mapping[str, QuantizerSpec], library: Library) -> dict[str, Calibrator]:
-    """Return a new calibrator for each site whose range is not fixed."""
-    return {
-        # The search reads q8trt's histogram, whatever calibrators the library has.
-        key: (MODELOPT if spec.calibrator == "search" else library).new_calibrator(spec)
-        for key, spec in specs.items()
-        if CALIBRATORS[spec.calibrator].new is not None
-    }
-
-
 def _amax(site: Site, spec: QuantizerSpec, calibrator: Calibrator | None) -> torch.Tensor:
     """Return the range of a site, float32: () per tensor, (n, 1) per index of axis 0."""
     if calibrator is None:
@@ -104,7 +94,161 @@ def _amax(site: Site, spec: QuantizerSpec, calibrator: Calibrator | None) -> tor
     return amax.float()
 
 
-@torch.no_grad()
+def _shared(calibrators: Iterable[Calibrator]) -> list[Calibrator]:
+    """Let the calibrators of one tensor that count the same histogram share it; return those that must see the tensor."""
+    collecting: list[Calibrator] = []
+    first: HistogramCalibrator | None = None
+    for calibrator in calibrators:
+        if not isinstance(calibrator, HistogramCalibrator):
+            collecting.append(calibrator)
+        elif first is None:
+            first = calibrator
+            collecting.append(calibrator)
+        else:
+            calibrator.histogram = first.histogram
+    return collecting
+
+
+#: The key of a site, how it is quantized, and the alpha by which it is smoothed.
+_Variant = tuple[str, QuantizerSpec, float | None]
+
+
+class Statistics:
+    """The observations of calibration, from which a model is calibrated by any of some recipes of the same sites.
+
+    A pass over the batches measures channels, if a recipe smooths any; one more serves all calibrators of all recipes.
+
+    Args:
+        model: quantized by `insert_quantizers`; left in evaluation mode, its quantizers on.
+        recipes: what it may be calibrated by.
+        batches: keyword arguments of the model: input_ids, attention_mask (and token_type_ids), int64 (batch, sequence).
+            What is computed at positions of padding is not looked at. An iterator that can be read only once is kept as
+            a list where there are two passes.
+        on_progress: called with the number of rows after each batch of each pass.
+        library: where the calibrators come from; None: ModelOpt, which takes q8trt's own.
+
+    Raises:
+        ConfigError: the library has no such calibrator.
+        QuantizationError: a site carries values that are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipes: Sequence[Recipe],
+        batches: Iterable[Batch],
+        on_progress: Callable[[int], None] | None = None,
+        library: Library | None = None,
+    ) -> None:
+        self.model = model
+        self.quantizers = model_quantizers(model)
+        self.sites = {site.key: site for site in encoder_sites(model) if site.key in self.quantizers}
+        self._library = library or MODELOPT
+        self._sample = RowSample()
+        self._applied: dict[str, torch.Tensor] = {}
+        self._amax: dict[_Variant, torch.Tensor] = {}
+        for key, site in self.sites.items():
+            if site.kind == WEIGHT:
+                check_finite(key, model.get_parameter(site.parameter))
+        variants = {variant: None for recipe in recipes for variant in self._variants(recipe).values()}
+        self._calibrators = {each: self._new(each[1]) for each in variants if self.sites[each[0]].kind == ACTIVATION}
+        model.eval()
+        set_quantization(model, True)
+        smoothed = {key for recipe in recipes for key in smoothable(model, recipe)}
+        maxima: Mapping[str, torch.Tensor] = {}
+        if smoothed:
+            batches = batches if isinstance(batches, (list, tuple)) else list(batches)
+            maxima = channel_maxima(
+                model, self.quantizers, smoothed, batches, lambda batch: _advance(on_progress, batch)
+            )
+        self._scales = [(recipe, smoothing_scales(model, recipe, maxima)) for recipe in recipes]
+        self._observe(batches, on_progress)
+
+    def _variants(self, recipe: Recipe) -> dict[str, _Variant]:
+        """Return site key -> how `recipe` calibrates it."""
+        specs = _specs(recipe, self.sites)
+        return {key: (key, spec, alpha_of(recipe, self.sites[key].name)) for key, spec in specs.items()}
+
+    def _new(self, spec: QuantizerSpec) -> Calibrator | None:
+        """Return a new calibrator; None for a site whose range is fixed."""
+        if CALIBRATORS[spec.calibrator].new is None:
+            return None
+        # The search reads q8trt's histogram, whatever calibrators the library has.
+        return (MODELOPT if spec.calibrator == "search" else self._library).new_calibrator(spec)
+
+    def _observe(self, batches: Iterable[Batch], on_progress: Callable[[int], None] | None) -> None:
+        """Show the calibrators of all recipes what reaches each site, smoothed as each recipe smooths it."""
+        groups: dict[str, dict[float | None, list[Calibrator]]] = {}
+        for (key, _, alpha), calibrator in self._calibrators.items():
+            if calibrator is not None:
+                groups.setdefault(key, {}).setdefault(alpha, []).append(calibrator)
+        collecting = {
+            key: [(self._scale(key, alpha), _shared(each)) for alpha, each in by_alpha.items()]
+            for key, by_alpha in groups.items()
+        }
+
+        def see(key: str, tensor: torch.Tensor) -> None:
+            for scale, calibrators in collecting[key]:
+                smoothed = tensor if scale is None else tensor * (1 / scale)
+                for calibrator in calibrators:
+                    calibrator.collect(smoothed)
+
+        def after(batch: Batch) -> None:
+            self._sample.add(batch)
+            _advance(on_progress, batch)
+
+        observe(self.model, self.quantizers, groups, batches, see, after)
+
+    def _scale(self, key: str, alpha: float | None) -> torch.Tensor | None:
+        """Return s of a site where alpha is this; None where it is not smoothed."""
+        name = self.sites[key].name
+        return next((scales.get(key) for recipe, scales in self._scales if alpha_of(recipe, name) == alpha), None)
+
+    @torch.no_grad()
+    def calibrate(self, recipe: Recipe, on_search: Callable[[int], None] | None = None) -> Calibration:
+        """Smooth the model and set the amax of every quantizer by `recipe`, in place of what an earlier call did.
+
+        Args:
+            recipe: one of those that the statistics were made for.
+            on_search: called with 1 after each of `searched_sites(model, recipe)`.
+
+        Raises:
+            QuantizationError: a site saw no data, or only zeros.
+        """
+        unsmooth(self.model, self._applied)
+        self._applied = next(scales for each, scales in self._scales if each == recipe)
+        smooth(self.model, self._applied)
+        variants, device = self._variants(recipe), next(self.model.parameters()).device
+        for key, quantizer in self.quantizers.items():
+            quantizer.amax = self._range(variants[key]).to(device)
+        check_amax(self.quantizers)
+        percentiles = self._search(variants, on_search)
+        return Calibration({key: float(q.amax.max()) for key, q in self.quantizers.items()}, percentiles)
+
+    def _range(self, variant: _Variant) -> torch.Tensor:
+        """Return the range of a site, float32: () per tensor, (n, 1) per index of axis 0."""
+        key, spec, _ = variant
+        site = self.sites[key]
+        if site.kind == WEIGHT:  # as it is now: smoothed
+            calibrator = self._new(spec)
+            if calibrator is not None:
+                calibrator.collect(self.model.get_parameter(site.parameter))
+            return _amax(site, spec, calibrator)
+        if variant not in self._amax:
+            self._amax[variant] = _amax(site, spec, self._calibrators[variant])
+        return self._amax[variant]
+
+    def _search(self, variants: Mapping[str, _Variant], on_search: Callable[[int], None] | None) -> Mapping[str, float]:
+        """Search the percentiles of the sites whose calibrator is "search"."""
+        calibrators = {key: self._calibrators[each] for key, each in variants.items() if each[1].calibrator == "search"}
+        histograms = {key: each.histogram for key, each in calibrators.items() if isinstance(each, HistogramCalibrator)}
+        if not histograms:
+            return {}
+        config: Any = self.model.config
+        pad_token_id = getattr(config, "pad_token_id", None) or 0
+        return search_percentiles(self.model, histograms, self._sample.batches(pad_token_id), on_search)
+
+
 def calibrate(
     model: nn.Module,
     recipe: Recipe,
@@ -113,17 +257,12 @@ def calibrate(
     library: Library | None = None,
     on_search: Callable[[int], None] | None = None,
 ) -> Calibration:
-    """Set the amax of every quantizer of `model` from its weights and from `batches`.
-
-    With `recipe.smoothquant`, the linears behind a LayerNorm are smoothed first, with `recipe.smooth_residuals` the residual
-    Adds; each takes a pass of its own.
+    """Set the amax of every quantizer of `model` from its weights and from `batches`, and smooth what `recipe` smooths.
 
     Args:
         model: quantized by `insert_quantizers(model, recipe)`; left in evaluation mode, its quantizers on.
-        recipe: the recipe it was quantized with.
-        batches: keyword arguments of the model: input_ids, attention_mask (and token_type_ids), int64 (batch, sequence).
-            What is computed at positions of padding is not looked at. An iterator that can be read only once is kept as
-            a list where SmoothQuant needs it twice.
+        recipe: the recipe it was quantized with; its alternatives are not tried.
+        batches: see `Statistics`.
         on_progress: called with the number of rows after each batch of each pass.
         library: where the calibrators come from; None: ModelOpt, which takes q8trt's own.
         on_search: called with 1 after each of `searched_sites(model, recipe)`, whose search follows the batches.
@@ -132,43 +271,12 @@ def calibrate(
         ConfigError: the library has no such calibrator.
         QuantizationError: a site saw no data, or only zeros, or values that are not finite.
     """
-    quantizers = model_quantizers(model)
-    sites = {site.key: site for site in encoder_sites(model) if site.key in quantizers}
-    specs = _specs(recipe, sites)
-    calibrators = _calibrators(specs, library or MODELOPT)
-    for key, site in sites.items():
-        if site.kind == WEIGHT:
-            check_finite(key, model.get_parameter(site.parameter))
-    model.eval()
-    set_quantization(model, True)
-    for smoothing, alpha in ((smooth, recipe.smoothquant), (smooth_residuals, recipe.smooth_residuals)):
-        if alpha is not None:
-            batches = batches if isinstance(batches, (list, tuple)) else list(batches)
-            smoothing(model, batches, alpha, lambda batch: _advance(on_progress, batch))
-    sample = RowSample()
+    return Statistics(model, [recipe], batches, on_progress, library).calibrate(recipe, on_search)
 
-    def after(batch: Batch) -> None:
-        sample.add(batch)
-        _advance(on_progress, batch)
 
-    watched = [key for key in calibrators if sites[key].kind == ACTIVATION]
-    observe(model, quantizers, watched, batches, lambda key, seen: calibrators[key].collect(seen), after)
-    device = next(model.parameters()).device
-    for key, quantizer in quantizers.items():
-        if sites[key].kind == WEIGHT:
-            calibrators[key].collect(model.get_parameter(sites[key].parameter))
-        quantizer.amax = _amax(sites[key], specs[key], calibrators.get(key)).to(device)
-    check_amax(quantizers)
-    histograms = {
-        key: calibrator.histogram
-        for key, calibrator in calibrators.items()
-        if specs[key].calibrator == "search" and isinstance(calibrator, HistogramCalibrator)
-    }
-    percentiles = {}
-    if histograms:
-        pad_token_id = getattr(model.config, "pad_token_id", None) or 0
-        percentiles = search_percentiles(model, histograms, sample.batches(pad_token_id), on_search)
-    return Calibration({key: float(quantizer.amax.max()) for key, quantizer in quantizers.items()}, percentiles)
+def passes(recipes: Sequence[Recipe]) -> int:
+    """Return how often `Statistics` reads the batches for these recipes, at most."""
+    return 1 + any(recipe.smooths for recipe in recipes)
 
 
 def _advance(on_progress: Callable[[int], None] | None, batch: Batch) -> None:

@@ -26,6 +26,10 @@ class Library(Protocol):
     def name(self) -> str:
         """One of LIBRARIES."""
 
+    @property
+    def smooths(self) -> bool:
+        """Whether its quantizers have a pre_quant_scale, by which inputs are smoothed."""
+
     def version(self) -> str:
         """Return the installed version."""
 
@@ -45,6 +49,7 @@ class ModelOpt:
     """NVIDIA ModelOpt's TensorQuantizer, with q8trt's own calibrators."""
 
     name: str = "modelopt"
+    smooths: bool = True
 
     def version(self) -> str:
         """Return the installed version."""

@@ -172,6 +172,7 @@ class PytorchQuantization:
     """
 
     name = NAME
+    smooths = False
 
     def __init__(self) -> None:
         self._package: Any = load()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from typing import Any
 
@@ -19,9 +19,11 @@ from q8trt.quantization.calibrators import CALIBRATORS
 from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, SITE_KINDS, Site
 
 RANGES = ("frozen", "ema", "lsq", "pact")
-_KEYS = ("name", "description", "activations", "weights", "sites", "qat", "smoothquant", "smooth_residuals")
-#: Keys that QAT may start with in place of the recipe's own.
-_START_KEYS = ("activations", "weights", "sites", "smoothquant", "smooth_residuals")
+#: What moves the outlier channels of activations elsewhere: fields of `Recipe`, each an alpha or None.
+SMOOTHINGS = ("smoothquant", "smooth_gelu", "smooth_residuals")
+#: Keys that QAT may start with, and that an alternative may have, in place of the recipe's own.
+_VARIANT_KEYS = ("activations", "weights", "sites", *SMOOTHINGS)
+_KEYS = ("name", "description", *_VARIANT_KEYS, "alternatives", "qat")
 #: A recipe of every site of every layer of BERT-large is below a fifth of these.
 _LIMITS = Limits(size=2**18, depth=16, values=50_000)
 _LAYER_KEY = re.compile(r"layer\.([0-9]{1,4})\.(.+)")
@@ -118,11 +120,16 @@ class Recipe:
         qat: what happens to the ranges during QAT.
         smoothquant: SmoothQuant's alpha, the share of the difficulty that moves from activations to weights, for the
             linears behind a LayerNorm; None: off.
+        smooth_gelu: the same for the linear behind GELU, in channels beyond the median: 1 gives all of them its range; None:
+            off.
         smooth_residuals: the same for the residual Adds, both of whose inputs are quantized: 1 gives all channels one
             range, at the price of a multiplication after the Add; None: off.
         qat_start: what QAT starts from in place of this, the same sites otherwise calibrated; None: from this. In YAML it
             is ``qat: {start: {...}}``, the keys of a recipe that differ. Calibration alone and QAT need different ranges:
             values clipped before QAT cost accuracy there and then, and QAT ends higher for it.
+        alternatives: what calibration alone tries beside this, the same sites otherwise calibrated; it keeps the one whose
+            answers drift least from those in floating point. Empty: this is obeyed. In YAML a list of mappings, the keys of
+            a recipe that differ.
     """
 
     name: str
@@ -130,13 +137,15 @@ class Recipe:
     sites: Mapping[str, QuantizerSpec] = field(default_factory=dict)
     qat: QatSpec = field(default_factory=QatSpec)
     smoothquant: float | None = None
+    smooth_gelu: float | None = None
     smooth_residuals: float | None = None
     qat_start: Recipe | None = None
+    alternatives: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
         if not any(spec.enabled for spec in self.sites.values()):
             raise ConfigError(f"recipe {self.name!r} quantizes no site; list at least one under 'sites'")
-        for option in ("smoothquant", "smooth_residuals"):
+        for option in SMOOTHINGS:
             alpha = getattr(self, option)
             if alpha is not None and (not _is_number(alpha) or not 0 <= alpha <= 1):
                 raise ConfigError(f"recipe {self.name!r}: {option} must lie in [0, 1], got {alpha!r}")
@@ -162,6 +171,19 @@ class Recipe:
             raise ConfigError(f"{where}: weights are calibrated by {names}, got {spec.calibrator!r}")
         if spec.layers is not None and (layer is not None or name in OUTSIDE_LAYERS):
             raise ConfigError(f"{where}: 'layers' is for sites that every layer has")
+
+    @property
+    def candidates(self) -> tuple[Recipe, ...]:
+        """The recipe itself and its alternatives, each without alternatives of its own."""
+        shared: dict[str, Any] = {"name": self.name, "description": self.description, "qat": self.qat}
+        return tuple(
+            replace(each, **shared, qat_start=self.qat_start, alternatives=()) for each in (self, *self.alternatives)
+        )
+
+    @property
+    def smooths(self) -> bool:
+        """Whether anything is smoothed."""
+        return any(getattr(self, option) is not None for option in SMOOTHINGS)
 
     def spec(self, site: Site) -> QuantizerSpec | None:
         """Return the quantization of `site`, or None where it stays in floating point."""
@@ -199,12 +221,12 @@ class Recipe:
             "description": self.description,
             "sites": sites,
             "qat": asdict(self.qat),
-            "smoothquant": self.smoothquant,
-            "smooth_residuals": self.smooth_residuals,
+            **{option: getattr(self, option) for option in SMOOTHINGS},
         }
         if self.qat_start is not None:
-            start = self.qat_start.to_dict()
-            data["qat"]["start"] = {key: start[key] for key in ("sites", "smoothquant", "smooth_residuals")}
+            data["qat"]["start"] = _variant_dict(self.qat_start)
+        if self.alternatives:
+            data["alternatives"] = [_variant_dict(each) for each in self.alternatives]
         return data
 
     @classmethod
@@ -212,7 +234,7 @@ class Recipe:
         """Check and build a recipe from parsed YAML or JSON.
 
         Args:
-            data: ``{name, description, activations, weights, sites, qat, smoothquant, smooth_residuals}``;
+            data: ``{name, description, activations, weights, sites, qat, alternatives}`` and SMOOTHINGS;
                 `activations` and `weights` are the defaults of their kind, `sites` maps a site, group or key to what
                 differs from them.
             where: what to call the source in messages.
@@ -230,27 +252,36 @@ class Recipe:
             raise ConfigError(f"{where}: description must be a text, got {data['description']!r}")
         qat = dict(_mapping(data.get("qat") or {}, f"{where}, qat"))
         start = qat.pop("start", None)
+        alternatives = data.get("alternatives") or []
+        if not isinstance(alternatives, list):
+            raise ConfigError(f"{where}: alternatives must be a list of mappings, got {alternatives!r:.60}")
+        plain = {**{key: value for key, value in data.items() if key != "alternatives"}, "qat": qat}
         return cls(
             data["name"],
             data.get("description", ""),
             _specs(data, sites, where),
             _build(QatSpec, qat, f"{where}, qat"),
-            data.get("smoothquant"),
-            data.get("smooth_residuals"),
-            None if start is None else _qat_start({**data, "qat": qat}, start, f"{where}, qat start"),
+            qat_start=None if start is None else _variant(plain, start, f"{where}, qat start"),
+            alternatives=tuple(
+                _variant(plain, each, f"{where}, alternative {n}") for n, each in enumerate(alternatives, 1)
+            ),
+            **{option: data.get(option) for option in SMOOTHINGS},
         )
 
 
-def _qat_start(data: Mapping[str, Any], start: Any, where: str) -> Recipe:
-    """Return the recipe with the keys of `start` in place of its own."""
-    _check_keys(_mapping(start, where), _START_KEYS, where)
-    first = Recipe.from_dict({**data, **start}, where)
+def _variant(data: Mapping[str, Any], changes: Any, where: str) -> Recipe:
+    """Return the recipe with the keys of `changes` in place of its own."""
+    _check_keys(_mapping(changes, where), _VARIANT_KEYS, where)
+    variant = Recipe.from_dict({**data, **changes}, where)
     here = _specs(data, data["sites"], where)
-    if [key for key in here if here[key].enabled] != [key for key in first.sites if first.sites[key].enabled]:
-        raise ConfigError(
-            f"{where}: QAT starts with other sites than the recipe has; leave 'sites' out, or name the same"
-        )
-    return first
+    if [key for key in here if here[key].enabled] != [key for key in variant.sites if variant.sites[key].enabled]:
+        raise ConfigError(f"{where}: other sites than the recipe has; leave 'sites' out, or name the same")
+    return variant
+
+
+def _variant_dict(variant: Recipe) -> dict[str, Any]:
+    data = variant.to_dict()
+    return {key: data[key] for key in ("sites", *SMOOTHINGS)}
 
 
 def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dict[str, QuantizerSpec]:

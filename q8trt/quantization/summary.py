@@ -55,6 +55,8 @@ def _idle_options(recipe: Recipe, quantized: set[str]) -> list[str]:
     idle = []
     if recipe.smoothquant is not None and not quantized & {"qkv_input", "ffn_input"}:
         idle.append("  smoothquant does nothing: neither qkv_input nor ffn_input is quantized")
+    if recipe.smooth_gelu is not None and "gelu_out" not in quantized:
+        idle.append("  smooth_gelu does nothing: gelu_out is not quantized")
     if recipe.smooth_residuals is not None and not any(pair <= quantized for pair in pairs):
         idle.append("  smooth_residuals does nothing: no residual Add has both its inputs quantized")
     return idle

@@ -22,6 +22,7 @@ from q8trt import files
 from q8trt.console.commands import command
 from q8trt.console.options import option
 from q8trt.errors import ConfigError
+from q8trt.quantization.trial import Trial
 
 RUN_FILE = "run.json"
 #: Folder of runs, below the current folder.
@@ -144,6 +145,19 @@ class Run:
     def scores(self) -> dict[str, dict[str, dict[str, float]]]:
         """Finished stage -> development split -> metric -> value."""
         return {name: stage.scores for name, stage in self.record.stages.items()}
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """The candidates that calibration tried, in order; none where the recipe was obeyed.
+
+        Raises:
+            ConfigError: run.json is damaged.
+        """
+        stage = self.stage("ptq")
+        try:
+            return files.decode(tuple[Trial, ...], stage.details.get("trials", []) if stage else [])
+        except files.MalformedError as error:
+            raise ConfigError(f"{self.path / RUN_FILE} is damaged: trials: {error}") from None
 
     @property
     def record(self) -> RunRecord:

@@ -11,7 +11,7 @@ import copy
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from q8trt.tasks.data import DataRecord, Features, load_dev, load_train, pad, re
 
 if TYPE_CHECKING:
     from q8trt.models.checkpoints import Model
-    from q8trt.quantization.calibration import Calibration
+    from q8trt.quantization.choice import Choice
     from q8trt.training.distillation import Distillation
 
 log = logging.getLogger("q8trt")
@@ -153,42 +153,53 @@ def evaluate_model(
     return scores
 
 
+#: Rows on which a recipe's alternatives are compared.
+HELD_OUT_ROWS = 128
+
+
+def calibration_rows(rows: Features, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Return the numbers of `count` rows to calibrate on, chosen by `seed`, and of HELD_OUT_ROWS others.
+
+    Where there are no others, the second are of the first.
+    """
+    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
+    others = sorted(set(range(len(rows))) - set(chosen)) or sorted(chosen)
+    return chosen, random.Random(seed).sample(others, min(HELD_OUT_ROWS, len(others)))
+
+
 def calibration_batches(
-    rows: Features, pad_token_id: int, max_length: int, count: int, seed: int, batch_size: int = 16
+    rows: Features, chosen: Sequence[int], pad_token_id: int, max_length: int, batch_size: int = 16
 ) -> Iterator[Any]:
-    """Yield `count` rows chosen by `seed`, as batches of int64 torch tensors (batch, sequence), longest last.
+    """Yield the rows of these numbers, as batches of int64 torch tensors (batch, sequence), longest last.
 
     Rows are sorted by length so that little padding is seen: calibration should watch text.
     """
     import torch
 
-    chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
-    chosen.sort(key=lambda index: int(rows.lengths[index]))
+    chosen = sorted(chosen, key=lambda index: int(rows.lengths[index]))
     for start in range(0, len(chosen), batch_size):
         arrays = pad([rows[index] for index in chosen[start : start + batch_size]], pad_token_id, max_length=max_length)
         yield {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Model, Calibration]:
-    """Return a calibrated, quantized copy of the floating-point `model`, and the result of calibration.
+def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Model, Choice]:
+    """Return a calibrated, quantized copy of the floating-point `model`, and the choice among the recipe's candidates.
 
     Raises:
         ConfigError: the recipe does not fit the model or the library.
         QuantizationError: a site could not be calibrated.
     """
-    from q8trt.quantization.calibration import Calibration, searched_sites
+    from q8trt.quantization.calibration import Calibration
+    from q8trt.quantization.choice import Choice
     from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 
     quantized = copy.deepcopy(model)
     if config.from_pytorch_quantization:
         quantized, _, _ = import_ranges(config, quantized, config.recipe.name)
-        return quantized, Calibration({key: float(q.amax.max()) for key, q in model_quantizers(quantized).items()})
+        amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
+        return quantized, Choice(config.recipe, Calibration(amax))
     insert_quantizers(quantized, config.recipe, library(config.quantizer))
-    passes = 1 + sum(alpha is not None for alpha in (config.recipe.smoothquant, config.recipe.smooth_residuals))
-    rows = passes * min(config.calibration_samples, len(inputs.train))
-    with progress("Calibrating", rows + len(searched_sites(quantized, config.recipe))) as advance:
-        calibration = measure_ranges(quantized, config, inputs, advance)
-    return quantized, calibration
+    return quantized, measure_ranges(quantized, config, inputs)
 
 
 def import_ranges(
@@ -201,20 +212,26 @@ def import_ranges(
     return import_checkpoint(path, model, name=name, library=source, allow_pickle=options.allow_pickle)
 
 
-def measure_ranges(
-    quantized: Model, config: FinetuneConfig, inputs: Inputs, on_progress: Callable[[int], None] | None = None
-) -> Calibration:
+def measure_ranges(quantized: Model, config: FinetuneConfig, inputs: Inputs) -> Choice:
     """Calibrate a quantized model, in place, on the rows that the configuration chooses.
 
     Raises:
         QuantizationError: a site could not be calibrated.
     """
-    from q8trt.quantization.calibration import calibrate
+    from q8trt.quantization.calibration import Statistics, passes, searched_sites
+    from q8trt.quantization.choice import choose
 
-    pad_token_id, length = inputs.tokenizer.pad_token_id, config.data.max_seq_length
-    count, seed = config.calibration_samples, config.training.seed
-    batches = list(calibration_batches(inputs.train, pad_token_id, length, count, seed))
-    return calibrate(quantized, config.recipe, batches, on_progress, library(config.quantizer), on_progress)
+    rows, source = inputs.train, library(config.quantizer)
+    layout = inputs.tokenizer.pad_token_id, config.data.max_seq_length
+    chosen, others = calibration_rows(rows, config.calibration_samples, config.training.seed)
+    batches, held_out = (list(calibration_batches(rows, numbers, *layout)) for numbers in (chosen, others))
+    candidates = [each for each in config.recipe.candidates if source.smooths or not each.smooths]
+    candidates = candidates or [config.recipe.candidates[0]]  # which says what the library lacks
+    searches = sum(len(searched_sites(quantized, candidate)) for candidate in candidates)
+    trials = len(others) * len(candidates) if len(candidates) > 1 else 0
+    with progress("Calibrating", passes(candidates) * len(chosen) + trials + searches) as advance:
+        statistics = Statistics(quantized, candidates, batches, advance, source)
+        return choose(statistics, candidates, held_out, advance)
 
 
 class Finetuning:
@@ -251,9 +268,9 @@ class Finetuning:
         try:
             model = self._fp32()
             if last != "fp32":
-                quantized = self._ptq(model)
+                quantized, recipe = self._ptq(model)
                 if last == "int8":
-                    self._int8(quantized, model)
+                    self._int8(quantized, recipe, model)
         except KeyboardInterrupt as interrupt:
             raise InterruptedRunError(
                 f"stopped between steps of training; continue with: {command('finetune', '--resume', self.run.path)}"
@@ -309,30 +326,31 @@ class Finetuning:
             self._references = {split: result.logits for split, result in results.items()}
         return model
 
-    def _ptq(self, model: Model) -> Model:
+    def _ptq(self, model: Model) -> tuple[Model, Recipe]:
         if "ptq" not in self._finished:
             self._announce("ptq", "calibration")
             started = time.perf_counter()
-            quantized, calibration = quantize(model, self.config, self.inputs)
+            quantized, choice = quantize(model, self.config, self.inputs)
             details = {
                 "calibration_samples": self.config.calibration_samples,
                 "calibration_seconds": round(time.perf_counter() - started, 3),
-                "percentiles": dict(calibration.percentiles),
+                "percentiles": dict(choice.calibration.percentiles),
+                "trials": [asdict(trial) for trial in choice.trials],
             }
-            self._finish("ptq", quantized, self.config.recipe, details)
-        return checkpoints.load_quantized(self.run.path / "ptq", library(self.config.quantizer))[0]
+            self._finish("ptq", quantized, choice.recipe, details)
+        return checkpoints.load_quantized(self.run.path / "ptq", library(self.config.quantizer))
 
-    def _int8(self, quantized: Model, fp32: Model) -> None:
+    def _int8(self, quantized: Model, recipe: Recipe, fp32: Model) -> None:
         if "int8" in self._finished:
             return
         from transformers import set_seed
 
         from q8trt.training.stage import Quantization
 
-        config, options = self.config, self.config.training
+        options = self.config.training
         self._announce("int8", f"{options.qat_epochs:g} epochs of quantization-aware training")
-        if config.recipe.qat_start is not None:
-            config = replace(config, recipe=config.recipe.qat_start)
+        config = replace(self.config, recipe=self.config.recipe.qat_start or recipe)
+        if self.config.recipe.qat_start is not None:
             quantized, _ = quantize(fp32, config, self.inputs)
         set_seed(options.seed)
         if options.qat_dropout is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def analyze(
     with sole_writer(folder):
         _check_files(folder)
         model = load_finetuned(str(config.from_fp32), config.data.resolved_task, config.allow_pickle)
-        quantized, _ = quantize(model, config, inputs)
+        quantized, choice = quantize(model, config, inputs)
+        config = replace(config, recipe=choice.recipe)
         costs = measure(model, quantized, config, inputs, folder, bound.samples)
         name, origin = model_name(config), provenance(command)
         device = device_of(next(model.parameters()).device.type, origin["hardware"])
