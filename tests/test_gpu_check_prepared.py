@@ -221,6 +221,8 @@ def test_the_commands(
     kit_folder: Path, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], refused: Callable[..., str],
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(command, "driver_cuda", lambda: None)
+    assert "no NVIDIA driver here; nothing was run" in refused("gpu-check", "--prepared", str(kit_folder))
     monkeypatch.setattr(command, "MACHINE", MACHINE)
     monkeypatch.setattr(preparation, "prepare", lambda *arguments: read_kit(kit_folder))
     data = str(calibrated.parent / "data")

@@ -23,12 +23,13 @@ from q8trt.cli.terminal import say, table_console
 from q8trt.console.commands import command
 from q8trt.console.options import check_options, more_than, option, same_option
 from q8trt.engine.config import BuildConfig
+from q8trt.engine.driver import driver_cuda
 from q8trt.errors import BackendError, ConfigError
 from q8trt.files import check_folder
 
 RESULTS = Path("benchmarks") / "results"
-#: The `Machine` of --prepared, "module:class"; tests put another one here.
-MACHINE = "q8trt.gpu_check.prepared.machine:Gpu"
+#: The `Machine` of --prepared, "module:class"; None for the GPU, and tests put another one here.
+MACHINE: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +126,18 @@ def _prepare(options: Options, argv: list[str]) -> int:
 def _run_prepared(options: Options, argv: list[str]) -> int:
     from q8trt.gpu_check.page import STEM
     from q8trt.gpu_check.prepared.kit import read_kit
+    from q8trt.gpu_check.prepared.machine import GPU
     from q8trt.gpu_check.prepared.page import summary
     from q8trt.gpu_check.prepared.schedule import run_kit
     from q8trt.hardware.provenance import provenance
 
     folder = Path(str(options.prepared))
     kit = read_kit(folder)
+    if MACHINE is None and driver_cuda() is None:
+        raise BackendError("no NVIDIA driver here; nothing was run")
     origin = provenance(["q8trt", "gpu-check", *argv])
     results = Path(options.output_dir or RESULTS / f"prepared-{origin['date_utc'][:10]}")
-    progress = run_kit(kit, folder, results, options.budget, origin, say, MACHINE)
+    progress = run_kit(kit, folder, results, options.budget, origin, say, MACHINE or GPU)
     say(summary(progress))
     say(f"report: {results / STEM}.json")
     return 1 if progress.failed or progress.counts["not reached"] else 0

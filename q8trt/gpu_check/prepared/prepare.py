@@ -58,8 +58,8 @@ class Variant:
         """The precision of its graph."""
         return Precision.parse("+".join(["int8"] * bool(self.recipe) + ["fp16"] * self.half) or "fp32")
 
-    def load_recipe(self) -> Recipe:
-        """Return its recipe. Call it where there is one."""
+    def load_recipe(self, searches: bool) -> Recipe:
+        """Return its recipe, which it must have; without searches of ranges where only times are asked for."""
         from q8trt.quantization.recipe import Recipe, load_recipe
 
         data = load_recipe(str(self.recipe)).to_dict()
@@ -68,6 +68,8 @@ class Variant:
         for key, spec in data["sites"].items():
             if key.endswith(".weight"):
                 spec["axis"] = self.weight_axis
+            if not searches and spec["calibrator"] != "fixed":
+                spec["calibrator"] = "max"
         return Recipe.from_dict(data)
 
 
@@ -242,7 +244,7 @@ class _Preparation:
             quantized = float_model
             if variant.recipe:
                 trained = self._trained_with(variant) if is_real else None
-                quantized = trained or self._calibrated(float_model, variant, batches)
+                quantized = trained or self._calibrated(float_model, variant.load_recipe(searches=is_real), batches)
                 logits[variant.name] = _logits(quantized, batches)
             names.append((variant, self._export(quantized, variant, stem, batches)))
         arrays = {f"{name}.{number}": each[name] for number, each in enumerate(batches) for name in self._inputs}
@@ -285,14 +287,14 @@ class _Preparation:
         has_recipe = checkpoints.load_recipe_of(int8).name == variant.recipe
         return checkpoints.load_quantized(int8)[0] if has_recipe else None
 
-    def _calibrated(self, float_model: Any, variant: Variant, batches: Sequence[dict[str, np.ndarray]]) -> Any:
-        """Return a copy of a model, quantized by a variant's recipe and calibrated on some rows of `batches`."""
+    def _calibrated(self, float_model: Any, recipe: Recipe, batches: Sequence[dict[str, np.ndarray]]) -> Any:
+        """Return a copy of a model, quantized by a recipe and calibrated on some rows of `batches`."""
         import torch
 
         from q8trt.quantization.calibration import calibrate
         from q8trt.quantization.insertion import insert_quantizers
 
-        quantized, recipe = copy.deepcopy(float_model), variant.load_recipe()
+        quantized = copy.deepcopy(float_model)
         insert_quantizers(quantized, recipe)
         rows = batches[:: max(1, len(batches) * len(batches[0][self._inputs[0]]) // _CALIBRATION_ROWS)]
         calibrate(
