@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from q8trt.quantization.calibration import Statistics
-from q8trt.quantization.choice import choose, drift
+from q8trt.quantization.choice import choose, drift, wide_sites
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.smoothquant import channel_maxima
@@ -90,6 +90,20 @@ def test_packaged_recipes_hold_where_naive_int8_does_not(
             drifts[recipe is naive] = drift(torch.cat([model(**batch).logits for batch in rows[1]]).double(), reference)
     assert drifts[True] > 0.5
     assert drifts[False] < 0.02
+
+
+def test_wide_sites_are_named_with_their_remedy(
+    tiny_model: Callable[..., Any], rows: tuple[list[Any], list[Any]]
+) -> None:
+    full = {**load_recipe("full").to_dict(), "alternatives": [], "qat": {}}
+    lines = {}
+    for alpha in (None, 0.75):
+        recipe, model = Recipe.from_dict({**full, "smooth_residuals": alpha}), massive_model(tiny_model)
+        insert_quantizers(model, recipe)
+        lines[alpha] = wide_sites(Statistics(model, [recipe], rows[0]).calibrate(recipe))
+    [line] = [line for line in lines[None] if "smooth_residuals" in line]
+    assert "layer.0.ffn_residual.branch" in line
+    assert not [line for line in lines[0.75] if "smooth_residuals" in line]
 
 
 def _by_max(sites: Any) -> dict[str, Any]:

@@ -21,7 +21,15 @@ from q8trt.quantization.observation import Batch, check_finite, observe
 from q8trt.quantization.percentile_search import RowSample, search_percentiles
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
 from q8trt.quantization.sites import ACTIVATION, WEIGHT, Site, encoder_sites
-from q8trt.quantization.smoothquant import alpha_of, channel_maxima, smooth, smoothable, smoothing_scales, unsmooth
+from q8trt.quantization.smoothquant import (
+    alpha_of,
+    channel_maxima,
+    is_smoothable,
+    smooth,
+    smoothable,
+    smoothing_scales,
+    unsmooth,
+)
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -34,10 +42,13 @@ class Calibration:
     Attributes:
         amax: site key -> its largest amax, in the order of computation.
         percentiles: site key -> the percentile that the search chose; empty where no site asks for one.
+        spreads: site key -> the range of its widest channel over the median one's, as it is quantized; of sites that a
+            recipe can smooth.
     """
 
     amax: Mapping[str, float]
     percentiles: Mapping[str, float] = field(default_factory=dict)
+    spreads: Mapping[str, float] = field(default_factory=dict)
 
 
 def check_amax(quantizers: Mapping[str, TensorQuantizer]) -> None:
@@ -161,6 +172,8 @@ class Statistics:
             maxima = channel_maxima(
                 model, self.quantizers, smoothed, batches, lambda batch: _advance(on_progress, batch)
             )
+        self._maxima = dict(maxima)
+        self._measured = frozenset(maxima)
         self._scales = [(recipe, smoothing_scales(model, recipe, maxima)) for recipe in recipes]
         self._observe(batches, on_progress)
 
@@ -188,6 +201,9 @@ class Statistics:
         }
 
         def see(key: str, tensor: torch.Tensor) -> None:
+            if key not in self._measured and is_smoothable(self.sites[key].name):
+                largest = tensor.abs().flatten(0, -2).amax(0)
+                self._maxima[key] = torch.maximum(self._maxima.get(key, largest), largest)
             for scale, calibrators in collecting[key]:
                 smoothed = tensor if scale is None else tensor * (1 / scale)
                 for calibrator in calibrators:
@@ -223,7 +239,14 @@ class Statistics:
             quantizer.amax = self._range(variants[key]).to(device)
         check_amax(self.quantizers)
         percentiles = self._search(variants, on_search)
-        return Calibration({key: float(q.amax.max()) for key, q in self.quantizers.items()}, percentiles)
+        amax = {key: float(quantizer.amax.max()) for key, quantizer in self.quantizers.items()}
+        return Calibration(amax, percentiles, {key: self._spread(key) for key in self._maxima})
+
+    def _spread(self, key: str) -> float:
+        """Return the range of the widest channel over the median one's, as the site is smoothed now."""
+        maxima = self._maxima[key] / self._applied.get(key, 1.0)
+        typical = float(maxima.median())
+        return float(maxima.max()) / typical if typical > 0 else 1.0
 
     def _range(self, variant: _Variant) -> torch.Tensor:
         """Return the range of a site, float32: () per tensor, (n, 1) per index of axis 0."""

@@ -18,10 +18,28 @@ from q8trt.quantization.insertion import set_quantization, weights_quantized_onc
 from q8trt.quantization.observation import Batch
 from q8trt.quantization.recipe import SMOOTHINGS, Recipe
 from q8trt.quantization.sites import ACTIVATION
+from q8trt.quantization.smoothquant import remedy
 from q8trt.quantization.trial import Trial
 
 #: The largest drift that is recorded.
 WORST = 1e6
+
+
+#: A site whose widest channel is beyond so many times the median one is named.
+WIDE = 100
+
+
+def wide_sites(calibration: Calibration) -> list[str]:
+    """Return a line for each smoothing that a recipe lacks: the sites where one channel leaves the others little of the scale."""
+    wide: dict[str, list[str]] = {}
+    for key, spread in sorted(calibration.spreads.items(), key=lambda item: -item[1]):
+        if spread > WIDE:
+            wide.setdefault(remedy(key.split(".", 2)[-1]), []).append(f"{key} ({spread:,.0f} times)")
+    return [
+        f"{len(sites)} sites have a channel beyond {WIDE} times the median one's range, and one scale leaves little for the "
+        f"others; the widest is {sites[0]}; set or raise {option} in the recipe"
+        for option, sites in wide.items()
+    ]
 
 
 @dataclass(frozen=True)

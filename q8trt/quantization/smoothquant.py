@@ -41,6 +41,18 @@ def alpha_of(recipe: Recipe, name: str) -> float | None:
     return recipe.smoothquant if name in SMOOTHED else None
 
 
+def is_smoothable(name: str) -> bool:
+    """Return whether a recipe can smooth the site `name`."""
+    return name in SMOOTHED or "_residual." in name
+
+
+def remedy(name: str) -> str:
+    """Return the key of a recipe that smooths the site `name`."""
+    if "_residual." in name:
+        return "smooth_residuals"
+    return "smooth_gelu" if name == "gelu_out" else "smoothquant"
+
+
 def power_of_two(scale: torch.Tensor) -> torch.Tensor:
     """Return the nearest power of two, by ratio, within 2^-13 and 2^13: FP16 holds it and its inverse.
 

@@ -190,7 +190,7 @@ def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Mode
         QuantizationError: a site could not be calibrated.
     """
     from q8trt.quantization.calibration import Calibration
-    from q8trt.quantization.choice import Choice
+    from q8trt.quantization.choice import Choice, wide_sites
     from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 
     quantized = copy.deepcopy(model)
@@ -199,7 +199,10 @@ def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Mode
         amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
         return quantized, Choice(config.recipe, Calibration(amax))
     insert_quantizers(quantized, config.recipe, library(config.quantizer))
-    return quantized, measure_ranges(quantized, config, inputs)
+    choice = measure_ranges(quantized, config, inputs)
+    for line in wide_sites(choice.calibration):
+        log.warning("%s", line)
+    return quantized, choice
 
 
 def import_ranges(
