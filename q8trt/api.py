@@ -261,7 +261,8 @@ def build_engine(
     """Export a run's checkpoint to ONNX with Q/DQ and build its TensorRT engine.
 
     Args:
-        run: the run, its folder, its name in `runs_dir`, or a checkpoint folder in it; default: the newest run.
+        run: the run, its folder, its name in `runs_dir`, or a checkpoint folder in it; default: the newest run. At "fp16" or
+            "fp32" also a fine-tuned model's folder, of which a run is made.
         precision: "fp32", "fp16", "int8" (FP32 elsewhere) or "int8+fp16"; default: the target's INT8 precision.
         target: "gpu" or "cpu", for the defaults of `precision` and `fuse_qkv`; default: the run's.
         stage: checkpoint of the run: "fp32", "ptq" or "int8"; default: the best that fits.
@@ -278,14 +279,17 @@ def build_engine(
     """
     with _session(progress):
         from q8trt.deployment.engine_folder import build_engine
+        from q8trt.deployment.quantizing import run_of_folder
         from q8trt.deployment.source import find_source
 
+        words = _words((), "build_engine", options)
         check_known(options, ShapeOptions, ExportOptions, BuildConfig)
         shapes, export = take(ShapeOptions, shapes, options), take(ExportOptions, export, options)
         config = take(BuildConfig, build, options) or BuildConfig()
         numbers = None if precision is None else Precision.parse(precision)
         device = None if target is None else Target.parse(target)
-        source = find_source(numbers, _run_path(run, runs_dir), os.fspath(runs_dir), stage, device)
+        checkpoint = run_of_folder(_run_path(run, runs_dir), numbers, os.fspath(runs_dir), _silent, words)
+        source = find_source(numbers, checkpoint, os.fspath(runs_dir), stage, device)
         if shapes or build is None:
             config = replace(config, profiles=(shapes or ShapeOptions()).profiles(source.config.data.max_seq_length))
         with phases(f"Building {source.precision}") as on_progress:

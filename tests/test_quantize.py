@@ -132,3 +132,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in error
     assert "\n" not in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_models_folder_becomes_a_run_to_build_from(tmp_path: Path) -> None:
+    from q8trt.deployment.quantizing import run_of_folder
+    from q8trt.errors import ConfigError
+    from q8trt.quantization.precision import Precision
+
+    folder, runs = write_embedding_folder(tmp_path / "model"), str(tmp_path / "runs")
+    with pytest.raises(ConfigError, match="is a model in floating point; quantize it: "):
+        run_of_folder(str(folder), None, runs, print, [])
+    path = run_of_folder(str(folder), Precision.FP16, runs, print, ["build_engine.py"])
+    assert path is not None
+    assert list(q8trt.Run(Path(path)).scores) == ["fp32"]
+    assert run_of_folder(path, Precision.FP16, runs, print, []) == path
+    assert run_of_folder(f"{path}/fp32", Precision.FP16, runs, print, []) == f"{path}/fp32"

@@ -54,7 +54,10 @@ class Options:
     """Options of the command; names are trtexec's where it has one."""
 
     checkpoint: str | None = option(
-        None, "a run, or a checkpoint folder in it", metavar="DIR", unset="the newest run's best"
+        None,
+        "a run, or a checkpoint folder in it; with --fp16 or --fp32 also a fine-tuned model's folder, which becomes a run",
+        metavar="DIR",
+        unset="the newest run's best",
     )
     stage: str | None = option(
         None, "checkpoint of the run", choices=STAGES, unset="int8, else ptq; fp32 for --fp32 and --fp16"
@@ -115,10 +118,12 @@ def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.deployment.engine_folder import check_output
+    from q8trt.deployment.quantizing import run_of_folder
     from q8trt.deployment.source import find_source
 
-    target = None if options.target is None else Target.parse(options.target)
-    source = find_source(options.flags.precision, options.checkpoint, options.runs_dir, options.stage, target)
+    target, precision = None if options.target is None else Target.parse(options.target), options.flags.precision
+    checkpoint = run_of_folder(options.checkpoint, precision, options.runs_dir, say, ["build_engine.py", *argv])
+    source = find_source(precision, checkpoint, options.runs_dir, options.stage, target)
     length = source.config.data.max_seq_length
     options.shapes.profiles(length)  # what makes no profile is refused before a checkpoint is read
     if options.shapes.buckets and options.shapes.buckets[-1] < length:

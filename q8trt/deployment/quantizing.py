@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from q8trt.console.commands import command as command_line
 from q8trt.console.progress import phases
 from q8trt.deployment.engine_folder import build_engine
 from q8trt.deployment.source import find_source
@@ -14,6 +15,7 @@ from q8trt.engine.backend import find_backend
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.folder import find_engines
 from q8trt.engine.shapes import ShapeOptions
+from q8trt.errors import ConfigError
 from q8trt.evaluation.benchmark import benchmark_engines
 from q8trt.evaluation.config import BenchmarkConfig
 from q8trt.evaluation.data import data_config
@@ -21,6 +23,7 @@ from q8trt.hardware.provenance import provenance
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.report import write_report
 from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.runs.run import RUN_FILE, STAGES
 from q8trt.runtime.timing.config import TimingConfig
 from q8trt.training.execution import execute
 from q8trt.training.quantizing import quantization_of
@@ -98,3 +101,36 @@ def _build(run: Run, precision: Precision, config: BuildConfig) -> Path:
     source = find_source(precision, str(run.path), "")
     with phases(f"Building {precision}") as on_progress:
         return build_engine(source, config, None, on_progress)[0]
+
+
+def run_of_folder(
+    checkpoint: str | None,
+    precision: Precision | None,
+    runs_dir: str,
+    say: Callable[[str], object],
+    command: Sequence[str],
+) -> str | None:
+    """Return `checkpoint`; for a float model's folder from elsewhere, the path of a new run that holds it.
+
+    Args:
+        checkpoint: a run, a checkpoint in one, or the folder of a model; None for the newest run.
+        precision: the engine's; None for INT8.
+        runs_dir: where the new run is made.
+        say: function that takes each line that says what is done.
+        command: words of the command line, for the record.
+
+    Raises:
+        ConfigError: an INT8 engine is asked for, and the model is not quantized.
+        CheckpointError: the model cannot be read, or has no head that q8trt has.
+    """
+    path = Path(checkpoint) if checkpoint else None
+    if path is None or not (path / "config.json").is_file() or (path / RUN_FILE).is_file():
+        return checkpoint
+    if path.name in STAGES and (path.parent / RUN_FILE).is_file():
+        return checkpoint
+    if precision is None or precision.is_quantized:
+        raise ConfigError(
+            f"{path} is a model in floating point; quantize it: {command_line('quantize', path)}; or give --fp16 or --fp32"
+        )
+    config = replace(quantization_of(path, QuantizeConfig(), say), precision=Precision.FP32)
+    return str(execute(config, say, command, None, runs_dir).path)
