@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from q8trt.console.commands import command
-from q8trt.console.progress import is_main_process, progress
+from q8trt.console.progress import is_main_process, phases, progress
 from q8trt.errors import ConfigError, InterruptedRunError
 from q8trt.models import check_rows, checkpoints, load_config, load_tokenizer, model_inputs, resolve_model, short_name
 from q8trt.models.activation import activation_of, adopt_activation
@@ -193,12 +193,14 @@ def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Mode
     from q8trt.quantization.choice import Choice, wide_sites
     from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 
-    quantized = copy.deepcopy(model)
+    with phases("Inserting quantizers"):
+        quantized = copy.deepcopy(model)
+        if not config.from_pytorch_quantization:
+            insert_quantizers(quantized, config.recipe, library(config.quantizer))
     if config.from_pytorch_quantization:
         quantized, _, _ = import_ranges(config, quantized, config.recipe.name)
         amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
         return quantized, Choice(config.recipe, Calibration(amax))
-    insert_quantizers(quantized, config.recipe, library(config.quantizer))
     choice = measure_ranges(quantized, config, inputs)
     for line in wide_sites(choice.calibration):
         log.warning("%s", line)
