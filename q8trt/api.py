@@ -342,7 +342,8 @@ def benchmark(
         folders = find_engines(engines, runs_dir)
         if output_dir is not None:
             check_files(Path(output_dir) / name)
-        report = benchmark_engines(folders, data_config(folders, rows) if chosen.accuracy else None, chosen, origin)
+        scored = data_config(folders, rows, chosen.max_eval_samples) if chosen.accuracy else None
+        report = benchmark_engines(folders, scored, chosen, origin)
         if output_dir is not None:
             check_files(Path(output_dir) / name)
             write_report(output_dir, report, name)
@@ -376,7 +377,7 @@ def parity(
         check_known(options, ParityConfig, DataConfig)
         chosen, rows = take(ParityConfig, config, options) or ParityConfig(), take(DataConfig, data, options)
         folders = find_engines(engines, runs_dir)
-        rows = data_config(folders, rows)
+        rows = data_config(folders, rows, chosen.max_eval_samples)
         return [check_parity(each, rows, chosen) for each in folders]
 
 

@@ -13,10 +13,13 @@ from typing import Any
 import pytest
 from tiny_data import write_sts_b
 
+from q8trt.cli import benchmark, parity
 from q8trt.cli.main import run_command
 from q8trt.deployment.source import Source, overflow_batches
 from q8trt.errors import ConfigError, DataError
 from q8trt.evaluation.data import data_config
+from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.fresh import fresh_run
 from q8trt.runs.run import RUN_FILE, Run
@@ -82,6 +85,28 @@ def test_rows_beyond_those_used_may_change(project: Path) -> None:
     assert len(load_train(config_of_run(run).data)) == 5
 
 
+def test_a_limit_holds_for_the_rows_of_a_run(run: Run, project: Path) -> None:
+    data = config_of_run(run).data.limited(2)
+    assert load_dev(data)["dev"].first == load_dev(config_of_run(run).data)["dev"].first[:2]
+    assert (len(load_dev(data.limited(99))["dev"]), len(load_train(data))) == (6, 12)
+    append(project / "data" / "dev.tsv")  # behind the limit, and not the run's rows all the same
+    with pytest.raises(DataError, match=r"7 rows with the fingerprint \w+, and run\.json has 6"):
+        load_dev(data)
+
+
+def test_benchmark_and_parity_limit_the_rows_of_a_run(run: Run) -> None:
+    head, task = SimpleNamespace(embedding=None), SimpleNamespace(name="STS-B", labels=[])
+    engine: Any = SimpleNamespace(manifest=SimpleNamespace(task=task, head=head), run=run)
+    assert len(load_dev(data_config([engine], None, 3))["dev"]) == 3
+    other = DataConfig("STS-B", data_dir="data", max_eval_samples=5)
+    assert [len(load_dev(data_config([engine], other, count))["dev"]) for count in (None, 4)] == [5, 4]
+    for parser in (benchmark.PARSER, parity.PARSER):
+        options = parser.read(["--max_eval_samples", "3"])
+        assert (options.config.max_eval_samples, options.data) == (3, None)
+        options = parser.read(["--max_eval_samples", "3", "--task", "STS-B", "--sample"])
+        assert (options.config.max_eval_samples, options.data) == (3, DataConfig("STS-B", sample=True))
+
+
 def test_a_project_that_was_moved_finds_its_files(run: Run, project: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(project, moved)
@@ -127,7 +152,7 @@ def test_commands_refuse_rows_that_changed(
     append(project / "data" / "dev.tsv")
     assert run_command(command[0], command[1:]) == 2
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert captured.out in ("", "loading PyTorch and the run\n")
     assert captured.err.count("\n") == 1
     assert f"the dev rows ({project / 'data'}) are not those of the run any more: 7 rows" in captured.err
 
@@ -136,7 +161,9 @@ def test_fp16_is_tried_on_the_rows_of_the_run_alone(
     run: Run, project: Path, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_of_run(run)
-    source = Source(project, run, replace(config, data=replace(config.data, max_seq_length=32)), "fp32")
+    source = Source(
+        project, run, replace(config, data=replace(config.data, max_seq_length=32)), "fp32", Precision.FP16, Target.CPU
+    )
     batches, text = overflow_batches(source, tiny_tokenizer)
     assert (sum(len(batch["input_ids"]) for batch in batches), text) == (12, "12 training rows of STS-B")
     append(project / "data" / "train.tsv")

@@ -20,7 +20,7 @@ from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, table_console, warn
 from q8trt.console.options import from_values, group, option
 from q8trt.errors import ConfigError
-from q8trt.evaluation.config import BenchmarkConfig
+from q8trt.evaluation.config import BenchmarkConfig, data_group
 from q8trt.files import check_folder, check_report
 from q8trt.reporting.gate import Gate, GateResult
 from q8trt.runs.run import runs_dir
@@ -62,7 +62,7 @@ class Options:
     )
     gate: Gate = group("gate: exit code 1 where an INT8 row does not pass (without one, an FP16 row)")
     config: BenchmarkConfig = group("measurements")
-    data: DataConfig | None = group("data (default: the run's; others need --task)", unset="the data of the run")
+    data: DataConfig | None = data_group()
 
     def __post_init__(self) -> None:
         if self.output_dir is not None:
@@ -128,7 +128,7 @@ def run(argv: list[str]) -> int:
     from q8trt.reporting.report import check_files
 
     engines = find_engines(options.engine, options.runs_dir)
-    data = data_config(engines, options.data) if config.accuracy else None
+    data = data_config(engines, options.data, config.max_eval_samples) if config.accuracy else None
     check_gate(options.gate, engines, data)
     check_files(options.stem(engines))
     for engine in engines:

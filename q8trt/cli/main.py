@@ -35,6 +35,8 @@ COMMANDS = {
     "pack": "an engine folder -> one archive with hashes and a model card",
     "unpack": "an archive of q8trt pack -> the engine folder, every hash verified",
     "triton": "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out",
+    "runs": "the runs of a folder and their engines, newest first, with scores",
+    "info": "the facts of a run, a checkpoint of a run, or an engine folder",
     "gpu-check": "on a machine with a GPU: build, check and time everything there -> JSON and one page",
     "doctor": "report what this machine can do, and which steps will run",
 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, table_console
 from q8trt.console.options import group, option
-from q8trt.evaluation.config import ParityConfig
+from q8trt.evaluation.config import ParityConfig, data_group
 from q8trt.runs.run import runs_dir
 from q8trt.tasks.data import DataConfig
 
@@ -30,7 +30,7 @@ class Options:
     runs_dir: str = runs_dir()
     json: str | None = option(None, "file of the figures", metavar="PATH", unset="parity.json beside the engine")
     config: ParityConfig = group("comparison")
-    data: DataConfig | None = group("data (default: the run's; others need --task)", unset="the data of the run")
+    data: DataConfig | None = data_group()
 
 
 PARSER = Parser(Options, "q8trt parity", __doc__)
@@ -49,7 +49,8 @@ def run(argv: list[str]) -> int:
     engines = engines_of([*options.paths, *options.engine], options.runs_dir)
     path = Path(options.json or engines[-1].folder.parent / "parity.json")
     check_report(path, keys=("schema", "agrees", "engines"), option="--json")
-    data, origin = data_config(engines, options.data), provenance(["q8trt", "parity", *argv])
+    data = data_config(engines, options.data, options.config.max_eval_samples)
+    origin = provenance(["q8trt", "parity", *argv])
     results = []
     for engine in engines:
         results.append(api.parity(engine, config=options.config, data=data, progress=True)[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import sys
@@ -57,6 +58,11 @@ def say(text: str = "") -> None:
     """Print a line of the command's answer, from the main process only."""
     if is_main_process():
         print(printable(text, "\n\t"), flush=True)
+
+
+def say_json(data: Any) -> None:
+    """Print data as JSON, in ASCII and with escapes of JSON for what a terminal would obey."""
+    say(json.dumps(data, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
 def warn(text: str) -> None:

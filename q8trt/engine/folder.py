@@ -56,7 +56,7 @@ def find_engines(folders: Sequence[EngineFolder | str | Path], runs_dir: str | P
     for run in _by_newest_engine(Path(runs_dir)):
         if (run / RUN_FILE).is_file() and not is_sound(Run(run)):
             continue
-        engines = [EngineFolder(folder, load_manifest(folder)) for folder in _engine_folders(run)]
+        engines = [EngineFolder(folder, load_manifest(folder)) for folder in engine_folders(run)]
         return sorted(engines, key=_order)
     build = command("build-engine", "--int8", *runs_dir_option(runs_dir))
     raise ConfigError(f"no engine under {runs_dir}/; build one: {build}")
@@ -68,7 +68,7 @@ def _order(engine: EngineFolder) -> tuple[int, int, str]:
     return list(_NAMES).index(stage), list(Precision).index(precision), engine.folder.name
 
 
-def _engine_folders(run: Path) -> list[Path]:
+def engine_folders(run: Path) -> list[Path]:
     """Return the engine folders in `run`. Hidden folders are builds that were killed, not engines."""
     return [folder for folder in run.glob("engine*") if (folder / MANIFEST_FILE).is_file()]
 
@@ -77,7 +77,7 @@ def _by_newest_engine(runs_dir: Path) -> list[Path]:
     """Return the folders under `runs_dir` that hold engines, the one whose engine is the newest first."""
     newest = {}
     for run in runs_dir.glob("*"):
-        if not run.name.startswith(".") and (folders := _engine_folders(run)):
+        if not run.name.startswith(".") and (folders := engine_folders(run)):
             newest[run] = max((folder / MANIFEST_FILE).stat().st_mtime for folder in folders)
     return sorted(newest, key=lambda run: newest[run], reverse=True)
 

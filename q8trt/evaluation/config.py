@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from q8trt.console.options import at_least, check_options, group, option
+from q8trt.console.options import at_least, check_options, group, option, options_in, same_option
 from q8trt.errors import ConfigError
 from q8trt.quantization.precision import Precision
 from q8trt.runtime import RUNTIMES, RunOptions
 from q8trt.runtime.timing.config import TimingConfig, parse_sizes
+from q8trt.tasks.data import DataConfig
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS
+
+_LIMIT = "max_eval_samples"
+
+
+def data_group() -> Any:
+    """Return the field of the rows to score on: the options of `DataConfig` but the limit, which holds for a run's rows too."""
+    names = [each.name for each in options_in(DataConfig) if each.name != _LIMIT]
+    return group("data (default: the run's; others need --task)", only=names, unset="the data of the run")
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class BenchmarkConfig:
     per_device_eval_batch_size: int = option(
         32, "rows in a batch of the development set", values=at_least(1), group="development set"
     )
+    max_eval_samples: int | None = same_option(DataConfig, _LIMIT, group="development set")
     buckets: tuple[int, ...] = option(
         DEFAULT_BUCKETS,
         "lengths in tokens that batches are padded to, as opposed to one fixed length",
@@ -63,6 +74,7 @@ class ParityConfig:
     batch_sizes: tuple[int, ...] = option(
         (1, 32), "rows in a batch; 1 runs without padding, others are padded to a bucket"
     )
+    max_eval_samples: int | None = same_option(DataConfig, _LIMIT)
     samples: int | None = option(
         None, "development rows", values=at_least(1), unset="all of them, and the first 256 at batch 1"
     )

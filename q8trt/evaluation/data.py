@@ -19,12 +19,19 @@ from q8trt.runtime.torch_runner import TorchRunner
 from q8trt.tasks.data import DataConfig, Features, load_dev, tokenize
 
 
-def data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> DataConfig:
-    """Return the data to score on: `chosen`, else those of the run.
+def data_config(
+    engines: Sequence[EngineFolder], chosen: DataConfig | None, max_eval_samples: int | None = None
+) -> DataConfig:
+    """Return the data to score on: `chosen`, else those of the run; of them the first `max_eval_samples` rows, None for all.
 
     Raises:
         ConfigError: nothing is chosen and the engine is in no run; or the engines answer different tasks.
     """
+    data = _data_config(engines, chosen)
+    return data if max_eval_samples is None else data.limited(max_eval_samples)
+
+
+def _data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> DataConfig:
     tasks = {engine.manifest.task.name for engine in engines}
     if len(tasks) > 1:
         raise ConfigError(

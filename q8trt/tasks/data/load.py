@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,10 @@ class DataConfig:
         """The text columns that are known without reading the data; () if none are."""
         return self.text_column_names or ()
 
+    def limited(self, count: int) -> DataConfig:
+        """Return the configuration that uses only the first `count` development examples."""
+        return replace(self, max_eval_samples=count)
+
     @property
     def options(self) -> dict[str, Any]:
         """The fields of `DataConfig` by name."""
@@ -190,10 +194,16 @@ class RunData(DataConfig):
     Attributes:
         record: the rows that the run read; None for a run of an earlier q8trt, whose rows are not compared.
         remedy: advice for rows that are gone or have changed, or "".
+        count: the number of development rows to use of those that the run read; None for all.
     """
 
     record: DataRecord | None = None
     remedy: str = ""
+    count: int | None = None
+
+    def limited(self, count: int) -> RunData:
+        """Return the configuration that compares all rows with the run's and uses the first `count` of development."""
+        return replace(self, count=count)
 
     @property
     def columns(self) -> Sequence[str]:
@@ -213,7 +223,7 @@ class RunData(DataConfig):
                 f"the {split} rows ({self._place(split, examples)}) are not those of the run any more: {now.rows} rows with the "
                 f"fingerprint {now.fingerprint}, and run.json has {expected.rows} with {expected.fingerprint}"
             )
-        return examples
+        return examples if split == "train" else examples.take(self.count)
 
     def _place(self, split: str, examples: Examples | Features) -> str:
         path = self.data_dir or (self.train_file if split == "train" else self.validation_file)

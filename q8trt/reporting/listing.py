@@ -1,0 +1,205 @@
+"""Runs and engine folders on the disk: their facts, read from run.json and manifests alone, and tables of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from q8trt.console.names import one_line
+from q8trt.engine.folder import EngineFolder, engine_folders
+from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest
+from q8trt.engine.manifest_file import load_manifest
+from q8trt.errors import Q8TRTError
+from q8trt.reporting.formats import x100
+from q8trt.reporting.stored import StoredReport, read_report
+from q8trt.reporting.table import Column, Table, words
+from q8trt.runs.config import config_of_run, model_name
+from q8trt.runs.run import STAGES, Run, find_runs
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine folder in a list.
+
+    Attributes:
+        name: of the folder.
+        label: how the model came about and its precision, such as "QAT INT8+FP16".
+        precision: as `Precision`.
+        bytes: size of the plan; of the ONNX file where there is no plan.
+        has_plan: whether there is a plan.
+        backend: builder of the plan, with its version; "" without a plan.
+        score: the task's main metric in the run's benchmark.json, as a fraction; None where that has none of this build.
+        problem: why the folder cannot be read; all else is then empty.
+    """
+
+    name: str
+    label: str = ""
+    precision: str = ""
+    bytes: int = 0
+    has_plan: bool = False
+    backend: str = ""
+    score: float | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run in a list.
+
+    Attributes:
+        name: of the folder.
+        folder: the path.
+        created: ISO 8601, UTC; "" if unknown.
+        model: the model that the run began with.
+        task: of the data; a kind of head where a model was quantized without a task.
+        recipe: name of the quantization recipe; "" for a run that ends with FP32.
+        target: the device that engines are made for.
+        main_metric: name of the metric of `scores`.
+        scores: finished stage -> main metric on the first development split, as a fraction; None if it was not measured.
+        engines: in the order of their names.
+        problem: why run.json cannot be read; all else is then empty.
+    """
+
+    name: str
+    folder: str
+    created: str = ""
+    model: str = ""
+    task: str = ""
+    recipe: str = ""
+    target: str = ""
+    main_metric: str = ""
+    scores: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    engines: tuple[EngineEntry, ...] = ()
+    problem: str = ""
+
+
+def list_runs(root: str | Path) -> tuple[RunEntry, ...]:
+    """Return the runs under `root`, the one written last first; one that cannot be read has its problem."""
+    return tuple(run_entry(run) for run in find_runs(root))
+
+
+def run_entry(run: Run) -> RunEntry:
+    """Return the facts of a run; with its problem where run.json cannot be read."""
+    name, folder = run.path.absolute().name, str(run.path)
+    try:
+        record, config = run.record, config_of_run(run)
+    except Q8TRTError as error:
+        return RunEntry(name, folder, problem=str(error))
+    task, report = config.data.resolved_task, _benchmark(run)
+    return RunEntry(
+        name,
+        folder,
+        record.created,
+        model_name(config),
+        task.name,
+        config.recipe.name if config.precision.is_quantized else "",
+        config.target.value,
+        task.main_metric,
+        {name: first_score(stage.scores, task.main_metric) for name, stage in record.stages.items()},
+        tuple(engine_entry(each, report) for each in sorted(engine_folders(run.path))),
+    )
+
+
+def _benchmark(run: Run) -> StoredReport | None:
+    """Return the report that `benchmark.py` wrote into the run; None without a sound one."""
+    try:
+        return read_report(run.path / "benchmark.json")
+    except Q8TRTError:
+        return None
+
+
+def engine_entry(folder: Path, report: StoredReport | None) -> EngineEntry:
+    """Return the facts of an engine folder, from its manifest; with its problem where that cannot be read.
+
+    Args:
+        folder: the engine.
+        report: the benchmark of its run, for the score.
+    """
+    try:
+        manifest = load_manifest(folder, verify=False)
+    except Q8TRTError as error:
+        return EngineEntry(folder.name, problem=str(error))
+    built, model = manifest.backend, PLAN_FILE if PLAN_FILE in manifest.files else ONNX_FILE
+    return EngineEntry(
+        folder.name,
+        EngineFolder(folder, manifest).name,
+        manifest.precision.value,
+        manifest.files[model].bytes if model in manifest.files else 0,
+        model == PLAN_FILE,
+        f"{built.name} {built.version}" if built else "",
+        _measured(folder.name, manifest, report),
+    )
+
+
+def _measured(name: str, manifest: Manifest, report: StoredReport | None) -> float | None:
+    """Return the score of an engine in `report`; None where it is older than the engine or has no score of it."""
+    if report is None or (report.provenance.date_utc or "") < manifest.created:
+        return None
+    scores = (row.score_x100 for row in report.rows if Path(row.folder).name == name)
+    return next((score / 100 for score in scores if score is not None), None)
+
+
+def first_score(scores: Mapping[str, Any], metric: str) -> float | None:
+    """Return `metric` of the first split that has it; None where none has."""
+    values = [split[metric] for split in scores.values() if isinstance(split, dict) and metric in split]
+    return next((float(value) for value in values if isinstance(value, int | float)), None)
+
+
+def runs_table(runs: Iterable[RunEntry]) -> Table:
+    """Return a row for each run: names, and scores x100."""
+    stages = [Column(stage.upper(), "x100", format=x100, missing="not finished, or not scored") for stage in STAGES]
+    names = (_names("run"), _names("model"), _names("task"), _names("recipe"), _names("target", 1), _names("metric", 2))
+    columns, rows = (*names, *stages), tuple(_run_row(run) for run in runs)
+    return Table(columns, rows)
+
+
+def _names(heading: str, rank: int = 0) -> Column:
+    """Return a column of names, which may come from a file of someone else's."""
+    return replace(words(heading), format=one_line, rank=rank)
+
+
+def _run_row(run: RunEntry) -> tuple[Any, ...]:
+    scores = (run.scores.get(stage) for stage in STAGES)
+    return run.name, run.model, run.task, run.recipe or None, run.target, run.main_metric, *scores
+
+
+def engines_table(runs: Iterable[RunEntry]) -> Table:
+    """Return a row for each engine that can be read, in the order of the runs."""
+    columns = (
+        _names("engine"),
+        _names("model"),
+        Column("size", "MiB", format=lambda size: f"{size / 2**20:.1f}"),
+        _names("file", 2),
+        _names("backend", 1),
+        Column("score", "x100", format=x100),
+    )
+    rows = tuple(
+        (
+            f"{run.name}/{each.name}",
+            each.label,
+            each.bytes,
+            PLAN_FILE if each.has_plan else ONNX_FILE,
+            each.backend or None,
+            each.score,
+        )
+        for run in runs
+        for each in run.engines
+        if not each.problem
+    )
+    return Table(columns, rows)
+
+
+def problem_lines(runs: Iterable[RunEntry]) -> list[str]:
+    """Return a line for each run and engine that cannot be read."""
+    problems = [
+        problem for run in runs for problem in (run.problem, *(each.problem for each in run.engines)) if problem
+    ]
+    return [one_line(f"damaged: {problem}") for problem in problems]
+
+
+def runs_dict(root: str | Path, runs: Sequence[RunEntry]) -> dict[str, Any]:
+    """Return the facts ready for JSON."""
+    return {"runs_dir": str(root), "runs": [dataclasses.asdict(run) for run in runs]}
