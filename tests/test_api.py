@@ -80,15 +80,17 @@ def test_run_to_answers(
     assert engine_dir == Path("runs", run.path.name, "engine")
     report = q8trt.benchmark(
         engine_dir, shapes="1x16,2x16", warmup=0, iterations=1, layer_times=False, backend="onnxruntime",
-        output_dir=tmp_path, progress=False,
+        output_dir=tmp_path, progress=False, max_eval_samples=5,
     )  # fmt: skip
+    assert report.rows_evaluated == 5
     assert [(row.precision, len(row.latencies)) for row in report.rows] == [(q8trt.Precision.INT8_FP16, 2)]
     assert "QAT INT8+FP16" in report.to_markdown()
     assert report.to_html().startswith("<!doctype html>")
     written = json.loads((tmp_path / "benchmark.json").read_text())
     assert written["rows"][0]["precision"] == "int8+fp16"
     assert q8trt.lint_model(engine_dir).forecast.int8_gemms == 8
-    [compared] = q8trt.parity(engine_dir, samples=8, batch_sizes=[4])
+    [compared] = q8trt.parity(engine_dir, max_eval_samples=8, batch_sizes=[4])
+    assert compared.stages[0].rows == 8
     assert compared.stages[0].stage == "torch FP32"
     packed = q8trt.pack(engine_dir, tmp_path / "engine.q8trt")
     unpacked = q8trt.unpack(packed.path, sha256=packed.sha256)

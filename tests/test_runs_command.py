@@ -166,7 +166,7 @@ def test_info_of_a_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "run runs/late", "model minilm", "task STS-B", "precision INT8", "recipe gpu (modelopt)", "target gpu",
         "data built-in sample, not GLUE", "rows train 12, dev 6", "training --seed 7", "fp32 dev pearson 86.84",
         "int8 dev pearson 87.19", "command python finetune.py --sample", "commit 0123abcd", "versions torch 2.9.1",
-        f"engines engine ({MANIFEST.precision.value.upper()}, 2.0 MiB)", "ptq 1.0 MiB",
+        f"engines engine (QAT {MANIFEST.precision.label}, 2.0 MiB)", "ptq 1.0 MiB",
     ):  # fmt: skip
         assert fact in text
     data = run_json(capsys, "info", "runs/late")

@@ -15,6 +15,7 @@ from q8trt.engine.manifest import MANIFEST_FILE, SAMPLE_LABEL, Manifest
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, Q8TRTError
+from q8trt.quantization.precision import Precision
 from q8trt.reporting.formats import mib, switch, x100
 from q8trt.reporting.listing import RunEntry, run_entry
 from q8trt.runs.config import FinetuneConfig, config_of_run
@@ -53,7 +54,7 @@ class RunInfo:
         kind: "run" or "checkpoint".
         folder: the run or the checkpoint.
         head: kind of the model's head, where it was read from the model; "" else.
-        precision: "fp32", or "int8" for a run that quantizes.
+        precision: of the run: FP32, or INT8 for one that quantizes.
         quantizer: library of the quantizers.
         data: the rows.
         options: options of the training that are not at their default, as words of a command line.
@@ -70,7 +71,7 @@ class RunInfo:
     kind: Literal["run", "checkpoint"]
     folder: str
     head: str
-    precision: str
+    precision: Precision
     quantizer: str
     data: DataInfo
     options: tuple[str, ...]
@@ -167,7 +168,7 @@ def _run_info(folder: Path, run: Run, stage: str | None) -> RunInfo:
         kind="run" if stage is None else "checkpoint",
         folder=str(folder),
         head=config.data.head.kind.value if config.data.head else "",
-        precision=config.precision.value,
+        precision=config.precision,
         quantizer=config.quantizer,
         data=_data_info(record, config),
         options=tuple(options_of(config.training)),
@@ -225,14 +226,14 @@ def info_facts(info: RunInfo | EngineInfo) -> list[tuple[str, str]]:
 
 def _run_facts(info: RunInfo) -> list[tuple[str, str]]:
     entry, data = info.entry, info.data
-    engines = [f"{each.name} ({each.precision.upper() or 'damaged'}, {mib(each.bytes)})" for each in entry.engines]
+    engines = [f"{each.name} ({each.label or 'damaged'}, {mib(each.bytes)})" for each in entry.engines]
     return [
         (info.kind, info.folder),
         ("run", entry.folder if info.kind == "checkpoint" else ""),
         ("model", entry.model),
         ("task", entry.task),
         ("head", info.head),
-        ("precision", info.precision.upper()),
+        ("precision", info.precision.label),
         ("recipe", f"{entry.recipe} ({info.quantizer})" if entry.recipe else ""),
         ("target", entry.target),
         ("data", ", ".join(data.files.values()) or data.source),
