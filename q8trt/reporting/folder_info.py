@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from q8trt.console.names import one_line
 from q8trt.console.options import options_of
-from q8trt.engine.folder import EngineFolder
 from q8trt.engine.manifest import MANIFEST_FILE, SAMPLE_LABEL, Manifest
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.shapes import show_profiles
@@ -24,6 +23,8 @@ from q8trt.tasks.metrics import direction
 
 #: Fields of a configuration of data that name the source of the rows.
 _SOURCES = ("data_dir", "train_file", "validation_file", "texts")
+#: Bytes of the smallest entry that is shown: 0.1 MiB.
+_LEAST = 2**20 // 10
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class EngineInfo:
         folder: its path.
         manifest: its description.
         run: the run that holds it; None for an engine that is in none.
+        command: words that made the run; "" if unknown.
+        commit: of q8trt's source when the run was made; "" if unknown.
         sizes: file -> bytes, of the manifest.
     """
 
@@ -200,14 +203,20 @@ def _data_info(record: RunRecord, config: FinetuneConfig) -> DataInfo:
 def _sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of each entry of `folder` but hidden ones; of a subfolder, with all that is in it."""
     entries = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
-    return {
-        path.name: sum(each.lstat().st_size for each in (path, *path.rglob("*")) if each.is_file()) for path in entries
-    }
+    return {path.name: sum(map(_bytes, (path, *path.rglob("*")))) for path in entries}
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of a file; 0 for a folder, and for what is gone meanwhile, as where a run is in training."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def _engine_info(folder: Path) -> EngineInfo:
     manifest = load_manifest(folder, verify=False)
-    run = EngineFolder(_parent(folder) / (folder.name or "engine"), manifest).run
+    run = Run(_parent(folder)) if (_parent(folder) / RUN_FILE).is_file() else None
     entry = run_entry(run) if run else None
     sizes = {name: info.bytes for name, info in manifest.files.items()}
     try:
@@ -307,4 +316,5 @@ def _origin_facts(commit: str, created: str, versions: Mapping[str, Any]) -> lis
 
 
 def _size_text(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {mib(size)}" for name, size in sizes.items())
+    """Return names and sizes; those that would round to 0 are left out."""
+    return ", ".join(f"{name} {mib(size)}" for name, size in sizes.items() if size >= _LEAST)

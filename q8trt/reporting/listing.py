@@ -83,7 +83,7 @@ def list_runs(root: str | Path) -> tuple[RunEntry, ...]:
 
 def run_entry(run: Run) -> RunEntry:
     """Return the facts of a run; with its problem where run.json cannot be read."""
-    name, folder = run.path.absolute().name, str(run.path)
+    name, folder = run.path.name if run.path.name not in ("", "..") else run.path.resolve().name, str(run.path)
     try:
         record, config = run.record, config_of_run(run)
     except Q8TRTError as error:
