@@ -234,4 +234,6 @@ def test_no_file_is_hashed_and_no_library_of_models_is_imported(runs: Path) -> N
     for words in (["runs"], ["info", "runs/late"], ["info", "runs/late/int8"], ["info", "runs/late/engine"]):
         folder = str(runs.parent.absolute())
         code = f"import os; os.chdir({folder!r}); from q8trt.cli.main import main; assert main({words!r}) == 0"
-        assert "87.19" in probe(code)
+        out = probe(code)
+        assert "87.19" in out
+        assert "damaged" not in out
