@@ -138,8 +138,7 @@ def test_a_calibration_that_is_stopped_goes_on_as_it_says(
 
     assert run_command("calibrate", ["--runs_dir", "my runs", "--output_dir", "my runs/second"]) == 2
     text = capsys.readouterr().err
-    assert "my runs/second is a run already; give another --output_dir, or continue it: " in text
-    assert run_printed(text) == ["finetune", "--resume", "my runs/second"]
+    assert "my runs/second is a run already; give another --output_dir\n" in text
 
 
 @pytest.mark.parametrize(

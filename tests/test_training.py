@@ -126,8 +126,9 @@ def qat(stage: TrainingStage) -> Callable[..., TrainingStage]:
 
     def build(ranges: str = "frozen") -> TrainingStage:
         recipe = replace(
-            load_recipe("full"), qat=QatSpec(ranges, ema_decay=0.5), smoothquant=None, smooth_residuals=None
-        )
+            load_recipe("full"), qat=QatSpec(ranges, ema_decay=0.5), smoothquant=None, smooth_residuals=None,
+            smooth_gelu=None, alternatives=(),
+        )  # fmt: skip
         model = copy.deepcopy(stage.model)
         insert_quantizers(model, recipe)
         calibrate(model, recipe, batches)

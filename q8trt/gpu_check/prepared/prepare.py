@@ -64,6 +64,7 @@ class Variant:
 
         data = load_recipe(str(self.recipe)).to_dict()
         data["qat"].pop("start", None)
+        data.pop("alternatives", None)
         data["sites"] = {key: spec for key, spec in data["sites"].items() if key not in self.without}
         for key, spec in data["sites"].items():
             if key.endswith(".weight"):

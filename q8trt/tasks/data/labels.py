@@ -92,9 +92,14 @@ def check_label(label: object, task: Task, where: str, spellings: Mapping[str, i
     index = label_id(label, spellings)
     if index is None:
         raise DataError(
-            f"{where}: label {shown(label)}, expected one of {_listed(spellings)}{nearest(str(label), spellings)}"
+            f"{where}: label {shown(label)}, expected one of {_listed(spellings)}{_suggestion(label, spellings)}"
         )
     return index
+
+
+def _suggestion(label: object, spellings: Iterable[str]) -> str:
+    """Return the spelling that a misspelled name resembles, as a remark; "" for numbers, which resemble each other."""
+    return "" if _number(label) is not None else nearest(str(label), spellings)
 
 
 def _listed(names: Iterable[str]) -> str:
