@@ -210,6 +210,7 @@ def quantize(
     *,
     config: QuantizeConfig | None = None,
     build: BuildConfig | None = None,
+    shapes: ShapeOptions | None = None,
     build_engines: bool = True,
     output_dir: _Path | None = None,
     runs_dir: _Path = RUNS_DIR,
@@ -224,6 +225,7 @@ def quantize(
         model_name_or_path: a folder of Hugging Face or sentence-transformers, a hub name, or "minilm".
         config: all options of the quantization, in place of keywords.
         build: the options of the builder, in place of keywords.
+        shapes: the options of the profiles, in place of keywords.
         build_engines: False ends with the calibrated, or trained, checkpoint.
         output_dir: folder of the new run; default: one in `runs_dir`.
         **options: fields of `QuantizeConfig`, `ShapeOptions` and `BuildConfig`: texts, validation_file, distill, target ...
@@ -237,9 +239,9 @@ def quantize(
         say, words = on_message or _silent, _words(command, "quantize", options)
         check_known(options, QuantizeConfig, ShapeOptions, BuildConfig)
         chosen = take(QuantizeConfig, config, options) or QuantizeConfig()
-        shapes, builder = take(ShapeOptions, None, options), take(BuildConfig, build, options) or BuildConfig()
+        profiles, builder = take(ShapeOptions, shapes, options), take(BuildConfig, build, options) or BuildConfig()
         how = builder if build_engines else None
-        return quantize_model(model_name_or_path, chosen, say, words, output_dir, runs_dir, how, shapes)
+        return quantize_model(model_name_or_path, chosen, say, words, output_dir, runs_dir, how, profiles)
 
 
 def build_engine(

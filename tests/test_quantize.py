@@ -15,6 +15,7 @@ from embedding_fixtures import TEXTS, write_embedding_folder
 
 import q8trt
 from q8trt.cli.main import main
+from q8trt.cli.quantize import run
 from q8trt.models import read_head
 from q8trt.models.checkpoints import load_finetuned, load_quantized
 from q8trt.runs.config import config_of_run
@@ -147,3 +148,16 @@ def test_a_models_folder_becomes_a_run_to_build_from(tmp_path: Path) -> None:
     assert list(q8trt.Run(Path(path)).scores) == ["fp32"]
     assert run_of_folder(path, Precision.FP16, runs, print, []) == path
     assert run_of_folder(f"{path}/fp32", Precision.FP16, runs, print, []) == f"{path}/fp32"
+
+
+def test_the_command_passes_its_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Passed(Exception):
+        pass
+
+    def quantize(*_: Any, shapes: Any, **__: Any) -> None:
+        raise Passed(shapes.buckets)
+
+    monkeypatch.setattr("q8trt.api.quantize", quantize)
+    with pytest.raises(Passed) as passed:
+        run(["model", "--buckets", "16,32"])
+    assert passed.value.args == ((16, 32),)
