@@ -45,8 +45,8 @@ def run(argv: list[str]) -> int:
 
     quantized = api.quantize(
         options.model, config=options.config, build=options.build, shapes=options.shapes,
-        build_engines=options.build_engines, output_dir=options.output_dir, runs_dir=options.runs_dir, progress=True, on_message=say,
-        command=["q8trt", "quantize", *argv],
+        build_engines=options.build_engines, output_dir=options.output_dir, runs_dir=options.runs_dir, progress=True,
+        on_message=say, command=["q8trt", "quantize", *argv],
     )  # fmt: skip
     config = config_of_run(quantized.run)
     say(summary(quantized.run, config.data.resolved_task, config.data.sample))

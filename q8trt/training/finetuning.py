@@ -239,6 +239,10 @@ def measure_ranges(quantized: Model, config: FinetuneConfig, inputs: Inputs) -> 
         return choose(statistics, candidates, held_out, advance)
 
 
+def _epochs(count: float) -> str:
+    return f"{count:g} epoch{'' if count == 1 else 's'}"
+
+
 class Finetuning:
     """A run in progress: each stage is done unless run.json says it is finished."""
 
@@ -312,7 +316,7 @@ class Finetuning:
         config, options = self.config, self.config.training
         if "fp32" not in self._finished:
             self._announce(
-                "fp32", "loading" if config.from_fp32 else f"{options.num_train_epochs:g} epochs of fine-tuning"
+                "fp32", "loading" if config.from_fp32 else f"{_epochs(options.num_train_epochs)} of fine-tuning"
             )
             if config.from_fp32:
                 model = checkpoints.load_finetuned(config.from_fp32, self.task, config.allow_pickle)
@@ -353,7 +357,7 @@ class Finetuning:
         from q8trt.training.stage import Quantization
 
         options = self.config.training
-        self._announce("int8", f"{options.qat_epochs:g} epochs of quantization-aware training")
+        self._announce("int8", f"{_epochs(options.qat_epochs)} of quantization-aware training")
         config = replace(self.config, recipe=self.config.recipe.qat_start or recipe)
         if self.config.recipe.qat_start is not None:
             quantized, _ = quantize(fp32, config, self.inputs)
