@@ -43,6 +43,16 @@ def test_lines_come_while_a_step_lasts(capsys: pytest.CaptureFixture[str]) -> No
     assert "q8trt progress" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_many_short_works_are_no_silence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.5)
+    end = time.monotonic() + 30
+    with shown_by(True):
+        while "Evaluating 0/8" not in capsys.readouterr().err:
+            assert time.monotonic() < end
+            with progress.progress("Evaluating", 8):
+                time.sleep(0.02)
+
+
 def test_the_estimate_counts_what_this_process_did() -> None:
     lines = progress._Lines("FP32", 100, 400)
     lines.advance(100)

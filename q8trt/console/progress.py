@@ -18,6 +18,16 @@ LINE_SECONDS = 10.0
 _display: ContextVar[bool | Display] = ContextVar("display", default=True)
 
 
+class _LastLine:
+    """The time of the last line, which the works of a command share: many short ones are no silence."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+
+_last_line: ContextVar[_LastLine | None] = ContextVar("last_line", default=None)
+
+
 def is_main_process() -> bool:
     """Return whether this process prints and writes: the first one under torchrun, or the only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -26,11 +36,12 @@ def is_main_process() -> bool:
 @contextlib.contextmanager
 def shown_by(display: bool | Display) -> Iterator[None]:
     """Let `display` show the progress of the block: True for stderr, False for nothing, or a function."""
-    token = _display.set(display)
+    token, last = _display.set(display), _last_line.set(_LastLine())
     try:
         yield
     finally:
         _display.reset(token)
+        _last_line.reset(last)
 
 
 def display() -> bool | Display:
@@ -97,6 +108,7 @@ class _Lines:
     def __init__(self, description: str, done: int, total: int) -> None:
         self.description, self._first, self._done, self.total = description, done, done, total
         self._started = time.monotonic()
+        self._last = _last_line.get() or _LastLine()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._print, name="q8trt progress", daemon=True)
 
@@ -125,7 +137,8 @@ class _Lines:
         return f"{self.description}{counts}, about {clock(seconds / here * (self.total - self._done))} left"
 
     def _print(self) -> None:
-        while not self._ended.wait(LINE_SECONDS):
+        while not self._ended.wait(max(self._last.at + LINE_SECONDS - time.monotonic(), 0.0)):
+            self._last.at = time.monotonic()
             with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk full
                 print(self.line(time.monotonic() - self._started), file=sys.stderr, flush=True)
 
