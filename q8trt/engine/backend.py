@@ -59,7 +59,7 @@ class Backend:
 
     @property
     def driver_problem(self) -> DriverProblem | None:
-        """Why the driver cannot run this package; None where it can, or without a driver."""
+        """The reason why the driver cannot run this package; None where it can, or without a driver."""
         return driver_problem(LEAN if self.is_lean else self.name, self.title)
 
     @property

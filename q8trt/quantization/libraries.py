@@ -28,7 +28,7 @@ class Library(Protocol):
 
     @property
     def smooths(self) -> bool:
-        """Whether its quantizers have a pre_quant_scale, by which inputs are smoothed."""
+        """True if its quantizers have a pre_quant_scale, by which inputs are smoothed."""
 
     def version(self) -> str:
         """Return the installed version."""

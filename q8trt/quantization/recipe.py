@@ -182,7 +182,7 @@ class Recipe:
 
     @property
     def smooths(self) -> bool:
-        """Whether anything is smoothed."""
+        """True if anything is smoothed."""
         return any(getattr(self, option) is not None for option in SMOOTHINGS)
 
     def spec(self, site: Site) -> QuantizerSpec | None:

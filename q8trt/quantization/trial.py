@@ -24,6 +24,6 @@ def trial_lines(trials: Sequence[Trial]) -> list[str]:
     """Return a table of candidates as lines, the one that was kept marked; none where nothing was chosen."""
     if not trials:
         return []
-    kept = min(trials, key=lambda trial: trial.drift)
-    lines = [f"  {trial.drift:8.4f}  {trial.settings}{'  <- kept' if trial is kept else ''}" for trial in trials]
+    best = min(trials, key=lambda trial: trial.drift)
+    lines = [f"  {trial.drift:8.4f}  {trial.settings}{'  <- kept' if trial is best else ''}" for trial in trials]
     return ["calibration by drift from FP32 (0: none, 1: as one answer for all rows), on held-out rows:", *lines]

@@ -86,7 +86,7 @@ class Columns:
 
     @property
     def is_json(self) -> bool:
-        """Whether the job writes JSON Lines."""
+        """True if the job writes JSON Lines."""
         return self.kind in (".jsonl", *OF_EMBEDDINGS)
 
     def lines(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[Reply]) -> bytes:
