@@ -36,6 +36,7 @@ $(TRITON_VENV)/.installed: requirements-triton.txt
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV): torch and other packages of several GB, about two minutes on a fast connection"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $(STAMP)
