@@ -40,7 +40,6 @@ class BenchmarkConfig:
     per_device_eval_batch_size: int = option(
         32, "rows in a batch of the development set", values=at_least(1), group="development set"
     )
-    max_eval_samples: int | None = same_option(DataConfig, _LIMIT, group="development set")
     buckets: tuple[int, ...] = option(
         DEFAULT_BUCKETS,
         "lengths in tokens that batches are padded to, as opposed to one fixed length",
@@ -56,6 +55,7 @@ class BenchmarkConfig:
         only=("cuda_graph", "runtime_cache"),
         default=RunOptions(specialization="eager"),
     )
+    max_eval_samples: int | None = same_option(DataConfig, _LIMIT, group="development set")
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -74,7 +74,6 @@ class ParityConfig:
     batch_sizes: tuple[int, ...] = option(
         (1, 32), "rows in a batch; 1 runs without padding, others are padded to a bucket"
     )
-    max_eval_samples: int | None = same_option(DataConfig, _LIMIT)
     samples: int | None = option(
         None, "development rows", values=at_least(1), unset="all of them, and the first 256 at batch 1"
     )
@@ -86,6 +85,7 @@ class ParityConfig:
     )
     #: `full` with PTQ adds up to 0.36 to a layer of MiniLM, `linear` 0.13.
     quantization_tolerance: float = option(0.5, "relative error that quantization may add to a layer", metavar="X")
+    max_eval_samples: int | None = same_option(DataConfig, _LIMIT)
 
     def __post_init__(self) -> None:
         if not self.batch_sizes or min(self.batch_sizes) < 1:
