@@ -1,4 +1,4 @@
-"""Measure the cost of INT8 for an embedding model: Spearman of cosines, distance to FP32 and shared neighbors, per recipe, on the CPU.
+"""Measure the cost of INT8 for an embedding model on the CPU: Spearman of cosines, distance to FP32, shared neighbors, by recipe.
 
     python benchmarks/embedding_figures.py minilm --validation_file glue/STS-B/dev.tsv --name embeddings-minilm
 

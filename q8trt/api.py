@@ -288,10 +288,10 @@ def build_engine(
         check_known(options, ShapeOptions, ExportOptions, BuildConfig)
         shapes, export = take(ShapeOptions, shapes, options), take(ExportOptions, export, options)
         config = take(BuildConfig, build, options) or BuildConfig()
-        numbers = None if precision is None else Precision.parse(precision)
-        device = None if target is None else Target.parse(target)
-        checkpoint = run_of_folder(_run_path(run, runs_dir), numbers, os.fspath(runs_dir), _silent, words)
-        source = find_source(numbers, checkpoint, os.fspath(runs_dir), stage, device)
+        precision = None if precision is None else Precision.parse(precision)
+        target = None if target is None else Target.parse(target)
+        checkpoint = run_of_folder(_run_path(run, runs_dir), precision, os.fspath(runs_dir), _silent, words)
+        source = find_source(precision, checkpoint, os.fspath(runs_dir), stage, target)
         if shapes or build is None:
             config = replace(config, profiles=(shapes or ShapeOptions()).profiles(source.config.data.max_seq_length))
         with phases(f"Building {source.precision}") as on_progress:

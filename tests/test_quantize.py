@@ -135,6 +135,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_shapes_that_cannot_be_built_are_refused_before_a_run_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_embedding_folder(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["quantize", "model", "--max_shapes", "32x4096"]) == 2
+    assert "4096" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_models_folder_becomes_a_run_to_build_from(tmp_path: Path) -> None:
     from q8trt.deployment.quantizing import run_of_folder
     from q8trt.errors import ConfigError

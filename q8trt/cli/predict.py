@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, warn
 from q8trt.console.options import group, option
+from q8trt.console.progress import LINE_SECONDS
 from q8trt.engine.shapes import parse_buckets
 from q8trt.inference.files.config import ScoringConfig
 
 if TYPE_CHECKING:
     from q8trt.inference.files import JobProgress, Summary
-
-#: Where stderr is a file, a line of progress each so many seconds.
-_LOG_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ class _Shown:
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
-        self._next = time.monotonic() + _LOG_SECONDS
+        self._next = time.monotonic() + LINE_SECONDS
         self._resumed = False
 
     def __call__(self, progress: JobProgress) -> None:
@@ -103,7 +101,7 @@ class _Shown:
         if self._terminal:
             print(f"\r{text}\x1b[K", end="\r" if progress.done < 1 else "\n", file=sys.stderr, flush=True)
         elif time.monotonic() >= self._next and progress.done < 1:
-            self._next = time.monotonic() + _LOG_SECONDS
+            self._next = time.monotonic() + LINE_SECONDS
             warn(text)
 
 

@@ -14,12 +14,13 @@ from q8trt.deployment.source import find_source
 from q8trt.engine.backend import find_backend
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.folder import find_engines
-from q8trt.engine.shapes import ShapeOptions
+from q8trt.engine.shapes import ShapeOptions, check_positions
 from q8trt.errors import ConfigError
 from q8trt.evaluation.benchmark import benchmark_engines
 from q8trt.evaluation.config import BenchmarkConfig
 from q8trt.evaluation.data import data_config
 from q8trt.hardware.provenance import provenance
+from q8trt.models import load_config, positions
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.report import write_report
 from q8trt.runs.quantize_config import QuantizeConfig
@@ -79,14 +80,16 @@ def quantize_model(
         Q8TRTError: bad input, before a run is made; or no backend that builds engines.
     """
     if build is not None:
-        find_backend(build.backend)  # before the minutes that calibration may take
+        find_backend(build.backend)
     chosen = quantization_of(model, config, say)
+    if build is not None:  # what cannot be built is refused before the minutes that calibration may take
+        build = replace(build, profiles=(shapes or ShapeOptions()).profiles(chosen.data.max_seq_length))
+        check_positions(build.profiles, positions(load_config(chosen.model_name_or_path)))
     run = execute(chosen, say, command, output_dir, runs_dir)
     if build is None:
         return QuantizedModel(run)
-    config_of_plans = replace(build, profiles=(shapes or ShapeOptions()).profiles(chosen.data.max_seq_length))
     precisions = (*chosen.target.baselines, chosen.target.int8)
-    folders = [_build(run, precision, config_of_plans) for precision in precisions]
+    folders = [_build(run, precision, build) for precision in precisions]
     for folder in folders:
         say(f"engine: {folder}")
     engines = find_engines(folders, "")

@@ -115,19 +115,19 @@ def builtin_settings() -> Iterator[Settings]:
             yield parse_settings(item.read_bytes(), f"settings {item.name}")
 
 
-def with_settings(config: FinetuneConfig, given: Collection[str]) -> tuple[FinetuneConfig, str]:
+def with_settings(config: FinetuneConfig, typed: Collection[str]) -> tuple[FinetuneConfig, str]:
     """Return `config` with the settings for its model and task, and a line that names them; "" where none apply.
 
     Args:
         config: what a user asked for.
-        given: names of the options that the user gave, which stay.
+        typed: names of the options that the user gave, which stay.
     """
     settings = _settings_for(config.from_fp32 or config.model_name_or_path)
     if settings is None:
         return config, ""
     task = config.data.resolved_task.name
     idle = (
-        *given,
+        *typed,
         *(_FP32_OPTIONS if config.from_fp32 else ()),
         *(_QAT_OPTIONS if last_stage(config) != "int8" else ()),
     )
