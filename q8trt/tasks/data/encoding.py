@@ -70,7 +70,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
     """A place of an example: text number `text`, or the special token `token`; with its token type."""
 
     text: int | None
@@ -107,7 +107,7 @@ class Encoder:
         tokenizer.no_padding()
         self.max_length, self.is_pair = max_length, is_pair
         self._tokenizer, self._left = tokenizer, side == "left"
-        self._layout = _layout(tokenizer, is_pair)
+        self._layout = layout(tokenizer, is_pair)
         special = sum(slot.text is None for slot in self._layout)
         self._budget = max_length - special
         if self._budget < 1 + is_pair:
@@ -226,7 +226,7 @@ def guarded(function: Callable[..., Any], *arguments: Any, **options: Any) -> An
         raise EncodingError(" ".join(str(error).split())) from None
 
 
-def _layout(tokenizer: Any, is_pair: bool) -> tuple[_Slot, ...]:
+def layout(tokenizer: Any, is_pair: bool) -> tuple[Slot, ...]:
     """Return the order of special tokens and texts in an example, read off a short one."""
     for probe in _PROBES:
         texts = (probe,) * (1 + is_pair)
@@ -234,12 +234,12 @@ def _layout(tokenizer: Any, is_pair: bool) -> tuple[_Slot, ...]:
         if not alone:
             continue
         whole = guarded(tokenizer.encode, *texts)
-        slots: list[_Slot] = []
+        slots: list[Slot] = []
         index = 0
         rows = list(zip(whole.ids, whole.type_ids, whole.sequence_ids, strict=True))
         while index < len(rows):
             token, type_id, text = rows[index]
-            slots.append(_Slot(text, token, type_id))
+            slots.append(Slot(text, token, type_id))
             size = 1 if text is None else len(alone)
             if text is not None and rows[index : index + size] != [(each, type_id, text) for each in alone]:
                 break

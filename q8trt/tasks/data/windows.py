@@ -1,0 +1,148 @@
+"""Texts of any length -> overlapping windows of tokens, with the characters of each token.
+
+A window holds the tokens that fit the model, behind a question where there is one. The next window begins `stride` tokens before
+the end of the last one. For the usual sizes these are the windows of transformers' ``truncation="only_second"`` with
+``return_overflowing_tokens``; here `tokenizers` alone is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from q8trt.tasks.data.encoding import Encoder, RoomError, guarded, layout
+from q8trt.tasks.data.examples import TokenRows
+
+#: Characters of a text that is cut into windows, at most. Callers refuse longer ones: nothing is dropped unseen.
+LONGEST_TEXT = 2**20
+#: Characters that one call of `tokenizers` gets, more or less: its memory goes with them, at 430 bytes a token.
+_GROUP = 2**18
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(TokenRows):
+    """Token ids of the N windows of some texts, those of one text after each other.
+
+    Attributes:
+        rows: (N,) int64, the number of each window's text, ascending; each text has a window.
+        places: (N,) int64, the index in a window's ids of its first token of the text.
+        first: (N,) int64, the number of that token among all tokens of the text.
+        offsets: N arrays, (T, 2) int32: the first character of each token of the text in the window, and the one behind its last.
+    """
+
+    rows: npt.NDArray[np.int64]
+    places: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
+    offsets: list[npt.NDArray[np.int32]]
+    labels: None = None
+
+
+@dataclass(frozen=True)
+class WindowSizes:
+    """The sizes of windows, in tokens.
+
+    Attributes:
+        max_length: tokens of a window, question and special tokens included.
+        stride: tokens that two windows share; at most half of what a window holds of the text.
+        question: tokens of a question, at most; the rest is cut off. At most half of `max_length`.
+    """
+
+    max_length: int = 384
+    stride: int = 128
+    question: int = 64
+
+
+class WindowEncoder:
+    """A `tokenizers.Tokenizer` that cuts texts into windows. Many threads may use one.
+
+    Args:
+        tokenizer: the tokenizer; its own truncation and padding are switched off.
+        sizes: the sizes of windows.
+        is_pair: whether a question is before each text.
+
+    Raises:
+        EncodingError: the tokenizer fails.
+        RoomError: `sizes` leave no room for text.
+    """
+
+    def __init__(self, tokenizer: Any, sizes: WindowSizes, is_pair: bool) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.sizes, self.is_pair = sizes, is_pair
+        self._tokenizer = tokenizer
+        self._layout = layout(tokenizer, is_pair)
+        special = sum(slot.text is None for slot in self._layout)
+        self._budget = sizes.max_length - special
+        if self._budget < 1 + is_pair:
+            raise RoomError(sizes.max_length, special + 1 + is_pair)
+        if is_pair:
+            single = [slot.text is None for slot in layout(tokenizer, False)]
+            self._question = slice(single.index(False), single.index(False) + 1 - len(single) or None)
+            length = min(sizes.question, self._budget // 2) + len(single) - 1
+            self._questions = Encoder(tokenizer, length, is_pair=False)
+
+    def encode(self, rows: Sequence[Sequence[str]]) -> Windows:
+        """Return the windows of rows of one text, or of a question and a text. Raises EncodingError if the tokenizer fails."""
+        ids: list[list[int]] = []
+        types: list[list[int]] = []
+        places: list[tuple[int, int, int]] = []
+        offsets = []
+        questions = self._question_ids([row[0] for row in rows]) if self.is_pair else [[]] * len(rows)
+        texts = self._texts([row[-1] for row in rows])
+        for number, (question, (tokens, characters)) in enumerate(zip(questions, texts, strict=True)):
+            for start, stop in self._ranges(len(tokens), self._budget - len(question)):
+                window, window_types, place = self._window(question, tokens[start:stop])
+                ids.append(window)
+                types.append(window_types)
+                places.append((number, place, start))
+                offsets.append(characters[start:stop])
+        numbers, indices, first = np.array(places, np.int64).reshape(-1, 3).T
+        return Windows(ids, types, numbers, indices, first, offsets)
+
+    def _window(self, question: list[int], text: list[int]) -> tuple[list[int], list[int], int]:
+        """Return the ids and types of one window, and the index of its first token of the text."""
+        parts = [question, text] if self.is_pair else [text]
+        ids: list[int] = []
+        types: list[int] = []
+        place = 0
+        for slot in self._layout:
+            if slot.text == len(parts) - 1:
+                place = len(ids)
+            added = [slot.token] if slot.text is None else parts[slot.text]
+            ids += added
+            types += [slot.type_id] * len(added)
+        return ids, types, place
+
+    def _ranges(self, count: int, room: int) -> Iterator[tuple[int, int]]:
+        """Yield the first token of each window and the one behind its last; of a text without tokens, one empty window."""
+        step = room - min(self.sizes.stride, room // 2)
+        for start in range(0, max(count, 1), step):
+            stop = min(start + room, count)
+            yield start, stop
+            if stop == count:
+                return
+
+    def _question_ids(self, questions: list[str]) -> list[list[int]]:
+        """Return the tokens of each question, without special ones."""
+        return [ids[self._question] for ids in self._questions.encode([(text,) for text in questions]).ids]
+
+    def _texts(self, texts: list[str]) -> Iterator[tuple[list[int], npt.NDArray[np.int32]]]:
+        """Yield the token ids of each text, and the characters of each token; a text that follows itself is encoded once."""
+        start = 0
+        while start < len(texts):
+            stop, characters = start, 0
+            while stop < len(texts) and (stop == start or characters + len(texts[stop]) <= _GROUP):
+                characters += 0 if stop > start and texts[stop] == texts[stop - 1] else len(texts[stop])
+                stop += 1
+            unique = list(dict.fromkeys(texts[start:stop]))
+            encodings = guarded(self._tokenizer.encode_batch, unique, add_special_tokens=False)
+            encoded = {
+                text: (each.ids, np.array(each.offsets, np.int32).reshape(-1, 2))
+                for text, each in zip(unique, encodings, strict=True)
+            }
+            yield from (encoded[text] for text in texts[start:stop])
+            start = stop
