@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import q8trt
 from q8trt.engine.manifest import MANIFEST_FILE
-from q8trt.errors import DataError, InputError, InterruptedRunError
+from q8trt.errors import DataError, InterruptedRunError
 from q8trt.files import exclusive, sha256
-from q8trt.inference.files.columns import Columns, choose_columns, is_finite
+from q8trt.inference.files.columns import Columns, choose_columns
 from q8trt.inference.files.config import ScoringConfig
 from q8trt.inference.files.outputs import Outputs
 from q8trt.inference.files.places import check_places
 from q8trt.inference.files.records import Record, Records
+from q8trt.inference.files.scorer import RowScorer
 
 if TYPE_CHECKING:
     from q8trt.inference import Engine
@@ -127,6 +128,7 @@ def score_file(
 class _Job:
     def __init__(self, engine: Engine, config: ScoringConfig, columns: Columns, records: Records) -> None:
         self.engine, self.config, self.columns, self.records = engine, config, columns, records
+        self.scorer = RowScorer(engine, columns, config.prompt_name)
         self._input = records.stat()
         self.outputs = Outputs(config)
         identity = self._identity()
@@ -212,8 +214,7 @@ class _Job:
         chunk: list[Record] = []
         began = self.outputs.state.input_bytes
         for record in self.records:
-            reason = record.reason or self.columns.reason(record.values)
-            chunk.append(dataclasses.replace(record, reason=reason) if reason else record)
+            chunk.append(record)
             at = self.records.position[0]
             if len(chunk) == self.config.chunk_rows or at - began >= _CHUNK_BYTES:
                 yield chunk
@@ -222,47 +223,24 @@ class _Job:
 
     def _score(self, chunk: list[Record]) -> None:
         cut, state = self.engine.truncated, self.outputs.state
-        good, answers, bad = self._answer([record for record in chunk if not record.reason])
-        bad = sorted([*bad, *(record for record in chunk if record.reason)], key=lambda record: record.line)
+        readable = [record for record in chunk if not record.reason]
+        outcomes = self.scorer.outcomes([record.values for record in readable])
+        scored = list(zip(readable, outcomes, strict=True))
+        answered = [(record.values, outcome.answer) for record, outcome in scored if outcome.answer is not None]
+        refused = [dataclasses.replace(record, reason=outcome.reason) for record, outcome in scored if outcome.reason]
+        bad = sorted([*refused, *(record for record in chunk if record.reason)], key=lambda record: record.line)
         if bad:
             self.first_reason = self.first_reason or f"line {bad[0].line}: {bad[0].reason}"
         offset, number = self.records.position
         self.outputs.append(
-            self.columns.lines([record.values for record in good], answers),
+            self.columns.lines([row for row, _ in answered], [answer for _, answer in answered]),
             self.columns.rejected(bad, header=not state.rejected_bytes),
             offset,
             input_lines=number,
-            rows=state.rows + len(good),
+            rows=state.rows + len(answered),
             rejected=state.rejected + len(bad),
             truncated=state.truncated + self.engine.truncated - cut,
         )
-
-    def _answer(self, rows: list[Record]) -> tuple[list[Record], list[Any], list[Record]]:
-        """Return the rows that have an answer, their answers, and the rows that have none, each with its reason."""
-        bad: list[Record] = []
-        answers: list[Any] = []
-        while rows:
-            try:
-                answers = self._replies([self.columns.text(record.values) for record in rows])
-                break
-            except InputError as error:
-                if error.index is None:
-                    raise
-                bad.append(dataclasses.replace(rows.pop(error.index), reason=str(error)))
-        good = []
-        for record, answer in zip(rows, answers, strict=True):
-            if is_finite(answer):
-                good.append((record, answer))
-            else:
-                bad.append(dataclasses.replace(record, reason="the answer of the engine is NaN or infinite"))
-        return [record for record, _ in good], [answer for _, answer in good], bad
-
-    def _replies(self, items: list[Any]) -> list[Any]:
-        """Return the engine's answers; an embedding that is not finite is one, too."""
-        embedding = self.engine.manifest.head.embedding
-        if embedding:
-            return list(self.engine.logits(items, embedding.prompt(self.config.prompt_name)))
-        return self.engine.predict(items)
 
     def _share(self) -> float:
         """Return the share of the input that is done."""

@@ -1,0 +1,65 @@
+"""The answers of an engine to rows; a row without an answer has a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from q8trt.errors import InputError
+from q8trt.inference.files.columns import Columns, Reply, is_finite
+
+if TYPE_CHECKING:
+    from q8trt.inference import Engine
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of one row: `answer`, or else the `reason` why there is none."""
+
+    answer: Reply | None = None
+    reason: str = ""
+
+
+class RowScorer:
+    """Answers rows with an engine.
+
+    Args:
+        engine: an open engine.
+        columns: the columns of the rows, by `choose_columns`.
+        prompt_name: the prompt of an embedding model; None for the model's default.
+    """
+
+    def __init__(self, engine: Engine, columns: Columns, prompt_name: str | None = None) -> None:
+        self.engine, self.columns, self.prompt_name = engine, columns, prompt_name
+
+    def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """Return the outcome of each row, in order.
+
+        Raises:
+            ClosedError: the engine is closed.
+            BackendError: the backend refused a batch.
+        """
+        reasons = [self.columns.reason(row) for row in rows]
+        replies: Sequence[Reply] = []
+        while good := [index for index, reason in enumerate(reasons) if not reason]:
+            try:
+                replies = self._replies([self.columns.text(rows[index]) for index in good])
+                break
+            except InputError as error:
+                if error.index is None:
+                    raise
+                reasons[good[error.index]] = str(error)
+        outcomes = [Outcome(reason=reason) for reason in reasons]
+        for index, reply in zip(good, replies, strict=True):
+            outcomes[index] = (
+                Outcome(reply) if is_finite(reply) else Outcome(reason="the answer of the engine is NaN or infinite")
+            )
+        return outcomes
+
+    def _replies(self, items: list[Any]) -> Sequence[Reply]:
+        """Return the engine's answers; an embedding that is not finite is one, too."""
+        embedding = self.engine.manifest.head.embedding
+        if embedding:
+            return list(self.engine.logits(items, embedding.prompt(self.prompt_name)))
+        return self.engine.predict(items)
