@@ -187,7 +187,6 @@ def test_heads_of_folders_without_modules(tiny_checkpoint_of: Any, tmp_path: Pat
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the outputs"),
         ({"architectures": ["BertForTokenClassification"]}, "a head for token classification, which q8trt has not"),
         ({"architectures": ["BertForMaskedLM"]}, "has no head"),
-        ({"problem_type": "multi_label_classification"}, "answers each label by itself"),
     ],
 )
 def test_a_head_that_cannot_be_used_is_one_line(

@@ -58,7 +58,7 @@ def test_what_is_written_is_read_back(folder: Path) -> None:
     assert replace(manifest, files={}, digest="") == MANIFEST
     assert list(manifest.files) == ["model.onnx", "model.plan"]
     assert manifest.files["model.onnx"].bytes == 400
-    assert manifest.format == 4
+    assert manifest.format == 5
     assert manifest.largest_shape == (32, 128)
     assert manifest.created.endswith("+00:00")
 
@@ -138,7 +138,7 @@ def test_invalid_json(folder: Path, text: str) -> None:
         (lambda data: data["metrics"]["dev"].update(f1=0.99), "its digest does not match"),
         (lambda data: data.update(digest="0" * 64), "its digest does not match"),
         (lambda data: data.update(format=2), "unknown key in format 2: activation, digest, text_columns"),
-        (lambda data: data.update(format=5), r"has format 5, this q8trt \(.*\) reads up to 4; upgrade q8trt"),
+        (lambda data: data.update(format=6), r"has format 6, this q8trt \(.*\) reads up to 5; upgrade q8trt"),
         (
             lambda data: data.update(format=1),
             r"has format 1, of an older q8trt; rebuild the engine with `python build_en",
@@ -210,6 +210,18 @@ def test_format_3_is_still_read(folder: Path, task: TaskInfo) -> None:
     )
 
 
+def test_format_4_is_still_read(folder: Path) -> None:
+    before = load_manifest(folder)
+    data = json.loads((folder / "manifest.json").read_text())
+    data["format"] = 4
+    data["head"] = {name: data["head"][name] for name in ("kind", "labels", "max_length", "embedding")}
+    (folder / "manifest.json").write_text(json.dumps({**data, "digest": digest_of(data)}))
+    assert replace(load_manifest(folder), digest="") == replace(before, digest="")
+    (folder / "manifest.json").write_text(json.dumps({**data, "head": 3}))
+    with pytest.raises(EngineError, match="head must be an object, not 3"):
+        load_manifest(folder)
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
@@ -218,6 +230,7 @@ def test_format_3_is_still_read(folder: Path, task: TaskInfo) -> None:
             Head(HeadKind.SEQUENCE_CLASSIFICATION, ("equivalent", "not_equivalent")),
             r"head.labels are .*, but task.labels are",
         ),
+        (Head(HeadKind.RERANKER), "head answers 1 numbers, but model.num_labels is 2"),
     ],
 )
 def test_a_head_that_contradicts_the_rest_is_refused(folder: Path, head: Head, message: str) -> None:

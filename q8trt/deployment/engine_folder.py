@@ -24,7 +24,6 @@ from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import model_name
 from q8trt.runs.run import check_outside_checkpoints
-from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     from q8trt.export.onnx import ExportedModel
@@ -72,7 +71,7 @@ def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: An
         task=TaskInfo(
             task.name,
             list(task.labels),
-            task.head.kind is HeadKind.REGRESSION,
+            task.head.kind.is_score,
             task.is_pair and not task.embedding,
             task.main_metric,
             text_columns=_text_columns(source),

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -19,9 +19,9 @@ from q8trt.engine.record import EngineRecord
 from q8trt.engine.shapes import Shape, ShapeProfile, largest, show
 from q8trt.files import MalformedError, decode
 from q8trt.quantization.precision import Precision
-from q8trt.tasks.heads import Head, HeadKind
+from q8trt.tasks.heads import Activation, Head, HeadKind
 
-MANIFEST_FORMAT = 4
+MANIFEST_FORMAT = 5
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 PLAN_FILE = "model.plan"
@@ -29,8 +29,6 @@ PLAN_FILE = "model.plan"
 SAMPLE_LABEL = "built-in sample, not GLUE"
 #: The inputs of BERT-like models.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-#: Function that makes a regression's score of its logit.
-Activation = Literal["identity", "sigmoid"]
 #: A count that sizes memory: a manifest must not ask for gigabytes.
 Count = Annotated[int, Meta(ge=1, le=2**20)]
 
@@ -41,8 +39,8 @@ class TaskInfo:
 
     Attributes:
         name: the GLUE task, or "custom".
-        labels: names in the order of the logits; [] for a regression.
-        is_regression: whether the answer is a score.
+        labels: names in the order of the logits; [] for a score or an embedding.
+        is_regression: whether the answer is a score: of a regression or a reranker.
         is_pair: whether an example is two texts.
         main_metric: the metric that chooses between checkpoints.
         text_columns: the columns of the data that hold the text; [] if unknown.
@@ -183,8 +181,10 @@ def _head(head: Head, task: TaskInfo, model: ModelInfo) -> Iterator[str]:
         yield f"head answers {head.outputs} numbers, but model.num_labels is {model.num_labels}"
     if list(head.labels) != task.labels:
         yield f"head.labels are {list(head.labels)}, but task.labels are {task.labels}"
-    if task.is_regression is not (head.kind is HeadKind.REGRESSION):
+    if task.is_regression is not head.kind.is_score:
         yield f"head.kind is {head.kind}, but task.is_regression is {str(task.is_regression).lower()}"
+    if head.kind is HeadKind.RERANKER and (not task.is_pair or head.activation != task.activation):
+        yield f"head.kind is reranker, but task.is_pair is {str(task.is_pair).lower()}, or head.activation not task.activation"
     if head.embedding and task.is_pair:
         yield "head.kind is embedding, but task.is_pair is true"
 

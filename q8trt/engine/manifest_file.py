@@ -1,6 +1,7 @@
 """``manifest.json`` on the disk: written as the last step of a build, and read by every command before anything else.
 
-Formats 2 and 3 are still read. Both lack the head; 2 also lacks the columns, the activation and the manifest's own hash.
+Formats 2 to 4 are still read. 4 lacks fields of the head; 2 and 3 lack the head; 2 also lacks the columns, the activation and
+the manifest's own hash.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from q8trt.engine.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileInfo, Mani
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.errors import ConfigError, EngineError
 from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
+from q8trt.tasks.heads import with_head_fields
 
 _LIMITS = Limits(size=64 * 2**20)
 
@@ -157,6 +159,8 @@ def _upgraded(data: Any, written: Any) -> Any:
         labels = task.get("labels") if isinstance(task, dict) else None
         head = head_of_labels(labels if isinstance(labels, list) else ())
         data = {**data, "format": MANIFEST_FORMAT, "head": dataclasses.asdict(head)}
+    if written == 4:
+        data = {**data, "format": MANIFEST_FORMAT, "head": with_head_fields(data.get("head"))}
     return data
 
 

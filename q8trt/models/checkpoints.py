@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.console.commands import command
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
-from q8trt.models.activation import activation_of, adopt_activation, forget_activation
+from q8trt.models.activation import activation_of, adopt_activation, forget_activation, set_activation
 from q8trt.models.config import load_config
+from q8trt.models.heads import MULTI_LABEL
 from q8trt.models.labels import label_order, reorder_head
 from q8trt.models.locate import only_local, resolve_model, unavailable
 from q8trt.models.sentence_transformers import has_modules, read_embedding, read_max_length
@@ -25,6 +26,7 @@ from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.libraries import Library, made_by
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import encoder_sites
+from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +82,7 @@ def load_pretrained(
     name = _float_checkpoint(str(name_or_path))
     config = load_config(name)
     config.num_labels = task.num_labels
-    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    config.problem_type = problem_type(task)
     if not task.is_regression:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
@@ -162,6 +164,13 @@ def _configure_dropout(config: Any, probability: float) -> None:
         setattr(config, architecture_of(config).config_name(name), probability)
 
 
+def problem_type(task: Task) -> str:
+    """Return transformers' name of the kind of `task`, which decides the loss of a classifier."""
+    if task.is_multi_label:
+        return MULTI_LABEL
+    return "regression" if task.is_regression else "single_label_classification"
+
+
 def set_dropout(model: Model, probability: float) -> None:
     """Give a loaded model another dropout, everywhere, in place; its checkpoints will say so."""
     from torch import nn
@@ -213,6 +222,8 @@ def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -
     model = load_pretrained(name, task, allow_pickle=allow_pickle, new_head=False)
     adopt_activation(model.config, name)
     activation_of(model.config, task, str(folder))
+    if task.head.kind is HeadKind.RERANKER:
+        set_activation(model.config, task.head.activation)
     if order is not None:
         reorder_head(model, order)
         names = [config.id2label[number] for number in range(task.num_labels)]
@@ -243,10 +254,15 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
             f"{where} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
             "check --task or the checkpoint"
         )
-    if config.problem_type == "multi_label_classification":
+    if config.problem_type == MULTI_LABEL and not task.is_multi_label:
         raise CheckpointError(
-            f"{where} answers each label by itself (problem_type multi_label_classification in config.json), and q8trt knows "
-            "one label of several, or a score; give another checkpoint"
+            f"{where} answers each label by itself (problem_type {MULTI_LABEL} in config.json), and {task.name} has one label "
+            "of several, or a score; check --task, or say --multi_label"
+        )
+    if task.is_multi_label and config.problem_type not in (MULTI_LABEL, None):
+        raise CheckpointError(
+            f"{where} answers one label of several (problem_type {config.problem_type} in config.json), and {task.name} has "
+            "several labels a row; leave --multi_label out, or give another checkpoint"
         )
     if config.problem_type == "regression" and not task.is_regression:
         raise CheckpointError(

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from q8trt.errors import CheckpointError, ConfigError
+from q8trt.models.activation import activation_of_reranker, adopt_activation, is_cross_encoder
 from q8trt.models.config import load_config
 from q8trt.models.locate import resolve_model
 from q8trt.models.sentence_transformers import has_modules, read_embedding
 from q8trt.tasks.heads import Embedding, Head, HeadKind
 
+#: transformers' problem type of a model that answers each label by itself.
+MULTI_LABEL = "multi_label_classification"
 _CLASSIFIER = "ForSequenceClassification"
 #: Ending of a class of transformers -> the head that it has, of those that q8trt has not.
 _OTHER_HEADS = {
@@ -33,6 +36,7 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
     """
     folder, config = resolve_model(name_or_path), load_config(name_or_path)
     classes = [str(name) for name in config.architectures or []]
+    adopt_activation(config, folder)
     kind = kind or _kind(classes, config, folder, name_or_path)
     if pooling and kind is not HeadKind.EMBEDDING:
         raise ConfigError(f"--pooling is for an embedding model, and {name_or_path} is read as {kind}")
@@ -43,22 +47,24 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
             f"{name_or_path} has no {kind} head ({', '.join(classes) or 'no architecture named'} in config.json); give a "
             "fine-tuned checkpoint, or fine-tune it: finetune.py --task TASK --model_name_or_path DIR"
         )
-    if kind is HeadKind.REGRESSION:
+    if kind.is_score:
         if config.num_labels != 1:
-            raise CheckpointError(f"{name_or_path} has {config.num_labels} outputs, and a regression has one")
-        return Head(kind)
+            raise CheckpointError(f"{name_or_path} has {config.num_labels} outputs, and a {kind} has one")
+        return Head(
+            kind, activation=activation_of_reranker(config, name_or_path) if kind is HeadKind.RERANKER else "identity"
+        )
+    _check_problem(config.problem_type, kind, name_or_path)
     return Head(kind, _labels(config, name_or_path))
 
 
 def _kind(classes: list[str], config: Any, folder: str, where: str) -> HeadKind:
     """Return the kind of head that a folder says it has."""
     if any(name.endswith(_CLASSIFIER) for name in classes):
-        if config.problem_type == "multi_label_classification":
-            raise CheckpointError(
-                f"{where} answers each label by itself (problem_type multi_label_classification in config.json), and q8trt "
-                "knows one label of several; give another checkpoint"
-            )
-        return HeadKind.REGRESSION if config.num_labels == 1 else HeadKind.SEQUENCE_CLASSIFICATION
+        if config.problem_type == MULTI_LABEL:
+            return HeadKind.MULTI_LABEL_CLASSIFICATION
+        if config.num_labels > 1:
+            return HeadKind.SEQUENCE_CLASSIFICATION
+        return HeadKind.RERANKER if is_cross_encoder(config) else HeadKind.REGRESSION
     if has_modules(folder):
         return HeadKind.EMBEDDING
     other = next((head for name in classes for ending, head in _OTHER_HEADS.items() if name.endswith(ending)), None)
@@ -68,6 +74,12 @@ def _kind(classes: list[str], config: Any, folder: str, where: str) -> HeadKind:
         f"{where} has no head ({', '.join(classes) or 'no architecture named'} in config.json, and no modules.json); for an "
         "embedding model give --head embedding --pooling mean"
     )
+
+
+def _check_problem(problem_type: str | None, kind: HeadKind, where: str) -> None:
+    """Raise CheckpointError if config.json says that a row has one label and `kind` several, or the reverse."""
+    if problem_type is not None and (problem_type == MULTI_LABEL) is not (kind is HeadKind.MULTI_LABEL_CLASSIFICATION):
+        raise CheckpointError(f"{where} is no {kind} (problem_type {problem_type} in config.json); leave --head out")
 
 
 def _embedding(folder: str, config: Any, pooling: tuple[str, ...], where: str) -> Head:

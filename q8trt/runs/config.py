@@ -20,6 +20,7 @@ from q8trt.quantization.target import Target
 from q8trt.runs.run import RUN_FILE, Run, open_run
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, DataRecord, RunData
+from q8trt.tasks.heads import with_head_fields
 
 _T = TypeVar("_T")
 #: Fields that always name a file or a folder, and those that may name a model of the hub too.
@@ -95,7 +96,8 @@ class FinetuneConfig:
             ConfigError: written by another version of q8trt, or damaged.
         """
         try:
-            nested = _decoded(DataConfig, data["data"]), _decoded(TrainingConfig, data["training"])
+            rows = {**data["data"], "head": with_head_fields(data["data"].get("head"))}
+            nested = _decoded(DataConfig, rows), _decoded(TrainingConfig, data["training"])
             plain = cls(*nested, target=_EARLIER_TARGET)
             options = {name: value for name, value in {**vars(plain), **data}.items() if name not in _NESTED}
             return replace(plain, **vars(files.decode(_Options, options)), recipe=Recipe.from_dict(data["recipe"]))

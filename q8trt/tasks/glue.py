@@ -39,7 +39,8 @@ class Task:
         positional: the columns of train and development files that have no header line; empty where they have one.
         has_broken_rows: the official files hold a few rows that cannot be read and are skipped.
         has_labels: rows have labels; else outputs are compared with those of the FP32 model.
-        embedding: the steps to an embedding, for a task that embeds each text by itself; the label of a pair is its similarity.
+        model_head: the head of the model, where it is more than the labels say: a label of a pair is the similarity of two
+            embeddings, the relevance of a document; of a row it may be several labels. None for the head of the labels.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Task:
     positional: tuple[str, ...] = ()
     has_broken_rows: bool = False
     has_labels: bool = True
-    embedding: Embedding | None = field(default=None, hash=False)
+    model_head: Head | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if "f1" in self.metrics and len(self.labels) != 2:
@@ -69,9 +70,19 @@ class Task:
     @property
     def head(self) -> Head:
         """The head of a model that answers the task."""
-        if self.embedding:
-            return Head(HeadKind.EMBEDDING, embedding=self.embedding)
+        if self.model_head:
+            return self.model_head
         return Head(HeadKind.SEQUENCE_CLASSIFICATION if self.labels else HeadKind.REGRESSION, self.labels)
+
+    @property
+    def embedding(self) -> Embedding | None:
+        """The steps to an embedding, for a task that embeds each text by itself."""
+        return self.model_head.embedding if self.model_head else None
+
+    @property
+    def is_multi_label(self) -> bool:
+        """True if a row may have any number of the labels."""
+        return self.head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION
 
     @property
     def is_regression(self) -> bool:
@@ -200,13 +211,14 @@ def get_task(name: str) -> Task:
     raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)}; GLUE tasks: {', '.join(TASKS)}")
 
 
-def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
+def custom_task(name: str, labels: Sequence[str], is_pair: bool, multi_label: bool = False) -> Task:
     """Return a task outside GLUE, for data in one's own files.
 
     Args:
         name: what reports call it; not the name of a GLUE task.
         labels: the names of the classes in the order of their ids; empty for regression.
         is_pair: two texts (columns sentence1, sentence2) or one (column sentence).
+        multi_label: whether a row may have any number of the labels.
 
     Raises:
         ConfigError: the name is empty or GLUE's, or there is one label only, a label twice, or one that is blank.
@@ -220,7 +232,9 @@ def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
             raise ConfigError(
                 f"task {name!r} cannot have the label {label!r}: a label needs a name that can be printed"
             )
-    metrics = ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
+    if multi_label and not labels:
+        raise ConfigError(f"task {name!r} has several labels a row, and lists none: give --label_list")
+    metrics = ("f1_micro", "f1_macro") if multi_label else ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
     return Task(
         name,
         ("sentence1", "sentence2") if is_pair else ("sentence",),
@@ -228,7 +242,8 @@ def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
         labels=tuple(labels),
         tsv_labels=tuple(labels),
         metrics=metrics if labels else ("pearson", "spearman", "corr"),
-        main_metric="accuracy" if labels else "pearson",
+        main_metric=metrics[0] if labels else "pearson",
+        model_head=Head(HeadKind.MULTI_LABEL_CLASSIFICATION, tuple(labels)) if multi_label else None,
     )
 
 
@@ -236,6 +251,8 @@ def custom_task(name: str, labels: Sequence[str], is_pair: bool) -> Task:
 _DRIFT = {
     HeadKind.SEQUENCE_CLASSIFICATION: ("agreement", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.REGRESSION: ("correlation", "logit_mean", "logit_p99", "logit_worst"),
+    HeadKind.RERANKER: ("rank_spearman", "rank_kendall", "logit_mean", "logit_p99", "logit_worst"),
+    HeadKind.MULTI_LABEL_CLASSIFICATION: ("label_agreement", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.EMBEDDING: ("cosine_mean", "cosine_p1", "cosine_worst", "neighbors_10"),
 }
 
@@ -252,10 +269,10 @@ def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None 
     Raises:
         ConfigError: an embedding is scored on classes, or on rows of one text.
     """
-    task = glue or custom_task("custom", head.labels, is_pair)
+    task = glue or custom_task("custom", head.labels, is_pair, head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION)
     if head.embedding and has_labels and (task.labels or not task.is_pair):
         raise ConfigError(f"an embedding is scored on pairs of texts with their similarity, and {task.name} has others")
     metrics = (("spearman", "pearson") if head.embedding else task.metrics) if has_labels else _DRIFT[head.kind]
     main = task.main_metric if has_labels and not head.embedding else metrics[0]
     name = task.name if glue else head.kind.value
-    return replace(task, name=name, metrics=metrics, main_metric=main, has_labels=has_labels, embedding=head.embedding)
+    return replace(task, name=name, metrics=metrics, main_metric=main, has_labels=has_labels, model_head=head)

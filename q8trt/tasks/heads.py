@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
+from typing import Any, Literal
 
 from q8trt.errors import ConfigError
 
@@ -14,6 +15,22 @@ class HeadKind(StrEnum):
     SEQUENCE_CLASSIFICATION = "sequence-classification"
     REGRESSION = "regression"
     EMBEDDING = "embedding"
+    RERANKER = "reranker"
+    MULTI_LABEL_CLASSIFICATION = "multi-label-classification"
+
+    @property
+    def has_labels(self) -> bool:
+        """True if each output of the head has a name."""
+        return self in (HeadKind.SEQUENCE_CLASSIFICATION, HeadKind.MULTI_LABEL_CLASSIFICATION)
+
+    @property
+    def is_score(self) -> bool:
+        """True if the head answers one number."""
+        return self in (HeadKind.REGRESSION, HeadKind.RERANKER)
+
+
+#: Function that makes a score of a logit.
+Activation = Literal["identity", "sigmoid"]
 
 
 #: Ways to make one vector of the hidden states of a text, in the order in which several of them are concatenated
@@ -92,9 +109,10 @@ class Head:
 
     Attributes:
         kind: what it answers.
-        labels: names of the outputs in their order; () for a regression and an embedding.
+        labels: names of the outputs in their order; () for a score and an embedding.
         max_length: tokens of a text, at most, as the folder says; None where it does not.
         embedding: the steps to the embedding; None for other kinds.
+        activation: function that makes the score of a reranker of its logit; "identity" for other kinds.
 
     Raises:
         ConfigError: the facts contradict each other.
@@ -104,14 +122,17 @@ class Head:
     labels: tuple[str, ...] = ()
     max_length: int | None = None
     embedding: Embedding | None = None
+    activation: Activation = "identity"
 
     def __post_init__(self) -> None:
         if (self.embedding is not None) is not (self.kind is HeadKind.EMBEDDING):
             raise ConfigError(
                 f"a head of the kind {self.kind} {'lacks its' if self.embedding is None else 'has an'} embedding"
             )
-        if bool(self.labels) is not (self.kind is HeadKind.SEQUENCE_CLASSIFICATION):
+        if bool(self.labels) is not self.kind.has_labels:
             raise ConfigError(f"a head of the kind {self.kind} {'has' if self.labels else 'lacks'} labels")
+        if self.activation != "identity" and self.kind is not HeadKind.RERANKER:
+            raise ConfigError(f"a head of the kind {self.kind} has the activation {self.activation}, expected identity")
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError(f"a head reads {self.max_length} tokens, expected 1 or more")
 
@@ -119,3 +140,9 @@ class Head:
     def outputs(self) -> int:
         """The width of the model's output: labels, features of an embedding, or 1."""
         return self.embedding.dimension if self.embedding else len(self.labels) or 1
+
+
+def with_head_fields(head: Any) -> Any:
+    """Return the JSON data of a head with the defaults of fields that an earlier q8trt did not have."""
+    defaults = {each.name: each.default for each in fields(Head) if each.default is not MISSING}
+    return {**defaults, **head} if isinstance(head, dict) else head

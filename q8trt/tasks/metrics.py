@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,13 +53,29 @@ def _correlation(name: str) -> Callable[[Array, Array], float]:
 
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # SciPy's, of what is nearly constant
-            value = float({"pearson": stats.pearsonr, "spearman": stats.spearmanr}[name](predictions, references)[0])
+            value = float(_CORRELATIONS[name](stats)(predictions, references)[0])
         return value if math.isfinite(value) else 0.0
 
     return correlate
 
 
-_pearson, _spearman = _correlation("pearson"), _correlation("spearman")
+_CORRELATIONS: Mapping[str, Callable[[Any], Any]] = {
+    "pearson": lambda stats: stats.pearsonr,
+    "spearman": lambda stats: stats.spearmanr,
+    "kendall": lambda stats: stats.kendalltau,
+}
+_pearson, _spearman, _kendall = map(_correlation, _CORRELATIONS)
+
+
+def _average_f1(average: str) -> Callable[[Array, Array], float]:
+    """Return F1 over (N, labels) arrays of truth values: of all decisions together, or the mean over labels."""
+
+    def score(predictions: Array, references: Array) -> float:
+        from sklearn.metrics import f1_score
+
+        return float(f1_score(references, predictions, average=average, zero_division=0.0))
+
+    return score
 
 
 def cosines(first: Array, second: Array) -> npt.NDArray[np.float64]:
@@ -94,6 +111,11 @@ def nearest_shared(outputs: Array, references: Array, count: int = 10) -> float:
 _MOST_NEIGHBORS = 3000
 
 
+def _decisions(*logits: Array) -> tuple[Array, ...]:
+    """Return whether each value of each array is above 0, as a logit of a label that a row has is."""
+    return tuple(each.astype(np.float64) > 0 for each in logits)
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of a task.
@@ -123,6 +145,11 @@ METRICS: Mapping[str, Metric] = {
     ),
     "agreement": Metric(lambda outputs, others: _accuracy(outputs.argmax(axis=1), others.argmax(axis=1))),
     "correlation": Metric(lambda outputs, others: _pearson(outputs[:, 0], others[:, 0])),
+    "rank_spearman": Metric(lambda outputs, others: _spearman(outputs[:, 0], others[:, 0])),
+    "rank_kendall": Metric(lambda outputs, others: _kendall(outputs[:, 0], others[:, 0])),
+    "f1_micro": Metric(_average_f1("micro")),
+    "f1_macro": Metric(_average_f1("macro")),
+    "label_agreement": Metric(lambda *pair: _accuracy(*_decisions(*pair))),
     "logit_mean": Metric(lambda *pair: float(_distances(*pair).mean()), higher_is_better=False),
     "logit_p99": Metric(lambda *pair: float(np.percentile(_distances(*pair), 99)), higher_is_better=False),
     "logit_worst": Metric(lambda *pair: float(_distances(*pair).max()), higher_is_better=False),
@@ -184,13 +211,14 @@ def compute_from_logits(
 ) -> dict[str, float]:
     """Return the metrics of a model's output: argmax for classification, the answer itself for regression.
 
-    For embeddings the rows are pairs, one after the other, and what is compared with a label is the cosine of a pair.
+    Of several labels a row has those whose logit is above 0, which is a probability above 0.5. For embeddings the rows are
+    pairs, one after the other, and what is compared with a label is the cosine of a pair.
 
     Args:
         task: names the metrics and the number of labels.
         logits: (N, num_labels) float; (N,) too for regression.
-        labels: (N,) int for classification, float for regression; (N, num_labels), the FP32 model's logits, for a task whose
-            rows have no labels.
+        labels: (N,) int for classification, float for regression; (N, num_labels) of 0 and 1 for several labels a row, of the
+            FP32 model's logits for a task whose rows have no labels.
         activation: "sigmoid" if a regression's answer is the sigmoid of its logit; a correlation differs between the two.
 
     Raises:
@@ -202,12 +230,13 @@ def compute_from_logits(
     if scores.ndim != 2 or scores.shape[1] != task.num_labels or not len(scores):
         raise DataError(f"{task.name}: logits have shape {np.shape(logits)}, expected (N, {task.num_labels}), N > 0")
     _check_finite(scores, "rows of logits")
-    if not task.has_labels:
+    if task.is_multi_label or not task.has_labels:
         references = np.asarray(labels)
         if references.shape != scores.shape:
-            raise DataError(
-                f"{task.name}: outputs {scores.shape} and those of the FP32 model {references.shape} differ in shape"
-            )
+            others = "the labels" if task.has_labels else "those of the FP32 model"
+            raise DataError(f"{task.name}: outputs {scores.shape} and {others} {references.shape} differ in shape")
+        if task.has_labels:
+            scores, references = _decisions(scores, references)
         return {name: METRICS[name].compute(scores, references) for name in task.metrics}
     if task.embedding:
         pairs = len(scores) // 2

@@ -20,7 +20,7 @@ from q8trt.tasks.data.tabular import read_table
 from q8trt.tasks.data.texts import read_texts, sample_texts
 from q8trt.tasks.data.tsv import find_file, read_folder
 from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task_of_head
-from q8trt.tasks.heads import Head
+from q8trt.tasks.heads import Head, HeadKind
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class DataConfig:
         if self.head:
             glue = None if self.is_custom else get_task(self.task)
             has_labels = self.has_files or self.data_dir is not None or glue is not None
-            # Rows with a similarity are pairs; texts alone are single ones unless two columns are named.
-            one = 1 if not has_labels or self.head.embedding is None else 2
+            # Rows with a similarity, and of a reranker, are pairs; others are single texts unless two columns are named.
+            one = 2 if self.head.kind is HeadKind.RERANKER or (has_labels and self.head.embedding) else 1
             return task_of_head(self.head, len(self.text_column_names or (1,) * one) == 2, has_labels, glue)
         if not self.is_custom:
             return get_task(self.task)
