@@ -157,6 +157,15 @@ def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_texts(texts: Sequence[object], where: str) -> None:
+    """Raise DataError, which begins with `where`, for what is no text, an empty one, or one with a NUL character."""
+    for text in texts:
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: text {shown(text)}, expected a string that is not empty")
+        if "\0" in text:
+            raise DataError(f"{where}: text {shown(text)} holds a NUL character; remove it")
+
+
 def check_row(
     texts: Sequence[object], label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None
 ) -> Row:
@@ -171,11 +180,7 @@ def check_row(
     Raises:
         DataError: an empty text, an unknown label or a score out of range.
     """
-    for text in texts:
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: text {shown(text)}, expected a string that is not empty")
-        if "\0" in text:
-            raise DataError(f"{where}: text {shown(text)} holds a NUL character; remove it")
+    check_texts(texts, where)
     if label is None:
         return texts, None  # type: ignore[return-value]  # each was just seen to be str
     if task.is_regression:

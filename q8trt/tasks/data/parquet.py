@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,19 +22,24 @@ def parquet_columns(path: Path) -> list[str]:
         return list(_open(file, path).schema_arrow.names)
 
 
-def parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Sequence[Any]]]:
+def parquet_rows(path: Path, names: Sequence[str], nested: Collection[str] = ()) -> Iterator[tuple[str, Sequence[Any]]]:
     """Yield where a row is, and its values in the columns `names`; the last one holds the labels.
 
+    Args:
+        path: the file.
+        names: the columns.
+        nested: those of `names` that hold lists or structs, which become lists and dicts.
+
     Raises:
-        DataError: a column has a type that holds no texts or no labels, the file is damaged, or it expands to more than
-            a file of its size may.
+        DataError: a column has a type that holds no texts, no labels, or nothing nested where it should; the file is damaged,
+            or it expands to more than a file of its size may.
     """
     where = path_name(path)
     with open_data(path) as file:
         schema = _open(file, path).schema_arrow
         for name in names:
-            _check_type(schema.field(name).type, name, where, is_text=name != names[-1])
-        parquet = _open(file, path, names[:-1])
+            _check_type(schema.field(name).type, name, where, name != names[-1], name in nested)
+        parquet = _open(file, path, [name for name in names[:-1] if name not in nested])
         allowance = Allowance(where, path.stat().st_size)
         try:
             _check_size(parquet.metadata, names, allowance)
@@ -42,8 +47,10 @@ def parquet_rows(path: Path, names: Sequence[str]) -> Iterator[tuple[str, Sequen
             raise DataError(f"{where}: damaged: {_first_line(error)}") from None
         number = 0
         for columns in _batches(parquet, names, where):
-            texts = (value for column in columns[:-1] for value in column if value is not None)
-            allowance.spend(_ROW_BYTES * len(columns[0]) + sum(map(len, texts)))
+            counted = [
+                column for name, column in zip(names, columns, strict=True) if name != names[-1] or name in nested
+            ]
+            allowance.spend(_ROW_BYTES * len(columns[0]) + sum(_size(value) for column in counted for value in column))
             for values in zip(*columns, strict=True):
                 number += 1
                 yield f"{where}: row {number}", values
@@ -70,14 +77,24 @@ def _first_line(error: Exception) -> str:
     return printable(next(iter(str(error).splitlines()), type(error).__name__))
 
 
-def _check_type(kind: Any, column: str, where: str, is_text: bool) -> None:
+def _size(value: Any) -> int:
+    """Return the characters of a value, and `_ROW_BYTES` for each value of a nested one."""
+    if isinstance(value, str):
+        return len(value)
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_ROW_BYTES + _size(each) for each in values)
+
+
+def _check_type(kind: Any, column: str, where: str, is_text: bool, is_nested: bool) -> None:
     types = require("pyarrow.types", "reading Parquet")
     value = kind.value_type if types.is_dictionary(kind) else kind
     tests = ["is_string", "is_large_string", "is_string_view", "is_null"]
-    if not is_text:
+    if is_nested:
+        tests = ["is_list", "is_large_list", "is_struct"]
+    elif not is_text:
         tests += ["is_integer", "is_floating", "is_decimal", "is_boolean"]
     if not any(getattr(types, test)(value) for test in tests if hasattr(types, test)):
-        expected = "text" if is_text else "text, numbers or true and false"
+        expected = "lists or structs" if is_nested else "text" if is_text else "text, numbers or true and false"
         raise DataError(f"{where}: column {column!r} has the type {' '.join(str(kind).split())}, expected {expected}")
 
 
@@ -85,7 +102,8 @@ def _check_size(metadata: Any, names: Sequence[str], allowance: Allowance) -> No
     """Refuse a file that says itself that it expands too far, before any of it is read."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-    sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema in names]
+    chosen = tuple(f"{name}." for name in names)  # the leaves of a nested column are such as answers.text.list.element
+    sizes = [each.total_uncompressed_size for each in columns if f"{each.path_in_schema}.".startswith(chosen)]
     allowance.check(_ROW_BYTES * metadata.num_rows + sum(sizes))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -78,14 +78,17 @@ def read_table(
     return collect(rows, task=task, split=split, source=source, text_columns=tuple(texts), label_column=label)
 
 
-def open_table(path: Path) -> Table:
-    """Open a file of rows. Raises DataError if there is no such file, or its extension is unknown."""
+def open_table(path: Path, nested: Collection[str] = ()) -> Table:
+    """Open a file of rows. Raises DataError if there is no such file, or its extension is unknown.
+
+    `nested` has the columns that hold lists or objects: JSON Lines and Parquet alone have such.
+    """
     open_data(path).close()  # the first thing to say is that there is no such file
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         expected = ", ".join(_READERS)
         raise DataError(f"{path_name(path)}: unknown extension {path.suffix!r}; expected one of {expected}")
-    return reader(path)
+    return reader(path, nested)
 
 
 def check_unique(columns: Sequence[str], where: str) -> None:
@@ -207,13 +210,13 @@ def _check_keys(line: str, where: str) -> None:
     json.loads(line, object_pairs_hook=lambda pairs: check_unique([key for key, _ in pairs], where))
 
 
-def _parquet(path: Path) -> Table:
+def _parquet(path: Path, nested: Collection[str]) -> Table:
     from q8trt.tasks.data.parquet import parquet_columns, parquet_rows
 
-    return Table(parquet_columns(path), lambda names: parquet_rows(path, names))
+    return Table(parquet_columns(path), lambda names: parquet_rows(path, names, nested))
 
 
-_READERS: dict[str, Callable[[Path], Table]] = {
-    ".csv": lambda path: _fields_table(_csv_rows(path)), ".tsv": lambda path: _fields_table(tsv_rows(path)),
-    ".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet,
+_READERS: dict[str, Callable[[Path, Collection[str]], Table]] = {
+    ".csv": lambda path, _: _fields_table(_csv_rows(path)), ".tsv": lambda path, _: _fields_table(tsv_rows(path)),
+    ".jsonl": lambda path, _: _jsonl(path), ".json": lambda path, _: _jsonl(path), ".parquet": _parquet,
 }  # fmt: skip
