@@ -1,18 +1,22 @@
 """Measure the cost of INT8 for an embedding model on the CPU: Spearman of cosines, distance to FP32, shared neighbors, by recipe.
 
-    python benchmarks/embedding_figures.py minilm --validation_file glue/STS-B/dev.tsv --name embeddings-minilm
+    python benchmarks/embedding_figures.py minilm --texts glue/STS-B/train.tsv --validation_file glue/STS-B/dev.tsv \\
+        --name embeddings-minilm
 
 For each recipe the model is quantized by `q8trt.quantize` without a label, calibrated on the built-in sentences or `--texts`,
 and with `--distill` trained by the float model. The exported ONNX graph runs on ONNX Runtime. The pairs with their similarity
-only score it. Figures go to benchmarks/results/NAME.json; the score of sentence-transformers is taken where it is installed.
+only score it. Each row goes to benchmarks/results/NAME.json as soon as it is known, and a row that is there is not taken
+again. The score of sentence-transformers is taken where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +31,12 @@ from q8trt.quantization.precision import Precision
 from q8trt.runs.config import config_of_run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.scores import predict
-from q8trt.tasks.data import Features, load_dev, tokenize
+from q8trt.tasks.data import DataConfig, Features, load_dev, tokenize
 from q8trt.tasks.metrics import compute_from_logits, cosines, nearest_shared
 
 RESULTS = Path(__file__).parent / "results"
+#: Rows that `q8trt.quantize` scores by torch on its way: few, because the exported graph is scored on all of them here.
+SCORED_ON_THE_WAY = 64
 
 
 def exported(model: Any, precision: str, tokenizer: Any, rows: Features, length: int) -> np.ndarray:
@@ -61,12 +67,42 @@ def score_of_sentence_transformers(model: str, path: str) -> float | None:
         return None
     from scipy import stats
 
-    from q8trt.tasks.data import DataConfig
-
     data = load_dev(DataConfig("custom", train_file=path, validation_file=path))["dev"]
     encoder = SentenceTransformer(local_folder(model), device="cpu")
     first, second = encoder.encode(data.first), encoder.encode(data.second)  # type: ignore[union-attr]
     return 100 * float(stats.spearmanr(cosines(first, second), data.labels)[0])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One model, the texts it is calibrated on, the pairs that score it, and the epochs of distillation."""
+
+    model: str
+    validation_file: str
+    texts: str | None = None
+    distill: float = 0.0
+    calibration_samples: int = 512
+
+    def row_name(self, recipe: str) -> str:
+        """Return the name of a recipe's row."""
+        return f"{recipe}, distilled {self.distill:g} epochs" if self.distill else f"{recipe}, calibrated"
+
+    def rows(self, run: Any) -> tuple[Any, Features]:
+        """Return the tokenizer of a run, and all pairs as texts."""
+        data = config_of_run(run).data
+        every = DataConfig("custom", validation_file=self.validation_file, head=data.head)
+        tokenizer = load_tokenizer(str(run.path / "fp32"))
+        return tokenizer, tokenize(load_dev(every)["dev"], tokenizer, data.max_seq_length)
+
+    def quantize(self, recipe: str, folder: Path) -> tuple[Any, float]:
+        """Return the run that quantizes the model by `recipe`, and the seconds that it took."""
+        started = time.perf_counter()
+        run = q8trt.quantize(
+            self.model, validation_file=self.validation_file, texts=self.texts, recipe=recipe, distill=self.distill,
+            calibration_samples=self.calibration_samples, max_eval_samples=SCORED_ON_THE_WAY, build_engines=False,
+            output_dir=folder,
+        ).run  # fmt: skip
+        return run, round(time.perf_counter() - started, 1)
 
 
 def main() -> None:
@@ -77,36 +113,49 @@ def main() -> None:
     parser.add_argument("--texts")
     parser.add_argument("--recipes", nargs="+", default=["gpu", "linear", "full"])
     parser.add_argument("--distill", type=float, default=0.0)
+    parser.add_argument("--calibration_samples", type=int, default=512)
     parser.add_argument("--name", required=True)
     options = parser.parse_args()
-    result: dict[str, Any] = {"model": options.model, "validation_file": Path(options.validation_file).name, "rows": {}}
-    with tempfile.TemporaryDirectory() as folder:
-        fp32 = np.empty(0)
-        for recipe in options.recipes:
-            started = time.perf_counter()
-            run = q8trt.quantize(
-                options.model, validation_file=options.validation_file, texts=options.texts, recipe=recipe,
-                distill=options.distill, build_engines=False, output_dir=Path(folder) / recipe,
-            ).run  # fmt: skip
-            seconds = time.perf_counter() - started
-            data = config_of_run(run).data
-            tokenizer, length = load_tokenizer(str(run.path / "fp32")), data.max_seq_length
-            rows = tokenize(load_dev(data)["dev"], tokenizer, length)
+    path = RESULTS / f"{options.name}.json"
+    settings = Settings(
+        options.model, options.validation_file, options.texts, options.distill, options.calibration_samples
+    )
+    result: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    result = {
+        "model": Path(options.model).name,
+        "validation_file": Path(options.validation_file).name,
+        "texts_file": Path(options.texts).name if options.texts else "built-in sentences",
+        "rows": {},
+        **result,
+    }
+
+    def store(name: str, row: Any) -> None:
+        result["rows"][name] = row
+        print(name, row, flush=True)
+        files.write_json(path, {**result, "provenance": provenance(sys.argv)})
+
+    fp32 = np.empty(0)
+    for recipe in options.recipes:
+        name = settings.row_name(recipe)
+        if name in result["rows"]:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            run, seconds = settings.quantize(recipe, Path(folder) / "run")
+            (tokenizer, rows), data = settings.rows(run), config_of_run(run).data
             if not fp32.size:
                 model = checkpoints.load_finetuned(run.path / "fp32", data.resolved_task)
-                fp32 = exported(model, "fp32", tokenizer, rows, length)
+                fp32 = exported(model, "fp32", tokenizer, rows, data.max_seq_length)
                 result["texts"] = len(rows)
-                result["rows"]["fp32"] = figures(rows, fp32, fp32)
+                store("fp32", figures(rows, fp32, fp32))
             quantized = checkpoints.load_quantized(run.best_quantized() or run.path)[0]
-            vectors = exported(quantized, "int8", tokenizer, rows, length)
-            name = f"{recipe}, {'distilled' if options.distill else 'calibrated'}"
-            result["rows"][name] = {**figures(rows, vectors, fp32), "quantize_seconds": round(seconds, 1)}
-            print(name, result["rows"][name], flush=True)
-    result["sentence_transformers_spearman_x100"] = score_of_sentence_transformers(
-        options.model, options.validation_file
-    )
-    print(result)
-    files.write_json(RESULTS / f"{options.name}.json", {**result, "provenance": provenance(sys.argv)})
+            vectors = exported(quantized, "int8", tokenizer, rows, data.max_seq_length)
+            trials = [{"settings": trial.settings, "drift": trial.drift} for trial in run.trials]
+            store(name, {**figures(rows, vectors, fp32), "quantize_seconds": seconds, "trials": trials})
+    if "sentence_transformers_spearman_x100" not in result:
+        score = score_of_sentence_transformers(options.model, options.validation_file)
+        if score is not None:
+            result["sentence_transformers_spearman_x100"] = score
+            store("fp32", result["rows"]["fp32"])
 
 
 if __name__ == "__main__":
