@@ -26,8 +26,9 @@ from q8trt.quantization.recipe import load_recipe
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.run import open_run
 from q8trt.tasks.data import Collator
+from q8trt.training.calibrating import quantize
 from q8trt.training.distillation import logit_distance
-from q8trt.training.finetuning import load_inputs, quantize
+from q8trt.training.finetuning import load_inputs
 
 RESULTS = Path(__file__).parent / "results"
 

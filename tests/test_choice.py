@@ -19,7 +19,7 @@ from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.trial import Trial, trial_lines
 from q8trt.tasks.data import Features
 from q8trt.tasks.glue import get_task
-from q8trt.training.finetuning import HELD_OUT_ROWS, calibration_rows
+from q8trt.training.calibrating import HELD_OUT_ROWS, calibration_rows
 
 CLIPPED = {"activations": {"calibrator": "percentile", "percentile": 60}}
 

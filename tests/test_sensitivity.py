@@ -45,8 +45,9 @@ from q8trt.quantization.sites import encoder_sites
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, Features
+from q8trt.training.calibrating import quantize
 from q8trt.training.execution import calibration_of
-from q8trt.training.finetuning import Inputs, evaluate_model, load_inputs, quantize
+from q8trt.training.finetuning import Inputs, evaluate_model, load_inputs
 
 #: Every site that there is, pooler and head too.
 EVERYTHING = Recipe("everything", sites={**load_recipe("full").sites, **{

@@ -20,7 +20,8 @@ from q8trt.runs.fresh import fresh_run, sole_writer
 from q8trt.runs.run import Run, check_new_run, make_a_run, open_run, run_name
 from q8trt.runs.search import newest_run, sound_runs
 from q8trt.tasks.data import DataConfig
-from q8trt.training.finetuning import Finetuning, import_ranges, load_inputs
+from q8trt.training.calibrating import import_ranges
+from q8trt.training.finetuning import Finetuning, load_inputs
 
 
 def unfinished_run(run: Run | str | Path, runs_dir: str | Path) -> Run:

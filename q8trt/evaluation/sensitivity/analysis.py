@@ -17,8 +17,9 @@ from q8trt.models.checkpoints import load_finetuned
 from q8trt.reporting.head import device_of
 from q8trt.runs.config import FinetuneConfig, model_name, run_of_checkpoint
 from q8trt.runs.fresh import sole_writer
+from q8trt.training.calibrating import quantize
 from q8trt.training.execution import recipe_lines
-from q8trt.training.finetuning import load_inputs, quantize
+from q8trt.training.finetuning import load_inputs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from q8trt.evaluation.sensitivity.scoring import Sensitivity
 from q8trt.quantization.recipe import QuantizerSpec, Recipe
 from q8trt.quantization.sites import Site
 from q8trt.runs.config import FinetuneConfig
-from q8trt.training.finetuning import Inputs, quantize
+from q8trt.training.calibrating import quantize
+from q8trt.training.finetuning import Inputs
 
 _NO_SPEC = QuantizerSpec()
 
