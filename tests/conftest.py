@@ -164,12 +164,18 @@ def make_model(architecture: str = "bert", num_labels: int = 1, seed: int = 0, *
 
     Biases and LayerNorm gains are random too: a test must notice one that got lost.
     """
+    return make_model_of("SequenceClassification", architecture, num_labels, seed, **overrides)
+
+
+def make_model_of(head: str, architecture: str = "bert", num_labels: int = 2, seed: int = 0, **overrides: Any) -> Any:
+    """As `make_model`, of transformers' class ``AutoModelFor<head>``."""
     import torch
-    from transformers import AutoModelForSequenceClassification
+    import transformers
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(make_config(architecture, num_labels, **overrides))
+        automatic = getattr(transformers, f"AutoModelFor{head}")
+        model = automatic.from_config(make_config(architecture, num_labels, **overrides))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim == 1:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from q8trt.quantization.architectures import ARCHITECTURES
+from q8trt.tasks.heads import HeadKind
 from q8trt.training.distillation import (
     PROJECTION,
     Distillation,
@@ -129,7 +130,7 @@ def test_the_loss_is_the_weighted_sum() -> None:
     for weights in ([0.5, 0.5, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 0.5]):
         label, logit, of_hidden, of_attention = weights
         settings: Any = Distillation(teacher, label, logit, 1.0, of_hidden, of_attention)  # type: ignore[arg-type]
-        got = Distiller(student, settings, True, SEPARATOR).loss(ours, {"attention_mask": mask}, theirs)  # type: ignore
+        got = Distiller(student, settings, HeadKind.REGRESSION, SEPARATOR).loss(ours, {"attention_mask": mask}, theirs)  # type: ignore
         expected = label * 7 + logit * logits + of_hidden * hidden + of_attention * attention
         assert float(got) == pytest.approx(float(expected), rel=1e-5)
 
@@ -138,11 +139,11 @@ def test_only_what_is_weighted_is_asked_for(tiny_model: Models) -> None:
     student, teacher = tiny_model(), tiny_model(seed=1)
     for hidden, attention in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)):
         settings = Distillation(teacher, hidden_weight=hidden, attention_weight=attention)
-        with distilling(student, settings, True, SEPARATOR) as distiller:
+        with distilling(student, settings, HeadKind.REGRESSION, SEPARATOR) as distiller:
             assert distiller is not None
             expected = {"output_hidden_states": True} if hidden else {}
             assert distiller.wanted == expected | ({"output_attentions": True} if attention else {})
-    with distilling(student, None, True, SEPARATOR) as nobody:
+    with distilling(student, None, HeadKind.REGRESSION, SEPARATOR) as nobody:
         assert nobody is None
 
 
@@ -165,7 +166,7 @@ def test_what_models_give_out(
     layers = student.base_model.get_submodule(ARCHITECTURES[architecture].layers)
     layers[0].register_forward_pre_hook(lambda _, args, kwargs: embedded.append(args[0]), with_kwargs=True)
     settings = Distillation(teacher, hidden_weight=1.0, attention_weight=1.0)
-    with distilling(student, settings, True, SEPARATOR) as distiller:
+    with distilling(student, settings, HeadKind.REGRESSION, SEPARATOR) as distiller:
         for outputs in ask(student, distiller, batch):
             assert len(outputs.hidden_states) == 3
             assert len(outputs.attentions) == 2
@@ -190,7 +191,7 @@ def test_quantized_attention_shows_itself(
     calibrate(student, load_recipe("full"), [batch])
     own = student.config._attn_implementation
     settings = Distillation(teacher, 0.0, 0.0, 1.0, hidden_weight=1.0, attention_weight=1.0)
-    with distilling(student.train(), settings, True, SEPARATOR) as distiller:
+    with distilling(student.train(), settings, HeadKind.REGRESSION, SEPARATOR) as distiller:
         assert student.config._attn_implementation == own
         student.eval()  # no dropout: teacher and student differ by quantization alone
         outputs, target = ask(student, distiller, batch)
@@ -207,7 +208,7 @@ def test_quantized_attention_shows_itself(
 def test_a_model_is_at_no_distance_from_itself(tiny_model: Models, tiny_batch: Callable[..., Any]) -> None:
     student, teacher, batch = tiny_model(), tiny_model(), tiny_batch()
     settings = Distillation(teacher, 0.0, 1.0, 1.0, hidden_weight=1.0, attention_weight=1.0)
-    with distilling(student, settings, True, SEPARATOR) as distiller:
+    with distilling(student, settings, HeadKind.REGRESSION, SEPARATOR) as distiller:
         outputs, target = ask(student, distiller, batch)
         assert float(distiller.loss(outputs, batch, target)) == 0
 
@@ -218,7 +219,7 @@ def test_padding_does_not_count(tiny_model: Models, tiny_batch: Callable[..., An
     longer = {name: nn.functional.pad(tensor, (0, 7)) for name, tensor in batch.items()}
     longer["input_ids"] = longer["input_ids"] + (1 - longer["attention_mask"]) * 9
     settings = Distillation(teacher, 0.0, 0.0, 1.0, hidden_weight=1.0, attention_weight=1.0)
-    with distilling(student, settings, True, SEPARATOR) as distiller:
+    with distilling(student, settings, HeadKind.REGRESSION, SEPARATOR) as distiller:
         losses = []
         for each in (batch, longer):
             outputs, target = ask(student, distiller, each)
@@ -232,12 +233,12 @@ def test_attention_dropout_is_off_and_put_back(tiny_model: Models, tiny_batch: C
     dropouts = {"attention_probs_dropout_prob": 0.5, "hidden_dropout_prob": 0.0}
     student, teacher, batch = tiny_model(**dropouts).train(), tiny_model(**dropouts), tiny_batch()
     attention = student.bert.encoder.layer[1].attention.self
-    with distilling(student, Distillation(teacher, attention_weight=1.0), True, SEPARATOR) as distiller:
+    with distilling(student, Distillation(teacher, attention_weight=1.0), HeadKind.REGRESSION, SEPARATOR) as distiller:
         first, second = (ask(student, distiller, batch)[0].attentions[1] for _ in range(2))
         assert torch.equal(first, second)
         assert attention.dropout.p == 0
     assert attention.dropout.p == 0.5
-    with distilling(student, Distillation(teacher), True, SEPARATOR):
+    with distilling(student, Distillation(teacher), HeadKind.REGRESSION, SEPARATOR):
         assert attention.dropout.p == 0.5
 
 
@@ -246,7 +247,7 @@ def test_a_larger_teacher(tiny_model: Models, tiny_batch: Callable[..., Any]) ->
     student, batch = tiny_model(), tiny_batch()
     teacher = tiny_model(seed=1, num_hidden_layers=4, hidden_size=48, num_attention_heads=3)
     settings = Distillation(teacher, 0.0, 0.0, 1.0, hidden_weight=1.0, attention_weight=2.0)
-    with distilling(student, settings, True, SEPARATOR) as distiller:
+    with distilling(student, settings, HeadKind.REGRESSION, SEPARATOR) as distiller:
         outputs, target = ask(student, distiller, batch)
         loss = distiller.loss(outputs, batch, target)
         w_e, w_h = (matrix.weight for matrix in getattr(student, PROJECTION))
@@ -267,14 +268,16 @@ def test_a_larger_teacher(tiny_model: Models, tiny_batch: Callable[..., Any]) ->
 
 def test_a_teacher_of_the_same_width_needs_no_projection(tiny_model: Models) -> None:
     student = tiny_model()
-    with distilling(student, Distillation(tiny_model(seed=1), hidden_weight=1.0), True, SEPARATOR):
+    with distilling(student, Distillation(tiny_model(seed=1), hidden_weight=1.0), HeadKind.REGRESSION, SEPARATOR):
         assert not hasattr(student, PROJECTION)
 
 
 def test_a_shallower_teacher(tiny_model: Models, tiny_batch: Callable[..., Any]) -> None:
     """Its first layer's attention teaches the student's first ones, though their states come from the embeddings."""
     student, teacher, batch = tiny_model(num_hidden_layers=5), tiny_model(seed=1, num_hidden_layers=2), tiny_batch()
-    with distilling(student, Distillation(teacher, 0.0, 0.0, attention_weight=1.0), True, SEPARATOR) as distiller:
+    with distilling(
+        student, Distillation(teacher, 0.0, 0.0, attention_weight=1.0), HeadKind.REGRESSION, SEPARATOR
+    ) as distiller:
         outputs, target = ask(student, distiller, batch)
         sources = (0, 0, 0, 1, 1)  # layer_map: 0, 0, 1, 1, 2, 2
         pairs = [
@@ -292,11 +295,11 @@ def test_a_teacher_gets_the_token_types_that_it_reads(tiny_model: Models, tiny_b
         "attention_mask": torch.tensor([[1] * 7, [1] * 5 + [0] * 2]),
     }
     types = torch.tensor([[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]])
-    with distilling(distilbert, Distillation(bert), True, SEPARATOR) as distiller, torch.no_grad():
+    with distilling(distilbert, Distillation(bert), HeadKind.REGRESSION, SEPARATOR) as distiller, torch.no_grad():
         answer = distiller.ask_teacher(pair).logits
         assert torch.equal(answer, bert(**pair, token_type_ids=types).logits)
         assert not torch.equal(answer, bert(**pair).logits)
-    with distilling(bert, Distillation(distilbert), True, SEPARATOR) as distiller, torch.no_grad():
+    with distilling(bert, Distillation(distilbert), HeadKind.REGRESSION, SEPARATOR) as distiller, torch.no_grad():
         answer = distiller.ask_teacher({**pair, "token_type_ids": types}).logits
         assert torch.equal(answer, distilbert(**pair).logits)
 
@@ -306,13 +309,13 @@ def test_a_teacher_trained_without_token_types_is_asked_without(tiny_model: Mode
     bert = tiny_model("bert")
     pair = {"input_ids": torch.tensor([[2, 9, 10, 3, 11, 12, 3]]), "attention_mask": torch.ones(1, 7, dtype=torch.long)}
     settings = Distillation(bert, token_types=False)
-    with distilling(tiny_model("bert", seed=1), settings, True, SEPARATOR) as distiller, torch.no_grad():
+    with distilling(tiny_model("bert", seed=1), settings, HeadKind.REGRESSION, SEPARATOR) as distiller, torch.no_grad():
         assert torch.equal(distiller.ask_teacher(pair).logits, bert(**pair).logits)
 
 
 def test_the_teacher_computes_without_gradients_or_dropout(tiny_model: Models, tiny_batch: Callable[..., Any]) -> None:
     student, teacher, batch = tiny_model(), tiny_model(seed=1).train(), tiny_batch()
-    with distilling(student, Distillation(teacher), True, SEPARATOR) as distiller:
+    with distilling(student, Distillation(teacher), HeadKind.REGRESSION, SEPARATOR) as distiller:
         first, second = (distiller.ask_teacher(batch).logits for _ in range(2))
     assert torch.equal(first, second)
     assert not first.requires_grad
@@ -324,7 +327,7 @@ def test_everything_is_put_back_after_an_error(tiny_model: Models) -> None:
     student.set_attn_implementation("sdpa")
     before = student.bert.encoder.layer[0].attention.self.dropout.p
     settings = Distillation(teacher, hidden_weight=1.0, attention_weight=1.0)
-    with pytest.raises(KeyboardInterrupt), distilling(student, settings, True, SEPARATOR):
+    with pytest.raises(KeyboardInterrupt), distilling(student, settings, HeadKind.REGRESSION, SEPARATOR):
         raise KeyboardInterrupt
     assert student.config._attn_implementation == "sdpa"
     assert student.bert.encoder.layer[0].attention.self.dropout.p == before

@@ -79,12 +79,12 @@ def test_requests_of_an_event_loop(plain: Path) -> None:
 
 def test_each_head_has_its_method(plain: Path, tmp_path: Path) -> None:
     with Engine.load(plain, device="cpu") as engine:
-        with pytest.raises(ConfigError, match="embeds texts and has no other answer; call embed"):
+        with pytest.raises(ConfigError, match="has a head for embedding, not for predict; call embed"):
             engine.predict(["a"])
         with pytest.raises(ConfigError, match="call embed"):
             asyncio.run(engine.apredict("a"))
     other = engine_folder(tmp_path / "engine", TASKS["single"])
-    message = "answers SST-2 and does not embed; call predict"
+    message = "has a head for sequence-classification, not for embed; call predict"
     with Engine.load(other, device="cpu") as engine, pytest.raises(ConfigError, match=message):
         engine.embed(["a"])
 

@@ -63,7 +63,7 @@ def test_no_batch_is_longer_or_larger_than_allowed(max_length: int) -> None:
 
 def test_metrics_are_scipys() -> None:
     rows, advanced = features(), []
-    result = evaluate(Summing(), rows, STS_B, 0, 40, batch_size=4, on_progress=advanced.append)
+    result = evaluate(Summing(), rows, 0, 40, batch_size=4, on_progress=advanced.append)
     expected = pearsonr([(row + 1) * length for row, length in enumerate(LENGTHS)], rows.labels).statistic
     assert result.metrics["pearson"] == pytest.approx(expected, abs=1e-6)
     assert sum(advanced) == len(LENGTHS)
@@ -71,7 +71,7 @@ def test_metrics_are_scipys() -> None:
 
 def test_rows_without_labels_are_refused() -> None:
     with pytest.raises(DataError, match=r"^dev has no labels, so nothing can be scored on it$"):
-        evaluate(Summing(), features(labels=False), STS_B, 0, 40)
+        evaluate(Summing(), features(labels=False), 0, 40)
 
 
 def engine(tmp_path, largest: tuple[int, int] | None) -> EngineFolder:

@@ -195,7 +195,7 @@ def _task(task: TaskInfo, model: ModelInfo, head: Head) -> Iterator[str]:
             yield f"task.is_regression is true, but task.labels has {len(task.labels)} names"
         if model.num_labels != 1:
             yield f"task.is_regression is true, but model.num_labels is {model.num_labels}"
-    elif not head.embedding and len(task.labels) != model.num_labels:
+    elif head.kind.has_labels and len(task.labels) != model.num_labels:
         yield f"task.labels has {len(task.labels)} names, but model.num_labels is {model.num_labels}"
     if len(set(task.labels)) != len(task.labels) or not all(label.strip() for label in task.labels):
         yield f"task.labels must be different names, none of them empty; they are {task.labels}"

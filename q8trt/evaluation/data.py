@@ -37,7 +37,7 @@ def _data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> 
         raise ConfigError(
             f"the engines answer different tasks ({', '.join(sorted(tasks))}); compare one task at a time"
         )
-    if chosen is not None and (head := engines[0].manifest.head).embedding:
+    if chosen is not None and ((head := engines[0].manifest.head).embedding or head.kind.per_token):
         return replace(chosen, head=head)
     if chosen is not None:
         if chosen.resolved_task.name not in tasks:
@@ -129,7 +129,6 @@ class Batching:
             return evaluate(
                 runner,
                 rows,
-                rows.task,
                 self.pad_token_id,
                 self.max_length,
                 self.batch_size,
@@ -140,6 +139,6 @@ class Batching:
             )
 
     def logits(self, runner: Runner, rows: Features, title: str) -> np.ndarray:
-        """Return the logits of every row, (rows, num_labels) float32."""
+        """Return the logits of every row, shaped as `Evaluation.logits`."""
         with progress(title, len(rows)) as advance:
             return predict(runner, rows, self.pad_token_id, self.max_length, self.batch_size, advance, self.buckets)[0]

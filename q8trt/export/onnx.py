@@ -70,7 +70,8 @@ def export_onnx(
     """Export `model` with dynamic batch and sequence; weights behind a quantizer are stored as INT8.
 
     Args:
-        model: a transformers sequence classification model or an embedding model; left as it was.
+        model: a transformers model with a head, or an embedding model; left as it was. The file has one output, `logits`,
+            float32: (batch, outputs), or (batch, sequence, outputs) of a head that answers each token.
         path: the ONNX file to write, whole or not at all.
         precision: the precision, or its name. A quantized one needs a calibrated model, the others one without quantizers.
         input_names: the inputs that the tokenizer makes, such as input_ids, attention_mask, token_type_ids.

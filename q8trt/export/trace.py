@@ -21,6 +21,7 @@ from torch import nn
 
 from q8trt.errors import ConfigError
 from q8trt.export.options import EXPORTERS
+from q8trt.models import kind_of
 from q8trt.models.embedding import EmbeddingModel
 from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.insertion import model_quantizers
@@ -107,6 +108,8 @@ class _Logits(nn.Module):
             encoder = model.base_model.get_submodule(self.architecture.position_bias)
             self.biases = _take_position_biases(encoder, model.config.max_position_embeddings)
         self.pools = isinstance(model, EmbeddingModel)
+        kind = kind_of([type(model).__name__])
+        self.per_token = kind is not None and kind.per_token
 
     def forward(self, *arrays: torch.Tensor) -> torch.Tensor:
         inputs = dict(zip(self.names, arrays, strict=True))
@@ -199,7 +202,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _trace_dynamo(module: nn.Module, names: Sequence[str]) -> ir.Model:
+def _trace_dynamo(module: _Logits, names: Sequence[str]) -> ir.Model:
     axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=2)}
     program = torch.onnx.export(
         module,
@@ -216,10 +219,12 @@ def _trace_dynamo(module: nn.Module, names: Sequence[str]) -> ir.Model:
     return program.model
 
 
-def _trace_torchscript(module: nn.Module, names: Sequence[str]) -> ir.Model:
+def _trace_torchscript(module: _Logits, names: Sequence[str]) -> ir.Model:
     import onnx_ir as ir
 
     axes = {name: {0: "batch", 1: "sequence"} for name in names} | {"logits": {0: "batch"}}
+    if module.per_token:
+        axes["logits"][1] = "sequence"
     is_quantized = any(isinstance(each, _ExportQuantizer) for each in module.modules())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "raw.onnx"
@@ -244,7 +249,7 @@ def trace(model: Model, names: Sequence[str], exporter: str) -> ir.Model:
     """Return the raw FP32 graph of `model`, quantizers as `QuantizeDequantize` nodes, batch and sequence dynamic.
 
     Args:
-        model: a transformers sequence classification model; left as it was.
+        model: a transformers model with a head, or an embedding model; left as it was.
         names: its inputs, in order: int32 (batch, sequence).
         exporter: one of EXPORTERS.
 

@@ -16,7 +16,9 @@ from q8trt.errors import ConfigError
 from q8trt.inference.answers import answers
 from q8trt.inference.pool import RunnerPool
 from q8trt.inference.text import Tokens
-from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch, bucketed_batches, restore_order
+from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch, Tokenized, bucketed_batches, restore_order, restore_tokens
+from q8trt.tasks.heads import HeadKind
+from q8trt.tasks.scoring import split_rows
 
 #: Rows of a batch by default: a GPU needs many; a CPU is as quick with few, and pads less.
 _ROWS_OF_PLAN, _ROWS_ON_CPU = 32, 8
@@ -115,29 +117,34 @@ class BatchedModel:
 
     def __init__(self, pool: RunnerPool, manifest: Manifest, limits: BatchLimits, contexts: int) -> None:
         self.pool, self.limits = pool, limits
-        self._embeds = manifest.head.embedding is not None
+        self._kind = manifest.head.kind
         self._task, self._pad_token_id, self._contexts = manifest.task, manifest.model.pad_token_id, contexts
 
     def answers(self, rows: list[Row]) -> list[Any]:
-        """Return the task's answer to each row of token ids: of an embedding model, its embedding."""
+        """Return the task's answer to each row: an embedding, logits (tokens, outputs), or what `answers` makes of logits."""
         types = [types for _, types in rows if types is not None]
-        logits = self.logits(Tokens([ids for ids, _ in rows], types or None, 0))
-        return list(logits) if self._embeds else answers(logits, self._task)
+        tokens = Tokens([ids for ids, _ in rows], types or None, 0)
+        logits = self.logits(tokens)
+        if self._kind.per_token:
+            return [*split_rows(logits, tokens.lengths)]
+        return list(logits) if self._kind is HeadKind.EMBEDDING else answers(logits, self._task)
 
-    def logits(self, tokens: Tokens) -> np.ndarray:
-        """Return float32 logits, (rows, labels), in order."""
+    def logits(self, tokens: Tokenized) -> np.ndarray:
+        """Return float32 logits in order: (rows, outputs), or (tokens, outputs) of a head that answers each token."""
         limits = self.limits
         batches = bucketed_batches(tokens, limits.batch_size, self._pad_token_id, limits.buckets)
         if len(tokens) <= limits.batch_size:
             parts = [self._infer(batch) for batch in batches]
         else:
             parts = in_parallel(self._infer, batches, self._contexts)
-        return restore_order(*zip(*parts, strict=True))
+        chunks, masks, indices = zip(*parts, strict=True)
+        return restore_tokens(chunks, masks, indices) if chunks[0].ndim == 3 else restore_order(chunks, indices)
 
-    def _infer(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """Return the logits of a batch, and the places of its rows."""
+    def _infer(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the logits of a batch, its mask, and the places of its rows."""
         with self.pool.runner() as runner:
-            return runner.infer(self.limits.fill(batch.arrays))[: len(batch.indices)], batch.indices
+            logits = runner.infer(self.limits.fill(batch.arrays))[: len(batch.indices)]
+            return logits, batch.arrays["attention_mask"], batch.indices
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:

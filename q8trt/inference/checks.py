@@ -46,7 +46,7 @@ def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: Batc
 
     A runtime that does not check ids gets the shortest length, and padding: it would read outside its embedding table.
     """
-    names = pool.first.input_names
+    names, outputs = pool.first.input_names, manifest.model.num_labels
     if set(names) != set(manifest.inputs):
         raise EngineError(
             f"{folder / MANIFEST_FILE} says that the inputs are {', '.join(manifest.inputs)}, but the model has "
@@ -64,10 +64,11 @@ def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: Batc
         raise EngineError(
             f"{folder}: the model does not take {length} tokens of this tokenizer, of {vocabulary} ids: {error}"
         ) from None
-    if logits.shape != (len(ids), manifest.model.num_labels):
+    shape = (*ids.shape, outputs) if manifest.head.kind.per_token else (len(ids), outputs)
+    if logits.shape != shape:
         raise EngineError(
-            f"{folder / MANIFEST_FILE} says that model.num_labels is {manifest.model.num_labels}, but the model answers "
-            f"logits of shape {logits.shape} to {len(ids)} rows"
+            f"{folder / MANIFEST_FILE} says that model.num_labels is {outputs}, but the model answers logits of shape "
+            f"{logits.shape} to {len(ids)} rows of {length} tokens; expected {shape}"
         )
 
 

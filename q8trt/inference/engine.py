@@ -28,12 +28,19 @@ from q8trt.inference.microbatch import MicroBatcher
 from q8trt.inference.opening import open_runners
 from q8trt.inference.pool import RunnerPool
 from q8trt.inference.text import Item, TextEncoder, Tokens
+from q8trt.tasks.heads import HeadKind
 
 _log = logging.getLogger(__name__)
 #: Rows that `predict` encodes and runs at a time: token ids of a million texts would fill gigabytes.
 _WINDOW = 8192
 #: Characters of a request that are encoded in the event loop, in less than a millisecond; more go to its executor.
 _INLINE = 4096
+#: Kind of head -> the method that it answers; `predict` for the others.
+_METHODS = {
+    HeadKind.EMBEDDING: "embed",
+    HeadKind.TOKEN_CLASSIFICATION: "tag",
+    HeadKind.QUESTION_ANSWERING: "answer",
+}
 
 
 class Engine:
@@ -136,7 +143,7 @@ class Engine:
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
         """
-        self._check_head(embeds=False)
+        self._check_head("predict")
         return answers(self.logits(items), self.manifest.task)
 
     def embed(self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None) -> np.ndarray:
@@ -167,8 +174,10 @@ class Engine:
     def logits(self, items: Iterable[Item], prompt: str = "") -> np.ndarray:
         """Return the model's outputs, float32, in order: logits (items, labels), or embeddings (items, dimension).
 
-        `prompt` is put before each text. Raises as `predict` does.
+        `prompt` is put before each text. Raises as `predict` does; ConfigError for a head that answers each token.
         """
+        if self.manifest.head.kind.per_token:
+            self._check_head("logits")
         rows = _prompted(self._checked(items), prompt)
         if not rows:
             return np.empty((0, self.manifest.model.num_labels), np.float32)
@@ -192,7 +201,7 @@ class Engine:
         Returns:
             one answer for one text or pair, a list of answers for a list. Raises as `predict` does.
         """
-        self._check_head(embeds=False)
+        self._check_head("predict")
         single = isinstance(items, str | tuple)
         replies = await self._batched([items] if single else items)
         return replies[0] if single else replies
@@ -217,7 +226,7 @@ class Engine:
                 C-contiguous, read in place.
 
         Returns:
-            float32, shape (batch, labels), on the host.
+            float32, on the host, shape (batch, outputs), or (batch, sequence, outputs) of a head that answers each token.
 
         Raises:
             ArrayError: one is missing, is not of integers, is elsewhere, or has a shape or values that do not fit.
@@ -249,16 +258,15 @@ class Engine:
     def __repr__(self) -> str:
         return f"<q8trt.Engine {self.manifest.task.name} {self.manifest.precision} on {self.backend}, {self.device}>"
 
-    def _check_head(self, embeds: bool) -> None:
-        """Raise ConfigError if the engine embeds and something else is asked for, or the reverse."""
-        if embeds and not self.manifest.head.embedding:
-            raise ConfigError(f"{self.folder} answers {self.manifest.task.name} and does not embed; call predict")
-        if not embeds and self.manifest.head.embedding:
-            raise ConfigError(f"{self.folder} embeds texts and has no other answer; call embed")
+    def _check_head(self, method: str) -> None:
+        """Raise ConfigError if the model's head answers another method than `method`."""
+        right = _METHODS.get(self.manifest.head.kind, "predict")
+        if method != right:
+            raise ConfigError(f"{self.folder} has a head for {self.manifest.head.kind}, not for {method}; call {right}")
 
     def _prefix(self, prompt_name: str | None, prompt: str | None) -> str:
         """Return the text to put before each text."""
-        self._check_head(embeds=True)
+        self._check_head("embed")
         assert self.manifest.head.embedding is not None
         if prompt is not None and prompt_name is not None:
             raise ConfigError("prompt and prompt_name exclude each other; give one")

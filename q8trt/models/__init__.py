@@ -4,7 +4,7 @@ Everything but `checkpoints` needs no weights, and is checked before a training 
 """
 
 from q8trt.models.config import check_rows, load_config, positions, takes_token_types
-from q8trt.models.heads import read_head
+from q8trt.models.heads import kind_of, read_head
 from q8trt.models.labels import label_order
 from q8trt.models.locate import local_folder, resolve_model, short_name
 from q8trt.models.tokenizer import load_tokenizer, model_inputs
@@ -14,6 +14,7 @@ __all__ = [
     "check_rows",
     "checkpoints",
     "embedding",
+    "kind_of",
     "label_order",
     "load_config",
     "load_tokenizer",

@@ -17,7 +17,7 @@ from q8trt.console.commands import command
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.models.activation import activation_of, adopt_activation, forget_activation, set_activation
 from q8trt.models.config import load_config
-from q8trt.models.heads import MULTI_LABEL
+from q8trt.models.heads import MULTI_LABEL, class_ending, kind_of
 from q8trt.models.labels import label_order, reorder_head
 from q8trt.models.locate import only_local, resolve_model, unavailable
 from q8trt.models.sentence_transformers import has_modules, read_embedding, read_max_length
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from q8trt.models.embedding import EmbeddingModel
     from q8trt.tasks.glue import Task
-    from q8trt.tasks.heads import Embedding
+    from q8trt.tasks.heads import Embedding, Head
 
     Model = PreTrainedModel | EmbeddingModel
 
@@ -65,7 +65,7 @@ def load_pretrained(
     allow_pickle: bool = False,
     new_head: bool = True,
 ) -> PreTrainedModel:
-    """Return a floating-point model with a classification (or regression) head for `task`, float32, on the CPU.
+    """Return a floating-point model with the head of `task`, float32, on the CPU.
 
     Args:
         name_or_path: folder, hub name or short name. A head that does not fit the task is initialized.
@@ -77,22 +77,37 @@ def load_pretrained(
     Raises:
         CheckpointError: not found, not BERT-like, already quantized, only a pickle, or weights that do not fit.
     """
-    from transformers import AutoModelForSequenceClassification
-
     name = _float_checkpoint(str(name_or_path))
     config = load_config(name)
     config.num_labels = task.num_labels
-    config.problem_type = problem_type(task)
-    if not task.is_regression:
+    if not task.per_token:
+        config.problem_type = problem_type(task)
+    if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
     if new_head:
         forget_activation(config)
     if dropout is not None:
         _configure_dropout(config, dropout)
-    model, info = _from_pretrained(AutoModelForSequenceClassification, name, config, allow_pickle)
+    model, info = _from_pretrained(_auto_class(task.head.kind), name, config, allow_pickle)
     _check_loaded(model, info, name, new_head)
-    return model
+    return _with_logits(model, task.head.kind)
+
+
+def _auto_class(kind: HeadKind) -> Any:
+    """Return transformers' automatic class of models with a head of this kind."""
+    import transformers
+
+    return getattr(transformers, f"AutoModel{class_ending(kind)}")
+
+
+def _with_logits(model: Any, kind: HeadKind) -> Any:
+    """Return a model whose output has `logits`, see `q8trt.models.token_heads`."""
+    if kind is not HeadKind.QUESTION_ANSWERING:
+        return model
+    from q8trt.models.token_heads import with_span_logits
+
+    return with_span_logits(model)
 
 
 def load_embedding(
@@ -243,10 +258,11 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
     if task.embedding:
         return None
     architectures = config.architectures or []
-    if not any("SequenceClassification" in architecture for architecture in architectures):
+    if not any(class_ending(task.head.kind) in architecture for architecture in architectures):
         command_line = command("finetune", "--task", task.name, "--precision", "fp32", "--model_name_or_path", where)
+        kind = f"{task.head.kind.value.replace('-', ' ')} " if task.per_token else "classification "
         raise CheckpointError(
-            f"{where} has no fine-tuned classification head ({', '.join(architectures) or 'no architecture named'}); "
+            f"{where} has no fine-tuned {kind}head ({', '.join(architectures) or 'no architecture named'}); "
             f"fine-tune it first: {command_line}"
         )
     if config.num_labels != task.num_labels:
@@ -292,23 +308,21 @@ def save_checkpoint(
         files.write_seal(temporary)
 
 
-def new_model(config: Any, name_or_path: str | Path, embedding: Embedding | None = None) -> Model:
-    """Return a model without weights of its own, with the head of a checkpoint, or with that of `embedding`."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
+def new_model(config: Any, name_or_path: str | Path, head: Head | None = None) -> Model:
+    """Return a model without weights of its own, with the head of a checkpoint, or with `head`."""
+    from transformers import AutoModel
 
     from q8trt.models.embedding import EmbeddingModel
 
     name = resolve_model(str(name_or_path))
-    length = None
-    if (
-        embedding is None
-        and has_modules(name)
-        and not any("Classification" in each for each in config.architectures or [])
-    ):
+    kind, length = head.kind if head else kind_of(config.architectures or []), None
+    embedding = head.embedding if head else None
+    if kind is None and has_modules(name):
         embedding, length = read_embedding(name, config.hidden_size)
     if embedding is None:
-        model: Model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-        return model
+        kind = kind or HeadKind.SEQUENCE_CLASSIFICATION
+        model: Model = _auto_class(kind).from_config(config, trust_remote_code=False)
+        return _with_logits(model, kind)
     return EmbeddingModel(AutoModel.from_config(config, trust_remote_code=False), embedding, length)
 
 

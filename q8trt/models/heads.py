@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from q8trt.errors import CheckpointError, ConfigError
@@ -14,12 +15,24 @@ from q8trt.tasks.heads import Embedding, Head, HeadKind
 #: transformers' problem type of a model that answers each label by itself.
 MULTI_LABEL = "multi_label_classification"
 _CLASSIFIER = "ForSequenceClassification"
-#: Ending of a class of transformers -> the head that it has, of those that q8trt has not.
-_OTHER_HEADS = {
-    "ForTokenClassification": "token classification",
-    "ForQuestionAnswering": "question answering",
-    "ForMultipleChoice": "multiple choice",
+#: Ending of a class of transformers -> the kind of its head; a regression has the class of a classification.
+_KINDS = {
+    _CLASSIFIER: HeadKind.SEQUENCE_CLASSIFICATION,
+    "ForTokenClassification": HeadKind.TOKEN_CLASSIFICATION,
+    "ForQuestionAnswering": HeadKind.QUESTION_ANSWERING,
 }
+#: Ending of a class of transformers -> the head that it has, of those that q8trt has not.
+_OTHER_HEADS = {"ForMultipleChoice": "multiple choice"}
+
+
+def class_ending(kind: HeadKind) -> str:
+    """Return the ending of transformers' classes with a head of this kind, "ForSequenceClassification" for one of a text."""
+    return next((ending for ending, each in _KINDS.items() if each is kind), _CLASSIFIER)
+
+
+def kind_of(classes: Sequence[str]) -> HeadKind | None:
+    """Return the kind of the head of transformers' classes, as config.json names them; None for a model without a head."""
+    return next((kind for name in classes for ending, kind in _KINDS.items() if name.endswith(ending)), None)
 
 
 def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[str, ...] = ()) -> Head:
@@ -42,7 +55,7 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
         raise ConfigError(f"--pooling is for an embedding model, and {name_or_path} is read as {kind}")
     if kind is HeadKind.EMBEDDING:
         return _embedding(folder, config, pooling, name_or_path)
-    if not any(name.endswith(_CLASSIFIER) for name in classes):
+    if not any(name.endswith(class_ending(kind)) for name in classes):
         raise CheckpointError(
             f"{name_or_path} has no {kind} head ({', '.join(classes) or 'no architecture named'} in config.json); give a "
             "fine-tuned checkpoint, or fine-tune it: finetune.py --task TASK --model_name_or_path DIR"
@@ -53,7 +66,14 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
         return Head(
             kind, activation=activation_of_reranker(config, name_or_path) if kind is HeadKind.RERANKER else "identity"
         )
-    _check_problem(config.problem_type, kind, name_or_path)
+    if kind is HeadKind.QUESTION_ANSWERING:
+        if config.num_labels != 2:
+            raise CheckpointError(
+                f"{name_or_path} has {config.num_labels} outputs, and question answering has two: start and end"
+            )
+        return Head(kind)
+    if not kind.per_token:
+        _check_problem(config.problem_type, kind, name_or_path)
     return Head(kind, _labels(config, name_or_path))
 
 
@@ -65,6 +85,8 @@ def _kind(classes: list[str], config: Any, folder: str, where: str) -> HeadKind:
         if config.num_labels > 1:
             return HeadKind.SEQUENCE_CLASSIFICATION
         return HeadKind.RERANKER if is_cross_encoder(config) else HeadKind.REGRESSION
+    if kind := kind_of(classes):
+        return kind
     if has_modules(folder):
         return HeadKind.EMBEDDING
     other = next((head for name in classes for ending, head in _OTHER_HEADS.items() if name.endswith(ending)), None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from q8trt.errors import CheckpointError
-from q8trt.quantization.architectures import architecture_of
+from q8trt.quantization.sites import classifier_of
 from q8trt.tasks.glue import canonical
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def label_order(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
     Raises:
         CheckpointError: the outputs have other names than the labels.
     """
-    if task.is_regression:
+    if not task.labels:
         return None
     names = [str(name) for _, name in sorted((config.id2label or {}).items())]
     theirs, ours = _comparable(names, task.labels)
@@ -54,7 +54,7 @@ def reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
     """Put the outputs of `model` into another order, in place: output i becomes what `order[i]` was."""
     import torch
 
-    head: Any = model.get_submodule(architecture_of(model.config).classifier)
+    head: Any = model.get_submodule(classifier_of(model) or "")
     index = torch.tensor(order)
     with torch.no_grad():
         for parameter in head.parameters():

@@ -15,7 +15,7 @@ import torch
 
 from q8trt.quantization.calibration import Calibration, Statistics
 from q8trt.quantization.insertion import set_quantization, weights_quantized_once
-from q8trt.quantization.observation import Batch
+from q8trt.quantization.observation import Batch, answers
 from q8trt.quantization.recipe import SMOOTHINGS, Recipe
 from q8trt.quantization.sites import ACTIVATION
 from q8trt.quantization.smoothquant import remedy
@@ -81,7 +81,7 @@ def choose(
         with weights_quantized_once(model):
             drifts.append(drift(_answers(model, batches), reference))
         if on_progress:
-            on_progress(len(reference))
+            on_progress(sum(len(batch["input_ids"]) for batch in batches))
     best = candidates[drifts.index(min(drifts))]
     trials = tuple(Trial(_settings(statistics, each), value) for each, value in zip(candidates, drifts, strict=True))
     return Choice(best, statistics.calibrate(best), trials)
@@ -89,10 +89,10 @@ def choose(
 
 @torch.no_grad()
 def _answers(model: Any, batches: Sequence[Batch]) -> torch.Tensor:
-    """Return the logits, or embeddings: float64 (rows, size)."""
+    """Return the logits, or embeddings: float64 (rows, size), or (tokens, size) of a head that answers each token."""
     device = next(model.parameters()).device
     inputs = ({name: tensor.to(device) for name, tensor in batch.items()} for batch in batches)
-    return torch.cat([model(**batch).logits for batch in inputs]).double()
+    return torch.cat([answers(model, batch) for batch in inputs]).double()
 
 
 def drift(answers: torch.Tensor, reference: torch.Tensor) -> float:

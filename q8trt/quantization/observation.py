@@ -35,6 +35,12 @@ def text_of(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (tensor.transpose(1, 2) if tensor.ndim == 4 else tensor)[mask]
 
 
+def answers(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the logits of a batch: (batch, outputs), or of a head that answers each token (tokens, outputs), without padding."""
+    mask = batch.get("attention_mask")
+    return text_of(model(**batch).logits, None if mask is None else mask.bool())
+
+
 @contextlib.contextmanager
 def _watched(
     quantizers: Mapping[str, Any], watched: Mapping[str, Any], see: Callable[[str, torch.Tensor], None]

@@ -18,7 +18,7 @@ from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.calibrators import SEARCH_START
 from q8trt.quantization.histogram import Histogram, percentile_amax
 from q8trt.quantization.insertion import answering, model_quantizers, set_quantization, weights_quantized_once
-from q8trt.quantization.observation import Batch
+from q8trt.quantization.observation import Batch, answers
 from q8trt.quantization.sites import encoder_sites
 
 #: The percentiles that a site may take; 100 is the largest magnitude.
@@ -97,12 +97,12 @@ class _Tail:
             self._known[index] = {first: outputs[first], **dict.fromkeys(self.stages[1 : layer + 1], outputs[last])}
 
     def logits(self) -> list[torch.Tensor]:
-        """Return the logits of each batch: float32 (batch, labels)."""
+        """Return what the model answers to each batch, see `answers`."""
         return [self._run(index, batch) for index, batch in enumerate(self.batches)]
 
     def _run(self, index: int, batch: Batch) -> torch.Tensor:
         with answering(self._known[index]):
-            return self.model(**batch).logits
+            return answers(self.model, batch)
 
 
 def _difference(logits: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:

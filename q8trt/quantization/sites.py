@@ -22,7 +22,7 @@ I: intermediate size.
     ffn_output.weight                                                              (H, I)
     ffn_residual.branch          and .skip: as of attention_residual               (B, S, H)
     pooler.input, .weight        the layer over the first token                    (B, H), (H, H)
-    classifier.input, .weight    the head                                          (B, H), (num_labels, H)
+    classifier.input, .weight    the head; of tokens its input is (B, S, H)        (B, H), (num_labels, H)
 
 LayerNorm's input, softmax and GELU themselves, and the Add of the mask stay in floating point.
 """
@@ -30,7 +30,7 @@ LayerNorm's input, softmax and GELU themselves, and the Add of the mask stay in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from q8trt.quantization.architectures import architecture_of
 
@@ -130,6 +130,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
 OUTSIDE_LAYERS = frozenset(row.site for row in (*_EMBEDDINGS, *_POOLER, *_CLASSIFIER))
 
 
+#: The last linear layer of a head that answers each token: transformers names it alike in all architectures.
+_TOKEN_HEADS = ("classifier", "qa_outputs")
+
+
+def classifier_of(model: Any) -> str | None:
+    """Return the path of the last linear layer of a transformers model's head; None for a model without a head."""
+    paths = (architecture_of(model.config).classifier, *_TOKEN_HEADS)
+    modules = dict(model.named_modules())
+    return next((path for path in paths if hasattr(modules.get(path), "weight")), None)
+
+
 def encoder_sites(model: nn.Module) -> tuple[Site, ...]:
     """Return all sites of a transformers model of the BERT family, in the order in which it computes.
 
@@ -138,7 +149,7 @@ def encoder_sites(model: nn.Module) -> tuple[Site, ...]:
     Raises:
         CheckpointError: the architecture is not of the BERT family.
     """
-    architecture = architecture_of(model.config)
+    architecture, classifier = architecture_of(model.config), classifier_of(model)
     encoder = f"{model.base_model_prefix}." if hasattr(model, str(model.base_model_prefix)) else ""
     layers = f"{encoder}{architecture.layers}."
     count = len(list(model.get_submodule(layers[:-1]).children()))
@@ -152,7 +163,7 @@ def encoder_sites(model: nn.Module) -> tuple[Site, ...]:
     sites = []
     for rows, prefix, layer in groups:
         for row in rows:
-            path = getattr(architecture, row.module)
+            path = classifier if row.module == "classifier" else getattr(architecture, row.module)
             if path is not None and (name := f"{prefix}{path}".rstrip(".")) in modules:
                 sites.append(Site(row.site, row.kind, layer, name, row.attribute))
     return tuple(sites)

@@ -224,7 +224,8 @@ class Runner(ABC):
             arrays: for each of `input_names` an integer array of one common shape (batch, sequence); others are ignored.
 
         Returns:
-            logits, float32, shape (batch, num_labels), on the host; a later batch does not change them.
+            logits, float32, shape (batch, outputs), or (batch, sequence, outputs) of a head that answers each token, padding
+            included; on the host. A later batch does not change them.
 
         Raises:
             DataError: an input is missing or the shapes disagree.

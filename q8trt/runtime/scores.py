@@ -10,10 +10,9 @@ import numpy as np
 
 from q8trt.errors import DataError
 from q8trt.runtime.base import Runner
-from q8trt.tasks.data import Features, bucketed_batches, restore_order
+from q8trt.tasks.data import Features, bucketed_batches, restore_order, restore_tokens
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch
-from q8trt.tasks.glue import Task
-from q8trt.tasks.metrics import compute_from_logits
+from q8trt.tasks.scoring import score
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Evaluation:
 
     Attributes:
         metrics: the task's metrics, as fractions.
-        logits: float32, shape (rows, num_labels), in the order of the rows.
+        logits: float32, shape (rows, num_labels), in the order of the rows; (tokens, outputs) of a head that answers each token.
         seconds: wall time inside `Runner.infer`, summed over the batches.
     """
 
@@ -50,24 +49,30 @@ def predict(
 def infer_all(
     runner: Runner, batches: Iterable[Batch], on_progress: Callable[[int], None] | None = None
 ) -> tuple[np.ndarray, float]:
-    """Return the logits of all rows of `batches`, in the order of the rows, and the seconds inside the runner."""
+    """Return the logits of all rows of `batches`, in the order of the rows, and the seconds inside the runner.
+
+    Those of a head that answers each token are (tokens, outputs), without padding, see `q8trt.tasks.scoring`.
+    """
     chunks: list[np.ndarray] = []
     order: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     seconds = 0.0
     for batch in batches:
         started = time.perf_counter()
         chunks.append(runner.infer(batch.arrays))
         seconds += time.perf_counter() - started
         order.append(batch.indices)
+        masks.append(batch.arrays["attention_mask"])
         if on_progress:
             on_progress(len(batch.indices))
+    if chunks and chunks[0].ndim == 3:
+        return restore_tokens(chunks, masks, order), seconds
     return restore_order(chunks, order), seconds
 
 
 def evaluate(
     runner: Runner,
     features: Features,
-    task: Task,
     pad_token_id: int,
     max_length: int,
     batch_size: int = 32,
@@ -76,19 +81,17 @@ def evaluate(
     activation: str = "identity",
     reference: np.ndarray | None = None,
 ) -> Evaluation:
-    """Score `runner` on `features` with the metrics of `task`; `activation` as in `compute_from_logits`.
+    """Score `runner` on `features` with the metrics of their task; `activation` as in `compute_from_logits`.
 
     Args:
-        reference: the FP32 model's outputs, (rows, num_labels), for a task whose rows have no labels; None for the runner's own,
-            where it runs that model.
+        reference: the FP32 model's outputs, shaped as `Evaluation.logits`, for a task whose rows have no labels; None for the
+            runner's own, where it runs that model.
 
     Raises:
         DataError: the features carry no labels and the task needs them, or the logits are not finite.
         BackendError: the runner refused a batch.
     """
-    if features.labels is None and task.has_labels:
+    if features.labels is None and features.task.has_labels:
         raise DataError(f"{features.split} has no labels, so nothing can be scored on it")
     logits, seconds = predict(runner, features, pad_token_id, max_length, batch_size, on_progress, buckets)
-    others = logits if reference is None else reference
-    labels = features.labels if task.has_labels and features.labels is not None else others
-    return Evaluation(compute_from_logits(task, logits, labels, activation), logits, seconds)
+    return Evaluation(score(features, logits, reference, activation), logits, seconds)

@@ -19,7 +19,7 @@ TOKEN_TYPES = "token_type_ids"
 
 
 class TorchRunner(Runner):
-    """A runner of a sequence classification model, quantized or not, in evaluation mode and without gradients.
+    """A runner of a model with a head, quantized or not, in evaluation mode and without gradients.
 
     Args:
         model: a `transformers` model whose output has `logits`; put into evaluation mode.

@@ -87,7 +87,12 @@ class Task:
     @property
     def is_regression(self) -> bool:
         """True if a label is a score rather than a class: of a regression, or the similarity of two embedded texts."""
-        return not self.labels
+        return not self.labels and self.head.kind is not HeadKind.QUESTION_ANSWERING
+
+    @property
+    def per_token(self) -> bool:
+        """True if the model answers each token: outputs are (tokens, outputs) of the tokens of all rows, one after the other."""
+        return self.head.kind.per_token
 
     @property
     def is_pair(self) -> bool:
@@ -96,7 +101,7 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """The width of the model's output: the number of classes, 1 for regression, the features of an embedding."""
+        """The width of the model's output, see `Head.outputs`."""
         return self.head.outputs
 
     @property
@@ -254,6 +259,8 @@ _DRIFT = {
     HeadKind.RERANKER: ("rank_spearman", "rank_kendall", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.MULTI_LABEL_CLASSIFICATION: ("label_agreement", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.EMBEDDING: ("cosine_mean", "cosine_p1", "cosine_worst", "neighbors_10"),
+    HeadKind.TOKEN_CLASSIFICATION: ("agreement", "logit_mean", "logit_p99", "logit_worst"),
+    HeadKind.QUESTION_ANSWERING: ("span_agreement", "logit_mean", "logit_p99", "logit_worst"),
 }
 
 

@@ -17,16 +17,24 @@ class HeadKind(StrEnum):
     EMBEDDING = "embedding"
     RERANKER = "reranker"
     MULTI_LABEL_CLASSIFICATION = "multi-label-classification"
+    TOKEN_CLASSIFICATION = "token-classification"
+    QUESTION_ANSWERING = "question-answering"
 
     @property
     def has_labels(self) -> bool:
         """True if each output of the head has a name."""
-        return self in (HeadKind.SEQUENCE_CLASSIFICATION, HeadKind.MULTI_LABEL_CLASSIFICATION)
+        kinds = HeadKind.SEQUENCE_CLASSIFICATION, HeadKind.MULTI_LABEL_CLASSIFICATION, HeadKind.TOKEN_CLASSIFICATION
+        return self in kinds
 
     @property
     def is_score(self) -> bool:
         """True if the head answers one number."""
         return self in (HeadKind.REGRESSION, HeadKind.RERANKER)
+
+    @property
+    def per_token(self) -> bool:
+        """True if the output is (batch, sequence, outputs): a row of logits for each token."""
+        return self in (HeadKind.TOKEN_CLASSIFICATION, HeadKind.QUESTION_ANSWERING)
 
 
 #: Function that makes a score of a logit.
@@ -109,7 +117,7 @@ class Head:
 
     Attributes:
         kind: what it answers.
-        labels: names of the outputs in their order; () for a score and an embedding.
+        labels: names of the outputs in their order; () for kinds whose outputs have none.
         max_length: tokens of a text, at most, as the folder says; None where it does not.
         embedding: the steps to the embedding; None for other kinds.
         activation: function that makes the score of a reranker of its logit; "identity" for other kinds.
@@ -138,7 +146,9 @@ class Head:
 
     @property
     def outputs(self) -> int:
-        """The width of the model's output: labels, features of an embedding, or 1."""
+        """The width of the model's output: labels, features of an embedding, 2 for the start and the end of an answer, or 1."""
+        if self.kind is HeadKind.QUESTION_ANSWERING:
+            return 2
         return self.embedding.dimension if self.embedding else len(self.labels) or 1
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,12 @@ def _decisions(*logits: Array) -> tuple[Array, ...]:
     return tuple(each.astype(np.float64) > 0 for each in logits)
 
 
+def _same_ends(outputs: Sequence[Array], references: Sequence[Array]) -> float:
+    """Return the share of rows whose most probable start and end are the same tokens in both (T, 2) arrays."""
+    pairs = zip(outputs, references, strict=True)
+    return float(np.mean([np.array_equal(ours.argmax(axis=0), theirs.argmax(axis=0)) for ours, theirs in pairs]))
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of a task.
@@ -125,11 +131,14 @@ class Metric:
             (outputs, outputs of the FP32 model), both (N, D).
         higher_is_better: False for an error.
         is_correlation: 0 for every model where all references are the same.
+        by_row: whether `compute` takes two lists with an item for each row, of a model that answers each token: tags, or the
+            outputs (tokens, D).
     """
 
-    compute: Callable[[Array, Array], float]
+    compute: Callable[[Any, Any], float]
     higher_is_better: bool = True
     is_correlation: bool = False
+    by_row: bool = False
 
 
 #: Name -> metric. A new metric is an entry here, and a name in the table of tasks.
@@ -157,6 +166,7 @@ METRICS: Mapping[str, Metric] = {
     "cosine_p1": Metric(lambda *pair: float(np.percentile(cosines(*pair), 1))),
     "cosine_worst": Metric(lambda *pair: float(cosines(*pair).min())),
     "neighbors_10": Metric(nearest_shared),
+    "span_agreement": Metric(_same_ends, by_row=True),
 }
 
 
@@ -169,7 +179,8 @@ def direction(metric: str) -> int:
     return -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
 
 
-def _check_finite(values: Array, name: str) -> None:
+def check_finite(values: Array, name: str) -> None:
+    """Raise DataError where rows of `values` hold NaN or infinity; `name` says what they are."""
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if len(bad):
         raise DataError(f"{len(bad)} of {len(values)} {name} are not finite, the first in row {bad[0]}")
@@ -191,8 +202,8 @@ def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -
         raise DataError(
             f"{task.name}: predictions {predicted.shape} and references {expected.shape} must both be (N,), N > 0"
         )
-    _check_finite(predicted, "predictions")
-    _check_finite(expected, "references")
+    check_finite(predicted, "predictions")
+    check_finite(expected, "references")
     if not task.is_regression and (
         np.any(predicted != predicted.astype(dtype)) or np.any(expected != expected.astype(dtype))
     ):
@@ -229,7 +240,7 @@ def compute_from_logits(
         scores = scores[:, None]
     if scores.ndim != 2 or scores.shape[1] != task.num_labels or not len(scores):
         raise DataError(f"{task.name}: logits have shape {np.shape(logits)}, expected (N, {task.num_labels}), N > 0")
-    _check_finite(scores, "rows of logits")
+    check_finite(scores, "rows of logits")
     if task.is_multi_label or not task.has_labels:
         references = np.asarray(labels)
         if references.shape != scores.shape:

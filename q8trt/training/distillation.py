@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from q8trt.models import takes_token_types
-from q8trt.models.embedding import EmbeddingModel
 from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.modules import ATTENTION
+from q8trt.tasks.heads import HeadKind
 
 #: Attribute of the student that holds W_e and W_h while it trains.
 PROJECTION = "distillation_projection"
@@ -70,6 +70,23 @@ def logit_distance(
     log_p = nn.functional.log_softmax(student.float() / temperature, dim=-1)
     log_q = nn.functional.log_softmax(teacher.float() / temperature, dim=-1)
     return nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def token_distance(
+    student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, kind: HeadKind, temperature: float
+) -> torch.Tensor:
+    """Return the distance of the logits of tokens (B, S, outputs) where `mask` (B, S) is 1, see `logit_distance`.
+
+    For token classification it is a mean over tokens; for question answering the distributions are those of the start and of
+    the end over the tokens of a row.
+    """
+    if kind is HeadKind.TOKEN_CLASSIFICATION:
+        return logit_distance(student[mask.bool()], teacher[mask.bool()], False, temperature)
+    padding = (1 - mask).bool().unsqueeze(-1)
+    ours, theirs = (
+        each.float().masked_fill(padding, -1e4).transpose(1, 2).flatten(0, 1) for each in (student, teacher)
+    )
+    return logit_distance(ours, theirs, False, temperature)
 
 
 def embedding_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -125,13 +142,13 @@ class Distiller:
     Args:
         student: the model that trains.
         distillation: the teacher and the weights.
-        is_regression: decides the distance of logits.
+        kind: of the model's head; it decides the distance of logits.
         separator: token id between the two texts, for `token_types`.
     """
 
-    def __init__(self, student: nn.Module, distillation: Distillation, is_regression: bool, separator: int) -> None:
+    def __init__(self, student: nn.Module, distillation: Distillation, kind: HeadKind, separator: int) -> None:
         self.student, self.distillation = student, distillation
-        self.is_regression, self.separator = is_regression, separator
+        self.kind, self.separator = kind, separator
         ours: Any = student.config
         theirs: Any = distillation.teacher.config
         self.layers = layer_map(ours.num_hidden_layers, theirs.num_hidden_layers)
@@ -164,10 +181,13 @@ class Distiller:
             target: what `ask_teacher` gave.
         """
         weights, mask = self.distillation, inputs["attention_mask"]
-        if isinstance(self.student, EmbeddingModel):
+        if self.kind is HeadKind.EMBEDDING:
             distance = embedding_distance(outputs.logits, target.logits)
+        elif self.kind.per_token:
+            distance = token_distance(outputs.logits, target.logits, mask, self.kind, weights.temperature)
         else:
-            distance = logit_distance(outputs.logits, target.logits, self.is_regression, weights.temperature)
+            is_regression = self.kind is HeadKind.REGRESSION
+            distance = logit_distance(outputs.logits, target.logits, is_regression, weights.temperature)
         loss = weights.logit_weight * distance
         if weights.label_weight > 0:
             loss = loss + weights.label_weight * outputs.loss
@@ -224,7 +244,7 @@ def _project(student: Any, size: int, stack: contextlib.ExitStack) -> None:
 
 @contextlib.contextmanager
 def distilling(
-    student: Any, distillation: Distillation | None, is_regression: bool, separator: int
+    student: Any, distillation: Distillation | None, kind: HeadKind, separator: int
 ) -> Iterator[Distiller | None]:
     """Make student and teacher ready, within this context.
 
@@ -242,4 +262,4 @@ def distilling(
             _switch_off_attention_dropout(student, stack)
         if distillation.hidden_weight > 0:
             _project(student, teacher.config.hidden_size, stack)
-        yield Distiller(student, distillation, is_regression, separator)
+        yield Distiller(student, distillation, kind, separator)

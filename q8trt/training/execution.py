@@ -90,7 +90,7 @@ def recipe_lines(config: FinetuneConfig) -> list[str]:
 
     name = config.from_fp32 or config.model_name_or_path
     with torch.device("meta"):
-        model = checkpoints.new_model(load_config(name), name, config.data.resolved_task.embedding)
+        model = checkpoints.new_model(load_config(name), name, config.data.resolved_task.head)
     config.recipe.check_layers(encoder_sites(model))
     return summary_lines(model, config.recipe)
 

@@ -142,7 +142,7 @@ def evaluate_model(
             batch = config.training.per_device_eval_batch_size
             length = config.data.max_seq_length
             scores[split] = evaluate(
-                runner, rows, task, inputs.tokenizer.pad_token_id, length, batch, advance, activation=activation,
+                runner, rows, inputs.tokenizer.pad_token_id, length, batch, advance, activation=activation,
                 reference=references[split] if references else None,
             )  # fmt: skip
     return scores

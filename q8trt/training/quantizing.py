@@ -64,4 +64,7 @@ def describe(head: Head) -> str:
             *["normalized"] * head.embedding.normalize,
         ]
         return f"embeddings of {head.embedding.dimension} features ({', '.join(steps)})"
-    return f"labels {', '.join(head.labels)}" if head.labels else "a score"
+    if head.kind is HeadKind.QUESTION_ANSWERING:
+        return "the start and the end of an answer"
+    tokens = " of tokens" if head.kind is HeadKind.TOKEN_CLASSIFICATION else ""
+    return f"labels{tokens} {', '.join(head.labels)}" if head.labels else "a score"

@@ -37,7 +37,9 @@ from q8trt.quantization.recipe import Recipe
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import Collator, Features
 from q8trt.tasks.glue import Task
-from q8trt.tasks.metrics import METRICS, compute_from_logits
+from q8trt.tasks.heads import HeadKind
+from q8trt.tasks.metrics import METRICS
+from q8trt.tasks.scoring import score
 from q8trt.training import checkpoints as trainer_checkpoints
 from q8trt.training.callbacks import DelayedQuantization, KeepBest, StepTimer, StopOnInterrupt, TrainingLog
 from q8trt.training.distillation import PROJECTION, Distillation, Distiller, distilling
@@ -219,9 +221,13 @@ def _use_loss_scale(trainer: transformers.Trainer, config: TrainingConfig) -> No
         )
 
 
-def _metrics(task: Task, prediction: Any) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    return compute_from_logits(task, np.asarray(logits, dtype=np.float32), prediction.label_ids)
+def _metrics(rows: Features, prediction: Any) -> dict[str, float]:
+    """Return the scores of the Trainer's predictions of `rows`; those of tokens come padded to the longest row."""
+    outputs = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    outputs = np.asarray(outputs, dtype=np.float32)
+    if rows.task.per_token:
+        outputs = np.concatenate([row[:length] for row, length in zip(outputs, rows.lengths.tolist(), strict=True)])
+    return score(rows, outputs)
 
 
 @dataclass(frozen=True)
@@ -281,16 +287,17 @@ def _make_trainer(
     ranges: Ranges | None,
 ) -> _Trainer:
     """Return the Trainer of a stage, with its log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
-    order = np.argsort(stage.dev.lengths, kind="stable").tolist()
+    dev = stage.dev.select(np.argsort(stage.dev.lengths, kind="stable").tolist())
     lengths = tuple(range(8, stage.max_length + 1, 8))  # fewer tokens than in the engine's buckets
+    tags_tokens = task.head.kind is HeadKind.TOKEN_CLASSIFICATION
     trainer = _Trainer(
         model=stage.model,
         args=arguments,
         train_dataset=stage.train,
-        eval_dataset=cast(Any, torch.utils.data.Subset(cast(Any, stage.dev), order)),
-        data_collator=Collator(tokenizer.pad_token_id, lengths, stage.max_length),
+        eval_dataset=cast(Any, dev),
+        data_collator=Collator(tokenizer.pad_token_id, lengths, stage.max_length, tags_tokens),
         processing_class=tokenizer,
-        compute_metrics=partial(_metrics, task),
+        compute_metrics=partial(_metrics, dev),
         distiller=distiller,
         ranges=ranges,
         range_learning_rate=config.range_learning_rate,
@@ -335,7 +342,7 @@ def train_stage(
         if stage.quantization is not None:
             ranges = stack.enter_context(apply_ranges(stage.model, stage.quantization.recipe))
         distiller = stack.enter_context(
-            distilling(stage.model, stage.distillation, task.is_regression, tokenizer.sep_token_id)
+            distilling(stage.model, stage.distillation, task.head.kind, tokenizer.sep_token_id)
         )
         trainer = _make_trainer(stage, task, tokenizer, config, arguments, distiller, ranges)
         return _run(trainer, stage, config.quant_start_step, checkpoint)

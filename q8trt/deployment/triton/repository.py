@@ -98,8 +98,14 @@ def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> N
     """Refuse an engine that has not what the backend runs. Triton's tensorrt backend is linked to nvinfer, TensorRT's library.
 
     Raises:
+        ConfigError: the head answers each token.
         EngineError: the plan is missing, TensorRT-RTX's, or takes no single row; or there is no graph.
     """
+    if manifest.head.kind.per_token:
+        raise ConfigError(
+            f"{engine} has a head for {manifest.head.kind}, and q8trt writes no Triton repository for it; serve it with "
+            "q8trt.Engine, or load its model.onnx or model.plan in Triton as token arrays in, logits out"
+        )
     if ONNX_FILE not in manifest.files:
         raise EngineError(f"{engine} has no {ONNX_FILE}; rebuild it: {rebuild_command(engine, manifest)}")
     if config.runtime is None or not config.runs_plan:

@@ -22,7 +22,7 @@ from q8trt.reporting.parity import Difference, EngineParity, Pair, StageFigures
 from q8trt.runtime.base import Runner
 from q8trt.runtime.scores import infer_all
 from q8trt.tasks.data import DataConfig
-from q8trt.tasks.metrics import compute_from_logits
+from q8trt.tasks.scoring import score
 
 #: Rows whose hidden states are compared.
 LAYER_ROWS = 32
@@ -185,9 +185,7 @@ class _Comparison:
         before, fp32 = (
             Difference.between(other.logits[size], logits) if other else None for other in (self.before, self.fp32)
         )
-        fp32_logits = self.fp32.logits[size] if self.fp32 else logits
-        labels = np.asarray(features.labels) if features.task.has_labels else fp32_logits
-        metrics = compute_from_logits(features.task, logits, labels, self.rows.activation)
+        metrics = score(features, logits, self.fp32.logits[size] if self.fp32 else None, self.rows.activation)
         self.figures.append(StageFigures(outputs.stage.name, size, len(features), metrics, before, fp32, device))
 
     def _tolerance(self, kind: str, shows_layers: bool) -> float | None:

@@ -18,9 +18,10 @@ from q8trt.quantization.precision import Precision
 from q8trt.quantization.sites import Site, encoder_sites
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runtime.torch_runner import TorchRunner
-from q8trt.tasks.data import Features, bucketed_batches, restore_order
+from q8trt.tasks.data import Features, bucketed_batches, restore_order, restore_tokens
 from q8trt.tasks.glue import Task
-from q8trt.tasks.metrics import compute_from_logits, direction
+from q8trt.tasks.metrics import direction
+from q8trt.tasks.scoring import score
 from q8trt.training.finetuning import Inputs
 
 
@@ -129,8 +130,7 @@ class Probe:
         return Cost(float(np.mean(difference**2)), float(np.abs(difference).max()), drop)
 
     def _score(self, logits: np.ndarray) -> float:
-        labels: Any = self.rows.labels
-        return compute_from_logits(self._task, logits, labels, self._activation)[self._task.main_metric]
+        return score(self.rows, logits, activation=self._activation)[self._task.main_metric]
 
     def _switch(self, on: Collection[str]) -> None:
         for key, quantizer in self._quantizers.items():
@@ -165,7 +165,10 @@ class Probe:
         finally:
             for number in range(below):
                 self._layers[number] = layers[number]
-        return restore_order(chunks, [batch.indices for batch in self._batches])
+        order = [batch.indices for batch in self._batches]
+        if self._task.per_token:
+            return restore_tokens(chunks, [batch.arrays["attention_mask"] for batch in self._batches], order)
+        return restore_order(chunks, order)
 
 
 def _starts(sites: Sequence[Site]) -> dict[str, int]:

@@ -89,7 +89,7 @@ class Bucket:
             started: the time at which the call began, by `time.perf_counter`; None without timing.
 
         Returns:
-            logits, float32, shape (batch, num_labels), on the host; and the timing, or None.
+            logits, float32, shaped as `Runner.infer` says, on the host; and the timing, or None.
         """
         cuda, stream, timed = self._cuda, self.stream, started is not None
         addresses, copies = {}, []

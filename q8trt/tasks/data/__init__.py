@@ -9,6 +9,7 @@ from q8trt.tasks.data.batches import (
     buckets_up_to,
     pad,
     restore_order,
+    restore_tokens,
     tokenize,
 )
 from q8trt.tasks.data.examples import Examples, Features, TokenRows
@@ -37,6 +38,7 @@ __all__ = [
     "read_tfrecord",
     "record_splits",
     "restore_order",
+    "restore_tokens",
     "sample_examples",
     "tokenize",
     "write_tfrecord",

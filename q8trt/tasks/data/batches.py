@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data.encoding import Encoder, EncodingError
-from q8trt.tasks.data.examples import Examples, Features, Labels
+from q8trt.tasks.data.examples import IGNORED, Examples, Features, Labels
 
 DEFAULT_BUCKETS = (16, 32, 64, 128, 256, 512)
 
@@ -123,12 +123,14 @@ def pad(
 class Collator:
     """A ``collate_fn`` of a DataLoader or Trainer: rows of `Features` -> a padded batch of torch tensors.
 
-    They are (B, S) int64 as those of `pad`, and ``labels`` (B,), float32 for regression and int64 otherwise.
+    They are (B, S) int64 as those of `pad`, and ``labels`` (B,), float32 for regression and int64 otherwise. With `tags_tokens`
+    labels are those of tokens: (B, S), IGNORED in the padding.
     """
 
     pad_token_id: int
     buckets: Sequence[int] = DEFAULT_BUCKETS
     max_length: int | None = None
+    tags_tokens: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Pad `rows`; raises DataError as `pad` does."""
@@ -138,6 +140,9 @@ class Collator:
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if "labels" in rows[0]:
             labels = [row["labels"] for row in rows]
+            if self.tags_tokens:
+                width = arrays["input_ids"].shape[1]
+                labels = [each + [IGNORED] * (width - len(each)) for each in labels]
             batch["labels"] = torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.int64)
         return batch
 
@@ -159,6 +164,9 @@ class Batch:
 
 class Tokenized(Protocol):
     """Tokenized rows, such as `Features`."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -206,3 +214,25 @@ def restore_order(chunks: Sequence[npt.NDArray[Any]], indices: Sequence[npt.NDAr
     restored = np.empty_like(rows)
     restored[order] = rows
     return restored
+
+
+def restore_tokens(
+    chunks: Sequence[npt.NDArray[Any]], masks: Sequence[npt.NDArray[np.int64]], indices: Sequence[npt.NDArray[np.int64]]
+) -> npt.NDArray[Any]:
+    """Return the outputs of tokens of batches, (B, S, ...) each, as one array (tokens, ...) in the order of the split.
+
+    Args:
+        chunks: the outputs.
+        masks: (B, S) of each batch, 1 for tokens and 0 for padding, whose outputs are left out.
+        indices: (B,) of each batch, each row's position in the split.
+
+    Raises:
+        ValueError: as `restore_order` does.
+    """
+    rows = [
+        output[mask != 0]
+        for chunk, batch in zip(chunks, masks, strict=True)
+        for output, mask in zip(chunk, batch, strict=True)
+    ]
+    order = restore_order([np.arange(len(rows))], [np.concatenate(indices)])
+    return np.concatenate([rows[index] for index in order.tolist()])

@@ -21,7 +21,9 @@ from q8trt.tasks.data.labels import check_label, check_score
 from q8trt.tasks.data.opening import shown
 from q8trt.tasks.glue import Task
 
-Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.object_]
+#: Label of a token that counts in no loss and no metric, such as a special token (torch's `ignore_index`).
+IGNORED = -100
 Row = tuple[Sequence[str], float | int | None]
 """The texts of one example (one or two) and its label id or score."""
 
@@ -122,14 +124,15 @@ class Features(TokenRows, Origin):
     """A tokenized split, for a torch DataLoader or a transformers Trainer; an item has ``labels`` where there are any.
 
     Attributes:
-        labels: as of `Examples`.
+        labels: as of `Examples`; (N, 2) int64, the first and the last token, for answers to questions; (N,) arrays of int64, an
+            id for each token and IGNORED where there is none, for token classification.
     """
 
     labels: Labels | None
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = super().__getitem__(index)
-        return row if self.labels is None else {**row, "labels": self.labels[index].item()}
+        return row if self.labels is None else {**row, "labels": self.labels[index].tolist()}
 
     def select(self, indices: Sequence[int]) -> Self:
         """Return the rows at `indices`, in that order."""
@@ -153,7 +156,8 @@ def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:
         # NUL ends a text and a newline ends a row, so that ("a", "b") and ("a b",) differ.
         digest.update(("\0".join(row) + "\0\n").encode("utf-8", "surrogatepass"))
     if labels is not None:
-        digest.update(labels.astype(labels.dtype.newbyteorder("<")).tobytes())
+        for values in labels if labels.dtype == object else (labels,):
+            digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()[:16]
 
 

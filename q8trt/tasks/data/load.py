@@ -127,8 +127,9 @@ class DataConfig:
         if self.head:
             glue = None if self.is_custom else get_task(self.task)
             has_labels = self.has_files or self.data_dir is not None or glue is not None
-            # Rows with a similarity, and of a reranker, are pairs; others are single texts unless two columns are named.
-            one = 2 if self.head.kind is HeadKind.RERANKER or (has_labels and self.head.embedding) else 1
+            # Rows with a similarity, a question or a query are pairs; others are single texts unless two columns are named.
+            pairs = self.head.kind in (HeadKind.RERANKER, HeadKind.QUESTION_ANSWERING)
+            one = 2 if pairs or (has_labels and self.head.embedding) else 1
             return task_of_head(self.head, len(self.text_column_names or (1,) * one) == 2, has_labels, glue)
         if not self.is_custom:
             return get_task(self.task)
