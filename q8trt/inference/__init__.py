@@ -3,4 +3,4 @@
 from q8trt.inference.answers import Answer
 from q8trt.inference.engine import Engine
 
-__all__ = ["Answer", "Engine", "batching", "checks", "files", "text"]
+__all__ = ["Answer", "Engine", "batching", "checks", "files", "ray_data", "text"]

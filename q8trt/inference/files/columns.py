@@ -92,9 +92,9 @@ class Columns:
     def lines(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[Reply]) -> bytes:
         """Return the lines of the output: rows with their answers."""
         return b"".join(
-            _json_line({**values, **dict(zip(self.answers, self._results(answer), strict=True))})
+            _json_line({**values, **dict(zip(self.answers, self.cells(answer), strict=True))})
             if self.is_json
-            else self._line([*(_cell(values.get(name)) for name in self.inputs), *self._results(answer)])
+            else self._line([*(_cell(values.get(name)) for name in self.inputs), *self.cells(answer)])
             for values, answer in zip(rows, answers, strict=True)
         )
 
@@ -106,7 +106,7 @@ class Columns:
             lines.append(_csv_line(self._safe([record.line, record.reason, row])))
         return b"".join(lines)
 
-    def _results(self, answer: Reply) -> Iterator[Any]:
+    def cells(self, answer: Reply) -> Iterator[Any]:
         """Yield the cells of an answer, with the seven significant digits of a float32; of an embedding, which is data, nine."""
         if isinstance(answer, np.ndarray):
             yield [float(f"{value:.9g}") for value in answer.tolist()]

@@ -1,0 +1,156 @@
+"""Scoring of data sets on Ray Data, on one machine or many: an actor that holds an `Engine`, for `Dataset.map_batches`.
+
+Ray reads, distributes, retries and writes; nothing here schedules. Rows come in chunks of the size that `q8trt predict` takes,
+so the answers are the same to the last digit.
+
+    import ray
+    from q8trt.inference.ray_data import score
+
+    rows = ray.data.read_parquet("rows/")
+    score(rows, "runs/NAME/engine", workers=2, threads=1).write_parquet("answers/")
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from q8trt.errors import ConfigError
+from q8trt.inference import Engine
+from q8trt.inference.files.columns import Columns, choose_columns
+from q8trt.inference.files.config import ScoringConfig
+from q8trt.inference.files.scorer import RowScorer
+
+if TYPE_CHECKING:
+    import pyarrow
+    from ray.data import Dataset
+
+#: Rows of a chunk, as many as `q8trt predict` takes at a time.
+CHUNK_ROWS = ScoringConfig.chunk_rows
+#: The column that is added with the reason why a row has no answer; null where it has one.
+REJECTED = "rejected"
+_log = logging.getLogger(__name__)
+
+
+class EngineActor:
+    """A callable class for `ray.data.Dataset.map_batches` with `batch_format="pyarrow"`. Each actor opens the engine once.
+
+    Args:
+        engine: the engine folder, under a path that exists on each node.
+        text_column_names: the one or two text columns; None for those that the engine was trained on.
+        prompt_name: the prompt of an embedding model, which is put before each text; None for the model's default.
+        device: "cuda" or "cpu"; None for the GPU if there is one, else the CPU.
+        batch_size: most rows in a batch of the model.
+        threads: threads within an operator on the CPU; None for the runtime's own choice.
+
+    Raises:
+        EngineError, BackendError, ConfigError: as `Engine.load` does.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        text_column_names: Sequence[str] | None = None,
+        prompt_name: str | None = None,
+        device: str | None = None,
+        batch_size: int = 32,
+        threads: int | None = None,
+    ) -> None:
+        self.engine = Engine.load(engine, device=device, batch_size=batch_size, threads=threads)
+        self._text_columns = tuple(text_column_names) if text_column_names else None
+        self._prompt_name = prompt_name
+
+    def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
+        """Return `rows` with the answers as columns, named as those of `q8trt predict`, and the column `rejected`.
+
+        Raises:
+            DataError: a text column is missing, or a column has the name of an answer.
+            BackendError: the backend refused a batch.
+        """
+        import pyarrow
+
+        columns = self._columns(rows.column_names)
+        scorer = RowScorer(self.engine, columns, self._prompt_name)
+        outcomes = scorer.outcomes(rows.select(columns.texts).to_pylist())
+        cells = [
+            [None] * len(columns.answers) if outcome.answer is None else list(columns.cells(outcome.answer))
+            for outcome in outcomes
+        ]
+        for index, name in enumerate(columns.answers):
+            values = pyarrow.array([row[index] for row in cells], self._arrow_type(columns, name))
+            rows = rows.append_column(name, values)
+        reasons = pyarrow.array([outcome.reason or None for outcome in outcomes], pyarrow.string())
+        return rows.append_column(REJECTED, reasons)
+
+    def _columns(self, header: Sequence[str]) -> Columns:
+        """Return the columns of a table, by the rules of `q8trt predict`."""
+        if REJECTED in header:
+            raise ConfigError(f"column {REJECTED!r} is there already, and would be overwritten; rename it")
+        manifest = self.engine.manifest
+        embeds = manifest.head.embedding is not None
+        config = ScoringConfig(
+            Path("rows.jsonl"), Path("answers.parquet" if embeds else "answers.jsonl"), self._text_columns,
+            prompt_name=self._prompt_name,
+        )  # fmt: skip
+        return choose_columns(config, header, manifest.task, embeds)
+
+    def _arrow_type(self, columns: Columns, name: str) -> pyarrow.DataType:
+        """Return the type of a column of answers, which is that of chunks without an answer too."""
+        import pyarrow
+
+        if self.engine.manifest.head.embedding:
+            return pyarrow.list_(pyarrow.float32())
+        return pyarrow.string() if columns.labels and name == columns.answers[0] else pyarrow.float64()
+
+
+def score(
+    dataset: Dataset,
+    engine: str | Path,
+    workers: int = 1,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    **options: Any,
+) -> Dataset:
+    """Return `dataset` with the answers of an engine, lazily, in the order of the rows.
+
+    Args:
+        dataset: rows with the text columns.
+        engine: the engine folder, under a path that exists on each node.
+        workers: actors, each with an engine of its own.
+        num_cpus: CPUs that Ray reserves for an actor; None for `threads`, or 1.
+        num_gpus: GPUs that Ray reserves for an actor, such as 1; None for no GPU.
+        options: other arguments of `EngineActor`.
+
+    Raises:
+        ConfigError: `workers` is below 1.
+    """
+    if workers < 1:
+        raise ConfigError(f"workers must be 1 or more, got {workers}")
+    cpus = num_cpus or options.get("threads") or 1
+    _check_cpus(workers * cpus)
+    dataset.context.execution_options.preserve_order = True  # else the chunks, and so the batches, vary
+    chunks = dataset.repartition(target_num_rows_per_block=CHUNK_ROWS, strict=True)
+    return chunks.map_batches(
+        EngineActor,
+        fn_constructor_kwargs={"engine": str(engine), **options},
+        batch_size=None,  # a whole block
+        batch_format="pyarrow",
+        concurrency=workers,
+        num_cpus=cpus,
+        num_gpus=num_gpus,
+    )
+
+
+def _check_cpus(cpus: float) -> None:
+    """Warn where the actors take all CPUs of the cluster: Ray then waits for one to read with, and says little."""
+    import ray
+
+    total = ray.cluster_resources().get("CPU", 0) if ray.is_initialized() else 0
+    if total and total < cpus + 1:
+        _log.warning(
+            "the actors take %g CPUs, and Ray has %g; reading needs one more: give fewer workers, a smaller num_cpus, or "
+            "ray.init(num_cpus=%g)",
+            cpus, total, cpus + 1,
+        )  # fmt: skip
