@@ -140,7 +140,7 @@ def calibrate(
     """Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ).
 
     Args:
-        model_name_or_path: the checkpoint; default: the newest run's, with its data.
+        model_name_or_path: the checkpoint, or the run that holds it, whose data are then the default; default: the newest run's.
         config: all options of the calibration, in place of keywords.
         data: the rows to calibrate and score on, in place of keywords.
         output_dir: folder of the new run; default: one in `runs_dir`.
@@ -155,7 +155,7 @@ def calibrate(
         say, words = on_message or _silent, _words(command, "calibrate", options)
         check_known(options, CalibrationConfig, DataConfig)
         how, rows = take(CalibrationConfig, config, options) or CalibrationConfig(), take(DataConfig, data, options)
-        chosen = calibration_of(model_name_or_path, how, rows, runs_dir, how.target.recipe, say)
+        chosen = calibration_of(model_name_or_path, how, rows, runs_dir, say)
         return execute(chosen, say, words, output_dir, runs_dir, prefix="ptq-")
 
 
@@ -172,15 +172,16 @@ def sensitivity(
     command: Sequence[str] = (),
     **options: Any,
 ) -> Analysis:
-    """Score what quantizing each site, and each layer, of a fine-tuned FP32 checkpoint alone costs.
+    """Score what quantizing each site, and each layer, of a fine-tuned FP32 checkpoint alone costs, with labels or without.
 
     Scores of an interrupted call are taken over by the next one. With `max_drop` and `write_recipe`, the most harmful sites
     are left in float and the recipe is written.
 
     Args:
-        model_name_or_path: the checkpoint; default: the newest run's, with its data.
+        model_name_or_path: the checkpoint, or the run that holds it, whose data are then the default; default: the newest run's.
         config: the options of the analysis, in place of keywords.
-        calibration: the options of the calibration, in place of keywords; the default recipe is `full`.
+        calibration: the options of the calibration, in place of keywords; the default recipe is the run's, or the target's
+            for a checkpoint that is in no run.
         data: the rows, in place of keywords.
         output_dir: folder of sensitivity.json and sensitivity.png; default: the checkpoint's run.
         **options: fields of `SensitivityConfig`, `CalibrationConfig` and `DataConfig`.
@@ -201,7 +202,7 @@ def sensitivity(
         from q8trt.evaluation.sensitivity.analysis import analyze
         from q8trt.training.execution import calibration_of
 
-        chosen = calibration_of(model_name_or_path, how, rows, runs_dir, "full", say)
+        chosen = calibration_of(model_name_or_path, how, rows, runs_dir, say, recipe_of_run=True)
         return analyze(chosen, bound, output_dir, runs_dir, words, say)
 
 

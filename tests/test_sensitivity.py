@@ -18,9 +18,11 @@ import pytest
 from cli_fixtures import *  # noqa: F403 - fixtures
 from cli_fixtures import Refused
 from conftest import WITH_TOKEN_TYPES
+from embedding_fixtures import TEXTS, write_embedding_folder
 from scipy import stats
 from tiny_data import write_mnli, write_sts_b
 
+from q8trt import api
 from q8trt.cli.main import run_command
 from q8trt.errors import DataError, InterruptedRunError, QuantizationError
 from q8trt.evaluation import sensitivity
@@ -42,9 +44,11 @@ from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.recipe import QatSpec, QuantizerSpec, Recipe, load_recipe
 from q8trt.quantization.sites import encoder_sites
-from q8trt.runs.config import CalibrationConfig, FinetuneConfig
+from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import DataConfig, Features
+from q8trt.tasks.glue import get_task
+from q8trt.tasks.heads import Embedding, Head, HeadKind
 from q8trt.training.calibrating import quantize
 from q8trt.training.execution import calibration_of
 from q8trt.training.finetuning import Inputs, evaluate_model, load_inputs
@@ -199,7 +203,7 @@ def test_rows_are_chosen_by_the_seed_and_stay_whole(prepared: Callable[..., Any]
     assert sensitivity.choose_rows(dev, 500, seed=1).fingerprint == dev.fingerprint
 
 
-def test_rows_without_labels_cannot_be_scored(prepared: Callable[..., Any]) -> None:
+def test_rows_without_labels_of_a_task_that_has_them_cannot_be_scored(prepared: Callable[..., Any]) -> None:
     config, inputs, _, quantized = prepared()
     unlabelled = replace(inputs.dev["dev"], labels=None)
     for rows in (unlabelled, inputs.dev["dev"].take(0)):
@@ -207,6 +211,70 @@ def test_rows_without_labels_cannot_be_scored(prepared: Callable[..., Any]) -> N
             DataError, match=r"^dev has no labelled rows to score on; give development data with labels$"
         ):
             Probe(quantized, rows, config.data.resolved_task, 0, 32)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "texts.txt"
+    path.write_text("\n".join(f"{text} {word}" for text in TEXTS for word in ("big", "old", "red", "here")))
+    return path
+
+
+def test_without_labels_a_cost_is_the_drift_of_embeddings(texts: Path, tmp_path: Path) -> None:
+    """Of a run that `q8trt quantize` made, by its own recipe, and with the FP32 model as the reference."""
+    folder = write_embedding_folder(tmp_path / "model")
+    run = api.quantize(
+        folder, texts=texts, recipe="linear", build_engines=False, calibration_samples=16, max_seq_length=16,
+        output_dir=tmp_path / "runs" / "mine",
+    ).run  # fmt: skip
+    lines: list[str] = []
+    analysis = api.sensitivity(
+        run.path, calibration_samples=16, runs_dir=tmp_path / "runs", max_drop=50.0,
+        write_recipe=str(tmp_path / "less.yaml"), on_message=lines.append,
+    )  # fmt: skip
+    assert analysis.files[0] == run.path / "sensitivity.json"
+    setup, costs = analysis.costs.setup, analysis.costs.scores
+    assert (setup.recipe["name"], setup.metric, setup.has_labels) == ("linear", "cosine_mean", False)
+    assert analysis.costs.float_score_x100 == pytest.approx(100)
+    assert analysis.placement is not None
+    assert analysis.placement.off == ()
+    # The drop is 100 (1 - the mean cosine of the run's calibrated checkpoint to FP32), whose dev rows are the same.
+    ptq = run.stage("ptq")
+    assert ptq is not None
+    assert setup.rows == len(config_of_run(run).data.load("dev"))
+    drop = costs["everything"]["all"].drop_x100
+    assert drop == pytest.approx(100 * (1 - ptq.scores["dev"]["cosine_mean"]), rel=1e-3)
+    assert 0 < costs["sites"]["layer.1.gelu_out"].drop_x100 < drop
+    # Normalized embeddings: |a - b|^2 = 2 (1 - cosine), over 32 features.
+    assert costs["everything"]["all"].logits_mse == pytest.approx(2 * drop / 100 / 32, rel=1e-3)
+    again = api.sensitivity(calibration_samples=16, runs_dir=tmp_path / "runs")  # the newest run, and its scores
+    assert again.costs == analysis.costs
+
+
+def test_pairs_of_embeddings_stay_together(texts: Path, tmp_path: Path) -> None:
+    task = replace(get_task("STS-B"), model_head=Head(HeadKind.EMBEDDING, embedding=Embedding(4)))
+    rows = Features([[number] for number in range(20)], None, labels=None, task=task, split="dev", source="rows")
+    firsts = [ids[0] for ids in sensitivity.choose_rows(rows, 8, seed=3).input_ids]
+    assert firsts[::2] == sorted(firsts[::2])
+    assert all(a % 2 == 0 and b == a + 1 for a, b in zip(firsts[::2], firsts[1::2], strict=True))
+    assert len(firsts) == 8
+
+
+def test_the_command_of_a_model_of_ones_own(
+    texts: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_embedding_folder(tmp_path / "model")
+    words = ["--texts", str(texts), "--recipe", "linear", "--no_build_engines", "--calibration_samples", "16"]
+    assert run_command("quantize", ["model", *words, "--output_dir", "runs/mine"]) == 0
+    capsys.readouterr()
+    given = ["--sensitivity", "--max_drop", "50", "--write_recipe", "less.yaml", "--calibration_samples", "16"]
+    assert run_command("calibrate", given) == 0
+    out = capsys.readouterr().out
+    assert "rows without labels; cosine_mean x100 to FP32: 9" in " ".join(out.split())
+    printed = shlex.split(out.splitlines()[-1].removeprefix("next: q8trt quantize "))
+    assert run_command("quantize", [*printed, *words[-3:], "--output_dir", "runs/again"]) == 0
+    assert "recipe linear: 20 of" in capsys.readouterr().out
 
 
 class Counting:
@@ -465,12 +533,12 @@ def test_the_command(tiny_checkpoint: Path, glue: Path, tmp_path: Path, capsys: 
     assert {path.name for path in folder.iterdir()} == {"sensitivity.json", "sensitivity.png"}
     data = json.loads((folder / "sensitivity.json").read_text())
     assert {"command", "git_commit", "date_utc", "versions", "hardware"} <= set(data["provenance"])
-    assert (data["model"], data["rows"], data["metric"], data["recipe"]["name"]) == ("bert-1", 8, "pearson", "full")
+    assert (data["model"], data["rows"], data["metric"], data["recipe"]["name"]) == ("bert-1", 8, "pearson", "gpu")
     assert str(tmp_path) not in json.dumps(data)
     assert list(data["scores"]) == ["everything", "names", "layers", "sites"]
-    assert [len(costs) for costs in data["scores"].values()] == [1, 18, 2, 39]
+    assert [len(costs) for costs in data["scores"].values()] == [1, 14, 2, 31]
     assert set(data["scores"]["sites"]["layer.1.gelu_out"]) == {"logits_mse", "logits_max_abs", "drop_x100"}
-    assert "recipe full: 39 of 43 sites quantized" in out
+    assert "recipe gpu: 31 of 43 sites quantized" in out
     most = sorted(data["scores"]["sites"], key=lambda key: -data["scores"]["sites"][key]["logits_mse"])[:10]
     lines = [line.split() for line in out.splitlines()]
     shown = [line[0] for line in lines if line and line[0] in data["scores"]["sites"]]
@@ -479,7 +547,7 @@ def test_the_command(tiny_checkpoint: Path, glue: Path, tmp_path: Path, capsys: 
     expected = [f"{layer['logits_mse']:.1e}", f"{layer['logits_max_abs']:.3f}", f"{layer['drop_x100']:+.2f}"]
     assert ["layer", "1", *expected] in lines
     facts = dict(line.split(maxsplit=1) for line in out[out.index("model  ") :].splitlines()[:5] if " " in line.strip())
-    assert (facts["model"].strip(), facts["recipe"].strip()) == ("bert-1", "full")
+    assert (facts["model"].strip(), facts["recipe"].strip()) == ("bert-1", "gpu")
     assert facts["data"].startswith("STS-B dev, 8 rows; pearson x100:")
     assert facts["device"].strip() == data["device"]
     assert data["device"].endswith(" cores")
@@ -538,11 +606,11 @@ def test_ctrl_c_says_how_to_go_on(
     with monkeypatch.context() as patch:
         Counting(patch, 7)
         assert run_command("calibrate", given) == 130
-    assert capsys.readouterr().err.startswith("calibrate: stopped after 7 of 60 scores; they are kept")
+    assert capsys.readouterr().err.startswith("calibrate: stopped after 7 of 48 scores; they are kept")
     with monkeypatch.context() as patch:
         counting = Counting(patch)
         assert run_command("calibrate", given) == 0
-    assert counting.scores == 53
+    assert counting.scores == 41
 
 
 @pytest.mark.parametrize(
@@ -600,6 +668,6 @@ def test_what_the_newest_run_was_imported_from_is_not_imported_again(
     record = json.loads(Path("runs/mine/run.json").read_text())
     record["config"]["from_pytorch_quantization"] = "theirs.pth"
     Path("runs/mine/run.json").write_text(json.dumps(record))
-    config = calibration_of(None, CalibrationConfig(), None, "runs", "full", print)
+    config = calibration_of(None, CalibrationConfig(), None, "runs", print)
     assert config.from_pytorch_quantization is None
-    assert config.recipe == load_recipe("full")
+    assert config.recipe == load_recipe("gpu")

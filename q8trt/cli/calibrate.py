@@ -17,7 +17,8 @@ from q8trt.cli.terminal import say, table_console
 from q8trt.console.commands import command
 from q8trt.console.options import group, option, options_of
 from q8trt.evaluation.config import SensitivityConfig
-from q8trt.runs.config import CalibrationConfig, config_of_run
+from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
+from q8trt.runs.quantize_config import ROWS, QuantizeConfig
 from q8trt.runs.run import runs_dir, runs_dir_option
 from q8trt.tasks.data import DataConfig
 
@@ -32,7 +33,10 @@ class Options:
     """Options of the command."""
 
     model_name_or_path: str | None = option(
-        None, "fine-tuned FP32 checkpoint", metavar="DIR", unset="the newest run's, with its data"
+        None,
+        "fine-tuned FP32 checkpoint, or the run that holds it",
+        metavar="DIR",
+        unset="the newest run's, with its data",
     )
     output_dir: str | None = option(None, "folder of the new run", metavar="DIR", unset="runs/<task>-<model>-<time>")
     runs_dir: str = runs_dir()
@@ -44,7 +48,7 @@ class Options:
     )
     calibration: CalibrationConfig = group("calibration")
     bound: SensitivityConfig | None = group(_SENSITIVITY, needs="sensitivity")
-    data: DataConfig | None = group("data (default: the newest run's; others need --task)", unset="the data of the run")
+    data: DataConfig | None = group("data (default: the run's; others need --task)", unset="the data of the run")
 
 
 PARSER = Parser(Options, "calibrate.py", __doc__)
@@ -82,9 +86,14 @@ def _show_sensitivity(analysis: Analysis, options: Options) -> None:
     if analysis.placement is None or options.bound is None or options.bound.write_recipe is None:
         return
     say("\n".join(placement_lines(analysis.placement, analysis.costs.setup.metric)))
-    config, recipe = analysis.config, options.bound.write_recipe
-    model_words = ["--model_name_or_path", str(config.from_fp32), *options_of(config.data)]
-    say(f"recipe: {recipe}")
-    target_words = options_of(CalibrationConfig(target=config.target))
-    words = ["--recipe", recipe, *target_words, *model_words, *runs_dir_option(options.runs_dir)]
-    say(f"next: {command('calibrate', *words)}")
+    say(f"recipe: {options.bound.write_recipe}")
+    say(f"next: {_calibration_command(analysis.config, options.bound.write_recipe, options.runs_dir)}")
+
+
+def _calibration_command(config: FinetuneConfig, recipe: str, runs_dir: str) -> str:
+    """Return the command that quantizes the model of `config` by the recipe of a file."""
+    words = ["--recipe", recipe, *options_of(CalibrationConfig(target=config.target)), *runs_dir_option(runs_dir)]
+    if config.data.head is None:
+        return command("calibrate", *words, "--model_name_or_path", str(config.from_fp32), *options_of(config.data))
+    rows = {name: getattr(config.data, name) for name in (*ROWS, "max_seq_length")}
+    return command("quantize", str(config.from_fp32), *words, *options_of(QuantizeConfig(**rows)))

@@ -126,7 +126,7 @@ class CalibrationConfig:
 
     target: Target = same_option(FinetuneConfig, "target")
     recipe: Recipe | None = same_option(
-        FinetuneConfig, "recipe", default=None, unset="the target's; with --sensitivity: full"
+        FinetuneConfig, "recipe", default=None, unset="the target's; with --sensitivity: the run's"
     )
     quantizer: str = same_option(FinetuneConfig, "quantizer")
     calibration_samples: int = same_option(FinetuneConfig, "calibration_samples")

@@ -11,6 +11,11 @@ from q8trt.runs.config import CalibrationConfig
 from q8trt.tasks.data import DataConfig
 from q8trt.tasks.heads import POOLING_MODES, HeadKind
 
+#: The options of the rows: fields of `DataConfig`.
+ROWS = (
+    "texts", "text_column_names", "validation_file", "label_column_name", "max_train_samples", "max_eval_samples"
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class QuantizeConfig:
@@ -99,12 +104,4 @@ class QuantizeConfig:
 
     def data(self, **facts: Any) -> DataConfig:
         """Return the rows of a run; `facts` are the fields that the model decides."""
-        names = (
-            "texts",
-            "text_column_names",
-            "validation_file",
-            "label_column_name",
-            "max_train_samples",
-            "max_eval_samples",
-        )
-        return DataConfig("custom", **{name: getattr(self, name) for name in names}, **facts)
+        return DataConfig("custom", **{name: getattr(self, name) for name in ROWS}, **facts)

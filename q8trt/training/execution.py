@@ -17,7 +17,7 @@ from q8trt.quantization.recipe import load_recipe
 from q8trt.quantization.sites import encoder_sites
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run, last_stage
 from q8trt.runs.fresh import fresh_run, sole_writer
-from q8trt.runs.run import Run, check_new_run, make_a_run, open_run, run_name
+from q8trt.runs.run import RUN_FILE, Run, check_new_run, make_a_run, open_run, run_name
 from q8trt.runs.search import newest_run, sound_runs
 from q8trt.tasks.data import DataConfig
 from q8trt.training.calibrating import import_ranges
@@ -42,17 +42,17 @@ def calibration_of(
     calibration: CalibrationConfig,
     rows: DataConfig | None,
     runs_dir: str | Path,
-    recipe_name: str,
     say: Callable[[str], object],
+    recipe_of_run: bool = False,
 ) -> FinetuneConfig:
     """Return the configuration that calibrates a checkpoint, by default the newest run's, and does not train.
 
     Args:
         model: the checkpoint; None for the newest run's in `runs_dir`.
         calibration: its options.
-        rows: the rows to calibrate and score on; None for those of the newest run.
-        recipe_name: the recipe where `calibration` has none.
+        rows: the rows to calibrate and score on; None for those of the checkpoint's run.
         say: function that takes the notes on an imported checkpoint.
+        recipe_of_run: whether the run's recipe takes the place of the target's where `calibration` has none.
 
     Raises:
         ConfigError: no run to calibrate, or no FP32 checkpoint beside one of pytorch-quantization.
@@ -62,8 +62,9 @@ def calibration_of(
             "--from_pytorch_quantization needs --model_name_or_path DIR, the FP32 checkpoint that it was made from "
             "(for its configuration, tokenizer and scores)"
         )
-    recipe = calibration.recipe or load_recipe(recipe_name)
-    if model:
+    recipe = calibration.recipe or load_recipe(calibration.target.recipe)
+    run = None if model is None or rows or calibration.from_pytorch_quantization else _run_of_fp32(Path(model))
+    if model and run is None:
         model = os.fspath(model)
         rows = rows or from_values(DataConfig, {})
         if source := calibration.from_pytorch_quantization:
@@ -71,10 +72,22 @@ def calibration_of(
             _, recipe, notes = import_ranges(calibration, loaded, Path(source).stem)
             say("\n".join(notes))
         return FinetuneConfig(rows, model_name_or_path=model, from_fp32=model, **calibration.apply(recipe))
-    newest = newest_run(runs_dir, ("fp32",))
-    of_run = config_of_run(newest, "give --task and the options of other data to calibrate on those")
-    changes: dict[str, Any] = {"data": rows or of_run.data, "from_fp32": str(newest.checkpoint("fp32"))}
+    run = run or newest_run(runs_dir, ("fp32",))
+    of_run = config_of_run(run, "give --task and the options of other data to calibrate on those")
+    changes: dict[str, Any] = {"data": rows or of_run.data, "from_fp32": str(run.checkpoint("fp32"))}
+    if recipe_of_run and calibration.recipe is None:
+        recipe = of_run.recipe
     return replace(of_run, **changes, **calibration.apply(recipe))
+
+
+def _run_of_fp32(folder: Path) -> Run | None:
+    """Return the run whose folder, or whose FP32 checkpoint, is `folder`; None where there is none that can be read."""
+    run = Run(folder if (folder / RUN_FILE).is_file() else folder.parent)
+    try:
+        checkpoint = run.checkpoint("fp32")
+    except ConfigError:
+        return None
+    return run if checkpoint and folder.resolve() in (run.path.resolve(), checkpoint.resolve()) else None
 
 
 def recipe_lines(config: FinetuneConfig) -> list[str]:

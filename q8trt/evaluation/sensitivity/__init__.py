@@ -3,7 +3,8 @@
 A recipe is inserted and calibrated once. Then its quantizers are switched on one site at a time, and the logits of some
 development rows are compared with those of the same model with all quantizers off. A layer, a site name in all layers, and
 everything are scored likewise. The mean squared difference of the logits ranks the sites: on a few hundred rows a metric is
-too coarse for that, and may even rise by chance.
+too coarse for that, and may even rise by chance. Rows without labels do as well: their metric is the drift from the float
+model, such as the cosine of embeddings.
 """
 
 from q8trt.evaluation.sensitivity.probe import Cost, Probe, choose_rows, probe_of

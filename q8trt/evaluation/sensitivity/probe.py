@@ -32,7 +32,8 @@ class Cost:
     Attributes:
         logits_mse: mean squared difference of the logits from the float model's.
         logits_max_abs: largest absolute difference of a logit.
-        drop_x100: the task's main metric of the float model less the quantized one's, x100; negative where it rose.
+        drop_x100: the task's main metric of the float model less the quantized one's, x100; negative where it rose. Without
+            labels the float model's answers are the reference.
     """
 
     logits_mse: float
@@ -51,7 +52,7 @@ class _Known(nn.Module):
 
 
 class Probe:
-    """A calibrated model, some labelled rows, and what quantizing any of its sites does to them.
+    """A calibrated model, some rows, and what quantizing any of its sites does to the answers.
 
     A site of layer k leaves the layers below k as they are, so what they compute is computed once and kept: the float
     output of one layer for all rows, rows x tokens x hidden size x 4 bytes. Ask in the order of `start`.
@@ -59,8 +60,8 @@ class Probe:
     The probe takes the model over: its quantizers stay as they were switched last.
 
     Args:
-        model: quantized and calibrated, with a classification head.
-        rows: labelled rows, which are sorted by length and padded to a multiple of 8.
+        model: quantized and calibrated, with a head.
+        rows: labelled unless the task has no labels; they are sorted by length and padded to a multiple of 8.
         task: gives the metric.
         pad_token_id: of the tokenizer.
         max_length: tokens a row, at most.
@@ -73,13 +74,13 @@ class Probe:
         float_score: the task's main metric of these, a fraction.
 
     Raises:
-        DataError: no rows, or no labels.
+        DataError: no rows, or no labels where the task has them.
     """
 
     def __init__(
         self, model: Any, rows: Features, task: Task, pad_token_id: int, max_length: int, batch_size: int = 32
     ) -> None:
-        if not len(rows) or rows.labels is None:
+        if not len(rows) or (rows.labels is None and task.has_labels):
             raise DataError(f"{rows.split} has no labelled rows to score on; give development data with labels")
         self._quantizers = model_quantizers(model)
         sites = encoder_sites(model)
@@ -130,7 +131,7 @@ class Probe:
         return Cost(float(np.mean(difference**2)), float(np.abs(difference).max()), drop)
 
     def _score(self, logits: np.ndarray) -> float:
-        return score(self.rows, logits, activation=self._activation)[self._task.main_metric]
+        return score(self.rows, logits, self.float_logits, self._activation)[self._task.main_metric]
 
     def _switch(self, on: Collection[str]) -> None:
         for key, quantizer in self._quantizers.items():
@@ -181,9 +182,14 @@ def _starts(sites: Sequence[Site]) -> dict[str, int]:
 
 
 def choose_rows(rows: Features, count: int, seed: int) -> Features:
-    """Return `count` of `rows` chosen by `seed`, in their order; all of them where there are no more."""
-    chosen = sorted(random.Random(seed).sample(range(len(rows)), min(count, len(rows))))
-    return rows.select(chosen)
+    """Return `count` of `rows` chosen by `seed`, in their order; all of them where there are no more.
+
+    Embeddings with labels are scored by pairs of neighboring rows, which stay together.
+    """
+    width = 2 if rows.task.embedding and rows.task.has_labels else 1
+    groups = len(rows) // width
+    chosen = sorted(random.Random(seed).sample(range(groups), min(max(count // width, 1), groups)))
+    return rows.select([width * group + place for group in chosen for place in range(width)])
 
 
 def probe_of(quantized: nn.Module, rows: Features, config: FinetuneConfig, inputs: Inputs) -> Probe:

@@ -61,6 +61,8 @@ def _summary(measured: Sensitivity) -> str:
     setup, everything = measured.setup, measured.scores["everything"]["all"]
     data = SAMPLE_LABEL if setup.is_sample else f"{setup.task} {setup.split}"
     quantized = measured.float_score_x100 - direction(setup.metric) * everything.drop_x100
+    if not setup.has_labels:
+        return f"{data}, {setup.rows} rows without labels; {setup.metric} x100 to FP32: {quantized:.2f} with everything quantized"
     return (
         f"{data}, {setup.rows} rows; {setup.metric} x100: {measured.float_score_x100:.2f} in float, "
         f"{quantized:.2f} with everything quantized"

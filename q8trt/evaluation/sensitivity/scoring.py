@@ -71,7 +71,7 @@ def parts(sites: Sequence[Site]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Setup:
-    """The rows, metric and recipe of a measurement; `recipe` is JSON-ready."""
+    """The rows, metric and recipe of a measurement; `recipe` is JSON-ready. Without labels the metric is a drift from FP32."""
 
     task: str
     is_sample: bool
@@ -83,6 +83,7 @@ class Setup:
     seed: int
     quantizer: str
     recipe: dict[str, Any]
+    has_labels: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def measure(
         samples: rows to score on.
 
     Raises:
-        DataError: there are no labelled development rows, or a logit is not finite.
+        DataError: there are no development rows, or none with labels for a task that has them; or a logit is not finite.
         InterruptedRunError: Ctrl-C; the scores so far are saved.
     """
     split, dev = next(iter(inputs.dev.items()))
@@ -159,6 +160,7 @@ def measure(
         seed=config.training.seed,
         quantizer=config.quantizer,
         recipe=config.recipe.to_dict(),
+        has_labels=task.has_labels,
     )
     fingerprint = _fingerprint(model, config, inputs, rows)
     stored = _stored_scores(folder, fingerprint)
