@@ -123,7 +123,7 @@ def pad(
 class Collator:
     """A ``collate_fn`` of a DataLoader or Trainer: rows of `Features` -> a padded batch of torch tensors.
 
-    They are (B, S) int64 as those of `pad`, and ``labels`` (B,), float32 for regression and int64 otherwise. With `tags_tokens`
+    They are (B, S) int64 as those of `pad`, and ``labels`` as those of `Features`, float32 or int64. With `tags_tokens`
     labels are those of tokens: (B, S), IGNORED in the padding.
     """
 
@@ -143,7 +143,7 @@ class Collator:
             if self.tags_tokens:
                 width = arrays["input_ids"].shape[1]
                 labels = [each + [IGNORED] * (width - len(each)) for each in labels]
-            batch["labels"] = torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.int64)
+            batch["labels"] = torch.tensor(labels)
         return batch
 
 

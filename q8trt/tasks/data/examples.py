@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from q8trt.errors import DataError
 from q8trt.hardware.packages import install_module
-from q8trt.tasks.data.labels import check_label, check_score
+from q8trt.tasks.data.labels import check_label, check_labels, check_score
 from q8trt.tasks.data.opening import shown
 from q8trt.tasks.glue import Task
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.object_]
 #: Label of a token that counts in no loss and no metric, such as a special token (torch's `ignore_index`).
 IGNORED = -100
-Row = tuple[Sequence[str], float | int | None]
-"""The texts of one example (one or two) and its label id or score."""
+Row = tuple[Sequence[str], float | int | tuple[int, ...] | None]
+"""The texts of one example (one or two) and its label id, score, or label ids."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,7 +67,8 @@ class Examples(Origin):
     Attributes:
         first: N texts.
         second: N texts, or None for a task of single sentences.
-        labels: (N,) float32 scores for regression, int64 label ids otherwise; None for an unlabelled test split.
+        labels: (N,) float32 scores for regression, int64 label ids otherwise; (N, labels) float32, 0 or 1, where a row has any
+            number of labels; None for an unlabelled test split.
     """
 
     first: list[str]
@@ -173,7 +174,7 @@ def check_texts(texts: Sequence[object], where: str) -> None:
 def check_row(
     texts: Sequence[object], label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None
 ) -> Row:
-    """Check one example and turn its label, if it has one, into a label id or a score.
+    """Check one example and turn its label, if it has one, into a label id, a score, or the ids of its labels.
 
     Args:
         texts, label: one or two strings, and the label in the file; None for an example without.
@@ -189,6 +190,8 @@ def check_row(
         return texts, None  # type: ignore[return-value]  # each was just seen to be str
     if task.is_regression:
         return texts, check_score(label, task, where)  # type: ignore[return-value]
+    if task.is_multi_label:
+        return texts, check_labels(label, task, where, spellings)  # type: ignore[return-value]
     return texts, check_label(label, task, where, spellings)  # type: ignore[return-value]
 
 
@@ -207,8 +210,13 @@ def collect(rows: Sequence[Row], *, task: Task, **origin: Any) -> Examples:
     )
 
 
-def label_array(labels: Sequence[float | int | None], task: Task) -> Labels:
-    """Return (N,) float32 for regression, int64 otherwise."""
+def label_array(labels: Sequence[Any], task: Task) -> Labels:
+    """Return (N,) float32 for regression, (N, labels) float32 of 0 and 1 for sets of label ids, (N,) int64 otherwise."""
+    if task.is_multi_label:
+        rows = np.zeros((len(labels), task.num_labels), np.float32)
+        for row, ids in zip(rows, labels, strict=True):
+            row[list(ids)] = 1
+        return rows
     return np.array(labels, dtype=np.float32) if task.is_regression else np.array(labels, dtype=np.int64)
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 
 import numpy as np
 
 from q8trt.errors import DataError, nearest
+from q8trt.files import Limits, MalformedError, parse_json
 from q8trt.tasks.data.opening import shown
 from q8trt.tasks.glue import Task
 
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,3})?", re.ASCII)
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
+_LIST = Limits(size=2**20, depth=2, values=100_000)
 #: Labels that an error lists.
 _SHOWN_LABELS = 20
 
@@ -95,6 +98,49 @@ def check_label(label: object, task: Task, where: str, spellings: Mapping[str, i
             f"{where}: label {shown(label)}, expected one of {_listed(spellings)}{_suggestion(label, spellings)}"
         )
     return index
+
+
+def check_labels(labels: object, task: Task, where: str, spellings: Mapping[str, int] | None = None) -> tuple[int, ...]:
+    """Return the ids of the labels of one row, which may be none, as `check_label` reads each.
+
+    - A list holds a label in each item.
+    - Text is one label, or labels with commas between them, or a JSON list of labels, which may hold commas. Empty text is no
+      label.
+    - A number or a truth value is one label.
+
+    Raises:
+        DataError: one is none of the task's labels, or is there twice; begins with `where`.
+    """
+    spellings = official_labels(task) if spellings is None else spellings
+    ids = [check_label(label, task, where, spellings) for label in _items(labels, spellings, where)]
+    twice = next((index for number, index in enumerate(ids) if index in ids[:number]), None)
+    if twice is not None:
+        raise DataError(f"{where}: label {shown(task.labels[twice])} is there twice; name each label of a row once")
+    return tuple(ids)
+
+
+def join_labels(labels: Sequence[str]) -> str:
+    """Return the text of which `check_labels` makes `labels`: commas between them, or a JSON list where one has a comma."""
+    plain = all(label == label.strip() and "," not in label and not label.startswith("[") for label in labels)
+    return ",".join(labels) if plain else json.dumps(list(labels), ensure_ascii=False)
+
+
+def _items(labels: object, spellings: Mapping[str, int], where: str) -> Sequence[object]:
+    if isinstance(labels, list | tuple):
+        return labels
+    if not isinstance(labels, str) or label_id(labels, spellings) is not None:
+        return [labels]
+    if not labels.strip():
+        return []
+    if not labels.lstrip().startswith("["):
+        return labels.split(",")
+    try:
+        items = parse_json(labels, _LIST)
+    except MalformedError as error:
+        raise DataError(
+            f"{where}: labels {shown(labels)} are no JSON list ({error}); put commas between them"
+        ) from None
+    return items if isinstance(items, list) else [labels]
 
 
 def _suggestion(label: object, spellings: Iterable[str]) -> str:

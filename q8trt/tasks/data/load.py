@@ -67,6 +67,9 @@ class DataConfig:
     head: Head | None = None
     #: A file of texts without labels, for a model with `head`; without one the built-in sentences stand in.
     texts: str | None = None
+    multi_label: bool = option(
+        False, "rows of a custom task have any number of the --label_list: a list, or text with commas between labels"
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -97,6 +100,8 @@ class DataConfig:
             )
         if self.is_custom and not self.has_files and self.head is None:
             raise ConfigError("--task custom needs --train_file and --validation_file")
+        if self.multi_label and (not self.is_custom or self.head is not None):
+            raise ConfigError("--multi_label is for --task custom with --label_list")
         if not self.is_custom and self.label_list is not None:
             raise ConfigError(f"--label_list is for --task custom; the labels of {self.task} are fixed")
         if (
@@ -133,7 +138,8 @@ class DataConfig:
             return task_of_head(self.head, len(self.text_column_names or (1,) * one) == 2, has_labels, glue)
         if not self.is_custom:
             return get_task(self.task)
-        return custom_task("custom", self.label_list or (), is_pair=len(self.text_column_names or (1, 2)) == 2)
+        is_pair = len(self.text_column_names or (1, 2)) == 2
+        return custom_task("custom", self.label_list or (), is_pair, self.multi_label)
 
     @property
     def dev_splits(self) -> tuple[str, ...]:

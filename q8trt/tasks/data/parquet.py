@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,10 +37,11 @@ def parquet_rows(path: Path, names: Sequence[str], nested: Collection[str] = ())
     """
     where = path_name(path)
     with open_data(path) as file:
-        schema = _open(file, path).schema_arrow
+        plain = _open(file, path)
         for name in names:
-            _check_type(schema.field(name).type, name, where, name != names[-1], name in nested)
-        parquet = _open(file, path, [name for name in names[:-1] if name not in nested])
+            _check_type(plain.schema_arrow.field(name).type, name, where, name != names[-1], name in nested)
+        texts = [name for name in names[:-1] if name not in nested]
+        parquet = _open(file, path, [*texts, *([] if names[-1] in nested else _leaves(plain, names[-1]))])
         allowance = Allowance(where, path.stat().st_size)
         try:
             _check_size(parquet.metadata, names, allowance)
@@ -87,14 +89,16 @@ def _size(value: Any) -> int:
 
 def _check_type(kind: Any, column: str, where: str, is_text: bool, is_nested: bool) -> None:
     types = require("pyarrow.types", "reading Parquet")
-    value = kind.value_type if types.is_dictionary(kind) else kind
+    is_list = not is_text and not is_nested and (types.is_list(kind) or types.is_large_list(kind))
+    value = kind.value_type if types.is_dictionary(kind) or is_list else kind
     tests = ["is_string", "is_large_string", "is_string_view", "is_null"]
     if is_nested:
         tests = ["is_list", "is_large_list", "is_struct"]
     elif not is_text:
         tests += ["is_integer", "is_floating", "is_decimal", "is_boolean"]
     if not any(getattr(types, test)(value) for test in tests if hasattr(types, test)):
-        expected = "lists or structs" if is_nested else "text" if is_text else "text, numbers or true and false"
+        others = "text" if is_text else "text, numbers, true and false, or lists of them"
+        expected = "lists or structs" if is_nested else others
         raise DataError(f"{where}: column {column!r} has the type {' '.join(str(kind).split())}, expected {expected}")
 
 
@@ -103,8 +107,18 @@ def _check_size(metadata: Any, names: Sequence[str], allowance: Allowance) -> No
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
     chosen = tuple(f"{name}." for name in names)  # the leaves of a nested column are such as answers.text.list.element
-    sizes = [each.total_uncompressed_size for each in columns if f"{each.path_in_schema}.".startswith(chosen)]
+    sizes = [
+        each.total_uncompressed_size + _ROW_BYTES * (each.path_in_schema not in names) * each.num_values
+        for each in columns
+        if f"{each.path_in_schema}.".startswith(chosen)
+    ]
     allowance.check(_ROW_BYTES * metadata.num_rows + sum(sizes))
+
+
+def _leaves(parquet: Any, name: str) -> list[str]:
+    """Return the paths of the values of the list column `name`; [] for a column of no lists."""
+    paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
+    return [path for path in paths if path.startswith(f"{name}.")]
 
 
 def _batches(parquet: Any, names: Sequence[str], where: str) -> Iterator[list[list[Any]]]:
@@ -122,7 +136,11 @@ def _batches(parquet: Any, names: Sequence[str], where: str) -> Iterator[list[li
 
 
 def _values(column: Any) -> list[Any]:
-    """Return a column as a list. Rows of one dictionary entry share one value, however long it is."""
+    """Return a column as a list. Rows of one dictionary entry share one value, however long it is; so do items of lists."""
+    if hasattr(column, "flatten") and hasattr(column, "offsets"):
+        lengths = require("pyarrow.compute", "reading Parquet").list_value_length(column).to_pylist()
+        items = iter(_values(column.flatten()))
+        return [None if length is None else list(islice(items, length)) for length in lengths]
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
     indices = column.indices.unique()  # of this batch: the dictionary may be that of a whole file

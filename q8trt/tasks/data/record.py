@@ -12,7 +12,7 @@ import numpy as np
 from q8trt import files
 from q8trt.console.names import printable
 from q8trt.errors import ConfigError, DataError
-from q8trt.tasks.data.examples import Examples, Features
+from q8trt.tasks.data.examples import Examples, Features, Labels
 from q8trt.tasks.metrics import METRICS
 
 log = logging.getLogger("q8trt")
@@ -95,7 +95,13 @@ def _remark_on_labels(train: Examples | Features, split: str, dev: Examples | Fe
         log.warning("all labels of %s are the same: %s is 0 for every model", split, task.main_metric)
     if task.main_metric == "f1" and not bool(np.any(dev.labels == 1)):
         log.warning("no row of %s has the label %s: f1 is 0 for every model", split, task.labels[1])
-    unseen = sorted(set(dev.labels.tolist()) - set(train.labels.tolist()))
-    if not task.is_regression and unseen:
+    if task.is_regression:
+        return
+    if unseen := sorted(_label_ids(dev.labels) - _label_ids(train.labels)):
         names = ", ".join(task.labels[index] for index in unseen)
         log.warning("no training row has the label %s, which rows of %s have", names, split)
+
+
+def _label_ids(labels: Labels) -> set[int]:
+    """Return the ids of the labels that some row has."""
+    return set((labels if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))).tolist())

@@ -18,7 +18,14 @@ from q8trt.tasks.data.labels import accepted_labels
 from q8trt.tasks.data.opening import LONGEST_LINE, open_data, path_name, shown, shown_names, text_lines
 from q8trt.tasks.glue import Task
 
-_PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesis"), ("question1", "question2"))
+_PAIRS = (
+    ("sentence1", "sentence2"),
+    ("text1", "text2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("query", "document"),
+    ("query", "passage"),
+)
 _SINGLES = (("sentence",), ("text",))
 _LABELS = ("label", "labels", "score")
 #: One line of JSON Lines is one small object.

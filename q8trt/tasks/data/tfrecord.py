@@ -178,6 +178,10 @@ def read_tfrecord(path: str | Path, task: Task, split: str) -> Features:
         DataError: no such file, no examples, or a record that is cut short, damaged or not BERT's (names its number).
     """
     path = Path(path)
+    if task.is_multi_label:
+        raise DataError(
+            f"{path_name(path)}: TFRecord has one label a row, and {task.name} several; use .jsonl or .parquet"
+        )
     ids: list[list[int]] = []
     types: list[list[int]] = []
     labels: list[float | int] = []
