@@ -73,6 +73,7 @@ def test_a_long_question_is_cut_and_windows_always_move_on() -> None:
     sizes = WindowSizes(max_length=16, stride=128, question=64)  # as for a model of few positions
     windows = WindowEncoder(wordpiece(), sizes, True).encode([("the " * 50, "fox " * 30)])
     assert max(windows.lengths) == 16
+    assert windows.truncated == 1
     assert {int(place) for place in windows.places} == {1 + 6 + 1}  # half of the 13 tokens that are not special
     assert windows.first.tolist() == list(range(0, 27, 4))[: len(windows)]
     assert windows.first[-1] + len(windows.offsets[-1]) == 30

@@ -32,12 +32,14 @@ class Windows(TokenRows):
         places: (N,) int64, the index in a window's ids of its first token of the text.
         first: (N,) int64, the number of that token among all tokens of the text.
         offsets: N arrays, (T, 2) int32: the first character of each token of the text in the window, and the one behind its last.
+        truncated: the number of questions that were cut.
     """
 
     rows: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64]
     first: npt.NDArray[np.int64]
     offsets: list[npt.NDArray[np.int32]]
+    truncated: int = 0
     labels: None = None
 
 
@@ -91,7 +93,7 @@ class WindowEncoder:
         types: list[list[int]] = []
         places: list[tuple[int, int, int]] = []
         offsets = []
-        questions = self._question_ids([row[0] for row in rows]) if self.is_pair else [[]] * len(rows)
+        questions, truncated = self._question_ids([row[0] for row in rows]) if self.is_pair else ([[]] * len(rows), 0)
         texts = self._texts([row[-1] for row in rows])
         for number, (question, (tokens, characters)) in enumerate(zip(questions, texts, strict=True)):
             for start, stop in self._ranges(len(tokens), self._budget - len(question)):
@@ -101,7 +103,7 @@ class WindowEncoder:
                 places.append((number, place, start))
                 offsets.append(characters[start:stop])
         numbers, indices, first = np.array(places, np.int64).reshape(-1, 3).T
-        return Windows(ids, types, numbers, indices, first, offsets)
+        return Windows(ids, types, numbers, indices, first, offsets, truncated)
 
     def _window(self, question: list[int], text: list[int]) -> tuple[list[int], list[int], int]:
         """Return the ids and types of one window, and the index of its first token of the text."""
@@ -126,9 +128,10 @@ class WindowEncoder:
             if stop == count:
                 return
 
-    def _question_ids(self, questions: list[str]) -> list[list[int]]:
-        """Return the tokens of each question, without special ones."""
-        return [ids[self._question] for ids in self._questions.encode([(text,) for text in questions]).ids]
+    def _question_ids(self, questions: list[str]) -> tuple[list[list[int]], int]:
+        """Return the tokens of each question, without special ones, and the number of those that were cut."""
+        encoded = self._questions.encode([(text,) for text in questions])
+        return [ids[self._question] for ids in encoded.ids], encoded.truncated
 
     def _texts(self, texts: list[str]) -> Iterator[tuple[list[int], npt.NDArray[np.int32]]]:
         """Yield the token ids of each text, and the characters of each token; a text that follows itself is encoded once."""
