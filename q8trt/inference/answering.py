@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 
 from q8trt.engine.manifest import Manifest
-from q8trt.errors import InputError
+from q8trt.errors import ConfigError, InputError, nearest
+from q8trt.inference.batching import Row
 from q8trt.inference.text import TextEncoder
 from q8trt.tasks.data.encoding import EncodingError
 from q8trt.tasks.data.question_windows import group_windows
 from q8trt.tasks.data.windows import LONGEST_TEXT, WindowEncoder, Windows, WindowSizes
+from q8trt.tasks.scoring import split_rows
 from q8trt.tasks.spans import SpanAnswer, SpanOptions, find_answer
 
 #: A question and its context.
 Pair = tuple[str, ...]
 
 
-def question_pairs(question: str | Sequence[str], context: str | Sequence[str]) -> tuple[list[tuple[str, str]], bool]:
-    """Return (question, context) pairs, and whether the caller asked one question.
+def question_pairs(question: str | Sequence[str], context: str | Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of a question and its context: one, one of each two in lists, or many questions about one context.
 
     Raises:
-        InputError: lists of different lengths, or one question about several contexts.
+        InputError: neither texts nor lists of one length.
     """
-    if isinstance(question, str):
-        if not isinstance(context, str):
-            raise InputError(f"one question and {len(context)} contexts; give a list of as many questions")
-        return [(question, context)], True
-    contexts = [context] * len(question) if isinstance(context, str) else list(context)
+    if isinstance(question, str) and isinstance(context, str):
+        return [(question, context)]
+    if not isinstance(question, list | tuple) or not isinstance(context, str | list | tuple):
+        raise InputError(
+            "a question and its context are expected, or lists of them; many questions may have one context"
+        )
+    contexts = [context] * len(question) if isinstance(context, str) else context
     if len(contexts) != len(question):
         raise InputError(
             f"{len(question)} questions and {len(contexts)} contexts; give one context, or one to each question"
         )
-    return list(zip(question, contexts, strict=True)), False
+    return list(zip(question, contexts, strict=True))
 
 
 class WindowedPairs:
@@ -43,27 +49,24 @@ class WindowedPairs:
     Args:
         text: the encoder of the engine, whose tokenizer is used.
         manifest: the engine's.
-
-    Raises:
-        EngineError: the tokenizer cannot encode pairs.
     """
 
     def __init__(self, text: TextEncoder, manifest: Manifest) -> None:
         self._text, self._inputs = text, manifest.inputs
         self._encoder = WindowEncoder(text.tokenizer, WindowSizes(text.max_length), is_pair=True)
 
-    def encode(self, pairs: Sequence[Pair]) -> Windows:
-        """Return the windows of pairs that `TextEncoder.check` passed.
-
-        Raises:
-            InputError: a context is longer than `LONGEST_TEXT`.
-            EngineError: the tokenizer fails.
-        """
-        for index, (_, context) in enumerate(pairs):
+    def check(self, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return the pairs. Raises InputError as `TextEncoder.check`, and for a context longer than `LONGEST_TEXT`."""
+        checked = self._text.check_all(pairs)
+        for index, (_, context) in enumerate(checked):
             if len(context) > LONGEST_TEXT:
                 raise InputError(
                     f"item {index}: a context of {len(context):,} characters; give {LONGEST_TEXT:,} or fewer", index
                 )
+        return checked
+
+    def encode(self, pairs: Sequence[Pair]) -> Windows:
+        """Return the windows of pairs that `check` passed. Raises EngineError if the tokenizer fails."""
         try:
             windows = self._encoder.encode(pairs)
         except EncodingError as error:
@@ -71,9 +74,21 @@ class WindowedPairs:
         return windows if "token_type_ids" in self._inputs else replace(windows, token_type_ids=None)
 
 
-def answers_of(
-    pairs: Sequence[Pair], windows: Windows, outputs: Sequence[np.ndarray], options: SpanOptions
-) -> list[SpanAnswer]:
-    """Return the answer to each pair; `outputs` has the logits (tokens, 2) of each window."""
+def token_rows(windows: Windows) -> list[Row]:
+    """Return the token ids and token types of each window."""
+    return list(zip(windows.input_ids, windows.token_type_ids or repeat(None, len(windows)), strict=True))
+
+
+def span_options(options: Mapping[str, Any]) -> SpanOptions:
+    """Return the options of answers. Raises ConfigError for one that is unknown or out of range."""
+    names = [each.name for each in fields(SpanOptions)]
+    if unknown := next((name for name in options if name not in names), None):
+        raise ConfigError(f"unknown option {unknown!r}{nearest(unknown, names)}; expected one of {', '.join(names)}")
+    return SpanOptions(**options)
+
+
+def answers_of(pairs: Sequence[Pair], windows: Windows, logits: np.ndarray, options: SpanOptions) -> list[SpanAnswer]:
+    """Return the answer to each pair; `logits` (tokens, 2) are those of the tokens of all windows, in order."""
+    outputs = split_rows(logits, windows.lengths)
     groups = group_windows(windows.rows, windows.places, windows.offsets, outputs)
     return [find_answer(pairs[number][1], parts, options) for number, parts in groups]

@@ -108,9 +108,13 @@ class TextEncoder:
         try:
             encoded = self._encoder.encode(rows)
         except EncodingError as error:
-            raise EngineError(f"{self._folder / TOKENIZER_FILE} cannot encode a text: {error}") from None
+            raise self.failure(error) from None
         types = encoded.type_ids if "token_type_ids" in self._inputs else None
         return Tokens(encoded.ids, types, encoded.truncated)
+
+    def failure(self, error: EncodingError) -> EngineError:
+        """Return the error of an engine whose tokenizer fails."""
+        return EngineError(f"{self._folder / TOKENIZER_FILE} cannot encode a text: {error}")
 
 
 def _open(folder: Path) -> tuple[Any, str]:

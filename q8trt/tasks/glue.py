@@ -260,8 +260,10 @@ _DRIFT = {
     HeadKind.MULTI_LABEL_CLASSIFICATION: ("label_agreement", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.EMBEDDING: ("cosine_mean", "cosine_p1", "cosine_worst", "neighbors_10"),
     HeadKind.TOKEN_CLASSIFICATION: ("agreement", "logit_mean", "logit_p99", "logit_worst"),
-    HeadKind.QUESTION_ANSWERING: ("span_agreement", "logit_mean", "logit_p99", "logit_worst"),
+    HeadKind.QUESTION_ANSWERING: ("span_agreement", "span_f1", "logit_mean", "logit_p99", "logit_worst"),
 }
+#: What rows with labels are scored by, where it is not what their labels say; the first one is the main metric.
+_LABELED = {HeadKind.EMBEDDING: ("spearman", "pearson"), HeadKind.QUESTION_ANSWERING: ("answer_f1", "exact_match")}
 
 
 def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None = None) -> Task:
@@ -279,7 +281,9 @@ def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None 
     task = glue or custom_task("custom", head.labels, is_pair, head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION)
     if head.embedding and has_labels and (task.labels or not task.is_pair):
         raise ConfigError(f"an embedding is scored on pairs of texts with their similarity, and {task.name} has others")
-    metrics = (("spearman", "pearson") if head.embedding else task.metrics) if has_labels else _DRIFT[head.kind]
-    main = task.main_metric if has_labels and not head.embedding else metrics[0]
+    if head.kind is HeadKind.QUESTION_ANSWERING:
+        task = replace(task, text_columns=("question", "context"), label_column="answers")
+    metrics = (_LABELED.get(head.kind) if has_labels else _DRIFT[head.kind]) or task.metrics
+    main = task.main_metric if metrics is task.metrics else metrics[0]
     name = task.name if glue else head.kind.value
     return replace(task, name=name, metrics=metrics, main_metric=main, has_labels=has_labels, model_head=head)

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from q8trt.errors import DataError
 from q8trt.tasks.glue import Task
+from q8trt.tasks.squad import exact_match, f1_of_words, mean_over
 
 Array = npt.NDArray[np.generic]
 
@@ -131,8 +133,8 @@ class Metric:
             (outputs, outputs of the FP32 model), both (N, D).
         higher_is_better: False for an error.
         is_correlation: 0 for every model where all references are the same.
-        by_row: whether `compute` takes two lists with an item for each row, of a model that answers each token: tags, or the
-            outputs (tokens, D).
+        by_row: whether `compute` takes two lists with an item for each row, of a model that answers each token: tags, the
+            outputs (tokens, D), or answers to questions and the right ones.
     """
 
     compute: Callable[[Any, Any], float]
@@ -167,6 +169,9 @@ METRICS: Mapping[str, Metric] = {
     "cosine_worst": Metric(lambda *pair: float(cosines(*pair).min())),
     "neighbors_10": Metric(nearest_shared),
     "span_agreement": Metric(_same_ends, by_row=True),
+    "answer_f1": Metric(partial(mean_over, f1_of_words), by_row=True),
+    "exact_match": Metric(partial(mean_over, exact_match), by_row=True),
+    "span_f1": Metric(partial(mean_over, f1_of_words), by_row=True),
 }
 
 

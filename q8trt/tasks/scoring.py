@@ -13,7 +13,11 @@ import numpy.typing as npt
 
 from q8trt.errors import DataError
 from q8trt.tasks.data.examples import Features
+from q8trt.tasks.data.question_windows import QuestionFeatures
+from q8trt.tasks.data.questions import Questions
 from q8trt.tasks.metrics import METRICS, check_finite, compute_from_logits
+from q8trt.tasks.spans import SpanOptions
+from q8trt.tasks.squad import squad_metrics
 
 Outputs = npt.NDArray[np.float32]
 
@@ -43,8 +47,25 @@ def score(
         raise DataError(f"{task.name}: outputs have shape {outputs.shape}, expected {expected} for {len(rows)} rows")
     check_finite(outputs, "tokens' logits")
     by_row = split_rows(outputs, rows.lengths), split_rows(others, rows.lengths)
-    metrics = {name: METRICS[name] for name in task.metrics}
-    return {name: each.compute(*(by_row if each.by_row else (outputs, others))) for name, each in metrics.items()}
+    answers = _answer_metrics(rows, *by_row) if isinstance(rows, QuestionFeatures) else {}
+    metrics = {name: METRICS[name] for name in task.metrics if name not in answers}
+    drift = {name: each.compute(*(by_row if each.by_row else (outputs, others))) for name, each in metrics.items()}
+    return {**answers, **drift}
+
+
+def _answer_metrics(rows: QuestionFeatures, outputs: Sequence[Outputs], others: Sequence[Outputs]) -> dict[str, float]:
+    """Return the metrics of answers to questions: of the right ones, or of those that the FP32 model gives."""
+    questions = rows.questions
+    if isinstance(questions, Questions):
+        threshold = 0.0 if questions.has_unanswerable else None
+        answers = rows.answers(outputs, SpanOptions(null_score_diff_threshold=threshold))
+        references = [[each.text for each in questions.references[number]] for number in answers]
+        return squad_metrics([answer.text for answer in answers.values()], references)
+    pairs = zip(*(rows.answers(each, SpanOptions()).values() for each in (outputs, others)), strict=True)
+    ours, theirs = zip(*pairs, strict=True)
+    same = [(a.start, a.end) == (b.start, b.end) for a, b in zip(ours, theirs, strict=True)]
+    span_f1 = METRICS["span_f1"].compute([each.text for each in ours], [[each.text] for each in theirs])
+    return {"span_agreement": sum(same) / len(same), "span_f1": span_f1}
 
 
 def split_rows(outputs: Outputs, lengths: npt.NDArray[np.int64]) -> Sequence[Outputs]:

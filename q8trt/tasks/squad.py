@@ -11,8 +11,6 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from q8trt.errors import DataError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -38,19 +36,13 @@ def f1_of_words(prediction: str, reference: str) -> float:
     return 2 * shared / (len(predicted) + len(expected))
 
 
-def best_over(metric: Callable[[str, str], float], prediction: str, references: Sequence[str]) -> float:
-    """Return the best value of `metric` over the right answers; a question without any expects ""."""
-    answers = [text for text in references if normalize_answer(text)] or [""]
-    return max(metric(prediction, each) for each in answers)
-
-
-def squad_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return ``exact_match`` and ``answer_f1``, means over questions.
-
-    Where some questions have no answer and others have, also the means of each kind: ``has_answer_exact``, ``has_answer_f1``,
-    ``no_answer_exact`` and ``no_answer_f1``.
+def mean_over(
+    metric: Callable[[str, str], float], predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> float:
+    """Return the mean over questions of the best value of `metric` over the right answers of each.
 
     Args:
+        metric: (answer, right answer) -> value.
         predictions: N answers; "" for none.
         references: for each question its right answers; () for none.
 
@@ -61,13 +53,33 @@ def squad_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]
         raise DataError(
             f"{len(predictions)} answers to {len(references)} questions; expected one to each, and 1 or more"
         )
-    exact, f1 = (
-        np.array([best_over(metric, *pair) for pair in zip(predictions, references, strict=True)])
-        for metric in (exact_match, f1_of_words)
-    )
-    metrics = {"exact_match": float(exact.mean()), "answer_f1": float(f1.mean())}
-    has_answer = np.array([any(map(normalize_answer, each)) for each in references])
-    if has_answer.any() and not has_answer.all():
-        for name, rows in (("has_answer", has_answer), ("no_answer", ~has_answer)):
-            metrics |= {f"{name}_exact": float(exact[rows].mean()), f"{name}_f1": float(f1[rows].mean())}
+    pairs = zip(predictions, references, strict=True)
+    return sum(max(metric(text, each) for each in _right_answers(right)) for text, right in pairs) / len(predictions)
+
+
+def squad_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return ``answer_f1`` and ``exact_match``, means over questions as those of `mean_over`.
+
+    Where some questions have no answer and others have, also the means of each kind: ``has_answer_f1``, ``has_answer_exact``,
+    ``no_answer_f1`` and ``no_answer_exact``.
+    """
+    metrics = {
+        "answer_f1": mean_over(f1_of_words, predictions, references),
+        "exact_match": mean_over(exact_match, predictions, references),
+    }
+    kinds: dict[str, list[int]] = {"has_answer": [], "no_answer": []}
+    for index, right in enumerate(references):
+        kinds["no_answer" if _right_answers(right) == [""] else "has_answer"].append(index)
+    if all(kinds.values()):
+        for name, rows in kinds.items():
+            chosen = [predictions[row] for row in rows], [references[row] for row in rows]
+            metrics |= {
+                f"{name}_f1": mean_over(f1_of_words, *chosen),
+                f"{name}_exact": mean_over(exact_match, *chosen),
+            }
     return metrics
+
+
+def _right_answers(references: Sequence[str]) -> list[str]:
+    """Return the right answers that have words; [""] where there are none."""
+    return [text for text in references if normalize_answer(text)] or [""]

@@ -10,6 +10,7 @@ from q8trt.models import load_tokenizer, local_folder, read_head
 from q8trt.quantization.recipe import load_recipe
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.tasks.data.windows import WindowSizes
 from q8trt.tasks.heads import Head, HeadKind
 
 #: Tokens of a text where neither an option nor the folder says it.
@@ -34,7 +35,8 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
     folder = local_folder(name)
     head = read_head(folder, config.kind, config.pooling)
     longest = int(load_tokenizer(folder).model_max_length)
-    length = config.max_seq_length or min(head.max_length or _LENGTH, longest)
+    default = WindowSizes().max_length if head.kind is HeadKind.QUESTION_ANSWERING else _LENGTH
+    length = config.max_seq_length or min(head.max_length or default, longest)
     data = config.data(head=head, max_seq_length=length)
     say(f"model: {name}, {describe(head)}, {length} tokens at most")
     if config.texts is None:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data.encoding import Encoder, EncodingError
 from q8trt.tasks.data.examples import IGNORED, Examples, Features, Labels
+from q8trt.tasks.data.question_windows import question_windows
+from q8trt.tasks.heads import HeadKind
 
 DEFAULT_BUCKETS = (16, 32, 64, 128, 256, 512)
 
@@ -24,7 +26,8 @@ _PADDED = ("input_ids", "attention_mask", "token_type_ids")
 def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> Features:
     """Tokenize a split, without padding; pairs are cut longest first.
 
-    For embeddings each text is a row of its own, after the model's default prompt.
+    For embeddings each text is a row of its own, after the model's default prompt. Questions are cut into windows, see
+    `question_windows`.
 
     Args:
         examples: texts; `Features` (tokenized already, from TFRecord) are only checked.
@@ -36,6 +39,8 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         DataError: tokenized examples are longer than `max_length` or beyond the tokenizer's vocabulary, or the tokenizer
             fails.
     """
+    if examples.task.head.kind is HeadKind.QUESTION_ANSWERING and isinstance(examples, Examples):
+        return question_windows(examples, tokenizer, max_length)
     if examples.task.embedding and isinstance(examples, Examples):
         examples = examples.single_texts(examples.task.embedding.prompt(None))
     is_pair = examples.task.is_pair and not examples.task.embedding

@@ -14,6 +14,7 @@ from q8trt.tasks.data import tfrecord
 from q8trt.tasks.data.examples import Examples, Features
 from q8trt.tasks.data.hub import read_hub
 from q8trt.tasks.data.opening import path_name
+from q8trt.tasks.data.questions import read_questions
 from q8trt.tasks.data.record import DataRecord, SplitRecord
 from q8trt.tasks.data.sample import sample_examples
 from q8trt.tasks.data.tabular import read_table
@@ -267,6 +268,8 @@ def _read_file(config: DataConfig, split: str) -> Examples | Features:
     path = getattr(config, flag)
     if path is None:
         raise ConfigError(f"--{flag} is missing: own data come as --train_file and --validation_file")
+    if config.resolved_task.head.kind is HeadKind.QUESTION_ANSWERING:
+        return read_questions(path, config.resolved_task, split, config.text_column_names, config.label_column_name)
     if Path(path).suffix.lower() in tfrecord.EXTENSIONS:
         return tfrecord.read_tfrecord(path, config.resolved_task, split)
     return read_table(path, config.resolved_task, split, config.text_column_names, config.label_column_name)

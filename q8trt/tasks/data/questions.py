@@ -107,6 +107,14 @@ def read_questions(
     )
 
 
+def squad_pairs(path: Path) -> list[tuple[str, str]] | None:
+    """Return the questions and contexts of SQuAD's JSON; None for a file of another format. Raises as `read_questions`."""
+    document = _squad_document(path)
+    if document is None:
+        return None
+    return [(row.question, row.context) for row in _document_rows(document, path_name(path))]
+
+
 @dataclass(frozen=True)
 class _Row:
     """One question that was checked."""

@@ -14,9 +14,11 @@ from pathlib import Path
 from q8trt.errors import DataError, nearest
 from q8trt.tasks.data.examples import Examples
 from q8trt.tasks.data.opening import open_data, path_name, shown, shown_names, text_lines
+from q8trt.tasks.data.questions import squad_pairs
 from q8trt.tasks.data.sample import sample_examples
 from q8trt.tasks.data.tabular import Table, check_unique, open_table, text_column_names
 from q8trt.tasks.glue import Task
+from q8trt.tasks.heads import HeadKind
 
 #: Rows to train on and to compare answers on, where no number is given.
 TRAIN_ROWS, DEV_ROWS = 10_000, 1_000
@@ -93,6 +95,8 @@ def _open(
                 f"{path_name(path)}: plain text has one text a line, and the model takes pairs; use .csv or .jsonl"
             )
         return (), ((text,) for _, line in text_lines(path) if (text := line.strip()))
+    if task.head.kind is HeadKind.QUESTION_ANSWERING and (pairs := squad_pairs(path)) is not None:
+        return (), iter(pairs)
     table = open_table(path)
     if not table.columns:
         return (), iter(())
@@ -104,7 +108,8 @@ def _open(
 def _columns(path: Path, table: Table, task: Task, chosen: Sequence[str] | None) -> Sequence[str]:
     """Return the one or two columns of the texts."""
     counts = (False, True) if task.embedding else (task.is_pair,)
-    choices = [names for is_pair in counts for names in text_column_names(is_pair, chosen=chosen)]
+    own_names = task if task.head.kind is HeadKind.QUESTION_ANSWERING else None
+    choices = [names for is_pair in counts for names in text_column_names(is_pair, own_names, chosen)]
     if len(table.columns) == 1 and False in counts and not chosen:
         choices.append(table.columns)
     columns = next((names for names in choices if set(names) <= set(table.columns)), None)

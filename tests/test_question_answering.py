@@ -1,0 +1,188 @@
+"""Question answering end to end on a tiny random model: quantize, scores, `Engine.answer`, and transformers' own answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tokenizer
+from test_question_windows import questions
+from token_fixtures import make_reader, write_token_folder
+
+import q8trt
+from q8trt.errors import ConfigError, InputError
+from q8trt.models import checkpoints
+from q8trt.runs.config import config_of_run
+from q8trt.tasks.data.questions import Questions
+from q8trt.tasks.glue import task_of_head
+from q8trt.tasks.heads import Head, HeadKind
+from q8trt.tasks.spans import SpanAnswer
+
+TASK = task_of_head(Head(HeadKind.QUESTION_ANSWERING), is_pair=True, has_labels=True)
+
+
+def squad_document(rows: Questions) -> dict[str, Any]:
+    def paragraph(number: int) -> dict[str, Any]:
+        answers = [{"text": each.text, "answer_start": each.start} for each in rows.references[number]]
+        qas = [{"id": str(number), "question": rows.first[number], "answers": answers, "is_impossible": not answers}]
+        return {"context": rows.second[number], "qas": qas}
+
+    return {"data": [{"title": "t", "paragraphs": [paragraph(number) for number in range(len(rows))]}]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_token_folder(tmp_path_factory.mktemp("model") / "reader", "question-answering")
+
+
+@pytest.fixture(scope="module")
+def quantized(folder: Path, quick_export: None, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on questions with answers, some of which have none, and its engines."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    path = tmp_path_factory.mktemp("run")
+    rows = questions()
+    (path / "dev.json").write_text(json.dumps(squad_document(rows)))
+    texts = [{"question": q, "context": c} for q, c in zip(rows.first, rows.second, strict=True)]
+    (path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    return q8trt.quantize(
+        folder, texts=path / "texts.jsonl", validation_file=path / "dev.json", target="cpu", recipe="linear",
+        calibration_samples=16, output_dir=path / "run",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fp32_engine(quantized: Any) -> Path:
+    return next(path for path in quantized.engines if "fp32" in path.name)
+
+
+def transformers_answer(model: Any, question: str, context: str, threshold: float | None) -> tuple[str, float]:
+    """The answer by the rules of run_qa.py and utils_qa.py: windows by the tokenizer, each pair of tokens in turn."""
+    tokenizer = make_tokenizer()
+    encoded = tokenizer(
+        question, context, truncation="only_second", max_length=64, stride=(64 - 1 - len(tokenizer(question).input_ids)) // 2,
+        return_overflowing_tokens=True, return_offsets_mapping=True,
+    )  # fmt: skip
+    best: list[tuple[float, str]] = []
+    none = np.inf
+    for index in range(len(encoded["input_ids"])):
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        outputs = model(**{name: torch.tensor([encoded[name][index]]) for name in names})
+        start, end = outputs.start_logits[0].tolist(), outputs.end_logits[0].tolist()
+        none = min(none, start[0] + end[0])
+        offsets = encoded["offset_mapping"][index]
+        tokens = [place for place, sequence in enumerate(encoded.sequence_ids(index)) if sequence == 1]
+        for i in tokens:
+            best += [(start[i] + end[j], context[offsets[i][0] : offsets[j][1]]) for j in tokens if i <= j < i + 30]
+    score, text = max(best)
+    return ("" if threshold is not None and none - score > threshold else text), none - score
+
+
+def test_fp32_answers_are_those_of_transformers(fp32_engine: Path) -> None:
+    rows, model = questions(), make_reader()
+    with q8trt.Engine.load(fp32_engine, device="cpu") as engine:
+        for threshold in (None, 0.0, -0.5, -0.25):
+            answers = engine.answer(rows.first, rows.second, null_score_diff_threshold=threshold)
+            expected = [
+                transformers_answer(model, *pair, threshold) for pair in zip(rows.first, rows.second, strict=True)
+            ]
+            assert [answer.text for answer in answers] == [text for text, _ in expected]
+            np.testing.assert_allclose(
+                [answer.null_score_diff for answer in answers], [d for _, d in expected], atol=1e-4
+            )
+            for answer, context in zip(answers, rows.second, strict=True):
+                assert answer.text == context[answer.start : answer.end]
+                assert 0 < answer.score <= 1
+
+
+def test_questions_alone_together_and_in_a_loop_have_the_same_answers(fp32_engine: Path) -> None:
+    rows = questions()
+
+    def same(ours: list[SpanAnswer], theirs: list[SpanAnswer]) -> bool:
+        return [(each.text, each.start) for each in ours] == [(each.text, each.start) for each in theirs]
+
+    async def ask(engine: Any) -> list[SpanAnswer]:
+        tasks = [engine.aanswer(*pair) for pair in zip(rows.first, rows.second, strict=True)]
+        return [*await asyncio.gather(*tasks)]
+
+    with q8trt.Engine.load(fp32_engine, device="cpu") as engine:
+        together = engine.answer(rows.first, rows.second)
+        assert same([engine.answer(*pair) for pair in zip(rows.first, rows.second, strict=True)], together)
+        assert same(asyncio.run(ask(engine)), together)
+        assert same(asyncio.run(engine.aanswer(rows.first, rows.second)), together)
+        about_one = engine.answer(rows.first, rows.second[0])
+        assert same(about_one, engine.answer(rows.first, [rows.second[0]] * len(rows)))
+        assert engine.answer([], []) == asyncio.run(engine.aanswer([], "a text")) == []
+        assert engine.truncated == 0
+        engine.answer("what " * 70, "a text")
+        assert engine.truncated == 1
+
+
+def test_what_is_no_question_is_refused(fp32_engine: Path) -> None:
+    with q8trt.Engine.load(fp32_engine, device="cpu") as engine:
+        for arguments, message in [
+            (("who?", ["a", "b"]), "lists of them"),
+            ((["who?"], ["a", "b"]), "1 questions and 2 contexts"),
+            ((["who?", " "], "a text"), "item 1: the text is empty"),
+            ((["who?", "where?"], ["a text", 5]), "item 1: .* is not text"),
+            (("who?", "x" * (2**20 + 1)), "item 0: a context of 1,048,577 characters; give 1,048,576 or fewer"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                engine.answer(*arguments)
+        for options, message in [
+            ({"max_answer": 3}, "unknown option 'max_answer' .did you mean 'max_answer_length'"),
+            ({"max_answer_length": 0}, "1 or more"),
+        ]:
+            with pytest.raises(ConfigError, match=message):
+                engine.answer("who?", "a text", **options)
+
+
+def test_scores_of_a_run_are_those_of_its_engine(quantized: Any, fp32_engine: Path) -> None:
+    from q8trt.tasks.squad import squad_metrics
+
+    rows = questions()
+    names = {"answer_f1", "exact_match", "has_answer_f1", "has_answer_exact", "no_answer_f1", "no_answer_exact"}
+    scores = {stage: quantized.run.scores[stage]["dev"] for stage in ("fp32", "ptq")}
+    assert {*scores["fp32"]} == {*scores["ptq"]} == names
+    with q8trt.Engine.load(fp32_engine, device="cpu") as engine:
+        answers = engine.answer(rows.first, rows.second, null_score_diff_threshold=0.0)
+    references = [[each.text for each in right] for right in rows.references]
+    assert squad_metrics([answer.text for answer in answers], references) == pytest.approx(scores["fp32"])
+    assert 0 < scores["fp32"]["answer_f1"] < 1
+    assert quantized.report.main_metric == "answer_f1"
+    by_precision = {row.precision.value: row.metrics for row in quantized.report.rows}
+    assert by_precision["fp32"] == pytest.approx(scores["fp32"])
+    assert {*by_precision["int8"]} == names
+    assert config_of_run(quantized.run).data.max_seq_length == 64
+    parity = q8trt.parity(quantized.engines[-1], batch_sizes=(1, 4))
+    assert all(pair.logits_error < 1 for each in parity for pair in each.pairs)
+
+
+def test_questions_without_answers_are_compared_with_fp32(folder: Path, tmp_path: Path) -> None:
+    rows = questions()
+    (tmp_path / "dev.json").write_text(json.dumps(squad_document(rows)))
+    run = q8trt.quantize(
+        folder, texts=tmp_path / "dev.json", target="cpu", recipe="linear", calibration_samples=8, build_engines=False,
+        output_dir=tmp_path / "run",
+    ).run  # fmt: skip
+    scores = run.scores
+    assert (scores["fp32"]["dev"]["span_agreement"], scores["fp32"]["dev"]["span_f1"]) == (1, 1)
+    assert 0 <= scores["ptq"]["dev"]["span_agreement"] <= scores["ptq"]["dev"]["span_f1"] <= 1
+    assert scores["ptq"]["dev"]["logit_mean"] > 0
+
+
+def test_a_model_learns_where_answers_are(tmp_path: Path) -> None:
+    """The labels reach transformers' own loss: its value is that of start and end positions."""
+    from q8trt.tasks.data import Collator
+    from q8trt.tasks.data.question_windows import question_windows
+
+    model = checkpoints.load_finetuned(write_token_folder(tmp_path / "m", "question-answering"), TASK)
+    windows = question_windows(questions(), make_tokenizer(), 64)
+    batch = Collator(0, (64,))([windows[index] for index in range(4)])
+    labels = batch.pop("labels")
+    theirs = make_reader()(**batch, start_positions=labels[:, 0], end_positions=labels[:, 1])
+    torch.testing.assert_close(model(**batch, labels=labels).loss, theirs.loss)
