@@ -24,13 +24,17 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {"type_vocab_size": 1, "max_position_embeddings": 66},  # its positions count from pad_token_id + 1
     "xlm-roberta": {"type_vocab_size": 1, "max_position_embeddings": 66},
+    "camembert": {"type_vocab_size": 1, "max_position_embeddings": 66},
     "electra": {"embedding_size": 16},
     "distilbert": {},
     "mpnet": {"max_position_embeddings": 66},  # its positions count from 2
+    "albert": {"embedding_size": 16},
 }
-ARCHITECTURES = tuple(TINY_CONFIGS)
+#: Those whose entry differs from another's in names and defaults alone; one test is about them, not all.
+ALIKE = {"xlm-roberta": "roberta", "camembert": "roberta"}
+ARCHITECTURES = tuple(name for name in TINY_CONFIGS if name not in ALIKE)
 #: Those whose tokenizer makes token types.
-WITH_TOKEN_TYPES = ("bert", "electra")
+WITH_TOKEN_TYPES = ("bert", "electra", "albert")
 #: Files of tests that take longest, the longest first.
 LONGEST = (
     "test_triton_server", "test_distributed", "test_resume", "test_export_passes", "test_training", "test_gpu_check",
@@ -197,6 +201,13 @@ def make_batch(architecture: str = "bert", shape: tuple[int, int] = (3, 17), see
     if architecture in WITH_TOKEN_TYPES:
         batch["token_type_ids"] = (torch.arange(width) >= lengths // 2).long() * mask
     return batch
+
+
+def layer_count(architecture: str) -> int:
+    """Layers of the tiny model that have parameters of their own."""
+    from q8trt.quantization.architectures import ARCHITECTURES as ENTRIES
+
+    return 1 if ENTRIES[architecture].shared_layers else 2
 
 
 @pytest.fixture(scope="session")

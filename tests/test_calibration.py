@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import layer_count
 
 from q8trt.errors import QuantizationError
 from q8trt.quantization.architectures import ARCHITECTURES
@@ -189,7 +190,7 @@ def test_weights_take_each_channels_maximum(
             weight[weight == 0] = weight[weight > 0].min()  # the padding token's embedding
             np.testing.assert_array_equal(quantizers[site.key].amax.flatten().numpy(), weight)
             compared += 1
-    assert compared == 12 + (3 if ARCHITECTURES[architecture].token_type_embeddings else 2)
+    assert compared == 6 * layer_count(architecture) + (3 if ARCHITECTURES[architecture].token_type_embeddings else 2)
 
 
 @pytest.mark.parametrize("num_bits", [8, 4, 2])

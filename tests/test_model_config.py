@@ -228,7 +228,7 @@ def test_foreign_quantizers_are_named(folder: Path) -> None:
 def test_inputs_and_positions(architecture: str, tiny_config: Any) -> None:
     config = tiny_config(architecture)
     assert takes_token_types(config) == (architecture in WITH_TOKEN_TYPES)
-    assert positions(config) == {"roberta": 65, "xlm-roberta": 65}.get(architecture, 64)
+    assert positions(config) == {"roberta": 65}.get(architecture, 64)
     config.type_vocab_size = 2
     assert takes_token_types(config) == (ARCHITECTURES[architecture].token_type_embeddings is not None)
 

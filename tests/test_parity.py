@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import layer_count
 from parity_fixtures import ROWS, alter, ignore_mask, make_engine, make_run, scale_weight
 
 from q8trt.cli.main import main, run_command
@@ -35,6 +36,7 @@ LINEARS = {
     "electra": ("electra.encoder.layer.1.", "attention.output.dense", "output.dense"),
     "distilbert": ("distilbert.transformer.layer.1.", "attention.v_lin", "ffn.lin2"),
     "mpnet": ("mpnet.encoder.layer.1.", "attention.attn.v", "output.dense"),
+    "albert": ("albert.encoder.albert_layer_groups.0.albert_layers.0.", "attention.value", "ffn_output"),
 }
 LIKE_ROBERTA = ("roberta.encoder.layer.1.", "attention.self.value", "intermediate.dense")
 
@@ -138,10 +140,11 @@ def test_every_stage_of_a_calibrated_model_agrees(run_of: Callable[[str], Run], 
                     assert measured.mean == pytest.approx(apart.mean(), abs=near / 4)
             before = each.stage
     quantization, export = pair_of(engine, "torch fake-quant"), pair_of(engine, "ONNX Runtime")
-    assert list(quantization.alone) == ["embeddings", "layer.0", "layer.1", "head"]
+    layers = [f"layer.{number}" for number in range(layer_count(architecture))]
+    assert list(quantization.alone) == ["embeddings", *layers, "head"]
     assert quantization.alone["embeddings"] == quantization.alone["head"] == 0
     assert 0.002 < quantization.alone["layer.0"] == quantization.so_far["layer.0"] < 0.2
-    assert quantization.so_far["layer.1"] > quantization.alone["layer.1"] > 0.002
+    assert layers[1:] == [] or quantization.so_far["layer.1"] > quantization.alone["layer.1"] > 0.002
     assert max(export.alone.values()) < 0.01
     assert quantization.logits.mean > 10 * export.logits.mean
 
@@ -218,7 +221,9 @@ def test_hidden_states_are_transformers_own(
         modules = torch_runner.modules(arrays)
         ends = [each[-1] for each in places_of(modules).values()]
         ours, theirs = torch_runner.outputs(arrays, modules), ort_runner.outputs(arrays, modules)
-    assert len(modules) >= 20
+    assert len(modules) >= 6 + 7 * layer_count(architecture)
+    if layer_count(architecture) == 1:  # a module that runs again shows its last output
+        expected = [expected[0], expected[-1]]
     for end, states in zip(ends, [*expected, logits], strict=True):
         np.testing.assert_array_equal(ours[end], states)
     real = arrays["attention_mask"].astype(bool)
@@ -304,8 +309,12 @@ def test_altered_weight_scale_in_the_file_is_found(
     assert not engine.agrees
     for size in (1, 8):
         pair = pair_of(engine, "ONNX Runtime", size)
-        assert (pair.parts_at, pair.module) == ("layer.1", linears[number - 1])
-        assert pair.alone["layer.0"] < 0.01 < 0.05 < pair.alone["layer.1"]
+        last = f"layer.{layer_count(architecture) - 1}"
+        # In the last run of a layer that runs twice, the first module already reads what the first run altered.
+        module = linears[number - 1] if last == "layer.1" else "attention.query"
+        assert (pair.parts_at, pair.module) == (last, module)
+        assert last == "layer.0" or pair.alone["layer.0"] < 0.01
+        assert pair.alone[last] > 0.05
         assert pair.alone["head"] < 0.01 < pair.so_far["head"]
     assert pair_of(engine, "torch fake-quant").parts_at is None
     assert [pair.second for pair in engine.pairs if pair.parts_at] == ["ONNX Runtime"] * 2

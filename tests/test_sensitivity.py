@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cli_fixtures import *  # noqa: F403 - fixtures
 from cli_fixtures import Refused
-from conftest import WITH_TOKEN_TYPES
+from conftest import WITH_TOKEN_TYPES, layer_count
 from embedding_fixtures import TEXTS, write_embedding_folder
 from scipy import stats
 from tiny_data import write_mnli, write_sts_b
@@ -115,7 +115,9 @@ def test_a_cost_is_that_of_a_model_with_this_quantizer_alone(architecture: str, 
     np.testing.assert_allclose(probe.float_logits[:, 0], exact, atol=1e-5)
     names = ("layer.0.qkv_input", "layer.1.softmax_out", "layer.1.gelu_out", "layer.1.ffn_residual.skip",
              "layer.1.attention_output.weight", "embeddings.word", "pooler.weight", "classifier.input")  # fmt: skip
-    for sites in (*([name] for name in names), ["layer.0.context", "layer.1.query.weight", "classifier.weight"]):
+    combined = ["layer.0.context", "layer.1.query.weight", "classifier.weight"]
+    last = f"layer.{layer_count(architecture) - 1}."
+    for sites in ([key.replace("layer.1.", last) for key in keys] for keys in (*([name] for name in names), combined)):
         alone = copy.deepcopy(model)
         specs = {key: spec for site in probe.sites if (key := site.key) in sites and (spec := EVERYTHING.spec(site))}
         for key, quantizer in insert_quantizers(alone, Recipe("alone", sites=specs)).items():

@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import ALIKE, layer_count
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from q8trt.errors import CheckpointError, ConfigError, QuantizationError
+from q8trt.export.onnx import ExportOptions, export_onnx
 from q8trt.quantization.architectures import ARCHITECTURES, QUANTIZED_TYPES, architecture_of
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import (
@@ -24,6 +28,7 @@ from q8trt.quantization.insertion import (
 from q8trt.quantization.modules import ATTENTION, QuantLinear
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.sites import ACTIVATION, OUTSIDE_LAYERS, SITE_KINDS, encoder_sites
+from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
 LINEAR = load_recipe("linear")
 #: Every site there is.
@@ -39,12 +44,12 @@ IN_FEATURES = {name: 64 if name in ("gelu_out", "ffn_output.weight") else 32 for
 def pair(architecture: str, tiny_model: Callable[..., Any], request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Hugging Face's own model, and one of the same weights with disabled quantizers at every site; no dropout."""
     entry, implementation = ARCHITECTURES[architecture], getattr(request, "param", "eager")
-    if implementation != "eager" and entry.attention_class is not None:
+    if implementation != "eager" and not entry.attention_registry:
         pytest.skip("transformers has one implementation of its attention")
     options = {entry.config_name(name): 0.0 for name in DROPOUTS}
     original, quantized = (tiny_model(architecture, attn_implementation=implementation, **options) for _ in range(2))
     insert_quantizers(quantized, ALL)
-    assert (quantized.config._attn_implementation == ATTENTION) == (entry.attention_class is None)
+    assert (quantized.config._attn_implementation == ATTENTION) == entry.attention_registry
     set_quantization(quantized, enabled=False)
     return original, quantized
 
@@ -55,7 +60,8 @@ def test_sites_exist_in_the_models(architecture: str, head: bool, tiny_model: Ca
     model = model if head else model.base_model
     sites = encoder_sites(model)
     inside = [site for site in sites if site.layer is not None]
-    assert [site.key for site in inside] == [f"layer.{layer}.{name}" for layer in (0, 1) for name in IN_LAYERS]
+    layers = range(layer_count(architecture))
+    assert [site.key for site in inside] == [f"layer.{layer}.{name}" for layer in layers for name in IN_LAYERS]
     for site in sites:
         module = model.get_submodule(site.module)
         if site.name == "qkv_input" or site.name in BMM:  # the self-attention module, above the three projections
@@ -79,6 +85,7 @@ OUTSIDE = {
     "bert": (["word", "position", "token_type"], ["pooler", "classifier"], ["pooler"]),
     "distilbert": (["word", "position"], ["pooler", "classifier"], []),
     "mpnet": (["word", "position"], ["pooler", "classifier"], []),
+    "albert": (["word", "position", "token_type"], ["pooler", "classifier"], ["pooler"]),
 }
 
 
@@ -90,6 +97,25 @@ def test_sites_outside_the_layers(architecture: str, tiny_model: Callable[..., A
         wanted = [f"embeddings.{table}" for table in tables]
         assert keys == wanted + [f"{head}.{part}" for head in expected for part in ("input", "weight")]
         assert [site.key for site in sites][: len(tables)] == wanted  # computed first
+
+
+@pytest.mark.parametrize(("name", "like"), ALIKE.items())
+def test_an_architecture_of_another_name(
+    name: str, like: str, tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any], tmp_path: Path
+) -> None:
+    entry, other = ARCHITECTURES[name], ARCHITECTURES[like]
+    assert replace(entry, model_type=like, label=other.label, config_defaults=other.config_defaults) == other
+    original, model, batch = tiny_model(name), tiny_model(name), tiny_batch(name)
+    assert list(insert_quantizers(model, ALL)) == list(insert_quantizers(tiny_model(like), ALL))
+    calibrate(model, ALL, [batch])
+    export_onnx(model, tmp_path / "m.onnx", "int8", list(batch), ExportOptions("torchscript"))
+    with torch.no_grad(), OnnxRuntimeRunner(tmp_path / "m.onnx", "int8", threads=1) as runner:
+        quantized = model(**batch).logits
+        exported = runner.infer({key: tensor.numpy() for key, tensor in batch.items()})
+        set_quantization(model, enabled=False)
+        assert torch.equal(model(**batch).logits, original(**batch).logits)
+        assert not torch.equal(quantized, original(**batch).logits)
+    assert np.median(np.abs(exported - quantized.numpy())) < 1e-5
 
 
 def test_three_layers_have_three_times_the_sites(tiny_model: Callable[..., Any]) -> None:
@@ -209,16 +235,19 @@ def test_q_k_v_share_one_input_quantizer(
     for key, quantizer in model_quantizers(model).items():
         quantizer.register_forward_hook(lambda *_, key=key: calls.update({key: calls.get(key, 0) + 1}))
     outputs: list[torch.Tensor] = []
-    model_quantizers(model)["layer.1.qkv_input"].register_forward_hook(lambda _, __, output: outputs.append(output))
+    last = layer_count(architecture) - 1
+    quantizer = model_quantizers(model)[f"layer.{last}.qkv_input"]
+    quantizer.register_forward_hook(lambda _, __, output: outputs.append(output))
     inputs: list[torch.Tensor] = []
-    layer = model.base_model.get_submodule(f"{entry.layers}.1")
+    layer = model.base_model.get_submodule(f"{entry.layers}.{last}")
     for name in (entry.query, entry.key, entry.value):
         layer.get_submodule(name).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     with torch.no_grad():
         model(**tiny_batch(architecture))
-    assert calls == dict.fromkeys(model_quantizers(model), 1)
-    assert len(inputs) == 3
-    assert all(tensor is outputs[0] for tensor in inputs)
+    runs = 2 // layer_count(architecture)
+    assert calls == {key: runs if key.startswith("layer.") else 1 for key in model_quantizers(model)}
+    assert len(inputs) == 3 * runs
+    assert all(tensor is outputs[number // 3] for number, tensor in enumerate(inputs))
 
 
 def test_inserting_twice(architecture: str, tiny_quantized: Callable[..., Any]) -> None:

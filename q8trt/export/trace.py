@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from q8trt.errors import ConfigError
 from q8trt.export.options import EXPORTERS
+from q8trt.export.passes.normal import TORCH_SCOPES
 from q8trt.models import kind_of
 from q8trt.models.embedding import EmbeddingModel
 from q8trt.quantization.architectures import architecture_of
@@ -168,12 +171,24 @@ def _widen_weights(model: Model) -> None:
         quantizer.num_bits = 8
 
 
+def _use_gelu_op(model: Model) -> None:
+    """Let the modules that spell GELU's approximation by tanh out call torch's function, which is one op of ONNX, in place.
+
+    Spelled out, its third power overflows FP16 from 40 on.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, (NewGELUActivation, FastGELUActivation)):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
 def _prepared(model: Model, exporter: str) -> Model:
     """Return a copy in FP32 on the CPU, in evaluation mode, with eager attention and quantizers ready to be traced."""
     prepared = copy.deepcopy(model).cpu().eval().float()
     if prepared.config._attn_implementation != ATTENTION:
         prepared.set_attn_implementation("eager")
     _widen_weights(prepared)
+    _use_gelu_op(prepared)
     quantizers = model_quantizers(prepared)
     for site in encoder_sites(prepared):
         if site.key in quantizers:
@@ -239,7 +254,18 @@ def _trace_torchscript(module: _Logits, names: Sequence[str]) -> ir.Model:
             dynamic_axes=axes,
             custom_opsets={DOMAIN: 1} if is_quantized else None,
         )
-        return ir.load(path)
+        traced = ir.load(path)
+    _name_by_modules(traced, {name for name, _ in module.named_modules()})
+    return traced
+
+
+def _name_by_modules(traced: ir.Model, modules: set[str]) -> None:
+    """Note the module of the nodes that the TorchScript exporter names after a run of it: "dense_1" is the second of "dense"."""
+    for node in traced.graph:
+        scope = (node.name or "").rpartition("/")[0].strip("/").replace("/", ".")
+        module = re.sub(r"_\d+$", "", scope)
+        if scope not in modules and module in modules:
+            node.metadata_props[TORCH_SCOPES] = repr([module, node.name])
 
 
 _TRACERS = {"dynamo": _trace_dynamo, "torchscript": _trace_torchscript}

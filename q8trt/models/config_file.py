@@ -81,7 +81,9 @@ class ModelShape:
         width, inner = self.hidden_size, self.intermediate_size
         rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
         table: int = getattr(self, architecture.embedding_size)
-        return rows * table + self.num_hidden_layers * (4 * width * width + 2 * width * inner)
+        layers = 1 if architecture.shared_layers else self.num_hidden_layers
+        widening = 0 if table == width else table * width
+        return rows * table + widening + layers * (4 * width * width + 2 * width * inner)
 
 
 def read_config_file(name: str) -> dict[str, Any]:
@@ -153,6 +155,7 @@ def check_config(data: dict[str, Any], where: str) -> ModelShape:
     _check_sizes(shape, architecture, where)
     _check_numbers(shape, where)
     _check_computation(shape, data, where)
+    _check_requirements(architecture, data, where)
     _check_labels(shape, where)
     return shape
 
@@ -248,6 +251,13 @@ def _check_computation(shape: ModelShape, data: dict[str, Any], where: str) -> N
             f"{where} has pruned attention heads (pruned_heads in config.json), so its layers differ in shape; "
             "give the model from before pruning"
         )
+
+
+def _check_requirements(architecture: Architecture, data: dict[str, Any], where: str) -> None:
+    for name, (default, values, reason) in architecture.requirements.items():
+        value = data.get(name, default)
+        if not any(value == each and type(value) is type(each) for each in values):
+            raise CheckpointError(f"{where}: config.json: {name} is {_shown(value)}: {reason}; give another checkpoint")
 
 
 def _check_labels(shape: ModelShape, where: str) -> None:

@@ -1,6 +1,6 @@
 """The architectures that q8trt quantizes: one entry each, which holds everything that differs between them.
 
-A new architecture is an entry here, a tiny configuration in tests/conftest.py and its name in the documentation. It also
+A new architecture is an entry here, a tiny configuration in tests/conftest.py and a row in docs/architectures.md. It also
 needs a class in `q8trt.quantization.modules` if it adds its residuals as none of the others does, or computes attention
 without transformers' registry.
 """
@@ -9,9 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from q8trt.errors import CheckpointError
+
+
+class Requirement(NamedTuple):
+    """The values of a field of config.json that q8trt can run.
+
+    Attributes:
+        default: transformers' value where the field is missing.
+        values: those that q8trt can run.
+        reason: the rest of the message "FIELD is VALUE: ...".
+    """
+
+    default: Any
+    values: tuple[Any, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class Architecture:
         layers: the list of encoder layers.
         self_attention: the module that calls transformers' attention function. This path and those up to `ffn_residual`
             are within a layer; "" is the layer itself.
-        query: the projection of Q; `key` and `value` likewise.
+        query: the projection of Q; `key` and `value` likewise. Where these are None, `query` projects all three.
         attention_dropout: the dropout of the attention probabilities.
         attention_output: the projection after attention.
         attention_residual: the module that adds what attention computed to the residual.
@@ -38,8 +52,9 @@ class Architecture:
         ffn_residual: the module that adds what the feed-forward network computed to the residual.
         attention_residual_class: the class of `q8trt.quantization.modules` that `attention_residual` turns into.
         ffn_residual_class: the class there that `ffn_residual` turns into.
-        attention_class: the class there that `self_attention` turns into; None where it calls an attention function of
-            transformers' registry.
+        attention_class: the class there that `self_attention` turns into; None where its own calls an attention function of
+            transformers' registry and nothing else reads what it reads.
+        attention_registry: attention is a function of transformers' registry.
         position_bias: the module that computes a bias of relative positions, within the encoder, which every layer adds to
             its scores; None for an architecture without.
         pooler: the linear layer over the first token, within the encoder if `pooler_in_encoder`, else within the model.
@@ -48,6 +63,8 @@ class Architecture:
         positions_after_padding: positions count from ``padding_index(pad_token_id) + 1``, over the tokens that are not it.
         fixed_padding_index: the token id from which positions count, whatever config.json says; None: ``pad_token_id``.
         embedding_size: the field of ModelShape that is the width of the embedding tables.
+        shared_layers: one layer's parameters compute all layers, so each site has one range over all passes.
+        requirements: the name here of a field of config.json -> the values that q8trt can run.
         config_names: BERT's name of a field of config.json -> the name here.
         config_defaults: BERT's name of a field -> transformers' default, where it differs from BERT's.
         quantized_types: `model_type` of pytorch-quantization's own version of the architecture, where there is one.
@@ -62,8 +79,8 @@ class Architecture:
     layers: str = "encoder.layer"
     self_attention: str = "attention.self"
     query: str = "attention.self.query"
-    key: str = "attention.self.key"
-    value: str = "attention.self.value"
+    key: str | None = "attention.self.key"
+    value: str | None = "attention.self.value"
     attention_dropout: str = "attention.self.dropout"
     attention_output: str = "attention.output.dense"
     attention_residual: str = "attention.output"
@@ -73,6 +90,7 @@ class Architecture:
     attention_residual_class: str = "QuantOutput"
     ffn_residual_class: str = "QuantOutput"
     attention_class: str | None = None
+    attention_registry: bool = True
     position_bias: str | None = None
     pooler: str = "classifier.dense"
     pooler_in_encoder: bool = False
@@ -80,6 +98,8 @@ class Architecture:
     positions_after_padding: bool = False
     fixed_padding_index: int | None = None
     embedding_size: str = "hidden_size"
+    shared_layers: bool = False
+    requirements: Mapping[str, Requirement] = field(default_factory=dict)
     config_names: Mapping[str, str] = field(default_factory=dict)
     config_defaults: Mapping[str, Any] = field(default_factory=dict)
     quantized_types: tuple[str, ...] = ()
@@ -109,6 +129,7 @@ _ALL = (
         config_defaults={"vocab_size": 50265, "pad_token_id": 1},
     ),
     Architecture("xlm-roberta", "XLM-RoBERTa", positions_after_padding=True, config_defaults={"pad_token_id": 1}),
+    Architecture("camembert", "CamemBERT", positions_after_padding=True, config_defaults={"pad_token_id": 1}),
     Architecture(
         "electra",
         "ELECTRA",
@@ -159,10 +180,49 @@ _ALL = (
         attention_residual="attention",
         attention_residual_class="QuantMPNetAttention",
         attention_class="QuantMPNetSelfAttention",
+        attention_registry=False,
         position_bias="encoder",
         positions_after_padding=True,
         fixed_padding_index=1,
         config_defaults={"vocab_size": 30527, "type_vocab_size": 1, "pad_token_id": 1},
+    ),
+    Architecture(
+        "albert",
+        "ALBERT",
+        layers="encoder.albert_layer_groups.0.albert_layers",
+        self_attention="attention",
+        query="attention.query",
+        key="attention.key",
+        value="attention.value",
+        attention_dropout="attention.attention_dropout",
+        attention_output="attention.dense",
+        attention_residual="attention",
+        ffn_intermediate="ffn",
+        ffn_output="ffn_output",
+        ffn_residual="",
+        attention_residual_class="QuantAlbertAttention",
+        ffn_residual_class="QuantAlbertLayer",
+        attention_class="QuantAlbertAttention",
+        pooler="pooler",
+        pooler_in_encoder=True,
+        classifier="classifier",
+        embedding_size="embedding_size",
+        shared_layers=True,
+        requirements={
+            name: Requirement(1, (1,), "q8trt knows ALBERT with one layer's parameters for all layers")
+            for name in ("num_hidden_groups", "inner_group_num")
+        },
+        config_names={"classifier_dropout": "classifier_dropout_prob"},
+        config_defaults={
+            "vocab_size": 30000,
+            "hidden_size": 4096,
+            "num_attention_heads": 64,
+            "intermediate_size": 16384,
+            "hidden_act": "gelu_new",
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "classifier_dropout": 0.1,
+        },
     ),
 )
 

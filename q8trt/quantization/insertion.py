@@ -28,7 +28,8 @@ def _place(model: Any, site: Site, quantizer: nn.Module) -> None:
     from q8trt.quantization.modules import BMM_SITES, quantize_first_argument, quantized_class
 
     module, architecture = model.get_submodule(site.module), architecture_of(model.config)
-    if site.name == "qkv_input":
+    # Where the module adds the residual too, it reads its input twice, and only the projections read it quantized.
+    if site.name == "qkv_input" and architecture.self_attention != architecture.attention_residual:
         module.register_forward_pre_hook(quantize_first_argument, with_kwargs=True)
     elif site.name not in BMM_SITES or architecture.attention_class is not None:
         quantized = quantized_class(module, site.name, architecture)
@@ -66,7 +67,7 @@ def insert_quantizers(model: nn.Module, recipe: Recipe, library: Library | None 
     quantizers = model_quantizers(model)
     if not quantizers:
         raise QuantizationError(f"recipe {recipe.name!r} quantizes no site of this model; see docs/architecture.md")
-    if architecture_of(model.config).attention_class is None and _quantizes_attention(quantizers):
+    if architecture_of(model.config).attention_registry and _quantizes_attention(quantizers):
         _route_attention(model, True)
     return quantizers
 

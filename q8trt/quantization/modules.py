@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from q8trt.quantization.architectures import Architecture
 
@@ -165,6 +166,53 @@ class QuantMPNetSelfAttention(nn.Module):
         return (attended, probabilities) if output_attentions else (attended,)
 
 
+class QuantAlbertAttention(nn.Module):
+    """A self-attention with its output projection, that also adds the residual: ALBERT's AlbertAttention."""
+
+    config: Any
+    attention_head_size: int
+    scaling: float
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    dense: nn.Module
+    attention_dropout: nn.Dropout
+    output_dropout: nn.Module
+    LayerNorm: nn.Module
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Map (B, S, H) to (B, S, H) and the probabilities (B, A, S, S), where the attention function returns them."""
+        shape = hidden_states.shape[:-1]
+        heads = (*shape, -1, self.attention_head_size)
+        states = _quantized(self, "input_quantizer", hidden_states)
+        query, key, value = (each(states).view(heads).transpose(1, 2) for each in (self.query, self.key, self.value))
+        eager = sys.modules[type(self).__module__].eager_attention_forward
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager)
+        dropout = self.attention_dropout.p if self.training else 0.0
+        context, probabilities = attend(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        branch = self.output_dropout(self.dense(context.reshape(*shape, -1).contiguous()))
+        return self.LayerNorm(_quantized_sum(self, "attention", branch, hidden_states)), probabilities
+
+
+class QuantAlbertLayer(nn.Module):
+    """A layer that adds the residual of its feed-forward network: ALBERT's AlbertLayer."""
+
+    attention: nn.Module
+    ff_chunk: Callable[[torch.Tensor], torch.Tensor]
+    full_layer_layer_norm: nn.Module
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Map (B, S, H) to (B, S, H)."""
+        attended, _ = self.attention(hidden_states, attention_mask, **kwargs)
+        return self.full_layer_layer_norm(_quantized_sum(self, "ffn", self.ff_chunk(attended), attended))
+
+
 #: All of the above: a module that is one carries its quantizers already.
 _QUANTIZED = (
     QuantLinear,
@@ -173,6 +221,8 @@ _QUANTIZED = (
     QuantTransformerBlock,
     QuantMPNetAttention,
     QuantMPNetSelfAttention,
+    QuantAlbertAttention,
+    QuantAlbertLayer,
 )
 
 
@@ -195,10 +245,12 @@ def quantized_class(module: nn.Module, site: str, architecture: Architecture) ->
     if is_residual:
         name = getattr(architecture, f"{residual}_residual_class")
     else:
-        name = architecture.attention_class if site in BMM_SITES else None
+        name = architecture.attention_class if site in ("qkv_input", *BMM_SITES) else None
     if name is None:
         return None
-    return type(f"Quant{original.__name__}", (globals()[name], original), {"residual": residual})
+    # Functions of the original's file are looked up by `__module__`.
+    body = {"residual": residual, "__module__": original.__module__}
+    return type(f"Quant{original.__name__}", (globals()[name], original), body)
 
 
 def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:

@@ -26,6 +26,8 @@ from q8trt.tasks.scoring import score
 
 #: Rows whose hidden states are compared.
 LAYER_ROWS = 32
+#: The part of a module's path that says its layer, as the architectures of `q8trt.quantization.architectures` spell it.
+_LAYER = re.compile(r"\.\w*layers?\.(\d+)\.")
 
 States = dict[str, np.ndarray]
 """Module -> its output at the attended positions, (tokens, features), or of each row, (rows, features)."""
@@ -100,7 +102,7 @@ def places_of(modules: Sequence[str]) -> dict[str, list[str]]:
     """
     places: dict[str, list[str]] = {}
     for module in modules:
-        number = re.search(r"\.layer\.(\d+)\.", module)
+        number = _LAYER.search(module)
         outside = "head" if "layer.0" in places else "embeddings"
         places.setdefault(f"layer.{number[1]}" if number else outside, []).append(module)
     return places
@@ -108,7 +110,7 @@ def places_of(modules: Sequence[str]) -> dict[str, list[str]]:
 
 def short_module(module: str) -> str:
     """``"attention.self.query"`` for a module of a layer, the whole path for others."""
-    return re.split(r"\.layer\.\d+\.", module)[-1]
+    return _LAYER.split(module)[-1]
 
 
 def relative_error(reference: np.ndarray, other: np.ndarray) -> float:

@@ -31,7 +31,11 @@ _Places = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class ProbedTorch(TorchRunner):
-    """A `TorchRunner` with the outputs of modules."""
+    """A `TorchRunner` with the outputs of modules. Of a module that runs several times, as ALBERT's do, it is the last one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._runs: dict[str, int] = {}
 
     def modules(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
         """Return the paths of the linears, LayerNorms and embedding tables with an output for each row of the batch `arrays`.
@@ -63,12 +67,13 @@ class ProbedTorch(TorchRunner):
             of computation.
         """
         outputs: dict[str, np.ndarray] = {}
-        replacements = replacements or {}
+        replacements, runs = replacements or {}, dict[str, int]()
 
         def probe(name: str, output: Any) -> Any:
+            runs[name] = runs.get(name, 0) + 1
             if name in modules:
                 outputs[name] = output.float().cpu().numpy()
-            replaced = replacements.get(name)
+            replaced = replacements.get(name) if runs[name] == self._runs.get(name, 1) else None
             return None if replaced is None else self._torch.as_tensor(replaced).to(output)
 
         hooks = [
@@ -80,6 +85,7 @@ class ProbedTorch(TorchRunner):
         finally:
             for hook in hooks:
                 hook.remove()
+        self._runs |= runs
         return outputs
 
 

@@ -144,9 +144,10 @@ class Probe:
         """Store the float output of layer `below` - 1 for each batch, in place of an earlier layer's."""
         self._switch(())
         outputs: list[Any] = []
-        hook = self._layers[below - 1].register_forward_hook(lambda module, args, output: outputs.append(output))
+        latest: list[Any] = [None]  # a layer whose parameters all layers share answers once a pass
+        hook = self._layers[below - 1].register_forward_hook(lambda _, args, output: latest.__setitem__(0, output))
         try:
-            self._run(self._below if self._below < below else 0)
+            self._run(self._below if self._below < below else 0, lambda rows: outputs.append(latest[0]))
         finally:
             hook.remove()
         self._below, self._hidden = below, outputs

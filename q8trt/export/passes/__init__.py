@@ -51,6 +51,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(normal.fold_casts),
     Pass(normal.constant_reshapes),
     Pass(normal.dims_from_inputs),
+    Pass(quantize.separate_weights),
     Pass(attention.fold_attention_scale, exact=False),
     Pass(attention.merge_key_transposes),
     Pass(smoothing.fold_branch_factors),

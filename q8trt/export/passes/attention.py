@@ -73,12 +73,13 @@ _ROWS, _COLUMNS, _ROWS_TO_COLUMNS = [0, 2, 1, 3], [0, 2, 3, 1], [0, 1, 3, 2]
 _READERS = ("Transpose", "Reshape", "Mul", "QuantizeLinear", "MatMul", "Div")
 
 
-def scale_linear(add: Any, factor: np.ndarray) -> bool:
+def scale_linear(add: Any, factor: np.ndarray, scaled_weights: dict[ir.Value, ir.Value] | None = None) -> bool:
     """Multiply the output of the linear MatMul(x, W) + b by `factor`, in its constants; False if it is no such linear.
 
     Args:
         add: the Add of the bias.
         factor: float32, () or (out_features,).
+        scaled_weights: weight -> the weight times `factor`, which linears that share a weight share.
     """
     graph, summands = add.graph, operands(add)
     matmul = producer(summands[0], "MatMul") if summands is not None else None
@@ -92,8 +93,11 @@ def scale_linear(add: Any, factor: np.ndarray) -> bool:
             return False
         _scale_dequantized(graph, dequantize, factor)
     else:
-        scaled = (constant(weight) * factor).astype(np.float32)
-        matmul.replace_input_with(1, new_constant(graph, f"{weight.name}.scaled", scaled))
+        shared = {} if scaled_weights is None else scaled_weights
+        if weight not in shared:
+            scaled = (constant(weight) * factor).astype(np.float32)
+            shared[weight] = new_constant(graph, f"{weight.name}.scaled", scaled)
+        matmul.replace_input_with(1, shared[weight])
     bias = next(index for index, value in enumerate(add.inputs) if constant(value) is not None)
     scaled = (summands[1] * factor).astype(np.float32)
     add.replace_input_with(bias, new_constant(graph, f"{add.inputs[bias].name}.scaled", scaled))
@@ -113,7 +117,7 @@ def fold_attention_scale(model: ir.Model) -> int:
 
     As exact as a product is: the same to the bit where the head size is a power of four, as BERT's 64.
     """
-    folded = 0
+    folded, scaled_weights = 0, dict[ir.Value, ir.Value]()
     for attention in find_attentions(model.graph):
         query = above_qdq(attention.bmm1.inputs[0])
         scale = attention.scores_scale or producer(query, "Mul", "Div")
@@ -126,7 +130,7 @@ def fold_attention_scale(model: ir.Model) -> int:
             continue  # scores scaled after a quantized product: Q's range would change with it
         add = _projection_of(query if attention.scores_scale is not None else factors[0])
         factor = factors[1].reshape(()) if scale.op_type == "Mul" else 1 / factors[1].reshape(())
-        if add is not None and scale_linear(add, factor.astype(np.float32)):
+        if add is not None and scale_linear(add, factor.astype(np.float32), scaled_weights):
             replace(scale.outputs[0], factors[0])
             folded += 1
     return folded

@@ -27,13 +27,14 @@ from q8trt.export.graph import (
     replace,
 )
 
-_TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
+#: Metadata of a node: the modules that it was traced from, the outermost first, and its own name, a list in Python.
+TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def note_scopes(model: ir.Model) -> int:
     """Note of each node which torch module it comes from: the exporters say so, each in its way. Changes nothing else."""
     for node in model.graph:
-        if (text := node.metadata_props.get(_TORCH_SCOPES)) is not None:
+        if (text := node.metadata_props.get(TORCH_SCOPES)) is not None:
             modules = ast.literal_eval(text)[:-1]  # outermost first; the last is the node itself
             scope = modules[-1] if modules else ""
         else:
@@ -54,14 +55,20 @@ def lift_constants(model: ir.Model) -> int:
 
 
 def transpose_constants(model: ir.Model) -> int:
-    """Turn the Transpose of a constant into a constant: torch keeps weights as (out, in), MatMul wants (in, out)."""
-    changed = 0
+    """Turn the Transpose of a constant into a constant: torch keeps weights as (out, in), MatMul wants (in, out).
+
+    A weight that several layers share stays one constant.
+    """
+    changed, transposed = 0, dict[tuple[ir.Value, tuple[int, ...]], ir.Value]()
     for node in nodes(model.graph, "Transpose"):
         array = constant(node.inputs[0])
         if array is None:
             continue
-        permutation = attribute(node, "perm", tuple(reversed(range(array.ndim))))
-        replace(node.outputs[0], new_constant(model.graph, f"{node.inputs[0].name}.T", array.transpose(permutation)))
+        permutation = tuple(attribute(node, "perm", tuple(reversed(range(array.ndim)))))
+        key = node.inputs[0], permutation
+        if key not in transposed:
+            transposed[key] = new_constant(model.graph, f"{node.inputs[0].name}.T", array.transpose(permutation))
+        replace(node.outputs[0], transposed[key])
         changed += 1
     return changed
 
@@ -293,14 +300,18 @@ def note_modules(model: ir.Model) -> int:
 def _changed_modules(graph: ir.Graph) -> dict[str, tuple[str, list[float]]]:
     """Return module -> (tensor, factor), where the tensor is the module's output times the factor."""
     changed: dict[str, tuple[str, list[float]]] = {}
+    ops: dict[str, str] = {}
     for node in graph:
+        scope = node.metadata_props.get(SCOPE, "")
         factor = json.loads(node.metadata_props.get(FACTOR, "null"))
         if MODULES in node.metadata_props:
             names = json.loads(node.metadata_props[MODULES])
             for name, output, each in zip(names, node.outputs, factor, strict=True):
                 changed[name] = str(output.name), each
         elif factor is not None:
-            changed[node.metadata_props[SCOPE]] = str(node.outputs[0].name), factor
+            changed[scope], ops[scope] = (str(node.outputs[0].name), factor), node.op_type
+        elif ops.get(scope) == node.op_type:
+            changed.pop(scope, None)  # a later run of the module, without a factor
     return changed
 
 

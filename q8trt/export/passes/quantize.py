@@ -61,8 +61,9 @@ def fold_weights(model: ir.Model) -> int:
 
     The integers are those that QuantizeLinear would compute at run time, so outputs do not change by a bit; the file holds
     one byte a weight in place of four, and an embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8.
+    A weight that several layers share is one constant.
     """
-    folded = 0
+    folded, tables = 0, dict[tuple[ir.Value, bool], ir.Value]()
     for node in nodes(model.graph, _FAKE):
         values, scale = constant(node.inputs[0]), constant(node.inputs[1])
         if values is None or scale is None:
@@ -70,10 +71,14 @@ def fold_weights(model: ir.Model) -> int:
         axis, format = attribute(node, "axis", -1), _format(node)
         integers, target = quantize_array(values, scale, axis, format), node.outputs[0]
         transpose = only_reader(target, "Transpose")
-        if transpose is not None and integers.ndim == 2:
+        is_transposed = transpose is not None and integers.ndim == 2
+        if is_transposed:
             integers, target = np.ascontiguousarray(integers.T), transpose.outputs[0]
             axis = 1 - axis if scale.ndim else axis
-        table = new_constant(model.graph, f"{node.inputs[0].name}.{format.name}", integers)
+        table = tables.get((node.inputs[0], is_transposed))
+        if table is None:
+            table = new_constant(model.graph, f"{node.inputs[0].name}.{format.name}", integers)
+            tables[node.inputs[0], is_transposed] = table
         # No zero point: it is 0 by default, and one a row of an embedding table is 30 KB of zeros.
         dequantize = make("DequantizeLinear", [table, node.inputs[1]], node, **({"axis": axis} if scale.ndim else {}))
         dequantize.metadata_props[SCOPE] = attribute(node, "site", "")
@@ -81,6 +86,20 @@ def fold_weights(model: ir.Model) -> int:
         folded += 1
     common.RemoveUnusedNodesPass()(model)
     return folded
+
+
+def separate_weights(model: ir.Model) -> int:
+    """Give each product that reads a shared INT8 weight a DequantizeLinear of its own, which it is fused with."""
+    separated = 0
+    for node in nodes(model.graph, "DequantizeLinear"):
+        if constant(node.inputs[0]) is None:
+            continue
+        for reader, index in list(node.outputs[0].uses())[1:]:
+            if reader.op_type == "MatMul":
+                attributes = {name: each.value for name, each in node.attributes.items()}
+                reader.replace_input_with(index, make("DequantizeLinear", node.inputs, node, **attributes).outputs[0])
+                separated += 1
+    return separated
 
 
 def insert_qdq(model: ir.Model) -> int:
