@@ -13,7 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "train": (
         "accelerate", "datasets", "jinja2", "matplotlib", "nvidia-ml-py", "nvidia-modelopt", "onnx", "onnx-ir", "onnxscript",
         "onnxruntime", "protobuf", "pyarrow", "pyyaml", "requests", "rich", "safetensors", "scikit-learn", "scipy",
-        "tensorboard", "torch", "transformers",
+        "seqeval", "tensorboard", "torch", "transformers",
     ),
     "tensorrt": ("tensorrt", "cuda-python", "nvidia-ml-py"),
     "tensorrt-cu12": ("tensorrt-cu12", "cuda-python<13", "nvidia-ml-py"),

@@ -2,5 +2,6 @@
 
 from q8trt.inference.answers import Answer
 from q8trt.inference.engine import Engine
+from q8trt.inference.tagging import Span
 
-__all__ = ["Answer", "Engine", "batching", "checks", "files", "ray_data", "text"]
+__all__ = ["Answer", "Engine", "Span", "batching", "checks", "files", "ray_data", "text"]

@@ -28,6 +28,7 @@ from q8trt.inference.checks import check_arrays, check_model, check_tokenizer
 from q8trt.inference.microbatch import MicroBatcher
 from q8trt.inference.opening import open_runners
 from q8trt.inference.pool import RunnerPool
+from q8trt.inference.tagging import Span, Tagger, check_aggregation
 from q8trt.inference.text import Item, TextEncoder, Tokens
 from q8trt.tasks.data.windows import Windows
 from q8trt.tasks.heads import HeadKind
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 _WINDOW = 8192
 #: Characters of a request that are encoded in the event loop, in less than a millisecond; more go to its executor.
 _INLINE = 4096
-#: Questions that `answer` encodes and runs at a time; each may have a thousand windows.
+#: Texts that `tag` and `answer` encode and run at a time; each may have a thousand windows.
 _PAIRS = 256
 _TOKEN = "the logits of token"
 #: Kind of head -> the method that it answers; `predict` for the others.
@@ -81,6 +82,7 @@ class Engine:
         self._questions = (
             WindowedPairs(self._text, manifest) if manifest.head.kind is HeadKind.QUESTION_ANSWERING else None
         )
+        self._tagger = Tagger(self._text, manifest) if manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION else None
         self._model = BatchedModel(pool, manifest, limits, contexts)
         self._batcher = MicroBatcher(self._model.answers, max_batch, max_wait_ms, limits.batch_size)
         self._truncated, self._lock = 0, threading.Lock()
@@ -227,6 +229,52 @@ class Engine:
             answers_of, pairs, windows, self._finite(np.concatenate(outputs), _TOKEN), chosen
         )
         return replies[0] if isinstance(question, str) else replies
+
+    def tag(self, texts: Iterable[str], aggregation: str = "first") -> list[list[Span]]:
+        """Return the tagged spans of each text: entities, or words with their part of speech, in order.
+
+        A text of any length is read in overlapping windows; each token is answered where it has most context.
+
+        Args:
+            texts: any number of texts.
+            aggregation: the tag of a word of several tokens: that of its "first" token, which is what training labels; of its
+                "average" or "max" probabilities; or "simple", where each token is taken by itself. transformers' pipeline
+                "token-classification" has the same names.
+
+        Raises:
+            ConfigError: the engine does not tag, or the aggregation is unknown.
+            InputError: an item is no text, an empty one, or has more than a million characters: the one at `index`.
+            ClosedError: the engine is closed.
+            BackendError: the backend refused a batch, or a logit is not finite.
+        """
+        tagger = self._tagger_of(aggregation)
+        rows = [text for (text,) in self._checked(texts)]
+        tagger.check(rows)
+        spans: list[list[Span]] = []
+        for start in range(0, len(rows), _PAIRS):
+            group = rows[start : start + _PAIRS]
+            windows = tagger.windows(group)
+            spans += tagger.spans(group, windows, self._finite(self._model.logits(windows), _TOKEN), aggregation)
+        return spans
+
+    async def atag(self, texts: Any, aggregation: str = "first") -> Any:
+        """Tag as `tag` does, in an event loop, with dynamic micro-batching; a list of spans for one text."""
+        tagger, single = self._tagger_of(aggregation), isinstance(texts, str)
+        rows = [text for (text,) in self._checked([texts] if single else texts)]
+        tagger.check(rows)
+        if not rows:
+            return []
+        windows = await asyncio.to_thread(tagger.windows, rows)
+        outputs = await asyncio.wrap_future(self._batcher.submit(token_rows(windows)))
+        logits = self._finite(np.concatenate(outputs), _TOKEN)
+        spans = await asyncio.to_thread(tagger.spans, rows, windows, logits, aggregation)
+        return spans[0] if single else spans
+
+    def _tagger_of(self, aggregation: str) -> Tagger:
+        self._check_head("tag")
+        check_aggregation(aggregation)
+        assert self._tagger is not None
+        return self._tagger
 
     def logits(self, items: Iterable[Item], prompt: str = "") -> np.ndarray:
         """Return the model's outputs, float32, in order: logits (items, labels), or embeddings (items, dimension).

@@ -21,7 +21,9 @@ from q8trt.errors import ConfigError
 from q8trt.inference import Engine
 from q8trt.inference.files.columns import Columns, choose_columns
 from q8trt.inference.files.config import ScoringConfig
+from q8trt.inference.files.embeddings import span_type
 from q8trt.inference.files.scorer import RowScorer
+from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     import pyarrow
@@ -94,7 +96,7 @@ class EngineActor:
             Path("rows.jsonl"), Path("answers.parquet" if embeds else "answers.jsonl"), self._text_columns,
             prompt_name=self._prompt_name,
         )  # fmt: skip
-        return choose_columns(config, header, manifest.task, embeds)
+        return choose_columns(config, header, manifest.task, manifest.head.kind)
 
     def _arrow_type(self, columns: Columns, name: str) -> pyarrow.DataType:
         """Return the type of a column of answers, which is that of chunks without an answer too."""
@@ -102,6 +104,8 @@ class EngineActor:
 
         if self.engine.manifest.head.embedding:
             return pyarrow.list_(pyarrow.float32())
+        if self.engine.manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION:
+            return pyarrow.list_(span_type(pyarrow))
         return pyarrow.string() if columns.labels and name == columns.answers[0] else pyarrow.float64()
 
 

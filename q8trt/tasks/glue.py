@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from q8trt.errors import ConfigError, nearest
 from q8trt.tasks.heads import Embedding, Head, HeadKind
+from q8trt.tasks.tags import has_entities
 
 _ONE_DEV = {"dev": "dev.tsv"}
 _ONE_TEST = {"test": "test.tsv"}
@@ -266,6 +267,15 @@ _DRIFT = {
 _LABELED = {HeadKind.EMBEDDING: ("spearman", "pearson"), HeadKind.QUESTION_ANSWERING: ("answer_f1", "exact_match")}
 
 
+def _metrics_of(head: Head, task: Task) -> tuple[str, ...]:
+    """Return the metrics of a head on rows with labels; where they are not those of `task`, the first is the main one."""
+    if head.kind is HeadKind.TOKEN_CLASSIFICATION:
+        return ("entity_f1", "entity_precision", "entity_recall", "token_accuracy")[
+            0 if has_entities(head.labels) else 3 :
+        ]
+    return _LABELED.get(head.kind) or task.metrics
+
+
 def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None = None) -> Task:
     """Return the task of a model that is given with its head.
 
@@ -283,7 +293,7 @@ def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None 
         raise ConfigError(f"an embedding is scored on pairs of texts with their similarity, and {task.name} has others")
     if head.kind is HeadKind.QUESTION_ANSWERING:
         task = replace(task, text_columns=("question", "context"), label_column="answers")
-    metrics = (_LABELED.get(head.kind) if has_labels else _DRIFT[head.kind]) or task.metrics
+    metrics = _metrics_of(head, task) if has_labels else _DRIFT[head.kind]
     main = task.main_metric if metrics is task.metrics else metrics[0]
     name = task.name if glue else head.kind.value
     return replace(task, name=name, metrics=metrics, main_metric=main, has_labels=has_labels, model_head=head)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from q8trt.errors import DataError
 from q8trt.tasks.glue import Task
 from q8trt.tasks.squad import exact_match, f1_of_words, mean_over
+from q8trt.tasks.tags import entity_metric, token_accuracy
 
 Array = npt.NDArray[np.generic]
 
@@ -172,6 +173,10 @@ METRICS: Mapping[str, Metric] = {
     "answer_f1": Metric(partial(mean_over, f1_of_words), by_row=True),
     "exact_match": Metric(partial(mean_over, exact_match), by_row=True),
     "span_f1": Metric(partial(mean_over, f1_of_words), by_row=True),
+    "entity_f1": Metric(entity_metric("f1_score"), by_row=True),
+    "entity_precision": Metric(entity_metric("precision_score"), by_row=True),
+    "entity_recall": Metric(entity_metric("recall_score"), by_row=True),
+    "token_accuracy": Metric(token_accuracy, by_row=True),
 }
 
 

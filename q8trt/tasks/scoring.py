@@ -7,14 +7,16 @@ padding. All others give one row of outputs for each row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from q8trt.errors import DataError
-from q8trt.tasks.data.examples import Features
+from q8trt.tasks.data.examples import IGNORED, Features
 from q8trt.tasks.data.question_windows import QuestionFeatures
 from q8trt.tasks.data.questions import Questions
+from q8trt.tasks.heads import HeadKind
 from q8trt.tasks.metrics import METRICS, check_finite, compute_from_logits
 from q8trt.tasks.spans import SpanOptions
 from q8trt.tasks.squad import squad_metrics
@@ -46,8 +48,10 @@ def score(
     if outputs.shape != expected or others.shape != expected or not len(outputs):
         raise DataError(f"{task.name}: outputs have shape {outputs.shape}, expected {expected} for {len(rows)} rows")
     check_finite(outputs, "tokens' logits")
-    by_row = split_rows(outputs, rows.lengths), split_rows(others, rows.lengths)
+    by_row: tuple[Sequence[Any], Sequence[Any]] = split_rows(outputs, rows.lengths), split_rows(others, rows.lengths)
     answers = _answer_metrics(rows, *by_row) if isinstance(rows, QuestionFeatures) else {}
+    if task.has_labels and task.head.kind is HeadKind.TOKEN_CLASSIFICATION:
+        by_row = _tags(rows, by_row[0])
     metrics = {name: METRICS[name] for name in task.metrics if name not in answers}
     drift = {name: each.compute(*(by_row if each.by_row else (outputs, others))) for name, each in metrics.items()}
     return {**answers, **drift}
@@ -66,6 +70,17 @@ def _answer_metrics(rows: QuestionFeatures, outputs: Sequence[Outputs], others: 
     same = [(a.start, a.end) == (b.start, b.end) for a, b in zip(ours, theirs, strict=True)]
     span_f1 = METRICS["span_f1"].compute([each.text for each in ours], [[each.text] for each in theirs])
     return {"span_agreement": sum(same) / len(same), "span_f1": span_f1}
+
+
+def _tags(rows: Features, outputs: Sequence[Outputs]) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the most probable tags of the words of each row, and those of their labels."""
+    names, predicted, expected = rows.task.labels, [], []
+    assert rows.labels is not None
+    for logits, labels in zip(outputs, rows.labels, strict=True):
+        is_word = labels != IGNORED
+        predicted.append([names[index] for index in logits[is_word].argmax(axis=1).tolist()])
+        expected.append([names[index] for index in labels[is_word].tolist()])
+    return predicted, expected
 
 
 def split_rows(outputs: Outputs, lengths: npt.NDArray[np.int64]) -> Sequence[Outputs]:

@@ -18,15 +18,17 @@ import numpy as np
 from q8trt.engine.manifest import TaskInfo
 from q8trt.errors import ConfigError, DataError
 from q8trt.inference.answers import Answer
-from q8trt.inference.files.config import OF_EMBEDDINGS, ScoringConfig
+from q8trt.inference.files.config import OF_EMBEDDINGS, OF_SPANS, ScoringConfig
 from q8trt.inference.files.places import REJECTED_HEADER
 from q8trt.inference.files.records import TEXT_COLUMN, Record
+from q8trt.inference.tagging import Span
 from q8trt.tasks.data.tabular import text_column_names
 from q8trt.tasks.glue import TASKS
+from q8trt.tasks.heads import HeadKind
 
 Value = str | float
-#: The answer to a row: a score, a label, or an embedding (dimension,).
-Reply = float | Answer | np.ndarray
+#: The answer to a row: a score, a label, an embedding (dimension,), or the spans of a tagger.
+Reply = float | Answer | np.ndarray | list[Span]
 _log = logging.getLogger(__name__)
 #: The longest quote of a rejected row, characters.
 _QUOTED = 2000
@@ -42,7 +44,7 @@ class Columns:
     Attributes:
         inputs: those of the input, as far as they are known before it is read.
         texts: the one or two of them that hold the text.
-        answers: the columns that are added: the score of a regression, the embedding; or the label, then a probability of
+        answers: the columns that are added: the score of a regression, the embedding, the spans; or the label, then a probability of
             each label.
         labels: the labels, in the order of their probabilities; () for a regression.
         kind: the ending of the output.
@@ -111,6 +113,10 @@ class Columns:
         if isinstance(answer, np.ndarray):
             yield [float(f"{value:.9g}") for value in answer.tolist()]
             return
+        if isinstance(answer, list):
+            spans = [span.to_dict() for span in answer]
+            yield spans if self.is_json else json.dumps(spans, ensure_ascii=False)
+            return
         if isinstance(answer, float):
             yield float(f"{answer:.7g}")
             return
@@ -151,29 +157,35 @@ def is_finite(answer: Reply) -> bool:
     """Return whether an answer can be written: JSON has no NaN and no infinity."""
     if isinstance(answer, np.ndarray):
         return bool(np.isfinite(answer).all())
+    if isinstance(answer, list):
+        return True
     return all(map(math.isfinite, [answer] if isinstance(answer, float) else answer.probabilities.values()))
 
 
-def choose_columns(config: ScoringConfig, header: Sequence[str], task: TaskInfo, embeds: bool = False) -> Columns:
+def choose_columns(
+    config: ScoringConfig, header: Sequence[str], task: TaskInfo, head: HeadKind | None = None
+) -> Columns:
     """Return the columns of a job.
 
     Args:
         config: the job's options.
         header: the columns of the input.
         task: the engine's.
-        embeds: whether the engine's answer is an embedding.
+        head: the kind of the engine's head; None for that of a score or of one label.
 
     Raises:
         ConfigError: the output cannot hold such answers, two columns were asked for and texts are single, or one and they are
             pairs; or TSV cannot hold a label.
         DataError: a text column is missing, or the file is plain text and the task takes pairs.
     """
+    embeds, tags = head is HeadKind.EMBEDDING, head is HeadKind.TOKEN_CLASSIFICATION
     path, kind, plain = config.input, config.output_kind, config.input_kind == ".txt"
     if embeds and kind not in (".jsonl", *OF_EMBEDDINGS):
         raise ConfigError(
             f"--output {config.output}: an embedding fits no cell; use {', '.join(OF_EMBEDDINGS)} or .jsonl"
         )
-    if not embeds and (kind in OF_EMBEDDINGS or config.prompt_name is not None):
+    lists = OF_EMBEDDINGS if embeds else OF_SPANS if tags else ()
+    if (kind in OF_EMBEDDINGS and kind not in lists) or (config.prompt_name is not None and not embeds):
         option = "--prompt_name" if config.prompt_name is not None else f"--output {config.output}"
         raise ConfigError(
             f"{option} is for embeddings, and the engine answers {task.name}; use .csv or .jsonl, and no prompt"
@@ -186,6 +198,8 @@ def choose_columns(config: ScoringConfig, header: Sequence[str], task: TaskInfo,
     names = (
         ("embedding",)
         if embeds
+        else ("spans",)
+        if tags
         else ("score",)
         if task.is_regression
         else ("label", *(f"probability_{label}" for label in task.labels))

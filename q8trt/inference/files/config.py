@@ -13,6 +13,8 @@ INPUTS = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 OUTPUTS = (".csv", ".tsv", ".jsonl", ".parquet", ".npy")
 #: Outputs that hold embeddings alone; while the job runs, its rows are JSON Lines.
 OF_EMBEDDINGS = (".parquet", ".npy")
+#: Those of them that hold spans, too: a list column of structs.
+OF_SPANS = (".parquet",)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ScoringConfig:
     )
     output: Path = option(
         help="the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file; of embeddings .parquet (rows and a "
-        "list column), .npy (float32 array) or .jsonl",
+        "list column), .npy (float32 array) or .jsonl; of tagged spans also .parquet",
         metavar="FILE",
     )
     text_columns: tuple[str, ...] | None = option(

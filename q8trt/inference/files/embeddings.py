@@ -1,4 +1,4 @@
-"""Embeddings of a finished job: from its JSON Lines to a Parquet file with a list column, or to a NumPy array."""
+"""Embeddings, or spans, of a finished job: from its JSON Lines to a Parquet file with a list column, or to a NumPy array."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def _write_parquet(rows: Path, path: Path) -> None:
         for part in _parts(rows):
             last = _column(part[0])
             columns = {name: [_text(row.get(name)) for row in part] for name in part[0] if name != last}
-            vectors = arrow.array([row[last] for row in part], arrow.list_(arrow.float32()))
+            kind = span_type(arrow) if _are_spans(part[0][last]) else arrow.float32()
+            vectors = arrow.array([row[last] for row in part], arrow.list_(kind))
             table = arrow.table({**{n: arrow.array(v, arrow.string()) for n, v in columns.items()}, last: vectors})
             if writer is None:
                 writer = arrow.parquet.ParquetWriter(path, table.schema.with_metadata({_MARK: b"embeddings"}))
@@ -91,6 +92,19 @@ def _write_parquet(rows: Path, path: Path) -> None:
     if writer is None:
         empty = arrow.table({_COLUMN: arrow.array([], arrow.list_(arrow.float32()))})
         arrow.parquet.write_table(empty.replace_schema_metadata({_MARK: b"embeddings"}), path)
+
+
+def _are_spans(answer: list[Any]) -> bool:
+    """Return whether the answer of a row is a list of spans, which may be empty; an embedding has numbers."""
+    return not answer or isinstance(answer[0], dict)
+
+
+def span_type(arrow: Any) -> Any:
+    """Return the type of a span, see `q8trt.inference.tagging.Span`."""
+    text, number = arrow.string(), arrow.int64()
+    return arrow.struct(
+        [("label", text), ("start", number), ("end", number), ("text", text), ("score", arrow.float64())]
+    )
 
 
 def _text(value: Any) -> str | None:

@@ -114,9 +114,7 @@ def score_file(
     records = Records(config.input, config.input_kind)
     try:
         check_places(config, engine.folder)
-        columns = choose_columns(
-            config, records.columns, engine.manifest.task, engine.manifest.head.embedding is not None
-        )
+        columns = choose_columns(config, records.columns, engine.manifest.task, engine.manifest.head.kind)
         with exclusive(config.output):
             return _Job(engine, config, columns, records).run(on_progress or (lambda _: None))
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from q8trt.errors import InputError
 from q8trt.inference.files.columns import Columns, Reply, is_finite
+from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     from q8trt.inference import Engine
@@ -62,4 +63,6 @@ class RowScorer:
         embedding = self.engine.manifest.head.embedding
         if embedding:
             return list(self.engine.logits(items, embedding.prompt(self.prompt_name)))
+        if self.engine.manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION:
+            return self.engine.tag(items)
         return self.engine.predict(items)

@@ -5,6 +5,7 @@ A batch is as long as the smallest bucket that holds its longest row: an engine 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -16,8 +17,10 @@ from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data.encoding import Encoder, EncodingError
 from q8trt.tasks.data.examples import IGNORED, Examples, Features, Labels
 from q8trt.tasks.data.question_windows import question_windows
+from q8trt.tasks.data.sentences import Sentences
 from q8trt.tasks.heads import HeadKind
 
+_log = logging.getLogger("q8trt")
 DEFAULT_BUCKETS = (16, 32, 64, 128, 256, 512)
 
 _PADDED = ("input_ids", "attention_mask", "token_type_ids")
@@ -54,6 +57,8 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         if examples.token_type_ids is not None and "token_type_ids" not in tokenizer.model_input_names:
             examples = replace(examples, token_type_ids=None)
         return _check_features(examples, len(tokenizer), max_length)
+    if isinstance(examples, Sentences):
+        return _tagged(examples, tokenizer, max_length)
     texts = [examples.first] if examples.second is None else [examples.first, examples.second]
     try:
         encoder = Encoder(tokenizer.backend_tokenizer, max_length, len(texts) == 2, tokenizer.truncation_side)
@@ -62,6 +67,20 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
         raise DataError(f"{examples.source}: the tokenizer cannot encode the texts: {error}") from None
     types = encoded.type_ids if "token_type_ids" in tokenizer.model_input_names else None
     return Features(**examples.origin, input_ids=encoded.ids, token_type_ids=types, labels=examples.labels)
+
+
+def _tagged(sentences: Sentences, tokenizer: Any, max_length: int) -> Features:
+    """Tokenize sentences whose words have tags, and say how many were cut."""
+    try:
+        features, cut = sentences.tokenized(tokenizer, max_length)
+    except EncodingError as error:
+        raise DataError(f"{sentences.source}: the tokenizer cannot encode the words: {error}") from None
+    if cut:
+        _log.warning(
+            "%d of %d sentences of %s have more than %d tokens: their last words are left out; raise --max_seq_length",
+            cut, len(sentences), sentences.split, max_length,
+        )  # fmt: skip
+    return features
 
 
 def _check_features(features: Features, vocabulary: int, max_length: int) -> Features:

@@ -17,6 +17,7 @@ from q8trt.tasks.data.opening import path_name
 from q8trt.tasks.data.questions import read_questions
 from q8trt.tasks.data.record import DataRecord, SplitRecord
 from q8trt.tasks.data.sample import sample_examples
+from q8trt.tasks.data.sentences import read_sentences
 from q8trt.tasks.data.tabular import read_table
 from q8trt.tasks.data.texts import read_texts, sample_texts
 from q8trt.tasks.data.tsv import find_file, read_folder
@@ -272,6 +273,9 @@ def _read_file(config: DataConfig, split: str) -> Examples | Features:
         return read_questions(path, config.resolved_task, split, config.text_column_names, config.label_column_name)
     if Path(path).suffix.lower() in tfrecord.EXTENSIONS:
         return tfrecord.read_tfrecord(path, config.resolved_task, split)
+    if config.resolved_task.head.kind is HeadKind.TOKEN_CLASSIFICATION:
+        words = config.text_column_names[0] if config.text_column_names else None
+        return read_sentences(path, config.resolved_task, split, words, config.label_column_name)
     return read_table(path, config.resolved_task, split, config.text_column_names, config.label_column_name)
 
 

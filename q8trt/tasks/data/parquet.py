@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from q8trt import files
 from q8trt.console.names import printable
 from q8trt.errors import DataError
 from q8trt.tasks.data.examples import require
@@ -15,6 +16,8 @@ from q8trt.tasks.data.opening import Allowance, open_data, path_name
 _BATCH_ROWS = 1024
 #: Bytes that a row takes in memory beside its text.
 _ROW_BYTES = 64
+#: What `datasets` notes of its columns.
+_NOTES = files.Limits(size=16 * 2**20, depth=32, values=1_000_000)
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -146,3 +149,20 @@ def _values(column: Any) -> list[Any]:
     indices = column.indices.unique()  # of this batch: the dictionary may be that of a whole file
     entries = dict(zip(indices.to_pylist(), column.dictionary.take(indices).to_pylist(), strict=True))
     return [entries[index] for index in column.indices.to_pylist()]
+
+
+def class_names(path: Path, column: str) -> list[str] | None:
+    """Return the names of the ids in a column, or in its lists, that `datasets` noted in the file; None where there are none.
+
+    They are in the schema's metadata under "huggingface", as the features of the columns.
+    """
+    with open_data(path) as file:
+        metadata = _open(file, path).schema_arrow.metadata or {}
+    try:
+        feature = files.parse_json(metadata.get(b"huggingface", b"{}"), _NOTES)["info"]["features"][column]
+        while isinstance(feature, dict) and "names" not in feature:
+            feature = feature["feature"]
+        names = feature["names"]
+    except (files.MalformedError, LookupError, TypeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
