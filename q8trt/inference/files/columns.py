@@ -44,8 +44,8 @@ class Columns:
     Attributes:
         inputs: those of the input, as far as they are known before it is read.
         texts: the one or two of them that hold the text.
-        answers: the columns that are added: the score of a regression, the embedding, the spans; or the label, then a probability of
-            each label.
+        answers: the columns that are added: the score of a regression, the embedding, the spans; or the label, then a
+            probability of each label.
         labels: the labels, in the order of their probabilities; () for a regression.
         kind: the ending of the output.
         safe_csv: whether a cell that a spreadsheet would run gets a ' before it.
