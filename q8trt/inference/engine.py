@@ -21,27 +21,23 @@ import numpy as np
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import ArrayError, BackendError, ConfigError, DataError
-from q8trt.inference.answering import Pair, WindowedPairs, answers_of, question_pairs, span_options, token_rows
+from q8trt.inference.answering import WindowedPairs
 from q8trt.inference.answers import Answer, answers
 from q8trt.inference.batching import BatchedModel, BatchLimits, batch_limits
 from q8trt.inference.checks import check_arrays, check_model, check_tokenizer
 from q8trt.inference.microbatch import MicroBatcher
 from q8trt.inference.opening import open_runners
 from q8trt.inference.pool import RunnerPool
-from q8trt.inference.tagging import Span, Tagger, check_aggregation
+from q8trt.inference.tagging import Tagger
 from q8trt.inference.text import Item, TextEncoder, Tokens
-from q8trt.tasks.data.windows import Windows
+from q8trt.inference.token_methods import TokenMethods
 from q8trt.tasks.heads import HeadKind
-from q8trt.tasks.spans import SpanAnswer, SpanOptions
 
 _log = logging.getLogger(__name__)
 #: Rows that `predict` encodes and runs at a time: token ids of a million texts would fill gigabytes.
 _WINDOW = 8192
 #: Characters of a request that are encoded in the event loop, in less than a millisecond; more go to its executor.
 _INLINE = 4096
-#: Texts that `tag` and `answer` encode and run at a time; each may have a thousand windows.
-_PAIRS = 256
-_TOKEN = "the logits of token"
 #: Kind of head -> the method that it answers; `predict` for the others.
 _METHODS = {
     HeadKind.EMBEDDING: "embed",
@@ -50,7 +46,7 @@ _METHODS = {
 }
 
 
-class Engine:
+class Engine(TokenMethods):
     """An opened engine folder, by `Engine.load`. Any number of threads and event loops may use one at the same time.
 
     Use it as a context manager, or `close` it.
@@ -182,100 +178,6 @@ class Engine:
         vectors = np.array(rows, np.float32).reshape(len(rows), self.manifest.model.num_labels)
         return self._finite(vectors)[0] if single else self._finite(vectors)
 
-    @overload
-    def answer(self, question: str, context: str, **options: Any) -> SpanAnswer: ...
-    @overload
-    def answer(self, question: Sequence[str], context: str | Sequence[str], **options: Any) -> list[SpanAnswer]: ...
-    def answer(self, question: Any, context: Any, **options: Any) -> Any:
-        """Return the answers to questions, each a part of its context; a long context is read in overlapping windows.
-
-        Args:
-            question: a question, or a list of them. Tokens beyond the 64th are cut off.
-            context: the text that answers it, or a list of texts, one to each question; one text may be that of many questions.
-            options: fields of `SpanOptions`: `null_score_diff_threshold=0.0` for a model that may say that there is no answer
-                (SQuAD 2.0), `max_answer_length` and `n_best_size`.
-
-        Returns:
-            an answer to one question, a list to a list.
-
-        Raises:
-            ConfigError: the engine answers no questions, or an option is unknown or out of range.
-            InputError: a text is empty, no text or too long, the one of the item at `index`; or lists differ in length.
-            ClosedError: the engine is closed.
-            BackendError: the backend refused a batch, or a logit is not finite.
-        """
-        pairs, chosen = self._question_pairs(question, context, options)
-        replies: list[SpanAnswer] = []
-        for start in range(0, len(pairs), _PAIRS):
-            part = pairs[start : start + _PAIRS]
-            windows = self._windows(part)
-            replies += answers_of(part, windows, self._finite(self._model.logits(windows), _TOKEN), chosen)
-        return replies[0] if isinstance(question, str) else replies
-
-    @overload
-    async def aanswer(self, question: str, context: str, **options: Any) -> SpanAnswer: ...
-    @overload
-    async def aanswer(
-        self, question: Sequence[str], context: str | Sequence[str], **options: Any
-    ) -> list[SpanAnswer]: ...
-    async def aanswer(self, question: Any, context: Any, **options: Any) -> Any:
-        """Answer as `answer` does, in an event loop, with dynamic micro-batching of windows."""
-        pairs, chosen = self._question_pairs(question, context, options)
-        if not pairs:
-            return []
-        windows = await asyncio.to_thread(self._windows, pairs)
-        outputs = await asyncio.wrap_future(self._batcher.submit(token_rows(windows)))
-        replies = await asyncio.to_thread(
-            answers_of, pairs, windows, self._finite(np.concatenate(outputs), _TOKEN), chosen
-        )
-        return replies[0] if isinstance(question, str) else replies
-
-    def tag(self, texts: Iterable[str], aggregation: str = "first") -> list[list[Span]]:
-        """Return the tagged spans of each text: entities, or words with their part of speech, in order.
-
-        A text of any length is read in overlapping windows; each token is answered where it has most context.
-
-        Args:
-            texts: any number of texts.
-            aggregation: the tag of a word of several tokens: that of its "first" token, which is what training labels; of its
-                "average" or "max" probabilities; or "simple", where each token is taken by itself. transformers' pipeline
-                "token-classification" has the same names.
-
-        Raises:
-            ConfigError: the engine does not tag, or the aggregation is unknown.
-            InputError: an item is no text, an empty one, or has more than a million characters: the one at `index`.
-            ClosedError: the engine is closed.
-            BackendError: the backend refused a batch, or a logit is not finite.
-        """
-        tagger = self._tagger_of(aggregation)
-        rows = [text for (text,) in self._checked(texts)]
-        tagger.check(rows)
-        spans: list[list[Span]] = []
-        for start in range(0, len(rows), _PAIRS):
-            group = rows[start : start + _PAIRS]
-            windows = tagger.windows(group)
-            spans += tagger.spans(group, windows, self._finite(self._model.logits(windows), _TOKEN), aggregation)
-        return spans
-
-    async def atag(self, texts: Any, aggregation: str = "first") -> Any:
-        """Tag as `tag` does, in an event loop, with dynamic micro-batching; a list of spans for one text."""
-        tagger, single = self._tagger_of(aggregation), isinstance(texts, str)
-        rows = [text for (text,) in self._checked([texts] if single else texts)]
-        tagger.check(rows)
-        if not rows:
-            return []
-        windows = await asyncio.to_thread(tagger.windows, rows)
-        outputs = await asyncio.wrap_future(self._batcher.submit(token_rows(windows)))
-        logits = self._finite(np.concatenate(outputs), _TOKEN)
-        spans = await asyncio.to_thread(tagger.spans, rows, windows, logits, aggregation)
-        return spans[0] if single else spans
-
-    def _tagger_of(self, aggregation: str) -> Tagger:
-        self._check_head("tag")
-        check_aggregation(aggregation)
-        assert self._tagger is not None
-        return self._tagger
-
     def logits(self, items: Iterable[Item], prompt: str = "") -> np.ndarray:
         """Return the model's outputs, float32, in order: logits (items, labels), or embeddings (items, dimension).
 
@@ -369,19 +271,6 @@ class Engine:
         if method != right:
             raise ConfigError(f"{self.folder} has a head for {self.manifest.head.kind}, not for {method}; call {right}")
 
-    def _question_pairs(self, question: Any, context: Any, options: dict[str, Any]) -> tuple[list[Pair], SpanOptions]:
-        """Return the checked pairs of a question and its context, and the options of the answers."""
-        self._check_head("answer")
-        self._pool.check_open()
-        assert self._questions is not None
-        return self._questions.check(question_pairs(question, context)), span_options(options)
-
-    def _windows(self, pairs: Sequence[Pair]) -> Windows:
-        assert self._questions is not None
-        windows = self._questions.encode(pairs)
-        self._count(windows.truncated)
-        return windows
-
     def _prefix(self, prompt_name: str | None, prompt: str | None) -> str:
         """Return the text to put before each text."""
         self._check_head("embed")
@@ -398,6 +287,9 @@ class Engine:
                 f"{name} {bad} is NaN or infinite; build the engine again at another precision: {self.folder}"
             )
         return vectors
+
+    def _check_open(self) -> None:
+        self._pool.check_open()
 
     def _checked(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
         self._pool.check_open()

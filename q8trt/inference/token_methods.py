@@ -1,0 +1,152 @@
+"""The methods of `Engine` for heads that answer each token: answers to questions, and tags."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from q8trt.inference.answering import Pair, WindowedPairs, answers_of, question_pairs, span_options, token_rows
+from q8trt.inference.batching import BatchedModel
+from q8trt.inference.microbatch import MicroBatcher
+from q8trt.inference.tagging import Span, Tagger, check_aggregation
+from q8trt.inference.text import Item
+from q8trt.tasks.data.windows import Windows
+from q8trt.tasks.spans import SpanAnswer, SpanOptions
+
+#: Texts that are encoded and run at a time; each may have a thousand windows.
+_TEXTS = 256
+_TOKEN = "the logits of token"
+
+
+class TokenMethods:
+    """The part of `Engine` that reads texts of any length, in windows."""
+
+    _model: BatchedModel
+    _batcher: MicroBatcher
+    _questions: WindowedPairs | None
+    _tagger: Tagger | None
+
+    @overload
+    def answer(self, question: str, context: str, **options: Any) -> SpanAnswer: ...
+    @overload
+    def answer(self, question: Sequence[str], context: str | Sequence[str], **options: Any) -> list[SpanAnswer]: ...
+    def answer(self, question: Any, context: Any, **options: Any) -> Any:
+        """Return the answers to questions, each a part of its context; a long context is read in overlapping windows.
+
+        Args:
+            question: a question, or a list of them. Tokens beyond the 64th are cut off.
+            context: the text that answers it, or a list of texts, one to each question; one text may be that of many questions.
+            options: fields of `SpanOptions`: `null_score_diff_threshold=0.0` for a model that may say that there is no answer
+                (SQuAD 2.0), `max_answer_length` and `n_best_size`.
+
+        Returns:
+            an answer to one question, a list to a list.
+
+        Raises:
+            ConfigError: the engine answers no questions, or an option is unknown or out of range.
+            InputError: a text is empty, no text or too long, the one of the item at `index`; or lists differ in length.
+            ClosedError: the engine is closed.
+            BackendError: the backend refused a batch, or a logit is not finite.
+        """
+        pairs, chosen = self._question_pairs(question, context, options)
+        replies: list[SpanAnswer] = []
+        for start in range(0, len(pairs), _TEXTS):
+            part = pairs[start : start + _TEXTS]
+            windows = self._windows(part)
+            replies += answers_of(part, windows, self._finite(self._model.logits(windows), _TOKEN), chosen)
+        return replies[0] if isinstance(question, str) else replies
+
+    @overload
+    async def aanswer(self, question: str, context: str, **options: Any) -> SpanAnswer: ...
+    @overload
+    async def aanswer(
+        self, question: Sequence[str], context: str | Sequence[str], **options: Any
+    ) -> list[SpanAnswer]: ...
+    async def aanswer(self, question: Any, context: Any, **options: Any) -> Any:
+        """Answer as `answer` does, in an event loop, with dynamic micro-batching of windows."""
+        pairs, chosen = self._question_pairs(question, context, options)
+        if not pairs:
+            return []
+        windows = await asyncio.to_thread(self._windows, pairs)
+        outputs = await asyncio.wrap_future(self._batcher.submit(token_rows(windows)))
+        replies = await asyncio.to_thread(
+            answers_of, pairs, windows, self._finite(np.concatenate(outputs), _TOKEN), chosen
+        )
+        return replies[0] if isinstance(question, str) else replies
+
+    def tag(self, texts: Iterable[str], aggregation: str = "first") -> list[list[Span]]:
+        """Return the tagged spans of each text: entities, or words with their part of speech, in order.
+
+        A text of any length is read in overlapping windows; each token is answered where it has most context.
+
+        Args:
+            texts: any number of texts.
+            aggregation: the tag of a word of several tokens: that of its "first" token, which is what training labels; of its
+                "average" or "max" probabilities; or "simple", where each token is taken by itself. transformers' pipeline
+                "token-classification" has the same names.
+
+        Raises:
+            ConfigError: the engine does not tag, or the aggregation is unknown.
+            InputError: an item is no text, an empty one, or has more than a million characters: the one at `index`.
+            ClosedError: the engine is closed.
+            BackendError: the backend refused a batch, or a logit is not finite.
+        """
+        tagger = self._tagger_of(aggregation)
+        rows = [text for (text,) in self._checked(texts)]
+        tagger.check(rows)
+        spans: list[list[Span]] = []
+        for start in range(0, len(rows), _TEXTS):
+            group = rows[start : start + _TEXTS]
+            windows = tagger.windows(group)
+            spans += tagger.spans(group, windows, self._finite(self._model.logits(windows), _TOKEN), aggregation)
+        return spans
+
+    async def atag(self, texts: Any, aggregation: str = "first") -> Any:
+        """Tag as `tag` does, in an event loop, with dynamic micro-batching; a list of spans for one text."""
+        tagger, single = self._tagger_of(aggregation), isinstance(texts, str)
+        rows = [text for (text,) in self._checked([texts] if single else texts)]
+        tagger.check(rows)
+        if not rows:
+            return []
+        windows = await asyncio.to_thread(tagger.windows, rows)
+        outputs = await asyncio.wrap_future(self._batcher.submit(token_rows(windows)))
+        logits = self._finite(np.concatenate(outputs), _TOKEN)
+        spans = await asyncio.to_thread(tagger.spans, rows, windows, logits, aggregation)
+        return spans[0] if single else spans
+
+    def _tagger_of(self, aggregation: str) -> Tagger:
+        self._check_head("tag")
+        check_aggregation(aggregation)
+        assert self._tagger is not None
+        return self._tagger
+
+    def _question_pairs(self, question: Any, context: Any, options: dict[str, Any]) -> tuple[list[Pair], SpanOptions]:
+        """Return the checked pairs of a question and its context, and the options of the answers."""
+        self._check_head("answer")
+        self._check_open()
+        assert self._questions is not None
+        return self._questions.check(question_pairs(question, context)), span_options(options)
+
+    def _windows(self, pairs: Sequence[Pair]) -> Windows:
+        assert self._questions is not None
+        windows = self._questions.encode(pairs)
+        self._count(windows.truncated)
+        return windows
+
+    def _check_head(self, method: str) -> None:
+        raise NotImplementedError
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def _checked(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
+        raise NotImplementedError
+
+    def _count(self, truncated: int) -> None:
+        raise NotImplementedError
+
+    def _finite(self, vectors: np.ndarray, name: str = "") -> np.ndarray:
+        raise NotImplementedError
