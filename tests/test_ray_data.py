@@ -65,7 +65,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A local Ray: a CPU for each of two actors, and two for reading and writing."""
-    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'q8trt[ray]'")
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray[data]'")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # it would write a token to the home folder
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
