@@ -454,7 +454,7 @@ def test_shared_random_models(tiny_batch: Any, monkeypatch: Any) -> None:
     float_model, quantized = models.random_pair("bert-base", "full", [batch])
     weights = dict(quantized.named_parameters())
     assert all(np.isfinite(weight.detach().numpy()).all() for weight in weights.values())
-    again = dict(random_models.random_bert("bert-base").named_parameters())
+    again = dict(random_models.random_model("bert-base").named_parameters())
     assert all((weight == again[name]).all() for name, weight in float_model.named_parameters())
     assert any("quantizer" in name for name, _ in quantized.named_modules())
 

@@ -10,6 +10,7 @@ example: q8trt gpu-check --quick
          q8trt gpu-check --run runs/NAME --data_dir glue --backend tensorrt_rtx
          q8trt gpu-check --prepare kit --run runs/NAME --data_dir glue
          q8trt gpu-check --prepared kit --budget 420
+         q8trt gpu-check --prepared kit --budget 240 --output_dir results --resume
 """
 
 from __future__ import annotations
@@ -58,6 +59,9 @@ class Options:
         metavar="SECONDS",
         values=more_than(0),
     )
+    resume: bool = option(
+        False, "with --prepared: keep the steps that an earlier call with the same --output_dir did, and do the others"
+    )
     output_dir: str | None = option(
         None, "folder of the results", metavar="DIR", unset=f"{RESULTS.as_posix()}/<gpu>-<date>"
     )
@@ -70,6 +74,8 @@ class Options:
             check_folder(self.output_dir)
         if self.prepare is not None and self.prepared is not None:
             raise ConfigError("--prepare and --prepared are two halves of a check: give one")
+        if self.resume and (self.prepared is None or self.output_dir is None):
+            raise ConfigError("--resume needs --prepared and the --output_dir of the call that it continues")
 
 
 PARSER = Parser(Options, "q8trt gpu-check", __doc__)
@@ -137,7 +143,7 @@ def _run_prepared(options: Options, argv: list[str]) -> int:
         raise BackendError("no NVIDIA driver here; nothing was run")
     origin = provenance(["q8trt", "gpu-check", *argv])
     results = Path(options.output_dir or RESULTS / f"prepared-{origin['date_utc'][:10]}")
-    progress = run_kit(kit, folder, results, options.budget, origin, say, MACHINE or GPU)
+    progress = run_kit(kit, folder, results, options.budget, origin, say, MACHINE or GPU, resume=options.resume)
     say(summary(progress))
     say(f"report: {results / STEM}.json")
     return 1 if progress.failed or progress.counts["not reached"] else 0

@@ -79,19 +79,19 @@ def batches_of(features: Features, names: Sequence[str], pad_token_id: int, size
 
 
 def random_pair(name: str, recipe_name: str, batches: Sequence[Mapping[str, np.ndarray]]) -> tuple[Any, Any]:
-    """`random_bert` in FP32, and quantized by a recipe and calibrated on `batches`, integer (batch, sequence) by name."""
+    """`random_model` in FP32, and quantized by a recipe and calibrated on `batches`, integer (batch, sequence) by name."""
     import torch
 
     from q8trt.quantization.calibration import calibrate
     from q8trt.quantization.insertion import insert_quantizers
     from q8trt.quantization.recipe import load_recipe
 
-    quantized, recipe = random_models.random_bert(name), load_recipe(recipe_name)
+    quantized, recipe = random_models.random_model(name), load_recipe(recipe_name)
     insert_quantizers(quantized, recipe)
     calibrate(
         quantized, recipe, [{key: torch.from_numpy(array).long() for key, array in batch.items()} for batch in batches]
     )
-    return random_models.random_bert(name), quantized
+    return random_models.random_model(name), quantized
 
 
 class Models:

@@ -1,19 +1,20 @@
-"""BERT-base and BERT-large with random weights: for times and for the differences of logits, not for scores."""
+"""BERT-base, BERT-large and MPNet-base with random weights: for times and for the differences of logits, not for scores."""
 
 from __future__ import annotations
 
 from typing import Any
 
 #: name -> hidden size, layers, heads, intermediate size
-SIZES = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096)}
+SIZES = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096), "mpnet-base": (768, 12, 12, 3072)}
 #: Side of the random block that `tile` repeats: 1 MiB in FP32.
 _BLOCK = 512
 
 
-def random_bert(name: str) -> Any:
-    """BERT-base or BERT-large with weights at random, as transformers initializes them; the same at every call."""
+def random_model(name: str) -> Any:
+    """Return a model of `SIZES` with random weights, as transformers initializes them; the same at every call."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
+    from transformers.models.auto import CONFIG_MAPPING
 
     hidden, layers, heads, intermediate = SIZES[name]
     sizes: dict[str, Any] = {
@@ -21,17 +22,17 @@ def random_bert(name: str) -> Any:
         "intermediate_size": intermediate, "num_labels": 1,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
-    config = BertConfig(**sizes)
+    config = CONFIG_MAPPING[name.partition("-")[0]](**sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return BertForSequenceClassification(config).eval()
+        return AutoModelForSequenceClassification.from_config(config).eval()
 
 
-def tiled_bert(name: str) -> Any:
-    """Return `random_bert` whose matrices all repeat one random block, so that files of them pack to little more than it."""
+def tiled_model(name: str) -> Any:
+    """Return `random_model` whose matrices all repeat one random block, so that files of them pack to little more than it."""
     import torch
 
-    model = random_bert(name)
+    model = random_model(name)
     generator = torch.Generator().manual_seed(0)
     block = 0.02 * torch.randn(_BLOCK, _BLOCK, generator=generator)
     with torch.no_grad():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from q8trt.engine.shapes import Shape, ShapeProfile
 from q8trt.errors import ConfigError
@@ -14,7 +17,7 @@ from q8trt.lint import Site
 from q8trt.quantization.precision import Precision
 
 KIT_FILE = "kit.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class EngineFile:
         """The name as part of a file name."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.name.casefold())
 
+    def plan(self, results: Path) -> Path:
+        """Return the place of its plan below a folder of results. The step that builds it writes it."""
+        return results / "plans" / f"{self.slug}.plan"
+
 
 class Kind(StrEnum):
     """The kinds of steps."""
@@ -75,6 +82,7 @@ class Kind(StrEnum):
     THREADS = "threads"  # one engine shared by eight threads
     ARRAYS = "arrays"  # one engine on arrays of torch and CuPy, without copies
     LOADS = "loads"  # one engine, loaded again and again
+    BUCKETS = "buckets"  # several engines on the rows of the first, with length buckets and without
     TORCH = "torch"  # torch FP16 of the model of one engine, for reference
 
 
@@ -122,6 +130,11 @@ class Kit:
     def step(self, name: str) -> Step:
         """Return the step of a name."""
         return next(each for each in self.steps if each.name == name)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that the kit says."""
+        return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Write ``kit.json`` to a folder."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
+from q8trt.errors import ConfigError
+from q8trt.gpu_check.journal import CheckResult
 from q8trt.gpu_check.page import STEM
 from q8trt.gpu_check.prepared.kit import Kit
 from q8trt.reporting.html import render
@@ -28,6 +30,36 @@ def check_folder(folder: Path) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Results:
+    """The results that an earlier check left: its steps by name, what ran the engines, and where."""
+
+    checks: dict[str, CheckResult] = field(default_factory=dict)
+    title: str = ""
+    device: str = ""
+
+
+def read_results(folder: Path, kit: Kit) -> Results:
+    """Return the results of an earlier check of the same kit; empty ones where there are none.
+
+    Raises:
+        ConfigError: the results are damaged, or those of another kit.
+    """
+    path = folder / f"{STEM}.json"
+    if not path.is_file():
+        return Results()
+    try:
+        record = files.read_json(path)
+        checks = [{key: value for key, value in check.items() if key != "estimate_s"} for check in record["checks"]]
+        results = [files.decode(CheckResult, check) for check in checks]
+        title, device, kit_digest = str(record["backend"]), str(record["device"]), record["kit"]
+    except (files.MalformedError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}; run the check without --resume") from None
+    if kit_digest != kit.digest:
+        raise ConfigError(f"{path} has the results of another prepared check; run the check without --resume")
+    return Results({check.check: check for check in results}, title, device)
+
+
 def to_dict(progress: Progress, kit: Kit, provenance: dict[str, Any]) -> dict[str, Any]:
     """Return the results as JSON. ``passed``: every step was reached and none failed."""
     estimates = {step.name: step.estimate_s for step in kit.steps}
@@ -42,6 +74,7 @@ def to_dict(progress: Progress, kit: Kit, provenance: dict[str, Any]) -> dict[st
         "counts": progress.counts,
         "checks": [{**asdict(check), "estimate_s": estimates[check.check]} for check in progress.checks],
         "prepared": kit.provenance,
+        "kit": kit.digest,
         "provenance": provenance,
     }
 

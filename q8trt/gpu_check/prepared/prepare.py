@@ -28,7 +28,7 @@ from q8trt.tasks.data import bucketed_batches, load_dev, tokenize
 if TYPE_CHECKING:
     from q8trt.quantization.recipe import Recipe
 
-MINILM, BASE, LARGE = "minilm", "bert-base", "bert-large"
+MINILM, BASE, LARGE, MPNET = "minilm", "bert-base", "bert-large", "mpnet-base"
 _CALIBRATION_ROWS = 32
 _LENGTH = 128
 #: Rows with random weights: their logits are compared, not scored.
@@ -97,6 +97,8 @@ class KitConfig:
         max_rows: development rows of MiniLM; None for all.
         iterations: timed ones a shape.
         loads: how often an engine is loaded.
+        build_s: the estimated seconds of a build, by model.
+        mpnet: whether MPNet-base, which adds a bias of relative positions to its attention, is a part.
     """
 
     batches: tuple[int, ...] = (1, 8, 32, 128)
@@ -106,7 +108,8 @@ class KitConfig:
     max_rows: int | None = None
     iterations: int = 100
     loads: int = 100
-    build_s: dict[str, float] = field(default_factory=lambda: {MINILM: 18.0, BASE: 35.0, LARGE: 70.0})
+    build_s: dict[str, float] = field(default_factory=lambda: {MINILM: 18.0, BASE: 35.0, LARGE: 70.0, MPNET: 35.0})
+    mpnet: bool = True
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -182,12 +185,17 @@ def steps(config: KitConfig) -> Iterator[Step]:
     for variant in (FP16, INT8):
         yield build(BASE, variant, " other lengths")
     yield latency([f"{name} other lengths" for name in pair], config.lengths, f"{BASE} other lengths", 25)
+    real = tuple(f"{MINILM} {variant.name}" for variant in (FP16, INT8))
+    yield Step("length buckets", Kind.BUCKETS, real, 20)
     yield build(BASE, FP32, at)
     yield latency([f"{BASE} FP32{at}", *pair], [config.many], f"FP32{at}", 20)
     if config.large:
         yield from (build(LARGE, variant) for variant in (FP16, INT8))
         shapes = config.shapes[0], config.many
         yield latency([f"{LARGE} {variant.name}" for variant in (FP16, INT8)], shapes, LARGE, 30)
+    if config.mpnet:
+        yield from (build(MPNET, variant, at) for variant in (FP16, INT8))
+        yield latency([f"{MPNET} {variant.name}{at}" for variant in (FP16, INT8)], [config.many], f"{MPNET}{at}", 20)
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
@@ -229,14 +237,17 @@ class _Preparation:
         yield from self._of_model(BASE, (*CHANGES, FP32), fixed([config.many]), at)
         if config.large:
             yield from self._of_model(LARGE, (FP16, INT8), fixed([config.shapes[0], config.many]))
+        if config.mpnet:
+            yield from self._of_model(MPNET, (FP16, INT8), fixed([config.many]), at)
 
     def _of_model(
         self, model: str, variants: Sequence[Variant], profiles: tuple[ShapeProfile, ...], note: str = ""
     ) -> Iterator[EngineFile]:
         """Write the graphs and the rows of one model's variants."""
         is_real = model == MINILM
-        float_model = self._trained() if is_real else random_models.tiled_bert(model)
-        batches, labels = self._rows() if is_real else (self._random_rows(profiles), None)
+        inputs = tuple(name for name in self._inputs if model != MPNET or name != "token_type_ids")
+        float_model = self._trained() if is_real else random_models.tiled_model(model)
+        batches, labels = self._rows() if is_real else (self._random_rows(profiles, inputs), None)
         logits = {"fp32": _logits(float_model, batches)}
         names: list[tuple[Variant, str]] = []
         stem = "".join(letter if letter.isalnum() else "-" for letter in f"{model}{note}")
@@ -247,8 +258,8 @@ class _Preparation:
                 trained = self._trained_with(variant) if is_real else None
                 quantized = trained or self._calibrated(float_model, variant.load_recipe(searches=is_real), batches)
                 logits[variant.name] = _logits(quantized, batches)
-            names.append((variant, self._export(quantized, variant, stem, batches)))
-        arrays = {f"{name}.{number}": each[name] for number, each in enumerate(batches) for name in self._inputs}
+            names.append((variant, self._export(quantized, variant, stem, batches, inputs)))
+        arrays = {f"{name}.{number}": each[name] for number, each in enumerate(batches) for name in inputs}
         arrays |= {f"logits.{name}": each for name, each in logits.items()} | (
             {} if labels is None else {"labels": labels}
         )
@@ -257,25 +268,23 @@ class _Preparation:
             reference = variant.name if variant.recipe else "fp32"
             allowed = TOLERANCES["real"][variant.precision] if is_real else None
             rows = Rows(f"{stem}.npz", reference, *((allowed.largest, allowed.mean) if allowed else (None, None)))
-            yield self._engine(f"{model} {variant.name}{note}", model, onnx, variant.precision, profiles, rows)
+            work = work_of_onnx(self._folder / onnx)
+            yield EngineFile(
+                f"{model} {variant.name}{note}", model, onnx, variant.precision, profiles, inputs,
+                work.weights if work else 0, work.attention_width if work else 0,
+                forecast_sites(self._folder / onnx, LintConfig(max_shapes=largest(profiles))), rows,
+            )  # fmt: skip
 
-    def _engine(
-        self, name: str, model: str, onnx: str, precision: Precision, profiles: tuple[ShapeProfile, ...], rows: Rows
-    ) -> EngineFile:
-        path = self._folder / onnx
-        work = work_of_onnx(path)
-        sites = forecast_sites(path, LintConfig(max_shapes=largest(profiles)))
-        weights, width = (work.weights, work.attention_width) if work else (0, 0)
-        return EngineFile(name, model, onnx, precision, profiles, self._inputs, weights, width, sites, rows)
-
-    def _export(self, model: Any, variant: Variant, stem: str, batches: Sequence[dict[str, np.ndarray]]) -> str:
+    def _export(
+        self, model: Any, variant: Variant, stem: str, batches: Sequence[dict[str, np.ndarray]], inputs: tuple[str, ...]
+    ) -> str:
         from q8trt.export.onnx import export_onnx
         from q8trt.export.options import ExportOptions
 
         name = "".join(letter if letter.isalnum() else "-" for letter in f"{stem}-{variant.name}".casefold()) + ".onnx"
         options = ExportOptions(fuse_qkv=variant.fuse_qkv)
         watched = batches[:2] if variant.half else ()
-        export_onnx(model, self._folder / name, variant.precision, self._inputs, options, watched)
+        export_onnx(model, self._folder / name, variant.precision, inputs, options, watched)
         return name
 
     def _trained(self) -> Any:
@@ -297,9 +306,9 @@ class _Preparation:
 
         quantized = copy.deepcopy(float_model)
         insert_quantizers(quantized, recipe)
-        rows = batches[:: max(1, len(batches) * len(batches[0][self._inputs[0]]) // _CALIBRATION_ROWS)]
+        rows = batches[:: max(1, len(batches) * len(batches[0]["input_ids"]) // _CALIBRATION_ROWS)]
         calibrate(
-            quantized, recipe, [{name: torch.from_numpy(each[name]).long() for name in self._inputs} for each in rows]
+            quantized, recipe, [{name: torch.from_numpy(array).long() for name, array in each.items()} for each in rows]
         )
         return quantized
 
@@ -315,13 +324,13 @@ class _Preparation:
         assert features.labels is not None
         return arrays, np.concatenate([features.labels[each.indices] for each in batches]).astype(np.float32)
 
-    def _random_rows(self, profiles: Sequence[ShapeProfile]) -> list[dict[str, np.ndarray]]:
+    def _random_rows(self, profiles: Sequence[ShapeProfile], inputs: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
         """Return one batch of full-length rows that the plan takes."""
         from q8trt.runtime.timing.latency import random_inputs
 
         batch, sequence = min((profile.opt for profile in profiles), key=lambda shape: abs(shape[0] - _RANDOM_ROWS))
         vocabulary = min(1000, len(self._tokenizer))
-        return [random_inputs(batch, sequence, vocabulary, input_names=self._inputs)]
+        return [random_inputs(batch, sequence, vocabulary, input_names=inputs)]
 
 
 def _logits(model: Any, batches: Sequence[dict[str, np.ndarray]]) -> np.ndarray:

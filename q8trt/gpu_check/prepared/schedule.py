@@ -64,6 +64,7 @@ def run_kit(
     on_message: Callable[[str], object],
     machine: str = GPU,
     clock: Callable[[], float] = time.monotonic,
+    resume: bool = False,
 ) -> Progress:
     """Go through the steps of a kit, and write `results` after each.
 
@@ -79,9 +80,11 @@ def run_kit(
         on_message: takes a line before the first step, and one after each.
         machine: "module:class" of the `Machine`.
         clock: seconds, monotonic.
+        resume: keep the steps that an earlier call passed or measured, with their plans; do the others.
+        clock: seconds, monotonic.
 
     Raises:
-        ConfigError: the folder of results holds other files of these names, or is the kit's.
+        ConfigError: the folder of results holds other files of these names, or is the kit's; or it cannot be resumed.
         BusyError: another check writes there.
     """
     if results.resolve() == folder.resolve():
@@ -89,21 +92,32 @@ def run_kit(
     started, progress = clock(), Progress(budget_s)
     with exclusive(results):
         page.check_folder(results)
+        earlier = _earlier(results, kit, progress) if resume else {}
         on_message(
             f"{len(kit.steps)} steps, {sum(step.estimate_s for step in kit.steps):.0f} s, budget {budget_s:.0f} s"
         )
         for number, step in enumerate(kit.steps):
             left = budget_s - (clock() - started)
-            check = _attempt(kit, folder, results, number, step, left, machine, progress)
+            check = earlier.get(step.name) or _attempt(kit, folder, results, number, step, left, machine, progress)
             progress.checks.append(check)
             progress.seconds = round(clock() - started, 1)
             page.write_json(results, progress, kit, provenance)
-            on_message(f"{check.result:11} {check.check}: {check.figure}")
+            on_message(f"{'kept' if step.name in earlier else check.result:11} {check.check}: {check.figure}")
         progress.finished = True
         page.write_json(results, progress, kit, provenance)
         with contextlib.suppress(ImportError):  # the page needs jinja2
             page.write_html(results, progress, kit, provenance)
     return progress
+
+
+def _earlier(results: Path, kit: Kit, progress: Progress) -> dict[str, CheckResult]:
+    """Return the steps of an earlier call that need not be done again: those that passed or were measured, with their plans."""
+    earlier = page.read_results(results, kit)
+    progress.title, progress.device = earlier.title, earlier.device
+    builds = [step for step in kit.steps if step.kind is Kind.BUILD]
+    lost = {step.name for step in builds if not kit.engine(step.engines[0]).plan(results).is_file()}
+    done = {name: check for name, check in earlier.checks.items() if check.result in ("passed", "measured")}
+    return {name: check for name, check in done.items() if name not in lost}
 
 
 def _attempt(

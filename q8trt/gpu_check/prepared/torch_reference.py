@@ -33,9 +33,9 @@ def time_torch(
     try:
         import torch
 
-        from q8trt.gpu_check.random_models import random_bert
+        from q8trt.gpu_check.random_models import random_model
 
-        model = random_bert(engine.model).to(device)
+        model = random_model(engine.model).to(device)
     except ImportError as error:
         raise BackendError(f"torch and transformers are needed for the reference: {error}") from error
     on_gpu = device != "cpu"

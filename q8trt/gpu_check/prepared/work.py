@@ -22,7 +22,10 @@ from q8trt.gpu_check.repetition import repeat, share
 from q8trt.runtime.timing.config import TimingConfig
 from q8trt.runtime.timing.hardware import peak_tops
 from q8trt.runtime.timing.latency import Latency, measure, random_inputs
+from q8trt.runtime.timing.lengths import measure_lengths
 from q8trt.runtime.timing.work import Work, rated
+from q8trt.tasks.data import Features
+from q8trt.tasks.glue import get_task
 
 _VOCABULARY = 1000
 _THREADS = 8
@@ -46,7 +49,7 @@ class Place:
 
     def plan(self, engine: EngineFile) -> Path:
         """Return the place of an engine's plan, which the step that builds it writes."""
-        return self.results / "plans" / f"{engine.slug}.plan"
+        return engine.plan(self.results)
 
 
 def do(place: Place, step: Step) -> Outcome[None]:
@@ -57,6 +60,7 @@ def do(place: Place, step: Step) -> Outcome[None]:
         Kind.THREADS: _threads,
         Kind.ARRAYS: _arrays,
         Kind.LOADS: _loads,
+        Kind.BUCKETS: _buckets,
         Kind.TORCH: _torch,
     }
     return work[step.kind](place, step)
@@ -244,6 +248,40 @@ def _cupy_arrays(host: Mapping[str, np.ndarray], device: str) -> dict[str, Any]:
     import cupy
 
     return {name: cupy.asarray(array) for name, array in host.items()}
+
+
+def _buckets(place: Place, step: Step) -> Outcome[None]:
+    """Time the rows of the first engine on all of them, in batches that are as long as a bucket and as the longest."""
+    engines = _built(place, step)
+    rows, longest = _rows(place, engines[0]), max(profile.max[1] for profile in engines[0].profiles)
+    size = min(profile.max[0] for profile in engines[0].profiles)
+    with ExitStack() as stack:
+        runners = [stack.enter_context(place.machine.open(place.plan(engine), engine.precision)) for engine in engines]
+        lengths = measure_lengths(runners, rows, 0, longest, size, max_seconds=_SECONDS_A_SHAPE)
+    figure = "; ".join(
+        f"{engine.name} {each.bucket_samples_per_s:,.0f} rows/s, {each.fixed_samples_per_s:,.0f} at {longest} tokens "
+        f"({each.ratio:.2f}x)"
+        for engine, each in zip(engines, lengths, strict=True)
+    )
+    details = {engine.name: asdict(each) for engine, each in zip(engines, lengths, strict=True)}
+    return Outcome(f"{lengths[0].mean_tokens:.1f} tokens a row: {figure}", None, {"buckets": details})
+
+
+def _rows(place: Place, engine: EngineFile) -> Features:
+    """Return the rows of an engine without their padding."""
+    if engine.rows is None:
+        raise BackendError(f"{engine.name} has no rows")
+    rows: dict[str, list[list[int]]] = {name: [] for name in engine.inputs}
+    with np.load(place.folder / engine.rows.file) as arrays:
+        for number in range(sum(name.startswith("attention_mask.") for name in arrays)):
+            lengths = arrays[f"attention_mask.{number}"].sum(axis=1)
+            for name, values in rows.items():
+                padded = arrays[f"{name}.{number}"].tolist()
+                values += [row[:length] for row, length in zip(padded, lengths, strict=True)]
+    return Features(
+        task=get_task("STS-B"), split="dev", source=engine.rows.file, labels=None,
+        input_ids=rows["input_ids"], token_type_ids=rows.get("token_type_ids"),
+    )  # fmt: skip
 
 
 def _torch(place: Place, step: Step) -> Outcome[None]:
