@@ -1,7 +1,8 @@
 """An engine folder in an app: texts in, the task's answers out. Needs no torch. `inference.files` scores files offline."""
 
-from q8trt.inference.answers import Answer
+from q8trt.inference.answers import Answer, LabelSet
 from q8trt.inference.engine import Engine
+from q8trt.inference.ranking import Ranked
 from q8trt.inference.tagging import Span
 
-__all__ = ["Answer", "Engine", "Span", "batching", "checks", "files", "ray_data", "text"]
+__all__ = ["Answer", "Engine", "LabelSet", "Ranked", "Span", "batching", "checks", "files", "ray_data", "text"]

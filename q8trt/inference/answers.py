@@ -1,4 +1,4 @@
-"""Logits -> the task's answers: a score, or a label with the probability of each."""
+"""Logits -> the task's answers: a score, a label with the probability of each, or any number of labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from q8trt.engine.manifest import TaskInfo
+from q8trt.errors import ConfigError
+from q8trt.tasks.heads import HeadKind
 from q8trt.tasks.metrics import sigmoid
+
+#: Probability above which an item has a label.
+THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,63 @@ class Answer:
         return self.probabilities[self.label]
 
 
-def answers(logits: np.ndarray, task: TaskInfo) -> list[float] | list[Answer]:
-    """Return one answer for each row of `logits` (rows, labels): the score of a regression, else an `Answer`.
+@dataclass(frozen=True)
+class LabelSet:
+    """The answer of a multi-label classifier to one item, which may have any number of labels.
 
-    A score is the logit, or its sigmoid where the task's `activation` says so. A logit may lie a little outside the range of
-    the labels that the model was trained on.
+    Attributes:
+        probabilities: label -> probability, in the order of the logits; each from 0 to 1 by itself.
+        threshold: the item has the labels whose probability is above it.
+
+    Raises:
+        ConfigError: the threshold is not from 0 to 1.
+    """
+
+    probabilities: dict[str, float]
+    threshold: float = THRESHOLD
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the item, in the order of the logits."""
+        return tuple(label for label, probability in self.probabilities.items() if probability > self.threshold)
+
+
+def check_threshold(threshold: float | None, kind: HeadKind = HeadKind.MULTI_LABEL_CLASSIFICATION) -> float:
+    """Return the threshold, `THRESHOLD` for None. Raises ConfigError if it is not from 0 to 1, or `kind` takes none."""
+    if threshold is None:
+        return THRESHOLD
+    if kind is not HeadKind.MULTI_LABEL_CLASSIFICATION:
+        raise ConfigError(
+            f"threshold is for a multi-label classifier, and the engine's head is for {kind}; leave it out"
+        )
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold {threshold}, expected 0 to 1")
+    return threshold
+
+
+def answers(
+    logits: np.ndarray, task: TaskInfo, kind: HeadKind | None = None, threshold: float = THRESHOLD
+) -> list[float] | list[Answer] | list[LabelSet]:
+    """Return one answer for each row of `logits` (rows, labels).
+
+    Args:
+        logits: float32.
+        task: the engine's.
+        kind: of the engine's head; None for a classification of one label, or a regression.
+        threshold: see `LabelSet`.
+
+    Returns:
+        of a regression or a reranker the score, see `scores_of`; of a classification an `Answer`, or a `LabelSet` where an item
+        has any number of labels.
     """
     if task.is_regression:
-        scores = logits[:, 0]
-        return [float(score) for score in (sigmoid(scores) if task.activation == "sigmoid" else scores)]
+        return scores_of(logits[:, 0], task)
+    if kind is HeadKind.MULTI_LABEL_CLASSIFICATION:
+        rows = sigmoid(logits).tolist()
+        return [LabelSet(dict(zip(task.labels, row, strict=True)), threshold) for row in rows]
     wide = logits.astype(np.float64)
     powers = np.exp(wide - wide.max(axis=1, keepdims=True))
     rows = (powers / powers.sum(axis=1, keepdims=True)).tolist()
@@ -45,3 +98,11 @@ def answers(logits: np.ndarray, task: TaskInfo) -> list[float] | list[Answer]:
         Answer(task.labels[index], dict(zip(task.labels, row, strict=True)))
         for index, row in zip(best, rows, strict=True)
     ]
+
+
+def scores_of(logits: np.ndarray, task: TaskInfo) -> list[float]:
+    """Return the score of each logit (rows,): the logit, or its sigmoid where the task's `activation` says so.
+
+    A logit may be a little outside the range of the labels that the model was trained on.
+    """
+    return [float(score) for score in (sigmoid(logits) if task.activation == "sigmoid" else logits)]

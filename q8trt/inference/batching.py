@@ -17,7 +17,6 @@ from q8trt.inference.answers import answers
 from q8trt.inference.pool import RunnerPool
 from q8trt.inference.text import Tokens
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch, Tokenized, bucketed_batches, restore_order, restore_tokens
-from q8trt.tasks.heads import HeadKind
 from q8trt.tasks.scoring import split_rows
 
 #: Rows of a batch by default: a GPU needs many; a CPU is as quick with few, and pads less.
@@ -121,13 +120,13 @@ class BatchedModel:
         self._task, self._pad_token_id, self._contexts = manifest.task, manifest.model.pad_token_id, contexts
 
     def answers(self, rows: list[Row]) -> list[Any]:
-        """Return the task's answer to each row: an embedding, logits (tokens, outputs), or what `answers` makes of logits."""
+        """Return the outputs of each row: an embedding, logits (tokens, outputs), the logit of a score, or a label's answer."""
         types = [types for _, types in rows if types is not None]
         tokens = Tokens([ids for ids, _ in rows], types or None, 0)
         logits = self.logits(tokens)
         if self._kind.per_token:
             return [*split_rows(logits, tokens.lengths)]
-        return list(logits) if self._kind is HeadKind.EMBEDDING else answers(logits, self._task)
+        return answers(logits, self._task, self._kind) if self._kind.has_labels else list(logits)
 
     def logits(self, tokens: Tokenized) -> np.ndarray:
         """Return float32 logits in order: (rows, outputs), or (tokens, outputs) of a head that answers each token."""

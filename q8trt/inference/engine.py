@@ -12,6 +12,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -22,12 +23,13 @@ from q8trt.engine.manifest import Manifest
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import ArrayError, BackendError, ConfigError, DataError
 from q8trt.inference.answering import WindowedPairs
-from q8trt.inference.answers import Answer, answers
+from q8trt.inference.answers import THRESHOLD, Answer, LabelSet, answers, check_threshold, scores_of
 from q8trt.inference.batching import BatchedModel, BatchLimits, batch_limits
 from q8trt.inference.checks import check_arrays, check_model, check_tokenizer
 from q8trt.inference.microbatch import MicroBatcher
 from q8trt.inference.opening import open_runners
 from q8trt.inference.pool import RunnerPool
+from q8trt.inference.ranking import Ranked, ranked, ranking_pairs
 from q8trt.inference.tagging import Tagger
 from q8trt.inference.text import Item, TextEncoder, Tokens
 from q8trt.inference.token_methods import TokenMethods
@@ -134,24 +136,55 @@ class Engine(TokenMethods):
         """The number of items cut so far, because they had more than `limits.max_length` tokens."""
         return self._truncated
 
-    def predict(self, items: Iterable[Item]) -> list[float] | list[Answer]:
+    def predict(
+        self, items: Iterable[Item], threshold: float | None = None
+    ) -> list[float] | list[Answer] | list[LabelSet]:
         """Return the task's answers, in the order of `items`.
 
         Args:
             items: texts, or pairs of texts for a task of pairs; any number, also none.
+            threshold: of a multi-label classifier, the probability above which an item has a label; None for 0.5.
 
         Returns:
-            a score for each item of a regression, an `Answer` for each of a classification. The score is the logit, or its
-            sigmoid for a cross-encoder whose configuration asks for one (`manifest.task.activation`).
+            a score for each item of a regression or a reranker, an `Answer` for each of a classification, a `LabelSet` where an
+            item has any number of labels. The score is the logit, or its sigmoid for a cross-encoder whose configuration asks
+            for one (`manifest.task.activation`).
 
         Raises:
+            ConfigError: the engine's head has another method, or takes no threshold.
             InputError: an item is no text or an empty one, the one at `index`.
             PairError: one text was given to a task of pairs, or the reverse.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
         """
         self._check_head("predict")
-        return answers(self.logits(items), self.manifest.task)
+        threshold = check_threshold(threshold, self.manifest.head.kind)
+        return answers(self.logits(items), self.manifest.task, self.manifest.head.kind, threshold)
+
+    def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
+        """Return documents by their relevance to `query`, the most relevant first.
+
+        Args:
+            query: a text.
+            documents: texts; any number, also none.
+            top_k: documents to return, at most; None for all.
+
+        Returns:
+            a `Ranked` for each: its index among `documents`, its score as that of `predict`, its text.
+
+        Raises:
+            ConfigError: the engine does not answer a score to a pair of texts, or `top_k` is below 1.
+            InputError: the query or a document, the one at `index`, is no text or an empty one.
+            ClosedError: the engine is closed.
+            BackendError: the backend refused a batch, or a score is not finite.
+        """
+        pairs = ranking_pairs(query, documents, top_k, self.manifest.task)
+        return ranked(self.logits(pairs)[:, 0], documents, self.manifest.task, top_k)
+
+    async def arank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
+        """Rank as `rank` does, in an event loop, with dynamic micro-batching."""
+        rows = await self._batched(ranking_pairs(query, documents, top_k, self.manifest.task))
+        return ranked(np.array(rows, np.float32).reshape(-1), documents, self.manifest.task, top_k)
 
     def embed(self, texts: Iterable[str], prompt_name: str | None = None, prompt: str | None = None) -> np.ndarray:
         """Return the embeddings of texts, float32, shape (texts, dimension), in order.
@@ -196,21 +229,31 @@ class Engine(TokenMethods):
         return self._text.check(item)
 
     @overload
-    async def apredict(self, items: str | tuple[str, str]) -> float | Answer: ...
+    async def apredict(
+        self, items: str | tuple[str, str], threshold: float | None = None
+    ) -> float | Answer | LabelSet: ...
     @overload
-    async def apredict(self, items: list[Any]) -> list[float] | list[Answer]: ...
-    async def apredict(self, items: Any) -> Any:
+    async def apredict(
+        self, items: list[Any], threshold: float | None = None
+    ) -> list[float] | list[Answer] | list[LabelSet]: ...
+    async def apredict(self, items: Any, threshold: float | None = None) -> Any:
         """Answer as `predict` does, in an event loop: simultaneous requests run together (dynamic micro-batching).
 
         Args:
             items: one text, one pair (a tuple of two texts), or a list of them.
+            threshold: see `predict`.
 
         Returns:
             one answer for one text or pair, a list of answers for a list. Raises as `predict` does.
         """
         self._check_head("predict")
+        threshold, task = check_threshold(threshold, self.manifest.head.kind), self.manifest.task
         single = isinstance(items, str | tuple)
         replies = await self._batched([items] if single else items)
+        if task.is_regression:
+            replies = scores_of(np.array(replies, np.float32).reshape(-1), task)
+        elif threshold != THRESHOLD:
+            replies = [replace(reply, threshold=threshold) for reply in replies]
         return replies[0] if single else replies
 
     async def _batched(self, items: Iterable[Item], prompt: str = "") -> list[Any]:

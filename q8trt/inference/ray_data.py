@@ -106,6 +106,8 @@ class EngineActor:
             return pyarrow.list_(pyarrow.float32())
         if self.engine.manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION:
             return pyarrow.list_(span_type(pyarrow))
+        if self.engine.manifest.head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION and name == columns.answers[0]:
+            return pyarrow.list_(pyarrow.string())
         return pyarrow.string() if columns.labels and name == columns.answers[0] else pyarrow.float64()
 
 

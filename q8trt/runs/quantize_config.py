@@ -44,7 +44,7 @@ class QuantizeConfig:
         None,
         "the one or two text columns of your files",
         metavar="COLUMN",
-        unset="sentence or text; sentence1 and sentence2",
+        unset="sentence or text; sentence1 and sentence2, or query and document",
     )
     validation_file: str | None = option(
         None,
@@ -57,7 +57,7 @@ class QuantizeConfig:
         None,
         "tokens per text, special tokens included",
         values=at_least(1),
-        unset="the folder's, else 128",
+        unset="the folder's, else 128; of a reranker 512",
     )
     max_train_samples: int | None = option(
         None, "texts to draw from a file for calibration and --distill", values=at_least(1), unset="10,000"

@@ -72,6 +72,11 @@ def logit_distance(
     return nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
+def label_by_label(*logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return logits (batch, labels) of sigmoids as those of a softmax between each label and none, (batch * labels, 2)."""
+    return tuple(torch.stack((each, torch.zeros_like(each)), dim=-1).flatten(0, 1) for each in logits)
+
+
 def token_distance(
     student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor, kind: HeadKind, temperature: float
 ) -> torch.Tensor:
@@ -186,8 +191,10 @@ class Distiller:
         elif self.kind.per_token:
             distance = token_distance(outputs.logits, target.logits, mask, self.kind, weights.temperature)
         else:
-            is_regression = self.kind is HeadKind.REGRESSION
-            distance = logit_distance(outputs.logits, target.logits, is_regression, weights.temperature)
+            pair: tuple[torch.Tensor, ...] = outputs.logits, target.logits
+            if self.kind is HeadKind.MULTI_LABEL_CLASSIFICATION:
+                pair = label_by_label(*pair)
+            distance = logit_distance(pair[0], pair[1], self.kind.is_score, weights.temperature)
         loss = weights.logit_weight * distance
         if weights.label_weight > 0:
             loss = loss + weights.label_weight * outputs.loss

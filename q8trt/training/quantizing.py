@@ -15,6 +15,8 @@ from q8trt.tasks.heads import Head, HeadKind
 
 #: Tokens of a text where neither an option nor the folder says it.
 _LENGTH = 128
+#: That of a kind of head whose texts are passages.
+_LENGTHS = {HeadKind.QUESTION_ANSWERING: WindowSizes().max_length, HeadKind.RERANKER: 512}
 #: Weight of the hidden states beside the logits, for a head of few outputs, whose logits say little of each layer.
 _HIDDEN_WEIGHT = 0.1
 
@@ -35,8 +37,7 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
     folder = local_folder(name)
     head = read_head(folder, config.kind, config.pooling)
     longest = int(load_tokenizer(folder).model_max_length)
-    default = WindowSizes().max_length if head.kind is HeadKind.QUESTION_ANSWERING else _LENGTH
-    length = config.max_seq_length or min(head.max_length or default, longest)
+    length = config.max_seq_length or min(head.max_length or _LENGTHS.get(head.kind, _LENGTH), longest)
     data = config.data(head=head, max_seq_length=length)
     say(f"model: {name}, {describe(head)}, {length} tokens at most")
     if config.texts is None:

@@ -17,18 +17,19 @@ import numpy as np
 
 from q8trt.engine.manifest import TaskInfo
 from q8trt.errors import ConfigError, DataError
-from q8trt.inference.answers import Answer
+from q8trt.inference.answers import Answer, LabelSet
 from q8trt.inference.files.config import OF_EMBEDDINGS, OF_SPANS, ScoringConfig
 from q8trt.inference.files.places import REJECTED_HEADER
 from q8trt.inference.files.records import TEXT_COLUMN, Record
 from q8trt.inference.tagging import Span
+from q8trt.tasks.data.labels import join_labels
 from q8trt.tasks.data.tabular import text_column_names
 from q8trt.tasks.glue import TASKS
 from q8trt.tasks.heads import HeadKind
 
 Value = str | float
-#: The answer to a row: a score, a label, an embedding (dimension,), or the spans of a tagger.
-Reply = float | Answer | np.ndarray | list[Span]
+#: The answer to a row: a score, a label, any number of labels, an embedding (dimension,), or the spans of a tagger.
+Reply = float | Answer | LabelSet | np.ndarray | list[Span]
 _log = logging.getLogger(__name__)
 #: The longest quote of a rejected row, characters.
 _QUOTED = 2000
@@ -120,7 +121,10 @@ class Columns:
         if isinstance(answer, float):
             yield float(f"{answer:.7g}")
             return
-        yield answer.label
+        if isinstance(answer, LabelSet):
+            yield list(answer.labels) if self.is_json else join_labels(answer.labels)
+        else:
+            yield answer.label
         yield from (float(f"{answer.probabilities[label]:.7g}") for label in self.labels)
 
     def _line(self, cells: Sequence[Value]) -> bytes:
@@ -179,6 +183,11 @@ def choose_columns(
         DataError: a text column is missing, or the file is plain text and the task takes pairs.
     """
     embeds, tags = head is HeadKind.EMBEDDING, head is HeadKind.TOKEN_CLASSIFICATION
+    sets = head is HeadKind.MULTI_LABEL_CLASSIFICATION
+    if config.threshold is not None and not sets:
+        raise ConfigError(
+            f"--threshold is for a multi-label classifier, and the engine answers {task.name}; leave it out"
+        )
     path, kind, plain = config.input, config.output_kind, config.input_kind == ".txt"
     if embeds and kind not in (".jsonl", *OF_EMBEDDINGS):
         raise ConfigError(
@@ -202,7 +211,7 @@ def choose_columns(
         if tags
         else ("score",)
         if task.is_regression
-        else ("label", *(f"probability_{label}" for label in task.labels))
+        else ("labels" if sets else "label", *(f"probability_{label}" for label in task.labels))
     )
     if set(names) & set(header):
         names = tuple(f"predicted_{name}" for name in names)

@@ -59,7 +59,13 @@ class ScoringConfig:
         "spreadsheet would run them as formulas",
     )
 
+    threshold: float | None = option(
+        None, "probability above which a row has a label, of a multi-label classifier", unset="0.5"
+    )
+
     def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ConfigError(f"--threshold {self.threshold}, expected 0 to 1")
         for name, endings in (("input", INPUTS), ("output", OUTPUTS)):
             path = Path(getattr(self, name))
             if name == "output" and os.path.islink(path):  # noqa: PTH114 - is_symlink raises for long names

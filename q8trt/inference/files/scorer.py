@@ -29,10 +29,13 @@ class RowScorer:
         engine: an open engine.
         columns: the columns of the rows, by `choose_columns`.
         prompt_name: the prompt of an embedding model; None for the model's default.
+        threshold: of a multi-label classifier, see `Engine.predict`.
     """
 
-    def __init__(self, engine: Engine, columns: Columns, prompt_name: str | None = None) -> None:
-        self.engine, self.columns, self.prompt_name = engine, columns, prompt_name
+    def __init__(
+        self, engine: Engine, columns: Columns, prompt_name: str | None = None, threshold: float | None = None
+    ) -> None:
+        self.engine, self.columns, self.prompt_name, self.threshold = engine, columns, prompt_name, threshold
 
     def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """Return the outcome of each row, in order.
@@ -65,4 +68,6 @@ class RowScorer:
             return list(self.engine.logits(items, embedding.prompt(self.prompt_name)))
         if self.engine.manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION:
             return self.engine.tag(items)
+        if self.threshold is not None:
+            return self.engine.predict(items, self.threshold)
         return self.engine.predict(items)

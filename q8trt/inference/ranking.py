@@ -1,0 +1,62 @@
+"""Documents in the order of their relevance to a query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from q8trt.engine.manifest import TaskInfo
+from q8trt.errors import BackendError, ConfigError, InputError
+from q8trt.inference.answers import scores_of
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A document among others.
+
+    Attributes:
+        index: its place among the documents that were given, from 0.
+        score: its relevance: the model's logit, or the sigmoid of it where the model asks for one.
+        text: the document.
+    """
+
+    index: int
+    score: float
+    text: str
+
+
+def ranking_pairs(query: str, documents: Sequence[str], top_k: int | None, task: TaskInfo) -> list[tuple[str, str]]:
+    """Return the query beside each document.
+
+    Raises:
+        ConfigError: `task`, the engine's, is not to answer a score to a pair of texts; or `top_k` is below 1.
+        InputError: the query is no text or an empty one, or the documents are no list.
+    """
+    if not (task.is_regression and task.is_pair):
+        raise ConfigError(f"the engine answers {task.name}, not the score of a pair; rank takes a reranker's engine")
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"top_k must be 1 or more, got {top_k}")
+    if not isinstance(query, str) or not query.strip():
+        raise InputError(f"the query {query!r:.40} is no text, or empty; expected a string")
+    if isinstance(documents, str | bytes) or not isinstance(documents, Sequence):
+        raise InputError(f"a list of documents is expected, not {type(documents).__name__}")
+    return [(query, document) for document in documents]
+
+
+def ranked(logits: np.ndarray, documents: Sequence[str], task: TaskInfo, top_k: int | None) -> list[Ranked]:
+    """Return the documents by their logits (documents,), the largest first; of equals the first.
+
+    The order is that of logits, because sigmoids in float32 near 0 and 1 are equal where logits are not.
+
+    Raises:
+        BackendError: a logit is not finite.
+    """
+    if len(bad := np.flatnonzero(~np.isfinite(logits))):
+        raise BackendError(
+            f"the score of document {bad[0]} is NaN or infinite; build the engine again at another precision"
+        )
+    order = np.argsort(-logits, kind="stable")[:top_k].tolist()
+    scores = scores_of(logits, task)
+    return [Ranked(index, scores[index], documents[index]) for index in order]
