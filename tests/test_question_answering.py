@@ -175,8 +175,8 @@ def test_questions_without_answers_are_compared_with_fp32(folder: Path, tmp_path
     assert scores["ptq"]["dev"]["logit_mean"] > 0
 
 
-def test_a_model_learns_where_answers_are(tmp_path: Path) -> None:
-    """The labels reach transformers' own loss: its value is that of start and end positions."""
+def test_the_loss_is_that_of_transformers(tmp_path: Path) -> None:
+    """The labels reach the model as start and end positions."""
     from q8trt.tasks.data import Collator
     from q8trt.tasks.data.question_windows import question_windows
 
@@ -186,3 +186,28 @@ def test_a_model_learns_where_answers_are(tmp_path: Path) -> None:
     labels = batch.pop("labels")
     theirs = make_reader()(**batch, start_positions=labels[:, 0], end_positions=labels[:, 1])
     torch.testing.assert_close(model(**batch, labels=labels).loss, theirs.loss)
+
+
+def test_fine_tuning_on_squad(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """An encoder with another head gets a new one, trains, is calibrated and trains with quantizers in."""
+    (tmp_path / "a.json").write_text(json.dumps(squad_document(questions())))
+    files = {"train_file": str(tmp_path / "a.json"), "validation_file": str(tmp_path / "a.json")}
+    run = q8trt.finetune(
+        task="question-answering", model_name_or_path=str(tiny_checkpoint), **files, max_seq_length=64, use_cpu=True, max_steps=2,
+        eval_steps=2, save_steps=2, per_device_train_batch_size=4, target="cpu", output_dir=tmp_path / "run",
+    )  # fmt: skip
+    assert [*run.scores] == ["fp32", "ptq", "int8"]
+    assert all(0 <= stage["dev"]["answer_f1"] <= 1 for stage in run.scores.values())
+    assert json.loads((run.path / "int8" / "config.json").read_text())["architectures"] == ["BertForQuestionAnswering"]
+    for source, message in [
+        ({"train_file": files["train_file"]}, "--validation_file is missing"),
+        ({"validation_file": files["validation_file"]}, "--train_file is missing: training needs rows with labels"),
+        ({}, "--task question-answering needs --train_file and --validation_file"),
+        ({**files, "label_list": ("no", "yes")}, "--label_list is for --task custom"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            q8trt.finetune(
+                task="question-answering", model_name_or_path=str(tiny_checkpoint), max_seq_length=64, use_cpu=True,
+                output_dir=tmp_path / "other", **source,
+            )  # fmt: skip
+    assert not (tmp_path / "other").exists()

@@ -80,8 +80,7 @@ def load_pretrained(
     name = _float_checkpoint(str(name_or_path))
     config = load_config(name)
     config.num_labels = task.num_labels
-    if not task.per_token:
-        config.problem_type = problem_type(task)
+    config.problem_type = None if task.per_token else problem_type(task)
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}

@@ -70,6 +70,9 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
         {split: tokenize(rows, tokenizer, length) for split, rows in dev.items()},
         data,
     )
+    trains_int8 = last_stage(config) == "int8" and config.training.label_loss_weight > 0
+    if inputs.train.labels is None and (trains_int8 or not config.from_fp32):
+        raise ConfigError("--train_file is missing: training needs rows with labels")
     for rows in (inputs.train, *inputs.dev.values()):
         check_rows(rows, model)
     return inputs

@@ -223,7 +223,9 @@ def _use_loss_scale(trainer: transformers.Trainer, config: TrainingConfig) -> No
 
 def _metrics(rows: Features, prediction: Any) -> dict[str, float]:
     """Return the scores of the Trainer's predictions of `rows`; those of tokens come padded to the longest row."""
-    outputs = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    outputs = prediction.predictions
+    if isinstance(outputs, tuple):  # of question answering: starts, ends, and both in one
+        outputs = outputs[-1] if rows.task.head.kind is HeadKind.QUESTION_ANSWERING else outputs[0]
     outputs = np.asarray(outputs, dtype=np.float32)
     if rows.task.per_token:
         outputs = np.concatenate([row[:length] for row, length in zip(outputs, rows.lengths.tolist(), strict=True)])

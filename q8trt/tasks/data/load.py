@@ -24,6 +24,8 @@ from q8trt.tasks.data.tsv import find_file, read_folder
 from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task_of_head
 from q8trt.tasks.heads import Head, HeadKind
 
+_QUESTIONS = canonical(HeadKind.QUESTION_ANSWERING)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -34,7 +36,7 @@ class DataConfig:
     """
 
     task: str = option(
-        help="GLUE task, such as STS-B or MRPC, or custom for your own files",
+        help="GLUE task, such as STS-B or MRPC; question-answering for files as SQuAD's; or custom for other files of yours",
         metavar="TASK",
         missing=f"give one of {', '.join(TASKS)}, or custom with your own files",
     )
@@ -75,6 +77,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if canonical(self.task) == _QUESTIONS and self.head is None:
+            object.__setattr__(self, "head", Head(HeadKind.QUESTION_ANSWERING))
         for name in ("data_dir", "train_file", "validation_file", "label_column_name"):
             if getattr(self, name) == "":
                 raise ConfigError(f"--{name} is empty; give a value, or leave the option out")
@@ -100,11 +104,11 @@ class DataConfig:
                 f"--text_column_names {' '.join(columns)} and --label_column_name {self.label_column_name or ''}: one column "
                 "cannot be two of them"
             )
-        if self.is_custom and not self.has_files and self.head is None:
-            raise ConfigError("--task custom needs --train_file and --validation_file")
+        if self.is_custom and not self.has_files and (self.head is None or canonical(self.task) == _QUESTIONS):
+            raise ConfigError(f"--task {self.task} needs --train_file and --validation_file")
         if self.multi_label and (not self.is_custom or self.head is not None):
             raise ConfigError("--multi_label is for --task custom with --label_list")
-        if not self.is_custom and self.label_list is not None:
+        if canonical(self.task) != "custom" and self.label_list is not None:
             raise ConfigError(f"--label_list is for --task custom; the labels of {self.task} are fixed")
         if (
             not self.has_files
@@ -126,7 +130,7 @@ class DataConfig:
     @property
     def is_custom(self) -> bool:
         """True if the task is outside GLUE."""
-        return canonical(self.task) == "custom"
+        return canonical(self.task) in ("custom", _QUESTIONS)
 
     @cached_property
     def resolved_task(self) -> Task:
@@ -184,8 +188,8 @@ class DataConfig:
 
     def is_unlabeled(self, split: str) -> bool:
         """Return whether a split is texts without labels: for a model with `head` that has no labeled file of it."""
-        labeled = self.train_file if split == "train" else self.validation_file
-        return self.head is not None and labeled is None and self.data_dir is None and self.is_custom
+        labeled = self.train_file is not None if split == "train" else self.has_files
+        return self.head is not None and not labeled and self.data_dir is None and self.is_custom
 
     def _load_texts(self, split: str) -> Examples:
         task = self.resolved_task
