@@ -15,6 +15,7 @@ from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say
 from q8trt.console.options import group, option
 from q8trt.deployment.triton.config import TritonConfig
+from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     from q8trt.deployment.triton.repository import Repository
@@ -45,7 +46,8 @@ def run(argv: list[str]) -> int:
     task, limits = written.manifest.task, written.limits
     texts = "text and text_pair" if task.is_pair else "text"
     embeds = written.manifest.head.embedding is not None
-    answer = "embedding" if embeds else "score" if task.is_regression else "label and probabilities"
+    label = "labels" if written.manifest.head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION else "label"
+    answer = "embedding" if embeds else "score" if task.is_regression else f"{label} and probabilities"
     say(f"model repository: {written.path}")
     say(
         f"  {written.models[0]}  {texts} -> {answer}; {limits.batch_size} rows a request at most, {limits.max_length} tokens"

@@ -37,8 +37,11 @@ def _data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> 
         raise ConfigError(
             f"the engines answer different tasks ({', '.join(sorted(tasks))}); compare one task at a time"
         )
-    if chosen is not None and ((head := engines[0].manifest.head).embedding or head.kind.per_token):
-        return replace(chosen, head=head)
+    if chosen is not None and (
+        (head := engines[0].manifest.head).kind.value in tasks or head.embedding or head.kind.per_token
+    ):
+        _check_labels(engines, chosen if chosen.label_list else replace(chosen, head=head, multi_label=False))
+        return replace(chosen, head=head, multi_label=False)
     if chosen is not None:
         if chosen.resolved_task.name not in tasks:
             raise ConfigError(f"--task {chosen.task}, but the engine was built for {tasks.pop()}")

@@ -18,6 +18,7 @@ from q8trt.reporting.markdown import Markdown, markdown_table
 from q8trt.reporting.stored import StoredOrigin, StoredRow, read_report
 from q8trt.reporting.table import Table, words
 from q8trt.runs.run import RUN_FILE, Run
+from q8trt.tasks.heads import HeadKind
 
 BENCHMARK_FILE = "benchmark.json"
 NOT_STATED = "not stated"
@@ -113,13 +114,13 @@ def _example(manifest: Manifest) -> str:
 def _answers(manifest: Manifest) -> str:
     task, model = manifest.task, manifest.model
     takes = "two texts" if task.is_pair else "one text"
-    embedding = manifest.head.embedding
+    embedding, sets = manifest.head.embedding, manifest.head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION
     gives = (
         f"{embedding.dimension} numbers"
         if embedding
         else "one number"
         if task.is_regression
-        else f"one of the labels {', '.join(map(markdown_code, task.labels))}"
+        else f"{'any' if sets else 'one'} of the labels {', '.join(map(markdown_code, task.labels))}"
     )
     return (
         f"Task {markdown_text(task.name)}: {takes} in, {gives} out. Text beyond {model.max_seq_length} tokens is cut."

@@ -130,11 +130,20 @@ class TritonPythonModel:
         return array
 
     def _answer(self, logits: np.ndarray) -> list[Any]:
-        """Return the outputs for (rows, labels) logits: ``score``, ``embedding``, or ``label`` and ``probabilities``."""
+        """Return the outputs for (rows, labels) logits: ``score``, ``embedding``, or ``label`` and ``probabilities``.
+
+        With a sigmoid for each label, ``labels`` in place of ``label`` is a JSON list of those whose probability is above 0.5.
+        """
         if self.prompt is not None:
             return [pb_utils.Tensor("embedding", logits)]
         if not self.labels:
             return [pb_utils.Tensor("score", sigmoid(logits) if self.activation == "sigmoid" else logits)]
+        if self.activation == "sigmoid":
+            sets = [
+                [name for name, logit in zip(self.labels, row, strict=True) if logit > 0] for row in logits.tolist()
+            ]
+            texts = np.array([[json.dumps(names, ensure_ascii=False)] for names in sets], dtype=object).reshape(-1, 1)
+            return [pb_utils.Tensor("labels", texts), pb_utils.Tensor("probabilities", sigmoid(logits))]
         wide = logits.astype(np.float64)
         powers = np.exp(wide - wide.max(axis=1, keepdims=True))
         probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)

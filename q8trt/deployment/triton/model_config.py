@@ -17,6 +17,7 @@ from q8trt.deployment.triton.pbtxt import Message, Symbol, entries
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering
 from q8trt.inference.batching import BatchLimits
+from q8trt.tasks.heads import HeadKind
 
 WARMUP_TEXT = "text"
 """File of a model's warmup folder that holds a text: 4 bytes of length, then UTF-8."""
@@ -105,8 +106,8 @@ class Served:
         }  # fmt: skip
 
     def text_config(self) -> Message:
-        """Return the config.pbtxt of the model that clients call: texts in, and out ``score``, ``embedding``, or ``label`` and
-        ``probabilities``.
+        """Return the config.pbtxt of the model that clients call: texts in, and out ``score``, ``embedding``, or ``label``
+        (``labels``, a JSON list, where a text may have several) and ``probabilities``.
 
         Its parameters are the settings of model.py, each as JSON; ``engine`` names the engine for a reader.
         """
@@ -115,11 +116,14 @@ class Served:
         texts = ("text", "text_pair") if task.is_pair else ("text",)
         count = config.text_instances or config.instances * max(1, len(config.gpus or ())) + 1
         outputs = [_tensor("score", "TYPE_FP32", 1)]
-        embedding = self.manifest.head.embedding
+        embedding, sets = self.manifest.head.embedding, self.manifest.head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION
         if embedding:
             outputs = [_tensor("embedding", "TYPE_FP32", tensors.labels)]
         elif not task.is_regression:
-            outputs = [_tensor("label", "TYPE_STRING", 1), _tensor("probabilities", "TYPE_FP32", tensors.labels)]
+            outputs = [
+                _tensor("labels" if sets else "label", "TYPE_STRING", 1),
+                _tensor("probabilities", "TYPE_FP32", tensors.labels),
+            ]
         settings = {
             "encoder": None if has_encoder else self.encoder_name,
             "inputs": tensors.inputs,
@@ -129,7 +133,7 @@ class Served:
             "pad_token_id": self.manifest.model.pad_token_id,
             "labels": task.labels,
             "prompt": embedding.prompt(None) if embedding else None,
-            "activation": task.activation,
+            "activation": "sigmoid" if sets else task.activation,
             "max_length": self.limits.max_length,
             "truncation_side": self.side,
             "threads": config.threads,
