@@ -42,19 +42,19 @@ if TYPE_CHECKING:
         sensitivity,
     )
     from q8trt.deployment.archive import pack, unpack
-    from q8trt.inference import Answer, Engine, LabelSet, Ranked, Span
+    from q8trt.inference import Answer, Engine, LabelSet, Ranked, Span, SpanAnswer
     from q8trt.quantization.precision import Precision
     from q8trt.runs.run import Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer", "ArrayError", "BackendError", "ClosedError", "ConfigError", "Engine", "EngineError", "InputError",
-    "LabelSet", "MissingPackageError", "PairError", "Precision", "Q8TRTError", "Ranked", "Run", "Span", "benchmark",
+    "LabelSet", "MissingPackageError", "PairError", "Precision", "Q8TRTError", "Ranked", "Run", "Span", "SpanAnswer", "benchmark",
     "build_engine", "calibrate", "finetune", "lint_model", "pack", "parity", "predict", "quantize", "sensitivity", "unpack",
 ]  # fmt: skip
 #: Name -> the module that has it, imported when the name is first asked for: the commands start without them.
 _MODULES = {
-    **dict.fromkeys(("Answer", "Engine", "LabelSet", "Ranked", "Span"), "q8trt.inference"),
+    **dict.fromkeys(("Answer", "Engine", "LabelSet", "Ranked", "Span", "SpanAnswer"), "q8trt.inference"),
     **dict.fromkeys(("pack", "unpack"), "q8trt.deployment.archive"),
     "Precision": "q8trt.quantization.precision",
     "Run": "q8trt.runs.run",

@@ -15,7 +15,7 @@ from test_question_windows import questions
 from token_fixtures import make_reader, write_token_folder
 
 import q8trt
-from q8trt.errors import ConfigError, InputError
+from q8trt.errors import ConfigError, DataError, InputError
 from q8trt.models import checkpoints
 from q8trt.runs.config import config_of_run
 from q8trt.tasks.data.questions import Questions
@@ -85,7 +85,8 @@ def transformers_answer(model: Any, question: str, context: str, threshold: floa
 def test_fp32_answers_are_those_of_transformers(fp32_engine: Path) -> None:
     rows, model = questions(), make_reader()
     with q8trt.Engine.load(fp32_engine, device="cpu") as engine:
-        for threshold in (None, 0.0, -0.5, -0.25):
+        middle = float(np.median([each.null_score_diff for each in engine.answer(rows.first, rows.second)]))
+        for threshold in (None, 0.0, middle):
             answers = engine.answer(rows.first, rows.second, null_score_diff_threshold=threshold)
             expected = [
                 transformers_answer(model, *pair, threshold) for pair in zip(rows.first, rows.second, strict=True)
@@ -97,6 +98,7 @@ def test_fp32_answers_are_those_of_transformers(fp32_engine: Path) -> None:
             for answer, context in zip(answers, rows.second, strict=True):
                 assert answer.text == context[answer.start : answer.end]
                 assert 0 < answer.score <= 1
+        assert sum(each.has_answer for each in answers) == len(rows) // 2
 
 
 def test_questions_alone_together_and_in_a_loop_have_the_same_answers(fp32_engine: Path) -> None:
@@ -173,6 +175,41 @@ def test_questions_without_answers_are_compared_with_fp32(folder: Path, tmp_path
     assert (scores["fp32"]["dev"]["span_agreement"], scores["fp32"]["dev"]["span_f1"]) == (1, 1)
     assert 0 <= scores["ptq"]["dev"]["span_agreement"] <= scores["ptq"]["dev"]["span_f1"] <= 1
     assert scores["ptq"]["dev"]["logit_mean"] > 0
+
+
+def test_predict_writes_answers(fp32_engine: Path, tmp_path: Path) -> None:
+    """Files of each kind get the answers of `Engine.answer`; a row without a context is set aside."""
+    import csv
+
+    rows = questions(4)
+    lines = [{"question": q, "context": c, "n": 1} for q, c in zip(rows.first, rows.second, strict=True)]
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*lines, {"question": "what?", "n": 2}])
+    )
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("question", "context"), *zip(rows.first, rows.second, strict=True)])
+    with q8trt.Engine.load(fp32_engine, device="cpu") as engine:
+        expected = engine.answer(rows.first, rows.second)
+        threshold = sorted(each.null_score_diff for each in expected)[1] + 1e-3  # two of four have no answer
+        strict = engine.answer(rows.first, rows.second, null_score_diff_threshold=threshold)
+        summary = q8trt.predict(engine, tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+        assert (summary.rows, summary.rejected) == (4, 1)
+        assert summary.names == ("answer", "answer_start", "answer_end", "score")
+        written = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text().splitlines()]
+        assert [(row["answer"], row["answer_start"], row["answer_end"]) for row in written] == [
+            (each.text, each.start, each.end) for each in expected
+        ]
+        np.testing.assert_allclose([row["score"] for row in written], [each.score for each in expected], rtol=1e-4)
+        q8trt.predict(engine, tmp_path / "a.csv", tmp_path / "b.csv", null_score_diff_threshold=threshold)
+        with (tmp_path / "b.csv").open(newline="") as file:
+            assert [row["answer"] for row in csv.DictReader(file)] == [each.text for each in strict]
+        assert sum(each.has_answer for each in strict) == 2
+        (tmp_path / "c.csv").write_text("sentence,context\na,b\n")
+        with pytest.raises(DataError, match="no column 'question' and 'context'"):
+            q8trt.predict(engine, tmp_path / "c.csv", tmp_path / "d.csv")
+        with pytest.raises(ConfigError, match="--threshold is for a multi-label classifier"):
+            q8trt.predict(engine, tmp_path / "a.csv", tmp_path / "d.csv", threshold=0.3)
 
 
 def test_the_loss_is_that_of_transformers(tmp_path: Path) -> None:

@@ -4,5 +4,18 @@ from q8trt.inference.answers import Answer, LabelSet
 from q8trt.inference.engine import Engine
 from q8trt.inference.ranking import Ranked
 from q8trt.inference.tagging import Span
+from q8trt.tasks.spans import SpanAnswer
 
-__all__ = ["Answer", "Engine", "LabelSet", "Ranked", "Span", "batching", "checks", "files", "ray_data", "text"]
+__all__ = [
+    "Answer",
+    "Engine",
+    "LabelSet",
+    "Ranked",
+    "Span",
+    "SpanAnswer",
+    "batching",
+    "checks",
+    "files",
+    "ray_data",
+    "text",
+]

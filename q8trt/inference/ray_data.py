@@ -108,6 +108,9 @@ class EngineActor:
             return pyarrow.list_(span_type(pyarrow))
         if self.engine.manifest.head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION and name == columns.answers[0]:
             return pyarrow.list_(pyarrow.string())
+        if self.engine.manifest.head.kind is HeadKind.QUESTION_ANSWERING:
+            types = pyarrow.string(), pyarrow.int64(), pyarrow.int64(), pyarrow.float64()
+            return types[columns.answers.index(name)]
         return pyarrow.string() if columns.labels and name == columns.answers[0] else pyarrow.float64()
 
 

@@ -23,13 +23,22 @@ from q8trt.inference.files.places import REJECTED_HEADER
 from q8trt.inference.files.records import TEXT_COLUMN, Record
 from q8trt.inference.tagging import Span
 from q8trt.tasks.data.labels import join_labels
+from q8trt.tasks.data.questions import TEXT_COLUMNS as QUESTION_COLUMNS
 from q8trt.tasks.data.tabular import text_column_names
 from q8trt.tasks.glue import TASKS
 from q8trt.tasks.heads import HeadKind
+from q8trt.tasks.spans import SpanAnswer
 
 Value = str | float
-#: The answer to a row: a score, a label, any number of labels, an embedding (dimension,), or the spans of a tagger.
-Reply = float | Answer | LabelSet | np.ndarray | list[Span]
+#: The answer to a row: a score, a label, any number of labels, an embedding (dimension,), the spans of a tagger, or a part of
+#: its context.
+Reply = float | Answer | LabelSet | np.ndarray | list[Span] | SpanAnswer
+#: Kind of head -> the columns of its answers, where they are neither a score nor labels.
+_NAMES = {
+    HeadKind.EMBEDDING: ("embedding",),
+    HeadKind.TOKEN_CLASSIFICATION: ("spans",),
+    HeadKind.QUESTION_ANSWERING: ("answer", "answer_start", "answer_end", "score"),
+}
 _log = logging.getLogger(__name__)
 #: The longest quote of a rejected row, characters.
 _QUOTED = 2000
@@ -45,8 +54,8 @@ class Columns:
     Attributes:
         inputs: those of the input, as far as they are known before it is read.
         texts: the one or two of them that hold the text.
-        answers: the columns that are added: the score of a regression, the embedding, the spans; or the label, then a
-            probability of each label.
+        answers: the columns that are added: the score of a regression, the embedding, the spans; the answer to a question, its
+            first character, the one behind its last, and its probability; or the label, then a probability of each label.
         labels: the labels, in the order of their probabilities; () for a regression.
         kind: the ending of the output.
         safe_csv: whether a cell that a spreadsheet would run gets a ' before it.
@@ -118,6 +127,9 @@ class Columns:
             spans = [span.to_dict() for span in answer]
             yield spans if self.is_json else json.dumps(spans, ensure_ascii=False)
             return
+        if isinstance(answer, SpanAnswer):
+            yield from (answer.text, answer.start, answer.end, float(f"{answer.score:.7g}"))
+            return
         if isinstance(answer, float):
             yield float(f"{answer:.7g}")
             return
@@ -161,7 +173,7 @@ def is_finite(answer: Reply) -> bool:
     """Return whether an answer can be written: JSON has no NaN and no infinity."""
     if isinstance(answer, np.ndarray):
         return bool(np.isfinite(answer).all())
-    if isinstance(answer, list):
+    if isinstance(answer, list | SpanAnswer):  # the engine refused logits that are not
         return True
     return all(map(math.isfinite, [answer] if isinstance(answer, float) else answer.probabilities.values()))
 
@@ -183,7 +195,11 @@ def choose_columns(
         DataError: a text column is missing, or the file is plain text and the task takes pairs.
     """
     embeds, tags = head is HeadKind.EMBEDDING, head is HeadKind.TOKEN_CLASSIFICATION
-    sets = head is HeadKind.MULTI_LABEL_CLASSIFICATION
+    sets, answers = head is HeadKind.MULTI_LABEL_CLASSIFICATION, head is HeadKind.QUESTION_ANSWERING
+    if config.null_score_diff_threshold is not None and not answers:
+        raise ConfigError(
+            f"--null_score_diff_threshold is for question answering, and the engine answers {task.name}; leave it out"
+        )
     if config.threshold is not None and not sets:
         raise ConfigError(
             f"--threshold is for a multi-label classifier, and the engine answers {task.name}; leave it out"
@@ -203,16 +219,9 @@ def choose_columns(
         raise DataError(
             f"{path}: plain text has one text a line, and {task.name} takes pairs; use .csv, .tsv or .jsonl"
         )
-    texts = (TEXT_COLUMN,) if plain else _text_columns(path, header, task, config.text_columns)
-    names = (
-        ("embedding",)
-        if embeds
-        else ("spans",)
-        if tags
-        else ("score",)
-        if task.is_regression
-        else ("labels" if sets else "label", *(f"probability_{label}" for label in task.labels))
-    )
+    texts = (TEXT_COLUMN,) if plain else _text_columns(path, header, task, config.text_columns, answers)
+    labels = "labels" if sets else "label", *(f"probability_{label}" for label in task.labels)
+    names = (_NAMES.get(head) if head else None) or (("score",) if task.is_regression else labels)
     if set(names) & set(header):
         names = tuple(f"predicted_{name}" for name in names)
     if clash := set(names) & set(header):
@@ -224,7 +233,9 @@ def choose_columns(
     return Columns(tuple(header), tuple(texts), names, tuple(task.labels), kind, config.safe_csv)
 
 
-def _text_columns(path: Path, header: Sequence[str], task: TaskInfo, chosen: Sequence[str] | None) -> Sequence[str]:
+def _text_columns(
+    path: Path, header: Sequence[str], task: TaskInfo, chosen: Sequence[str] | None, answers: bool
+) -> Sequence[str]:
     """Return the columns to score: those that were asked for, else those of the training, else common names."""
     if chosen and len(chosen) != (2 if task.is_pair else 1):
         expected = "pairs: give two columns" if task.is_pair else "single texts: give one column"
@@ -233,6 +244,8 @@ def _text_columns(path: Path, header: Sequence[str], task: TaskInfo, chosen: Seq
     choices = text_column_names(task.is_pair, glue, chosen or known)
     if known and not chosen and glue:  # the official files and the hub name the same columns differently
         choices = [known, glue.text_columns, *([glue.hub_columns] if glue.hub_columns else [])]
+    if answers and not (chosen or known):
+        choices = [QUESTION_COLUMNS, *choices]
     texts = next((names for names in choices if set(names) <= set(header)), None)
     if texts is None and header:
         trained = ", on which the engine was trained" if known and not chosen else ""

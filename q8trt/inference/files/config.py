@@ -63,6 +63,12 @@ class ScoringConfig:
         None, "probability above which a row has a label, of a multi-label classifier", unset="0.5"
     )
 
+    null_score_diff_threshold: float | None = option(
+        None,
+        "question answering: a question has no answer where the logits say so by more than this; 0 for models of SQuAD 2.0",
+        unset="each question has an answer",
+    )
+
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ConfigError(f"--threshold {self.threshold}, expected 0 to 1")

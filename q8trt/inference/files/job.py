@@ -126,7 +126,7 @@ def score_file(
 class _Job:
     def __init__(self, engine: Engine, config: ScoringConfig, columns: Columns, records: Records) -> None:
         self.engine, self.config, self.columns, self.records = engine, config, columns, records
-        self.scorer = RowScorer(engine, columns, config.prompt_name, config.threshold)
+        self.scorer = RowScorer(engine, columns, config.prompt_name, config.threshold, config.null_score_diff_threshold)
         self._input = records.stat()
         self.outputs = Outputs(config)
         identity = self._identity()
@@ -206,6 +206,11 @@ class _Job:
             "--safe_csv": config.safe_csv,
             **({"--prompt_name": config.prompt_name} if config.prompt_name is not None else {}),
             **({"--threshold": config.threshold} if config.threshold is not None else {}),
+            **(
+                {"--null_score_diff_threshold": config.null_score_diff_threshold}
+                if config.null_score_diff_threshold is not None
+                else {}
+            ),
         }
 
     def _chunks(self) -> Iterator[list[Record]]:

@@ -30,12 +30,19 @@ class RowScorer:
         columns: the columns of the rows, by `choose_columns`.
         prompt_name: the prompt of an embedding model; None for the model's default.
         threshold: of a multi-label classifier, see `Engine.predict`.
+        null_score_diff_threshold: of question answering, see `Engine.answer`.
     """
 
     def __init__(
-        self, engine: Engine, columns: Columns, prompt_name: str | None = None, threshold: float | None = None
+        self,
+        engine: Engine,
+        columns: Columns,
+        prompt_name: str | None = None,
+        threshold: float | None = None,
+        null_score_diff_threshold: float | None = None,
     ) -> None:
         self.engine, self.columns, self.prompt_name, self.threshold = engine, columns, prompt_name, threshold
+        self.null_score_diff_threshold = null_score_diff_threshold
 
     def outcomes(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """Return the outcome of each row, in order.
@@ -66,8 +73,12 @@ class RowScorer:
         embedding = self.engine.manifest.head.embedding
         if embedding:
             return list(self.engine.logits(items, embedding.prompt(self.prompt_name)))
-        if self.engine.manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION:
+        kind = self.engine.manifest.head.kind
+        if kind is HeadKind.TOKEN_CLASSIFICATION:
             return self.engine.tag(items)
+        if kind is HeadKind.QUESTION_ANSWERING:
+            questions, contexts = zip(*items, strict=True)
+            return self.engine.answer(questions, contexts, null_score_diff_threshold=self.null_score_diff_threshold)
         if self.threshold is not None:
             return self.engine.predict(items, self.threshold)
         return self.engine.predict(items)
