@@ -117,15 +117,18 @@ def predict(engine: Path, source: Path, output: Path, *options: str) -> int:
                  *options])  # fmt: skip
 
 
-def test_files_of_embeddings(folder: Path, tmp_path: Path) -> None:
+def test_files_of_embeddings(folder: Path, tmp_path: Path, capsys: Any) -> None:
     from pyarrow import parquet
 
     source, expected = write_rows(tmp_path / "rows.jsonl"), reference([f"find : {text}" for text in TEXTS])
     for name in ("out.npy", "out.parquet", "out.jsonl"):
         assert predict(folder, source, tmp_path / name) == 0
         assert (tmp_path / f"{name}.rejected.csv").read_text().splitlines()[1].startswith("5,column 'text' is empty")
-    vectors = np.load(tmp_path / "out.npy")
-    assert vectors.dtype == np.float32
+    assert "their rows of the array are NaN" in capsys.readouterr().err
+    array = np.load(tmp_path / "out.npy")
+    assert (array.dtype, array.shape) == (np.float32, (len(TEXTS) + 1, 32))
+    assert np.isnan(array[4]).all()  # row i of the array is row i of the file
+    vectors = np.delete(array, 4, axis=0)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     table = parquet.read_table(tmp_path / "out.parquet")
     assert table.column_names == ["id", "text", "embedding"]

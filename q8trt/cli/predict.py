@@ -1,7 +1,7 @@
 """Score a file of any size. The output holds the input's columns and the score of a regression, or the label and the
 probability of each label. Rows that cannot be scored, or whose answer is NaN, go to OUTPUT.rejected.csv, with line and
-reason; if those are all rows, no OUTPUT is written. The same command goes on where an earlier one was interrupted by
-Ctrl-C, SIGTERM or a crash.
+reason; if those are all rows, no OUTPUT is written. In .npy, which holds embeddings alone, their rows are NaN. The same
+command goes on where an earlier one was interrupted by Ctrl-C, SIGTERM or a crash.
 
 example: q8trt predict --engine runs/NAME/engine --input pairs.csv --output scores.csv
 """
@@ -58,6 +58,7 @@ def run(argv: list[str]) -> int:
         text = f"{summary.rejected:,} of {all_rows:,} rows rejected, see {summary.rejected_file}"
         text += f" ({summary.first_reason})" if summary.first_reason else ""
         text += "" if summary.rows else "; no output was written"
+        text += "; their rows of the array are NaN" if summary.rows and summary.output.suffix.lower() == ".npy" else ""
         if options.strict or not summary.rows:
             raise DataError(text)
         warn(f"predict: warning: {text}")

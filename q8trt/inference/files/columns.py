@@ -101,8 +101,13 @@ class Columns:
         """True if the job writes JSON Lines."""
         return self.kind in (".jsonl", *OF_EMBEDDINGS)
 
-    def lines(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[Reply]) -> bytes:
-        """Return the lines of the output: rows with their answers."""
+    @property
+    def has_every_row(self) -> bool:
+        """True if row i of the output is row i of the input: in an array, which holds no columns, a rejected row is NaN."""
+        return self.kind == ".npy"
+
+    def lines(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[Reply | None]) -> bytes:
+        """Return the lines of the output: rows with their answers, null for None."""
         return b"".join(
             _json_line({**values, **dict(zip(self.answers, self.cells(answer), strict=True))})
             if self.is_json
@@ -118,8 +123,11 @@ class Columns:
             lines.append(_csv_line(self._safe([record.line, record.reason, row])))
         return b"".join(lines)
 
-    def cells(self, answer: Reply) -> Iterator[Any]:
+    def cells(self, answer: Reply | None) -> Iterator[Any]:
         """Yield the cells of an answer, with the seven significant digits of a float32; of an embedding, which is data, nine."""
+        if answer is None:
+            yield from (None for _ in self.answers)
+            return
         if isinstance(answer, np.ndarray):
             yield [float(f"{value:.9g}") for value in answer.tolist()]
             return

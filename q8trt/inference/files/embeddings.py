@@ -56,21 +56,21 @@ def _column(row: dict[str, Any]) -> str:
 
 
 def _write_array(rows: Path, path: Path) -> None:
-    with rows.open("rb") as lines:
-        count = sum(1 for _ in lines)
-    array: Any = None
-    done = 0
+    """Write the embeddings, in order; NaN for a row that has none."""
+    count = width = 0
     for part in _parts(rows):
-        vectors = np.array([row[_column(row)] for row in part], np.float32)
-        if array is None:
-            array = np.lib.format.open_memmap(path, "w+", np.float32, (count, vectors.shape[1]))
-        array[done : done + len(vectors)] = vectors
-        done += len(vectors)
-    if array is None:
+        count += len(part)
+        width = width or next((len(vector) for row in part if (vector := row[_column(row)])), 0)
+    if not count:
         with path.open("wb") as file:
             np.save(file, np.empty((0, 0), np.float32))
-    else:
-        array.flush()
+        return
+    array = np.lib.format.open_memmap(path, "w+", np.float32, (count, width))
+    done = 0
+    for part in _parts(rows):
+        array[done : done + len(part)] = [row[_column(row)] or [np.nan] * width for row in part]
+        done += len(part)
+    array.flush()
 
 
 def _write_parquet(rows: Path, path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ import q8trt
 from q8trt.engine.manifest import MANIFEST_FILE
 from q8trt.errors import DataError, InterruptedRunError
 from q8trt.files import exclusive, sha256
-from q8trt.inference.files.columns import Columns, choose_columns
+from q8trt.inference.files.columns import Columns, Reply, choose_columns
 from q8trt.inference.files.config import ScoringConfig
 from q8trt.inference.files.outputs import Outputs
 from q8trt.inference.files.places import check_places
 from q8trt.inference.files.records import Record, Records
-from q8trt.inference.files.scorer import RowScorer
+from q8trt.inference.files.scorer import Outcome, RowScorer
 
 if TYPE_CHECKING:
     from q8trt.inference import Engine
@@ -227,17 +227,18 @@ class _Job:
 
     def _score(self, chunk: list[Record]) -> None:
         cut, state = self.engine.truncated, self.outputs.state
-        readable = [record for record in chunk if not record.reason]
-        outcomes = self.scorer.outcomes([record.values for record in readable])
-        scored = list(zip(readable, outcomes, strict=True))
+        outcomes = iter(self.scorer.outcomes([record.values for record in chunk if not record.reason]))
+        scored = [(each, Outcome(reason=each.reason) if each.reason else next(outcomes)) for each in chunk]
         answered = [(record.values, outcome.answer) for record, outcome in scored if outcome.answer is not None]
-        refused = [dataclasses.replace(record, reason=outcome.reason) for record, outcome in scored if outcome.reason]
-        bad = sorted([*refused, *(record for record in chunk if record.reason)], key=lambda record: record.line)
+        bad = [dataclasses.replace(record, reason=outcome.reason) for record, outcome in scored if outcome.reason]
+        written: list[tuple[Mapping[str, Any], Reply | None]] = [*answered]
+        if self.columns.has_every_row:
+            written = [({} if outcome.answer is None else record.values, outcome.answer) for record, outcome in scored]
         if bad:
             self.first_reason = self.first_reason or f"line {bad[0].line}: {bad[0].reason}"
         offset, number = self.records.position
         self.outputs.append(
-            self.columns.lines([row for row, _ in answered], [answer for _, answer in answered]),
+            self.columns.lines([row for row, _ in written], [answer for _, answer in written]),
             self.columns.rejected(bad, header=not state.rejected_bytes),
             offset,
             input_lines=number,
