@@ -206,3 +206,41 @@ def test_schemes_of_tags() -> None:
     assert not has_entities(("O", "PER"))
     assert not has_entities(("NOUN", "B-PER"))
     assert not has_entities(("O",))
+
+
+def test_a_tagger_is_trained_from_files(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Fine-tuning and QAT with labels, without any but one option that other tasks lack."""
+    import q8trt
+    from q8trt.models import read_head
+    from q8trt.runs.config import config_of_run
+
+    rows = [{"words": words, "tags": tags} for words, tags in zip(WORDS, NAMES, strict=True)] * 4
+    path = write(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, rows)))
+    run = q8trt.finetune(
+        task="token-classification", label_list=TAGS, train_file=path, validation_file=path, max_seq_length=16,
+        model_name_or_path=tiny_checkpoint, output_dir=tmp_path / "run", recipe="linear", num_train_epochs=12.0, qat_epochs=1.0,
+        learning_rate=5e-3, per_device_train_batch_size=4, calibration_samples=8, target="cpu",
+    )  # fmt: skip
+    assert read_head(str(run.path / "int8")) == Head(HeadKind.TOKEN_CLASSIFICATION, TAGS)
+    assert config_of_run(run).data.resolved_task.name == "token-classification"
+    assert run.scores["fp32"]["dev"]["entity_f1"] == 1
+    assert set(run.scores["int8"]["dev"]) == set(TASK.metrics)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_list": None}, "--task token-classification needs --label_list, the tags"),
+        ({"train_file": None, "validation_file": None}, "--task token-classification needs --train_file"),
+        ({"task": "question-answering"}, "--label_list is for --task custom"),
+        ({"multi_label": True}, "--multi_label is for --task custom"),
+        ({"label_list": ("O", "O")}, "needs two or more different labels"),
+    ],
+)
+def test_options_of_a_tagger(options: dict[str, Any], message: str) -> None:
+    from q8trt.errors import ConfigError
+    from q8trt.tasks.data import DataConfig
+
+    usual = {"task": "token-classification", "label_list": TAGS, "train_file": "a.conll", "validation_file": "b.conll"}
+    with pytest.raises(ConfigError, match=message):
+        DataConfig(**{**usual, **options})

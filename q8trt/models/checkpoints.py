@@ -80,7 +80,7 @@ def load_pretrained(
     name = _float_checkpoint(str(name_or_path))
     config = load_config(name)
     config.num_labels = task.num_labels
-    config.problem_type = None if task.per_token else problem_type(task)
+    config.problem_type = problem_type(task)
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: number for number, label in enumerate(task.labels)}
@@ -178,8 +178,10 @@ def _configure_dropout(config: Any, probability: float) -> None:
         setattr(config, architecture_of(config).config_name(name), probability)
 
 
-def problem_type(task: Task) -> str:
-    """Return transformers' name of the kind of `task`, which decides the loss of a classifier."""
+def problem_type(task: Task) -> str | None:
+    """Return transformers' name of the kind of `task`, which decides the loss of a classifier of texts; None for other heads."""
+    if task.per_token:
+        return None
     if task.is_multi_label:
         return MULTI_LABEL
     return "regression" if task.is_regression else "single_label_classification"
@@ -279,7 +281,7 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
             f"{where} answers one label of several (problem_type {config.problem_type} in config.json), and {task.name} has "
             "several labels a row; leave --multi_label out, or give another checkpoint"
         )
-    if config.problem_type == "regression" and not task.is_regression:
+    if config.problem_type == "regression" and not task.is_regression and not task.per_token:
         raise CheckpointError(
             f"{where} predicts {config.num_labels} scores (problem_type regression in config.json), {task.name} has labels; "
             "check --task or the checkpoint"

@@ -24,7 +24,8 @@ from q8trt.tasks.data.tsv import find_file, read_folder
 from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task_of_head
 from q8trt.tasks.heads import Head, HeadKind
 
-_QUESTIONS = canonical(HeadKind.QUESTION_ANSWERING)
+#: Tasks that are named after the head of their models.
+_NAMED = {canonical(kind): kind for kind in HeadKind if kind.per_token}
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class DataConfig:
     """
 
     task: str = option(
-        help="GLUE task, such as STS-B or MRPC; question-answering for files as SQuAD's; or custom for other files of yours",
+        help="GLUE task, such as STS-B or MRPC; or custom, token-classification or question-answering for files of yours",
         metavar="TASK",
-        missing=f"give one of {', '.join(TASKS)}, or custom with your own files",
+        missing=f"give one of {', '.join(TASKS)}; or custom, token-classification or question-answering with your own files",
     )
     data_dir: str | None = option(
         None, "folder of the task's official TSV or TFRecord files, or the GLUE folder", metavar="DIR"
@@ -58,7 +59,10 @@ class DataConfig:
     )
     max_seq_length: int = option(128, "tokens per example, special tokens included", values=at_least(1))
     label_list: tuple[str, ...] | None = option(
-        None, "labels of a custom task in the order of their ids", metavar="LABEL", unset="none, a regression"
+        None,
+        "labels of a custom task, or tags of words, in the order of their ids",
+        metavar="LABEL",
+        unset="none, a regression",
     )
     text_column_names: tuple[str, ...] | None = option(
         None,
@@ -77,8 +81,12 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if canonical(self.task) == _QUESTIONS and self.head is None:
-            object.__setattr__(self, "head", Head(HeadKind.QUESTION_ANSWERING))
+        if self.head is None and (kind := _NAMED.get(canonical(self.task))):
+            if kind.has_labels and not self.label_list:
+                raise ConfigError(
+                    f"--task {self.task} needs --label_list, the tags in the order of their ids, such as O B-PER I-PER"
+                )
+            object.__setattr__(self, "head", Head(kind, self.label_list or () if kind.has_labels else ()))
         for name in ("data_dir", "train_file", "validation_file", "label_column_name"):
             if getattr(self, name) == "":
                 raise ConfigError(f"--{name} is empty; give a value, or leave the option out")
@@ -104,11 +112,11 @@ class DataConfig:
                 f"--text_column_names {' '.join(columns)} and --label_column_name {self.label_column_name or ''}: one column "
                 "cannot be two of them"
             )
-        if self.is_custom and not self.has_files and (self.head is None or canonical(self.task) == _QUESTIONS):
+        if self.is_custom and not self.has_files and (self.head is None or canonical(self.task) in _NAMED):
             raise ConfigError(f"--task {self.task} needs --train_file and --validation_file")
         if self.multi_label and (not self.is_custom or self.head is not None):
             raise ConfigError("--multi_label is for --task custom with --label_list")
-        if canonical(self.task) != "custom" and self.label_list is not None:
+        if self.label_list is not None and not (canonical(self.task) == "custom" or (self.head and self.head.labels)):
             raise ConfigError(f"--label_list is for --task custom; the labels of {self.task} are fixed")
         if (
             not self.has_files
@@ -130,7 +138,7 @@ class DataConfig:
     @property
     def is_custom(self) -> bool:
         """True if the task is outside GLUE."""
-        return canonical(self.task) in ("custom", _QUESTIONS)
+        return canonical(self.task) in ("custom", *_NAMED)
 
     @cached_property
     def resolved_task(self) -> Task:
@@ -189,7 +197,7 @@ class DataConfig:
     def is_unlabeled(self, split: str) -> bool:
         """Return whether a split is texts without labels: for a model with `head` that has no labeled file of it."""
         labeled = self.train_file is not None if split == "train" else self.has_files
-        return self.head is not None and not labeled and self.data_dir is None and self.is_custom
+        return self.head is not None and not labeled and self.data_dir is None and canonical(self.task) == "custom"
 
     def _load_texts(self, split: str) -> Examples:
         task = self.resolved_task
