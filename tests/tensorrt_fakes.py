@@ -167,6 +167,11 @@ class FakeCuda:
         return 0, b"out of memory"
 
 
+def token_logits(ids: np.ndarray) -> np.ndarray:
+    """Logits (batch, sequence, 3) of a head that answers each token."""
+    return np.stack([ids, -ids, ids * 2 + 1], -1).astype(np.float32)
+
+
 class FakeContext:
     """An execution context of `tiny_onnx`, in NumPy, over the addresses that it is given."""
 
@@ -187,7 +192,7 @@ class FakeContext:
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return (self.shapes["input_ids"][0], 3) if name == "logits" else self.shapes[name]
+        return self.of.output_shape(self.shapes["input_ids"]) if name == "logits" else self.shapes[name]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.address[name] = memory
@@ -199,13 +204,15 @@ class FakeContext:
         engine, shapes, address = self.of, dict(self.shapes), dict(self.address)
 
         def view(name: str, kind: Any) -> np.ndarray:
-            shape = (shapes["input_ids"][0], 3) if name == "logits" else shapes[name]
+            shape = engine.output_shape(shapes["input_ids"]) if name == "logits" else shapes[name]
             return np.frombuffer((ctypes.c_char * (4 * int(np.prod(shape)))).from_address(address[name]), kind).reshape(
                 shape
             )
 
         def work() -> None:
-            view("logits", np.float32)[:] = tiny_logits(*(view(name, np.int32) for name in engine.names[:2]))
+            ids, mask = (view(name, np.int32) for name in engine.names[:2])
+            logits = view("logits", np.float32)
+            logits[:] = token_logits(ids) if engine.per_token else tiny_logits(ids, mask)
             engine.cuda.clock += 10
 
         self.of.runs.append((self.profile, shapes["input_ids"]))
@@ -220,8 +227,9 @@ class FakeContext:
 
 
 class FakeEngine:
-    """The engine of `tiny_onnx`. `refuse` names what says no."""
+    """The engine of `tiny_onnx`, or with `per_token` one of `token_logits`. `refuse` names what says no."""
 
+    per_token = False
     num_io_tensors = 3
     names = ("input_ids", "attention_mask", "logits")
 
@@ -237,6 +245,9 @@ class FakeEngine:
             ("mean", 0.2),
             ("mean", 0.3),
         ]  # ms in the first batch, twice that in the second, ...
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (*shape, 3) if self.per_token else (shape[0], 3)
 
     @property
     def num_optimization_profiles(self) -> int:

@@ -28,7 +28,7 @@ from q8trt.runtime.tensorrt.runner import TensorRTRunner
 pytest.importorskip("onnx", reason="onnx is not installed")
 from bound import Bound, real
 from engine_fixtures import SMALL, tiny_logits
-from tensorrt_fakes import batch, check, has_driver, install, nothing_left
+from tensorrt_fakes import batch, check, has_driver, install, nothing_left, token_logits
 
 
 @pytest.fixture
@@ -110,6 +110,18 @@ def test_batches_run_and_everything_is_freed(fake: types.SimpleNamespace, plan: 
     for use in (lambda: runner.infer(batch()), lambda: runner.fork()):
         with pytest.raises(BackendError, match=r"this TensorRT 10\.13\.2\.6 runner is closed"):
             use()
+
+
+def test_logits_of_tokens(fake: types.SimpleNamespace, plan: Path) -> None:
+    """Buffers are as large as the profile's (batch, sequence, outputs), and each batch has its own shape."""
+    fake.engine.per_token = True
+    with TensorRTRunner(plan, "int8") as runner:
+        assert max(map(len, fake.cuda.memory.values())) == 4 * 16 * 3 * 4
+        for rows, length in ((1, 1), (4, 16), (2, 3), (2, 3), (2, 3)):  # the last from a CUDA graph
+            arrays = batch(rows, length)
+            logits = runner.infer(arrays)
+            assert (logits.shape, logits.dtype) == ((rows, length, 3), np.float32)
+            np.testing.assert_array_equal(logits, token_logits(arrays["input_ids"]))
 
 
 def test_each_profile_has_a_context_and_takes_the_batches_that_fit_it_best(
