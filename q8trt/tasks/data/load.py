@@ -197,7 +197,7 @@ class DataConfig:
     def is_unlabeled(self, split: str) -> bool:
         """Return whether a split is texts without labels: for a model with `head` that has no labeled file of it."""
         labeled = self.train_file is not None if split == "train" else self.has_files
-        return self.head is not None and not labeled and self.data_dir is None and canonical(self.task) == "custom"
+        return self.head is not None and not labeled and self.data_dir is None and self.is_custom
 
     def _load_texts(self, split: str) -> Examples:
         task = self.resolved_task
