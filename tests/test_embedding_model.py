@@ -14,7 +14,7 @@ from conftest import ARCHITECTURES, make_batch, make_tokenizer
 from embedding_fixtures import TEXTS, make_embedding_model, write_embedding_folder
 
 from q8trt.errors import CheckpointError, ConfigError
-from q8trt.models import read_head
+from q8trt.models import load_tokenizer, read_head
 from q8trt.models.checkpoints import load_embedding, load_quantized, save_checkpoint
 from q8trt.models.embedding import Pooling
 from q8trt.tasks.heads import POOLING_MODES, DenseLayer, Embedding, Head, HeadKind
@@ -160,6 +160,16 @@ def test_a_dense_layer_of_another_shape_is_one_line(tmp_path: Path) -> None:
     (folder / "2_Dense" / "model.safetensors").write_bytes((folder / "3_Dense" / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="does not hold a layer of 12x64"):
         load_embedding(folder, read_head(str(folder)).embedding)  # type: ignore[arg-type]
+
+
+def test_texts_in_lower_case_need_a_tokenizer_that_makes_them(tmp_path: Path) -> None:
+    folder = write_embedding_folder(tmp_path / "model")
+    change(folder, "sentence_bert_config.json", do_lower_case=True)
+    load_tokenizer(str(folder))
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
+    with pytest.raises(CheckpointError, match="puts texts into lower case before its tokenizer"):
+        load_tokenizer(str(folder))
 
 
 def test_heads_of_folders_without_modules(tiny_checkpoint_of: Any, tmp_path: Path) -> None:

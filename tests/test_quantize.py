@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import shutil
@@ -59,6 +60,43 @@ def test_labels_of_an_embedding_model_are_similarities(texts: Path, tmp_path: Pa
     assert list(run.scores["ptq"]["dev"]) == ["spearman", "pearson"]
     assert run.record.data
     assert run.record.data["splits"]["dev"]["rows"] == 9
+
+
+def test_an_encoder_that_does_not_say_how_it_pools(texts: Path, tmp_path: Path) -> None:
+    folder = write_embedding_folder(tmp_path / "model")
+    for name in ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"):
+        (folder / name).unlink()
+    words = ["quantize", str(folder), "--head", "embedding", "--pooling", "cls", "mean", "--texts", str(texts), "--recipe",
+             "linear", "--calibration_samples", "16", "--no_build_engines", "--runs_dir", str(tmp_path / "runs")]  # fmt: skip
+    assert main(words) == 0
+    [path] = (tmp_path / "runs").glob("embedding-model-*")
+    head = config_of_run(q8trt.Run(path)).data.head
+    assert head is not None
+    assert head.embedding is not None
+    assert (head.embedding.pooling, head.outputs, head.embedding.normalize) == (("cls", "mean"), 64, False)
+    batch = make_batch()
+    model: Any = load_finetuned(path / "fp32", config_of_run(q8trt.Run(path)).data.resolved_task)
+    states = model.base_model(**batch).last_hidden_state.detach().numpy()
+    mask = batch["attention_mask"].numpy()[..., None]
+    expected = np.concatenate([states[:, 0], (states * mask).sum(1) / mask.sum(1)], axis=1)
+    np.testing.assert_allclose(model(**batch).logits.detach(), expected, atol=1e-5)
+    assert read_head(str(path / "ptq")).embedding == head.embedding
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="building without a GPU needs tensorrt_rtx"
+)
+@pytest.mark.usefixtures("quick_export")
+def test_parity_and_sensitivity_of_an_embedding_model(texts: Path, tmp_path: Path) -> None:
+    options = {**OPTIONS, "build_engines": True, "target": "cpu"}
+    model = write_embedding_folder(tmp_path / "model")
+    quantized = q8trt.quantize(model, texts=texts, runs_dir=tmp_path / "runs", **options)
+    compared = q8trt.parity(*quantized.engines, max_eval_samples=8, batch_sizes=[4])
+    assert all(each.agrees for each in compared)
+    assert {"cosine_mean", "neighbors_10"} <= compared[-1].stages[-1].metrics.keys()
+    analysis = q8trt.sensitivity(quantized.run.path / "fp32", recipe="linear", calibration_samples=16)
+    assert analysis.costs.setup.metric == "cosine_mean"
+    assert all(each.is_file() for each in analysis.files)
 
 
 def test_a_classifier_keeps_its_labels_and_their_order(tiny_checkpoint_of: Any, texts: Path, tmp_path: Path) -> None:

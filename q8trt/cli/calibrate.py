@@ -57,6 +57,7 @@ PARSER = Parser(Options, "calibrate.py", __doc__)
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     options: Options = PARSER.read(argv)
+    say(f"quantizing {options.model_name_or_path or 'the newest run'}: loading PyTorch, the model and the rows")
     from q8trt import api
 
     words = ["calibrate.py", *argv]

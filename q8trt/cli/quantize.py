@@ -40,6 +40,7 @@ PARSER = Parser(Options, "q8trt quantize", __doc__)
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     options: Options = PARSER.read(argv)
+    say(f"quantizing {options.model}: loading PyTorch, the model and the texts")
     from q8trt import api
     from q8trt.runs.config import config_of_run
 

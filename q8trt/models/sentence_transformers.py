@@ -185,6 +185,11 @@ def read_max_length(folder: str | Path) -> int | None:
     return length
 
 
+def lowers_texts(folder: str | Path) -> bool:
+    """Return whether texts are put into lower case before the tokenizer reads them. Raises CheckpointError."""
+    return _optional(Path(folder) / _LENGTH_FILE).get("do_lower_case") is True
+
+
 def _optional(path: Path) -> dict[str, Any]:
     return read_object(path, _LIMITS) if path.is_file() else {}
 

@@ -11,6 +11,7 @@ from q8trt.errors import CheckpointError
 from q8trt.models.config import load_config, positions, takes_token_types
 from q8trt.models.config_file import CONFIG_FILE, read_object
 from q8trt.models.locate import is_folder, only_local, resolve_model
+from q8trt.models.sentence_transformers import lowers_texts
 from q8trt.models.whole import check_whole
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     config = None if is_folder(name) and not (Path(name) / CONFIG_FILE).exists() else load_config(name)
     tokenizer = _load(name, name_or_path, config)
     _check_usable(tokenizer, name_or_path)
+    if is_folder(name) and lowers_texts(name):
+        _check_case(tokenizer, name_or_path)
     if config is not None:
         _fit(tokenizer, config, name_or_path)
     return tokenizer
@@ -109,6 +112,16 @@ def _check_usable(tokenizer: Any, where: str) -> None:
         raise CheckpointError(f"{where}: the tokenizer cannot encode a text: {one_line(error)[:300]}") from None
     if not 0 < len(single) < len(pair):
         raise CheckpointError(f"{where}: the tokenizer makes no tokens of a text; its files are damaged")
+
+
+def _check_case(tokenizer: Any, where: str) -> None:
+    """Raise CheckpointError where the tokenizer of a model that reads lower case has other tokens for capitals."""
+    text = "The Quick Brown FOX"
+    if tokenizer(text)["input_ids"] != tokenizer(text.lower())["input_ids"]:
+        raise CheckpointError(
+            f"{where} puts texts into lower case before its tokenizer (do_lower_case in sentence_bert_config.json), and an "
+            "engine does not; save it with a tokenizer that does so itself"
+        )
 
 
 def _fit(tokenizer: Any, config: Any, where: str) -> None:
