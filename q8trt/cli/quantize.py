@@ -1,5 +1,6 @@
-"""Quantize a fine-tuned model of your own: a folder of Hugging Face or sentence-transformers (embeddings, classifiers,
-regressions). Needs no labels. Makes a run with an INT8 engine, an engine to compare it with, and a report.
+"""Quantize a fine-tuned model of your own: a folder of Hugging Face or sentence-transformers (embeddings, rerankers, classifiers
+of one or several labels, regressions, taggers, question answering). Needs no labels. Makes a run with an INT8 engine, an
+engine to compare it with, and a report.
 
 example: q8trt quantize my-model --texts texts.txt
          q8trt quantize my-model --texts texts.parquet --validation_file dev.csv --distill 1
