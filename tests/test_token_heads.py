@@ -112,7 +112,8 @@ def test_quantize_without_labels(kind: str, tmp_path: Path) -> None:
     assert (task.head.kind, task.labels, task.is_pair) == (kind, task_of(kind).labels, kind == "question-answering")
     main = "agreement" if kind == "token-classification" else "span_agreement"
     scores = model.run.scores
-    assert scores["fp32"]["dev"] == {main: 1.0, "logit_mean": 0, "logit_p99": 0, "logit_worst": 0}
+    words = {} if kind == "token-classification" else {"span_f1": 1.0}
+    assert scores["fp32"]["dev"] == {main: 1.0, **words, "logit_mean": 0, "logit_p99": 0, "logit_worst": 0}
     assert 0 < scores["int8"]["dev"]["logit_mean"] < scores["int8"]["dev"]["logit_worst"]
     assert model.report is not None
     for row in model.report.rows:
@@ -145,17 +146,21 @@ def test_outputs_of_tokens_come_back_in_order() -> None:
 
 
 def test_drift_of_tokens() -> None:
-    task = task_of("question-answering")
     rows = Features(
-        task=task, split="dev", source="here", input_ids=[[1, 2, 3], [1, 2]], token_type_ids=None, labels=None
+        task=task_of("token-classification"),
+        split="dev",
+        source="here",
+        input_ids=[[1, 2, 3], [1, 2]],
+        token_type_ids=None,
+        labels=None,
     )
-    reference = np.array([[0, 9], [9, 0], [0, 0], [9, 0], [0, 9]], np.float32)
+    reference = 9 * np.eye(5, dtype=np.float32)
     moved = reference.copy()
-    moved[4] = (0, -1)  # the end of the second answer moves to its first token
+    moved[4] = (0, 0, 0, 0, -1)  # the tag of one token of five changes, its logit by 10
     assert score(rows, moved, reference) == {
-        "span_agreement": 0.5, "logit_mean": 2.0, "logit_p99": pytest.approx(9.6), "logit_worst": 10.0,
+        "agreement": 0.8, "logit_mean": 2.0, "logit_p99": pytest.approx(9.6), "logit_worst": 10.0,
     }  # fmt: skip
-    with pytest.raises(DataError, match=r"shape \(4, 2\), expected \(5, 2\) for 2 rows"):
+    with pytest.raises(DataError, match=r"shape \(4, 5\), expected \(5, 5\) for 2 rows"):
         score(rows, moved[:4], reference)
 
 
