@@ -47,6 +47,7 @@ class StandIn:
     folder: Path
     manifest: Manifest = field(default_factory=manifest)
     limits: BatchLimits = field(default_factory=lambda: BatchLimits(16, (8, 16), 32))
+    cut_length: int = 16
     backend: str = "stand-in"
     device: str = "cpu"
     truncated: int = 0

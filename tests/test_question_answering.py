@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +214,75 @@ def test_predict_writes_answers(fp32_engine: Path, tmp_path: Path) -> None:
             q8trt.predict(engine, tmp_path / "c.csv", tmp_path / "d.csv")
         with pytest.raises(ConfigError, match="--threshold is for a multi-label classifier"):
             q8trt.predict(engine, tmp_path / "a.csv", tmp_path / "d.csv", threshold=0.3)
+
+
+LIGHT = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "onnx", "scipy", "sklearn", "yaml", "rich", "datasets"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from q8trt import Engine
+folder, questions, contexts = json.load(sys.stdin)
+with Engine.load(folder, device="cpu") as engine:
+    print(json.dumps([[answer.text, answer.start] for answer in engine.answer(questions, contexts)]))
+"""
+
+
+def test_the_light_install_answers(fp32_engine: Path) -> None:
+    rows = questions(3)
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], input=json.dumps([str(fp32_engine), rows.first, rows.second]), capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with q8trt.Engine.load(fp32_engine, device="cpu") as engine:
+        assert json.loads(done.stdout) == [[each.text, each.start] for each in engine.answer(rows.first, rows.second)]
+
+
+def test_commands_refuse_bad_questions_in_one_line(folder: Path, fp32_engine: Path, tmp_path: Path) -> None:
+    from q8trt.cli.main import main
+
+    rows = {
+        "columns.jsonl": {"query": "who?", "context": "a dog", "answers": {"text": [], "answer_start": []}},
+        "place.jsonl": {"question": "who?", "context": "a dog", "answers": {"text": ["dog"], "answer_start": [1]}},
+        "long.jsonl": {"question": "who?", "context": "a " * 2**20, "answers": {"text": [], "answer_start": []}},
+    }
+    for name, row in rows.items():
+        (tmp_path / name).write_text((json.dumps(row) + "\n") * 3)  # one row alone would be both splits
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "questions.csv").write_text("question\nwho?\n")
+    run = ["--output_dir", str(tmp_path / "run"), "--no_build_engines"]
+    for words, message in [
+        (["quantize", str(folder), "--validation_file", str(tmp_path / "columns.jsonl"), *run], "no column 'question'"),
+        (["quantize", str(folder), "--validation_file", str(tmp_path / "place.jsonl"), *run], "is not at answer_start 1"),
+        (["quantize", str(folder), "--validation_file", str(tmp_path / "long.jsonl"), *run], "a context of 2,097,152"),
+        (["quantize", str(folder), "--validation_file", str(tmp_path / "empty.json"), *run], "empty.json: not JSON"),
+        (["quantize", str(folder), "--texts", str(tmp_path / "questions.csv"), *run], "'question' and 'context'"),
+        (["quantize", str(folder), "--texts", str(tmp_path / "long.jsonl"), *run], "a context of 2,097,152"),
+        (["predict", "--engine", str(fp32_engine), "--input", str(tmp_path / "questions.csv"), "--output",
+          str(tmp_path / "a.csv")], "'question' and 'context'"),
+    ]:  # fmt: skip
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            assert main(words) == 2, words
+        assert message in errors.getvalue()
+        assert errors.getvalue().strip().count("\n") == 0
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_an_engine_is_scored_on_other_questions(fp32_engine: Path, quantized: Any, tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text(json.dumps(squad_document(questions().take(5))))
+    report = q8trt.benchmark(
+        fp32_engine, task="question-answering", validation_file=str(tmp_path / "other.json"), max_seq_length=64, shapes="1x16",
+        iterations=2, warmup=1, max_seconds=1, layer_times=False,
+    )  # fmt: skip
+    assert report.main_metric == "answer_f1"
+    assert 0 <= report.rows[0].metrics["answer_f1"] <= 1
 
 
 def test_the_loss_is_that_of_transformers(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Score a file of any size. The output holds the input's columns and the score of a regression, or the label and the
-probability of each label. Rows that cannot be scored, or whose answer is NaN, go to OUTPUT.rejected.csv, with line and
-reason; if those are all rows, no OUTPUT is written. In .npy, which holds embeddings alone, their rows are NaN. The same
-command goes on where an earlier one was interrupted by Ctrl-C, SIGTERM or a crash.
+probability of each label, or the answer to a question and its place. Rows that cannot be scored, or whose answer is NaN, go to
+OUTPUT.rejected.csv, with line and reason; if those are all rows, no OUTPUT is written. In .npy, which holds embeddings alone,
+their rows are NaN. The same command goes on where an earlier one was interrupted by Ctrl-C, SIGTERM or a crash.
 
 example: q8trt predict --engine runs/NAME/engine --input pairs.csv --output scores.csv
 """
@@ -77,7 +77,8 @@ def _score(options: Options) -> Summary:
         say(f"scores: {summary.output}  {_figures(summary)}, on {summary.backend}, {summary.device}")
         say(f"  columns scored: {', '.join(summary.texts)}; added: {', '.join(summary.names)}")
     if summary.truncated:
-        say(f"  {summary.truncated:,} rows were longer than {summary.max_length} tokens and cut, as in training")
+        cut = "questions" if "answer" in summary.names else "rows"
+        say(f"  {summary.truncated:,} {cut} were longer than {summary.max_length} tokens and cut, as in training")
     return summary
 
 

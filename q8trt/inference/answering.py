@@ -49,11 +49,15 @@ class WindowedPairs:
     Args:
         text: the encoder of the engine, whose tokenizer is used.
         manifest: the engine's.
+
+    Attributes:
+        question_length: tokens of a question, at most.
     """
 
     def __init__(self, text: TextEncoder, manifest: Manifest) -> None:
         self._text, self._inputs = text, manifest.inputs
         self._encoder = WindowEncoder(text.tokenizer, WindowSizes(text.max_length), is_pair=True)
+        self.question_length = self._encoder.question_length
 
     def check(self, pairs: Sequence[Pair]) -> list[Pair]:
         """Return the pairs. Raises InputError as `TextEncoder.check`, and for a context longer than `LONGEST_TEXT`."""

@@ -132,8 +132,13 @@ class Engine(TokenMethods):
             raise
 
     @property
+    def cut_length(self) -> int:
+        """The tokens of an item, at most; of question answering, those of the question."""
+        return self._questions.question_length if self._questions else self.limits.max_length
+
+    @property
     def truncated(self) -> int:
-        """The number of items cut so far, because they had more than `limits.max_length` tokens."""
+        """The number of items cut so far, because they had more than `cut_length` tokens."""
         return self._truncated
 
     def predict(
@@ -351,8 +356,9 @@ class Engine(TokenMethods):
             first, self._truncated = self._truncated == 0, self._truncated + truncated
         if first:
             _log.warning(
-                "a text is longer than %d tokens and was cut, as in training; Engine.truncated counts them",
-                self.limits.max_length,
+                "a %s is longer than %d tokens and was cut, as in training; Engine.truncated counts them",
+                "question" if self._questions else "text",
+                self.cut_length,
             )
 
 

@@ -74,7 +74,7 @@ class Summary(JobProgress):
         texts: the columns that were scored.
         names: the columns that were added.
         truncated: rows that were cut at `max_length` tokens, as in training.
-        max_length: longest sequence of the engine, in tokens.
+        max_length: longest item of the engine, see `Engine.cut_length`, in tokens.
         backend: the runtime that computed, such as "onnxruntime".
         device: "cpu", or the GPU's name.
     """
@@ -157,7 +157,7 @@ class _Job:
         return Summary(
             **vars(self._progress()), output=config.output, rejected_file=config.rejected if state.rejected else None,
             first_reason=self.first_reason, texts=self.columns.texts, names=self.columns.answers, truncated=state.truncated,
-            max_length=self.engine.limits.max_length, backend=self.engine.backend, device=self.engine.device,
+            max_length=self.engine.cut_length, backend=self.engine.backend, device=self.engine.device,
         )  # fmt: skip
 
     def _score_all(self, on_progress: Callable[[JobProgress], None]) -> None:

@@ -17,7 +17,7 @@ from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data.encoding import EncodingError, RoomError
 from q8trt.tasks.data.examples import Examples, Features
 from q8trt.tasks.data.questions import Questions, Reference
-from q8trt.tasks.data.windows import WindowEncoder, Windows, WindowSizes
+from q8trt.tasks.data.windows import LONGEST_TEXT, WindowEncoder, Windows, WindowSizes
 from q8trt.tasks.spans import SpanAnswer, SpanOptions, WindowLogits, find_answer
 
 
@@ -90,8 +90,12 @@ def question_windows(questions: Examples, tokenizer: Any, max_length: int) -> Qu
 
     Raises:
         ConfigError: `max_length` leaves no room for text, or is more than the model has positions.
-        DataError: the tokenizer fails.
+        DataError: a context is longer than `LONGEST_TEXT`, or the tokenizer fails.
     """
+    if longer := next((text for text in questions.second or [] if len(text) > LONGEST_TEXT), None):
+        raise DataError(
+            f"{questions.source}: a context of {len(longer):,} characters; q8trt reads {LONGEST_TEXT:,} or fewer"
+        )
     if max_length > tokenizer.model_max_length:
         raise ConfigError(f"max_seq_length {max_length} must be {tokenizer.model_max_length} or less for this model")
     try:

@@ -84,8 +84,12 @@ class WindowEncoder:
         if is_pair:
             single = [slot.text is None for slot in layout(tokenizer, False)]
             self._question = slice(single.index(False), single.index(False) + 1 - len(single) or None)
-            length = min(sizes.question, self._budget // 2) + len(single) - 1
-            self._questions = Encoder(tokenizer, length, is_pair=False)
+            self._questions = Encoder(tokenizer, self.question_length + len(single) - 1, is_pair=False)
+
+    @property
+    def question_length(self) -> int:
+        """Tokens of a question, at most."""
+        return min(self.sizes.question, self._budget // 2)
 
     def encode(self, rows: Sequence[Sequence[str]]) -> Windows:
         """Return the windows of rows of one text, or of a question and a text. Raises EncodingError if the tokenizer fails."""
