@@ -29,10 +29,20 @@ TINY_CONFIGS: dict[str, dict[str, Any]] = {
     "distilbert": {},
     "mpnet": {"max_position_embeddings": 66},  # its positions count from 2
     "albert": {"embedding_size": 16},
-}
+    "deberta-v2": {
+        "relative_attention": True, "position_biased_input": False, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+        "share_att_key": True, "pos_att_type": "p2c|c2p", "type_vocab_size": 0,
+    },
+    "modernbert": {
+        "bos_token_id": 2, "cls_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "global_attn_every_n_layers": 2,
+        "local_attention": 8, "classifier_pooling": "mean",
+    },
+}  # fmt: skip
 #: Those whose entry differs from another's in names and defaults alone; one test is about them, not all.
 ALIKE = {"xlm-roberta": "roberta", "camembert": "roberta"}
-ARCHITECTURES = tuple(name for name in TINY_CONFIGS if name not in ALIKE)
+#: Those whose sites differ from the others': test_architectures.py is about them.
+APART = ("deberta-v2", "modernbert")
+ARCHITECTURES = tuple(name for name in TINY_CONFIGS if name not in (*ALIKE, *APART))
 #: Those whose tokenizer makes token types.
 WITH_TOKEN_TYPES = ("bert", "electra", "albert")
 #: Files of tests that take longest, the longest first.

@@ -114,7 +114,11 @@ def test_missing_keys_have_transformers_defaults() -> None:
     from transformers import AutoConfig
 
     for architecture, entry in ARCHITECTURES.items():
-        shape, theirs = check_config({"model_type": architecture}, "DIR"), AutoConfig.for_model(architecture)
+        required = {
+            name: each.values[0] for name, each in entry.requirements.items() if each.default not in each.values
+        }
+        shape = check_config({"model_type": architecture, **required}, "DIR")
+        theirs = AutoConfig.for_model(architecture)
         for name in SIZES[: 7 if entry.token_type_embeddings else 6]:
             assert getattr(shape, name) == getattr(theirs, entry.config_name(name)), (architecture, name)
         assert shape.pad_token_id == theirs.pad_token_id

@@ -17,7 +17,7 @@ from q8trt.engine.backend import Backend
 from q8trt.engine.builder import build_here
 from q8trt.engine.config import BuildConfig
 from q8trt.export.onnx import export_onnx
-from q8trt.export.trace import _position_bias, _take_position_biases
+from q8trt.export.positions import position_bias, take_position_biases
 from q8trt.lint import lint
 from q8trt.quantization.calibration import calibrate
 from q8trt.quantization.insertion import insert_quantizers
@@ -41,11 +41,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[...,
 @pytest.mark.parametrize("length", [1, 7, 64, 200, 512])
 def test_the_table_of_distances_is_hugging_faces_bias(tiny_model: Callable[..., Any], length: int) -> None:
     encoder = tiny_model("mpnet", max_position_embeddings=514).mpnet.encoder
-    expected = encoder.compute_position_bias(torch.zeros(1, length, 32))
+    expected = encoder.computeposition_bias(torch.zeros(1, length, 32))
     taken = copy.deepcopy(encoder)
-    biases = _take_position_biases(taken, 514)
-    assert torch.equal(_position_bias(torch.full((2, length), 5, dtype=torch.int32), biases), expected[0])
-    assert taken.compute_position_bias(torch.zeros(1, length, 32)) is None
+    biases = take_position_biases(taken, 514)
+    assert torch.equal(position_bias(torch.full((2, length), 5, dtype=torch.int32), biases), expected[0])
+    assert taken.computeposition_bias(torch.zeros(1, length, 32)) is None
 
 
 def test_it_is_added_to_the_mask_once(exported: Path) -> None:

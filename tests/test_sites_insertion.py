@@ -27,13 +27,13 @@ from q8trt.quantization.insertion import (
 )
 from q8trt.quantization.modules import ATTENTION, QuantLinear
 from q8trt.quantization.recipe import Recipe, load_recipe
-from q8trt.quantization.sites import ACTIVATION, OUTSIDE_LAYERS, SITE_KINDS, encoder_sites
+from q8trt.quantization.sites import ACTIVATION, OUTSIDE_LAYERS, POSITION_SITES, SITE_KINDS, encoder_sites
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
 LINEAR = load_recipe("linear")
 #: Every site there is.
 ALL = Recipe.from_dict({"name": "all", "weights": {"axis": 0}, "sites": dict.fromkeys(SITE_KINDS)})
-IN_LAYERS = [name for name in SITE_KINDS if name not in OUTSIDE_LAYERS]
+IN_LAYERS = [name for name in SITE_KINDS if name not in (*OUTSIDE_LAYERS, *POSITION_SITES)]
 BMM = ("bmm_q", "bmm_k", "softmax_out", "bmm_v")
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 #: The input features of the module behind each site, from the papers' shapes: hidden 32, intermediate 64.

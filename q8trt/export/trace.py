@@ -24,6 +24,13 @@ from transformers.activations import FastGELUActivation, NewGELUActivation
 from q8trt.errors import ConfigError
 from q8trt.export.options import EXPORTERS
 from q8trt.export.passes.normal import TORCH_SCOPES
+from q8trt.export.positions import (
+    additive_mask,
+    makes_own_masks,
+    position_bias,
+    tabulate_positions,
+    take_position_biases,
+)
 from q8trt.models import kind_of
 from q8trt.models.embedding import EmbeddingModel
 from q8trt.quantization.architectures import architecture_of
@@ -41,9 +48,6 @@ if TYPE_CHECKING:
 OPSET = 20
 #: Domain and name of the node that stands for a quantizer; attribute `axis`, -1 for one scale, `site`, its key, and `format`.
 DOMAIN, QUANTIZE_DEQUANTIZE = "q8trt", "QuantizeDequantize"
-#: Added to the scores of padding. FP16 holds it, and exp(MASKED + any score) is zero in FP32 and FP16 alike; the smallest
-#: float, which transformers takes, is -infinity once a score is added in FP16.
-MASKED = -10000.0
 
 
 class _Emitter(torch.autograd.Function):
@@ -97,6 +101,10 @@ class _Logits(nn.Module):
     The mask is made here, (B, 1, 1, S), added to the scores as it is: what transformers makes of a 2D mask depends on its
     version, and is forty nodes of shape arithmetic in the file. So are positions that count from the padding index, and a
     bias of relative positions, (A, S, S), which is added to the mask once.
+
+    Args:
+        model: of `_prepared`.
+        names: its inputs, in order.
     """
 
     def __init__(self, model: Model, names: Sequence[str]) -> None:
@@ -109,7 +117,8 @@ class _Logits(nn.Module):
         self.register_buffer("biases", None)
         if self.architecture.position_bias is not None:
             encoder = model.base_model.get_submodule(self.architecture.position_bias)
-            self.biases = _take_position_biases(encoder, model.config.max_position_embeddings)
+            self.biases = take_position_biases(encoder, model.config.max_position_embeddings)
+        self.makes_own_masks = makes_own_masks(self.architecture)
         self.pools = isinstance(model, EmbeddingModel)
         kind = kind_of([type(model).__name__])
         self.per_token = kind is not None and kind.per_token
@@ -120,38 +129,16 @@ class _Logits(nn.Module):
         if (mask := inputs.get("attention_mask")) is not None:
             if self.pools:
                 inputs["tokens"] = mask
-            inputs["attention_mask"] = (1.0 - mask.unsqueeze(1).unsqueeze(2).float()) * MASKED
+            if not self.makes_own_masks:
+                inputs["attention_mask"] = additive_mask(mask)
         if self.biases is not None:
-            inputs["attention_mask"] = inputs.get("attention_mask", 0.0) + _position_bias(ids, self.biases)
+            inputs["attention_mask"] = inputs.get("attention_mask", 0.0) + position_bias(ids, self.biases)
         if self.architecture.positions_after_padding:
             text = ids.ne(torch.tensor(self.padding_index, dtype=ids.dtype)).int()
             inputs["position_ids"] = torch.cumsum(text, 1, dtype=torch.int32) * text + self.padding_index
             if self.architecture.token_type_embeddings is not None:
                 inputs.setdefault("token_type_ids", ids * 0)
         return self.model(**inputs).logits
-
-
-def _take_position_biases(encoder: Any, positions: int) -> torch.Tensor:
-    """Return the bias of each distance from a query to a key, and let `encoder` add none, in place.
-
-    Args:
-        encoder: computes a bias of relative positions as T5 does, by buckets.
-        positions: how many tokens a row has at most.
-
-    Returns:
-        float32 (2 * positions - 1, A), of distances from 1 - positions to positions - 1.
-    """
-    buckets = encoder.relative_position_bucket(torch.arange(1 - positions, positions))
-    encoder.compute_position_bias = lambda *args, **kwargs: None
-    biases: torch.Tensor = encoder.relative_attention_bias(buckets).detach()
-    return biases
-
-
-def _position_bias(ids: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-    """Return what is added to the score of each query and key, (A, S, S), from `_take_position_biases`."""
-    positions = torch.cumsum(ids[:1] * 0 + 1, 1, dtype=torch.int32)
-    distances = positions - positions.transpose(0, 1) + len(biases) // 2
-    return nn.functional.embedding(distances, biases).permute(2, 0, 1)
 
 
 def _widen_weights(model: Model) -> None:
@@ -189,6 +176,7 @@ def _prepared(model: Model, exporter: str) -> Model:
         prepared.set_attn_implementation("eager")
     _widen_weights(prepared)
     _use_gelu_op(prepared)
+    tabulate_positions(prepared)
     quantizers = model_quantizers(prepared)
     for site in encoder_sites(prepared):
         if site.key in quantizers:

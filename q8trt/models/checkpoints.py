@@ -195,6 +195,8 @@ def set_dropout(model: Model, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
+        elif isinstance(getattr(module, "attention_dropout", None), int | float):
+            module.attention_dropout = probability
 
 
 def _check_loaded(model: Model, info: dict[str, Any], name: str, new_head: bool) -> None:

@@ -79,11 +79,16 @@ class ModelShape:
     def parameters(self, architecture: Architecture) -> int:
         """Return about how many weights the encoder has."""
         width, inner = self.hidden_size, self.intermediate_size
-        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        rows = self.vocab_size + self.type_vocab_size
+        rows += self.max_position_embeddings if architecture.position_embeddings else 0
         table: int = getattr(self, architecture.embedding_size)
         layers = 1 if architecture.shared_layers else self.num_hidden_layers
         widening = 0 if table == width else table * width
-        return rows * table + widening + layers * (4 * width * width + 2 * width * inner)
+        return (
+            rows * table
+            + widening
+            + layers * (4 * width * width + (3 if architecture.gated_ffn else 2) * width * inner)
+        )
 
 
 def read_config_file(name: str) -> dict[str, Any]:
@@ -182,9 +187,11 @@ def _check_foreign(data: dict[str, Any], where: str) -> None:
 
 def _check_sizes(shape: ModelShape, architecture: Architecture, where: str) -> None:
     for name, highest in _SIZES.items():
-        value = getattr(shape, name)
-        if not 1 <= value <= highest:
-            raise CheckpointError(f"{where}: config.json: {name} is {value}, expected 1 to {highest:,}")
+        value, lowest = getattr(shape, name), 1
+        if name == "type_vocab_size":
+            lowest = min(1, architecture.config_defaults.get(name, 1))
+        if not lowest <= value <= highest:
+            raise CheckpointError(f"{where}: config.json: {name} is {value}, expected {lowest} to {highest:,}")
     if architecture.position_bias is not None and not _BUCKETS <= shape.relative_attention_num_buckets <= 65_536:
         raise CheckpointError(
             f"{where}: config.json: relative_attention_num_buckets is {shape.relative_attention_num_buckets}, expected "
@@ -256,7 +263,8 @@ def _check_computation(shape: ModelShape, data: dict[str, Any], where: str) -> N
 def _check_requirements(architecture: Architecture, data: dict[str, Any], where: str) -> None:
     for name, (default, values, reason) in architecture.requirements.items():
         value = data.get(name, default)
-        if not any(value == each and type(value) is type(each) for each in values):
+        is_known = type(value) is int and value in values if isinstance(values, range) else value in values
+        if not is_known or (isinstance(value, int) and type(value) not in {type(each) for each in values[:2]}):
             raise CheckpointError(f"{where}: config.json: {name} is {_shown(value)}: {reason}; give another checkpoint")
 
 

@@ -24,7 +24,7 @@ class Requirement(NamedTuple):
     """
 
     default: Any
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] | range
     reason: str
 
 
@@ -38,13 +38,13 @@ class Architecture:
         embeddings: the module that computes the first hidden states. This path, the three tables and `layers` are within
             the encoder (``model.bert``).
         word_embeddings: the table of tokens.
-        position_embeddings: the table of positions.
+        position_embeddings: the table of positions; None for an architecture without one.
         token_type_embeddings: the table of token types; None for an architecture without them.
         layers: the list of encoder layers.
         self_attention: the module that calls transformers' attention function. This path and those up to `ffn_residual`
             are within a layer; "" is the layer itself.
         query: the projection of Q; `key` and `value` likewise. Where these are None, `query` projects all three.
-        attention_dropout: the dropout of the attention probabilities.
+        attention_dropout: the dropout of the attention probabilities; None where it is a number of the self-attention.
         attention_output: the projection after attention.
         attention_residual: the module that adds what attention computed to the residual.
         ffn_intermediate: the first feed-forward projection.
@@ -57,6 +57,10 @@ class Architecture:
         attention_registry: attention is a function of transformers' registry.
         position_bias: the module that computes a bias of relative positions, within the encoder, which every layer adds to
             its scores; None for an architecture without.
+        position_attention: the module that multiplies Q and K with tables of relative positions, within a layer; None for an
+            architecture without.
+        rotary: the module that computes rotary positions, within the encoder; None for an architecture without.
+        gated_ffn: the first feed-forward projection is of twice the width, and one half gates the other.
         pooler: the linear layer over the first token, within the encoder if `pooler_in_encoder`, else within the model.
         pooler_in_encoder: see `pooler`.
         classifier: the last linear layer of the classification head, within the model.
@@ -74,14 +78,14 @@ class Architecture:
     label: str
     embeddings: str = "embeddings"
     word_embeddings: str = "embeddings.word_embeddings"
-    position_embeddings: str = "embeddings.position_embeddings"
+    position_embeddings: str | None = "embeddings.position_embeddings"
     token_type_embeddings: str | None = "embeddings.token_type_embeddings"
     layers: str = "encoder.layer"
     self_attention: str = "attention.self"
     query: str = "attention.self.query"
     key: str | None = "attention.self.key"
     value: str | None = "attention.self.value"
-    attention_dropout: str = "attention.self.dropout"
+    attention_dropout: str | None = "attention.self.dropout"
     attention_output: str = "attention.output.dense"
     attention_residual: str = "attention.output"
     ffn_intermediate: str = "intermediate.dense"
@@ -92,6 +96,9 @@ class Architecture:
     attention_class: str | None = None
     attention_registry: bool = True
     position_bias: str | None = None
+    position_attention: str | None = None
+    rotary: str | None = None
+    gated_ffn: bool = False
     pooler: str = "classifier.dense"
     pooler_in_encoder: bool = False
     classifier: str = "classifier.out_proj"
@@ -113,6 +120,8 @@ class Architecture:
         return pad_token_id if self.fixed_padding_index is None else self.fixed_padding_index
 
 
+#: Functions of a head's hidden layer.
+_ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "tanh", "relu", "silu")
 _ALL = (
     Architecture(
         "bert",
@@ -222,6 +231,97 @@ _ALL = (
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "classifier_dropout": 0.1,
+        },
+    ),
+    Architecture(
+        "deberta-v2",
+        "DeBERTa-v2",
+        position_embeddings=None,
+        query="attention.self.query_proj",
+        key="attention.self.key_proj",
+        value="attention.self.value_proj",
+        attention_class="QuantDisentangledSelfAttention",
+        attention_registry=False,
+        position_attention="attention.self",
+        pooler="pooler.dense",
+        classifier="classifier",
+        requirements={
+            "relative_attention": Requirement(False, (True,), "q8trt knows DeBERTa with relative positions"),
+            "position_biased_input": Requirement(True, (False,), "q8trt knows DeBERTa with relative positions alone"),
+            "conv_kernel_size": Requirement(0, (0,), "q8trt lacks the convolution after the first layer"),
+            "attention_head_size": Requirement(None, (None,), "q8trt knows heads of hidden_size / num_attention_heads"),
+            "pos_att_type": Requirement(
+                None,
+                ("c2p|p2c", "p2c|c2p", ["c2p", "p2c"], ["p2c", "c2p"], "c2p", "p2c", ["c2p"], ["p2c"]),
+                "expected c2p, p2c or both",
+            ),
+            "position_buckets": Requirement(-1, range(-1, 65_537), "expected 2 to 65,536, or -1 for no buckets"),
+            "max_relative_positions": Requirement(-1, range(-1, 65_537), "expected -1 to 65,536"),
+            "norm_rel_ebd": Requirement("none", ("none", "layer_norm"), "expected none or layer_norm"),
+            "share_att_key": Requirement(False, (False, True), "expected true or false"),
+            "pooler_hidden_act": Requirement("gelu", _ACTIVATIONS, "q8trt does not know it"),
+        },
+        config_names={"classifier_dropout": "cls_dropout"},
+        config_defaults={
+            "vocab_size": 128100,
+            "hidden_size": 1536,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 24,
+            "intermediate_size": 6144,
+            "type_vocab_size": 0,
+            "layer_norm_eps": 1e-7,
+        },
+    ),
+    Architecture(
+        "modernbert",
+        "ModernBERT",
+        word_embeddings="embeddings.tok_embeddings",
+        position_embeddings=None,
+        token_type_embeddings=None,
+        layers="layers",
+        self_attention="attn",
+        query="attn.Wqkv",
+        key=None,
+        value=None,
+        attention_dropout=None,
+        attention_output="attn.Wo",
+        attention_residual="",
+        ffn_intermediate="mlp.Wi",
+        ffn_output="mlp.Wo",
+        ffn_residual="",
+        attention_residual_class="QuantPreNormLayer",
+        ffn_residual_class="QuantPreNormLayer",
+        attention_class="QuantModernBertAttention",
+        rotary="rotary_emb",
+        gated_ffn=True,
+        pooler="head.dense",
+        classifier="classifier",
+        requirements={
+            "global_attn_every_n_layers": Requirement(3, range(1, 513), "expected 1 to 512"),
+            "local_attention": Requirement(128, range(2, 1_048_577), "expected 2 to 1,048,576 tokens"),
+            "rope_scaling": Requirement(
+                None, (None,), "q8trt knows rotary positions that do not change with the length"
+            ),
+            "classifier_pooling": Requirement("cls", ("cls", "mean"), "expected cls or mean"),
+            "classifier_activation": Requirement("gelu", _ACTIVATIONS, "q8trt does not know it"),
+        },
+        config_names={
+            "hidden_act": "hidden_activation",
+            "layer_norm_eps": "norm_eps",
+            "hidden_dropout_prob": "mlp_dropout",
+            "attention_probs_dropout_prob": "attention_dropout",
+        },
+        config_defaults={
+            "vocab_size": 50368,
+            "num_hidden_layers": 22,
+            "intermediate_size": 1152,
+            "max_position_embeddings": 8192,
+            "type_vocab_size": 1,
+            "layer_norm_eps": 1e-5,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "classifier_dropout": 0.0,
+            "pad_token_id": 50283,
         },
     ),
 )

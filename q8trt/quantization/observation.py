@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from q8trt.errors import QuantizationError
+from q8trt.quantization.sites import POSITION_SITES
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -87,7 +88,7 @@ def observe(
     mask: torch.Tensor | None = None
 
     def see_text(key: str, tensor: torch.Tensor) -> None:
-        text = text_of(tensor, mask)
+        text = tensor if key.rpartition(".")[2] in POSITION_SITES else text_of(tensor, mask)
         check_finite(key, text)
         see(key, text)
 

@@ -16,7 +16,7 @@ from typing import Any
 from q8trt.errors import ConfigError, nearest
 from q8trt.files import Limits, MalformedError, parse_yaml, read_limited
 from q8trt.quantization.calibrators import CALIBRATORS
-from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, SITE_KINDS, Site
+from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, POSITION_SITES, SITE_KINDS, Site
 
 RANGES = ("frozen", "ema", "lsq", "pact")
 #: What moves the outlier channels of activations elsewhere: fields of `Recipe`, each an alpha or None.
@@ -187,6 +187,9 @@ class Recipe:
 
     def spec(self, site: Site) -> QuantizerSpec | None:
         """Return the quantization of `site`, or None where it stays in floating point."""
+        if site.key not in self.sites and site.name not in self.sites and site.name in POSITION_SITES:
+            name = POSITION_SITES[site.name]
+            return self.spec(replace(site, name=name))
         if site.key in self.sites:
             spec = self.sites[site.key]
             return spec if spec.enabled else None

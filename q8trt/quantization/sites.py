@@ -2,7 +2,7 @@
 
 A site is a tensor of the model, by the name it has in recipes, reports and checkpoints. `architectures` names the module
 that each architecture computes it in. B: batch, S: sequence, H: hidden size, A: heads, D: head size,
-I: intermediate size.
+I: intermediate size, R: rows of a table of relative positions.
 
     site                         tensor                                            shape
     embeddings.word              and .position, .token_type: the tables            (rows, H)
@@ -12,6 +12,9 @@ I: intermediate size.
     bmm_k                        K                                                 (B, A, S, D)
     softmax_out                  attention probabilities, range fixed at 1         (B, A, S, S)
     bmm_v                        V                                                 (B, A, S, D)
+    position_key                 DeBERTa's tables of positions, projected as K     (A, D, R)
+    position_query               and as Q, already scaled; they do as bmm_k and    (A, R, D)
+                                 bmm_q say where a recipe does not name them
     context                      input of the attention output projection          (B, S, H)
     attention_output.weight                                                        (H, H)
     attention_residual.branch    inputs of the Add: what attention computed,       (B, S, H)
@@ -100,6 +103,8 @@ _LAYER = (
     _Row("value.weight", WEIGHT, "value", _WEIGHT),
     _Row("bmm_q", ACTIVATION, "self_attention", "bmm_q_quantizer"),
     _Row("bmm_k", ACTIVATION, "self_attention", "bmm_k_quantizer"),
+    _Row("position_key", ACTIVATION, "position_attention", "position_key_quantizer"),
+    _Row("position_query", ACTIVATION, "position_attention", "position_query_quantizer"),
     _Row("softmax_out", ACTIVATION, "self_attention", "softmax_out_quantizer"),
     _Row("bmm_v", ACTIVATION, "self_attention", "bmm_v_quantizer"),
     _Row("context", ACTIVATION, "attention_output", _INPUT),
@@ -126,6 +131,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in SITE_KINDS if name.startswith(f"{group}."))
     for group in ("embeddings", "attention_residual", "ffn_residual", "pooler", "classifier")
 }
+#: Sites of tables that depend on parameters alone -> the site whose quantization they take unless a recipe names them.
+POSITION_SITES = {"position_key": "bmm_k", "position_query": "bmm_q"}
 #: Sites outside the encoder layers: their key is their name.
 OUTSIDE_LAYERS = frozenset(row.site for row in (*_EMBEDDINGS, *_POOLER, *_CLASSIFIER))
 

@@ -174,7 +174,8 @@ def _readers(model: nn.Module, key: str) -> list[Site]:
     """Return the sites of the weights that read the input `key` of linears; none for an input of an Add."""
     sites = {site.key: site for site in encoder_sites(model)}
     name = sites[key].name
-    return [sites[key.removesuffix(name) + reader] for reader in SMOOTHED.get(name, ())]
+    keys = [key.removesuffix(name) + reader for reader in SMOOTHED.get(name, ())]
+    return [sites[reader] for reader in keys if reader in sites]
 
 
 @torch.no_grad()

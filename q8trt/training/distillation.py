@@ -235,9 +235,12 @@ def _switch_off_attention_dropout(model: Any, stack: contextlib.ExitStack) -> No
     """Set the dropout of the attention probabilities to zero until `stack` closes."""
     architecture = architecture_of(model.config)
     for layer in model.base_model.get_submodule(architecture.layers):
-        dropout = layer.get_submodule(architecture.attention_dropout)
-        stack.callback(setattr, dropout, "p", dropout.p)
-        dropout.p = 0.0
+        path, name = architecture.attention_dropout, "p"
+        if path is None:
+            path, name = architecture.self_attention, "attention_dropout"
+        module = layer.get_submodule(path)
+        stack.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, 0.0)
 
 
 def _project(student: Any, size: int, stack: contextlib.ExitStack) -> None:

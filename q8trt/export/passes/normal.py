@@ -41,7 +41,7 @@ def note_scopes(model: ir.Model) -> int:
             # "/model/bert/encoder/layer.0/Add" -> "model.bert.encoder.layer.0"
             scope = (node.name or "").rpartition("/")[0].strip("/").replace("/", ".")
         node.metadata_props.clear()
-        node.metadata_props[SCOPE] = scope.removeprefix("model.").removeprefix("model")
+        node.metadata_props[SCOPE] = "" if scope == "model" else scope.removeprefix("model.")
     return 0
 
 

@@ -60,12 +60,12 @@ def fold_layernorm_factors(model: ir.Model) -> int:
         output = norm.outputs[0]
         muls = readers(output)
         factors = [_channel_factor(mul) for mul in muls]
-        if not muls or output.is_graph_output() or any(factor is None for factor in factors) or len(norm.inputs) < 3:
+        if not muls or output.is_graph_output() or any(factor is None for factor in factors):
             continue
         chosen = max(range(len(muls)), key=lambda index: _feeds_add(muls[index]))
         if not power_of_two(factors[chosen]):
             continue
-        for index in (1, 2):
+        for index in range(1, sum(value is not None for value in norm.inputs)):  # weight, and bias if there is one
             array = constant(norm.inputs[index])
             scaled = new_constant(model.graph, f"{norm.inputs[index].name}.scaled", array * factors[chosen])
             norm.replace_input_with(index, scaled)
