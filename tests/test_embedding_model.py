@@ -247,7 +247,7 @@ def run_onnx(path: Path, batch: dict[str, Any]) -> np.ndarray:
     return session.run(None, {name: array.numpy().astype(np.int32) for name, array in batch.items()})[0]
 
 
-@pytest.mark.parametrize("architecture", ["bert", "xlm-roberta", "electra"])
+@pytest.mark.parametrize("architecture", ["bert", "xlm-roberta", "electra", "albert"])
 def test_the_exported_file_embeds_as_the_model_does(architecture: str, tmp_path: Path) -> None:
     from q8trt.export.onnx import export_onnx
 

@@ -14,7 +14,7 @@ from torch import nn
 from q8trt.errors import ConfigError
 from q8trt.models import positions
 from q8trt.quantization.architectures import Architecture, architecture_of
-from q8trt.quantization.modules import BMM_SITES, quantized_class
+from q8trt.quantization.modules import BMM_SITES, quantized_class, smoothed_positions
 
 #: Added to the scores of padding. FP16 holds it, and exp(MASKED + any score) is zero in FP32 and FP16 alike; the smallest
 #: float, which transformers takes, is -infinity once a score is added in FP16.
@@ -78,7 +78,7 @@ def _tabulate_buckets(base: Any, architecture: Architecture) -> None:
         embeddings = encoder.get_rel_embedding()
         for layer in encoder.layer:
             attention = _trace_attention(layer, architecture)
-            for name, table in attention.position_tables(embeddings).items():
+            for name, table in attention.position_tables(smoothed_positions(attention, embeddings)).items():
                 attention.register_buffer(name, table.contiguous())
         buckets = encoder.get_rel_pos(torch.zeros(1, length, 1))
         encoder.register_buffer("position_index", attention.position_index(buckets))

@@ -196,7 +196,7 @@ def set_dropout(model: Model, probability: float) -> None:
         if isinstance(module, nn.Dropout):
             module.p = probability
         elif isinstance(getattr(module, "attention_dropout", None), int | float):
-            module.attention_dropout = probability
+            setattr(module, "attention_dropout", probability)  # noqa: B010 - a number, where mypy expects a tensor or module
 
 
 def _check_loaded(model: Model, info: dict[str, Any], name: str, new_head: bool) -> None:

@@ -267,7 +267,13 @@ class QuantPreNormLayer(nn.Module):
         return quantized_sum(self, "ffn", self.mlp(self.mlp_norm(hidden_states)), hidden_states)
 
 
-#: All of the above.
+def smoothed_positions(module: Any, rel_embeddings: torch.Tensor) -> torch.Tensor:
+    """Return DeBERTa's embeddings of positions (R, H), divided as the input of Q and K where SmoothQuant scaled their weights."""
+    scale = getattr(module._modules.get("input_quantizer"), "pre_quant_scale", None)
+    return rel_embeddings if scale is None or not module.share_att_key else rel_embeddings * scale
+
+
+#: All of the above classes.
 CLASSES: tuple[type[nn.Module], ...] = (
     QuantMPNetAttention,
     QuantMPNetSelfAttention,

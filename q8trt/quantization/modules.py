@@ -15,8 +15,9 @@ from torch import nn
 from q8trt.quantization import layers
 from q8trt.quantization.architectures import Architecture
 from q8trt.quantization.attention import ATTENTION, BMM_SITES, quantized, quantized_sum
+from q8trt.quantization.layers import smoothed_positions
 
-__all__ = ["ATTENTION", "BMM_SITES", "QuantLinear", "quantize_first_argument", "quantized_class"]
+__all__ = ["ATTENTION", "BMM_SITES", "QuantLinear", "quantize_first_argument", "quantized_class", "smoothed_positions"]
 
 Quantizer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -125,4 +126,7 @@ def quantized_class(module: nn.Module, site: str, architecture: Architecture) ->
 
 def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
     """Quantize what Q, K and V all read: forward pre-hook of a self-attention module."""
+    positions = kwargs.get("rel_embeddings")
+    if positions is not None:
+        kwargs = kwargs | {"rel_embeddings": smoothed_positions(module, positions)}
     return (quantized(module, "input_quantizer", args[0]), *args[1:]), kwargs
