@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -115,3 +116,12 @@ def test_lengths_that_do_not_fit_are_refused() -> None:
     for length in (4, 65):
         with pytest.raises(ConfigError, match="max_seq_length"):
             question_windows(questions(1), make_tokenizer(), length)
+
+
+def test_an_answer_that_begins_or_ends_within_a_token_has_the_whole_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = questions(1)
+    rows = replace(whole, second=["the sleep is long"], references=[(Reference("leep is lon", 5),)])
+    windows = features(rows, monkeypatch)
+    assert windows.labels is not None
+    assert [tuple(pair) for pair in windows.labels.tolist()] == run_qa_labels(rows, 40)
+    assert (windows.labels[0] - windows.places[0]).tolist() == [1, 3]
