@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, make_batch, make_tokenizer
+from conftest import APART, ARCHITECTURES, make_batch, make_tokenizer
 from embedding_fixtures import TEXTS, make_embedding_model, write_embedding_folder
 
 from q8trt.errors import CheckpointError, ConfigError
@@ -247,7 +247,7 @@ def run_onnx(path: Path, batch: dict[str, Any]) -> np.ndarray:
     return session.run(None, {name: array.numpy().astype(np.int32) for name, array in batch.items()})[0]
 
 
-@pytest.mark.parametrize("architecture", ["bert", "xlm-roberta", "electra", "albert"])
+@pytest.mark.parametrize("architecture", ["bert", "xlm-roberta", "electra", "albert", *APART])
 def test_the_exported_file_embeds_as_the_model_does(architecture: str, tmp_path: Path) -> None:
     from q8trt.export.onnx import export_onnx
 

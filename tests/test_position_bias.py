@@ -41,11 +41,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[...,
 @pytest.mark.parametrize("length", [1, 7, 64, 200, 512])
 def test_the_table_of_distances_is_hugging_faces_bias(tiny_model: Callable[..., Any], length: int) -> None:
     encoder = tiny_model("mpnet", max_position_embeddings=514).mpnet.encoder
-    expected = encoder.computeposition_bias(torch.zeros(1, length, 32))
+    expected = encoder.compute_position_bias(torch.zeros(1, length, 32))
     taken = copy.deepcopy(encoder)
     biases = take_position_biases(taken, 514)
     assert torch.equal(position_bias(torch.full((2, length), 5, dtype=torch.int32), biases), expected[0])
-    assert taken.computeposition_bias(torch.zeros(1, length, 32)) is None
+    assert taken.compute_position_bias(torch.zeros(1, length, 32)) is None
 
 
 def test_it_is_added_to_the_mask_once(exported: Path) -> None:
