@@ -13,7 +13,8 @@ import torch
 
 from q8trt import api
 from q8trt.quantization.calibration import Statistics, calibrate
-from q8trt.quantization.choice import WORST, choose, drift
+from q8trt.quantization.choice import choose
+from q8trt.quantization.drift import WORST, drift
 from q8trt.quantization.insertion import insert_quantizers
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.trial import Trial, trial_lines

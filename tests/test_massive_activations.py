@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from q8trt.quantization.calibration import Statistics
-from q8trt.quantization.choice import choose, drift, wide_sites
+from q8trt.quantization.choice import choose
+from q8trt.quantization.drift import drift
 from q8trt.quantization.insertion import insert_quantizers, model_quantizers
 from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.smoothquant import channel_maxima
+from q8trt.quantization.spreads import measure_spreads, wide_sites
 
 #: The channel of the residual, and the one behind GELU that makes it massive.
 CHANNEL, SOURCE = 7, 11
@@ -96,14 +98,18 @@ def test_wide_sites_are_named_with_their_remedy(
     tiny_model: Callable[..., Any], rows: tuple[list[Any], list[Any]]
 ) -> None:
     full = {**load_recipe("full").to_dict(), "alternatives": [], "qat": {}}
-    lines = {}
+    lines, measured = {}, {}
     for alpha in (None, 0.75):
         recipe, model = Recipe.from_dict({**full, "smooth_residuals": alpha}), massive_model(tiny_model)
         insert_quantizers(model, recipe)
-        lines[alpha] = wide_sites(Statistics(model, [recipe], rows[0]).calibrate(recipe))
+        lines[alpha] = wide_sites(Statistics(model, [recipe], rows[0]).calibrate(recipe).spreads)
+        measured[alpha] = measure_spreads(model, rows[1])
     [line] = [line for line in lines[None] if "smooth_residuals" in line]
     assert "layer.0.ffn_residual.branch" in line
     assert not [line for line in lines[0.75] if "smooth_residuals" in line]
+    # A calibrated model's own, on other rows, as the parity check measures them.
+    assert wide_sites(measured[None])
+    assert [line.split(";")[2] for line in wide_sites(measured[0.75])] == [line.split(";")[2] for line in lines[0.75]]
 
 
 def _by_max(sites: Any) -> dict[str, Any]:

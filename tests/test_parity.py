@@ -23,7 +23,7 @@ from q8trt.evaluation.parity import ParityConfig, check_parity, engines_of, stag
 from q8trt.evaluation.parity.check import first_above, places_of, relative_error
 from q8trt.evaluation.parity.probed import ProbedOnnxRuntime, ProbedTorch
 from q8trt.reporting.formats import error_percent
-from q8trt.reporting.parity import EngineParity, Pair
+from q8trt.reporting.parity import EngineParity, Pair, verdict
 from q8trt.runs.run import Run
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
@@ -147,6 +147,20 @@ def test_every_stage_of_a_calibrated_model_agrees(run_of: Callable[[str], Run], 
     assert layers[1:] == [] or quantization.so_far["layer.1"] > quantization.alone["layer.1"] > 0.002
     assert max(export.alone.values()) < 0.01
     assert quantization.logits.mean > 10 * export.logits.mean
+
+
+def test_wide_sites_are_named_with_their_remedy(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the rows of the check, and without a word on agreement."""
+    from q8trt.quantization import spreads
+
+    assert check(run.path / "engine-ptq").wide_sites == []
+    monkeypatch.setattr(spreads, "WIDE", 1.01)
+    engine = check(run.path / "engine-ptq")
+    assert engine.agrees
+    [gelu] = [line for line in engine.wide_sites if "smooth_gelu in the recipe" in line]
+    assert "2 sites have a channel beyond 1.01 times the median one's range" in gelu
+    assert gelu in [phrase.text for phrase in verdict(engine)]
+    assert check(run.path / "engine-fp32").wide_sites == []
 
 
 def test_float_engine_has_no_quantized_stages(run: Run) -> None:

@@ -70,7 +70,7 @@ def summary(run: Any, task: Any, is_sample: bool) -> str:
         for split, metrics in entry.scores.items():
             figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
             lines.append(f"  {names[stage]:22} {split}: {figures}")
-    lines += trial_lines(run.trials)
+    lines += trial_lines(run.trials, run.in_float)
     return "\n".join(lines)
 
 

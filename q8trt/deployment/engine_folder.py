@@ -115,6 +115,7 @@ def _record(built: _Built, is_sample: bool) -> EngineRecord:
         export=ExportRecord(built.exported.passes, built.exported.kept_fp32, built.overflow_rows, built.options),
         forecast=asdict(linted.forecast),
         findings=linted.count("error") + linted.count("warning"),
+        in_float=linted.in_float,
         engine=built.plan.report,
         build=BuildRecord(
             seconds=round(built.plan.seconds, 3),

@@ -57,6 +57,8 @@ class EngineRecord:
         export: the graph.
         forecast: the linter's forecast of the graph, `q8trt.lint.report.Forecast` as plain data.
         findings: the number of the linter's errors and warnings.
+        in_float: products and residual Adds that the linter expects in floating point, and in INT8 in other layers: the
+            cost in speed of a recipe that leaves sites of single layers in floating point.
         engine: the contents of the plan; None without a plan.
         build: the build of the plan.
     """
@@ -65,6 +67,7 @@ class EngineRecord:
     export: ExportRecord = field(default_factory=ExportRecord)
     forecast: dict[str, Any] = field(default_factory=dict)
     findings: int = 0
+    in_float: tuple[str, ...] = ()
     engine: EngineReport | None = None
     build: BuildRecord = field(default_factory=BuildRecord)
 

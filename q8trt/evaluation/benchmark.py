@@ -116,6 +116,7 @@ def _row(engine: EngineFolder, runner: Runner) -> Row:
         folder=portable(engine.folder),
         model=manifest.model.name,
         recipe=manifest.recipe_name,
+        in_float=manifest.record.in_float,
         run=portable(engine.run.path if engine.run else engine.folder),
         findings=findings_of(path, manifest.precision, manifest.largest_shape),
     )

@@ -75,6 +75,8 @@ FUSED, NOT_FUSED = "fused", "not fused"
 
 #: The kinds of parts that a block has.
 Part = Enum("Part", "TABLE GEMM BMM KEY_TRANSPOSE SOFTMAX ATTENTION RESIDUAL NORM GELU ACTIVATION")
+#: The parts that TensorRT can run in INT8.
+_INT8_PARTS = (Part.GEMM, Part.BMM, Part.RESIDUAL)
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,17 @@ class LintReport:
     forecast: Forecast
     blocks: list[Block]
     findings: list[Finding]
+
+    @property
+    def in_float(self) -> tuple[str, ...]:
+        """Return the products and residual Adds in floating point that other layers run in INT8: "layer 0 attention: V GEMM"."""
+        parts = [(block, item) for block in self.blocks for item in block.items if item.part in _INT8_PARTS]
+        int8 = {(block.place.kind, item.label) for block, item in parts if item.int8}
+        return tuple(
+            f"{block.name}: {item.label}"
+            for block, item in parts
+            if not item.int8 and (block.place.kind, item.label) in int8
+        )
 
     @property
     def worst(self) -> Level | None:

@@ -2,7 +2,7 @@
 
 Cheap to import: `architectures`, `sites` (their named tensors), `recipe`, `calibrators` (names), `precision`, `target`,
 `trial`, `libraries`. The others need torch: `insertion` puts quantizers in, `calibration` sets their ranges, `choice` tries a
-recipe's alternatives, `ranges` trains them.
+recipe's alternatives, `float_sites` leaves operations in floating point, `drift` is what both measure, `ranges` trains ranges.
 """
 
 __all__ = [
@@ -10,6 +10,8 @@ __all__ = [
     "calibration",
     "calibrators",
     "choice",
+    "drift",
+    "float_sites",
     "insertion",
     "libraries",
     "migration",

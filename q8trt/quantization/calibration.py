@@ -30,6 +30,7 @@ from q8trt.quantization.smoothquant import (
     smoothing_scales,
     unsmooth,
 )
+from q8trt.quantization.spreads import spread_of
 
 if TYPE_CHECKING:
     from modelopt.torch.quantization.nn import TensorQuantizer
@@ -244,9 +245,7 @@ class Statistics:
 
     def _spread(self, key: str) -> float:
         """Return the range of the widest channel over the median one's, as the site is smoothed now."""
-        maxima = self._maxima[key] / self._applied.get(key, 1.0)
-        typical = float(maxima.median())
-        return float(maxima.max()) / typical if typical > 0 else 1.0
+        return spread_of(self._maxima[key] / self._applied.get(key, 1.0))
 
     def _range(self, variant: _Variant) -> torch.Tensor:
         """Return the range of a site, float32: () per tensor, (n, 1) per index of axis 0."""

@@ -8,7 +8,7 @@ the more particular key wins.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from typing import Any
@@ -23,7 +23,7 @@ RANGES = ("frozen", "ema", "lsq", "pact")
 SMOOTHINGS = ("smoothquant", "smooth_gelu", "smooth_residuals")
 #: Keys that QAT may start with, and that an alternative may have, in place of the recipe's own.
 _VARIANT_KEYS = ("activations", "weights", "sites", *SMOOTHINGS)
-_KEYS = ("name", "description", *_VARIANT_KEYS, "alternatives", "qat")
+_KEYS = ("name", "description", *_VARIANT_KEYS, "alternatives", "float_sites", "qat")
 #: A recipe of every site of every layer of BERT-large is below a fifth of these.
 _LIMITS = Limits(size=2**18, depth=16, values=50_000)
 _LAYER_KEY = re.compile(r"layer\.([0-9]{1,4})\.(.+)")
@@ -103,6 +103,25 @@ class QatSpec:
             raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay!r}")
 
 
+@dataclass(frozen=True)
+class FloatSites:
+    """The bound up to which calibration leaves operations in floating point, chosen by measurement.
+
+    Attributes:
+        max: the most operations that are left there, such as a GEMM with its input and weight.
+        drift: the drift from FP32 on held-out rows, see `Trial`, above which there are any.
+    """
+
+    max: int = 4
+    drift: float = 0.05
+
+    def __post_init__(self) -> None:
+        if type(self.max) is not int or self.max < 1:
+            raise ConfigError(f"max must be a whole number of 1 or more, got {self.max!r}")
+        if not _is_number(self.drift) or not 0 <= self.drift < float("inf"):
+            raise ConfigError(f"drift must be a number of 0 or more, got {self.drift!r}")
+
+
 def _split(key: str) -> tuple[int | None, str]:
     """Return the layer that a recipe's key is about, None for all, and its site."""
     match = _LAYER_KEY.fullmatch(key)
@@ -130,6 +149,8 @@ class Recipe:
         alternatives: what calibration alone tries beside this, the same sites otherwise calibrated; it keeps the one whose
             answers drift least from those in floating point. Empty: this is obeyed. In YAML a list of mappings, the keys of
             a recipe that differ.
+        float_sites: the bound up to which calibration leaves operations in floating point; None: all of its sites are
+            quantized.
     """
 
     name: str
@@ -141,6 +162,7 @@ class Recipe:
     smooth_residuals: float | None = None
     qat_start: Recipe | None = None
     alternatives: tuple[Recipe, ...] = ()
+    float_sites: FloatSites | None = None
 
     def __post_init__(self) -> None:
         if not any(spec.enabled for spec in self.sites.values()):
@@ -174,8 +196,10 @@ class Recipe:
 
     @property
     def candidates(self) -> tuple[Recipe, ...]:
-        """The recipe itself and its alternatives, each without alternatives of its own."""
-        shared: dict[str, Any] = {"name": self.name, "description": self.description, "qat": self.qat}
+        """The recipe itself and its alternatives, each without alternatives and `float_sites` of its own."""
+        shared: dict[str, Any] = {
+            "name": self.name, "description": self.description, "qat": self.qat, "float_sites": None
+        }  # fmt: skip
         return tuple(
             replace(each, **shared, qat_start=self.qat_start, alternatives=()) for each in (self, *self.alternatives)
         )
@@ -197,6 +221,16 @@ class Recipe:
         if named is None or not named.enabled or (named.layers is not None and site.layer not in named.layers):
             return None
         return named
+
+    def without(self, sites: Sequence[Site]) -> Recipe:
+        """Return the recipe with `sites` in floating point, in its alternatives and in what QAT starts from, too."""
+        off = {site.key: replace(spec, enabled=False, layers=None) for site in sites if (spec := self.spec(site))}
+        return replace(
+            self,
+            sites={**self.sites, **off},
+            qat_start=self.qat_start.without(sites) if self.qat_start else None,
+            alternatives=tuple(each.without(sites) for each in self.alternatives),
+        )
 
     def check_layers(self, sites: Iterable[Site]) -> None:
         """Check that every layer that the recipe names is one of the model's.
@@ -230,6 +264,8 @@ class Recipe:
             data["qat"]["start"] = _variant_dict(self.qat_start)
         if self.alternatives:
             data["alternatives"] = [_variant_dict(each) for each in self.alternatives]
+        if self.float_sites is not None:
+            data["float_sites"] = asdict(self.float_sites)
         return data
 
     @classmethod
@@ -237,7 +273,7 @@ class Recipe:
         """Check and build a recipe from parsed YAML or JSON.
 
         Args:
-            data: ``{name, description, activations, weights, sites, qat, alternatives}`` and SMOOTHINGS;
+            data: ``{name, description, activations, weights, sites, qat, alternatives, float_sites}`` and SMOOTHINGS;
                 `activations` and `weights` are the defaults of their kind, `sites` maps a site, group or key to what
                 differs from them.
             where: what to call the source in messages.
@@ -258,7 +294,8 @@ class Recipe:
         alternatives = data.get("alternatives") or []
         if not isinstance(alternatives, list):
             raise ConfigError(f"{where}: alternatives must be a list of mappings, got {alternatives!r:.60}")
-        plain = {**{key: value for key, value in data.items() if key != "alternatives"}, "qat": qat}
+        float_sites = data.get("float_sites")
+        plain = {key: value for key, value in data.items() if key not in ("alternatives", "float_sites")} | {"qat": qat}
         return cls(
             data["name"],
             data.get("description", ""),
@@ -268,6 +305,7 @@ class Recipe:
             alternatives=tuple(
                 _variant(plain, each, f"{where}, alternative {n}") for n, each in enumerate(alternatives, 1)
             ),
+            float_sites=None if float_sites is None else _build(FloatSites, float_sites, f"{where}, float_sites"),
             **{option: data.get(option) for option in SMOOTHINGS},
         )
 

@@ -1,4 +1,4 @@
-"""The record of a candidate that calibration tried."""
+"""The records of what calibration tried."""
 
 from __future__ import annotations
 
@@ -20,10 +20,33 @@ class Trial:
     drift: float
 
 
-def trial_lines(trials: Sequence[Trial]) -> list[str]:
-    """Return a table of candidates as lines, the one that was kept marked; none where nothing was chosen."""
+@dataclass(frozen=True)
+class InFloat:
+    """The operations that calibration left in floating point.
+
+    Attributes:
+        operations: keys of the sites that each reads, the most harmful operation first.
+        drift: as of `Trial`, with these in floating point.
+    """
+
+    operations: tuple[tuple[str, ...], ...]
+    drift: float
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Keys of all the sites."""
+        return tuple(key for operation in self.operations for key in operation)
+
+
+def trial_lines(trials: Sequence[Trial], in_float: InFloat | None = None) -> list[str]:
+    """Return a table of candidates as lines, the one that was kept marked, and what was left in floating point.
+
+    There is none where nothing was chosen.
+    """
     if not trials:
         return []
     best = min(trials, key=lambda trial: trial.drift)
     lines = [f"  {trial.drift:8.4f}  {trial.settings}{'  <- kept' if trial is best else ''}" for trial in trials]
+    if in_float:
+        lines.append(f"  {in_float.drift:8.4f}  and in floating point: {', '.join(in_float.sites)}  <- kept")
     return ["calibration by drift from FP32 (0: none, 1: as one answer for all rows), on held-out rows:", *lines]

@@ -57,6 +57,7 @@ class Row:
         run: the run that holds the engine, without the machine in it; `folder` for an engine that is in none.
         findings: errors and warnings of the linter on this graph, "rule: text", the worst first.
         layer_times: by the backend's profiler; None where there was none.
+        in_float: products and residual Adds in floating point that other layers run in INT8, by the linter.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Row:
     model: str = ""
     recipe: str = ""
     run: str = ""
+    in_float: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

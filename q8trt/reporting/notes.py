@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from q8trt.hardware.gpu import GpuState
 from q8trt.reporting.formats import number
 from q8trt.reporting.measurements import Measurements, Parity, Row
@@ -14,9 +16,15 @@ from q8trt.runtime.timing.latency import TimingWarning
 def all_notes(report: Measurements) -> list[str]:
     """Return the report's notes, torch's score, parity, doubtful times and the sources of peaks."""
     notes = [*report.notes, *_torch_notes(report)]
+    notes += [f"{row.name}: {in_float_text(row.in_float)}" for row in report.rows if row.in_float]
     notes += [_parity_note(row, row.parity) for row in report.rows if row.parity]
     notes += [note for row in report.rows for note in _timing_notes(row)]
     return notes + _peak_notes(report)
+
+
+def in_float_text(parts: Sequence[str]) -> str:
+    """Return a sentence on products and residual Adds in floating point that other layers run in INT8."""
+    return f"the recipe leaves {len(parts)} operations of single layers in floating point: {', '.join(parts)}"
 
 
 def place_note(report: Measurements) -> str:

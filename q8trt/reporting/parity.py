@@ -9,7 +9,7 @@ grow from layer to layer: a value between two INT8 steps may fall either way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from q8trt.quantization.precision import Precision
@@ -115,6 +115,7 @@ class EngineParity:
         not_run: stage -> why it did not run here.
         model: its name.
         recipe: name of the quantization recipe; "" for a model without quantizers.
+        wide_sites: sentences on sites where one channel leaves the others little of the scale, with the remedy in the recipe.
     """
 
     name: str
@@ -130,6 +131,7 @@ class EngineParity:
     not_run: dict[str, str]
     model: str = ""
     recipe: str = ""
+    wide_sites: list[str] = field(default_factory=list)
 
     def facts(self, hardware: Mapping[str, Any]) -> Facts:
         """Return the head of the result; `hardware` is a provenance's."""
@@ -171,7 +173,7 @@ def verdict(engine: EngineParity) -> list[Phrase]:
         same = [pair for pair in engine.pairs if (pair.first, pair.second) == names]
         parted = [pair for pair in same if pair.parts_at is not None]
         phrases += map(_sentence, parted or [max(same, key=lambda pair: max(pair.judged_errors.values()))])
-    return phrases
+    return phrases + [Phrase(line, "warning") for line in engine.wide_sites]
 
 
 def _sentence(pair: Pair) -> Phrase:

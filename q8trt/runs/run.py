@@ -22,7 +22,7 @@ from q8trt import files
 from q8trt.console.commands import command
 from q8trt.console.options import option
 from q8trt.errors import ConfigError
-from q8trt.quantization.trial import Trial
+from q8trt.quantization.trial import InFloat, Trial
 
 RUN_FILE = "run.json"
 #: Folder of runs, below the current folder.
@@ -153,11 +153,19 @@ class Run:
         Raises:
             ConfigError: run.json is damaged.
         """
+        return self._of_calibration("trials", tuple[Trial, ...], [])
+
+    @property
+    def in_float(self) -> InFloat | None:
+        """The operations that calibration left in floating point by measurement, if any; raises as `trials`."""
+        return self._of_calibration("in_float", InFloat | None, None)
+
+    def _of_calibration(self, name: str, kind: Any, default: Any) -> Any:
         stage = self.stage("ptq")
         try:
-            return files.decode(tuple[Trial, ...], stage.details.get("trials", []) if stage else [])
+            return files.decode(kind, stage.details.get(name, default) if stage else default)
         except files.MalformedError as error:
-            raise ConfigError(f"{self.path / RUN_FILE} is damaged: trials: {error}") from None
+            raise ConfigError(f"{self.path / RUN_FILE} is damaged: {name}: {error}") from None
 
     @property
     def record(self) -> RunRecord:

@@ -6,6 +6,7 @@ import copy
 import logging
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from q8trt.console.progress import phases, progress
@@ -58,8 +59,9 @@ def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Mode
         QuantizationError: a site could not be calibrated.
     """
     from q8trt.quantization.calibration import Calibration
-    from q8trt.quantization.choice import Choice, wide_sites
+    from q8trt.quantization.choice import Choice
     from q8trt.quantization.insertion import insert_quantizers, model_quantizers
+    from q8trt.quantization.spreads import wide_sites
 
     with phases("Inserting quantizers"):
         quantized = copy.deepcopy(model)
@@ -70,7 +72,13 @@ def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Mode
         amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
         return quantized, Choice(config.recipe, Calibration(amax))
     choice = measure_ranges(quantized, config, inputs)
-    for line in wide_sites(choice.calibration):
+    if choice.in_float:  # their sites carry quantizers that are switched off
+        del quantized
+        quantized = copy.deepcopy(model)
+        insert_quantizers(quantized, choice.recipe, library(config.quantizer))
+        again = measure_ranges(quantized, replace(config, recipe=choice.recipe), inputs)
+        choice = replace(choice, calibration=again.calibration)
+    for line in wide_sites(choice.calibration.spreads):
         log.warning("%s", line)
     return quantized, choice
 
@@ -93,6 +101,7 @@ def measure_ranges(quantized: Model, config: FinetuneConfig, inputs: Inputs) -> 
     """
     from q8trt.quantization.calibration import Statistics, passes, searched_sites
     from q8trt.quantization.choice import choose
+    from q8trt.quantization.float_sites import leave_in_float, steps
 
     rows, source = inputs.train, library(config.quantizer)
     layout = inputs.tokenizer.pad_token_id, config.data.max_seq_length
@@ -101,7 +110,12 @@ def measure_ranges(quantized: Model, config: FinetuneConfig, inputs: Inputs) -> 
     candidates = [each for each in config.recipe.candidates if source.smooths or not each.smooths]
     candidates = candidates or [config.recipe.candidates[0]]  # which says what the library lacks
     searches = sum(len(searched_sites(quantized, candidate)) for candidate in candidates)
-    trials = len(others) * len(candidates) if len(candidates) > 1 else 0
+    bound = config.recipe.float_sites
+    trials = len(others) * len(candidates) if len(candidates) > 1 or bound else 0
     with progress("Calibrating", passes(candidates) * len(chosen) + trials + searches) as advance:
         statistics = Statistics(quantized, candidates, batches, advance, source)
-        return choose(statistics, candidates, held_out, advance)
+        choice = choose(statistics, candidates, held_out, advance, measured=bound is not None)
+    if bound is None or min(trial.drift for trial in choice.trials) <= bound.drift:
+        return choice
+    with progress("Looking for sites to leave in floating point", steps(quantized, bound)) as advance:
+        return leave_in_float(quantized, choice, bound, held_out, advance)

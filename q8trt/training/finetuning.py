@@ -257,6 +257,7 @@ class Finetuning:
                 "calibration_seconds": round(time.perf_counter() - started, 3),
                 "percentiles": dict(choice.calibration.percentiles),
                 "trials": [asdict(trial) for trial in choice.trials],
+                "in_float": asdict(choice.in_float) if choice.in_float else None,
             }
             self._finish("ptq", quantized, choice.recipe, details)
         return checkpoints.load_quantized(self.run.path / "ptq", library(self.config.quantizer))
@@ -270,8 +271,8 @@ class Finetuning:
 
         options = self.config.training
         self._announce("int8", f"{_epochs(options.qat_epochs)} of quantization-aware training")
-        config = replace(self.config, recipe=self.config.recipe.qat_start or recipe)
-        if self.config.recipe.qat_start is not None:
+        config = replace(self.config, recipe=recipe.qat_start or recipe)
+        if recipe.qat_start is not None:
             quantized, _ = quantize(fp32, config, self.inputs)
         set_seed(options.seed)
         if options.qat_dropout is not None:

@@ -90,6 +90,7 @@ def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -
         stages=check.figures,
         pairs=sorted(check.pairs, key=lambda pair: pair.kind == "padding"),
         not_run=not_run,
+        wide_sites=check.wide,
         model=engine.manifest.model.name,
         recipe=engine.manifest.recipe_name,
     )
@@ -134,6 +135,7 @@ class _Comparison:
         self.fp32: Outputs | None = None
         self.before: Outputs | None = None
         self.quantization_error = 0.0
+        self.wide: list[str] = []
         self.figures: list[StageFigures] = []
         self.pairs: list[Pair] = []
 
@@ -146,6 +148,8 @@ class _Comparison:
         """Run `stage` and compare it with those before it."""
         with stage.open() as runner:
             outputs = self._look(stage, runner)
+            if stage.kind == "quantization" and isinstance(runner, ProbedTorch):
+                self.wide = self._wide_sites(runner)
             smallest, *others = self.rows.batch_sizes
             for size in self.rows.batch_sizes:
                 self._note(outputs, size, runner.device)
@@ -169,6 +173,13 @@ class _Comparison:
                 size: self._states(runner, size, list(self.ends.values())) for size in self.rows.batch_sizes
             }
         return outputs
+
+    def _wide_sites(self, runner: ProbedTorch) -> list[str]:
+        """Return a line on the sites of a quantized model where one channel leaves the others little of the scale."""
+        from q8trt.quantization.spreads import wide_sites
+
+        batches = self.rows.batches(self.sample, self.rows.batch_sizes[-1])
+        return wide_sites(runner.spreads(batch.arrays for batch in batches))
 
     def _states(self, runner: Any, size: int, modules: Sequence[str], inputs: States | None = None) -> States:
         """Return the outputs of `modules` on the sample; with `inputs`, each layer starts from these hidden states."""

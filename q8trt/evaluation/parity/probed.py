@@ -9,7 +9,7 @@ away, so it has no runner here.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,13 @@ class ProbedTorch(TorchRunner):
         candidates = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
         rows = len(next(iter(self.checked(arrays).values())))
         return tuple(name for name, output in self.outputs(arrays, candidates).items() if len(output) == rows)
+
+    def spreads(self, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
+        """Return the spread of the channels at the sites of a quantized model, see `q8trt.quantization.spreads`."""
+        from q8trt.quantization.spreads import measure_spreads
+
+        tensors = ({name: self._torch.as_tensor(array) for name, array in each.items()} for each in batches)
+        return measure_spreads(self._model, tensors)
 
     def outputs(
         self,

@@ -78,15 +78,12 @@ def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], 
         off: keys of sites.
         max_drop_x100: for the name and the description.
     """
-    specs: dict[str, Any] = {site.key: recipe.spec(site) for site in sites if site.key in off}
-    if not specs:
+    if not off:
         return recipe
-    disabled = {key: replace(spec, enabled=False, layers=None) for key, spec in specs.items()}
     return replace(
-        recipe,
+        recipe.without([site for site in sites if site.key in off]),
         name=f"{recipe.name}-max-drop-{max_drop_x100:g}",
         description=f"{recipe.name} less the {len(off)} sites that cost most, to lose no more than {max_drop_x100:g}",
-        sites={**recipe.sites, **disabled},
     )
 
 

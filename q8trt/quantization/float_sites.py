@@ -1,0 +1,115 @@
+"""Operations that calibration leaves in floating point, because their sites cost too much in INT8 by whatever range.
+
+An operation runs in INT8 only where all the sites that it reads are quantized, so they are left in floating point together.
+Operations are ranked by the drift of answers with that operation alone in INT8. One after the other is switched off, the most
+harmful first, until the drift of the rest keeps to the recipe's bound. Each is then switched on again, and stays so where the
+drift hardly changes. Several may have to be off before the drift falls at all: V and the context share their outliers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from q8trt.quantization.choice import Choice
+from q8trt.quantization.drift import all_answers, drift
+from q8trt.quantization.insertion import model_quantizers, set_quantization, weights_quantized_once
+from q8trt.quantization.observation import Batch
+from q8trt.quantization.recipe import FloatSites
+from q8trt.quantization.sites import encoder_sites
+from q8trt.quantization.trial import InFloat
+
+#: The sites that one operation reads. The two products of an attention are one, because TensorRT fuses them.
+OPERATIONS = (
+    ("qkv_input", "query.weight", "key.weight", "value.weight"),
+    ("bmm_q", "bmm_k", "softmax_out", "bmm_v"),
+    ("context", "attention_output.weight"),
+    ("attention_residual.branch", "attention_residual.skip"),
+    ("ffn_input", "ffn_intermediate.weight"),
+    ("gelu_out", "ffn_output.weight"),
+    ("ffn_residual.branch", "ffn_residual.skip"),
+    ("pooler.input", "pooler.weight"),
+    ("classifier.input", "classifier.weight"),
+)
+#: Operations are ranked on each so many-th batch of the held-out rows.
+RANKING_STEP = 4
+#: Operations stay in INT8 unless the drift without them is at most this part of the drift with them.
+GAIN = 0.9
+
+_Operation = tuple[str, ...]
+
+
+def operations(model: Any) -> tuple[_Operation, ...]:
+    """Return the keys of the quantized sites of each operation of `model`, in the order of computation."""
+    quantizers = model_quantizers(model)
+    groups: dict[tuple[int | None, int], list[str]] = {}
+    for site in encoder_sites(model):
+        number = next((index for index, names in enumerate(OPERATIONS) if site.name in names), None)
+        if number is not None and site.key in quantizers:
+            groups.setdefault((site.layer, number), []).append(site.key)
+    return tuple(tuple(keys) for keys in groups.values())
+
+
+def leave_in_float(
+    model: Any,
+    choice: Choice,
+    bound: FloatSites,
+    batches: Sequence[Batch],
+    on_progress: Callable[[int], None] | None = None,
+) -> Choice:
+    """Return `choice` with a recipe that leaves as many operations in floating point as its drift needs, within `bound`.
+
+    Args:
+        model: calibrated by `choice`; its quantizers are on afterwards, also those of the operations.
+        choice: a measured one; returned as it is where its drift keeps to the bound.
+        bound: of the recipe.
+        batches: held-out rows, keyword arguments of the model.
+        on_progress: called with 1 after each operation that is measured.
+    """
+    current = min(trial.drift for trial in choice.trials)
+    if current <= bound.drift:
+        return choice
+    quantizers, few = model_quantizers(model), batches[::RANKING_STEP]
+    set_quantization(model, True)  # so that attention passes through its quantizers, which are off here and there
+
+    def measure(on: Collection[str], rows: Sequence[Batch], reference: Any) -> float:
+        for key, quantizer in quantizers.items():
+            (quantizer.enable if key in on else quantizer.disable)()
+        with weights_quantized_once(model):
+            value = drift(all_answers(model, rows), reference)
+        if on_progress:
+            on_progress(1)
+        return value
+
+    for quantizer in quantizers.values():
+        quantizer.disable()
+    reference, reference_of_few = all_answers(model, batches), all_answers(model, few)
+    alone = {each: measure(each, few, reference_of_few) for each in operations(model)}
+
+    def without(off: Sequence[_Operation]) -> float:
+        return measure(set(quantizers) - {key for operation in off for key in operation}, batches, reference)
+
+    off: list[_Operation] = []
+    value = current
+    for operation in sorted(alone, key=lambda each: -alone[each])[: bound.max]:
+        off.append(operation)
+        value = without(off)
+        if value <= bound.drift:
+            break
+    for operation in reversed(off[:]):
+        rest = [each for each in off if each != operation]
+        with_it = without(rest) if rest else current
+        if with_it <= max(bound.drift, value / GAIN):
+            off, value = rest, with_it
+    set_quantization(model, True)
+    if not off or value > GAIN * current:
+        return choice
+    left = InFloat(tuple(off), value)
+    sites = [site for site in encoder_sites(model) if site.key in left.sites]
+    return replace(choice, recipe=choice.recipe.without(sites), in_float=left)
+
+
+def steps(model: Any, bound: FloatSites) -> int:
+    """Return how many operations `leave_in_float` measures, at most."""
+    return len(operations(model)) + 2 * bound.max

@@ -1,0 +1,52 @@
+"""Sites where one channel's range leaves the others little of the tensor's one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from q8trt.quantization.insertion import model_quantizers
+from q8trt.quantization.observation import Batch
+from q8trt.quantization.sites import encoder_sites
+from q8trt.quantization.smoothquant import channel_maxima, is_smoothable, remedy
+
+if TYPE_CHECKING:
+    import torch
+
+#: A site whose widest channel is beyond so many times the median one is named.
+WIDE = 100
+
+
+def spread_of(maxima: torch.Tensor) -> float:
+    """Return the range of the widest channel over the median one's; 1 where the median channel is always zero.
+
+    Args:
+        maxima: float (H,): the largest magnitude of each channel.
+    """
+    typical = float(maxima.median())
+    return float(maxima.max()) / typical if typical > 0 else 1.0
+
+
+def measure_spreads(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
+    """Return site key -> `spread_of` what is quantized there, smoothed as the model is; of sites that a recipe can smooth.
+
+    Args:
+        model: quantized, in evaluation mode, its quantizers on.
+        batches: keyword arguments of the model.
+    """
+    quantizers = model_quantizers(model)
+    watched = [site.key for site in encoder_sites(model) if site.key in quantizers and is_smoothable(site.name)]
+    return {key: spread_of(each) for key, each in channel_maxima(model, quantizers, watched, batches).items()}
+
+
+def wide_sites(spreads: Mapping[str, float]) -> list[str]:
+    """Return a line for each smoothing that a recipe lacks: the sites where one channel leaves the others little of the scale."""
+    wide: dict[str, list[str]] = {}
+    for key, spread in sorted(spreads.items(), key=lambda item: -item[1]):
+        if spread > WIDE:
+            wide.setdefault(remedy(key.split(".", 2)[-1]), []).append(f"{key} ({spread:,.0f} times)")
+    return [
+        f"{len(sites)} sites have a channel beyond {WIDE} times the median one's range, and one scale leaves little for the "
+        f"others; the widest is {sites[0]}; set or raise {option} in the recipe"
+        for option, sites in wide.items()
+    ]
