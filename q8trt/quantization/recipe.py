@@ -197,12 +197,9 @@ class Recipe:
     @property
     def candidates(self) -> tuple[Recipe, ...]:
         """The recipe itself and its alternatives, each without alternatives and `float_sites` of its own."""
-        shared: dict[str, Any] = {
-            "name": self.name, "description": self.description, "qat": self.qat, "float_sites": None
-        }  # fmt: skip
-        return tuple(
-            replace(each, **shared, qat_start=self.qat_start, alternatives=()) for each in (self, *self.alternatives)
-        )
+        shared: dict[str, Any] = {name: getattr(self, name) for name in ("name", "description", "qat", "qat_start")}
+        plain = {**shared, "alternatives": (), "float_sites": None}
+        return tuple(replace(each, **plain) for each in (self, *self.alternatives))
 
     @property
     def smooths(self) -> bool:
