@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TRITON_VENV := .venv-triton
 EXTRAS := train,rtx,demo,dev
 
-.PHONY: demo test lint check gpu-check triton clean
+.PHONY: demo test lint docs check gpu-check triton clean
 
 demo: $(STAMP)  ## FP32, PTQ and QAT INT8 of MiniLM on the built-in sample: fine-tune, build, benchmark
 	$(BIN)/python finetune.py --demo
@@ -22,7 +22,10 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+docs: $(STAMP)  ## the documentation as a site -> build/site/index.html; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: lint docs test
 
 gpu-check: $(STAMP)  ## on a machine with an NVIDIA GPU: its tests, then `q8trt gpu-check $(OPTIONS)`, whose exit code make shows
 	@tests=0; $(BIN)/python -m pytest -m gpu || tests=$$?; $(BIN)/q8trt gpu-check $(OPTIONS) || exit $$?; exit $$tests

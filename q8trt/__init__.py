@@ -9,7 +9,7 @@ An app needs two lines, and of the installed packages numpy, tokenizers, msgspec
     engine = q8trt.Engine.load("runs/sts-b/engine")
     engine.predict([("A plane is taking off.", "An air plane is taking off.")])
 
-docs/api.md describes the functions. The library prints nothing and logs to the logger "q8trt".
+docs/guides/python.md describes the functions. The library prints nothing and logs to the logger "q8trt".
 """
 
 from __future__ import annotations

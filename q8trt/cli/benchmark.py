@@ -48,7 +48,7 @@ class Options:
     )
     name: str | None = option(None, "stem of the files", unset="benchmark, or compare")
     verbose: bool = option(False, "also print the definitions of the columns")
-    json: bool = option(False, "print the report as JSON, the last line of stdout (docs/benchmark-schema.md)")
+    json: bool = option(False, "print the report as JSON, the last line of stdout (docs/reference/benchmark-schema.md)")
     compare: tuple[str, str] | None = option(
         None,
         "put two reports side by side and measure nothing; --output_dir also takes a page and a JSON file of it",

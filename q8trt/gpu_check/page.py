@@ -24,7 +24,7 @@ _TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "skipped": "warnin
 
 
 def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return the check as JSON. ``checks`` are the steps in order, ``reports`` follow docs/benchmark-schema.md, one a model.
+    """Return the check as JSON: ``checks`` are the steps, ``reports`` follow docs/reference/benchmark-schema.md, one a model.
 
     ``passed`` is whether all steps were gone through and none failed; ``finished`` is False in the file of a check that is
     still under way or was stopped.

@@ -85,7 +85,7 @@ class SideBySide:
     only_in_b: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``compare.json`` holds (docs/benchmark-schema.md)."""
+        """Return what ``compare.json`` holds (docs/reference/benchmark-schema.md)."""
         return {
             "a": _about(self.a),
             "b": _about(self.b),

@@ -17,7 +17,7 @@ from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.lengths import Lengths
 
-#: docs/benchmark-schema.md describes it.
+#: docs/reference/benchmark-schema.md describes it.
 SCHEMA = 2
 
 

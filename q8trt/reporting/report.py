@@ -1,4 +1,4 @@
-"""The report of a benchmark: its figures as JSON (docs/benchmark-schema.md), Markdown, an HTML page, and on the terminal."""
+"""The report of a benchmark: JSON (docs/reference/benchmark-schema.md), Markdown, an HTML page, and the terminal."""
 
 from __future__ import annotations
 
