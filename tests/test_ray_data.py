@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from scoring_fixtures import LABELS, write_real_engine
+from scoring_fixtures import LABELS, manifest, write_real_engine
 
 from q8trt.errors import ConfigError, DataError
 from q8trt.inference import Engine
+from q8trt.inference.answers import LabelSet
 from q8trt.inference.files import ScoringConfig, score_file
 from q8trt.inference.ray_data import CHUNK_ROWS, EngineActor, score
+from q8trt.inference.tagging import Span
+from q8trt.tasks.heads import Embedding, Head, HeadKind
+from q8trt.tasks.spans import SpanAnswer
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -50,6 +56,90 @@ def test_a_chunk_without_answers_has_the_types_of_others(tmp_path: Path) -> None
     actor = EngineActor(str(write_real_engine(tmp_path / "engine", LABELS, is_pair=False)), threads=1)
     tables = [actor(pyarrow.table({"sentence": pyarrow.array([text], pyarrow.string())})) for text in ("cat", None)]
     assert tables[0].schema == tables[1].schema
+
+
+class HeadOf:
+    """An engine of one kind of head, which answers to each row the same, and holds the options that it was called with."""
+
+    def __init__(self, head: Head, is_pair: bool, answer: Any) -> None:
+        labels = head.labels if head.kind is not HeadKind.TOKEN_CLASSIFICATION else ()
+        self.manifest = replace(manifest(labels, is_pair), head=head)
+        self._answer, self.options = answer, {}
+
+    def _answers(self, rows: Any, **options: Any) -> list[Any]:
+        self.options = options
+        return [self._answer for _ in rows]
+
+    def predict(self, rows: Any, threshold: Any = None) -> list[Any]:
+        return self._answers(rows, threshold=threshold)
+
+    def logits(self, rows: Any, prompt: str) -> list[Any]:
+        return self._answers(rows, prompt=prompt)
+
+    def tag(self, rows: Any) -> list[Any]:
+        return self._answers(rows)
+
+    def answer(self, questions: Any, contexts: Any, **options: Any) -> list[Any]:
+        return self._answers(questions, **options)
+
+
+EMBEDDING = Head(HeadKind.EMBEDDING, embedding=Embedding(2, prompts={"query": "find: "}))
+SPAN = pyarrow.struct(
+    [("label", "string"), ("start", "int64"), ("end", "int64"), ("text", "string"), ("score", "float64")]
+)
+OF_HEADS: dict[str, tuple[Head, Any, dict[str, Any], dict[str, Any], dict[str, str]]] = {
+    "reranker": (
+        Head(HeadKind.RERANKER), 0.5, {}, {"threshold": None}, {"score": "double"},
+    ),
+    "multi-label": (
+        Head(HeadKind.MULTI_LABEL_CLASSIFICATION, ("joy", "fear")), LabelSet({"joy": 0.8, "fear": 0.4}, 0.3),
+        {"threshold": 0.3}, {"threshold": 0.3},
+        {"labels": "list<item: string>", "probability_joy": "double", "probability_fear": "double"},
+    ),
+    "embedding": (
+        EMBEDDING, np.array([0.25, -1.0], np.float32), {"prompt_name": "query"}, {"prompt": "find: "},
+        {"embedding": "list<item: float>"},
+    ),
+    "tagger": (
+        Head(HeadKind.TOKEN_CLASSIFICATION, ("O", "B-PER")), [Span("PER", 0, 3, "cat", 0.5)], {}, {},
+        {"spans": str(pyarrow.list_(SPAN))},
+    ),
+    "question-answering": (
+        Head(HeadKind.QUESTION_ANSWERING), SpanAnswer("cat", 0, 3, 0.5, -1.0), {"null_score_diff_threshold": 0.0},
+        {"null_score_diff_threshold": 0.0},
+        {"answer": "string", "answer_start": "int64", "answer_end": "int64", "score": "double"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_HEADS)
+def test_each_head_has_its_columns_and_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, answer, arguments, options, columns = OF_HEADS[name]
+    is_pair = head.kind in (HeadKind.RERANKER, HeadKind.QUESTION_ANSWERING)
+    engine = HeadOf(head, is_pair, answer)
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: engine)
+    texts = {"sentence1": ["a", None], "sentence2": ["cat", "dog"]} if is_pair else {"sentence": ["cat", None]}
+    actor = EngineActor("engine", tuple(texts), **arguments)
+    rows = actor(pyarrow.table(texts))
+    assert {each.name: str(each.type) for each in rows.schema if each.name not in texts} == {
+        **columns,
+        "rejected": "string",
+    }
+    assert engine.options == options
+    first, second = (dict(row) for row in rows.select(list(columns)).to_pylist())
+    assert None not in first.values()
+    assert set(second.values()) == {None}
+    nothing = pyarrow.table({each: pyarrow.array([None], pyarrow.string()) for each in texts})
+    assert actor(nothing).schema == rows.schema
+
+
+def test_options_of_another_head_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: HeadOf(EMBEDDING, False, None))
+    for option in ("threshold", "null_score_diff_threshold"):
+        with pytest.raises(ConfigError, match=f"--{option} is for "):
+            EngineActor("engine", **{option: 0.5})(pyarrow.table({"sentence": ["cat"]}))
+    with pytest.raises(ConfigError, match="--threshold 2, expected 0 to 1"):
+        EngineActor("engine", threshold=2)
 
 
 def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:

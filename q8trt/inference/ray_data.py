@@ -46,9 +46,11 @@ class EngineActor:
         device: "cuda" or "cpu"; None for the GPU if there is one, else the CPU.
         batch_size: most rows in a batch of the model.
         threads: threads within an operator on the CPU; None for the runtime's own choice.
+        threshold: of a multi-label classifier, see `Engine.predict`; None for 0.5.
+        null_score_diff_threshold: of question answering, see `Engine.answer`; None for an answer to each question.
 
     Raises:
-        EngineError, BackendError, ConfigError: as `Engine.load` does.
+        EngineError, BackendError, ConfigError: as `Engine.load` does; or `threshold` is not from 0 to 1.
     """
 
     def __init__(
@@ -59,22 +61,30 @@ class EngineActor:
         device: str | None = None,
         batch_size: int = 32,
         threads: int | None = None,
+        threshold: float | None = None,
+        null_score_diff_threshold: float | None = None,
     ) -> None:
         self.engine = Engine.load(engine, device=device, batch_size=batch_size, threads=threads)
-        self._text_columns = tuple(text_column_names) if text_column_names else None
-        self._prompt_name = prompt_name
+        embeds = self.engine.manifest.head.embedding is not None
+        self._config = ScoringConfig(
+            Path("rows.jsonl"), Path("answers.parquet" if embeds else "answers.jsonl"),
+            tuple(text_column_names) if text_column_names else None,
+            prompt_name=prompt_name, threshold=threshold, null_score_diff_threshold=null_score_diff_threshold,
+        )  # fmt: skip
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
         """Return `rows` with the answers as columns, named as those of `q8trt predict`, and the column `rejected`.
 
         Raises:
+            ConfigError: an argument of the actor is for another kind of head, or a column is called `rejected`.
             DataError: a text column is missing, or a column has the name of an answer.
             BackendError: the backend refused a batch.
         """
         import pyarrow
 
         columns = self._columns(rows.column_names)
-        scorer = RowScorer(self.engine, columns, self._prompt_name)
+        config = self._config
+        scorer = RowScorer(self.engine, columns, config.prompt_name, config.threshold, config.null_score_diff_threshold)
         outcomes = scorer.outcomes(rows.select(columns.texts).to_pylist())
         cells = [
             [None] * len(columns.answers) if outcome.answer is None else list(columns.cells(outcome.answer))
@@ -91,12 +101,7 @@ class EngineActor:
         if REJECTED in header:
             raise ConfigError(f"column {REJECTED!r} is there already, and would be overwritten; rename it")
         manifest = self.engine.manifest
-        embeds = manifest.head.embedding is not None
-        config = ScoringConfig(
-            Path("rows.jsonl"), Path("answers.parquet" if embeds else "answers.jsonl"), self._text_columns,
-            prompt_name=self._prompt_name,
-        )  # fmt: skip
-        return choose_columns(config, header, manifest.task, manifest.head.kind)
+        return choose_columns(self._config, header, manifest.task, manifest.head.kind)
 
     def _arrow_type(self, columns: Columns, name: str) -> pyarrow.DataType:
         """Return the type of a column of answers, which is that of chunks without an answer too."""

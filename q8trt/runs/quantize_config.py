@@ -57,7 +57,7 @@ class QuantizeConfig:
         None,
         "tokens per text, special tokens included",
         values=at_least(1),
-        unset="the folder's, else 128; of a reranker 512",
+        unset="the folder's, else 128; of question answering 384, of a reranker 512",
     )
     max_train_samples: int | None = option(
         None, "texts to draw from a file for calibration and --distill", values=at_least(1), unset="10,000"
