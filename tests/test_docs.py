@@ -15,6 +15,7 @@ import pytest
 import yaml
 from scoring_fixtures import write_real_engine
 
+from q8trt import __version__
 from q8trt.cli.main import COMMANDS, command_module, run_command
 from q8trt.console.options import options_in
 from q8trt.errors import Q8TRTError
@@ -200,3 +201,10 @@ def test_the_picture_is_that_of_the_report() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "images" / "make.py"))
     drawn = script["picture"](json.loads(script["REPORT"].read_text(encoding="utf-8")))
     assert script["PICTURE"].read_text(encoding="utf-8") == drawn, "run python docs/images/make.py"
+
+
+def test_the_citation_and_the_changelog_have_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    heading = f"## [{__version__}] - {citation['date-released']}\n"
+    assert heading in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
