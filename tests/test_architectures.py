@@ -41,6 +41,12 @@ def difference(path: Path, precision: str, model: Any, batch: dict[str, torch.Te
         return np.abs(logits - model(**batch).logits.numpy()).max(-1)
 
 
+def rotations(kind: str) -> dict[str, Any]:
+    """Rotary positions of one type in the layers that attend to all tokens."""
+    scaled = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+    return {"full_attention": scaled, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+
+
 @pytest.fixture(scope="module")
 def build(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Any, tiny_batch: Any
@@ -99,6 +105,19 @@ def test_the_exported_file_computes_the_same(
     assert errors.max() < 0.1
 
 
+@pytest.mark.parametrize("kind", ["linear", "yarn"])
+def test_scaled_rotary_positions_are_exported(kind: str, tiny_model: Any, tiny_batch: Any, tmp_path: Path) -> None:
+    parameters = rotations(kind)
+    if kind == "linear":
+        del parameters["full_attention"]["original_max_position_embeddings"]
+    model, batch = tiny_model("modernbert", rope_parameters=parameters), tiny_batch("modernbert", (2, 40))
+    check_config(json.loads(model.config.to_json_string(use_diff=False)) | {"rope_parameters": parameters}, "DIR")
+    with torch.no_grad():
+        assert not torch.allclose(model(**batch).logits, tiny_model("modernbert")(**batch).logits, atol=1e-3)
+    export_onnx(model, tmp_path / "m.onnx", "fp32", list(batch), ExportOptions("torchscript"))
+    assert difference(tmp_path / "m.onnx", "fp32", model, batch).max() < 1e-5
+
+
 @pytest.mark.parametrize("architecture", GEMMS)
 def test_all_products_are_int8_to_the_linter_and_to_the_builder(
     architecture: str, build: Any, rtx: Backend, tmp_path: Path
@@ -137,6 +156,10 @@ def test_deberta_quantizes_its_tables_of_positions_as_queries_and_keys(tiny_mode
         ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling is 'max': expected cls or mean"),
         ("modernbert", {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0"),
         ("modernbert", {"rope_scaling": {"type": "dynamic"}}, "rope_scaling is {'type': 'dynamic'}"),
+        ("modernbert", {"rope_parameters": rotations("dynamic")}, "rope_parameters has 'dynamic', expected a rope_type of"),
+        ("modernbert", {"rope_parameters": rotations("longrope")}, "rope_parameters has 'longrope'"),
+        ("modernbert", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters has 'linear'"),
+        ("modernbert", {"rope_parameters": ["linear"]}, "rope_parameters has ['linear']"),
     ],
 )
 def test_variants_that_q8trt_lacks(
@@ -151,10 +174,17 @@ def test_variants_that_q8trt_lacks(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model_type", ["t5", "gpt2", "bart", "deberta", "llama"])
-def test_other_models_are_refused_with_the_list(model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        *((name, "an encoder-decoder, ") for name in ("t5", "bart", "mbart")),
+        *((name, "a decoder that generates text, ") for name in ("gpt2", "llama", "qwen3")),
+        *((name, "") for name in ("deberta", "big_bird", "vit", "of no library")),
+    ],
+)
+def test_other_models_are_refused_with_the_list(model_type: str, words: str) -> None:
     with pytest.raises(
-        CheckpointError, match=f"^DIR is of type '{model_type}', not BERT-like; q8trt quantizes bert, "
+        CheckpointError, match=f"^DIR is of type '{model_type}', {words}not BERT-like; q8trt quantizes bert, "
     ) as caught:
         check_config({"model_type": model_type}, "DIR")
     assert all(name in str(caught.value) for name in ARCHITECTURES)

@@ -365,5 +365,5 @@ def test_config_of_a_qdqbert_folder(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"config\.json cannot be read as a transformers configuration"):
             read_config(tmp_path)
     path.write_text('{"model_type": "gpt2"}')
-    with pytest.raises(CheckpointError, match="is of type 'gpt2', not BERT-like"):
+    with pytest.raises(CheckpointError, match="is of type 'gpt2', a decoder that generates text, not BERT-like"):
         read_config(tmp_path)

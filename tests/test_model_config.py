@@ -84,7 +84,7 @@ def test_a_number_that_no_model_has(key: str, value: Any, configs: dict[str, Any
         ({"quantization_config": "x"}, "is quantized already (quantization_config"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "needs Python code of its own (auto_map in config.json), which q8trt never"),
         ({"auto_map": {"AutoConfig": "a/b--x.Y"}, "model_type": "new"}, "needs Python code of its own"),
-        ({"model_type": "gpt2"}, "DIR is of type 'gpt2', not BERT-like"),
+        ({"model_type": "gpt2"}, "DIR is of type 'gpt2', a decoder that generates text, not BERT-like"),
         ({"model_type": "qdqbert"}, "python calibrate.py --model_name_or_path DIR --from_pytorch_quantization DIR"),
         ({"model_type": ["bert"]}, "DIR is of type ['bert'], not BERT-like"),
         ({"model_type": None}, "DIR is of type None"),

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from q8trt.errors import ConfigError
 from q8trt.models import positions
 from q8trt.quantization.architectures import Architecture, architecture_of
 from q8trt.quantization.modules import BMM_SITES, quantized_class, smoothed_positions
@@ -102,10 +101,6 @@ def _tabulate_buckets(base: Any, architecture: Architecture) -> None:
 def _tabulate_rotations(base: Any, architecture: Architecture) -> None:
     """Let ModernBERT read cosines and sines from constants: FP16 holds them, and not the angles of far positions."""
     rotary = base.get_submodule(architecture.rotary)
-    if changing := sorted({"dynamic", "longrope"}.intersection(rotary.rope_type.values())):
-        raise ConfigError(
-            f"rotary positions of type {changing[0]} change with the length; q8trt exports those that do not"
-        )
     for layer in base.get_submodule(architecture.layers):
         _trace_attention(layer, architecture)
         layer.mlp.forward = functools.partial(_gated, layer.mlp)

@@ -75,11 +75,10 @@ def check_rows(rows: Features, config: Any) -> None:
     Raises:
         DataError: a token id, a token type or a length that the model has no row for.
     """
-    types = rows.token_type_ids if takes_token_types(config) else None
-    for kind, lists, size in (
-        ("token id", rows.input_ids, config.vocab_size),
-        ("token type", types or (), getattr(config, "type_vocab_size", 1)),
-    ):
+    tables = [("token id", rows.input_ids, config.vocab_size)]
+    if rows.token_type_ids is not None and takes_token_types(config):
+        tables.append(("token type", rows.token_type_ids, config.type_vocab_size))
+    for kind, lists, size in tables:
         lowest, highest = _range(lists)
         if lowest < 0 or highest >= size:
             raise DataError(

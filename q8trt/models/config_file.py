@@ -34,6 +34,8 @@ _SIZES = {
 }
 #: Rows of the table of relative positions that transformers' bucketing reads, whatever config.json says.
 _BUCKETS = 32
+#: Types of rotary positions that are constants.
+_ROTATIONS = ("default", "linear", "llama3", "yarn")
 #: Parameters of the largest model that is read; BERT-large has a third of 10^9.
 _MOST_PARAMETERS = 10**10
 #: Keys that choose what a forward pass returns, or how it is run, and not what it computes: transformers' defaults hold.
@@ -161,6 +163,8 @@ def check_config(data: dict[str, Any], where: str) -> ModelShape:
     _check_numbers(shape, where)
     _check_computation(shape, data, where)
     _check_requirements(architecture, data, where)
+    if architecture.rotary is not None:
+        _check_rotations(data.get("rope_parameters"), where)
     _check_labels(shape, where)
     return shape
 
@@ -266,6 +270,18 @@ def _check_requirements(architecture: Architecture, data: dict[str, Any], where:
         is_known = type(value) is int and value in values if isinstance(values, range) else value in values
         if not is_known or (isinstance(value, int) and type(value) not in {type(each) for each in values[:2]}):
             raise CheckpointError(f"{where}: config.json: {name} is {_shown(value)}: {reason}; give another checkpoint")
+
+
+def _check_rotations(parameters: Any, where: str) -> None:
+    """Raise where rotary positions depend on the length, or `parameters` is no object for each kind of layer."""
+    entries = parameters.values() if isinstance(parameters, dict) else [{}] if parameters is None else [parameters]
+    for entry in entries:
+        kind = entry.get("rope_type", entry.get("type", "default")) if isinstance(entry, dict) else entry
+        if not isinstance(entry, dict) or kind not in _ROTATIONS:
+            raise CheckpointError(
+                f"{where}: config.json: rope_parameters has {_shown(kind)}, expected a rope_type of {', '.join(_ROTATIONS)} "
+                "for each kind of layer, whose rotary positions do not change with the length; give another checkpoint"
+            )
 
 
 def _check_labels(shape: ModelShape, where: str) -> None:

@@ -341,10 +341,22 @@ def architecture_named(model_type: Any, where: str) -> Architecture:
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         shown = repr(model_type) if len(repr(model_type)) <= 60 else f"{model_type!r:.57}..."
         raise CheckpointError(
-            f"{where} is of type {shown}, not BERT-like; q8trt quantizes {', '.join(ARCHITECTURES)}: "
+            f"{where} is of type {shown}, {_generator(model_type)}not BERT-like; q8trt quantizes {', '.join(ARCHITECTURES)}: "
             "give --model_name_or_path one of those"
         )
     return ARCHITECTURES[model_type]
+
+
+def _generator(model_type: Any) -> str:
+    """Return "an encoder-decoder, " or "a decoder that generates text, " for a type that transformers has as such, else ""."""
+    from transformers.models.auto import modeling_auto as tables
+
+    if not isinstance(model_type, str):
+        return ""
+    if model_type in tables.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        return "an encoder-decoder, "
+    decoders = tables.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - tables.MODEL_FOR_MASKED_LM_MAPPING_NAMES.keys()
+    return "a decoder that generates text, " if model_type in decoders else ""
 
 
 def architecture_of(config: Any, where: str = "the model") -> Architecture:
