@@ -156,7 +156,11 @@ def test_deberta_quantizes_its_tables_of_positions_as_queries_and_keys(tiny_mode
         ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling is 'max': expected cls or mean"),
         ("modernbert", {"global_attn_every_n_layers": 0}, "global_attn_every_n_layers is 0"),
         ("modernbert", {"rope_scaling": {"type": "dynamic"}}, "rope_scaling is {'type': 'dynamic'}"),
-        ("modernbert", {"rope_parameters": rotations("dynamic")}, "rope_parameters has 'dynamic', expected a rope_type of"),
+        (
+            "modernbert",
+            {"rope_parameters": rotations("dynamic")},
+            "rope_parameters has 'dynamic', expected a rope_type of",
+        ),
         ("modernbert", {"rope_parameters": rotations("longrope")}, "rope_parameters has 'longrope'"),
         ("modernbert", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters has 'linear'"),
         ("modernbert", {"rope_parameters": ["linear"]}, "rope_parameters has ['linear']"),

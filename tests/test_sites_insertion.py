@@ -127,7 +127,7 @@ def test_a_model_that_is_not_bert_like() -> None:
     config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=50, n_positions=16)
     model = GPT2ForSequenceClassification(config)
     for call in (encoder_sites, lambda model: insert_quantizers(model, LINEAR)):
-        with pytest.raises(CheckpointError, match="'gpt2', a decoder that generates text, not BERT-like; q8trt quantizes bert, roberta") as caught:
+        with pytest.raises(CheckpointError, match="not BERT-like; q8trt quantizes bert, roberta") as caught:
             call(model)
         assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"^my/model is of type None"):
