@@ -83,7 +83,8 @@ def _docstring(documented: Any) -> str:
         if section := _SECTION.fullmatch(line):
             lines += [f"**{section[1]}**", ""]
         elif item := _ITEM.fullmatch(line):
-            lines.append(f"- `{item[1]}`: {item[2]}")
+            is_first = bool(lines) and lines[-1].endswith(":")
+            lines += [*([""] if is_first else []), f"- `{item[1]}`: {item[2]}"]
         else:
             lines.append(line.removeprefix("    ") if line.startswith("    ") and " = " not in line else line)
     return "\n".join(lines)
@@ -134,7 +135,7 @@ def _default_and_help(field: Field[Any], options: dict[str, Option]) -> tuple[st
 
 
 def _table(first: str, second: str, rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    yield f"| {first} | {second} | default | |"
+    yield f"| {first} | {second} | default | meaning |"
     yield "|---|---|---|---|"
     for row in rows:
         yield f"| {' | '.join(row)} |"
@@ -159,13 +160,14 @@ def _values(option: Option) -> str:
 
 
 def _code(text: str) -> str:
-    """Return `text` as a code span of a table."""
-    return f"`{text}`".replace("|", "\\|")
+    """Return `text` as a code span of a table; a bar is an entity, because not every Markdown unescapes it in backticks."""
+    return f"<code>{_text(text)}</code>".replace("\\|", "&#124;") if "|" in text else f"`{text}`"
 
 
 def _text(text: str) -> str:
     """Return `text` as it is in Markdown: no cell ends early, no word becomes HTML or emphasis."""
-    return re.sub(r"([|<>*_])", r"\\\1", text)
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([|*_])", r"\\\1", escaped)
 
 
 if __name__ == "__main__":
