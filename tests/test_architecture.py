@@ -161,3 +161,39 @@ def test_imported_modules_exist() -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("q8trt."):
                 module = ROOT.joinpath(*node.module.split("."))  # type: ignore[union-attr]
                 assert module.with_suffix(".py").exists() or module.is_dir(), f"{path}:{node.lineno}: {node.module}"
+
+
+def _top_level_names(path: Path) -> set[str]:
+    """The names that a module defines or imports at its top level, those under `if` and `try` included."""
+    names: set[str] = set()
+    nodes = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+        elif isinstance(node, ast.If | ast.Try):
+            nodes += [*node.body, *node.orelse, *getattr(node, "finalbody", ())]
+            nodes += [each for handler in getattr(node, "handlers", ()) for each in handler.body]
+    return names
+
+
+@pytest.mark.parametrize(
+    "script", sorted(path.relative_to(ROOT) for path in (ROOT / "benchmarks").rglob("*.py")), ids=str
+)
+def test_scripts_import_names_that_exist(script: Path) -> None:
+    """Nothing else runs the benchmarks in CI."""
+    for node in ast.walk(ast.parse((ROOT / script).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "q8trt":
+            place = ROOT.joinpath(*str(node.module).split("."))
+            module = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            assert module.is_file(), f"{script}:{node.lineno}: {node.module}"
+            known = _top_level_names(module)
+            for alias in node.names:
+                is_module = place.is_dir() and ((place / alias.name).is_dir() or (place / f"{alias.name}.py").is_file())
+                lazy = "__getattr__" in known  # q8trt itself
+                assert alias.name in known or is_module or lazy, f"{script}:{node.lineno}: {node.module}.{alias.name}"

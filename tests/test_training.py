@@ -301,6 +301,20 @@ def test_group_by_length_fills_batches_with_similar_lengths(stage: TrainingStage
     assert spread(replace(pairs, group_by_length=True)) < 0.5 * spread(pairs)
 
 
+@pytest.mark.parametrize("group_by_length", [False, True])
+def test_scores_of_training_go_by_row(group_by_length: bool, stage: TrainingStage, trainers: list[Any]) -> None:
+    """The last score that training logs is that of its weights, row by row, in whatever order it trains."""
+    config = replace(QUICK, group_by_length=group_by_length, per_device_eval_batch_size=2, learning_rate=1e-2)
+    train_stage(stage, STS_B, _Tokenizer, config)
+    with torch.inference_mode():
+        scores = [
+            float(stage.model(**{name: torch.tensor([row[name]]) for name in row if name != "labels"}).logits)
+            for row in (stage.dev[number] for number in range(len(stage.dev)))
+        ]
+    expected = float(np.corrcoef(scores, np.asarray(stage.dev.labels))[0, 1])
+    assert logged(trainers[-1], "eval_pearson")[-1] == pytest.approx(expected, abs=1e-4)
+
+
 def test_no_shuffle_takes_rows_in_file_order(stage: TrainingStage, trainers: list[Any]) -> None:
     train_stage(stage, STS_B, _Tokenizer, replace(QUICK, no_shuffle=True))
     labels = torch.cat([batch["labels"] for batch in trainers[-1].get_train_dataloader()])

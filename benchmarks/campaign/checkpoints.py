@@ -121,7 +121,8 @@ def _loaded(base: Path, name: str, path: Path, data: bytes | None, sealed: bool 
         _write(folder / stage.name / path.name, data)
 
     def load(folder: Path) -> None:
-        from q8trt.models.checkpoints import load_finetuned, load_quantized, load_tokenizer
+        from q8trt.models import load_tokenizer
+        from q8trt.models.checkpoints import load_finetuned, load_quantized
         from q8trt.tasks.glue import get_task
 
         if stage.name == "fp32":

@@ -145,7 +145,7 @@ def _take(data: str, folder: Path) -> None:
     from q8trt.runs.config import CalibrationConfig
     from q8trt.tasks.data import DataConfig
     from q8trt.training.execution import calibration_of
-    from q8trt.training.finetuning import load_inputs, score
+    from q8trt.training.finetuning import evaluate_model, load_inputs
 
     rows = DataConfig("STS-B", data_dir=data, max_seq_length=24)
     config = calibration_of("model", CalibrationConfig(), rows, "runs", "linear", print)
@@ -154,7 +154,7 @@ def _take(data: str, folder: Path) -> None:
         model = load_finetuned("model", config.data.resolved_task)
     except Q8TRTError as error:  # as the command line prints it
         raise CheckpointError(printable(str(error))) from None
-    score(model, config, inputs, Precision.FP32)
+    evaluate_model(model, config, inputs, Precision.FP32)
     save_checkpoint(Path("run/ptq"), model, inputs.tokenizer)
     load_finetuned("run/ptq", config.data.resolved_task)
 

@@ -101,6 +101,10 @@ class _Trainer(transformers.Trainer):
         if distiller is not None:
             distiller.distillation.teacher.to(self.args.device)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Return a sampler of the rows in their order: scores belong to rows, and `group_by_length` would change the order."""
+        return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
