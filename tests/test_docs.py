@@ -171,6 +171,8 @@ def test_options_in_running_text_exist() -> None:
 def test_cheap_commands_run(words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     engine = write_real_engine(tmp_path / "runs" / "NAME" / "engine")
+    write_real_engine(engine.with_name("engine-ptq"), ("no", "yes"), is_pair=False)
+    (tmp_path / "texts.txt").write_text("red\n", encoding="utf-8")
     shutil.copy(engine / "model.onnx", "model.onnx")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "pairs.csv").write_text("sentence1,sentence2\nred,blue\n", encoding="utf-8")
