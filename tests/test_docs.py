@@ -182,6 +182,14 @@ def test_cheap_commands_run(words: tuple[str, ...], tmp_path: Path, monkeypatch:
     assert run_command(name, arguments) in ((0, 1) if name in ("doctor", "lint") else (0,))
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"])
+def test_links_of_pages_outside_the_site_exist(name: str) -> None:
+    """MkDocs checks those inside."""
+    page = ROOT / name
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [each for each in targets if not (page.parent / each).exists()] == []
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 160
 
