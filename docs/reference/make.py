@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from q8trt import api
+from q8trt import Engine, api, pack, unpack
 from q8trt.cli.main import COMMANDS, command_module
 from q8trt.console.options import Option, groups_in, options_in
 
@@ -41,7 +41,8 @@ def pages() -> dict[str, str]:
     """Return the pages, name -> Markdown."""
     functions = [each for _, each in inspect.getmembers(api, inspect.isfunction) if each.__module__ == api.__name__]
     public = sorted((each for each in functions if not each.__name__.startswith("_")), key=_line)
-    python = "\n".join([_PYTHON.format(text=_docstring(api)), *map(_function, public)])
+    functions = [_function(each, f"q8trt.{each.__name__}") for each in (*public, pack, unpack)]
+    python = "\n".join([_PYTHON.format(text=_docstring(api)), *functions, *_engine()])
     commands = "\n".join([_COMMANDS, *map(_command, COMMANDS)])
     classes: dict[Any, None] = {}
     for name in COMMANDS:
@@ -55,11 +56,22 @@ def _line(function: Any) -> int:
     return int(function.__code__.co_firstlineno)
 
 
-def _function(function: Any) -> str:
-    """Return the section of a function: its signature and its docstring."""
+def _engine() -> Iterator[str]:
+    """Yield the sections of `Engine` and of its methods."""
+    yield "\n".join(["## Engine", "", _docstring(Engine), ""])
+    methods = inspect.getmembers(Engine, inspect.isroutine)
+    for name, method in sorted(methods, key=lambda each: (each[0] != "load", each[0])):
+        if not name.startswith("_"):
+            owner = "q8trt.Engine" if inspect.ismethod(method) else "engine"
+            yield _function(method, f"{owner}.{name}", level="###")
+
+
+def _function(function: Any, call: str, level: str = "##") -> str:
+    """Return the section of a function or a method: its signature and its docstring."""
     parameters = [f"    {each}," for each in _parameters(inspect.signature(function))]
     name, returns = function.__name__, function.__annotations__["return"]
-    lines = [f"## {name}", "", "```python", f"q8trt.{name}(", *parameters, f") -> {returns}", "```", ""]
+    call = f"await {call}" if inspect.iscoroutinefunction(function) else call
+    lines = [f"{level} {name}", "", "```python", f"{call}(", *parameters, f") -> {returns}", "```", ""]
     return "\n".join([*lines, _docstring(function), ""])
 
 
@@ -67,6 +79,8 @@ def _parameters(signature: inspect.Signature) -> Iterator[str]:
     """Yield the parameters as they are written, with the mark before those that are keywords."""
     marked = False
     for each in signature.parameters.values():
+        if each.name == "self":
+            continue
         if each.kind is each.KEYWORD_ONLY and not marked:
             yield "*"
         marked = marked or each.kind in (each.KEYWORD_ONLY, each.VAR_POSITIONAL)
