@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from q8trt.errors import CheckpointError
 from q8trt.export.onnx import export_onnx
 from q8trt.export.options import ExportOptions
 from q8trt.lint import lint
+from q8trt.models.checkpoints import set_dropout
 from q8trt.models.config_file import check_config
 from q8trt.quantization.architectures import ARCHITECTURES, QUANTIZED_TYPES
 from q8trt.quantization.calibration import calibrate
@@ -103,6 +105,51 @@ def test_the_exported_file_computes_the_same(
     )
     assert np.median(errors) < 1e-5
     assert errors.max() < 0.1
+
+
+@pytest.mark.parametrize("architecture", APART)
+@pytest.mark.parametrize("precision", ["fp16", "int8+fp16"])
+def test_half_precision(
+    architecture: str, precision: str, build: Any, tiny_model: Any, tiny_batch: Any, tmp_path: Path
+) -> None:
+    model = tiny_model(architecture) if precision == "fp16" else build(architecture)[0]
+    export_onnx(model, tmp_path / "m.onnx", precision, list(tiny_batch(architecture)), ExportOptions("torchscript"))
+    levels = {"error", "warning"} if precision == "fp16" else {"error"}
+    assert not [finding for finding in lint(tmp_path / "m.onnx").findings if finding.level in levels]
+    for shape in SHAPES:
+        errors = difference(tmp_path / "m.onnx", precision, model, tiny_batch(architecture, shape, seed=5))
+        assert errors.max() < (0.02 if precision == "fp16" else 0.2)
+
+
+def test_the_default_exporter_gives_a_file_of_the_same_answers(build: Any, tiny_batch: Any, tmp_path: Path) -> None:
+    """ModernBERT's files differ in names of nodes and in biases of zero, and in nothing that is computed."""
+    model, path = build("modernbert")
+    export_onnx(model, tmp_path / "m.onnx", "int8", list(tiny_batch("modernbert")), ExportOptions("dynamo"))
+    for shape in SHAPES:
+        batch = {name: tensor.numpy() for name, tensor in tiny_batch("modernbert", shape).items()}
+        logits = []
+        for each in (path, tmp_path / "m.onnx"):
+            with OnnxRuntimeRunner(each, "int8", threads=1) as runner:
+                logits.append(runner.infer(batch))
+        np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("architecture", APART)
+def test_dropout_and_gradients_of_a_quantized_model(architecture: str, build: Any, tiny_batch: Any) -> None:
+    model, batch = copy.deepcopy(build(architecture)[0]), tiny_batch(architecture)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        set_dropout(model, 0.0)
+        model.train()
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=0)
+    set_dropout(model, 0.3)
+    logits = model(**batch).logits
+    assert (logits - expected).abs().max() > 1e-3
+    logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert len(trained) > 0.9 * len(list(model.named_parameters()))
 
 
 @pytest.mark.parametrize("kind", ["linear", "yarn"])

@@ -72,7 +72,8 @@ def batches_of(tiny_batch: Callable[..., Any], architecture: str = "bert") -> li
 
 
 @pytest.mark.parametrize(
-    ("architecture", "quantized"), [("bert", False), *((architecture, True) for architecture in ARCHITECTURES)]
+    ("architecture", "quantized"),
+    [("bert", False), *((architecture, True) for architecture in (*ARCHITECTURES, "deberta-v2"))],
 )
 def test_both_exporters_give_the_same_file(
     architecture: str, quantized: bool, tmp_path: Path,
@@ -132,6 +133,7 @@ def test_optional_passes_run_only_when_asked_for(
     assert [step.name for step in PASSES if step.optional] == ["fuse_qkv"]
 
 
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "deberta-v2"])
 @pytest.mark.parametrize("quantized", [False, True], ids=["float", "full"])
 def test_fused_qkv_is_one_gemm_a_layer_to_the_bit_the_same(
     architecture: str, quantized: bool, tmp_path: Path,

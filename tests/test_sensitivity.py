@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cli_fixtures import *  # noqa: F403 - fixtures
 from cli_fixtures import Refused
-from conftest import WITH_TOKEN_TYPES, layer_count
+from conftest import APART, ARCHITECTURES, WITH_TOKEN_TYPES, layer_count
 from embedding_fixtures import TEXTS, write_embedding_folder
 from scipy import stats
 from tiny_data import write_mnli, write_sts_b
@@ -105,6 +105,7 @@ def logits_row_by_row(model: Any, rows: Features, types: bool) -> np.ndarray:
     return np.array(logits, dtype=np.float32)
 
 
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *APART])
 def test_a_cost_is_that_of_a_model_with_this_quantizer_alone(architecture: str, prepared: Callable[..., Any]) -> None:
     config, inputs, model, quantized = prepared(architecture)
     rows = inputs.dev["dev"]

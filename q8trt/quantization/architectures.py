@@ -60,6 +60,7 @@ class Architecture:
         position_attention: the module that multiplies Q and K with tables of relative positions, within a layer; None for an
             architecture without.
         rotary: the module that computes rotary positions, within the encoder; None for an architecture without.
+        norm_first: LayerNorms come before attention and before the feed-forward network, so what leaves a layer is a sum.
         gated_ffn: the first feed-forward projection is of twice the width, and one half gates the other.
         pooler: the linear layer over the first token, within the encoder if `pooler_in_encoder`, else within the model.
         pooler_in_encoder: see `pooler`.
@@ -98,6 +99,7 @@ class Architecture:
     position_bias: str | None = None
     position_attention: str | None = None
     rotary: str | None = None
+    norm_first: bool = False
     gated_ffn: bool = False
     pooler: str = "classifier.dense"
     pooler_in_encoder: bool = False
@@ -293,6 +295,7 @@ _ALL = (
         ffn_residual_class="QuantPreNormLayer",
         attention_class="QuantModernBertAttention",
         rotary="rotary_emb",
+        norm_first=True,
         gated_ffn=True,
         pooler="head.dense",
         classifier="classifier",

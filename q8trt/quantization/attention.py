@@ -57,7 +57,7 @@ def quantized_attention(
 
     Q is scaled before its quantizer, not the scores after the product: TensorRT then fuses the product with what follows
     it. The Add of the mask, and softmax, stay in floating point. Where no quantizer is active, the model's own eager
-    attention computes.
+    attention computes, but for a module that is traced for the export.
 
     Args:
         module: the self-attention module, which holds the quantizers.
@@ -69,7 +69,7 @@ def quantized_attention(
     Returns:
         context (B, S, A, D) and probabilities (B, A, S, S).
     """
-    if not is_active(module):
+    if not (is_active(module) or getattr(module, "is_traced", False)):
         eager = sys.modules[type(module).__module__].eager_attention_forward
         return eager(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling

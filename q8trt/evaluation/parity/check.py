@@ -27,7 +27,7 @@ from q8trt.tasks.scoring import score
 #: Rows whose hidden states are compared.
 LAYER_ROWS = 32
 #: The part of a module's path that says its layer, as the architectures of `q8trt.quantization.architectures` spell it.
-_LAYER = re.compile(r"\.\w*layers?\.(\d+)\.")
+_LAYER = re.compile(r"\.\w*layers?\.(\d+)(?:\.|$)")
 
 States = dict[str, np.ndarray]
 """Module -> its output at the attended positions, (tokens, features), or of each row, (rows, features)."""
@@ -110,8 +110,8 @@ def places_of(modules: Sequence[str]) -> dict[str, list[str]]:
 
 
 def short_module(module: str) -> str:
-    """``"attention.self.query"`` for a module of a layer, the whole path for others."""
-    return _LAYER.split(module)[-1]
+    """``"attention.self.query"`` for a module of a layer, "output" for the layer itself, the whole path for others."""
+    return _LAYER.split(module)[-1] or "output"
 
 
 def relative_error(reference: np.ndarray, other: np.ndarray) -> float:

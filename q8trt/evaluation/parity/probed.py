@@ -18,6 +18,7 @@ import numpy as np
 from q8trt.console.names import one_line
 from q8trt.errors import BackendError, EngineError
 from q8trt.files import parse_json
+from q8trt.quantization.architectures import architecture_of
 from q8trt.quantization.precision import Precision
 from q8trt.runtime.onnxruntime.runner import CPU, OnnxRuntimeRunner
 from q8trt.runtime.torch_runner import TorchRunner
@@ -41,11 +42,17 @@ class ProbedTorch(TorchRunner):
         """Return the paths of the linears, LayerNorms and embedding tables with an output for each row of the batch `arrays`.
 
         They come in the order in which they compute. BERT's table of positions, which is read once for all rows, is none.
+        Layers that end with a sum, as ModernBERT's, are among them: no module within gives out their hidden states.
         """
         from torch import nn
 
-        kinds = (nn.Linear, nn.LayerNorm, nn.Embedding)
-        candidates = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
+        kinds, architecture = (nn.Linear, nn.LayerNorm, nn.Embedding), architecture_of(self._model.config)
+        layers = self._model.base_model.get_submodule(architecture.layers) if architecture.norm_first else ()
+        candidates = [
+            name
+            for name, module in self._model.named_modules()
+            if isinstance(module, kinds) or any(module is layer for layer in layers)
+        ]
         rows = len(next(iter(self.checked(arrays).values())))
         return tuple(name for name, output in self.outputs(arrays, candidates).items() if len(output) == rows)
 

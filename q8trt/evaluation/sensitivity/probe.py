@@ -42,9 +42,13 @@ class Cost:
 
 
 class _Known(nn.Module):
-    """Stands in for the layers whose output is known."""
+    """Stands in for the layers whose output is known, the first of which is `layer`."""
 
     output: Any = None
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.attention_type = getattr(layer, "attention_type", None)  # ModernBERT chooses a layer's mask by it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The known output, whatever comes in."""
@@ -91,7 +95,7 @@ class Probe:
         lengths = range(8, max_length, 8)  # fewer tokens than in the engine's buckets, which torch need not keep to
         self._batches = list(bucketed_batches(rows, batch_size, pad_token_id, lengths, max_length))
         self._layers: Any = model.base_model.get_submodule(architecture_of(model.config).layers)
-        self._known, self._below, self._hidden = _Known(), 0, list[Any]()
+        self._known, self._below, self._hidden = _Known(self._layers[0]), 0, list[Any]()
         set_quantization(
             model, True
         )  # with every quantizer off afterwards, the attention that has them is the float one

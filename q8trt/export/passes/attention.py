@@ -57,12 +57,15 @@ def find_attentions(graph: ir.Graph) -> list[Attention]:
     return attentions
 
 
-def _projection_of(value: ir.Value) -> Any:
-    """Return the bias Add of the linear that `value` is a rearrangement of, if nothing else reads it."""
+def _projection_of(value: ir.Value, is_shared: bool = False) -> Any:
+    """Return the bias Add of the linear that `value` is a rearrangement of, if nothing else reads it.
+
+    `is_shared`: others may read the rearrangement itself, as DeBERTa's products with positions do.
+    """
     while (node := producer(value, "Transpose", "Reshape")) is not None:
-        if only_reader(value, *_READERS) is None:
+        if not is_shared and only_reader(value, *_READERS) is None:
             return None
-        value = node.inputs[0]
+        value, is_shared = node.inputs[0], False
     add = producer(value, "Add")
     return None if operands(add) is None or only_reader(value, *_READERS) is None else add
 
@@ -188,7 +191,7 @@ def _projections(attention: Attention) -> list[Any] | None:
     if bmm2 is None:
         return None
     values = [above_qdq(value) for value in (*attention.bmm1.inputs, bmm2.inputs[1])]
-    adds = [_projection_of(_unscaled(value)) for value in values]
+    adds = [_projection_of(_unscaled(value), is_shared=True) for value in values]
     return None if None in adds else adds
 
 
