@@ -32,7 +32,7 @@ from q8trt.quantization.sites import POSITION_SITES, encoder_sites
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 
 #: Per layer with `full`, of 2 layers: INT8 GEMMs, tables of positions among them.
-GEMMS = {"albert": 6, "deberta-v2": 6 + 2, "modernbert": 4}
+GEMMS = {"albert": 6, "camembert": 6, "deberta-v2": 6 + 2, "modernbert": 4}
 SHAPES = ((1, 8), (3, 17), (2, 64))
 
 
@@ -175,7 +175,7 @@ def test_all_products_are_int8_to_the_linter_and_to_the_builder(
     assert (forecast.int8_bmms, forecast.bmms) == (4, 4)
     assert forecast.int8_gemms == 2 * GEMMS[architecture]
     assert (forecast.int8_residual_adds, forecast.residual_adds) == (4, 4)
-    assert forecast.int8_embeddings == forecast.embeddings == (3 if architecture == "albert" else 1)
+    assert forecast.int8_embeddings == forecast.embeddings == (3 if architecture in ("albert", "camembert") else 1)
     report = build_here(path, tmp_path / "m.plan", BuildConfig("rtx", (SMALL,))).report
     assert (report.int8_gemms, report.int8_bmms, report.fused_attentions) == (2 * GEMMS[architecture], 4, 2)
 
