@@ -234,6 +234,7 @@ def test_the_columns_taken_are_recorded_and_shown(tmp_path: Path) -> None:
     record = splits_of(data)
     assert (record.text_columns, record.label_column) == (["title", "body"], "stars")
     assert record.columns_line() == "columns: title, body; label: stars"
+    assert replace(record, label_column="").columns_line() == "columns: title, body"
     assert DataRecord.from_dict(json.loads(json.dumps(record.to_dict()))) == record
     run = make_run(tmp_path / "run", data)
     assert [*config_of_run(run).data.columns] == ["title", "body"]

@@ -17,6 +17,8 @@ from embedding_fixtures import TEXTS, write_embedding_folder
 import q8trt
 from q8trt.cli.main import main
 from q8trt.cli.quantize import run
+from q8trt.engine.manifest_file import load_manifest
+from q8trt.errors import DataError
 from q8trt.models import read_head
 from q8trt.models.checkpoints import load_finetuned, load_quantized
 from q8trt.runs.config import config_of_run
@@ -93,6 +95,7 @@ def test_parity_and_sensitivity_of_an_embedding_model(texts: Path, tmp_path: Pat
     quantized = q8trt.quantize(model, texts=texts, runs_dir=tmp_path / "runs", **options)
     compared = q8trt.parity(*quantized.engines, max_eval_samples=8, batch_sizes=[4])
     assert all(each.agrees for each in compared)
+    assert load_manifest(quantized.engines[-1]).task.text_columns == []  # plain text has none, so predict takes any
     assert {"cosine_mean", "neighbors_10"} <= compared[-1].stages[-1].metrics.keys()
     analysis = q8trt.sensitivity(quantized.run.path / "fp32", recipe="linear", calibration_samples=16)
     assert analysis.costs.setup.metric == "cosine_mean"
@@ -147,14 +150,23 @@ def test_a_run_of_a_model_of_ones_own_is_found_again(
     ("words", "message"),
     [
         (["nowhere"], "'nowhere' is neither a folder here nor reachable on the hub"),
-        (["MODEL", "--head", "regression"], "has no regression head"),
+        (["MODEL", "--head", "regression"], "has no regression head (BertModel in config.json); leave --head out"),
+        (["empty.txt"], "empty.txt is a file; expected the folder of a model"),
+        (
+            ["MODEL", "--texts", "words.conll"],
+            "unknown extension '.conll'; expected one of .csv, .tsv, .jsonl, .json, .parquet, .txt",
+        ),
         (["MODEL", "--head", "tagger"], "invalid choice: 'tagger'"),
         (["MODEL", "--pooling", "mean"], "says itself how it pools"),
         (["MODEL", "--texts", "nowhere.txt"], "nowhere.txt: no such file"),
         (["MODEL", "--texts", "empty.txt"], "empty.txt: no text"),
         (["MODEL", "--max_seq_length", "600"], "max_seq_length 600 must be from"),
         (["MODEL", "--distill", "-1"], "--distill -1.0, expected 0 or more"),
-        (["plain"], "for an embedding model give --head embedding --pooling mean"),
+        (["plain"], "an embedding model takes q8trt quantize with --head embedding --pooling mean"),
+        (
+            ["plain", "--head", "embedding"],
+            "give --pooling with cls or max or mean or mean_sqrt_len_tokens or weightedmean",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -165,12 +177,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     shutil.copytree("MODEL", "plain")
     (tmp_path / "plain" / "modules.json").unlink()
     (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "words.conll").write_text("a O\n")
     before = sorted(tmp_path.rglob("*"))
     assert main(["quantize", *words, "--no_build_engines"]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_leave_no_run(texts: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = write_embedding_folder(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.0.output.dense.weight"][0, 0] = np.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"model: 16 of 16 rows of logits are not finite.*; check the weights$"):
+        q8trt.quantize(folder, texts=texts, runs_dir=tmp_path / "runs", **OPTIONS)
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_shapes_that_cannot_be_built_are_refused_before_a_run_is_made(
@@ -192,8 +217,10 @@ def test_a_models_folder_becomes_a_run_to_build_from(tmp_path: Path) -> None:
     folder, runs = write_embedding_folder(tmp_path / "model"), str(tmp_path / "runs")
     with pytest.raises(ConfigError, match="is a model in floating point; quantize it: "):
         run_of_folder(str(folder), None, runs, print, [])
-    path = run_of_folder(str(folder), Precision.FP16, runs, print, ["build_engine.py"])
+    lines: list[str] = []
+    path = run_of_folder(str(folder), Precision.FP16, runs, lines.append, ["build_engine.py"])
     assert path is not None
+    assert "--texts" not in "".join(lines)  # build_engine.py has no such option
     assert list(q8trt.Run(Path(path)).scores) == ["fp32"]
     assert run_of_folder(path, Precision.FP16, runs, print, []) == path
     assert run_of_folder(f"{path}/fp32", Precision.FP16, runs, print, []) == f"{path}/fp32"

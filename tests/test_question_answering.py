@@ -147,6 +147,14 @@ def test_what_is_no_question_is_refused(fp32_engine: Path) -> None:
                 engine.answer("who?", "a text", **options)
 
 
+def test_windows_are_longer_than_other_examples_where_no_option_says_it() -> None:
+    from q8trt.tasks.data import DataConfig
+
+    assert DataConfig("question-answering", validation_file="dev.json").max_seq_length == 384
+    assert DataConfig("question-answering", validation_file="dev.json", max_seq_length=128).max_seq_length == 128
+    assert DataConfig("STS-B").max_seq_length == 128
+
+
 def test_scores_of_a_run_are_those_of_its_engine(quantized: Any, fp32_engine: Path) -> None:
     from q8trt.tasks.squad import squad_metrics
 

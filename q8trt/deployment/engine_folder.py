@@ -24,6 +24,7 @@ from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import model_name
 from q8trt.runs.run import check_outside_checkpoints
+from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     from q8trt.export.onnx import ExportedModel
@@ -99,9 +100,15 @@ def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: An
 
 
 def _text_columns(source: Source) -> list[str]:
-    """Return the columns of the texts of an example; [] for embeddings of pairs, whose texts are examples of their own."""
-    columns = list(source.config.data.columns or source.task.text_columns)
-    return [] if source.task.embedding and len(columns) == 2 else columns
+    """Return the columns of the texts of an example, [] where they are unknown.
+
+    Embeddings of pairs, whose texts are examples of their own, have none; nor has a tagger that was trained on words.
+    """
+    data, task = source.config.data, source.task
+    if task.head.kind is HeadKind.TOKEN_CLASSIFICATION and data.train_file is not None:
+        return []
+    columns = list(data.columns or (() if data.is_custom else task.text_columns))
+    return [] if task.embedding and len(columns) == 2 else columns
 
 
 def _record(built: _Built, is_sample: bool) -> EngineRecord:

@@ -82,6 +82,10 @@ def quantize_model(
     if build is not None:
         find_backend(build.backend)
     chosen = quantization_of(model, config, say)
+    if config.texts is None:
+        say("texts: the built-in sentences, because --texts names no file; texts of your own calibrate better")
+    if config.validation_file is None:
+        say("no rows with labels: answers are compared with those of the FP32 model")
     if build is not None:  # what cannot be built is refused before the minutes that calibration may take
         build = replace(build, profiles=(shapes or ShapeOptions()).profiles(chosen.data.max_seq_length))
         check_positions(build.profiles, positions(load_config(chosen.model_name_or_path)))

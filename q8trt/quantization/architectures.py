@@ -345,7 +345,7 @@ def architecture_named(model_type: Any, where: str) -> Architecture:
         shown = repr(model_type) if len(repr(model_type)) <= 60 else f"{model_type!r:.57}..."
         raise CheckpointError(
             f"{where} is of type {shown}, {_generator(model_type)}not BERT-like; q8trt quantizes {', '.join(ARCHITECTURES)}: "
-            "give --model_name_or_path one of those"
+            "give a model of one of those"
         )
     return ARCHITECTURES[model_type]
 

@@ -84,7 +84,7 @@ def _remove(path: Path) -> None:
 
 def _has_begun(path: Path) -> bool:
     """Return whether there is a finished stage or a checkpoint of the Trainer, so that `--resume` saves work."""
-    stages = any((path / stage).is_dir() for stage in STAGES)
+    stages = any(Run(path).stage(stage) for stage in STAGES)
     return stages or any(path.glob("checkpoints/*/checkpoint-*/trainer_state.json"))
 
 

@@ -290,7 +290,14 @@ def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None 
     """
     task = glue or custom_task("custom", head.labels, is_pair, head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION)
     if head.embedding and has_labels and (task.labels or not task.is_pair):
-        raise ConfigError(f"an embedding is scored on pairs of texts with their similarity, and {task.name} has others")
+        raise ConfigError(
+            "an embedding is scored on pairs of texts with their similarity, "
+            + (
+                f"and {task.name} has others"
+                if glue
+                else "and --text_column_names has one column; give two, or leave it out"
+            )
+        )
     if head.kind is HeadKind.QUESTION_ANSWERING:
         task = replace(task, text_columns=("question", "context"), label_column="answers")
     metrics = _metrics_of(head, task) if has_labels else _DRIFT[head.kind]

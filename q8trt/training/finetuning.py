@@ -16,7 +16,7 @@ import numpy as np
 
 from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process, progress
-from q8trt.errors import ConfigError, InterruptedRunError
+from q8trt.errors import ConfigError, DataError, InterruptedRunError
 from q8trt.models import check_rows, checkpoints, load_config, load_tokenizer, model_inputs, resolve_model, short_name
 from q8trt.models.activation import activation_of, adopt_activation
 from q8trt.quantization.libraries import library
@@ -209,7 +209,11 @@ class Finetuning:
         if is_main_process():
             checkpoints.save_checkpoint(self.run.path / stage, model, self.inputs.tokenizer, recipe)
             precision = Precision.FP32 if recipe is None else Precision.INT8
-            results = evaluate_model(model, self.config, self.inputs, precision, self._references)
+            try:
+                results = evaluate_model(model, self.config, self.inputs, precision, self._references)
+            except DataError as error:
+                source = self.config.from_fp32 if stage == "fp32" else None
+                raise DataError(f"{source or f'the model of stage {stage}'}: {error}; check the weights") from None
             scores = {split: result.metrics for split, result in results.items()}
             self.run.finish_stage(stage, {"checkpoint": stage, "scores": scores, **details})
         PartialState().wait_for_everyone()

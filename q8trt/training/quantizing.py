@@ -40,10 +40,6 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
     length = config.max_seq_length or min(head.max_length or _LENGTHS.get(head.kind, _LENGTH), longest)
     data = config.data(head=head, max_seq_length=length)
     say(f"model: {name}, {describe(head)}, {length} tokens at most")
-    if config.texts is None:
-        say("texts: the built-in sentences, because --texts names no file; texts of your own calibrate better")
-    if config.validation_file is None:
-        say("no rows with labels: answers are compared with those of the FP32 model")
     recipe = config.calibration.recipe or load_recipe(config.calibration.target.recipe)
     applied = {**config.calibration.apply(recipe), "qat": config.distill > 0}
     if config.distill:
@@ -70,4 +66,5 @@ def describe(head: Head) -> str:
     if head.kind is HeadKind.QUESTION_ANSWERING:
         return "the start and the end of an answer"
     tokens = " of tokens" if head.kind is HeadKind.TOKEN_CLASSIFICATION else ""
-    return f"labels{tokens} {', '.join(head.labels)}" if head.labels else "a score"
+    score = "a score of a query and a document" if head.kind is HeadKind.RERANKER else "a score"
+    return f"labels{tokens} {', '.join(head.labels)}" if head.labels else score

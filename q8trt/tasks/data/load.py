@@ -21,9 +21,12 @@ from q8trt.tasks.data.sentences import read_sentences
 from q8trt.tasks.data.tabular import read_table
 from q8trt.tasks.data.texts import read_texts, sample_texts
 from q8trt.tasks.data.tsv import find_file, read_folder
+from q8trt.tasks.data.windows import WindowSizes
 from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task_of_head
 from q8trt.tasks.heads import Head, HeadKind
 
+#: Tokens of an example where no option says it; a question has the windows of `WindowSizes`.
+LENGTH = 128
 #: Tasks that are named after the head of their models.
 _NAMED = {canonical(kind): kind for kind in HeadKind if kind.per_token}
 
@@ -57,7 +60,9 @@ class DataConfig:
     max_eval_samples: int | None = option(
         None, "use only the first N development examples", unset="all", values=at_least(1)
     )
-    max_seq_length: int = option(128, "tokens per example, special tokens included", values=at_least(1))
+    max_seq_length: int = option(
+        None, "tokens per example, special tokens included", values=at_least(1), unset="128; of question answering 384"
+    )
     label_list: tuple[str, ...] | None = option(
         None,
         "labels of a custom task, or tags of words, in the order of their ids",
@@ -99,6 +104,9 @@ class DataConfig:
         if len(several) > 1:
             raise ConfigError(f"{' and '.join(several)} exclude each other: give one source of data")
         task = self.resolved_task  # looked up here so that a wrong name fails at once
+        if self.max_seq_length is None:
+            is_question = task.head.kind is HeadKind.QUESTION_ANSWERING
+            object.__setattr__(self, "max_seq_length", WindowSizes().max_length if is_question else LENGTH)
         self._check_custom()
         if self.sample and task.name != "STS-B":
             raise ConfigError(f"the built-in sample is sentence similarity: use --task STS-B, not {self.task}")
@@ -126,9 +134,11 @@ class DataConfig:
         ):
             raise ConfigError("--text_column_names and --label_column_name need --train_file or --validation_file")
         if columns is not None and len(columns) != len(self.resolved_task.text_columns):
-            raise ConfigError(
-                f"{self.task} has {len(self.resolved_task.text_columns)} text columns, got {len(columns)}"
+            name, expected = (
+                self.head.kind if self.head and self.is_custom else self.task,
+                self.resolved_task.text_columns,
             )
+            raise ConfigError(f"{name} has {len(expected)} text columns, and --text_column_names {len(columns)}")
 
     @property
     def has_files(self) -> bool:
@@ -148,8 +158,8 @@ class DataConfig:
             has_labels = self.has_files or self.data_dir is not None or glue is not None
             # Rows with a similarity, a question or a query are pairs; others are single texts unless two columns are named.
             pairs = self.head.kind in (HeadKind.RERANKER, HeadKind.QUESTION_ANSWERING)
-            one = 2 if pairs or (has_labels and self.head.embedding) else 1
-            return task_of_head(self.head, len(self.text_column_names or (1,) * one) == 2, has_labels, glue)
+            count = len(self.text_column_names or (1,) * (2 if has_labels and self.head.embedding else 1))
+            return task_of_head(self.head, pairs or count == 2, has_labels, glue)
         if not self.is_custom:
             return get_task(self.task)
         is_pair = len(self.text_column_names or (1, 2)) == 2

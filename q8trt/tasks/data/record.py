@@ -54,8 +54,8 @@ class DataRecord:
 
     def columns_line(self) -> str:
         """Return ``"columns: title, body; label: stars"``, or "" where the source has no columns."""
-        text = f"columns: {', '.join(self.text_columns)}; label: {self.label_column}" if self.text_columns else ""
-        return printable(text)
+        label = f"; label: {self.label_column}" if self.label_column else ""
+        return printable(f"columns: {', '.join(self.text_columns)}{label}" if self.text_columns else "")
 
 
 def record_splits(train: Examples | Features, dev: Mapping[str, Examples | Features]) -> DataRecord:

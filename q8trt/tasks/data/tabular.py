@@ -85,15 +85,18 @@ def read_table(
     return collect(rows, task=task, split=split, source=source, text_columns=tuple(texts), label_column=label)
 
 
-def open_table(path: Path, nested: Collection[str] = ()) -> Table:
+def open_table(path: Path, nested: Collection[str] = (), others: Sequence[str] = ()) -> Table:
     """Open a file of rows. Raises DataError if there is no such file, or its extension is unknown.
 
-    `nested` has the columns that hold lists or objects: JSON Lines and Parquet alone have such.
+    Args:
+        path: the file.
+        nested: the columns that hold lists or objects: JSON Lines and Parquet alone have such.
+        others: extensions that the caller reads otherwise, for the error.
     """
     open_data(path).close()  # the first thing to say is that there is no such file
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        expected = ", ".join(_READERS)
+        expected = ", ".join((*_READERS, *others))
         raise DataError(f"{path_name(path)}: unknown extension {path.suffix!r}; expected one of {expected}")
     return reader(path, nested)
 

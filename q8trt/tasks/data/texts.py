@@ -97,7 +97,7 @@ def _open(
         return (), ((text,) for _, line in text_lines(path) if (text := line.strip()))
     if task.head.kind is HeadKind.QUESTION_ANSWERING and (pairs := squad_pairs(path)) is not None:
         return (), iter(pairs)
-    table = open_table(path)
+    table = open_table(path, others=_PLAIN[:1])
     if not table.columns:
         return (), iter(())
     check_unique(table.columns, path_name(path))
