@@ -179,7 +179,12 @@ def test_no_items_have_no_answers(engine: Engine) -> None:
         ([(b"a", b"b")], InputError, 0, "is not text"),
         ([{"a": 1}], InputError, 0, "item 0: dict .* is not text"),
         ([float("nan")], InputError, 0, "item 0: float nan is not text"),
-        ("one text", InputError, None, r"a list of items is expected, not str 'one text'; for one: predict\(\["),
+        (
+            "one text",
+            InputError,
+            None,
+            r"a list of items is expected, not str 'one text'; for one give \[\(text, other\)\]",
+        ),
         (3, InputError, None, "a list of items is expected, not int 3"),
         ([("a", "\ud800")], InputError, 0, r"item 0: the text '\\ud800' holds half a surrogate pair"),
     ],

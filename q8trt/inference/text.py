@@ -72,7 +72,7 @@ class TextEncoder:
         """
         one = "(text, other)" if self._task.is_pair else "text"
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-            raise InputError(f"a list of items is expected, not {_shown(items)}; for one: predict([{one}])[0]")
+            raise InputError(f"a list of items is expected, not {_shown(items)}; for one give [{one}]")
         return [self.check(item, index) for index, item in enumerate(items)]
 
     def check(self, item: Item, index: int | None = None) -> tuple[str, ...]:

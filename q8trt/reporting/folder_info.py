@@ -270,7 +270,7 @@ def _engine_facts(info: EngineInfo) -> list[tuple[str, str]]:
         ("run", run.folder if run else ""),
         ("model", f"{manifest.model.name} ({manifest.model.model_type})"),
         ("task", manifest.task.name),
-        ("head", f"{manifest.head.kind.value}, {manifest.head.outputs} outputs"),
+        ("head", f"{manifest.head.kind.value}, {manifest.head.outputs} output{'s' * (manifest.head.outputs != 1)}"),
         ("labels", ", ".join(manifest.task.labels)),
         ("precision", manifest.precision.label),
         ("recipe", manifest.recipe_name),

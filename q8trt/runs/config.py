@@ -19,7 +19,7 @@ from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.target import Target
 from q8trt.runs.run import RUN_FILE, Run, open_run
 from q8trt.runs.training_config import TrainingConfig
-from q8trt.tasks.data import DataConfig, DataRecord, RunData
+from q8trt.tasks.data import DEFAULT_LENGTH, DataConfig, DataRecord, RunData
 from q8trt.tasks.heads import with_head_fields
 
 _T = TypeVar("_T")
@@ -96,7 +96,11 @@ class FinetuneConfig:
             ConfigError: written by another version of q8trt, or damaged.
         """
         try:
-            rows = {**data["data"], "head": with_head_fields(data["data"].get("head"))}
+            rows = {
+                "max_seq_length": DEFAULT_LENGTH,
+                **data["data"],
+                "head": with_head_fields(data["data"].get("head")),
+            }
             nested = _decoded(DataConfig, rows), _decoded(TrainingConfig, data["training"])
             plain = cls(*nested, target=_EARLIER_TARGET)
             options = {name: value for name, value in {**vars(plain), **data}.items() if name not in _NESTED}

@@ -69,7 +69,7 @@ def fresh_run(
         except InterruptedRunError:
             raise
         except Exception:
-            if is_main_process() and not _has_begun(path):
+            if is_main_process() and not _has_begun(path, config):
                 _remove(path)
             raise
 
@@ -82,10 +82,12 @@ def _remove(path: Path) -> None:
             (path / name).unlink()
 
 
-def _has_begun(path: Path) -> bool:
-    """Return whether there is a finished stage or a checkpoint of the Trainer, so that `--resume` saves work."""
-    stages = any(Run(path).stage(stage) for stage in STAGES)
-    return stages or any(path.glob("checkpoints/*/checkpoint-*/trainer_state.json"))
+def _has_begun(path: Path, config: FinetuneConfig) -> bool:
+    """Return whether there is a stage or a checkpoint of the Trainer to continue from; a copied model without scores is none."""
+    stages = [stage for stage in STAGES if (path / stage).is_dir()]
+    if stages == ["fp32"] and config.from_fp32:
+        return Run(path).stage("fp32") is not None
+    return bool(stages) or any(path.glob("checkpoints/*/checkpoint-*/trainer_state.json"))
 
 
 def _wait_for_everyone() -> None:

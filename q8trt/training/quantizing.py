@@ -10,12 +10,11 @@ from q8trt.models import load_tokenizer, local_folder, read_head
 from q8trt.quantization.recipe import load_recipe
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.tasks.data import DEFAULT_LENGTH
 from q8trt.tasks.data.windows import WindowSizes
 from q8trt.tasks.heads import Head, HeadKind
 
-#: Tokens of a text where neither an option nor the folder says it.
-_LENGTH = 128
-#: That of a kind of head whose texts are passages.
+#: Tokens of a text of a kind of head whose texts are passages, where neither an option nor the folder says it.
 _LENGTHS = {HeadKind.QUESTION_ANSWERING: WindowSizes().max_length, HeadKind.RERANKER: 512}
 #: Weight of the hidden states beside the logits, for a head of few outputs, whose logits say little of each layer.
 _HIDDEN_WEIGHT = 0.1
@@ -37,7 +36,7 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
     folder = local_folder(name)
     head = read_head(folder, config.kind, config.pooling)
     longest = int(load_tokenizer(folder).model_max_length)
-    length = config.max_seq_length or min(head.max_length or _LENGTHS.get(head.kind, _LENGTH), longest)
+    length = config.max_seq_length or min(head.max_length or _LENGTHS.get(head.kind, DEFAULT_LENGTH), longest)
     data = config.data(head=head, max_seq_length=length)
     say(f"model: {name}, {describe(head)}, {length} tokens at most")
     recipe = config.calibration.recipe or load_recipe(config.calibration.target.recipe)

@@ -13,13 +13,14 @@ from q8trt.tasks.data.batches import (
     tokenize,
 )
 from q8trt.tasks.data.examples import Examples, Features, TokenRows
-from q8trt.tasks.data.load import DataConfig, RunData, load_dev, load_examples, load_train
+from q8trt.tasks.data.load import DEFAULT_LENGTH, DataConfig, RunData, load_dev, load_examples, load_train
 from q8trt.tasks.data.record import DataRecord, record_splits
 from q8trt.tasks.data.sample import sample_examples
 from q8trt.tasks.data.tfrecord import read_tfrecord, write_tfrecord
 
 __all__ = [
     "DEFAULT_BUCKETS",
+    "DEFAULT_LENGTH",
     "Batch",
     "Collator",
     "DataConfig",

@@ -26,7 +26,7 @@ from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task
 from q8trt.tasks.heads import Head, HeadKind
 
 #: Tokens of an example where no option says it; a question has the windows of `WindowSizes`.
-LENGTH = 128
+DEFAULT_LENGTH = 128
 #: Tasks that are named after the head of their models.
 _NAMED = {canonical(kind): kind for kind in HeadKind if kind.per_token}
 
@@ -106,7 +106,7 @@ class DataConfig:
         task = self.resolved_task  # looked up here so that a wrong name fails at once
         if self.max_seq_length is None:
             is_question = task.head.kind is HeadKind.QUESTION_ANSWERING
-            object.__setattr__(self, "max_seq_length", WindowSizes().max_length if is_question else LENGTH)
+            object.__setattr__(self, "max_seq_length", WindowSizes().max_length if is_question else DEFAULT_LENGTH)
         self._check_custom()
         if self.sample and task.name != "STS-B":
             raise ConfigError(f"the built-in sample is sentence similarity: use --task STS-B, not {self.task}")
