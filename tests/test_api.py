@@ -198,7 +198,7 @@ def test_figures_of_training_are_printed_where_progress_is_on(
 
 
 def test_the_page_names_every_function() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "python.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"`(\w+)\(", page.partition("## Options")[0])) & {*q8trt.__all__}
     assert listed == {name for name in q8trt.__all__ if name.islower()}
 

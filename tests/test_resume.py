@@ -208,7 +208,7 @@ def test_resume_of_one_checkpoint_limit_goes_on_where_it_stopped(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a limit of 1 the Trainer likes to keep the best checkpoint only, which is not where the run stopped."""
-    monkeypatch.setattr(training, "compute_from_logits", lambda *_: {"pearson": next(falling)})
+    monkeypatch.setattr(training, "score", lambda *_: {"pearson": next(falling)})
     falling = iter([0.9, 0.8, 0.7, 0.6])
     limited = [*arguments, "--precision", "fp32", "--output_dir", "run", "--save_total_limit", "1"]
     with monkeypatch.context() as patch:
@@ -221,7 +221,7 @@ def test_resume_of_one_checkpoint_limit_goes_on_where_it_stopped(
 
 def test_moved_run_still_ends_with_its_best_checkpoint(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     falling = iter([0.9, 0.8, 0.7])
-    monkeypatch.setattr(training, "compute_from_logits", lambda *_: {"pearson": next(falling)})
+    monkeypatch.setattr(training, "score", lambda *_: {"pearson": next(falling)})
     with monkeypatch.context() as patch:
         interrupt_at(patch, "fp32", 6)
         assert run_command("finetune", [*arguments, "--precision", "fp32", "--output_dir", "run"]) == 130
@@ -425,14 +425,14 @@ def test_nothing_left_to_resume_is_said(
 def test_a_signal_during_an_evaluation_saves_right_after_it(
     arguments: list[str], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = training.compute_from_logits
+    original = training.score
 
     def compute(*args: Any) -> dict[str, float]:
         signal.raise_signal(signal.SIGTERM)
         return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "compute_from_logits", compute)
+        patch.setattr(training, "score", compute)
         assert run_command("finetune", [*arguments, "--precision", "fp32", "--output_dir", "run"]) == 143
     assert complete_checkpoints("run", "fp32") == [4]
     assert run_command("finetune", ["--resume", "run"]) == 0

@@ -394,7 +394,7 @@ def test_best_evaluation_between_checkpoints_is_kept(
         states.append(clone(stage.model))
         return {"pearson": next(scores)}
 
-    monkeypatch.setattr(training, "compute_from_logits", compute)
+    monkeypatch.setattr(training, "score", compute)
     result = train_stage(stage, STS_B, _Tokenizer, replace(QUICK, eval_steps=1))
     assert result.best_metric == values[2]
     final = stage.model.state_dict()
@@ -402,14 +402,14 @@ def test_best_evaluation_between_checkpoints_is_kept(
 
 
 def test_step_seconds_leave_evaluation_out(stage: TrainingStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, clock, skipped = training.compute_from_logits, time.perf_counter, [0]
+    original, clock, skipped = training.score, time.perf_counter, [0]
 
     def compute(*args: Any) -> dict[str, float]:
         skipped[0] += 10_000
         return original(*args)
 
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + skipped[0])
-    monkeypatch.setattr(training, "compute_from_logits", compute)
+    monkeypatch.setattr(training, "score", compute)
     result = train_stage(stage, STS_B, _Tokenizer, replace(QUICK, eval_steps=1))
     assert 0 < result.step_seconds_median <= result.step_seconds_mean * 2
     assert result.step_seconds_mean < 10_000
