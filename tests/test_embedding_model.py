@@ -195,7 +195,7 @@ def test_heads_of_folders_without_modules(tiny_checkpoint_of: Any, tmp_path: Pat
         ({"id2label": {"0": "a", "1": "a"}}, "has the label 'a' twice"),
         ({"id2label": {"0": "a", "1": " "}}, "the output 1 has no name that can be printed"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the outputs"),
-        ({"architectures": ["BertForTokenClassification"]}, "a head for token classification, which q8trt has not"),
+        ({"architectures": ["BertForMultipleChoice"]}, "a head for multiple choice, which q8trt has not"),
         ({"architectures": ["BertForMaskedLM"]}, "has no head"),
     ],
 )

@@ -427,7 +427,7 @@ def test_every_key_is_documented(on_gpu: Report) -> None:
     from q8trt.reporting.comparison import side_by_side
     from q8trt.reporting.stored import stored_report
 
-    text = (Path(__file__).parents[1] / "docs" / "benchmark-schema.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "reference" / "benchmark-schema.md").read_text(encoding="utf-8")
     times = LayerTimes(1, 128, 10, (LayerTime("gemm", 1.0),))
     measured = {"parity": Parity(0.1, 0.01, 4.0), "fp32_metrics": {"pearson": 0.87}, "layer_times": times}
     rows = [replace(row, **measured) for row in on_gpu.rows]

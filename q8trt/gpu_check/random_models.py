@@ -25,7 +25,7 @@ def random_model(name: str) -> Any:
     config = CONFIG_MAPPING[name.partition("-")[0]](**sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return AutoModelForSequenceClassification.from_config(config).eval()
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False).eval()
 
 
 def tiled_model(name: str) -> Any:
