@@ -130,7 +130,7 @@ OPTION_ERRORS = [
     ({"label_list": ("a", "b")}, "--label_list is for --task custom; the labels of STS-B are fixed"),
     ({"task": "custom", "train_file": "a", "label_list": ("a",)}, "task 'custom' needs two or more different labels"),
     ({"text_column_names": ("a", "b")}, "--text_column_names and --label_column_name need --train_file"),
-    ({"train_file": "a", "text_column_names": ("a",)}, "STS-B has 2 text columns, got 1"),
+    ({"train_file": "a", "text_column_names": ("a",)}, "STS-B has 2 text columns, and --text_column_names 1"),
     ({"train_file": "a", "text_column_names": ("a", "b", "c")}, "--text_column_names takes one or two columns, got 3"),
     (
         {"train_file": "a", "text_column_names": ("a", "a")},

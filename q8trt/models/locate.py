@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from q8trt.console.names import one_line
@@ -63,8 +64,13 @@ def short_name(name_or_path: str) -> str:
 
 def is_folder(name: str) -> bool:
     """Return whether `name` is a folder; a name that no file can have is none."""
+    return _holds(name, Path.is_dir)
+
+
+def _holds(name: str, test: Callable[[Path], bool]) -> bool:
+    """Return the answer of a test of a path; False for a name that no file can have."""
     try:
-        return Path(name).is_dir()
+        return test(Path(name))
     except (OSError, ValueError):  # too long a name, a NUL character
         return False
 
@@ -76,7 +82,7 @@ def only_local(name: str) -> bool:
 
 def unavailable(name: str, error: BaseException) -> CheckpointError:
     """Return the error for a model that a library could not load."""
-    if "\0" not in name and Path(name).is_file():
+    if _holds(name, Path.is_file):
         return CheckpointError(f"{name} is a file; expected the folder of a model")
     if "\0" not in name and os.path.lexists(name):
         return CheckpointError(f"{name} is not a usable checkpoint: {one_line(error)[:300]}")
