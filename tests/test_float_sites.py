@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import make_tokenizer
+from conftest import APART, ARCHITECTURES, make_tokenizer
 
 from q8trt import api
 from q8trt.errors import ConfigError
@@ -169,3 +169,12 @@ def test_a_recipe_says_it_and_is_read_back() -> None:
 def test_the_table_ends_with_what_stays_in_float() -> None:
     lines = trial_lines([Trial("mse", 0.5)], InFloat((OUTPUT,), 0.0125))
     assert lines[-1] == f"    0.0125  and in floating point: {', '.join(OUTPUT)}  <- kept"
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *APART])
+def test_each_quantizer_but_those_of_tables_belongs_to_an_operation(name: str, tiny_model: Callable[..., Any]) -> None:
+    """A site that is in no operation would stay in INT8 beside the others of its product."""
+    model = tiny_model(name)
+    insert_quantizers(model, load_recipe("full"))
+    keys = {key for operation in operations(model) for key in operation}
+    assert {key for key in set(model_quantizers(model)) - keys if not key.startswith("embeddings")} == set()

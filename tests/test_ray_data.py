@@ -16,7 +16,7 @@ from q8trt.errors import ConfigError, DataError
 from q8trt.inference import Engine
 from q8trt.inference.answers import LabelSet
 from q8trt.inference.files import ScoringConfig, score_file
-from q8trt.inference.ray_data import CHUNK_ROWS, EngineActor, score
+from q8trt.inference.ray_data import CHUNK_ROWS, EngineActor, chunked, score
 from q8trt.inference.tagging import Span
 from q8trt.tasks.heads import Embedding, Head, HeadKind
 from q8trt.tasks.spans import SpanAnswer
@@ -164,7 +164,7 @@ def ray() -> Iterator[Any]:
         ray.shutdown()
 
 
-def test_two_workers_answer_as_predict(tmp_path: Path, ray: Any) -> None:
+def test_two_workers_answer_as_predict(tmp_path: Path, ray: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The Parquet files are cut elsewhere than the chunks, and their rows come back in order."""
     engine, rows = write_real_engine(tmp_path / "engine", is_pair=False), texts(3 * CHUNK_ROWS + 100)
     (tmp_path / "rows").mkdir()
@@ -174,7 +174,23 @@ def test_two_workers_answer_as_predict(tmp_path: Path, ray: Any) -> None:
         )
     dataset = ray.data.read_parquet(str(tmp_path / "rows"))
     score(dataset, engine, workers=2, threads=1).write_parquet(str(tmp_path / "answers"))
-    answers = ray.data.read_parquet(str(tmp_path / "answers")).sort("id").take_all()
+    answers = sorted(parquet.read_table(tmp_path / "answers").to_pylist(), key=lambda row: row["id"])
     assert answers[7]["rejected"] == "column 'sentence' has no value"
     scores = {row["id"]: row["score"] for row in answers if row["rejected"] is None}
     assert scores == {row["id"]: row["score"] for row in predicted(tmp_path, engine, rows)}
+    caplog.clear()
+    with caplog.at_level("WARNING", "q8trt.inference.ray_data"):
+        score(dataset, engine, workers=4, threads=1)
+    assert caplog.messages == [
+        "the actors take 4 CPUs, and Ray has 4; reading needs one more: give fewer workers, a smaller num_cpus, or "
+        "ray.init(num_cpus=5)"
+    ]
+
+
+def test_chunks_do_not_depend_on_the_files(ray: Any) -> None:
+    """A batch, and with it the last digits of an answer, is made of the rows of one chunk."""
+    parts = [ray.data.range(size) for size in (300, 500, 1, 411)]
+    blocks = chunked(parts[0].union(*parts[1:])).map_batches(
+        lambda block: {"rows": [len(block["id"])], "first": [block["id"][0]]}, batch_size=None
+    )
+    assert [row["rows"] for row in blocks.take_all()] == [CHUNK_ROWS, CHUNK_ROWS, 1212 - 2 * CHUNK_ROWS]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-from q8trt.engine.manifest import Manifest
 from q8trt.errors import ConfigError, InputError, nearest
 from q8trt.inference.batching import Row
 from q8trt.inference.text import TextEncoder
-from q8trt.tasks.data.encoding import EncodingError
 from q8trt.tasks.data.question_windows import group_windows
 from q8trt.tasks.data.windows import LONGEST_TEXT, WindowEncoder, Windows, WindowSizes
 from q8trt.tasks.scoring import split_rows
@@ -48,14 +46,13 @@ class WindowedPairs:
 
     Args:
         text: the encoder of the engine, whose tokenizer is used.
-        manifest: the engine's.
 
     Attributes:
         question_length: tokens of a question, at most.
     """
 
-    def __init__(self, text: TextEncoder, manifest: Manifest) -> None:
-        self._text, self._inputs = text, manifest.inputs
+    def __init__(self, text: TextEncoder) -> None:
+        self._text = text
         self._encoder = WindowEncoder(text.tokenizer, WindowSizes(text.max_length), is_pair=True)
         self.question_length = self._encoder.question_length
 
@@ -71,11 +68,7 @@ class WindowedPairs:
 
     def encode(self, pairs: Sequence[Pair]) -> Windows:
         """Return the windows of pairs that `check` passed. Raises EngineError if the tokenizer fails."""
-        try:
-            windows = self._encoder.encode(pairs)
-        except EncodingError as error:
-            raise self._text.failure(error) from None
-        return windows if "token_type_ids" in self._inputs else replace(windows, token_type_ids=None)
+        return self._text.windows(self._encoder, pairs)
 
 
 def token_rows(windows: Windows) -> list[Row]:

@@ -77,9 +77,7 @@ class Engine(TokenMethods):
         self._text = TextEncoder(folder, manifest, limits.max_length)
         check_tokenizer(folder, manifest, self._text.tokenizer)
         check_model(folder, manifest, pool, limits, self._text.vocabulary)
-        self._questions = (
-            WindowedPairs(self._text, manifest) if manifest.head.kind is HeadKind.QUESTION_ANSWERING else None
-        )
+        self._questions = WindowedPairs(self._text) if manifest.head.kind is HeadKind.QUESTION_ANSWERING else None
         self._tagger = Tagger(self._text, manifest) if manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION else None
         self._model = BatchedModel(pool, manifest, limits, contexts)
         self._batcher = MicroBatcher(self._model.answers, max_batch, max_wait_ms, limits.batch_size)

@@ -142,19 +142,25 @@ def score(
     """
     if workers < 1:
         raise ConfigError(f"workers must be 1 or more, got {workers}")
+    from ray.data import ActorPoolStrategy
+
     cpus = num_cpus or options.get("threads") or 1
     _check_cpus(workers * cpus)
-    dataset.context.execution_options.preserve_order = True  # else the chunks, and so the batches, vary
-    chunks = dataset.repartition(target_num_rows_per_block=CHUNK_ROWS, strict=True)
-    return chunks.map_batches(
+    return chunked(dataset).map_batches(
         EngineActor,
         fn_constructor_kwargs={"engine": str(engine), **options},
         batch_size=None,  # a whole block
         batch_format="pyarrow",
-        concurrency=workers,
+        compute=ActorPoolStrategy(size=workers),
         num_cpus=cpus,
         num_gpus=num_gpus,
     )
+
+
+def chunked(dataset: Dataset) -> Dataset:
+    """Return `dataset` in blocks of `CHUNK_ROWS` rows, in its order, whatever its files: else batches, and last digits, vary."""
+    dataset.context.execution_options.preserve_order = True
+    return dataset.repartition(target_num_rows_per_block=CHUNK_ROWS, strict=True)
 
 
 def _check_cpus(cpus: float) -> None:

@@ -7,7 +7,7 @@ farthest from an edge.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from q8trt.engine.manifest import Manifest
 from q8trt.errors import ConfigError, InputError
 from q8trt.inference.text import TextEncoder
-from q8trt.tasks.data.encoding import EncodingError
 from q8trt.tasks.data.windows import LONGEST_TEXT, WindowEncoder, Windows, WindowSizes
 from q8trt.tasks.scoring import split_rows
 from q8trt.tasks.tags import OUTSIDE, has_entities, parse_tag
@@ -67,7 +66,7 @@ class Tagger:
 
     def __init__(self, text: TextEncoder, manifest: Manifest) -> None:
         self.labels = manifest.head.labels
-        self._text, self._inputs, self._tokenizer = text, manifest.inputs, text.tokenizer
+        self._text, self._tokenizer = text, text.tokenizer
         self._encoder = WindowEncoder(text.tokenizer, WindowSizes(text.max_length), is_pair=False)
         tokenizer = text.tokenizer
         self._prefix = getattr(tokenizer.model, "continuing_subword_prefix", None)
@@ -86,11 +85,7 @@ class Tagger:
 
     def windows(self, texts: Sequence[str]) -> Windows:
         """Return the windows of texts that `check` passed. Raises EngineError if the tokenizer fails."""
-        try:
-            windows = self._encoder.encode([(text,) for text in texts])
-        except EncodingError as error:
-            raise self._text.failure(error) from None
-        return windows if "token_type_ids" in self._inputs else replace(windows, token_type_ids=None)
+        return self._text.windows(self._encoder, [(text,) for text in texts])
 
     def spans(
         self, texts: Sequence[str], windows: Windows, logits: np.ndarray, aggregation: str = "first"

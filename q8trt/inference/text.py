@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from q8trt.files import MalformedError
 from q8trt.tasks.data import TokenRows
 from q8trt.tasks.data.encoding import Encoder, EncodingError, RoomError
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE, open_tokenizer, truncation_side
+from q8trt.tasks.data.windows import WindowEncoder, Windows
 
 Item = str | Sequence[str]
 """One example of an app: a text, or a pair of texts as a tuple or list of two."""
@@ -108,11 +109,19 @@ class TextEncoder:
         try:
             encoded = self._encoder.encode(rows)
         except EncodingError as error:
-            raise self.failure(error) from None
+            raise self._failure(error) from None
         types = encoded.type_ids if "token_type_ids" in self._inputs else None
         return Tokens(encoded.ids, types, encoded.truncated)
 
-    def failure(self, error: EncodingError) -> EngineError:
+    def windows(self, encoder: WindowEncoder, rows: Sequence[tuple[str, ...]]) -> Windows:
+        """Return the windows of rows that `check` passed, by an encoder of windows. Raises EngineError if the tokenizer fails."""
+        try:
+            windows = encoder.encode(rows)
+        except EncodingError as error:
+            raise self._failure(error) from None
+        return windows if "token_type_ids" in self._inputs else replace(windows, token_type_ids=None)
+
+    def _failure(self, error: EncodingError) -> EngineError:
         """Return the error of an engine whose tokenizer fails."""
         return EngineError(f"{self._folder / TOKENIZER_FILE} cannot encode a text: {error}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
@@ -21,7 +22,7 @@ _TEXTS = 256
 _TOKEN = "the logits of token"
 
 
-class TokenMethods:
+class TokenMethods(ABC):
     """The part of `Engine` that reads texts of any length, in windows."""
 
     _model: BatchedModel
@@ -136,17 +137,22 @@ class TokenMethods:
         self._count(windows.truncated)
         return windows
 
+    @abstractmethod
     def _check_head(self, method: str) -> None:
-        raise NotImplementedError
+        """Raise ConfigError if the model's head answers another method than `method`."""
 
+    @abstractmethod
     def _check_open(self) -> None:
-        raise NotImplementedError
+        """Raise ClosedError if the engine is closed."""
 
+    @abstractmethod
     def _checked(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
-        raise NotImplementedError
+        """Return the texts of each item. Raises InputError."""
 
+    @abstractmethod
     def _count(self, truncated: int) -> None:
-        raise NotImplementedError
+        """Add to the number of items that were cut."""
 
+    @abstractmethod
     def _finite(self, vectors: np.ndarray, name: str = "") -> np.ndarray:
-        raise NotImplementedError
+        """Return `vectors`. Raises BackendError if one of them is not finite; `name` and its number say which."""

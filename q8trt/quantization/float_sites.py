@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from q8trt.quantization.attention import BMM_SITES
 from q8trt.quantization.choice import Choice
 from q8trt.quantization.drift import all_answers, drift
 from q8trt.quantization.insertion import model_quantizers, set_quantization, weights_quantized_once
@@ -23,7 +24,7 @@ from q8trt.quantization.trial import InFloat
 #: The sites that one operation reads. The two products of an attention are one, because TensorRT fuses them.
 OPERATIONS = (
     ("qkv_input", "query.weight", "key.weight", "value.weight"),
-    ("bmm_q", "bmm_k", "softmax_out", "bmm_v"),
+    BMM_SITES,
     ("context", "attention_output.weight"),
     ("attention_residual.branch", "attention_residual.skip"),
     ("ffn_input", "ffn_intermediate.weight"),

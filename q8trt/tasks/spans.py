@@ -43,7 +43,7 @@ class SpanOptions:
 
 @dataclass(frozen=True)
 class WindowLogits:
-    """What a model says of one window.
+    """The logits of one window.
 
     Attributes:
         start: (T,) float32, for each token of the text its logit as the first one of the answer.
