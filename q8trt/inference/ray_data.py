@@ -46,6 +46,8 @@ class EngineActor:
         device: "cuda" or "cpu"; None for the GPU if there is one, else the CPU.
         batch_size: most rows in a batch of the model.
         threads: threads within an operator on the CPU; None for the runtime's own choice.
+        contexts: batches that run at the same time. With 1, an actor keeps to `threads` CPUs; with 2, a GPU does not wait for
+            the next batch.
         threshold: of a multi-label classifier, see `Engine.predict`; None for 0.5.
         null_score_diff_threshold: of question answering, see `Engine.answer`; None for an answer to each question.
 
@@ -61,10 +63,11 @@ class EngineActor:
         device: str | None = None,
         batch_size: int = 32,
         threads: int | None = None,
+        contexts: int = 1,
         threshold: float | None = None,
         null_score_diff_threshold: float | None = None,
     ) -> None:
-        self.engine = Engine.load(engine, device=device, batch_size=batch_size, threads=threads)
+        self.engine = Engine.load(engine, device=device, batch_size=batch_size, threads=threads, contexts=contexts)
         embeds = self.engine.manifest.head.embedding is not None
         self._config = ScoringConfig(
             Path("rows.jsonl"), Path("answers.parquet" if embeds else "answers.jsonl"),
@@ -133,9 +136,9 @@ def score(
         dataset: rows with the text columns.
         engine: the engine folder, under a path that exists on each node.
         workers: actors, each with an engine of its own.
-        num_cpus: CPUs that Ray reserves for an actor; None for `threads`, or 1.
+        num_cpus: CPUs that Ray reserves for an actor; None for `threads` times `contexts`, where None counts as 1.
         num_gpus: GPUs that Ray reserves for an actor, such as 1; None for no GPU.
-        options: other arguments of `EngineActor`.
+        options: other arguments of `EngineActor`; `contexts` is 2 where `num_gpus` is given, else 1.
 
     Raises:
         ConfigError: `workers` is below 1.
@@ -144,7 +147,8 @@ def score(
         raise ConfigError(f"workers must be 1 or more, got {workers}")
     from ray.data import ActorPoolStrategy
 
-    cpus = num_cpus or options.get("threads") or 1
+    options.setdefault("contexts", 2 if num_gpus else 1)
+    cpus = num_cpus or (options.get("threads") or 1) * options["contexts"]
     _check_cpus(workers * cpus)
     return chunked(dataset).map_batches(
         EngineActor,

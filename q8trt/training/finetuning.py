@@ -275,8 +275,10 @@ class Finetuning:
 
         options = self.config.training
         self._announce("int8", f"{_epochs(options.qat_epochs)} of quantization-aware training")
-        config = replace(self.config, recipe=recipe.qat_start or recipe)
-        if recipe.qat_start is not None:
+        # Ranges that clip suit training on labels. To stay close to the float model, start from those that drifted least.
+        start = recipe.qat_start if options.label_loss_weight else None
+        config = replace(self.config, recipe=start or recipe)
+        if start is not None:
             quantized, _ = quantize(fp32, config, self.inputs)
         set_seed(options.seed)
         if options.qat_dropout is not None:

@@ -45,6 +45,7 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
         applied["training"] = replace(
             applied["training"],
             qat_epochs=config.distill,
+            qat_dropout=0.0,  # the teacher has none, and what dropout takes away cannot be learned from it
             label_loss_weight=0.0,
             distillation_weight=1.0,
             hidden_loss_weight=0.0 if head.kind is HeadKind.EMBEDDING else _HIDDEN_WEIGHT,
