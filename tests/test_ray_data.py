@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,45 @@ def test_options_of_another_head_are_refused(monkeypatch: pytest.MonkeyPatch) ->
             EngineActor("engine", **{option: 0.5})(pyarrow.table({"sentence": ["cat"]}))
     with pytest.raises(ConfigError, match="--threshold 2, expected 0 to 1"):
         EngineActor("engine", threshold=2)
+
+
+class Recorder:
+    """A data set that holds the arguments of `map_batches`."""
+
+    def __init__(self) -> None:
+        self.context = SimpleNamespace(execution_options=SimpleNamespace(preserve_order=False))
+        self.arguments: dict[str, Any] = {}
+
+    def repartition(self, **_: Any) -> Recorder:
+        return self
+
+    def map_batches(self, _: Any, **arguments: Any) -> None:
+        self.arguments = arguments
+
+
+@pytest.mark.parametrize(
+    "options, contexts, cpus",
+    [
+        ({}, 1, 1),
+        ({"threads": 3}, 1, 3),
+        ({"threads": 3, "contexts": 2}, 2, 6),
+        ({"num_gpus": 1}, 2, 1),
+        ({"threads": 3, "num_cpus": 2}, 1, 2),
+    ],
+)
+def test_an_actor_keeps_to_the_cpus_that_ray_reserves(options: dict[str, Any], contexts: int, cpus: int) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'ray[data]'")
+    dataset = Recorder()
+    score(dataset, "engine", **options)  # type: ignore[arg-type]
+    assert dataset.arguments["num_cpus"] == cpus
+    assert dataset.arguments["fn_constructor_kwargs"]["contexts"] == contexts
+
+
+def test_an_actor_opens_one_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments: dict[str, Any] = {}
+    monkeypatch.setattr(Engine, "load", lambda *_, **given: arguments.update(given) or HeadOf(EMBEDDING, False, None))
+    EngineActor("engine", threads=1)
+    assert (arguments["threads"], arguments["contexts"]) == (1, 1)
 
 
 def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:

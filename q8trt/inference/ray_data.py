@@ -136,7 +136,7 @@ def score(
         dataset: rows with the text columns.
         engine: the engine folder, under a path that exists on each node.
         workers: actors, each with an engine of its own.
-        num_cpus: CPUs that Ray reserves for an actor; None for `threads` times `contexts`, where None counts as 1.
+        num_cpus: CPUs that Ray reserves for an actor; None for `threads`, or 1, and on the CPU times `contexts`.
         num_gpus: GPUs that Ray reserves for an actor, such as 1; None for no GPU.
         options: other arguments of `EngineActor`; `contexts` is 2 where `num_gpus` is given, else 1.
 
@@ -148,7 +148,7 @@ def score(
     from ray.data import ActorPoolStrategy
 
     options.setdefault("contexts", 2 if num_gpus else 1)
-    cpus = num_cpus or (options.get("threads") or 1) * options["contexts"]
+    cpus = num_cpus or (options.get("threads") or 1) * (1 if num_gpus else options["contexts"])
     _check_cpus(workers * cpus)
     return chunked(dataset).map_batches(
         EngineActor,
