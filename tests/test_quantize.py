@@ -52,6 +52,21 @@ def test_an_embedding_model_without_labels(texts: Path, tmp_path: Path) -> None:
     assert not np.array_equal(before.detach(), after.detach())
 
 
+def test_distillation_without_labels_starts_from_what_drifted_least(texts: Path, tmp_path: Path) -> None:
+    """Ranges that clip, and dropout, would take the model away from the teacher that it is to stay close to."""
+    folder = write_embedding_folder(tmp_path / "model")
+    run = q8trt.quantize(
+        folder, texts=texts, distill=0.5, output_dir=tmp_path / "run", **{**OPTIONS, "recipe": "gpu"}
+    ).run
+    assert config_of_run(run).recipe.qat_start is not None
+    assert config_of_run(run).training.qat_dropout == 0
+    before, after = (load_quantized(run.path / stage)[0].state_dict() for stage in ("ptq", "int8"))
+    ranges = [name for name in before if name.endswith("_amax") and "weight" not in name]
+    assert len(ranges) > 10
+    for name in ranges:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
 def test_labels_of_an_embedding_model_are_similarities(texts: Path, tmp_path: Path) -> None:
     folder = write_embedding_folder(tmp_path / "model")
     rows = [f"{a},{b},{number % 6}" for number, (a, b) in enumerate(itertools.pairwise(TEXTS))]

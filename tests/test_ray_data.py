@@ -158,7 +158,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize(
-    "options, contexts, cpus",
+    ("options", "contexts", "cpus"),
     [
         ({}, 1, 1),
         ({"threads": 3}, 1, 3),
