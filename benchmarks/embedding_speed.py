@@ -128,6 +128,21 @@ def read_texts(path: str) -> list[str]:
     return [*rows.first, *(rows.second or ())]
 
 
+def versions(python: str) -> dict[str, str]:
+    """Return the versions of what sentence-transformers needs, as far as an interpreter has it."""
+    code = """if True:
+        import importlib.metadata, json
+        versions = {}
+        for name in ("sentence-transformers", "transformers", "optimum-onnx", "onnxruntime", "torch"):
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                pass
+        print(json.dumps(versions))
+    """
+    return dict(json.loads(subprocess.check_output([python, "-c", code], text=True)))
+
+
 def main() -> None:
     """Time all contenders and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,6 +198,7 @@ def main() -> None:
     if options.name:
         figures = {
             "texts": len(texts), "batch_size": BATCH_SIZE, "threads": options.threads, "rows": rows,
+            "versions_of_sentence_transformers": versions(options.st_python),
             "includes": "tokenizer, model and pooling; rounds interleaved, median", "provenance": provenance(sys.argv),
         }  # fmt: skip
         files.write_json(RESULTS / f"{options.name}.json", figures)
