@@ -291,7 +291,8 @@ def build_engine(
         config = take(BuildConfig, build, options) or BuildConfig()
         precision = None if precision is None else Precision.parse(precision)
         target = None if target is None else Target.parse(target)
-        checkpoint = run_of_folder(_run_path(run, runs_dir), precision, os.fspath(runs_dir), _silent, words)
+        path = _run_path(run, runs_dir)
+        checkpoint = run_of_folder(path, precision, os.fspath(runs_dir), _silent, words, output_dir, overwrite)
         source = find_source(precision, checkpoint, os.fspath(runs_dir), stage, target)
         if shapes or build is None:
             config = replace(config, profiles=(shapes or ShapeOptions()).profiles(source.config.data.max_seq_length))

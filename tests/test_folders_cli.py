@@ -315,3 +315,62 @@ def test_a_damaged_run_blocks_no_command(
     err = capsys.readouterr().err.splitlines()
     assert err[0].startswith("skipping a run: runs/damaged/run.json is damaged: ")
     assert err[1].startswith("finetune: error: no unfinished run under runs/; start one: ")
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("models/mine", "is the model's own folder; give a folder apart from it"),
+        ("link", "is the model's own folder"),
+        ("models/mine/new", "is inside the model"),
+        ("link/new/run", "is inside the model"),
+        ("models", "holds the model"),
+        ("up", "holds the model"),
+    ],
+)
+@pytest.mark.parametrize("model", ["models/mine", "link"])
+def test_no_output_is_the_folder_of_a_model_or_inside_it_or_around_it(
+    model: str, output: str, says: str, tiny_checkpoint: Path, options: list[str], tmp_path: Path, refused: Refused
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "models" / "mine")
+    (tmp_path / "link").symlink_to("models/mine")
+    (tmp_path / "up").symlink_to("models")
+    before = contents(tmp_path)
+    finetune = ["finetune", *options, "--output_dir", output]
+    task = options[: options.index("--model_name_or_path")]
+    assert says in refused("quantize", model, "--output_dir", output)
+    assert says in refused(*finetune, "--model_name_or_path", model)
+    assert says in refused(*finetune, "--from_fp32", model)
+    assert says in refused(*finetune, "--teacher_model_name_or_path", model)
+    assert says in refused("calibrate", *task, "--model_name_or_path", model, "--output_dir", output)
+    build = ["build-engine", "--checkpoint", model, "--fp32"]
+    if "holds" in says:  # runs and reports beside a model are usual
+        assert "is not replaced: it holds 'mine'" in refused(*build, "--output_dir", output)
+    else:
+        sensitivity = ["calibrate", "--sensitivity", *task, "--model_name_or_path", model]
+        assert says in refused(*build, "--output_dir", output)
+        assert says in refused(*sensitivity, "--output_dir", output)
+        for words in (["quantize", model], build, [*finetune[:-2], "--model_name_or_path", model]):
+            assert f"--runs_dir {output} {says}" in refused(*words, "--runs_dir", output)
+    assert contents(tmp_path) == before
+
+
+def test_quantize_replaces_no_report_and_no_engine_of_the_users(
+    tiny_checkpoint: Path, tmp_path: Path, refused: Refused
+) -> None:
+    for name, says in (("benchmark.html", "benchmark.html exists already"), ("engine-ptq/notes", "holds 'engine-ptq'")):
+        path = tmp_path / name.replace("/", "-") / name
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+        output = path.relative_to(tmp_path).parts[0]
+        assert says in refused("quantize", str(tiny_checkpoint), "--output_dir", output)
+        assert path.read_text() == "mine"
+
+
+def test_build_engine_makes_no_run_for_a_folder_that_it_may_not_write(
+    tiny_checkpoint: Path, tmp_path: Path, refused: Refused
+) -> None:
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "thesis.tex").write_text("mine")
+    line = refused("build-engine", "--checkpoint", str(tiny_checkpoint), "--fp32", "--output_dir", "documents")
+    assert "is not replaced: it holds 'thesis.tex'" in line

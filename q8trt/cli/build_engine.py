@@ -122,7 +122,15 @@ def run(argv: list[str]) -> int:
     from q8trt.deployment.source import find_source
 
     target, precision = None if options.target is None else Target.parse(options.target), options.flags.precision
-    checkpoint = run_of_folder(options.checkpoint, precision, options.runs_dir, say, ["build_engine.py", *argv])
+    checkpoint = run_of_folder(
+        options.checkpoint,
+        precision,
+        options.runs_dir,
+        say,
+        ["build_engine.py", *argv],
+        options.output_dir,
+        options.overwrite,
+    )
     source = find_source(precision, checkpoint, options.runs_dir, options.stage, target)
     length = source.config.data.max_seq_length
     options.shapes.profiles(length)  # what makes no profile is refused before a checkpoint is read

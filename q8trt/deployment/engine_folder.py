@@ -201,7 +201,13 @@ def check_output(source: Source, output_dir: str | Path | None, overwrite: bool 
     if output_dir is None or Path(output_dir).resolve() == default.resolve():
         hint = "move that away, or build elsewhere with --output_dir"
         return files.replaceable_folder(default, ENGINE_FOLDER, overwrite=True, option="the engine folder", hint=hint)
+    return check_engine_output(output_dir, source.checkpoint, overwrite)
+
+
+def check_engine_output(output_dir: str | Path, checkpoint: Path, overwrite: bool = False) -> Path:
+    """Return where an engine folder outside of its run's default is written, links resolved; raises as `check_output`."""
     check_outside_checkpoints(output_dir)
+    files.check_apart(output_dir, [checkpoint], holds=True)  # a folder that holds it is not replaced in any case
     return files.replaceable_folder(output_dir, ENGINE_FOLDER, overwrite=overwrite)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from q8trt.console.commands import command as command_line
 from q8trt.console.progress import phases
-from q8trt.deployment.engine_folder import build_engine
+from q8trt.deployment.engine_folder import build_engine, check_engine_output
 from q8trt.deployment.source import find_source
 from q8trt.engine.backend import find_backend
 from q8trt.engine.config import BuildConfig
@@ -22,7 +22,7 @@ from q8trt.evaluation.data import data_config
 from q8trt.hardware.provenance import provenance
 from q8trt.models import load_config, positions
 from q8trt.quantization.precision import Precision
-from q8trt.reporting.report import write_report
+from q8trt.reporting.report import check_files, write_report
 from q8trt.runs.quantize_config import QuantizeConfig
 from q8trt.runs.run import RUN_FILE, STAGES
 from q8trt.runtime.timing.config import TimingConfig
@@ -81,6 +81,8 @@ def quantize_model(
     """
     if build is not None:
         find_backend(build.backend)
+        if output_dir is not None:
+            _check_room(Path(output_dir))
     chosen = quantization_of(model, config, say)
     if config.texts is None:
         say("texts: the built-in sentences, because --texts names no file; texts of your own calibrate better")
@@ -104,6 +106,15 @@ def quantize_model(
     return QuantizedModel(run, tuple(folders), report)
 
 
+def _check_room(folder: Path) -> None:
+    """Check that engines and the report replace nothing in the folder of the run."""
+    check_files(folder / "benchmark")
+    if engine := next(folder.glob("engine*"), None):
+        raise ConfigError(
+            f"--output_dir {folder} holds {engine.name!r} already, which may be in the way of an engine; give a new folder"
+        )
+
+
 def _build(run: Run, precision: Precision, config: BuildConfig) -> Path:
     source = find_source(precision, str(run.path), "")
     with phases(f"Building {precision}") as on_progress:
@@ -116,6 +127,8 @@ def run_of_folder(
     runs_dir: str,
     say: Callable[[str], object],
     command: Sequence[str],
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
 ) -> str | None:
     """Return `checkpoint`; for a float model's folder from elsewhere, the path of a new run that holds it.
 
@@ -125,9 +138,10 @@ def run_of_folder(
         runs_dir: where the new run is made.
         say: function that takes each line that says what is done.
         command: words of the command line, for the record.
+        output_dir, overwrite: the engine folder, if it is not the run's, and whether it replaces an older engine.
 
     Raises:
-        ConfigError: an INT8 engine is asked for, and the model is not quantized.
+        ConfigError: an INT8 engine is asked for, and the model is not quantized; or the engine folder is not to be written.
         CheckpointError: the model cannot be read, or has no head that q8trt has.
     """
     path = Path(checkpoint) if checkpoint else None
@@ -139,5 +153,7 @@ def run_of_folder(
         raise ConfigError(
             f"{path} is a model in floating point; quantize it: {command_line('quantize', path)}; or give --fp16 or --fp32"
         )
+    if output_dir is not None:
+        check_engine_output(output_dir, path, overwrite)
     config = replace(quantization_of(path, QuantizeConfig(), say), precision=Precision.FP32)
     return str(execute(config, say, command, None, runs_dir).path)

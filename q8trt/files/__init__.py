@@ -31,6 +31,7 @@ from q8trt.files.decoding import (
 from q8trt.files.locks import exclusive
 from q8trt.files.ownership import (
     FolderKind,
+    check_apart,
     check_folder,
     check_report,
     json_with,
@@ -48,6 +49,7 @@ __all__ = [
     "MalformedError",
     "atomic_file",
     "atomic_folder",
+    "check_apart",
     "check_folder",
     "check_report",
     "decode",

@@ -8,7 +8,7 @@ work whose result it makes room for.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -64,6 +64,33 @@ def _obstacle(folder: Path) -> str | None:
     if not nearest.is_dir():
         return f"{nearest} is a file"
     return None if os.access(nearest, os.W_OK | os.X_OK) else f"no permission for {nearest}"
+
+
+def check_apart(
+    path: str | Path, models: Iterable[str | Path], option: str = "--output_dir", *, holds: bool = False
+) -> None:
+    """Raise ConfigError where the folder `path` is the folder of a model that is read, or is inside it, links resolved.
+
+    Args:
+        path: the output. It need not exist yet.
+        models: the models; those that are no folders are passed over.
+        option: names the output in errors.
+        holds: whether the output may hold a model's folder.
+    """
+    target = resolved(path, option)
+    for model in models:
+        if not os.path.isdir(model):  # noqa: PTH112 - False, where Path.is_dir raises for a name that no file can have
+            continue
+        folder = Path(model).resolve()
+        if target == folder:
+            relation = "is the model's own folder"
+        elif folder in target.parents:
+            relation = f"is inside the model {model}"
+        elif target in folder.parents and not holds:
+            relation = f"holds the model {model}"
+        else:
+            continue
+        raise ConfigError(f"{option} {path} {relation}; give a folder apart from it, such as runs/NAME")
 
 
 def new_folder(path: str | Path, option: str = "--output_dir") -> Path:

@@ -115,6 +115,11 @@ class FinetuneConfig:
         models: Any = {n: change(path) for n, path in named.items() if Path(path).is_absolute() or _exists(path)}
         return replace(self, data=replace(self.data, **data), **models)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The folders, or names on the hub, of the models that a run reads."""
+        return tuple(str(path) for name in _MODEL_PATHS if (path := getattr(self, name)))
+
     def absolute(self) -> FinetuneConfig:
         """Return the configuration with absolute paths, which mean the same in every working folder."""
         return self.with_paths(lambda path: str(Path(path).absolute()))

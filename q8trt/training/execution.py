@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from q8trt import files
 from q8trt.console.options import from_values
 from q8trt.console.progress import is_main_process
 from q8trt.errors import ConfigError
@@ -131,8 +132,8 @@ def execute(
     with contextlib.ExitStack() as stack:
         if unfinished:
             stack.enter_context(sole_writer(unfinished.path))
-        elif output_dir and is_main_process():
-            check_new_run(output_dir)
+        elif is_main_process():
+            _check_place(config, output_dir, runs_dir)
         inputs = load_inputs(config)
         lines = recipe_lines(config) if config.precision.is_quantized else []
         run = unfinished
@@ -151,6 +152,15 @@ def execute(
             say(inputs.data.columns_line())
         Finetuning(config, run, inputs, say, resume=unfinished is not None).execute()
     return run
+
+
+def _check_place(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> None:
+    """Check that the folder of a new run replaces nothing and is apart from the models that the run reads."""
+    if output_dir:
+        files.check_apart(output_dir, config.models)
+        check_new_run(output_dir)
+    else:
+        files.check_apart(runs_dir, config.models, "--runs_dir", holds=True)
 
 
 def _new_folder(config: FinetuneConfig, runs_dir: str | Path, prefix: str) -> str:

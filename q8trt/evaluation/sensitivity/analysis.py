@@ -11,7 +11,7 @@ from q8trt.evaluation.config import SensitivityConfig
 from q8trt.evaluation.sensitivity.result import PLOT_FILE, write_result
 from q8trt.evaluation.sensitivity.scoring import PARTIAL_FILE, RESULT_FILE, Sensitivity, measure
 from q8trt.evaluation.sensitivity.search import Placement, meet, recipe_text
-from q8trt.files import check_report, writable_file, write_text
+from q8trt.files import check_apart, check_report, writable_file, write_text
 from q8trt.hardware.provenance import provenance
 from q8trt.models.checkpoints import load_finetuned
 from q8trt.reporting.head import device_of
@@ -63,9 +63,10 @@ def analyze(
     """
     if bound.write_recipe:
         writable_file(bound.write_recipe, "--write_recipe", overwrite=bound.overwrite)
+    folder = _folder(config, output_dir, runs_dir)
+    check_apart(folder, config.models, "--output_dir" if output_dir else "--runs_dir", holds=True)
     inputs = load_inputs(config)
     say("\n".join(recipe_lines(config)))
-    folder = _folder(config, output_dir, runs_dir)
     _check_files(folder)  # before the lock, which makes folders, and once more when nobody else writes
     with sole_writer(folder):
         _check_files(folder)
