@@ -1,10 +1,10 @@
-"""q8trt takes a BERT checkpoint to an INT8 TensorRT engine and measures the result.
+"""q8trt turns a BERT checkpoint into an INT8 TensorRT engine and measures the result.
 
     run = q8trt.finetune(task="STS-B", model_name_or_path="minilm", data_dir="glue")
     engine_dir = q8trt.build_engine(run)
     report = q8trt.benchmark(engine_dir)
 
-An app needs two lines, and of the installed packages numpy, tokenizers, msgspec and one backend::
+An app needs two lines. It needs only the packages numpy, tokenizers, msgspec and those of one backend::
 
     engine = q8trt.Engine.load("runs/sts-b/engine")
     engine.predict([("A plane is taking off.", "An air plane is taking off.")])

@@ -5,16 +5,16 @@
     report = q8trt.benchmark(engine_dir)
     engine = q8trt.Engine.load(engine_dir)
 
-Keyword arguments have the names of the commands' options; `config` takes the dataclass that holds them in their place. The
-functions print nothing. Parameters that several of them have:
+Keyword arguments have the names of the commands' options. `config` takes the dataclass that holds these options instead. The
+functions print nothing. Several functions have these parameters:
 
-    runs_dir: folder of runs, where new ones are made and the newest one is looked for.
-    progress: True shows bars on stderr where it is a terminal; a function is called with (description, done, total).
-    on_message: function that is called with each line that says what is done, such as `print`.
-    command: words of the command line to record in place of the call.
+    runs_dir: folder for new runs, in which the newest run is also looked up.
+    progress: True shows progress bars on stderr if it is a terminal; a function receives (description, done, total).
+    on_message: function that receives each message about progress, such as `print`.
+    command: words of the command line to record instead of the call.
 
-Raises, in all of them:
-    Q8TRTError: what the caller can put right, in one line; a `MissingPackageError` names the command that installs it.
+All functions raise:
+    Q8TRTError: an error that the caller can fix, in one line; a `MissingPackageError` has the command that installs it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _Messages = Callable[[str], object]
 
 @contextlib.contextmanager
 def _session(progress: bool | Display) -> Iterator[None]:
-    """Run a call with its progress, without standing warnings, and with an error that names the command for what is missing."""
+    """Show progress, silence library warnings, and turn a missing package into an error that names the command to install it."""
     with warnings.catch_warnings(), shown_by(progress):
         quiet_libraries()
         try:
@@ -93,12 +93,12 @@ def finetune(
 ) -> Run:
     """Fine-tune in FP32, calibrate, and fine-tune with quantizers (QAT).
 
-    Where q8trt has settings for the model and the task, they take the place of the defaults of options that are left out.
+    If q8trt has settings for the model and the task, they replace the defaults of the options that are not given.
 
     Args:
-        config: all options of the run, in place of keywords; used as it is, without settings.
+        config: all options of the run, instead of keywords; settings do not apply to it.
         output_dir: folder of the run; default: a new one in `runs_dir`.
-        resume: run to continue, as it was configured; "newest" for the newest unfinished one.
+        resume: the unfinished run to continue with its own options; "newest" for the newest one.
         **options: fields of `FinetuneConfig`, `TrainingConfig` and `DataConfig`: task, model_name_or_path, recipe ...
 
     Returns:
@@ -119,7 +119,7 @@ def finetune(
                     say(line)
             return execute(chosen, say, words, output_dir, runs_dir)
         if config or options or output_dir:
-            raise ConfigError("resume continues a run as it was configured; leave the other options out")
+            raise ConfigError("resume continues a run with its own options; leave all other options out")
         run = unfinished_run(resume, runs_dir)
         stored = config_of_run(run, "restore them to go on with this run, or start a new one")
         return execute(stored, say, words, unfinished=run)
@@ -140,9 +140,10 @@ def calibrate(
     """Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ).
 
     Args:
-        model_name_or_path: the checkpoint, or the run that holds it, whose data are then the default; default: the newest run's.
-        config: all options of the calibration, in place of keywords.
-        data: the rows to calibrate and score on, in place of keywords.
+        model_name_or_path: the checkpoint, or the run that holds it; default: the newest run's. The data of that run are
+            the default for `data`.
+        config: all options of the calibration, instead of keywords.
+        data: the rows to calibrate and score on, instead of keywords.
         output_dir: folder of the new run; default: one in `runs_dir`.
         **options: fields of `CalibrationConfig` and `DataConfig`: recipe, calibration_samples, task, data_dir ...
 
@@ -172,22 +173,23 @@ def sensitivity(
     command: Sequence[str] = (),
     **options: Any,
 ) -> Analysis:
-    """Score what quantizing each site, and each layer, of a fine-tuned FP32 checkpoint alone costs, with labels or without.
+    """Measure the cost of quantizing each site alone, and each layer alone, with labels or without.
 
-    Scores of an interrupted call are taken over by the next one. With `max_drop` and `write_recipe`, the most harmful sites
-    are left in float and the recipe is written.
+    After an interruption, the next call reuses the scores. With `max_drop` and `write_recipe`, the function leaves the most
+    harmful sites in floating point and writes that recipe.
 
     Args:
-        model_name_or_path: the checkpoint, or the run that holds it, whose data are then the default; default: the newest run's.
-        config: the options of the analysis, in place of keywords.
-        calibration: the options of the calibration, in place of keywords; the default recipe is the run's, or the target's
-            for a checkpoint that is in no run.
-        data: the rows, in place of keywords.
+        model_name_or_path: the checkpoint, or the run that holds it; default: the newest run's. The data of that run are
+            the default for `data`.
+        config: the options of the analysis, instead of keywords.
+        calibration: the options of the calibration, instead of keywords; the default recipe is the run's. For a checkpoint
+            outside a run it is the target's.
+        data: the rows, instead of keywords.
         output_dir: folder of sensitivity.json and sensitivity.png; default: the checkpoint's run.
         **options: fields of `SensitivityConfig`, `CalibrationConfig` and `DataConfig`.
 
     Returns:
-        the costs, the files that hold them and the placement that keeps the bound.
+        the costs, the files that hold them, and the placement that keeps the bound.
     """
     with _session(progress):
         say, words = on_message or _silent, _words(command, "sensitivity", options)
@@ -220,19 +222,19 @@ def quantize(
     command: Sequence[str] = (),
     **options: Any,
 ) -> QuantizedModel:
-    """Quantize a fine-tuned model of one's own, with labels or without: a run, its engines, and a report.
+    """Quantize your own fine-tuned model, with labels or without, and make a run, its engines and a report.
 
     Args:
         model_name_or_path: a folder of Hugging Face or sentence-transformers, a hub name, or "minilm".
-        config: all options of the quantization, in place of keywords.
-        build: the options of the builder, in place of keywords.
-        shapes: the options of the profiles, in place of keywords.
-        build_engines: False ends with the calibrated, or trained, checkpoint.
+        config: all options of the quantization, instead of keywords.
+        build: the options of the builder, instead of keywords.
+        shapes: the options of the profiles, instead of keywords.
+        build_engines: False stops after the calibrated or trained checkpoint.
         output_dir: folder of the new run; default: one in `runs_dir`.
         **options: fields of `QuantizeConfig`, `ShapeOptions` and `BuildConfig`: texts, validation_file, distill, target ...
 
     Returns:
-        the run, its engine folders and the report; a path of the run for functions that take one.
+        the run, its engine folders and the report. The object is also a path of the run (`os.PathLike`).
     """
     with _session(progress):
         from q8trt.deployment.quantizing import quantize_model
@@ -265,15 +267,15 @@ def build_engine(
 
     Args:
         run: the run, its folder, its name in `runs_dir`, or a checkpoint folder in it; default: the newest run. At "fp16" or
-            "fp32" also a fine-tuned model's folder, of which a run is made.
+            "fp32" also the folder of a fine-tuned model, for which a run is made.
         precision: "fp32", "fp16", "int8" (FP32 elsewhere) or "int8+fp16"; default: the target's INT8 precision.
         target: "gpu" or "cpu", for the defaults of `precision` and `fuse_qkv`; default: the run's.
         stage: checkpoint of the run: "fp32", "ptq" or "int8"; default: the best that fits.
-        build: the options of the builder, in place of keywords.
-        shapes: the options of the profiles, in place of keywords.
-        export: the options of the export, in place of keywords.
+        build: the options of the builder, instead of keywords.
+        shapes: the options of the profiles, instead of keywords.
+        export: the options of the export, instead of keywords.
         output_dir: the engine folder; default: `engine`, or `engine-<stage and precision>`, in the run.
-        overwrite: replace an engine that is in `output_dir`; the default folder is replaced without this.
+        overwrite: replace an engine in `output_dir`; the default folder is replaced without this argument.
         verify_deterministic: build twice, and note in the manifest whether the plans are the same.
         **options: fields of `ShapeOptions`, `ExportOptions` and `BuildConfig`: buckets, fuse_qkv, backend, sm ...
 
@@ -322,9 +324,9 @@ def benchmark(
     """Score engines on the development set and time them side by side.
 
     Args:
-        *engines: engine folders; without any, those of the run whose engine is the newest.
-        config: the options of the benchmark, in place of keywords.
-        data: the rows to score on, in place of keywords; default: the run's.
+        *engines: engine folders; default: those of the run with the newest engine.
+        config: the options of the benchmark, instead of keywords.
+        data: the rows to score on, instead of keywords; default: the run's.
         output_dir: folder of the report's JSON, Markdown and HTML files; None writes none.
         name: stem of these files.
         **options: fields of `BenchmarkConfig` and `DataConfig`: backend, shapes, accuracy, task, data_dir ...
@@ -362,16 +364,16 @@ def parity(
     progress: bool | Display = False,
     **options: Any,
 ) -> list[EngineParity]:
-    """Compare the stages from the FP32 model to each engine, and name the first layer where two of them part.
+    """Compare the stages from the FP32 model to each engine, and name the first layer in which two stages differ.
 
     Args:
-        *engines: engine folders; without any, those of the run whose engine is the newest.
-        config: the options of the comparison, in place of keywords.
-        data: the rows, in place of keywords; default: the run's.
+        *engines: engine folders; default: those of the run with the newest engine.
+        config: the options of the comparison, instead of keywords.
+        data: the rows, instead of keywords; default: the run's.
         **options: fields of `ParityConfig` and `DataConfig`: samples, tolerance, task, data_dir ...
 
     Returns:
-        one result for each engine; `agrees` says whether its stages agree.
+        one result for each engine; `agrees` is True if its stages agree.
     """
     with _session(progress):
         from q8trt.engine.folder import find_engines
@@ -397,17 +399,17 @@ def predict(
     on_progress: Callable[[JobProgress], None] | None = None,
     **options: Any,
 ) -> Summary:
-    """Score every row of a file; a job that was interrupted continues.
+    """Score every row of a file, or continue an interrupted job.
 
     Args:
         engine: an engine folder, or an open `Engine`.
         input: the file: .csv, .tsv, .jsonl or .txt.
-        output: the file of the same rows with their answers.
-        config: input, output and the other options of the job, in place of keywords.
+        output: the file for the same rows with their answers.
+        config: input, output and the other options of the job, instead of keywords.
         device: "cuda" or "cpu", for a folder; default: the GPU if there is one.
-        batch_size: most rows in a batch, for a folder.
+        batch_size: maximum rows in a batch, for a folder.
         buckets: lengths that batches are padded to, for a folder.
-        on_progress: function that is called after each chunk.
+        on_progress: function that is called after each chunk of rows.
         **options: fields of `ScoringConfig`: text_columns, overwrite ...
 
     Returns:
@@ -426,7 +428,7 @@ def predict(
 
 
 def lint_model(path: _Path, max_shapes: Shape | str | None = None) -> LintReport:
-    """Forecast, from a file alone, what TensorRT does with an ONNX graph.
+    """Forecast what TensorRT does with an ONNX graph.
 
     Args:
         path: an ONNX file or an engine folder.

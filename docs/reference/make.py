@@ -15,20 +15,19 @@ from q8trt.console.options import Option, groups_in, options_in
 
 _COMMANDS = """# Commands
 
-Every command and its options. Exit codes: 0 done; 1 a check failed; 2 bad input, or the machine lacks something; 130 stopped
-by Ctrl-C; 143 stopped by SIGTERM. `python docs/reference/make.py` writes this page.
+Every command and its options. The exit code is 0 on success, 1 if a check failed, 2 for bad input or a missing
+requirement, 130 after Ctrl-C and 143 after SIGTERM. `python docs/reference/make.py` writes this page.
 """
 _CONFIGURATIONS = """# Configurations
 
-The dataclasses that hold the options of commands and of the Python API. All are frozen, and refuse bad values with a
-`ConfigError`. `python docs/reference/make.py` writes this page.
+These dataclasses hold the options of the commands and of the Python API. All are frozen, and raise a `ConfigError` for
+bad values. `python docs/reference/make.py` writes this page.
 """
 _PYTHON = """# Python API
 
 {text}
 
-The keywords are the fields of the [configurations](configurations.md). `python docs/reference/make.py` writes this
-page.
+The keywords are the fields of the [configurations](configurations.md). `python docs/reference/make.py` writes this page.
 """
 #: A line of a docstring that begins a section, and one that begins an item of it.
 _SECTION, _ITEM = re.compile(r"([A-Z][a-z]+):"), re.compile(r"    ([*\w]+): (.+)")
@@ -109,21 +108,21 @@ def _command(name: str) -> str:
     parser = command_module(name).PARSER
     lines = [f"## {parser.prog}", "", _text(" ".join(parser.description.split())), ""]
     if parser.epilog:
-        examples = (line.split("example: ")[-1].strip() for line in parser.epilog.splitlines())
+        examples = (_example(line.split("example: ")[-1].strip()) for line in parser.epilog.splitlines())
         lines += ["```sh", *examples, "```", ""]
     groups: dict[str, list[Option]] = {}
     for option in options_in(parser.options):
         groups.setdefault(option.group, []).append(option)
     for title, options in groups.items():
-        rows = ((_flags(each), _text(_values(each)), _text(each.default_text), _text(each.help)) for each in options)
-        lines += [*([f"**{title}**", ""] if title else []), *_table("option", "value", rows), ""]
+        rows = ((_flags(each), _meaning(each)) for each in options)
+        lines += [*([f"**{title}**", ""] if title else []), *_table("option", rows), ""]
     return "\n".join(lines)
 
 
 def _configuration(cls: type) -> str:
     """Return the section of a dataclass."""
     options = {each.name: each for each in options_in(cls)}
-    rows = ((f"`{each.name}`", _code(str(each.type)), *_default_and_help(each, options)) for each in fields(cls))
+    rows = ((f"`{each.name}`", _field(each, options.get(each.name))) for each in fields(cls))
     summary = (cls.__doc__ or "").partition("\n\n")[0]
     return "\n".join(
         [
@@ -131,28 +130,46 @@ def _configuration(cls: type) -> str:
             "",
             f"`{cls.__module__}.{cls.__name__}`: {summary}",
             "",
-            *_table("field", "type", rows),
+            *_table("field", rows),
             "",
         ]
     )
 
 
-def _default_and_help(field: Field[Any], options: dict[str, Option]) -> tuple[str, str]:
-    option = options.get(field.name) if "option" in field.metadata else None
+def _field(field: Field[Any], option: Option | None) -> str:
+    """Return the meaning of a field of a dataclass, its type and its default."""
+    lines = [f"Type: {_code(str(field.type))}."]
     value = str(field.default) if isinstance(field.default, str) else field.default
     default = "" if value is MISSING else _code(repr(value))
+    if "group" in field.metadata:
+        return "<br>".join([f"options of the group: {field.metadata['group']}", *lines])
     if option is None:
-        return ("", field.metadata["group"]) if "group" in field.metadata else (default, "")
+        return "<br>".join([*lines, *([f"Default: {default}."] if default else [])])
     accepted = option.values.text if option.values else ", ".join(option.choices)
-    text = _text(option.help + (f" ({accepted})" if accepted else ""))
-    return (f"{default}: {_text(option.unset)}" if default and option.unset else default or option.unset), text
+    defaults = [each for each in (default, _text(option.unset)) if each]
+    lines += [f"Values: {_text(accepted)}."] if accepted else []
+    lines += [f"Default: {', '.join(defaults)}."] if defaults else []
+    return f"{_text(option.help)}<br>{' '.join(lines)}"
 
 
-def _table(first: str, second: str, rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    yield f"| {first} | {second} | default | meaning |"
-    yield "|---|---|---|---|"
+def _meaning(option: Option) -> str:
+    """Return the help text of an option, its values and its default."""
+    facts = {"Value": _values(option), "Default": option.default_text}
+    lines = " ".join(f"{name}: {_text(text).removesuffix('.')}." for name, text in facts.items() if text)
+    return _text(option.help) + (f"<br>{lines}" if lines else "")
+
+
+def _table(first: str, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield a table of two columns, which fits the page of a phone."""
+    yield f"| {first} | meaning |"
+    yield "|---|---|"
     for row in rows:
         yield f"| {' | '.join(row)} |"
+
+
+def _example(line: str) -> str:
+    """Return an example of a command with its remark as a comment of the shell."""
+    return re.sub(r"\s{2,}\((.*)\)$", r"  # \1", line)
 
 
 def _flags(option: Option) -> str:

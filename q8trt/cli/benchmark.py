@@ -1,9 +1,9 @@
-"""Score and time the newest engine beside the other engines of its run; without a GPU, ONNX Runtime runs the same graphs
-on the CPU and every line says so. Exit code 1: --max_drop or --min_speedup is not met.
+"""Score the engines of a run and time them side by side. Without a GPU, ONNX Runtime runs the same graphs on the CPU, and every
+line says so. The exit code is 1 if an engine misses --max_drop or --min_speedup.
 
 example: python benchmark.py
          python benchmark.py --engine runs/NAME/engine --batch_sizes 1,8,32 --seq_lengths 32,128
-         python benchmark.py --max_drop 1.0 --min_speedup 1.5           # exit code 1 where that is not met
+         python benchmark.py --max_drop 1.0 --min_speedup 1.5           # exit code 1 if an INT8 row misses either
          python benchmark.py --compare runs/A/benchmark.json runs/B/benchmark.json
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from q8trt.reporting import Report
 
 _KEEP = "choose another --name or --output_dir"
-_GRID = "a grid of shapes, in place of --shapes"
+_GRID = "a grid of shapes, instead of --shapes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Options:
     json: bool = option(False, "print the report as JSON, the last line of stdout (docs/reference/benchmark-schema.md)")
     compare: tuple[str, str] | None = option(
         None,
-        "put two reports side by side and measure nothing; --output_dir also takes a page and a JSON file of it",
+        "compare two reports and measure nothing; with --output_dir, also write a page and a JSON file",
         metavar=("A.json", "B.json"),
     )
     batch_sizes: tuple[int, ...] = option(
@@ -60,7 +60,7 @@ class Options:
     seq_lengths: tuple[int, ...] = option(
         (), "tokens in a row, such as 32,128", metavar="N,...", read=partial(parse_sizes, "--seq_lengths"), group=_GRID
     )
-    gate: Gate = group("gate: exit code 1 where an INT8 row does not pass (without one, an FP16 row)")
+    gate: Gate = group("gate: exit code 1 if an INT8 row misses it (without INT8 rows, an FP16 row)")
     config: BenchmarkConfig = group("measurements")
     data: DataConfig | None = data_group()
 

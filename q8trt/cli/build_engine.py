@@ -1,4 +1,4 @@
-"""Export a run's checkpoint to ONNX and build its TensorRT engine -> <run>/engine/
+"""Export a run's checkpoint to ONNX and build its TensorRT engine. The engine folder is <run>/engine/.
 
 example: python build_engine.py --int8
          python build_engine.py --int8 --fp16 --checkpoint runs/NAME
@@ -32,15 +32,13 @@ if TYPE_CHECKING:
 class PrecisionFlags:
     """The flags that name a precision."""
 
-    int8: bool = option(False, "INT8 where the recipe says; elsewhere FP16 or FP32, as the target has it")
+    int8: bool = option(False, "INT8 for the sites of the recipe; elsewhere FP16 or FP32, as the target decides")
     fp16: bool = option(False, "FP16; with --int8: FP16 elsewhere")
     fp32: bool = option(False, "FP32; with --int8: FP32 elsewhere")
 
     def __post_init__(self) -> None:
         if self.fp16 and self.fp32:
-            raise ConfigError(
-                "--fp16 and --fp32 exclude each other; give one, with --int8 for INT8 where the recipe says"
-            )
+            raise ConfigError("--fp16 and --fp32 exclude each other; pass one of them, with --int8 for an INT8 engine")
 
     @property
     def precision(self) -> Precision | None:
@@ -55,23 +53,23 @@ class Options:
 
     checkpoint: str | None = option(
         None,
-        "a run, or a checkpoint folder in it; with --fp16 or --fp32 also a fine-tuned model's folder, which becomes a run",
+        "a run, or a checkpoint folder in it; with --fp16 or --fp32 also the folder of a fine-tuned model, which becomes a run",
         metavar="DIR",
         unset="the newest run's best",
     )
     stage: str | None = option(
-        None, "checkpoint of the run", choices=STAGES, unset="int8, else ptq; fp32 for --fp32 and --fp16"
+        None, "checkpoint of the run", choices=STAGES, unset="int8 if it exists, else ptq; fp32 for --fp32 and --fp16"
     )
     output_dir: str | None = option(
         None, "engine folder", metavar="DIR", unset="<run>/engine, or engine-<stage and precision> for others"
     )
     overwrite: bool = option(
-        False, "replace an engine that is in --output_dir already; the default folder is replaced without this"
+        False, "replace an engine in --output_dir; the default folder is replaced without this option"
     )
     runs_dir: str = runs_dir()
     target: str | None = same_option(FinetuneConfig, "target", default=None, unset="the run's")
     baseline: bool = option(
-        True, "with --int8: also build the run's engines to compare with: FP32 and, for the target gpu, FP16"
+        True, "with --int8: also build the baseline engines of the run: FP32 and, for the target gpu, FP16"
     )
     verify_deterministic: bool = option(False, "build twice, and report whether the plans are the same")
     flags: PrecisionFlags = group("precision (default: --int8)")

@@ -1,5 +1,5 @@
-"""Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ) -> runs/<name>/. With --sensitivity, quantize each
-site alone to see what it costs; no run is made.
+"""Quantize a fine-tuned FP32 checkpoint by calibration alone (PTQ), and write the run runs/<name>/. With --sensitivity, measure
+the cost of quantizing each site alone instead; this makes no run.
 
 example: python calibrate.py                                  (the newest run's FP32 checkpoint)
          python calibrate.py --model_name_or_path DIR --task STS-B
@@ -25,7 +25,7 @@ from q8trt.tasks.data import DataConfig
 if TYPE_CHECKING:
     from q8trt.evaluation.sensitivity.analysis import Analysis
 
-_SENSITIVITY = "sensitivity, in place of a new run"
+_SENSITIVITY = "sensitivity, instead of a new run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Options:
     runs_dir: str = runs_dir()
     sensitivity: bool = option(
         False,
-        "score what quantizing each site, and each layer, alone costs -> sensitivity.json and .png in the run's folder, or "
-        "--output_dir",
+        "measure the cost of quantizing each site alone and each layer alone; writes sensitivity.json and .png to the run's "
+        "folder, or to --output_dir",
         group=_SENSITIVITY,
     )
     calibration: CalibrationConfig = group("calibration")

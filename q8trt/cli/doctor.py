@@ -1,4 +1,4 @@
-"""Print what this machine can do, and which steps will run."""
+"""Print what this machine can do, and which steps run on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tune BERT in FP32, calibrate it, and fine-tune it with quantizers in (QAT) -> runs/<name>/
+"""Fine-tune a model in FP32, calibrate it, and fine-tune it with quantizers (QAT). The run is runs/<name>/.
 
 example: python finetune.py --task STS-B
          python finetune.py --demo      (no hub, no GPU)
@@ -41,7 +41,7 @@ class Options:
 
     demo: bool = option(False, "fine-tune MiniLM from a pip package on the built-in sample (not GLUE)")
     resume: str | None = option(
-        None, "continue a run; without RUN the newest that is unfinished", metavar="RUN", bare="newest"
+        None, "continue a run; without RUN, the newest unfinished one", metavar="RUN", bare="newest"
     )
     output_dir: str | None = option(None, "folder of the run", metavar="DIR", unset="runs/<task>-<model>-<time>")
     runs_dir: str = runs_dir()

@@ -1,10 +1,8 @@
-"""On a machine with an NVIDIA GPU: build FP32, FP16 and INT8 engines of MiniLM, BERT-base and BERT-large, check their
-logits against torch and their score on the development set, time them with and without CUDA graph beside torch and ONNX
-Runtime, share one engine among threads, and load one again and again. Exit code 0: all passed; 1: a check failed; 2: no
-GPU, no backend or bad input.
-
-For a GPU that is there for minutes alone, --prepare makes all files elsewhere and --prepared runs them within --budget. Exit
-code of the latter: 0: all steps passed; 1: a step failed or was not reached.
+"""Check q8trt on an NVIDIA GPU. The command builds FP32, FP16 and INT8 engines of MiniLM, BERT-base and BERT-large. It compares
+their logits with torch, scores them, times them with and without CUDA graphs beside torch and ONNX Runtime, shares one engine
+among threads, and loads one repeatedly. For a GPU that is available for minutes only, --prepare makes all files on another
+machine, and --prepared runs them within --budget. The exit code is 0 if all checks passed, 1 if a check failed or was not
+reached, and 2 without a GPU or a backend, or for bad input.
 
 example: q8trt gpu-check --quick
          q8trt gpu-check --run runs/NAME --data_dir glue --backend tensorrt_rtx
@@ -43,24 +41,25 @@ class Options:
     data_dir: str | None = option(None, "GLUE folder", metavar="DIR", unset="the built-in sample, not GLUE")
     backend: str | None = same_option(BuildConfig, "backend")
     sm: tuple[str, ...] = same_option(BuildConfig, "sm")
-    quick: bool = option(False, "MiniLM alone, two shapes: a few minutes")
+    quick: bool = option(False, "check only MiniLM at two shapes; takes a few minutes")
     prepare: str | None = option(
-        None, "on any machine: make all files of a check in this folder, for --prepared", metavar="DIR", unset="no"
+        None, "make all files of a check in this folder, on any machine, for --prepared", metavar="DIR", unset="no"
     )
     prepared: str | None = option(
         None,
-        "on the GPU: run the check that --prepare made in this folder; it needs no torch",
+        "run the check that --prepare made in this folder, on the GPU machine; needs no torch",
         metavar="DIR",
         unset="no",
     )
     budget: float = option(
         420.0,
-        "with --prepared: seconds for all steps; the most valuable come first",
+        "with --prepared: seconds for all steps; the most valuable steps come first",
         metavar="SECONDS",
         values=more_than(0),
     )
     resume: bool = option(
-        False, "with --prepared: keep the steps that an earlier call with the same --output_dir did, and do the others"
+        False,
+        "with --prepared: keep the finished steps of an earlier call with the same --output_dir, and run the others",
     )
     output_dir: str | None = option(
         None, "folder of the results", metavar="DIR", unset=f"{RESULTS.as_posix()}/<gpu>-<date>"
@@ -73,7 +72,7 @@ class Options:
         if self.output_dir is not None:
             check_folder(self.output_dir)
         if self.prepare is not None and self.prepared is not None:
-            raise ConfigError("--prepare and --prepared are two halves of a check: give one")
+            raise ConfigError("--prepare and --prepared are two halves of a check; pass one of them")
         if self.resume and (self.prepared is None or self.output_dir is None):
             raise ConfigError("--resume needs --prepared and the --output_dir of the call that it continues")
 

@@ -1,5 +1,5 @@
-"""Print the facts of a run, of a checkpoint in a run, or of an engine folder. Only run.json and manifests are read: no file is
-hashed, and no model is loaded.
+"""Print the facts of a run, of a checkpoint in a run, or of an engine folder. The command reads only run.json and manifests. It
+hashes no file and loads no model.
 
 example: q8trt info runs/NAME
          q8trt info runs/NAME/int8

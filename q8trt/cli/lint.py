@@ -1,6 +1,6 @@
-"""Explain, from the file alone, what TensorRT will do with an ONNX graph: which GEMMs, BMMs and residual Adds run in INT8,
-which attentions can be fused or why not, what stays in FP32. Also reads files that other tools wrote. Exit code 0: no
-finding at --level or worse; 1: there is one; 2: bad input.
+"""Forecast what TensorRT does with an ONNX graph: the GEMMs, BMMs and residual Adds that run in INT8, the attentions that it can
+fuse, the reasons for those that it cannot, and the operations that stay in FP32. The command reads only the file, which may
+come from another tool. The exit code is 0 without a finding at --level or worse, 1 with one, and 2 for bad input.
 
 example: q8trt lint model.onnx --max_shapes 32x128
          q8trt lint runs/NAME/engine --level error

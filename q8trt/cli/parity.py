@@ -1,6 +1,6 @@
-"""Run torch FP32, torch fake-quant, ONNX Runtime and, where it can run, the TensorRT engine on the same rows: metric and
-logit differences of each, and the first layer where two of them part. Exit code 0: they agree; 1: they part; 2: bad
-input.
+"""Run torch FP32, torch fake-quant, ONNX Runtime and, if it can run here, the TensorRT engine on the same rows. The command
+prints the metric and the logit differences of each, and the first layer in which two of them differ. The exit code is 0 if
+they agree, 1 if they differ, and 2 for bad input.
 
 example: q8trt parity
          q8trt parity runs/NAME/engine --samples 64 --tolerance 0.02

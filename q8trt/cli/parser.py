@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         description, _, examples = (text or "").strip().partition("\n\n")
         super().__init__(
             prog,
-            description=fill(" ".join(description.split()), get_terminal_size().columns - 2),
+            description=fill(" ".join(description.split()), get_terminal_size().columns - 2, break_on_hyphens=False),
             epilog=examples,
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,

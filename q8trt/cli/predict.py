@@ -1,7 +1,7 @@
-"""Score a file of any size. The output holds the input's columns and the score of a regression, or the label and the
-probability of each label, or the answer to a question and its place. Rows that cannot be scored, or whose answer is NaN, go to
-OUTPUT.rejected.csv, with line and reason; if those are all rows, no OUTPUT is written. In .npy, which holds embeddings alone,
-their rows are NaN. The same command goes on where an earlier one was interrupted by Ctrl-C, SIGTERM or a crash.
+"""Score a file of any size. The output has the columns of the input and the answers of the model: a score, a label with
+probabilities, an embedding, spans, or an answer with its position. Rows that cannot be scored, or whose answer is NaN, go to
+OUTPUT.rejected.csv with line and reason; in a .npy file they are NaN. If all rows are rejected, no OUTPUT is written. After
+Ctrl-C, SIGTERM or a crash, the same command continues the job.
 
 example: q8trt predict --engine runs/NAME/engine --input pairs.csv --output scores.csv
 """
@@ -29,7 +29,7 @@ class Options:
     """Options of the command."""
 
     engine: str = option(help="engine folder", metavar="DIR")
-    strict: bool = option(False, "exit with 2, when all is done, if a row was rejected")
+    strict: bool = option(False, "exit with code 2 at the end if a row was rejected")
     device: str | None = option(
         None, "device that runs the engine", choices=("cuda", "cpu"), unset="the GPU if there is one, else the CPU"
     )

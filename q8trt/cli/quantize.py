@@ -1,6 +1,6 @@
-"""Quantize a fine-tuned model of your own: a folder of Hugging Face or sentence-transformers (embeddings, rerankers, classifiers
-of one or several labels, regressions, taggers, question answering). Needs no labels. Makes a run with an INT8 engine, an
-engine to compare it with, and a report.
+"""Quantize your own fine-tuned model: a folder of Hugging Face or sentence-transformers with a classifier of one or several
+labels, a regression, an embedding model, a reranker, a tagger, or question answering. The command needs no labels. It makes a
+run with an INT8 engine, a baseline engine, and a report.
 
 example: q8trt quantize my-model --texts texts.txt
          q8trt quantize my-model --texts texts.parquet --validation_file dev.csv --distill 1
@@ -26,7 +26,7 @@ from q8trt.runs.run import runs_dir
 class Options:
     """Options of the command."""
 
-    model: str = option(help="folder, hub name, or minilm (of a pip package)", metavar="MODEL", positional=True)
+    model: str = option(help="folder, hub name, or minilm (from a pip package)", metavar="MODEL", positional=True)
     output_dir: str | None = option(None, "folder of the new run", metavar="DIR", unset="runs/<head>-<model>-<time>")
     runs_dir: str = runs_dir()
     build_engines: bool = option(True, "build the engines and compare them")

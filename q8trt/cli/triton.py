@@ -1,5 +1,5 @@
-"""Write a Triton model repository: a model that takes texts and answers with a score, or with a label and probabilities,
-and beside it the encoder that it calls.
+"""Write a Triton model repository. It has a model that takes texts and returns a score, labels with probabilities or an
+embedding, and the encoder that this model calls.
 
 example: q8trt triton runs/NAME/engine --output_dir models
          q8trt triton runs/NAME/engine --output_dir models --backend python --instances 2

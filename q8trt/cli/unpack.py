@@ -1,5 +1,5 @@
-"""Verify an archive that `q8trt pack` made and write its engine folder, whole or not at all. An archive that is damaged,
-incomplete or holds anything that its manifest does not list is refused.
+"""Verify an archive of `q8trt pack` and write its engine folder, completely or not at all. The command refuses an archive that is
+damaged or incomplete, or that holds a file outside its manifest.
 
 example: q8trt unpack engine.q8trt --output_dir engine
 """

@@ -42,7 +42,7 @@ class BenchmarkConfig:
     )
     buckets: tuple[int, ...] = option(
         DEFAULT_BUCKETS,
-        "lengths in tokens that batches are padded to, as opposed to one fixed length",
+        "lengths in tokens that batches are padded to, compared with one fixed length",
         metavar="N,...",
         read=partial(parse_sizes, "--buckets"),
         show=lambda buckets: ",".join(map(str, buckets)),
@@ -79,7 +79,7 @@ class ParityConfig:
     )
     tolerance: float | None = option(
         None,
-        "relative error that a layer may add between stages of the same arithmetic",
+        "relative error that a layer may add between stages with the same arithmetic",
         metavar="X",
         unset=", ".join(f"{each.rounding:g} for {each.label}" for each in Precision),
     )
@@ -113,7 +113,7 @@ class SensitivityConfig:
         metavar="X",
     )
     write_recipe: str | None = option(None, "YAML file for the recipe that keeps --max_drop", metavar="PATH")
-    overwrite: bool = option(False, "replace the file of --write_recipe where it exists")
+    overwrite: bool = option(False, "replace the file of --write_recipe if it exists")
 
     def __post_init__(self) -> None:
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):

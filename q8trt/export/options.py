@@ -15,7 +15,7 @@ EXPORTERS = ("dynamo", "torchscript")
 class ExportOptions:
     """Options of an export to ONNX."""
 
-    exporter: str = option("dynamo", "exporter of torch; both give the same graph", choices=EXPORTERS)
+    exporter: str = option("dynamo", "torch's exporter; both produce the same graph", choices=EXPORTERS)
     fuse_qkv: bool | None = option(
         None,
         "compute Q, K and V with one GEMM of three times the width: fewer layers and a smaller plan",

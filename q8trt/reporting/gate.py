@@ -26,11 +26,11 @@ class Gate:
 
     max_drop: float | None = option(
         None,
-        "points (x100) of the main metric that a row may lose against FP32: its engine's, else torch's",
+        "points (x100) of the main metric that a row may lose against FP32, measured on the FP32 engine or else in torch",
         metavar="X",
     )
     min_speedup: float | None = option(
-        None, "times as fast as FP32 that a row must be at each timed shape", metavar="X"
+        None, "speed relative to FP32 that a row must reach at each timed shape", metavar="X"
     )
 
     def __post_init__(self) -> None:

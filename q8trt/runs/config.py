@@ -41,7 +41,7 @@ class FinetuneConfig:
     data: DataConfig = group("data (default: GLUE from the hub)")
     training: TrainingConfig = group("training")
     model_name_or_path: str = option(
-        "bert-base-uncased", "model to train: folder, hub name, or minilm (of a pip package)", metavar="MODEL"
+        "bert-base-uncased", "model to train: folder, hub name, or minilm (from a pip package)", metavar="MODEL"
     )
     from_fp32: str | None = option(
         None, "fine-tuned FP32 checkpoint; skips the stage of FP32 fine-tuning", metavar="DIR"
@@ -59,13 +59,13 @@ class FinetuneConfig:
     qat: bool = option(True, "train with quantizers after calibration")
     target: Target = option(
         Target.GPU,
-        "device to make engines for: decides the recipe, the precision of an INT8 engine and whether it fuses Q, K and V, "
-        "where no option does",
+        "device that will run the engines; sets the defaults of the recipe, of the precision of INT8 engines and of "
+        "--fuse_qkv",
         choices=tuple(each.value for each in Target),
     )
     recipe: Recipe = option(
         None,
-        "sites to quantize, and how: a recipe of q8trt or a YAML file",
+        "name of a recipe of q8trt, or a YAML file",
         metavar="NAME|PATH",
         read=load_recipe,
         unset="the target's",

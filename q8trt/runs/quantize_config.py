@@ -70,7 +70,7 @@ class QuantizeConfig:
     )
     distill: float = option(
         0.0,
-        "epochs of training with quantizers in, the float model teaching on the texts; needs no labels",
+        "epochs of QAT on the texts, with the FP32 model as teacher; needs no labels",
         values=at_least(0),
     )
     calibration: CalibrationConfig = group(

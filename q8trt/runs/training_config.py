@@ -55,7 +55,7 @@ class TrainingConfig:
     )
     qat_dropout: float | None = option(None, "dropout during QAT", unset="that of the FP32 model", values=SHARE)
     label_loss_weight: float = option(
-        0.5, "weight of the label loss while a teacher is used; 0 learns from the teacher alone", values=_ZERO
+        0.5, "weight of the label loss when a teacher is used; 0 trains with the teacher alone", values=_ZERO
     )
     distillation_weight: float = option(0.5, "weight of the distance to the teacher's logits", values=_ZERO)
     hidden_loss_weight: float = option(
@@ -74,17 +74,17 @@ class TrainingConfig:
     do_eval: bool = option(True, "evaluate while training and keep the best checkpoint")
     eval_steps: int = option(200, "steps between evaluations", values=_ONE)
     save_steps: int = option(200, "steps between checkpoints; a multiple of --eval_steps", values=_ONE)
-    save_total_limit: int = option(2, "number of checkpoints that stay, the best one among them", values=_ONE)
+    save_total_limit: int = option(2, "number of checkpoints to keep, including the best one", values=_ONE)
     logging_steps: int = option(50, "steps between lines of the log", values=_ONE)
-    group_by_length: bool = option(False, "put rows of similar length into a batch: faster, but it can cost accuracy")
-    no_shuffle: bool = option(False, "take the training rows in file order")
+    group_by_length: bool = option(False, "put rows of similar length in a batch; faster, but it can cost accuracy")
+    no_shuffle: bool = option(False, "read the training rows in file order")
     fp16: bool = option(False, "train in FP16 mixed precision with dynamic loss scaling (CUDA)")
     bf16: bool = option(False, "train in BF16 mixed precision")
     loss_scale_value: float = option(65536.0, "initial loss scale of --fp16", values=_POSITIVE)
     loss_scale_factor: float = option(2.0, "factor by which the loss scale grows and shrinks", values=more_than(1))
     loss_scale_window: int = option(50, "steps without overflow before the loss scale grows", values=_ONE)
     seed: int = option(42, "seed of initialization, choice of rows, shuffling and dropout", values=_ZERO)
-    use_cpu: bool = option(False, "train on the CPU although there is a GPU")
+    use_cpu: bool = option(False, "train on the CPU even if there is a GPU")
     dataloader_num_workers: int = option(0, "processes that prepare batches", values=_ZERO)
 
     def __post_init__(self) -> None:

@@ -63,7 +63,7 @@ class RunOptions:
     """
 
     threads: int | None = None
-    cuda_graph: bool = option(True, "launch a shape that comes twice in a row from a CUDA graph")
+    cuda_graph: bool = option(True, "launch a shape from a CUDA graph if it occurs twice in a row")
     runtime_cache: str | None = option(
         None, "folder for the kernels that TensorRT-RTX compiles at run time", metavar="DIR", unset="beside the plan"
     )

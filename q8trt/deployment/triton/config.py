@@ -28,8 +28,8 @@ class TritonConfig:
 
     backend: str = option(
         TENSORRT.name,
-        "what runs the encoder: tensorrt (model.plan), onnxruntime (model.onnx), or python (model.onnx in the model that "
-        "tokenizes, for a server that has the Python backend alone)",
+        "backend of the encoder: tensorrt (model.plan), onnxruntime (model.onnx), or python (model.onnx in the model that "
+        "tokenizes, for a server with only the Python backend)",
         metavar="NAME",
     )
     device: str | None = option(
@@ -39,30 +39,30 @@ class TritonConfig:
         None, "name of the model for clients", metavar="NAME", unset="from the task, such as sts_b"
     )
     max_batch_size: int | None = option(
-        None, "most rows of a batch", values=at_least(1), unset="the plan's; without a plan 32"
+        None, "maximum rows of a batch", values=at_least(1), unset="the plan's; without a plan 32"
     )
     instances: int = option(
-        1, "encoders that run at the same time: on each GPU, or on the CPU in all", values=at_least(1)
+        1, "encoders that run at the same time on each GPU, or in total on the CPU", values=at_least(1)
     )
     text_instances: int | None = option(
         None,
-        "processes that tokenize and wait for the encoder; not for python, whose encoder is in them",
+        "processes that tokenize and wait for the encoder; not with python, which runs the encoder in the same process",
         values=at_least(1),
-        unset="one more than the encoders of the --gpus",
+        unset="one more than the encoders on the --gpus",
     )
     gpus: tuple[int, ...] | None = option(None, "numbers of the GPUs to serve on", unset="every GPU")
     max_queue_delay_microseconds: int = option(
-        100, "longest wait of a request for others to share a batch with, microseconds", values=at_least(0)
+        100, "longest time that a request waits for others to share a batch, in microseconds", values=at_least(0)
     )
     cuda_graphs: bool = option(True, "capture a CUDA graph for each length and the usual batch sizes (tensorrt)")
     threads: int | None = option(
         None,
         "threads of an encoder on the CPU",
         values=at_least(1),
-        unset="python shares the cores among its instances, onnxruntime takes them all for each",
+        unset="with python the instances share the cores, with onnxruntime each uses all",
     )
     vnni: bool = option(
-        False, "the serving CPU has VNNI: keep INT8 weights signed, which is faster there and wrong on any other CPU"
+        False, "keep INT8 weights signed for a serving CPU with VNNI: faster there, and wrong on any other CPU"
     )
     execution_env_path: str | None = option(
         None,

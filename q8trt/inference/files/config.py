@@ -29,12 +29,12 @@ class ScoringConfig:
     """
 
     input: Path = option(
-        help=".csv (quoted), .tsv (not quoted), .jsonl (an object a line) or .txt (a text a line); UTF-8",
+        help=".csv (quoted), .tsv (not quoted), .jsonl (one object a line) or .txt (one text a line); UTF-8",
         metavar="FILE",
     )
     output: Path = option(
-        help="the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file; of embeddings .parquet (rows and a "
-        "list column), .npy (float32 array) or .jsonl; of tagged spans also .parquet",
+        help="the same rows with their answers: .csv, .jsonl, or .tsv for a .tsv file; for embeddings .parquet (rows and a "
+        "list column), .npy (float32 array) or .jsonl; for the spans of a tagger also .parquet",
         metavar="FILE",
     )
     text_columns: tuple[str, ...] | None = option(
@@ -47,25 +47,25 @@ class ScoringConfig:
     overwrite: bool = option(
         False,
         "replace OUTPUT and OUTPUT.rejected.csv of an earlier job; an unfinished job of the same input, engine and options "
-        "still continues, another one or a damaged one starts over",
+        "still continues, and any other starts over",
     )
     prompt_name: str | None = option(
-        None, "prompt of an embedding model, which is put before each text", metavar="NAME", unset="the model's default"
+        None, "prompt that an embedding model puts before each text", metavar="NAME", unset="the model's default"
     )
     chunk_rows: int = 512
     safe_csv: bool = option(
         False,
-        "put ' before cells of .csv and .tsv that begin with = + - @, a tab or a line end and are no numbers, because a "
-        "spreadsheet would run them as formulas",
+        "put ' before cells of .csv and .tsv that a spreadsheet would run as formulas: cells that begin with = + - @, a tab "
+        "or a line end, and are not numbers",
     )
 
     threshold: float | None = option(
-        None, "probability above which a row has a label, of a multi-label classifier", unset="0.5"
+        None, "probability above which a multi-label classifier assigns a label", unset="0.5"
     )
 
     null_score_diff_threshold: float | None = option(
         None,
-        "question answering: a question has no answer where the logits say so by more than this; 0 for models of SQuAD 2.0",
+        "question answering: report no answer if its score exceeds that of the best answer by more; 0 for models of SQuAD 2.0",
         unset="each question has an answer",
     )
 

@@ -59,7 +59,7 @@ class TimingConfig:
         show=lambda shapes: ",".join(map(show, shapes)),
     )
     warmup: int = option(5, "iterations of each engine and shape before the timed ones", values=at_least(0))
-    iterations: int = option(30, "timed iterations of each engine and shape, at least", values=at_least(1))
+    iterations: int = option(30, "minimum of timed iterations of each engine and shape", values=at_least(1))
     duration_s: float = option(
         0.0, "time each shape for at least this many seconds, all engines together", flag="duration", metavar="S"
     )

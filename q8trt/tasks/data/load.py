@@ -40,7 +40,7 @@ class DataConfig:
     """
 
     task: str = option(
-        help="GLUE task, such as STS-B or MRPC; or custom, token-classification or question-answering for files of yours",
+        help="GLUE task, such as STS-B or MRPC; or custom, token-classification or question-answering for your own files",
         metavar="TASK",
         missing=f"give one of {', '.join(TASKS)}; or custom, token-classification or question-answering with your own files",
     )
@@ -65,7 +65,7 @@ class DataConfig:
     )
     label_list: tuple[str, ...] | None = option(
         None,
-        "labels of a custom task, or tags of words, in the order of their ids",
+        "labels of a custom task, or tags, in the order of their ids",
         metavar="LABEL",
         unset="none, a regression",
     )
@@ -81,7 +81,8 @@ class DataConfig:
     #: A file of texts without labels, for a model with `head`; without one the built-in sentences stand in.
     texts: str | None = None
     multi_label: bool = option(
-        False, "rows of a custom task have any number of the --label_list: a list, or text with commas between labels"
+        False,
+        "a row of a custom task has any number of labels of --label_list: a list, or text with commas between labels",
     )
 
     def __post_init__(self) -> None:
