@@ -128,7 +128,7 @@ def test_a_run_that_is_finished_is_not_resumed(
     monkeypatch.chdir(home)
     with pytest.raises(ConfigError, match=r"^no unfinished run under runs/"):
         q8trt.finetune(resume="newest")
-    with pytest.raises(ConfigError, match=r"^resume continues a run as it was configured"):
+    with pytest.raises(ConfigError, match=r"^resume continues a run with its own options"):
         q8trt.finetune(resume=trained[0], task="STS-B")
 
 
@@ -224,7 +224,7 @@ def test_importing_is_cheap_and_names_are_complete() -> None:
             {"task": "STS-B", "precision": "fp16"},
             "unknown --precision 'fp16' (did you mean 'fp32'?); known: fp32, int8",
         ),
-        ({"resume": "newest", "seed": 1}, "resume continues a run as it was configured"),
+        ({"resume": "newest", "seed": 1}, "resume continues a run with its own options"),
     ],
 )
 def test_what_a_keyword_cannot_be(keywords: dict[str, Any], message: str) -> None:

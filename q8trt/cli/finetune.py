@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int:
     typed = PARSER.typed_options(argv)
     words = ["finetune.py", *argv]
     if "resume" in typed:
-        PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run as it was configured")
+        PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run with its own options")
         say("loading PyTorch and the run")
         from q8trt import api
 
