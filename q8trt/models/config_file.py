@@ -267,7 +267,8 @@ def _check_computation(shape: ModelShape, data: dict[str, Any], where: str) -> N
 def _check_requirements(architecture: Architecture, data: dict[str, Any], where: str) -> None:
     for name, (default, values, reason) in architecture.requirements.items():
         value = data.get(name, default)
-        is_known = type(value) is int and value in values if isinstance(values, range) else value in values
+        numbers = isinstance(values, range)
+        is_known = type(value) is int and (value in values or value == default) if numbers else value in values
         if not is_known or (isinstance(value, int) and type(value) not in {type(each) for each in values[:2]}):
             raise CheckpointError(f"{where}: config.json: {name} is {_shown(value)}: {reason}; give another checkpoint")
 

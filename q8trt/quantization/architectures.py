@@ -19,7 +19,7 @@ class Requirement(NamedTuple):
 
     Attributes:
         default: transformers' value where the field is missing.
-        values: those that q8trt can run.
+        values: those that q8trt can run; beside a range of numbers, the default as well.
         reason: the rest of the message "FIELD is VALUE: ...".
     """
 
@@ -257,7 +257,7 @@ _ALL = (
                 ("c2p|p2c", "p2c|c2p", ["c2p", "p2c"], ["p2c", "c2p"], "c2p", "p2c", ["c2p"], ["p2c"]),
                 "expected c2p, p2c or both",
             ),
-            "position_buckets": Requirement(-1, range(-1, 65_537), "expected 2 to 65,536, or -1 for no buckets"),
+            "position_buckets": Requirement(-1, range(2, 65_537), "expected 2 to 65,536, or -1 for no buckets"),
             "max_relative_positions": Requirement(-1, range(-1, 65_537), "expected -1 to 65,536"),
             "norm_rel_ebd": Requirement("none", ("none", "layer_norm"), "expected none or layer_norm"),
             "share_att_key": Requirement(False, (False, True), "expected true or false"),

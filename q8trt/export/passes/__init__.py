@@ -56,6 +56,7 @@ PASSES: tuple[Pass, ...] = (
     Pass(attention.merge_key_transposes),
     Pass(smoothing.fold_branch_factors),
     Pass(smoothing.fold_layernorm_factors),
+    Pass(quantize.share_quantizers),
     Pass(attention.fuse_qkv, optional=True),
     Pass(normal.order_and_name),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -123,6 +125,27 @@ def insert_qdq(model: ir.Model) -> int:
     model.opset_imports.pop("q8trt", None)
     model.graph.opset_imports.pop("q8trt", None)
     return inserted
+
+
+def share_quantizers(model: ir.Model) -> int:
+    """Let the readers of an activation that is quantized twice in the same way share one Q/DQ pair.
+
+    That happens where the ranges of two sites are equal, as those of a projection and of the residual beside it may be. Exact.
+    """
+    shared, first = 0, dict[tuple[Any, ...], ir.Value]()
+    for node in nodes(model.graph, "QuantizeLinear"):
+        dequantize = only_reader(node.outputs[0], "DequantizeLinear")
+        scale, zero_point = constant(node.inputs[1]), constant(node.inputs[2])
+        if dequantize is None or scale is None or zero_point is None:
+            continue
+        arrays = tuple((str(each.dtype), each.shape, each.tobytes()) for each in (scale, zero_point))
+        scheme = (node.inputs[0], *arrays, attribute(node, "axis", None), attribute(dequantize, "axis", None))
+        output = first.setdefault(scheme, dequantize.outputs[0])
+        if output is not dequantize.outputs[0]:
+            replace(dequantize.outputs[0], output)
+            shared += 1
+    common.RemoveUnusedNodesPass()(model)
+    return shared
 
 
 def read_shapes_before_quantization(model: ir.Model) -> int:
