@@ -257,22 +257,6 @@ def test_wrong_number_of_labels(folder: Path) -> None:
     assert model.config.id2label == {0: "negative", 1: "positive"}
 
 
-def test_dropout(architecture: str, tiny_checkpoint_of: Callable[..., Path]) -> None:
-    model = load_pretrained(str(tiny_checkpoint_of(architecture)), STSB, dropout=0.25)
-    rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
-    assert rates == {0.25}
-
-
-def test_set_dropout(architecture: str, tiny_model: Callable[..., Any]) -> None:
-    model = tiny_model(architecture)
-    checkpoints.set_dropout(model, 0.3)
-    found = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert len(found) > 4
-    assert set(found) == {0.3}
-    again = type(model)(model.config)  # what the checkpoint will say
-    assert {module.p for module in again.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
-
-
 @pytest.mark.parametrize("name", ["no-such/model", "bert-base-uncased", "./missing/folder"])
 @pytest.mark.parametrize("load", [lambda name: load_pretrained(name, STSB), load_tokenizer])
 def test_unknown_model_without_a_hub(name: str, load: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:

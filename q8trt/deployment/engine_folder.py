@@ -19,7 +19,7 @@ from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.shapes import check_positions, largest
 from q8trt.errors import CheckpointError
 from q8trt.export.options import ExportOptions
-from q8trt.models import checkpoints, load_config, load_tokenizer, model_inputs, positions
+from q8trt.models import check_head, checkpoints, load_config, load_tokenizer, model_inputs, positions
 from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
 from q8trt.runs.config import model_name
@@ -50,7 +50,7 @@ def load_model(source: Source) -> tuple[Model, Recipe | None]:
     if source.stage == "fp32":
         return checkpoints.load_finetuned(source.checkpoint, source.task), None
     model, recipe = checkpoints.load_quantized(source.checkpoint)
-    if checkpoints.check_head(model.config, source.task, str(source.checkpoint)) is not None:
+    if check_head(model.config, source.task, str(source.checkpoint)) is not None:
         raise CheckpointError(
             f"{source.checkpoint} has the labels in another order than its run ({', '.join(source.task.labels)}); "
             "calibrate again from the FP32 checkpoint"

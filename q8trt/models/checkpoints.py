@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from q8trt import files
-from q8trt.console.commands import command
 from q8trt.errors import CheckpointError, ConfigError, Q8TRTError, QuantizationError
 from q8trt.models.activation import activation_of, adopt_activation, forget_activation, set_activation
 from q8trt.models.config import load_config
-from q8trt.models.heads import MULTI_LABEL, class_ending, kind_of
-from q8trt.models.labels import label_order, reorder_head
+from q8trt.models.dropout import configure_dropout
+from q8trt.models.heads import check_head, class_ending, kind_of, problem_type
+from q8trt.models.labels import reorder_head
 from q8trt.models.locate import only_local, resolve_model, unavailable
 from q8trt.models.sentence_transformers import has_modules, read_embedding, read_max_length
 from q8trt.models.whole import check_shards, check_whole
@@ -87,7 +87,7 @@ def load_pretrained(
     if new_head:
         forget_activation(config)
     if dropout is not None:
-        _configure_dropout(config, dropout)
+        configure_dropout(config, dropout)
     model, info = _from_pretrained(_auto_class(task.head.kind), name, config, allow_pickle)
     _check_loaded(model, info, name, new_head)
     return _with_logits(model, task.head.kind)
@@ -173,32 +173,6 @@ def _from_pretrained(auto_class: Any, name: str, config: Any, allow_pickle: bool
     return model, info
 
 
-def _configure_dropout(config: Any, probability: float) -> None:
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
-        setattr(config, architecture_of(config).config_name(name), probability)
-
-
-def problem_type(task: Task) -> str | None:
-    """Return transformers' name of the kind of `task`, which decides the loss of a classifier of texts; None for other heads."""
-    if task.per_token:
-        return None
-    if task.is_multi_label:
-        return MULTI_LABEL
-    return "regression" if task.is_regression else "single_label_classification"
-
-
-def set_dropout(model: Model, probability: float) -> None:
-    """Give a loaded model another dropout, everywhere, in place; its checkpoints will say so."""
-    from torch import nn
-
-    _configure_dropout(model.config, probability)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-        elif isinstance(getattr(module, "attention_dropout", None), int | float):
-            setattr(module, "attention_dropout", probability)  # noqa: B010 - a number, where mypy expects a tensor or module
-
-
 def _check_loaded(model: Model, info: dict[str, Any], name: str, new_head: bool) -> None:
     """Check that no weight was left at random, but for a head that may be new; transformers only warns."""
     encoder = f"{model.base_model_prefix}."
@@ -247,49 +221,6 @@ def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -
         names = [config.id2label[number] for number in range(task.num_labels)]
         _log.info("%s: outputs %s are put into the order %s", folder, ", ".join(names), ", ".join(task.labels))
     return model
-
-
-def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
-    """Check that a checkpoint has a head that answers `task`.
-
-    Returns:
-        the order of its outputs, see `label_order`.
-
-    Raises:
-        CheckpointError: no head, one of another size or kind, outputs of other names, or an activation that q8trt lacks.
-    """
-    if task.embedding:
-        return None
-    architectures = config.architectures or []
-    if not any(class_ending(task.head.kind) in architecture for architecture in architectures):
-        command_line = command("finetune", "--task", task.name, "--precision", "fp32", "--model_name_or_path", where)
-        kind = f"{task.head.kind.value.replace('-', ' ')} " if task.per_token else "classification "
-        raise CheckpointError(
-            f"{where} has no fine-tuned {kind}head ({', '.join(architectures) or 'no architecture named'}); "
-            f"fine-tune it first: {command_line}"
-        )
-    if config.num_labels != task.num_labels:
-        raise CheckpointError(
-            f"{where} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
-            "check --task or the checkpoint"
-        )
-    if config.problem_type == MULTI_LABEL and not task.is_multi_label:
-        raise CheckpointError(
-            f"{where} answers each label by itself (problem_type {MULTI_LABEL} in config.json), and {task.name} has one label "
-            "of several, or a score; check --task, or say --multi_label"
-        )
-    if task.is_multi_label and config.problem_type not in (MULTI_LABEL, None):
-        raise CheckpointError(
-            f"{where} answers one label of several (problem_type {config.problem_type} in config.json), and {task.name} has "
-            "several labels a row; leave --multi_label out, or give another checkpoint"
-        )
-    if config.problem_type == "regression" and not task.is_regression and not task.per_token:
-        raise CheckpointError(
-            f"{where} predicts {config.num_labels} scores (problem_type regression in config.json), {task.name} has labels; "
-            "check --task or the checkpoint"
-        )
-    activation_of(config, task, where)
-    return label_order(config, task, where)
 
 
 def save_checkpoint(

@@ -1,16 +1,21 @@
-"""The head that a checkpoint's folder says it has."""
+"""The head that a checkpoint's folder says it has, and whether it answers a task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from q8trt.console.commands import command
 from q8trt.errors import CheckpointError, ConfigError
-from q8trt.models.activation import activation_of_reranker, adopt_activation, is_cross_encoder
+from q8trt.models.activation import activation_of, activation_of_reranker, adopt_activation, is_cross_encoder
 from q8trt.models.config import load_config
+from q8trt.models.labels import label_order
 from q8trt.models.locate import resolve_model
 from q8trt.models.sentence_transformers import has_modules, read_embedding
 from q8trt.tasks.heads import POOLING_MODES, Embedding, Head, HeadKind
+
+if TYPE_CHECKING:
+    from q8trt.tasks.glue import Task
 
 #: transformers' problem type of a model that answers each label by itself.
 MULTI_LABEL = "multi_label_classification"
@@ -137,3 +142,55 @@ def _labels(config: Any, where: str) -> tuple[str, ...]:
             f"{where} has one output, and a classification needs two or more labels; give --head regression"
         )
     return names
+
+
+def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
+    """Check that a checkpoint has a head that answers `task`.
+
+    Returns:
+        the order of its outputs, see `label_order`.
+
+    Raises:
+        CheckpointError: no head, one of another size or kind, outputs of other names, or an activation that q8trt lacks.
+    """
+    if task.embedding:
+        return None
+    architectures = config.architectures or []
+    if not any(class_ending(task.head.kind) in architecture for architecture in architectures):
+        command_line = command("finetune", "--task", task.name, "--precision", "fp32", "--model_name_or_path", where)
+        kind = f"{task.head.kind.value.replace('-', ' ')} " if task.per_token else "classification "
+        raise CheckpointError(
+            f"{where} has no fine-tuned {kind}head ({', '.join(architectures) or 'no architecture named'}); "
+            f"fine-tune it first: {command_line}"
+        )
+    if config.num_labels != task.num_labels:
+        raise CheckpointError(
+            f"{where} has a head of {config.num_labels} outputs, {task.name} needs {task.num_labels}; "
+            "check --task or the checkpoint"
+        )
+    if config.problem_type == MULTI_LABEL and not task.is_multi_label:
+        raise CheckpointError(
+            f"{where} answers each label by itself (problem_type {MULTI_LABEL} in config.json), and {task.name} has one label "
+            "of several, or a score; check --task, or say --multi_label"
+        )
+    if task.is_multi_label and config.problem_type not in (MULTI_LABEL, None):
+        raise CheckpointError(
+            f"{where} answers one label of several (problem_type {config.problem_type} in config.json), and {task.name} has "
+            "several labels a row; leave --multi_label out, or give another checkpoint"
+        )
+    if config.problem_type == "regression" and not task.is_regression and not task.per_token:
+        raise CheckpointError(
+            f"{where} predicts {config.num_labels} scores (problem_type regression in config.json), {task.name} has labels; "
+            "check --task or the checkpoint"
+        )
+    activation_of(config, task, where)
+    return label_order(config, task, where)
+
+
+def problem_type(task: Task) -> str | None:
+    """Return transformers' name of the kind of `task`, which decides the loss of a classifier of texts; None for other heads."""
+    if task.per_token:
+        return None
+    if task.is_multi_label:
+        return MULTI_LABEL
+    return "regression" if task.is_regression else "single_label_classification"
