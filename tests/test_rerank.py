@@ -20,6 +20,7 @@ from triton_fakes import install, model_arguments, request_of
 
 import q8trt
 from q8trt.cli.main import main
+from q8trt.deployment.quantizing import QuantizedModel
 from q8trt.deployment.triton import TritonConfig, write_repository
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import BackendError, CheckpointError, ConfigError, InputError
@@ -95,7 +96,7 @@ def test_what_is_no_reranker(tmp_path: Path, tiny_checkpoint_of: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> q8trt.api.QuantizedModel:
+def quantized(tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> QuantizedModel:
     folder = tmp_path_factory.mktemp("rerank")
     model = write_reranker(folder / "model", sentence_transformers={"activation_fn": SIGMOID})
     return q8trt.quantize(model, texts=pairs, runs_dir=folder / "runs", distill=0.5, **OPTIONS)

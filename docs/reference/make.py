@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt import Engine, api, pack, unpack
+from q8trt.api import engines, models
 from q8trt.cli.main import COMMANDS, command_module
 from q8trt.console.options import Option, groups_in, options_in
 
@@ -32,14 +33,13 @@ The keywords are the fields of the [configurations](configurations.md). `python 
 #: A line of a docstring that begins a section, and one that begins an item of it.
 _SECTION, _ITEM = re.compile(r"([A-Z][a-z]+):"), re.compile(r"    ([*\w]+): (.+)")
 #: Names of `q8trt.api` for types.
-_ALIASES = {"_Path": "Path | str", "_Messages": "Callable[[str], object]"}
+_ALIASES = {"AnyPath": "Path | str", "Messages": "Callable[[str], object]"}
 _ALIAS = re.compile("|".join(_ALIASES))
 
 
 def pages() -> dict[str, str]:
     """Return the pages, name -> Markdown."""
-    functions = [each for _, each in inspect.getmembers(api, inspect.isfunction) if each.__module__ == api.__name__]
-    public = sorted((each for each in functions if not each.__name__.startswith("_")), key=_line)
+    public = [each for module in (models, engines) for each in _functions(module)]
     functions = [_function(each, f"q8trt.{each.__name__}") for each in (*public, pack, unpack)]
     python = "\n".join([_PYTHON.format(text=_docstring(api)), *functions, *_engine()])
     commands = "\n".join([_COMMANDS, *map(_command, COMMANDS)])
@@ -51,8 +51,11 @@ def pages() -> dict[str, str]:
     return {"commands.md": commands, "configurations.md": configurations, "python.md": python}
 
 
-def _line(function: Any) -> int:
-    return int(function.__code__.co_firstlineno)
+def _functions(module: Any) -> list[Any]:
+    """Return the functions of `q8trt.api` that a module of it has, in the order of its text."""
+    members = [each for _, each in inspect.getmembers(module, inspect.isfunction) if each.__module__ == module.__name__]
+    public = [each for each in members if each.__name__ in api.__all__]
+    return sorted(public, key=lambda each: int(each.__code__.co_firstlineno))
 
 
 def _engine() -> Iterator[str]:
