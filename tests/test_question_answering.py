@@ -53,10 +53,13 @@ def quantized(folder: Path, quick_export: None, tmp_path_factory: pytest.TempPat
     (path / "dev.json").write_text(json.dumps(squad_document(rows)))
     texts = [{"question": q, "context": c} for q, c in zip(rows.first, rows.second, strict=True)]
     (path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    return q8trt.quantize(
+    lines: list[str] = []
+    quantized = q8trt.quantize(
         folder, texts=path / "texts.jsonl", validation_file=path / "dev.json", target="cpu", recipe="linear",
-        calibration_samples=16, output_dir=path / "run",
+        calibration_samples=16, output_dir=path / "run", on_message=lines.append,
     )  # fmt: skip
+    (path / "lines.txt").write_text("\n".join(lines))
+    return quantized
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +87,19 @@ def transformers_answer(model: Any, question: str, context: str, threshold: floa
             best += [(start[i] + end[j], context[offsets[i][0] : offsets[j][1]]) for j in tokens if i <= j < i + 30]
     score, text = max(best)
     return ("" if threshold is not None and none - score > threshold else text), none - score
+
+
+def test_counts_are_of_questions_and_of_their_windows(quantized: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    count, windows = len(questions()), quantized.report.rows_evaluated
+    assert quantized.report.questions_evaluated == count < windows
+    assert f"{count} questions, {windows} windows of dev" in (quantized.run.path.parent / "lines.txt").read_text()
+    assert quantized.report.title.startswith(f"question-answering dev, {count} questions, {windows} windows, ")
+    assert quantized.report.to_dict()["questions_evaluated"] == count
+    titles: set[str] = set()
+    shown = q8trt.parity(quantized.engines[0], samples=3, progress=lambda title, *_: titles.add(title))[0]
+    assert shown.questions == 3
+    assert all(f"{title.partition(',')[0]}, 3 questions, " in title for title in titles if title.startswith("torch"))
+    assert dict(shown.facts({}))["data"].startswith("question-answering dev, 3 questions, ")
 
 
 def test_fp32_answers_are_those_of_transformers(fp32_engine: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from conftest import WORDS, make_tokenizer
 
 from q8trt.errors import ConfigError
+from q8trt.tasks.data import counted
 from q8trt.tasks.data.question_windows import QuestionFeatures, question_windows
 from q8trt.tasks.data.questions import Questions, Reference
 from q8trt.tasks.glue import custom_task
@@ -125,3 +126,10 @@ def test_an_answer_that_begins_or_ends_within_a_token_has_the_whole_token(monkey
     assert windows.labels is not None
     assert [tuple(pair) for pair in windows.labels.tolist()] == run_qa_labels(rows, 40)
     assert (windows.labels[0] - windows.places[0]).tolist() == [1, 3]
+
+
+def test_counts_in_words() -> None:
+    assert counted(1500) == "1500 rows"
+    assert counted(5749, separator=",") == "5,749 rows"
+    assert counted(1430, 1200, ",") == "1,200 questions, 1,430 windows"
+    assert counted(8, 8) == "8 questions"

@@ -91,6 +91,7 @@ def benchmark_engines(
         data_source=first.source if first else "accuracy was not measured",
         is_sample=bool(first and first.is_sample),
         rows_evaluated=len(first) if first else 0,
+        questions_evaluated=first.question_count if first else None,
         data_fingerprint=first.fingerprint if first else "",
         main_metric=task.main_metric,
         rows=rows,
@@ -181,7 +182,7 @@ def _with_lengths(
     rows: Sequence[Row], runners: Sequence[Runner], features: Features, batching: Batching, max_seconds: float
 ) -> list[Row]:
     """Return `rows` with the throughput on the development rows."""
-    with progress("Timing length buckets", len(features)) as advance:
+    with progress(features.titled("Timing length buckets"), len(features)) as advance:
         lengths = measure_lengths(
             runners, features, batching.pad_token_id, batching.max_length, batching.batch_size, batching.buckets,
             max_seconds, advance,

@@ -128,7 +128,7 @@ class Batching:
         self, runner: Runner, rows: Features, activation: str, title: str, reference: np.ndarray | None = None
     ) -> Evaluation:
         """Score a runner; `title` is the progress bar's, and `reference` as in `evaluate`."""
-        with progress(title, len(rows)) as advance:
+        with progress(rows.titled(title), len(rows)) as advance:
             return evaluate(
                 runner,
                 rows,
@@ -143,5 +143,5 @@ class Batching:
 
     def logits(self, runner: Runner, rows: Features, title: str) -> np.ndarray:
         """Return the logits of every row, shaped as `Evaluation.logits`."""
-        with progress(title, len(rows)) as advance:
+        with progress(rows.titled(title), len(rows)) as advance:
             return predict(runner, rows, self.pad_token_id, self.max_length, self.batch_size, advance, self.buckets)[0]

@@ -162,7 +162,10 @@ def lengths(report: Measurements) -> Table:
     title = ""
     if measured:
         first = measured[0][1]
-        share = "all rows" if first.rows == report.rows_evaluated else f"{first.rows} rows in evenly spaced batches"
+        unit = "rows" if report.questions_evaluated is None else "windows"
+        share = (
+            f"all {unit}" if first.rows == report.rows_evaluated else f"{first.rows} {unit} in evenly spaced batches"
+        )
         title = f"Length buckets {', '.join(map(str, first.buckets))} against fixed {first.fixed}, {share}"
     return Table(columns, tuple(rows), f"{LENGTHS_LEGEND}.", title)
 

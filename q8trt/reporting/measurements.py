@@ -16,6 +16,7 @@ from q8trt.runtime.registry import find_runtime
 from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 from q8trt.runtime.timing.layers import LayerTimes
 from q8trt.runtime.timing.lengths import Lengths
+from q8trt.tasks.data import counted
 
 #: docs/reference/benchmark-schema.md describes it.
 SCHEMA = 2
@@ -158,6 +159,7 @@ class Measurements:
         data_source: source of the rows for readers, without an absolute path.
         is_sample: whether the data are the built-in sample, which then labels every score.
         rows_evaluated: number of rows scored.
+        questions_evaluated: number of questions whose windows the rows are; None for rows that are no windows.
         data_fingerprint: hash of those rows.
         main_metric: the metric of the tables; a key of ``Row.metrics``.
         rows: one per model, precision and device; the first FP32 row of a backend and device is its baseline.
@@ -178,13 +180,14 @@ class Measurements:
     gpus: list[GpuState] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     schema: int = SCHEMA
+    questions_evaluated: int | None = None
 
     @property
     def title(self) -> str:
         """``"STS-B dev, 1500 rows, <where from>"``; the built-in sample always says that it is no GLUE score."""
         if not self.rows_evaluated:
             return f"{self.task}, timing only"
-        return f"{self.task} {self.split}, {self.rows_evaluated} rows, {self.data_label}"
+        return f"{self.task} {self.split}, {counted(self.rows_evaluated, self.questions_evaluated)}, {self.data_label}"
 
     @property
     def head(self) -> Head:

@@ -17,6 +17,7 @@ from q8trt.reporting.formats import error_percent, x100
 from q8trt.reporting.head import NOT_RECORDED, Facts, device_of
 from q8trt.reporting.table import Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_facts, print_lines, print_table, say
+from q8trt.tasks.data import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,6 +117,7 @@ class EngineParity:
         model: its name.
         recipe: name of the quantization recipe; "" for a model without quantizers.
         wide_sites: sentences on sites where one channel leaves the others little of the scale, with the remedy in the recipe.
+        questions: number of questions whose windows the rows are; None for rows that are no windows.
     """
 
     name: str
@@ -132,6 +134,7 @@ class EngineParity:
     model: str = ""
     recipe: str = ""
     wide_sites: list[str] = field(default_factory=list)
+    questions: int | None = None
 
     def facts(self, hardware: Mapping[str, Any]) -> Facts:
         """Return the head of the result; `hardware` is a provenance's."""
@@ -142,7 +145,7 @@ class EngineParity:
             ("recipe", self.recipe or (NOT_RECORDED if self.precision.is_quantized else "none")),
             ("precision", self.precision.label),
             ("engine", self.folder),
-            ("data", f"{self.task} {self.split}, {rows} rows, {self.data_source}"),
+            ("data", f"{self.task} {self.split}, {counted(rows, self.questions)}, {self.data_source}"),
             ("device", ", ".join(devices)),
         ]
 

@@ -56,6 +56,7 @@ class Report(Measurements):
             "data_source": self.data_label,
             "is_sample": self.is_sample,
             "rows_evaluated": self.rows_evaluated,
+            "questions_evaluated": self.questions_evaluated,
             "data_fingerprint": self.data_fingerprint,
             "main_metric": self.main_metric,
             "rows": [_row_dict(self, row) for row in self.rows],

@@ -20,7 +20,7 @@ from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run, 
 from q8trt.runs.fresh import fresh_run, sole_writer
 from q8trt.runs.run import RUN_FILE, Run, check_new_run, make_a_run, open_run, run_name
 from q8trt.runs.search import newest_run, sound_runs
-from q8trt.tasks.data import DataConfig
+from q8trt.tasks.data import DataConfig, counted
 from q8trt.training.calibrating import import_ranges
 from q8trt.training.finetuning import Finetuning, load_inputs
 
@@ -143,7 +143,8 @@ def execute(
         for line in (f"run: {run.path}", *lines):
             say(line)
         rows = ", ".join(
-            f"{len(part):,} rows of {name}" for name, part in (("train", inputs.train), *inputs.dev.items())
+            f"{counted(len(part), part.question_count, ',')} of {name}"
+            for name, part in (("train", inputs.train), *inputs.dev.items())
         )
         say(f"device: {'CPU' if config.training.on_cpu() else 'GPU'}; data: {config.data.resolved_task.name}, {rows}")
         if config.data.sample:

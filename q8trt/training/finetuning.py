@@ -17,7 +17,17 @@ import numpy as np
 from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process, progress
 from q8trt.errors import ConfigError, DataError, InterruptedRunError
-from q8trt.models import check_rows, checkpoints, load_config, load_tokenizer, model_inputs, resolve_model, short_name
+from q8trt.models import (
+    check_head,
+    check_rows,
+    checkpoints,
+    load_config,
+    load_tokenizer,
+    model_inputs,
+    resolve_model,
+    set_dropout,
+    short_name,
+)
 from q8trt.models.activation import activation_of, adopt_activation
 from q8trt.quantization.libraries import library
 from q8trt.quantization.precision import Precision
@@ -83,7 +93,7 @@ def _check_head(model: Any, config: FinetuneConfig) -> None:
     name, task = str(config.from_fp32), config.data.resolved_task
     if task.embedding:
         return
-    order = checkpoints.check_head(model, task, name)
+    order = check_head(model, task, name)
     adopt_activation(model, resolve_model(name))
     if (
         activation_of(model, task, name) != "identity"
@@ -141,7 +151,8 @@ def evaluate_model(
     activation = activation_of(model.config, task, "the model")
     runner = TorchRunner(model, precision)
     for split, rows in inputs.dev.items():
-        with weights_quantized_once(model), progress(f"Evaluating {precision} on {split}", len(rows)) as advance:
+        title = rows.titled(f"Evaluating {precision} on {split}")
+        with weights_quantized_once(model), progress(title, len(rows)) as advance:
             batch = config.training.per_device_eval_batch_size
             length = config.data.max_seq_length
             scores[split] = evaluate(
@@ -282,7 +293,7 @@ class Finetuning:
             quantized, _ = quantize(fp32, config, self.inputs)
         set_seed(options.seed)
         if options.qat_dropout is not None:
-            checkpoints.set_dropout(quantized, options.qat_dropout)
+            set_dropout(quantized, options.qat_dropout)
         ranges = Quantization(config.recipe, lambda: measure_ranges(quantized, config, self.inputs))
         details = self._train(
             "int8",

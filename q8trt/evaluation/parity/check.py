@@ -86,6 +86,7 @@ def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -
         main_metric=rows.features.task.main_metric,
         split=rows.features.split,
         data_source=SAMPLE_LABEL if rows.features.is_sample else rows.features.source,
+        questions=rows.features.question_count,
         layer_rows=min(LAYER_ROWS, len(rows.features)),
         stages=check.figures,
         pairs=sorted(check.pairs, key=lambda pair: pair.kind == "padding"),
@@ -161,7 +162,7 @@ class _Comparison:
 
     def _look(self, stage: ParityStage, runner: Runner) -> Outputs:
         outputs, total = Outputs(stage), sum(len(self.rows.at(size)) for size in self.rows.batch_sizes)
-        with progress(stage.name, total) as advance:
+        with progress(self.rows.features.titled(stage.name), total) as advance:
             for size in self.rows.batch_sizes:
                 batches = self.rows.batches(self.rows.at(size), size)
                 outputs.logits[size] = infer_all(runner, batches, advance)[0]

@@ -14,6 +14,7 @@ from q8trt.evaluation.sensitivity.search import Placement
 from q8trt.reporting.sensitivity_plot import SensitivityPlot, plot_sensitivity
 from q8trt.reporting.table import Column, Table, words
 from q8trt.reporting.terminal import print_facts, print_table, say
+from q8trt.tasks.data import counted
 from q8trt.tasks.metrics import direction
 
 if TYPE_CHECKING:
@@ -61,10 +62,11 @@ def _summary(measured: Sensitivity) -> str:
     setup, everything = measured.setup, measured.scores["everything"]["all"]
     data = SAMPLE_LABEL if setup.is_sample else f"{setup.task} {setup.split}"
     quantized = measured.float_score_x100 - direction(setup.metric) * everything.drop_x100
+    rows = counted(setup.rows, setup.questions)
     if not setup.has_labels:
-        return f"{data}, {setup.rows} rows without labels; {setup.metric} x100 to FP32: {quantized:.2f} with everything quantized"
+        return f"{data}, {rows} without labels; {setup.metric} x100 to FP32: {quantized:.2f} with everything quantized"
     return (
-        f"{data}, {setup.rows} rows; {setup.metric} x100: {measured.float_score_x100:.2f} in float, "
+        f"{data}, {rows}; {setup.metric} x100: {measured.float_score_x100:.2f} in float, "
         f"{quantized:.2f} with everything quantized"
     )
 

@@ -71,7 +71,10 @@ def parts(sites: Sequence[Site]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Setup:
-    """The rows, metric and recipe of a measurement; `recipe` is JSON-ready. Without labels the metric is a drift from FP32."""
+    """The rows, metric and recipe of a measurement; `recipe` is JSON-ready. Without labels the metric is a drift from FP32.
+
+    `questions` is the number of questions whose windows the rows are; None for rows that are no windows.
+    """
 
     task: str
     is_sample: bool
@@ -84,6 +87,7 @@ class Setup:
     quantizer: str
     recipe: dict[str, Any]
     has_labels: bool = True
+    questions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ def measure(
         quantizer=config.quantizer,
         recipe=config.recipe.to_dict(),
         has_labels=task.has_labels,
+        questions=rows.question_count,
     )
     fingerprint = _fingerprint(model, config, inputs, rows)
     stored = _stored_scores(folder, fingerprint)

@@ -12,7 +12,7 @@ from q8trt.tasks.data.batches import (
     restore_tokens,
     tokenize,
 )
-from q8trt.tasks.data.examples import Examples, Features, TokenRows
+from q8trt.tasks.data.examples import Examples, Features, TokenRows, counted
 from q8trt.tasks.data.load import DEFAULT_LENGTH, DataConfig, RunData, load_dev, load_examples, load_train
 from q8trt.tasks.data.record import DataRecord, record_splits
 from q8trt.tasks.data.sample import sample_examples
@@ -32,6 +32,7 @@ __all__ = [
     "bucket_for",
     "bucketed_batches",
     "buckets_up_to",
+    "counted",
     "load_dev",
     "load_examples",
     "load_train",

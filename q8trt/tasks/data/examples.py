@@ -145,10 +145,30 @@ class Features(TokenRows, Origin):
             labels=None if labels is None else labels[list(indices)],
         )
 
+    @property
+    def question_count(self) -> int | None:
+        """The number of questions whose windows the rows are; None where a row is an example."""
+        return None
+
+    def titled(self, work: str) -> str:
+        """Return the title of progress that counts the rows: `work`, and how many questions the windows belong to."""
+        return work if self.question_count is None else f"{work}, {counted(len(self), self.question_count)}"
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hexadecimal digits of the SHA-256 over token ids and labels, in order."""
         return _digest(([" ".join(map(str, ids))] for ids in self.input_ids), self.labels)
+
+
+def counted(rows: int, questions: int | None = None, separator: str = "") -> str:
+    """Return a number of rows in words: "143 rows", or "120 questions, 143 windows" where the rows are windows of questions.
+
+    `separator` is that of thousands, "," or "".
+    """
+    if questions is None:
+        return f"{rows:{separator}} rows"
+    windows = f", {rows:{separator}} windows" if rows != questions else ""
+    return f"{questions:{separator}} questions{windows}"
 
 
 def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:

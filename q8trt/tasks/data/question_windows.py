@@ -37,6 +37,11 @@ class QuestionFeatures(Features):
     places: npt.NDArray[np.int64]
     offsets: list[npt.NDArray[np.int32]]
 
+    @property
+    def question_count(self) -> int:
+        """The number of questions that have windows here."""
+        return len(set(self.rows.tolist()))
+
     def select(self, indices: Sequence[int]) -> Self:
         """Return the windows at `indices`, in that order."""
         types, labels, chosen = self.token_type_ids, self.labels, list(indices)
