@@ -49,7 +49,7 @@ class Machine:
         packages: the version of each of the packages above that is installed.
         cpu_runtimes: the runtimes that run engines on the CPU, and their states.
         torch_cuda: the CUDA version that torch was built with; None for a CPU build.
-        lean: TensorRT's lean runtime; None where it is missing.
+        lean: TensorRT's lean runtime; None if it is missing.
     """
 
     python: str

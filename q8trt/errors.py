@@ -18,7 +18,7 @@ class ConfigError(Q8TRTError):
 
 
 class DataError(Q8TRTError):
-    """A data set is missing, empty or malformed. Names the file and, where there is one, the line."""
+    """A data set is missing, empty or malformed. Names the file and, if there is one, the line."""
 
 
 class CheckpointError(Q8TRTError):
@@ -58,7 +58,7 @@ class InputError(Q8TRTError):
     """An input of an `Engine` that has no answer: an empty text, something other than text.
 
     Attributes:
-        index: the position of the item in the list that was given; None where it is not about one item.
+        index: the position of the item in the list that was given; None if it is not about one item.
     """
 
     def __init__(self, message: str, index: int | None = None) -> None:

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
             _add(groups[each.group], each)
 
     def error(self, message: str) -> NoReturn:
-        """Raise in place of printing the usage."""
+        """Raise instead of printing the usage."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
     def typed_options(self, argv: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from q8trt.console.names import one_line
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module in this Python; the working directory is no import path of it."""
+    """Return the command that runs a module in this Python; the working directory is not an import path of it."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 

@@ -124,7 +124,7 @@ def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MIS
     Args:
         default: the value without the option; MISSING if the option is required.
         help: see `Option`.
-        default_factory: a function that makes the default, in place of `default`.
+        default_factory: a function that makes the default, instead of `default`.
         details: further attributes of `Option`.
     """
     return _field(Option(help, default, **details), default_factory)

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 #: Function that shows progress: (what is done, how much of it, of how much).
 Display = Callable[[str, int, int], object]
-#: Where stderr is no terminal, a line of progress each so many seconds.
+#: Where stderr is not a terminal, a line of progress each so many seconds.
 LINE_SECONDS = 10.0
 #: True: bars or lines on stderr; False: nothing.
 _display: ContextVar[bool | Display] = ContextVar("display", default=True)

@@ -59,7 +59,7 @@ class Backend:
 
     @property
     def driver_problem(self) -> DriverProblem | None:
-        """The reason why the driver cannot run this package; None where it can, or without a driver."""
+        """The reason why the driver cannot run this package; None if it can, or without a driver."""
         return driver_problem(LEAN if self.is_lean else self.name, self.title)
 
     @property
@@ -70,7 +70,7 @@ class Backend:
     def logger(self) -> Any:
         """Return the process's one `trt.ILogger` of this package (TensorRT keeps the first that it gets).
 
-        It forwards to the Python logger "q8trt.tensorrt" and to the callable `listener`, where one is set, and remembers
+        It forwards to the Python logger "q8trt.tensorrt" and to the callable `listener`, if one is set, and remembers
         errors: see `last_error`, `forget_errors`.
         """
         if self.name not in _loggers:
@@ -144,7 +144,7 @@ class Backend:
         return [sm for sm in self.supported_sms() if sm != "7.5"]
 
     def refusal(self, card: Gpu) -> str | None:
-        """Return why no plan of this package runs on `card`; None where some plan does.
+        """Return why no plan of this package runs on `card`; None if some plan does.
 
         TensorRT-RTX runs on the architectures that it names and on newer ones, and refuses those between: 1.7 loads no
         plan on an H100 (9.0), see `benchmarks/results/tensorrt-rtx-on-h100.json`.
@@ -164,8 +164,8 @@ class BackendState:
 
     Attributes:
         name: one of `BACKENDS`.
-        backend: the package; None where it cannot be used.
-        problem: why it cannot be used, with the remedy; "" where it can.
+        backend: the package; None if it cannot be used.
+        problem: why it cannot be used, with the remedy; "" if it can.
         installed: False only where the package is missing.
     """
 
@@ -268,7 +268,7 @@ def plan_runtime(name: str, version_compatible: bool) -> Backend:
 
 
 def lean_runtime() -> Backend | None:
-    """Return TensorRT's lean runtime; None where it is missing or cannot be imported."""
+    """Return TensorRT's lean runtime; None if it is missing or cannot be imported."""
     try:
         module = importlib.import_module(LEAN)
     except Exception:  # a missing shared library surfaces as ImportError, OSError or RuntimeError

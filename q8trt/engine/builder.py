@@ -53,7 +53,7 @@ def build_here(
 
 
 def peak_memory_mib() -> float | None:
-    """Return the most memory that this process ever held in RAM, in MiB; None where the system does not report it.
+    """Return the most memory that this process ever held in RAM, in MiB; None if the system does not report it.
 
     Linux's `ru_maxrss` will not do: a process inherits it from the one that started it, however large that was.
     """
@@ -188,7 +188,7 @@ class _Build:
 
 
 def inspect_plan(backend: Backend, plan: Any) -> str | None:
-    """Return the JSON that the inspector writes of a serialized plan; None where the plan cannot be loaded on this GPU.
+    """Return the JSON that the inspector writes of a serialized plan; None if the plan cannot be loaded on this GPU.
 
     Raises:
         BackendError: CUDA does not start.

@@ -125,7 +125,7 @@ class PlanInfo:
         seconds: wall time of parsing and building, without the start of the process that does it.
         bytes: size of the plan.
         timing_cache: its use.
-        peak_memory_mib: the most memory, in MiB, that the building process held at once, host only; None where the system
+        peak_memory_mib: the most memory, in MiB, that the building process held at once, host only; None if the system
             does not report it.
         report: what the engine holds.
     """

@@ -29,7 +29,7 @@ class PlanDifference:
         differing_bytes: positions, of the shorter plan's, that hold another value.
         regions: runs of differing bytes, with less than GAP equal bytes between two of a run.
         text_regions: those of them where both plans hold ASCII text from the first to the last differing byte.
-        first_offset: of the first differing byte; None where the shorter plan is the longer one's beginning.
+        first_offset: of the first differing byte; None if the shorter plan is the longer one's beginning.
         last_offset: of the last one.
         example: the words at the first text region, of the one plan and of the other; None without one.
     """

@@ -76,7 +76,7 @@ def package_cuda(module: str) -> int | None:
 
 
 def driver_problem(module: str, title: str) -> DriverProblem | None:
-    """Return why the driver cannot run the TensorRT package `title` of a module; None where it can, or without a driver."""
+    """Return why the driver cannot run the TensorRT package `title` of a module; None if it can, or without a driver."""
     driver, built_for = driver_cuda(), package_cuda(module)
     if driver is None or built_for is None or driver[0] >= built_for:
         return None

@@ -29,7 +29,7 @@ class EngineFolder:
 
     @property
     def name(self) -> str:
-        """``"QAT INT8"``: how the model came about, where that is known, and the engine's precision."""
+        """``"QAT INT8"``: how the model came about, if that is known, and the engine's precision."""
         precision = self.manifest.precision.label
         return precision if self.manifest.stage == "fp32" else f"{_NAMES[self.manifest.stage]} {precision}".strip()
 
@@ -46,7 +46,7 @@ def find_engines(folders: Sequence[EngineFolder | str | Path], runs_dir: str | P
 
     Raises:
         ConfigError: no engine was built yet.
-        EngineError: a folder is damaged or is no engine.
+        EngineError: a folder is damaged or is not an engine.
     """
     if folders:
         return [
@@ -98,7 +98,7 @@ class _Listing:
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
-    """Return the names that the manifest of `folder` lists, and its own; None where it is no manifest of q8trt."""
+    """Return the names that the manifest of `folder` lists, and its own; None if it is not a manifest of q8trt."""
     try:
         data = read_json(folder / MANIFEST_FILE)
     except OSError:

@@ -148,7 +148,7 @@ def layers_of_log(message: str) -> list[Layer]:
 
 
 def _section(line: str, key: str) -> str:
-    """Return the text between the brackets of ``, Inputs: [ ... ]``; "" where the line has no such list."""
+    """Return the text between the brackets of ``, Inputs: [ ... ]``; "" if the line has no such list."""
     start = line.find(f", {key}: [")
     if start < 0:
         return ""
@@ -182,7 +182,7 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
 
 
 def _listed(entry: Mapping[str, Any], key: str) -> tuple[Tensor, ...]:
-    """Return the tensors of one of a layer's lists. Raises `ValueError` where there is something else in its place."""
+    """Return the tensors of one of a layer's lists. Raises `ValueError` if there is something else in its place."""
     tensors = entry.get(key, [])
     if not isinstance(tensors, list) or not all(isinstance(each, dict) for each in tensors):
         raise ValueError(f'"{key}" of a layer is not a list of tensors')

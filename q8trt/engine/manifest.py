@@ -108,7 +108,7 @@ class Manifest:
         recipe: the quantization recipe as plain data; None for a model without quantizers.
         inputs: the names of the model's inputs, in its order; each is integer (batch, sequence).
         opset: the ONNX opset of ``model.onnx``.
-        stage: the stage of the run that the model comes from: "fp32", "ptq" or "int8"; "" where there is none.
+        stage: the stage of the run that the model comes from: "fp32", "ptq" or "int8"; "" if there is none.
         profiles: the plan's optimization profiles, shortest sequences first; [] without a plan.
         backend: what built the plan; None without a plan.
         metrics: numbers under nested names, such as {"dev": {"pearson": 0.8739}}.

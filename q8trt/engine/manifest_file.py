@@ -94,7 +94,7 @@ def parse_manifest(where: str | Path, text: bytes) -> Manifest:
     """Return the manifest in the JSON `text`; `where` names it in errors.
 
     Raises:
-        EngineError: it is no JSON, malformed, of another format, was edited, or names a file outside the folder.
+        EngineError: it is not JSON, malformed, of another format, was edited, or names a file outside the folder.
     """
     try:
         data = parse_json(text, _LIMITS)
@@ -108,7 +108,7 @@ def parse_manifest(where: str | Path, text: bytes) -> Manifest:
 
 
 def file_problem(path: Path, expected: FileInfo) -> str:
-    """Return how a file differs from its entry in the manifest; "" where it does not."""
+    """Return how a file differs from its entry in the manifest; "" if it does not."""
     if not path.is_file():
         return f"{path} is missing, but the manifest lists it"
     if (size := path.stat().st_size) != expected.bytes:

@@ -35,7 +35,7 @@ class Problem:
         cause: what is wrong.
         remedy: how to fix it.
         rebuild: where the remedy is a rebuild, the options that it changes, as arguments of `rebuild_command`.
-        only_other_runtime: True where nothing helps but to run the ONNX file on ONNX Runtime, as `remedy` then says.
+        only_other_runtime: True if nothing helps but to run the ONNX file on ONNX Runtime, as `remedy` then says.
     """
 
     cause: str

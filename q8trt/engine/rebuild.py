@@ -62,7 +62,7 @@ def rebuild_command(
 
     Args:
         folder: the engine folder.
-        manifest: its manifest; None where it is missing or damaged, and the folder's place and name must do.
+        manifest: its manifest; None if it is missing or damaged, and the folder's place and name must do.
         profiles: other profiles than the manifest's.
         backend: another backend than the manifest's; the former one's own options are left out.
         sm: other compute capabilities than were asked for; () asks for none.

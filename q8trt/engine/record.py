@@ -35,7 +35,7 @@ class BuildRecord:
 
     Attributes:
         seconds: wall time.
-        peak_memory_mib: the most memory of the building process, in MiB; None where the system does not report it.
+        peak_memory_mib: the most memory of the building process, in MiB; None if the system does not report it.
         timing_cache: see `PlanInfo`.
         options: how the plan was built; its backend and profiles are the manifest's.
         built_twice: the difference from a second build; None without one.

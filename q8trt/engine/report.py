@@ -38,7 +38,7 @@ class GraphSites:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """The contents of an engine. A field is None where it could not be read; `notes` has the reason.
+    """The contents of an engine. A field is None if it could not be read; `notes` has the reason.
 
     Attributes:
         source: "inspector" (the deserialized engine) or "builder log".
@@ -99,7 +99,7 @@ class BuildLog:
 def engine_report(log: BuildLog, inspected: str | None, sites: GraphSites, profiles: int) -> EngineReport:
     """Count what an engine of `profiles` optimization profiles holds.
 
-    `inspected` is the inspector's JSON; None where the engine cannot be loaded, and the log must do.
+    `inspected` is the inspector's JSON; None if the engine cannot be loaded, and the log must do.
     """
     source = "builder log" if inspected is None else "inspector"
     notes = [f"{name} is not in the builder's log" for name in _MEMORY if name not in log.memory]

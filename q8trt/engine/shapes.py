@@ -82,7 +82,7 @@ def parse_buckets(text: str) -> tuple[int, ...]:
     """Read sequence lengths such as "32,64,128".
 
     Raises:
-        ConfigError: an entry is no positive number, or the lengths do not ascend.
+        ConfigError: an entry is not a positive number, or the lengths do not ascend.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d*", part) for part in parts):

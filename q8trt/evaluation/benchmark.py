@@ -200,7 +200,7 @@ def with_latencies(
 ) -> tuple[list[Row], list[GpuState]]:
     """Return `rows` with the latencies of `runners` at more shapes, and the state of their GPU after each shape, if there is one.
 
-    `graphs` are the ONNX files whose matrix products are counted; None where there is none.
+    `graphs` are the ONNX files whose matrix products are counted; None if there is none.
     """
     devices = {runner.device for runner in runners}
     states: list[GpuState] = []

@@ -50,7 +50,7 @@ def readers(value: ir.Value) -> list[Any]:
 
 
 def only_reader(value: ir.Value, *op_types: str) -> Any:
-    """Return the one node that reads `value`, if it is of one of `op_types` and `value` is no output of the graph."""
+    """Return the one node that reads `value`, if it is of one of `op_types` and `value` is not an output of the graph."""
     uses = readers(value)
     if len(uses) != 1 or value.is_graph_output() or uses[0].op_type not in op_types:
         return None
@@ -58,14 +58,14 @@ def only_reader(value: ir.Value, *op_types: str) -> Any:
 
 
 def above_qdq(value: ir.Value | None) -> Any:
-    """Return the input of the Q/DQ pair that computes `value`; `value` itself where there is none."""
+    """Return the input of the Q/DQ pair that computes `value`; `value` itself if there is none."""
     dequantize = producer(value, "DequantizeLinear")
     quantize = producer(dequantize.inputs[0], "QuantizeLinear") if dequantize is not None else None
     return value if quantize is None else quantize.inputs[0]
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:
-    """Return the value of an attribute, or `default` where it is not set."""
+    """Return the value of an attribute, or `default` if it is not set."""
     present = node.attributes.get(name)
     return default if present is None else present.value
 

@@ -118,7 +118,7 @@ def _tabulate_rotations(base: Any, architecture: Architecture) -> None:
 
 
 def _gated(mlp: Any, states: torch.Tensor) -> torch.Tensor:
-    """Return what ModernBertMLP computes, with halves of a size that is no arithmetic in the graph."""
+    """Return what ModernBertMLP computes, with halves of a size that is not an arithmetic in the graph."""
     value, gate = mlp.Wi(states).split([mlp.Wo.in_features] * 2, dim=-1)
     result: torch.Tensor = mlp.Wo(mlp.drop(mlp.act(value) * gate))
     return result

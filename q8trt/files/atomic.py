@@ -152,7 +152,7 @@ def _swap(folder: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step; returns False where the system or the file system cannot."""
+    """Swap two names in one step; returns False if the system or the file system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):

@@ -142,7 +142,7 @@ def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
 
 
 def _check_text(value: Any) -> None:
-    """Raise MalformedError where a text of YAML holds half a surrogate pair: no file could be written with it."""
+    """Raise MalformedError if a text of YAML holds half a surrogate pair: no file could be written with it."""
     try:
         msgspec.json.encode(value)
     except UnicodeError:
@@ -220,7 +220,7 @@ def _members(cls: Any, where: str) -> list[str]:
 
 
 def _shown(data: Any, where: str) -> str:
-    """Return the first characters of the value at `where`; "" where the place holds a wildcard."""
+    """Return the first characters of the value at `where`; "" if the place holds a wildcard."""
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", where):
         try:
             data = data[int(index)] if index else data[key]

@@ -130,7 +130,7 @@ def _holder(handle: int) -> str:
 
 
 def try_lock(handle: int, without_locks: bool = True) -> bool:
-    """Lock an open file or folder without waiting; returns False where another descriptor holds it.
+    """Lock an open file or folder without waiting; returns False if another descriptor holds it.
 
     `without_locks` is the answer where the system or the file system has no locks, as some network mounts.
     """

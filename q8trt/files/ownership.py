@@ -24,7 +24,7 @@ class FolderKind:
 
     Attributes:
         title: with its article, for errors: "an engine folder".
-        listed: returns the names that q8trt wrote into a folder; None where the folder is not of this kind.
+        listed: returns the names that q8trt wrote into a folder; None if the folder is not of this kind.
         companions: patterns of names that q8trt writes into it afterwards, as reports and caches.
     """
 
@@ -52,14 +52,14 @@ def resolved(path: str | Path, option: str) -> Path:
 
 
 def check_folder(path: str | Path, option: str = "--output_dir") -> None:
-    """Raise ConfigError where `path` cannot be a folder that is written to. It need not exist yet."""
+    """Raise ConfigError if `path` cannot be a folder that is written to. It need not exist yet."""
     obstacle = _obstacle(resolved(path, option))
     if obstacle is not None:
         raise ConfigError(f"{option} {path} cannot be written: {obstacle}")
 
 
 def _obstacle(folder: Path) -> str | None:
-    """Return what keeps a folder from being made or written to; None where nothing does."""
+    """Return what keeps a folder from being made or written to; None if nothing does."""
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir():
         return f"{nearest} is a file"
@@ -69,7 +69,7 @@ def _obstacle(folder: Path) -> str | None:
 def check_apart(
     path: str | Path, models: Iterable[str | Path], option: str = "--output_dir", *, holds: bool = False
 ) -> None:
-    """Raise ConfigError where the folder `path` is the folder of a model that is read, or is inside it, links resolved.
+    """Raise ConfigError if the folder `path` is the folder of a model that is read, or is inside it, links resolved.
 
     Args:
         path: the output. It need not exist yet.

@@ -12,7 +12,7 @@ from q8trt.files.decoding import MalformedError
 
 @contextlib.contextmanager
 def no_panic() -> Iterator[None]:
-    """Raise MalformedError where a library panics on what it reads.
+    """Raise MalformedError if a library panics on what it reads.
 
     A panic is a BaseException, which no ``except Exception`` catches, and the library prints a stack of its own on the
     error stream. The stream is closed to it, and to everyone else, until the block ends.

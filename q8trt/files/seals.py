@@ -1,7 +1,7 @@
 """Seals: `hashes.json`, the size and SHA-256 of every file in a folder, written after all of them.
 
 A folder without a seal was not written to its end, or not by this version of q8trt. A folder with one is read only if its
-files are still those that were written. A seal shows damage; it is no signature.
+files are still those that were written. A seal shows damage; it is not a signature.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def has_seal(folder: str | Path) -> bool:
 
 
 def find_damage(folder: str | Path, is_read: Callable[[str], bool] = lambda name: True) -> str:
-    """Return how a folder differs from its seal, in words that follow the folder's name and a slash; "" where it does not.
+    """Return how a folder differs from its seal, in words that follow the folder's name and a slash; "" if it does not.
 
     Files that the seal does not name, and those whose name `is_read` refuses, are not compared. Raises OSError if a file is
     there and cannot be read, so that nothing is known of it.
@@ -73,7 +73,7 @@ def find_damage(folder: str | Path, is_read: Callable[[str], bool] = lambda name
 
 
 def _difference(folder: Path, name: str, expected: _File) -> str:
-    """Return how the file `name` differs from its entry; "" where it does not."""
+    """Return how the file `name` differs from its entry; "" if it does not."""
     place = PurePosixPath(name)
     if place.is_absolute() or ".." in place.parts or "\0" in name:
         return f"{SEAL_FILE} is damaged: it names {name!r}, which is outside the folder"

@@ -34,7 +34,7 @@ class Bench(Protocol):
     Attributes:
         title: what runs the engines, "TensorRT-RTX 1.7.1.116".
         device: the name of the GPU.
-        captures_graphs: whether the runner must report a CUDA graph where one is asked for.
+        captures_graphs: whether the runner must report a CUDA graph if one is asked for.
     """
 
     title: str

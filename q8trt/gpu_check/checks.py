@@ -68,7 +68,7 @@ class ModelCheck:
         return self._journal.attempt(f"{self._name}: {what}", partial(step, *arguments), optional)
 
     def prepare(self, make: Callable[[], Subject]) -> bool:
-        """Make the model and its logits in torch; False where that failed."""
+        """Make the model and its logits in torch; False if that failed."""
 
         def load() -> Outcome[Subject]:
             subject = make()
@@ -99,7 +99,7 @@ class ModelCheck:
         return Outcome(figure, details=details, value=logits)
 
     def _predict(self, runner: Runner) -> np.ndarray:
-        """Logits of every row, (rows, num_labels). Raises DataError where one is not finite."""
+        """Logits of every row, (rows, num_labels). Raises DataError if one is not finite."""
         most, length = self._config.largest
         size = min(self._config.batch_size, most)
         logits, _ = predict(runner, self.subject.features, self.subject.pad_token_id, length, size)

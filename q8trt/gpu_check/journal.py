@@ -25,7 +25,7 @@ class Outcome(Generic[Value]):
 
     Attributes:
         figure: in words.
-        passed: None where nothing is asked of the figure.
+        passed: None if nothing is asked of the figure.
         details: the figures, JSON-ready, units in the keys.
         value: what later steps need.
     """
@@ -72,7 +72,7 @@ class Journal:
         return any(check.result == "failed" for check in self.checks)
 
     def attempt(self, name: str, step: Callable[[], Outcome[Value]], optional: bool = False) -> Value | None:
-        """Run one step and note what came of it; None where it failed.
+        """Run one step and note what came of it; None if it failed.
 
         Args:
             name: of the line.

@@ -153,7 +153,7 @@ def _subject(
 
 
 def finished_checkpoints(run: Run) -> tuple[Path, Path]:
-    """The FP32 checkpoint of `run` and its best quantized one. Raises ConfigError where the run is not finished."""
+    """The FP32 checkpoint of `run` and its best quantized one. Raises ConfigError if the run is not finished."""
     fp32, int8 = run.checkpoint("fp32"), run.best_quantized()
     if fp32 is None or int8 is None:
         missing, stages = ("FP32", ["fp32"]) if fp32 is None else ("quantized", ["int8", "ptq"])

@@ -64,7 +64,7 @@ def html(journal: Journal, bench: Bench, provenance: dict[str, Any]) -> str:
 
 
 def check_table(journal: Journal) -> Table:
-    """Return a line per step: check, result, figure and, where there is room, seconds."""
+    """Return a line per step: check, result, figure and, if there is room, seconds."""
     columns = (
         words("check", wraps=True), words("result"), words("figure", wraps=True), Column("seconds", format=".1f", rank=1)
     )  # fmt: skip

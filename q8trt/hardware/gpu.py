@@ -26,7 +26,7 @@ class Gpu:
     Attributes:
         name: "NVIDIA L40S".
         sm: compute capability, "8.9".
-        memory_mib: memory in MiB; 0 where the driver does not report it.
+        memory_mib: memory in MiB; 0 if the driver does not report it.
         driver: the driver's version, "570.86.15".
     """
 

@@ -103,7 +103,7 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def _cpu_features(cpuinfo: str = "/proc/cpuinfo") -> list[str] | None:
-    """Return those of CPU_FEATURES that the CPU has; None where the system does not say."""
+    """Return those of CPU_FEATURES that the CPU has; None if the system does not say."""
     try:
         flags = re.search(r"^flags\s*:(.*)$", Path(cpuinfo).read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -112,7 +112,7 @@ def _cpu_features(cpuinfo: str = "/proc/cpuinfo") -> list[str] | None:
 
 
 def _memory_gib() -> float | None:
-    """Return the physical memory, GiB; None where the system does not say."""
+    """Return the physical memory, GiB; None if the system does not say."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, OSError, ValueError):

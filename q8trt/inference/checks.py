@@ -84,7 +84,7 @@ def check_arrays(arrays: Mapping[str, Any], manifest: Manifest, in_place: bool, 
         vocabulary: rows of the embedding table.
 
     Raises:
-        ArrayError: one is missing or not of integers, they do not share one shape (batch, sequence), a value is no token,
+        ArrayError: one is missing or not of integers, they do not share one shape (batch, sequence), a value is not a token,
             or one is on a GPU and the engine is not.
     """
     if not isinstance(arrays, Mapping):

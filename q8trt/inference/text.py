@@ -69,7 +69,7 @@ class TextEncoder:
         """Return the texts of each item, see `check`.
 
         Raises:
-            InputError: also for one text in place of a list.
+            InputError: also for one text instead of a list.
         """
         one = "(text, other)" if self._task.is_pair else "text"
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
@@ -81,7 +81,7 @@ class TextEncoder:
 
         Raises:
             PairError: one text where the task takes pairs, or the reverse.
-            InputError: it is no text, or an empty one.
+            InputError: it is not a text, or an empty one.
         """
         where = "" if index is None else f"item {index}: "
         texts = (item,) if isinstance(item, str) else item

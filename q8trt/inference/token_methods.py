@@ -91,7 +91,7 @@ class TokenMethods(ABC):
 
         Raises:
             ConfigError: the engine does not tag, or the aggregation is unknown.
-            InputError: an item is no text, an empty one, or has more than a million characters: the one at `index`.
+            InputError: an item is not a text, an empty one, or has more than a million characters: the one at `index`.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or a logit is not finite.
         """

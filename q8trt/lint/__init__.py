@@ -58,7 +58,7 @@ def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:
         config: facts that the file does not hold.
 
     Raises:
-        EngineError: the file is missing, is no ONNX file, is truncated or malformed.
+        EngineError: the file is missing, is not an ONNX file, is truncated or malformed.
     """
     from q8trt.lint.linter import check
 

@@ -33,7 +33,7 @@ class Verdict:
     """The verdict on one attention.
 
     Attributes:
-        dtype: "int8" where any of its inputs is quantized, else the float type; "" where it is not known.
+        dtype: "int8" where any of its inputs is quantized, else the float type; "" if it is not known.
         obstacles: what is against one fused kernel.
     """
 

@@ -50,12 +50,12 @@ def _op(domain: str, op_type: str) -> str:
 
 
 def op_of(node: ir.Node) -> str:
-    """Return a node's type; with the domain in front where that is not ONNX's own, as "com.microsoft.Gelu"."""
+    """Return a node's type; with the domain in front if that is not ONNX's own, as "com.microsoft.Gelu"."""
     return _op(node.domain, node.op_type)
 
 
 def operand(node: ir.Node, position: int) -> Value:
-    """Return an input of a node; None where it is left out."""
+    """Return an input of a node; None if it is left out."""
     return node.inputs[position] if position < len(node.inputs) else None
 
 
@@ -136,7 +136,7 @@ class Graph:
         return sorted((node for op in ops for node in self._by_op.get(op, ())), key=self.index.__getitem__)
 
     def inferred_type(self, value: Value) -> str:
-        """Return "fp32", "fp16", "int8", "int64", "bool" ... from shape inference and the file; "" where it is not known."""
+        """Return "fp32", "fp16", "int8", "int64", "bool" ... from shape inference and the file; "" if it is not known."""
         if value in self.constants:
             return dtype_name(self.constants[value].data_type)
         return dtype_name(value.dtype) if value is not None and isinstance(value.type, ir.TensorType) else ""
@@ -146,11 +146,11 @@ class Graph:
         return self.inferred_type(value) or self._guessed.get(value, "")
 
     def declared_type(self, value: ir.Value) -> str:
-        """Return the type that the file gives an input or output; "" where it gives none of a tensor."""
+        """Return the type that the file gives an input or output; "" if it gives none of a tensor."""
         return dtype_name(self.source.declared.get(value.name or "", 0))
 
     def shape(self, value: Value) -> Dims | None:
-        """Return the sizes, None for a dynamic one; None where not even the rank is known."""
+        """Return the sizes, None for a dynamic one; None if not even the rank is known."""
         if value in self.constants:
             return tuple(self.constants[value].dims)
         if value is None or value.shape is None or value in self._guessed or not isinstance(value.type, ir.TensorType):
@@ -171,7 +171,7 @@ class Graph:
         return None if value is None else value.producer()
 
     def reader(self, value: ir.Value) -> ir.Node | None:
-        """Return the only reader of a value; None where there are none or several."""
+        """Return the only reader of a value; None if there are none or several."""
         readers = self.readers.get(value, [])
         return readers[0] if len(readers) == 1 else None
 

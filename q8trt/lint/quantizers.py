@@ -24,8 +24,8 @@ class Scheme:
 
     Attributes:
         dtype: of the integers: "int8", "uint8", "int32" ...
-        scale: the scales, float; None where the graph computes them.
-        zero_point: the zero points; None where the graph computes them.
+        scale: the scales, float; None if the graph computes them.
+        zero_point: the zero points; None if the graph computes them.
         axis: dimension that several scales run along; None for one scale.
     """
 
@@ -64,7 +64,7 @@ class Feed:
     """The way of one operand to an op.
 
     Attributes:
-        dtype: type of the operand where the op reads it, such as "fp16"; "" where it is not known.
+        dtype: type of the operand where the op reads it, such as "fp16"; "" if it is not known.
         dequantize: the DequantizeLinear that it comes through, if any.
         scheme: the quantization of that node; None without one.
         between: op after that node that makes the operand float: "Cast", or "Mul" or "Div" for a scale that comes late.
@@ -125,7 +125,7 @@ def feed(graph: Graph, value: Value) -> Feed:
 
 
 def quantizer_of(graph: Graph, dequantize: ir.Node) -> ir.Node | None:
-    """Return the QuantizeLinear behind a DequantizeLinear, over ops that only move data; None where there is none."""
+    """Return the QuantizeLinear behind a DequantizeLinear, over ops that only move data; None if there is none."""
     node = behind_moves(graph, dequantize.inputs[0])
     return node if node is not None and op_of(node) == QUANTIZE else None
 
@@ -139,7 +139,7 @@ def behind_moves(graph: Graph, value: Value) -> ir.Node | None:
 
 
 def users(graph: Graph, value: ir.Value, passing: tuple[str, ...] = MOVES) -> list[ir.Node]:
-    """Return the nodes that read `value`, those behind ops of `passing` in place of these."""
+    """Return the nodes that read `value`, those behind ops of `passing` instead of these."""
     seen: dict[ir.Node, None] = {}
     waiting = [value]
     while waiting:

@@ -47,8 +47,8 @@ class Source:
         captured: for each node the names that its subgraphs read from outside.
         constants: name -> initializer or value of a Constant node, in the order of the file.
         declared: input or output -> the number of its type in the file.
-        contradiction: the complaint of shape inference; "" where all shapes agree.
-        invalid: the complaint of ONNX's checker; "" where it passes.
+        contradiction: the complaint of shape inference; "" if all shapes agree.
+        invalid: the complaint of ONNX's checker; "" if it passes.
         kept_fp32: node -> the reason why q8trt's exporter left it in FP32, from the file's metadata.
     """
 
@@ -68,7 +68,7 @@ def read(path: Path) -> Source:
     """Read an ONNX file; local functions are inlined.
 
     Raises:
-        EngineError: the file is missing, is no ONNX file, is truncated or malformed, is larger than the linter reads, or
+        EngineError: the file is missing, is not an ONNX file, is truncated or malformed, is larger than the linter reads, or
             lacks (part of) its external data.
     """
     if not path.is_file():

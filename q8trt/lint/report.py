@@ -16,7 +16,7 @@ class LintConfig:
     """Facts about the engine that the file does not hold.
 
     Attributes:
-        max_shapes: the largest (batch, sequence) of the engine's optimization profiles; None where there is no profile.
+        max_shapes: the largest (batch, sequence) of the engine's optimization profiles; None if there is no profile.
 
     Raises:
         ConfigError: a size is below 1.
@@ -174,7 +174,7 @@ class Forecast:
         int8_embeddings: those stored in INT8 as TensorRT takes them, DequantizeLinear -> Gather.
         fp32_compute_ops: names of the compute ops in FP32.
         compute_ops_by_type: how many compute ops run in "int8" (products and residual Adds fed INT8 on both sides), "fp16",
-            "fp32", and in other types where there are any.
+            "fp32", and in other types if there are any.
         qdq_nodes: QuantizeLinear and DequantizeLinear nodes.
         dangling_qdq: those without purpose: what they feed cannot run in INT8, they repeat another one, or a
             QuantizeLinear has no DequantizeLinear.
@@ -210,7 +210,7 @@ class LintReport:
         path: the ONNX file.
         producer: the program that wrote it.
         opset: version of ONNX's operators.
-        max_shapes: the (batch, sequence) that it was judged for; None where none was given.
+        max_shapes: the (batch, sequence) that it was judged for; None if none was given.
         forecast: the expected work, in numbers.
         blocks: embeddings, layers and head, in order.
         findings: the worst first, then in the order of the graph.
@@ -237,7 +237,7 @@ class LintReport:
 
     @property
     def worst(self) -> Level | None:
-        """Return the worst level among the findings; None where there are none."""
+        """Return the worst level among the findings; None if there are none."""
         return next((level for level in LEVELS if self.count(level)), None)
 
     def count(self, level: Level) -> int:

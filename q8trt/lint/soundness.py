@@ -27,7 +27,7 @@ def show(text: str, limit: int = 80) -> str:
 
 
 def check_names(model: onnx.ModelProto) -> None:
-    """Raise MalformedError where a name is not UTF-8: protobuf returns such a name as bytes."""
+    """Raise MalformedError if a name is not UTF-8: protobuf returns such a name as bytes."""
     functions: list[Any] = list(model.functions)
     for graph in (model.graph, *functions):
         names = [value if isinstance(value, str) else value.name for value in (*graph.input, *graph.output)]
@@ -140,7 +140,7 @@ def _range(least: int, most: int) -> str:
 
 @lru_cache(4096)
 def schema(op: str, opset: int) -> Any:
-    """Return ONNX's definition of one of its own ops in an opset; None where it has none."""
+    """Return ONNX's definition of one of its own ops in an opset; None if it has none."""
     from onnx import defs
 
     opset = min(opset, defs.onnx_opset_version())

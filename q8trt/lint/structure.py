@@ -77,7 +77,7 @@ class Attention:
 
     Attributes:
         softmax: the node.
-        scores: the BMM of Q and K; None where the way back from Softmax leads to none.
+        scores: the BMM of Q and K; None if the way back from Softmax leads to none.
         context: the BMM of the probabilities and V; None likewise.
         scales: Mul and Div nodes between the first BMM and Softmax.
         masks: Add, Sub and Where nodes there.
@@ -193,7 +193,7 @@ def _attention(graph: Graph, softmax: ir.Node, bmms: dict[ir.Node, Product]) -> 
 
 
 def _back_to_product(graph: Graph, value: Value, bmms: dict[ir.Node, Product]) -> list[ir.Node] | None:
-    """Return the BMM that `value` comes from and the nodes after it; None where the way leads elsewhere."""
+    """Return the BMM that `value` comes from and the nodes after it; None if the way leads elsewhere."""
     reader_of: dict[ir.Node, ir.Node | None] = {}
     waiting: list[tuple[Value, ir.Node | None]] = [(value, None)]
     while waiting:

@@ -44,7 +44,7 @@ class Architecture:
         self_attention: the module that calls transformers' attention function. This path and those up to `ffn_residual`
             are within a layer; "" is the layer itself.
         query: the projection of Q; `key` and `value` likewise. Where these are None, `query` projects all three.
-        attention_dropout: the dropout of the attention probabilities; None where it is a number of the self-attention.
+        attention_dropout: the dropout of the attention probabilities; None if it is a number of the self-attention.
         attention_output: the projection after attention.
         attention_residual: the module that adds what attention computed to the residual.
         ffn_intermediate: the first feed-forward projection.
@@ -52,7 +52,7 @@ class Architecture:
         ffn_residual: the module that adds what the feed-forward network computed to the residual.
         attention_residual_class: the class of `q8trt.quantization.modules` that `attention_residual` turns into.
         ffn_residual_class: the class there that `ffn_residual` turns into.
-        attention_class: the class there that `self_attention` turns into; None where its own calls an attention function of
+        attention_class: the class there that `self_attention` turns into; None if its own calls an attention function of
             transformers' registry and nothing else reads what it reads.
         attention_registry: attention is a function of transformers' registry.
         position_bias: the module that computes a bias of relative positions, within the encoder, which every layer adds to
@@ -72,7 +72,7 @@ class Architecture:
         requirements: the name here of a field of config.json -> the values that q8trt can run.
         config_names: BERT's name of a field of config.json -> the name here.
         config_defaults: BERT's name of a field -> transformers' default, where it differs from BERT's.
-        quantized_types: `model_type` of pytorch-quantization's own version of the architecture, where there is one.
+        quantized_types: `model_type` of pytorch-quantization's own version of the architecture, if there is one.
     """
 
     model_type: str

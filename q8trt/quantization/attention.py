@@ -1,6 +1,6 @@
-"""The attention function that carries quantizers, and what all modules with quantizers share.
+"""The attention function with quantizers, and helpers that all modules with quantizers share.
 
-A quantizer that is None, absent or disabled changes nothing, not even a bit.
+A quantizer that is None, absent or disabled does not change a result by a bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BMM_SITES = ("bmm_q", "bmm_k", "softmax_out", "bmm_v", "position_key", "position
 
 
 def quantized(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return `tensor` through the quantizer `name` of `module`, if it has one."""
+    """Return the output of the quantizer `name` of `module`; `tensor` itself if there is none."""
     quantizer = module._modules.get(name)
     return tensor if quantizer is None else quantizer(tensor)
 
@@ -28,7 +28,7 @@ def quantized(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tenso
 def quantized_sum(module: nn.Module, residual: str, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
     """Return the residual sum of both inputs, quantized. The sum itself, which LayerNorm reads, is not.
 
-    Where the inputs are smoothed (`smoothquant.smooth_residuals`), both quantizers divide by s; the sum is multiplied by it.
+    If the inputs are smoothed (`smoothquant.smooth_residuals`), both quantizers divide by s, and the sum is multiplied by s.
     """
     names = (f"{residual}_branch_quantizer", f"{residual}_skip_quantizer")
     total = quantized(module, names[0], branch) + quantized(module, names[1], skip)
@@ -55,9 +55,9 @@ def quantized_attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute attention whose two products read quantized tensors.
 
-    Q is scaled before its quantizer, not the scores after the product: TensorRT then fuses the product with what follows
-    it. The Add of the mask, and softmax, stay in floating point. Where no quantizer is active, the model's own eager
-    attention computes, but for a module that is traced for the export.
+    Q is scaled before its quantizer, instead of the scores after the product. TensorRT then fuses the product with the
+    operations behind it. The Add of the mask and softmax stay in floating point. If no quantizer is active, the model's eager
+    attention is used, except while the export traces the module.
 
     Args:
         module: the self-attention module, which holds the quantizers.

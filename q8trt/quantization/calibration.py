@@ -1,7 +1,7 @@
 """Batches -> amax.
 
-Activations are watched on calibration batches while the model computes in floating point; weights are looked at as they
-are. What a calibrator keeps is a number or a histogram, so memory does not grow with the number of batches.
+Activations are observed on calibration batches while the model computes in floating point. Weights need no batches. A
+calibrator stores a number or a histogram, so memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Calibration:
     """The result of a calibration.
 
     Attributes:
-        amax: site key -> its largest amax, in the order of computation.
-        percentiles: site key -> the percentile that the search chose; empty where no site asks for one.
-        spreads: site key -> the range of its widest channel over the median one's, as it is quantized; of sites that a
-            recipe can smooth.
+        amax: site key -> its largest amax, in the order of computation of the sites.
+        percentiles: site key -> the percentile that the search chose; empty if no site asks for one.
+        spreads: site key -> the range of its widest channel divided by that of the median channel, as it is quantized; only
+            for sites that a recipe can smooth.
     """
 
     amax: Mapping[str, float]
@@ -56,7 +56,7 @@ def check_amax(quantizers: Mapping[str, TensorQuantizer]) -> None:
     """Check that every quantizer has a finite amax above zero.
 
     Raises:
-        QuantizationError: names the first site that has none, or a zero, infinite or NaN one.
+        QuantizationError: an amax is missing, zero, infinite or NaN; the message names the first such site.
     """
     for key, quantizer in quantizers.items():
         amax = quantizer.amax
@@ -100,14 +100,14 @@ def _amax(site: Site, spec: QuantizerSpec, calibrator: Calibrator | None) -> tor
     if amax is None:
         raise QuantizationError(f"{site.key} was not calibrated: no batch reached it; give more calibration data")
     if site.name.startswith("embeddings.") and amax.ndim and (amax > 0).any():
-        # Rows of zeros, such as the padding token's in a checkpoint that was never trained on it, have no scale of their
-        # own. Any will do, zero being zero at each; the smallest leaves the file's range of scales as it is.
+        # Rows of zeros have no scale, such as the row of a padding token that was never trained. Zero is zero at any
+        # scale; the smallest one does not widen the range of scales in the file.
         amax = torch.where(amax == 0, amax[amax > 0].min(), amax)
     return amax.float()
 
 
 def _shared(calibrators: Iterable[Calibrator]) -> list[Calibrator]:
-    """Let the calibrators of one tensor that count the same histogram share it; return those that must see the tensor."""
+    """Let calibrators of one tensor share a histogram; return the calibrators that must see the tensor."""
     collecting: list[Calibrator] = []
     first: HistogramCalibrator | None = None
     for calibrator in calibrators:
@@ -121,23 +121,22 @@ def _shared(calibrators: Iterable[Calibrator]) -> list[Calibrator]:
     return collecting
 
 
-#: The key of a site, how it is quantized, and the alpha by which it is smoothed.
+#: The key of a site, its options, and the alpha of its smoothing.
 _Variant = tuple[str, QuantizerSpec, float | None]
 
 
 class Statistics:
-    """The observations of calibration, from which a model is calibrated by any of some recipes of the same sites.
+    """The observations of calibration. They calibrate a model by any of several recipes with the same sites.
 
-    A pass over the batches measures channels, if a recipe smooths any; one more serves all calibrators of all recipes.
+    If a recipe smooths, one pass over the batches measures the channels. One more pass serves all calibrators of all recipes.
 
     Args:
-        model: quantized by `insert_quantizers`; left in evaluation mode, its quantizers on.
-        recipes: what it may be calibrated by.
+        model: quantized by `insert_quantizers`; left in evaluation mode with its quantizers on.
+        recipes: the recipes that can calibrate it.
         batches: keyword arguments of the model: input_ids, attention_mask (and token_type_ids), int64 (batch, sequence).
-            What is computed at positions of padding is not looked at. An iterator that can be read only once is kept as
-            a list where there are two passes.
+            Positions of padding do not count. If there are two passes, an iterator is stored as a list.
         on_progress: called with the number of rows after each batch of each pass.
-        library: where the calibrators come from; None: ModelOpt, which takes q8trt's own.
+        library: library of the calibrators; None: ModelOpt, with q8trt's calibrators.
 
     Raises:
         ConfigError: the library has no such calibrator.
@@ -187,11 +186,11 @@ class Statistics:
         """Return a new calibrator; None for a site whose range is fixed."""
         if CALIBRATORS[spec.calibrator].new is None:
             return None
-        # The search reads q8trt's histogram, whatever calibrators the library has.
+        # The search needs q8trt's histogram with every library.
         return (MODELOPT if spec.calibrator == "search" else self._library).new_calibrator(spec)
 
     def _observe(self, batches: Iterable[Batch], on_progress: Callable[[int], None] | None) -> None:
-        """Show the calibrators of all recipes what reaches each site, smoothed as each recipe smooths it."""
+        """Pass the input of each site to the calibrators of all recipes, smoothed as each recipe does."""
         groups: dict[str, dict[float | None, list[Calibrator]]] = {}
         for (key, _, alpha), calibrator in self._calibrators.items():
             if calibrator is not None:
@@ -217,16 +216,16 @@ class Statistics:
         observe(self.model, self.quantizers, groups, batches, see, after)
 
     def _scale(self, key: str, alpha: float | None) -> torch.Tensor | None:
-        """Return s of a site where alpha is this; None where it is not smoothed."""
+        """Return s of a site for this alpha; None if the site is not smoothed."""
         name = self.sites[key].name
         return next((scales.get(key) for recipe, scales in self._scales if alpha_of(recipe, name) == alpha), None)
 
     @torch.no_grad()
     def calibrate(self, recipe: Recipe, on_search: Callable[[int], None] | None = None) -> Calibration:
-        """Smooth the model and set the amax of every quantizer by `recipe`, in place of what an earlier call did.
+        """Smooth the model and set the amax of every quantizer by `recipe`, instead of what an earlier call did.
 
         Args:
-            recipe: one of those that the statistics were made for.
+            recipe: one of the recipes of these statistics.
             on_search: called with 1 after each of `searched_sites(model, recipe)`.
 
         Raises:
@@ -244,7 +243,7 @@ class Statistics:
         return Calibration(amax, percentiles, {key: self._spread(key) for key in self._maxima})
 
     def _spread(self, key: str) -> float:
-        """Return the range of the widest channel over the median one's, as the site is smoothed now."""
+        """Return the range of the widest channel divided by that of the median channel, with the current smoothing."""
         return spread_of(self._maxima[key] / self._applied.get(key, 1.0))
 
     def _range(self, variant: _Variant) -> torch.Tensor:
@@ -279,14 +278,14 @@ def calibrate(
     library: Library | None = None,
     on_search: Callable[[int], None] | None = None,
 ) -> Calibration:
-    """Set the amax of every quantizer of `model` from its weights and from `batches`, and smooth what `recipe` smooths.
+    """Smooth `model` by `recipe`, and set the amax of every quantizer from the weights and from `batches`.
 
     Args:
-        model: quantized by `insert_quantizers(model, recipe)`; left in evaluation mode, its quantizers on.
-        recipe: the recipe it was quantized with; its alternatives are not tried.
+        model: quantized by `insert_quantizers(model, recipe)`; left in evaluation mode with its quantizers on.
+        recipe: the recipe of its quantizers; alternatives are not tried.
         batches: see `Statistics`.
         on_progress: called with the number of rows after each batch of each pass.
-        library: where the calibrators come from; None: ModelOpt, which takes q8trt's own.
+        library: library of the calibrators; None: ModelOpt, with q8trt's calibrators.
         on_search: called with 1 after each of `searched_sites(model, recipe)`, whose search follows the batches.
 
     Raises:

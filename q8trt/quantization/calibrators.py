@@ -30,7 +30,7 @@ class Calibrator(Protocol):
         """Look at one batch of the tensor, any shape, floating point; or at a weight, whole."""
 
     def compute_amax(self) -> torch.Tensor | None:
-        """Return the range, float32: (), or for axis 0 (n, 1, ...); None where nothing was collected."""
+        """Return the range, float32: (), or for axis 0 (n, 1, ...); None if nothing was collected."""
 
 
 @dataclass
@@ -171,7 +171,7 @@ class Method:
     """A way to choose a range.
 
     Attributes:
-        new: return a new calibrator for the (num_bits, axis, percentile) of a site; None where the recipe gives the range.
+        new: return a new calibrator for the (num_bits, axis, percentile) of a site; None if the recipe gives the range.
         for_weights: whether weights can have it too, and not only activations.
     """
 

@@ -1,7 +1,7 @@
 """The choice between a recipe and its alternatives by measurement, which needs no labels.
 
-Each candidate calibrates the model from the same statistics. The one is kept whose answers to held-out rows drift least from
-those in floating point.
+Each candidate calibrates the model from the same statistics. The candidate whose answers to held-out rows drift least from
+floating point is kept.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Choice:
     """A calibrated model.
 
     Attributes:
-        recipe: how it is quantized, without alternatives.
+        recipe: the recipe that was used, without alternatives.
         calibration: its ranges.
         trials: all candidates, in order, if they were measured.
-        in_float: the operations that `float_sites` of the recipe left in floating point; None where it left none.
+        in_float: the operations that `float_sites` of the recipe left in floating point; None if it left none.
     """
 
     recipe: Recipe
@@ -43,15 +43,14 @@ def choose(
     on_progress: Callable[[int], None] | None = None,
     measured: bool = False,
 ) -> Choice:
-    """Calibrate the model of `statistics` by the candidate whose answers drift least; the earliest of equals.
+    """Calibrate the model of `statistics` by the candidate whose answers drift least; the first one of equals.
 
     Args:
         statistics: made for `candidates`.
-        candidates: recipes of the same sites; one alone is taken as it is, and not measured.
+        candidates: recipes with the same sites; a single one is used without a measurement.
         batches: held-out rows, keyword arguments of the model.
-        on_progress: called with 1 after each site whose percentile is searched, and with the number of rows after each of
-            several candidates.
-        measured: measure also one candidate alone.
+        on_progress: called with 1 after each searched percentile, and with the number of rows after each measured candidate.
+        measured: measure a single candidate, too.
 
     Raises:
         QuantizationError: a site could not be calibrated.

@@ -1,4 +1,4 @@
-"""The drift of a model's answers from those in floating point, which needs no labels."""
+"""The drift of a model's answers from those in floating point. It needs no labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def all_answers(model: Any, batches: Sequence[Batch]) -> torch.Tensor:
 
 
 def drift(answers: torch.Tensor, reference: torch.Tensor) -> float:
-    """Return `Trial.drift` of answers (rows, size), at most WORST, which also stands for answers that are not finite."""
+    """Return `Trial.drift` of answers (rows, size), at most WORST. Answers that are not finite return WORST."""
     difference = float((answers - reference).square().sum(1).mean())
     spread = float((reference - reference.mean(0)).square().sum(1).mean())
     value = difference / max(spread, 1e-12)

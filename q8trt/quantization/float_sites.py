@@ -1,9 +1,9 @@
-"""Operations that calibration leaves in floating point, because their sites cost too much in INT8 by whatever range.
+"""The choice of operations that stay in floating point, because no range makes their INT8 error acceptable.
 
-An operation runs in INT8 only where all the sites that it reads are quantized, so they are left in floating point together.
-Operations are ranked by the drift of answers with that operation alone in INT8. One after the other is switched off, the most
-harmful first, until the drift of the rest keeps to the recipe's bound. Each is then switched on again, and stays so where the
-drift hardly changes. Several may have to be off before the drift falls at all: V and the context share their outliers.
+An operation runs in INT8 only if all of its sites are quantized, so these sites go to floating point together. Operations are
+ranked by the drift of the answers with only that operation in INT8. They are switched off one after another, the most harmful
+first, until the drift is within the recipe's bound. Then each one is tried in INT8 again, and stays there if the drift hardly
+changes. Sometimes the drift falls only after several are off: V and the context share their outliers.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ OPERATIONS = (
     ("pooler.input", "pooler.weight"),
     ("classifier.input", "classifier.weight"),
 )
-#: Operations are ranked on each so many-th batch of the held-out rows.
+#: Operations are ranked on every n-th batch of the held-out rows.
 RANKING_STEP = 4
-#: Operations stay in INT8 unless the drift without them is at most this part of the drift with them.
+#: An operation leaves INT8 only if the drift falls to this share or less.
 GAIN = 0.9
 
 _Operation = tuple[str, ...]
@@ -62,8 +62,8 @@ def leave_in_float(
     """Return `choice` with a recipe that leaves as many operations in floating point as its drift needs, within `bound`.
 
     Args:
-        model: calibrated by `choice`; its quantizers are on afterwards, also those of the operations.
-        choice: a measured one; returned as it is where its drift keeps to the bound.
+        model: calibrated by `choice`. Afterwards all of its quantizers are on, including those of the operations.
+        choice: a measured choice; returned unchanged if its drift is within the bound.
         bound: of the recipe.
         batches: held-out rows, keyword arguments of the model.
         on_progress: called with 1 after each operation that is measured.
@@ -72,7 +72,7 @@ def leave_in_float(
     if current <= bound.drift:
         return choice
     quantizers, few = model_quantizers(model), batches[::RANKING_STEP]
-    set_quantization(model, True)  # so that attention passes through its quantizers, which are off here and there
+    set_quantization(model, True)  # attention must use its quantizers, of which some are off
 
     def measure(on: Collection[str], rows: Sequence[Batch], reference: Any) -> float:
         for key, quantizer in quantizers.items():

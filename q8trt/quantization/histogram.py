@@ -1,8 +1,8 @@
 """Histogram of magnitudes -> amax: pure arithmetic.
 
 The range of a histogram is the smallest power of two above every magnitude seen. When a larger one comes, the range
-doubles and neighboring bins merge. Doubling is exact in floating point, so a histogram depends on the values alone, not on
-their order, and its memory does not grow.
+doubles and neighboring bins merge. Doubling is exact in floating point, so a histogram depends only on the values and not
+on their order. Its memory does not grow.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 #: Bins of a histogram; between half of them and all are in use. 128 KB a site.
 BINS = 1 << 14
 #: KL divergence is measured with at most this number of bins for all but a thousandth of the values, as TensorRT does:
-#: finer bins hold so few values that noise would be compared, coarser ones cannot tell the body from its outliers.
+#: finer bins hold so few values that noise is compared, and coarser bins do not separate the body from its outliers.
 ENTROPY_BINS = 1 << 11
-#: Counts are made in float32, which counts no further than 2^24.
+#: Counts are float32, which is exact up to 2^24.
 _CHUNK = 1 << 23
 
 
@@ -89,7 +89,7 @@ def percentile_amax(histogram: Histogram, percentile: float) -> float:
 
 
 def mse_amax(histogram: Histogram, num_bits: int) -> float:
-    """Return the amax whose quantization has the least mean squared error; values are spread evenly within a bin.
+    """Return the amax with the smallest mean squared error of quantization. Values are assumed to be uniform within a bin.
 
     The grid is symmetric: levels 0 .. 2^(num_bits-1) - 1 times amax / (2^(num_bits-1) - 1), for magnitudes.
     """
@@ -122,10 +122,10 @@ def _squared_error(x: torch.Tensor, amax: float, levels: int) -> torch.Tensor:
 
 
 def entropy_amax(histogram: Histogram, num_bits: int) -> float:
-    """Return the amax at which the clipped distribution loses least to quantization, by Kullback-Leibler divergence.
+    """Return the amax with the smallest Kullback-Leibler divergence between the clipped and the quantized distribution.
 
-    TensorRT's INT8 calibration (Szymon Migacz, "8-bit Inference with TensorRT", GTC 2017). Zeros, which every grid holds
-    exactly, are not counted as a peak: the first bin counts as much as the second.
+    This is TensorRT's INT8 calibration (Szymon Migacz, "8-bit Inference with TensorRT", GTC 2017). Every grid represents zero
+    exactly, so zeros must not form a peak: the first bin gets the count of the second.
     """
     if not histogram.largest:
         return 0.0
@@ -138,11 +138,11 @@ def entropy_amax(histogram: Histogram, num_bits: int) -> float:
 
 
 def entropy_bins(counts: torch.Tensor, num_bits: int) -> int:
-    """Return the number of bins to keep, so that the divergence is least.
+    """Return the number of bins to keep for the smallest divergence.
 
-    For each number i of bins kept: P is the first i bins with all that is clipped added to the last, Q those bins merged
-    into 2^(num_bits-1) levels, each level's count spread over its bins that are not empty. All i at once, by cumulative
-    sums: KL = (sum P log P - sum P log Q) / N - log N + log(sum Q).
+    For each number i of bins: P is the first i bins, with all clipped counts added to the last. Q is the same bins merged into
+    2^(num_bits-1) levels; the count of a level is spread over its bins that are not empty. All i are computed at once, by
+    cumulative sums: KL = (sum P log P - sum P log Q) / N - log N + log(sum Q).
 
     Args:
         counts: int64 (bins,), the last one not zero.
@@ -168,7 +168,7 @@ def entropy_bins(counts: torch.Tensor, num_bits: int) -> int:
     p_log_p = information[sizes] - torch.xlogy(last, last) + torch.xlogy(last + clipped, last + clipped)
     p_log_q = torch.xlogy(level_sums, level_means).sum(1) + torch.xlogy(clipped, level_means[:, -1])
     divergence = (p_log_p - p_log_q) / total + torch.log(sums[sizes] / total)
-    # Q is zero where the last bin is empty: no distribution to lay what is clipped on.
+    # Q is zero if the last bin is empty: the clipped counts have no place in Q.
     divergence[(last == 0) & (clipped > 0)] = math.inf
-    # The last of equals, which clips least; equal up to the rounding of the sums.
+    # The last of equals, up to rounding, because it clips least.
     return int(sizes[torch.nonzero(divergence <= divergence.min() + 1e-12)[-1]])

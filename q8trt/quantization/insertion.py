@@ -1,8 +1,8 @@
-"""Puts TensorQuantizers at a recipe's sites.
+"""Insertion of TensorQuantizers at the sites of a recipe.
 
-A fake-quantized tensor is x_q = clamp(round(x * s), -128, 127) / s with s = 127 / amax: the values that INT8 would
-hold, in floating point, with straight-through gradients inside the range (Q8BERT, arXiv 1910.06188, section 2). The
-quantizer itself is NVIDIA ModelOpt's `TensorQuantizer`, or that of its predecessor, pytorch-quantization.
+A fake-quantized tensor is x_q = clamp(round(x * s), -128, 127) / s with s = 127 / amax. It holds the values of INT8 in floating
+point, with straight-through gradients inside the range (Q8BERT, arXiv 1910.06188, section 2). The quantizer is NVIDIA
+ModelOpt's `TensorQuantizer`, or that of its predecessor, pytorch-quantization.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _place(model: Any, site: Site, quantizer: nn.Module) -> None:
     from q8trt.quantization.modules import BMM_SITES, quantize_first_argument, quantized_class
 
     module, architecture = model.get_submodule(site.module), architecture_of(model.config)
-    # Where the module adds the residual too, it reads its input twice, and only the projections read it quantized.
+    # A module that also adds the residual reads its input twice; only the projections read it quantized.
     if site.name == "qkv_input" and architecture.self_attention != architecture.attention_residual:
         module.register_forward_pre_hook(quantize_first_argument, with_kwargs=True)
     elif site.name not in BMM_SITES or architecture.attention_class is not None:
@@ -44,8 +44,8 @@ def insert_quantizers(model: nn.Module, recipe: Recipe, library: Library | None 
 
     Args:
         model: a transformers model of the BERT family, in float; parameters are kept and shared.
-        recipe: what to quantize.
-        library: where the quantizers come from; None: ModelOpt.
+        recipe: the sites and their options.
+        library: library of the quantizers; None: ModelOpt.
 
     Returns:
         site key ("layer.0.qkv_input") -> its quantizer, uncalibrated, in the order of computation.
@@ -79,7 +79,7 @@ def _quantizes_attention(quantizers: Mapping[str, Any]) -> bool:
 
 
 def _route_attention(model: Any, quantized: bool) -> None:
-    """Let the model's attention go through its quantizers, or again the way that it was loaded with."""
+    """Let the model's attention use its quantizers, or restore the attention that it was loaded with."""
     from q8trt.quantization.modules import ATTENTION
 
     if quantized and model.config._attn_implementation != ATTENTION:
@@ -96,7 +96,7 @@ def model_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
 
 
 def set_quantization(model: nn.Module, enabled: bool) -> None:
-    """Switch every quantizer on or off; off, the model computes exactly what its floating-point original does."""
+    """Switch every quantizer on or off. With all off, the model computes exactly the same as before its quantization."""
     for quantizer in model_quantizers(model).values():
         if enabled:
             quantizer.enable()
@@ -108,7 +108,7 @@ def set_quantization(model: nn.Module, enabled: bool) -> None:
 
 @contextlib.contextmanager
 def answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Let modules return what they are known to compute, within this context."""
+    """Let modules return stored outputs instead of computing them, within this context."""
     for module, answer in answers.items():
         module.forward = lambda *args, answer=answer, **kwargs: answer
     try:
@@ -120,7 +120,7 @@ def answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def weights_quantized_once(model: nn.Module) -> Iterator[None]:
-    """Quantize weights once and not in each call: for inference, where weights and ranges do not change."""
+    """Quantize weights once instead of in each call. Use it for inference, while weights and ranges do not change."""
     quantizers = model_quantizers(model)
     weights = [site for site in encoder_sites(model) if site.kind == WEIGHT and site.key in quantizers]
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""The modules of single architectures that add a residual, or compute attention, as no other does, with quantizers.
+"""Modules with quantizers for architectures whose residual Adds or attention differ from BERT's.
 
-`architectures` names them. Each computes what its original in transformers does, through quantizers.
+`architectures` names them. Each computes the same as its original in transformers, with quantizers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class QuantMPNetAttention(nn.Module):
     LayerNorm: nn.Module
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Map (B, S, H), and what the self-attention takes, to (B, S, H) and what else the self-attention returns."""
+        """Map (B, S, H), and the other arguments of the self-attention, to (B, S, H) and its other results."""
         attended, *rest = self.attn(hidden_states, *args, **kwargs)
         return (self.LayerNorm(quantized_sum(self, self.residual, self.dropout(attended), hidden_states)), *rest)
 
 
 class QuantMPNetSelfAttention(nn.Module):
-    """A self-attention that asks no registry for its attention function, and adds a position bias: MPNetSelfAttention."""
+    """A self-attention without the registry of attention functions, which adds a position bias: MPNetSelfAttention."""
 
     attention_head_size: int
     q: nn.Module
@@ -50,8 +50,8 @@ class QuantMPNetSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor | None, ...]:
         """Map (B, S, H) to (B, S, H), and the probabilities (B, A, S, S) if asked for.
 
-        The bias, (B, A, S, S), is added to the mask and their sum to the scores: one Add behind the product, as a fused
-        attention has it.
+        The bias, (B, A, S, S), is added to the mask, and the sum to the scores. So one Add follows the product, as a fused
+        attention requires.
         """
         if not is_active(self):
             original: Any = super().forward
@@ -86,7 +86,7 @@ class QuantAlbertAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map (B, S, H) to (B, S, H) and the probabilities (B, A, S, S), where the attention function returns them."""
+        """Map (B, S, H) to (B, S, H), and the probabilities (B, A, S, S) if the attention function returns them."""
         shape = hidden_states.shape[:-1]
         heads = (*shape, -1, self.attention_head_size)
         states = quantized(self, "input_quantizer", hidden_states)
@@ -120,7 +120,7 @@ class QuantDisentangledSelfAttention(nn.Module):
     """DeBERTa-v2's DisentangledSelfAttention, whose scores add up content and relative positions.
 
     score(i, j) = (Q_i K_j + Q_i PK_b + PQ_b K_j) / sqrt(3 D), b the bucket of i - j (He et al., arXiv 2006.03654, section 3.1).
-    The tables PK and PQ depend on parameters alone, so an exported file holds them as constants.
+    The tables PK and PQ depend only on parameters, so an exported file holds them as constants.
     """
 
     num_attention_heads: int
@@ -204,7 +204,7 @@ class QuantModernBertAttention(nn.Module):
     Wqkv: nn.Module
     Wo: nn.Linear
     out_drop: nn.Module
-    #: Set by the export, which wants the heads split before Q, K and V are, also where nothing is quantized.
+    #: Set by the export, which needs the heads split before Q, K and V, also without quantizers.
     is_traced = False
 
     def forward(
@@ -268,7 +268,7 @@ class QuantPreNormLayer(nn.Module):
 
 
 def smoothed_positions(module: Any, rel_embeddings: torch.Tensor) -> torch.Tensor:
-    """Return DeBERTa's embeddings of positions (R, H), divided as the input of Q and K where SmoothQuant scaled their weights."""
+    """Return DeBERTa's embeddings of positions (R, H). If SmoothQuant scaled the weights of Q and K, they are divided by s."""
     scale = getattr(module._modules.get("input_quantizer"), "pre_quant_scale", None)
     return rel_embeddings if scale is None or not module.share_att_key else rel_embeddings * scale
 

@@ -1,6 +1,6 @@
-"""From pytorch-quantization: the `_amax` buffers of its checkpoints -> our sites.
+"""Migration from pytorch-quantization: the `_amax` buffers of its checkpoints -> the sites of q8trt.
 
-Two kinds of checkpoint carry them: a model built after `quant_modules.initialize()`, whose linears became QuantLinear, and
+Two kinds of checkpoint have them: a model built after `quant_modules.initialize()`, whose linears became QuantLinear, and
 transformers' QDQBERT (supported up to 4.40), which also quantizes the attention products and the residual adds.
 
     there, below encoder.layer.N                                   here
@@ -11,7 +11,8 @@ transformers' QDQBERT (supported up to 4.40), which also quantizes the attention
     attention.output.add_{local,residual}_input_quantizer          attention_residual.branch, .skip
     output.add_{local,residual}_input_quantizer                    ffn_residual.branch, .skip
 
-A state dict does not hold what a QuantDescriptor says. Read here as its defaults: 8 bits, signed, symmetric, switched on.
+A state dict does not store the fields of a QuantDescriptor. This module assumes its defaults: 8 bits, signed, symmetric,
+enabled.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from q8trt.quantization.weights import State, load_weights, read_safetensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Sites whose quantizer QDQBERT keeps under a name of its own, in the module where ours keeps its.
+#: Sites whose quantizer has another name in QDQBERT, in the same module.
 _QDQBERT = {
     "bmm_q": "matmul_q_input_quantizer",
     "bmm_k": "matmul_k_input_quantizer",
@@ -51,7 +52,7 @@ _QDQBERT = {
 }
 #: Buffers that older transformers saved; the model makes them itself.
 _OLD_BUFFERS = ("position_ids", "token_type_ids")
-#: Where a training script may have put the state dict in its file.
+#: Keys under which a training script may store the state dict in its file.
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 
@@ -60,7 +61,7 @@ def read_state(path: str | Path, allow_pickle: bool = False) -> State:
 
     Args:
         path: a folder with model.safetensors or pytorch_model.bin, or such a file.
-        allow_pickle: also read what is not safetensors (with `weights_only`). A pickle can run code when it is loaded.
+        allow_pickle: also read files other than safetensors (with `weights_only`). A pickle can run code when it is loaded.
 
     Raises:
         CheckpointError: missing, damaged, a pickle that is not allowed, or a file without tensors.
@@ -154,15 +155,15 @@ def read_amax(
 ) -> tuple[State, tuple[str, ...]]:
     """Map the quantizer buffers of a pytorch-quantization state dict onto the sites of `model`.
 
-    Q, K and V have an input quantizer each there and read one tensor; here they share one, which takes the largest range.
-    QDQBERT quantizes Q and divides the scores by sqrt(D), we divide Q first: the range of `bmm_q` is divided likewise, so
-    that the integers are the same.
+    There, Q, K and V have one input quantizer each for the same tensor. Here they share one, with the largest range.
+    QDQBERT quantizes Q and then divides the scores by sqrt(D). q8trt divides Q first, so the range of `bmm_q` is also divided,
+    and the integers are the same.
 
     Args:
         state: see `read_state`.
         model: the matching transformers model of the BERT family, in float.
-        strict: refuse an amax that belongs to no site; else it is named in the notes.
-        leave_out: sites, groups or keys to keep in float, such as those whose quantizer was disabled there.
+        strict: refuse an amax that belongs to no site; otherwise the notes name it.
+        leave_out: sites, groups or keys to leave in floating point, such as those whose quantizer was disabled there.
 
     Returns:
         site key -> amax, float32, () per tensor or (out, 1) per output channel, in the order of computation; and notes,
@@ -225,7 +226,7 @@ def _check_unknown(unknown: list[str], strict: bool) -> None:
 def _summary(amax: State, sites: Iterable[Site], head: int, unknown: list[str]) -> list[str]:
     notes = []
     if any(key.endswith(".bmm_q") for key in amax):
-        notes.append(f"bmm_q: ranges divided by sqrt({head}), for Q is scaled before its quantizer here")
+        notes.append(f"bmm_q: ranges divided by sqrt({head}), because q8trt scales Q before its quantizer")
     floating = list(dict.fromkeys(site.name for site in sites if site.key not in amax))
     if floating:
         notes.append(f"no range, so in floating point, in one layer or all: {', '.join(floating)}")
@@ -236,7 +237,7 @@ def _summary(amax: State, sites: Iterable[Site], head: int, unknown: list[str]) 
 
 
 def recipe_of(amax: Mapping[str, torch.Tensor], model: nn.Module, name: str) -> Recipe:
-    """Return the recipe that has a quantizer wherever `amax` has a range, per channel where the range is.
+    """Return the recipe with a quantizer for each range of `amax`, per channel if the range is per channel.
 
     Raises:
         ConfigError: `amax` is empty.

@@ -1,7 +1,7 @@
-"""Modules that carry quantizers. Each computes what its original does, through quantizers.
+"""Modules with quantizers. Each computes the same as its original, with quantizers.
 
-They replace the class of a module in place (``module.__class__``), so that parameters keep their names and a checkpoint
-opens in transformers as before. A quantizer that is None, absent or disabled changes nothing, not even a bit.
+They replace the class of a module in place (``module.__class__``). Parameters keep their names, and transformers opens the
+checkpoint as before. A quantizer that is None, absent or disabled does not change a result by a bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Quantizer = Callable[[torch.Tensor], torch.Tensor]
 
 
 class QuantLinear(nn.Linear):
-    """A linear whose input and weight pass through a quantizer, where there is one."""
+    """A linear with optional quantizers for its input and its weight."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features) to (..., out_features)."""
@@ -37,8 +37,8 @@ class QuantEmbedding(nn.Embedding):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map integers (...) to (..., embedding_dim).
 
-        While training with a frozen range, only the rows looked up are quantized: the same values as from the quantized
-        table, for a thousandth of the work. Otherwise the table is, so that the exported file can hold it in INT8.
+        In training with a frozen range, only the rows that are looked up are quantized. The values are the same, for a
+        thousandth of the work. Otherwise the whole table is quantized, so the exported file can hold it in INT8.
         """
         quantizer: Any = self._modules.get("weight_quantizer")
         if quantizer is None or not (self.training and _is_frozen(quantizer)):
@@ -54,7 +54,7 @@ class QuantEmbedding(nn.Embedding):
 
 
 def _is_frozen(quantizer: Any) -> bool:
-    """Return whether the quantizer computes with a range that this step neither learns nor observes."""
+    """Return whether the range of the quantizer is neither learned nor observed in this step."""
     watched = quantizer._forward_pre_hooks or quantizer._forward_hooks or quantizer._if_calib
     active = quantizer._if_quant and not quantizer._disabled
     return active and not watched and quantizer.amax is not None and "_amax" in quantizer._buffers
@@ -91,14 +91,14 @@ class QuantTransformerBlock(nn.Module):
         return self.output_layer_norm(quantized_sum(self, "ffn", self.ffn(attended), attended))
 
 
-#: All classes that carry quantizers, by name: a module that is of one has its quantizers already.
+#: All classes with quantizers, by name. A module of such a class has its quantizers.
 _CLASSES = {
     each.__name__: each for each in (QuantLinear, QuantEmbedding, QuantOutput, QuantTransformerBlock, *layers.CLASSES)
 }
 
 
 def quantized_class(module: nn.Module, site: str, architecture: Architecture) -> type[nn.Module] | None:
-    """Return the class that gives `module` quantizers and keeps it an instance of its own class; None where there is none.
+    """Return the class that gives `module` quantizers and keeps it an instance of its own class; None if there is none.
 
     Args:
         module: the module of the site.
@@ -125,7 +125,7 @@ def quantized_class(module: nn.Module, site: str, architecture: Architecture) ->
 
 
 def quantize_first_argument(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Quantize what Q, K and V all read: forward pre-hook of a self-attention module."""
+    """Quantize the common input of Q, K and V. A forward pre-hook of a self-attention module."""
     positions = kwargs.get("rel_embeddings")
     if positions is not None:
         kwargs = kwargs | {"rel_embeddings": smoothed_positions(module, positions)}

@@ -1,4 +1,4 @@
-"""Watching what reaches the quantizers while the model computes in floating point."""
+"""Observation of the inputs of quantizers while the model computes in floating point."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def check_finite(key: str, tensor: torch.Tensor) -> None:
-    """Raise a QuantizationError that names the site `key` where `tensor` holds NaN or infinity."""
+    """Raise a QuantizationError that names the site `key` if `tensor` holds NaN or infinity."""
     if not torch.isfinite(tensor).all():
         raise QuantizationError(f"{key} carries NaN or infinity; check the checkpoint that is being quantized")
 
 
 def text_of(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return what belongs to text: nothing that is computed at the positions of padding reaches the logits.
+    """Return the elements at positions of text. Positions of padding do not affect the logits.
 
     Args:
         tensor: (batch, sequence, H), (batch, heads, sequence, D), or (batch, H), which has no padding.
         mask: bool (batch, sequence), True for text; None for no padding.
 
     Returns:
-        (positions, ...) where there is padding, else `tensor`.
+        (positions, ...) if there is padding, else `tensor`.
     """
     if mask is None or tensor.ndim < 3:
         return tensor
@@ -46,7 +46,7 @@ def answers(model: Any, batch: Batch) -> torch.Tensor:
 def _watched(
     quantizers: Mapping[str, Any], watched: Mapping[str, Any], see: Callable[[str, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Let quantizers pass tensors through as they are and show them, within this context."""
+    """Let quantizers return their inputs unchanged and report them, within this context."""
 
     def look(key: str, quantizer: Any, tensor: torch.Tensor) -> None:
         scale = getattr(quantizer, "pre_quant_scale", None)  # SmoothQuant's: applied before anything else
@@ -71,14 +71,14 @@ def observe(
     see: Callable[[str, torch.Tensor], None],
     on_batch: Callable[[Batch], None] | None = None,
 ) -> None:
-    """Run `batches` through `model` in floating point and show what reaches its activation quantizers.
+    """Run `batches` through `model` in floating point and report the inputs of its activation quantizers.
 
     Args:
         model: quantized, in evaluation mode, its quantizers enabled.
         quantizers: site key -> quantizer, all of them.
-        watched: keys of those to watch.
+        watched: keys of the quantizers to watch.
         batches: keyword arguments of the model.
-        see: called with a site's key and the tensor that is to be quantized, without padding.
+        see: called with a site's key and its input, without padding.
         on_batch: called after each batch.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The search for the percentile at which each site is clipped: the one that changes the model's logits least.
+"""The search for the percentile of each site that changes the model's logits least.
 
-The histograms of calibration answer every percentile; what is searched on is a bounded number of calibration rows, kept
-as token ids. Sites are searched in the order of computation: those before are at what they chose, those after at
-`SEARCH_START`. A site's candidates change nothing in the layers before it, so these are computed once a layer.
+The ranges come from the histograms of calibration. The logits are computed on a limited number of calibration rows, stored as
+token ids. The search follows the order of computation: earlier sites have their chosen percentile, later ones
+`SEARCH_START`. A candidate does not affect earlier layers, so these are computed once for each layer.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _BATCH_SIZE = 32
 
 
 class RowSample:
-    """Rows spread evenly over all that come, at most `limit` of them and at least half as many once that many came.
+    """A sample of at most `limit` rows, spread evenly over all rows; at least half of `limit` after that many rows.
 
-    Every row is kept at first; when there are too many, every second one goes, and every second one is taken from then
-    on. So what is kept depends on the rows alone.
+    At first every row is stored. If there are too many, every second one is dropped, and from then on only every second row is
+    added. So the sample depends only on the rows.
     """
 
     def __init__(self, limit: int = ROWS) -> None:
@@ -67,7 +67,7 @@ class RowSample:
 
 
 class _Tail:
-    """The logits of some batches, of which the layers before a chosen one are computed only once.
+    """Computes the logits of some batches. Layers before a chosen one are computed only once.
 
     Attributes:
         stages: the embeddings and the layers; stage n computes what layer n reads.
@@ -83,7 +83,7 @@ class _Tail:
         self._known: list[dict[nn.Module, Any]] = [{} for _ in batches]
 
     def start_at(self, layer: int) -> None:
-        """Start with what reaches `layer` at present from now on: its number from 0, or the count of layers."""
+        """Store the current input of `layer` (a number from 0, or the count of layers) and start from it in later calls."""
         first, last = self.stages[0], self.stages[layer]
         for index, batch in enumerate(self.batches):
             outputs: dict[nn.Module, Any] = {}
@@ -93,7 +93,7 @@ class _Tail:
 
             with first.register_forward_hook(note), last.register_forward_hook(note):
                 self._run(index, batch)
-            # What the layers between answer is read by stages only that have their answer already.
+            # The outputs of the layers in between are read only by stages whose output is already stored.
             self._known[index] = {first: outputs[first], **dict.fromkeys(self.stages[1 : layer + 1], outputs[last])}
 
     def logits(self) -> list[torch.Tensor]:
@@ -118,8 +118,8 @@ def search_percentiles(
 ) -> dict[str, float]:
     """Choose a percentile for each of some sites and set its quantizer's amax.
 
-    The criterion is the mean squared difference of the logits to the model's with all quantizers off. A candidate must be
-    better than what the site has, so that one that changes nothing is not taken.
+    The criterion is the mean squared difference between the logits and those with all quantizers off. A candidate replaces the
+    current percentile only if it is better.
 
     Args:
         model: quantized and calibrated, in evaluation mode; the sites of `histograms` at `SEARCH_START`.

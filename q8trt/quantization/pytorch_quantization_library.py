@@ -1,12 +1,11 @@
 """pytorch-quantization's own TensorQuantizer and calibrators, for `--quantizer pytorch-quantization`.
 
 NVIDIA archived the library in favor of ModelOpt; its source is in NVIDIA/TensorRT, tools/pytorch-quantization. The
-fake-quantized value is the same, x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 1) / s with s = (2^(b-1) - 1) / amax, and so
-is the gradient, which passes where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2): to the bit what
-ModelOpt computes on the CPU.
+fake-quantized value is x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 1) / s with s = (2^(b-1) - 1) / amax. The gradient passes
+where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2). Both equal ModelOpt's on the CPU, to the bit.
 
-Where the CUDA kernels (`pytorch_quantization.cuda_ext`) were not compiled, a stand-in raises the error that the library
-answers by computing with torch's operations.
+If the CUDA kernels (`pytorch_quantization.cuda_ext`) are not compiled, a stand-in raises an error. The library catches it and
+computes with torch's operations instead.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from q8trt.quantization.recipe import QuantizerSpec
 
 NAME = "pytorch-quantization"
 PACKAGE = "pytorch_quantization"
-#: What the library's calibrators compute; all but "max" from a histogram, which it keeps per tensor only.
+#: Methods of the library's calibrators. All but "max" use a histogram, which exists only per tensor.
 HISTOGRAM_METHODS = ("percentile", "entropy", "mse")
 CALIBRATORS = ("max", *HISTOGRAM_METHODS)
-#: Its histogram takes the width of its 2048 bins from the first batch and grows to hold the largest value: up to 8 MB.
+#: Its histogram sets the width of its 2048 bins by the first batch, and grows with the largest value, up to 8 MB.
 MOST_BINS = 1 << 20
-#: What the library calls in cuda_ext.
+#: Functions of cuda_ext that the library calls.
 _KERNELS = ("fake_tensor_quant", "fake_tensor_quant_", "fake_tensor_quant_with_axis", "fake_e4m3fy")
 
 
@@ -47,7 +46,7 @@ def _no_kernel(*args: Any, **kwargs: Any) -> Any:
 
 
 def _stand_ins(folder: Path) -> dict[str, ModuleType]:
-    """Return stand-ins for the modules that only the library's setup.py makes, where `folder`, the package, lacks them."""
+    """Return stand-ins for the modules that only the library's setup.py makes, if the package in `folder` lacks them."""
     cuda_ext, version = ModuleType(f"{PACKAGE}.cuda_ext"), ModuleType(f"{PACKAGE}.version")
     for kernel in _KERNELS:
         setattr(cuda_ext, kernel, _no_kernel)
@@ -60,7 +59,7 @@ def _stand_ins(folder: Path) -> dict[str, ModuleType]:
 
 @contextlib.contextmanager
 def _logging_kept() -> Iterator[None]:
-    """Restore the root logger's handlers, which importing the library replaces by absl's."""
+    """Restore the handlers of the root logger, which the import of the library replaces by absl's."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -111,7 +110,7 @@ def _quieten() -> None:
 
 @contextlib.contextmanager
 def _mse_on_the_cpu() -> Iterator[None]:
-    """Keep the histogram of the library's MSE search on the CPU where there is no CUDA; the library moves it regardless."""
+    """Keep the histogram of the library's MSE search on the CPU without CUDA; the library always moves it to the GPU."""
     if torch.cuda.is_available():
         yield
         return
@@ -124,7 +123,7 @@ def _mse_on_the_cpu() -> Iterator[None]:
 
 
 class LibraryCalibrator:
-    """One of the library's calibrators behind q8trt's two calls.
+    """A calibrator of the library with q8trt's two methods.
 
     Args:
         calibrator: pytorch-quantization's MaxCalibrator or HistogramCalibrator.
@@ -137,10 +136,10 @@ class LibraryCalibrator:
         self._only_zeros = False
 
     def collect(self, tensor: torch.Tensor) -> None:
-        """Look at one batch, or a weight: any shape, floating point.
+        """Observe one batch or weight: any shape, floating point.
 
         Raises:
-            QuantizationError: batches of magnitudes so far apart that the library's histogram would outgrow memory.
+            QuantizationError: the magnitudes of batches differ so much that the library's histogram would exceed the memory.
         """
         tensor = tensor.detach()
         if self.arguments:

@@ -1,18 +1,18 @@
 """The treatment of amax during quantization-aware fine-tuning: ``recipe.qat.ranges``.
 
 With s = amax / Qp, Qp = 2^(b-1) - 1 and Qn = 2^(b-1), a quantizer computes y = s * clamp(round(x / s), -Qn, Qp). The
-gradient goes straight through to x inside the range, [-Qn * s, Qp * s], and is zero outside. Of amax:
+gradient of x passes unchanged inside the range, [-Qn * s, Qp * s], and is zero outside. For amax:
 
-    frozen   it stays as calibrated.
-    ema      amax <- decay * amax + (1 - decay) * max|x| for activations, padding left out; the largest magnitude for
+    frozen   amax stays as calibrated.
+    ema      amax <- decay * amax + (1 - decay) * max|x| for activations, without padding; the largest magnitude for
              weights (Q8BERT, arXiv 1910.06188, section 2.1).
     lsq      the step size is learned (Esser et al., arXiv 1902.08153, equation 3 and section 2.2):
              dy/ds = round(x / s) - x / s inside, -Qn or Qp outside; the sum is multiplied by 1 / sqrt(N * Qp).
     pact     the clipping value is learned, for activations: dy/d(amax) = sign(x) outside, 0 inside (Choi et al., arXiv
              1805.06085, section 3; -Qn / Qp below, where signed integers reach one step further). Weights as with ema.
 
-A fixed range (``calibrator: fixed``) is never touched. Where the paper's weights take their largest magnitude, those
-whose recipe asks for a tighter range (``calibrator: mse``) keep it.
+A fixed range (``calibrator: fixed``) never changes. In the paper, weights use their largest magnitude. Weights whose recipe
+has a tighter range (``calibrator: mse``) keep that range.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from q8trt.quantization.insertion import model_quantizers
 from q8trt.quantization.recipe import Recipe
 from q8trt.quantization.sites import ACTIVATION, encoder_sites
 
-#: Smallest learned amax: quantizers take what is near 2^-24, FP16's smallest number, for zero.
+#: Smallest learned amax. Quantizers treat values near 2^-24, FP16's smallest number, as zero.
 SMALLEST = 1e-6
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """The quantizer's own forward; the gradients of the module's docstring."""
+    """The forward of the quantizer, with the gradients of the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, amax: torch.Tensor, quantizer: _Learned) -> torch.Tensor:
@@ -58,7 +58,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class _Unquantized(torch.autograd.Function):
-    """The identity, to which amax belongs all the same: under DDP every parameter must take part in every step."""
+    """The identity with amax as a second input: DDP requires that every parameter takes part in every step."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,7 @@ class _Learned(nn.Module):
     _if_quant: bool
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map any shape to the same, to the bit what the quantizer gave before."""
+        """Map a tensor of any shape to the same shape; the values are those of the original quantizer, to the bit."""
         if self._disabled or not self.training:
             outputs: torch.Tensor = super().forward(inputs)
             return outputs
@@ -91,7 +91,7 @@ class _Learned(nn.Module):
         return _FakeQuantize.apply(inputs, self._amax, self)
 
     def quantized(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the quantizer's own forward of a tensor that is smoothed already."""
+        """Return the original forward of the quantizer for a tensor that is already smoothed."""
         before, self._enable_pre_quant_scale = getattr(self, "_enable_pre_quant_scale", True), False
         try:
             outputs: torch.Tensor = super().forward(inputs)
@@ -101,7 +101,7 @@ class _Learned(nn.Module):
 
 
 def _smoothed(quantizer: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """Return `inputs` with SmoothQuant's scale, if there is one: what the quantizer rounds."""
+    """Return the tensor that the quantizer rounds: `inputs` times SmoothQuant's scale, if there is one."""
     scale = getattr(quantizer, "pre_quant_scale", None)
     return inputs if scale is None else inputs * scale
 
@@ -112,7 +112,7 @@ def _learned_class(original: type, learns_step: bool) -> type:
 
 
 def _learn(quantizer: Any, learns_step: bool) -> nn.Parameter:
-    """Make `_amax` a parameter of the same name, so that the state dict stays as it is."""
+    """Make `_amax` a parameter of the same name; the keys of the state dict do not change."""
     amax = quantizer._buffers.pop("_amax")
     quantizer.register_parameter("_amax", nn.Parameter(amax.detach().clone()))
     original: Any = type(quantizer)
@@ -129,20 +129,20 @@ def _unlearn(quantizer: Any) -> None:
 
 
 class _Batch:
-    """The attention mask of a batch, int64 (B, S) or None, which the model shares with its observed quantizers."""
+    """The attention mask of a batch, int64 (B, S) or None. The model shares it with its observed quantizers."""
 
     mask: torch.Tensor | None = None
 
 
 def _keep_mask(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keep the attention mask of a batch: forward pre-hook of the model."""
+    """Store the attention mask of a batch. A forward pre-hook of the model."""
     model._batch.mask = kwargs.get("attention_mask")
 
 
 def _observe(quantizer: Any, args: tuple[torch.Tensor, ...]) -> None:
-    """Keep the largest magnitude, padding left out, that training has shown since the last step: forward pre-hook.
+    """Record the largest magnitude since the last step, without padding. A forward pre-hook of a quantizer.
 
-    It is in the quantizer, not in a closure, so that a copy of the model has its own.
+    The quantizer holds the value, not a closure, so a copy of the model has a separate one.
     """
     if not quantizer.training:
         return
@@ -154,7 +154,7 @@ def _observe(quantizer: Any, args: tuple[torch.Tensor, ...]) -> None:
 
 
 def _largest(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return the largest magnitude of `tensor` over the axes along which `like`, an amax, has one element; its shape."""
+    """Return the largest magnitude of `tensor` over the axes in which the amax `like` has one element, in its shape."""
     if like.numel() == 1:
         return tensor.detach().abs().amax().reshape(like.shape)
     axes = [axis for axis in range(tensor.ndim) if like.shape[axis] == 1]
@@ -166,7 +166,7 @@ class Ranges:
 
     Args:
         model: quantized by `recipe` and calibrated.
-        recipe: gives the treatment, ``recipe.qat``, and the ranges that are fixed.
+        recipe: has the treatment, ``recipe.qat``, and the fixed ranges.
     """
 
     def __init__(self, model: Any, recipe: Recipe) -> None:
@@ -197,15 +197,15 @@ class Ranges:
             self._handles.append(model.register_forward_pre_hook(_keep_mask, with_kwargs=True))
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the learned amax, for an optimizer group of their own without weight decay: see `attach`."""
+        """Return the learned amax. They belong in a separate optimizer group without weight decay; see `attach`."""
         return [quantizer._amax for quantizer in self._learned]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Let `optimizer` move the ranges whenever it steps.
 
-        Its step is taken for one of log(amax): amax <- amax * exp(step). Ranges lie between 0.05 and 200, and Adam's
-        steps are as long as the learning rate, so one rate can only suit them all relative to the range; amax stays
-        positive, too. (Thresholds are trained in the log domain by Jain et al., arXiv 1903.08066, section 3.)
+        The step of the optimizer is applied to log(amax): amax <- amax * exp(step). Ranges are between 0.05 and 200, and
+        Adam's steps are about as large as the learning rate. A relative step lets one rate fit all ranges, and amax stays
+        positive. (Jain et al., arXiv 1903.08066, section 3, also train thresholds in the log domain.)
         """
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._before_step()))
         self._handles.append(optimizer.register_step_post_hook(lambda *_: self._after_step()))
@@ -230,7 +230,7 @@ class Ranges:
             quantizer._amax.copy_(largest.where(largest > 0, quantizer._amax))  # a row of zeros has no scale
 
     def _average(self) -> None:
-        """Take one step of the moving averages; all processes see the same largest magnitudes."""
+        """Update the moving averages. All processes use the same largest magnitudes."""
         seen = [quantizer for quantizer in self._observed if quantizer._seen is not None]
         if not seen:
             return
@@ -238,14 +238,14 @@ class Ranges:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         amax = torch.stack([quantizer._amax.reshape(()) for quantizer in seen])
-        # An overflow of mixed precision must not stay in the average for ever.
+        # An overflow of mixed precision must not enter the average: it would stay there.
         averaged = amax.lerp(largest, 1 - self.decay).where(largest.isfinite(), amax)
         for quantizer, value in zip(seen, averaged.unbind(), strict=True):
             quantizer._amax.fill_(value)
             quantizer._seen = None
 
     def end(self) -> None:
-        """Leave quantizers as they were before, with the ranges that training has found."""
+        """Restore the quantizers, with the ranges from training."""
         for handle in self._handles:
             handle.remove()
         for quantizer in self._observed:
@@ -259,7 +259,7 @@ class Ranges:
 
 @contextlib.contextmanager
 def apply_ranges(model: nn.Module, recipe: Recipe) -> Iterator[Ranges]:
-    """Apply `Ranges` while the model trains, and end them whatever happens."""
+    """Apply `Ranges` while the model trains, and end them also after an error."""
     ranges = Ranges(model, recipe)
     try:
         yield ranges

@@ -1,8 +1,8 @@
-"""Recipes, which say the sites that are quantized, and how: frozen dataclasses, written as YAML.
+"""Recipes: frozen dataclasses that list the sites to quantize and their options. Files are YAML.
 
-A recipe is data. The package's own are in `q8trt/recipes/*.yaml`; users pass a name or the path of their own file. A key
-under `sites` is a site ("gelu_out"), a group of sites ("embeddings"), or one site of one layer ("layer.3.gelu_out");
-the more particular key wins.
+The recipes of the package are in `q8trt/recipes/*.yaml`. Users pass a name, or the path of their own file. A key under
+`sites` is a site ("gelu_out"), a group of sites ("embeddings"), or one site of one layer ("layer.3.gelu_out"). The more
+specific key takes precedence.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from q8trt.quantization.calibrators import CALIBRATORS
 from q8trt.quantization.sites import ACTIVATION, GROUPS, OUTSIDE_LAYERS, POSITION_SITES, SITE_KINDS, Site
 
 RANGES = ("frozen", "ema", "lsq", "pact")
-#: What moves the outlier channels of activations elsewhere: fields of `Recipe`, each an alpha or None.
+#: Fields of `Recipe` that smooth outlier channels of activations; each is an alpha or None.
 SMOOTHINGS = ("smoothquant", "smooth_gelu", "smooth_residuals")
-#: Keys that QAT may start with, and that an alternative may have, in place of the recipe's own.
+#: Keys that `qat: {start: ...}` and an alternative may replace.
 _VARIANT_KEYS = ("activations", "weights", "sites", *SMOOTHINGS)
 _KEYS = ("name", "description", *_VARIANT_KEYS, "alternatives", "float_sites", "qat")
-#: A recipe of every site of every layer of BERT-large is below a fifth of these.
+#: Limits of a file. A recipe that names every site of every layer of BERT-large needs less than a fifth of them.
 _LIMITS = Limits(size=2**18, depth=16, values=50_000)
 _LAYER_KEY = re.compile(r"layer\.([0-9]{1,4})\.(.+)")
-#: Softmax gives values from 0 to 1, whatever the data.
+#: The output of softmax is between 0 and 1 for any data.
 _SITE_DEFAULTS: dict[str, dict[str, Any]] = {"softmax_out": {"calibrator": "fixed", "amax": 1.0}}
 
 
@@ -105,11 +105,11 @@ class QatSpec:
 
 @dataclass(frozen=True)
 class FloatSites:
-    """The bound up to which calibration leaves operations in floating point, chosen by measurement.
+    """The limits within which calibration leaves operations in floating point.
 
     Attributes:
-        max: the most operations that are left there, such as a GEMM with its input and weight.
-        drift: the drift from FP32 on held-out rows, see `Trial`, above which there are any.
+        max: maximum number of such operations; a GEMM with its input and weight is one.
+        drift: drift from FP32 on held-out rows, see `Trial`, above which calibration leaves any.
     """
 
     max: int = 4
@@ -123,7 +123,7 @@ class FloatSites:
 
 
 def _split(key: str) -> tuple[int | None, str]:
-    """Return the layer that a recipe's key is about, None for all, and its site."""
+    """Return the layer of a recipe's key, None for all layers, and its site."""
     match = _LAYER_KEY.fullmatch(key)
     return (int(match[1]), match[2]) if match else (None, key)
 
@@ -133,24 +133,23 @@ class Recipe:
     """A named placement of quantizers.
 
     Attributes:
-        name: what the recipe is called in reports and manifests.
-        description: one sentence for people.
-        sites: site name, or key of one site of one layer -> how it is quantized; sites not named stay in float.
-        qat: what happens to the ranges during QAT.
+        name: name of the recipe in reports and manifests.
+        description: one sentence about the recipe.
+        sites: site name, or key of one site of one layer -> its options; all other sites stay in floating point.
+        qat: treatment of the ranges during QAT.
         smoothquant: SmoothQuant's alpha, the share of the difficulty that moves from activations to weights, for the
             linears behind a LayerNorm; None: off.
-        smooth_gelu: the same for the linear behind GELU, in channels beyond the median: 1 gives all of them its range; None:
-            off.
-        smooth_residuals: the same for the residual Adds, both of whose inputs are quantized: 1 gives all channels one
-            range, at the price of a multiplication after the Add; None: off.
-        qat_start: what QAT starts from in place of this, the same sites otherwise calibrated; None: from this. In YAML it
-            is ``qat: {start: {...}}``, the keys of a recipe that differ. Calibration alone and QAT need different ranges:
-            values clipped before QAT cost accuracy there and then, and QAT ends higher for it.
-        alternatives: what calibration alone tries beside this, the same sites otherwise calibrated; it keeps the one whose
-            answers drift least from those in floating point. Empty: this is obeyed. In YAML a list of mappings, the keys of
-            a recipe that differ.
-        float_sites: the bound up to which calibration leaves operations in floating point; None: all of its sites are
-            quantized.
+        smooth_gelu: alpha for the linear behind GELU. It applies to channels above the median; 1 gives them the median's
+            range. None: off.
+        smooth_residuals: alpha for residual Adds whose inputs are both quantized. 1 gives all channels one range. Each Add
+            needs one more multiplication. None: off.
+        qat_start: recipe from which QAT starts, with the same sites; None: this recipe. In YAML it is ``qat: {start: {...}}``
+            and has only the keys that differ. Calibration alone and QAT need different ranges: clipping costs accuracy at
+            once, but QAT then ends with a higher score.
+        alternatives: recipes with the same sites that calibration alone tries too. It keeps the one whose answers drift
+            least from floating point. Empty: calibration uses this recipe as it is. In YAML a list of mappings, each with
+            the keys that differ.
+        float_sites: limits within which calibration leaves operations in floating point; None: every site is quantized.
     """
 
     name: str
@@ -196,7 +195,7 @@ class Recipe:
 
     @property
     def candidates(self) -> tuple[Recipe, ...]:
-        """The recipe itself and its alternatives, each without alternatives and `float_sites` of its own."""
+        """The recipe and its alternatives; each has no `alternatives` and no `float_sites`."""
         shared: dict[str, Any] = {name: getattr(self, name) for name in ("name", "description", "qat", "qat_start")}
         plain = {**shared, "alternatives": (), "float_sites": None}
         return tuple(replace(each, **plain) for each in (self, *self.alternatives))
@@ -207,7 +206,7 @@ class Recipe:
         return any(getattr(self, option) is not None for option in SMOOTHINGS)
 
     def spec(self, site: Site) -> QuantizerSpec | None:
-        """Return the quantization of `site`, or None where it stays in floating point."""
+        """Return the quantization of `site`, or None if it stays in floating point."""
         if site.key not in self.sites and site.name not in self.sites and site.name in POSITION_SITES:
             name = POSITION_SITES[site.name]
             return self.spec(replace(site, name=name))
@@ -220,7 +219,7 @@ class Recipe:
         return named
 
     def without(self, sites: Sequence[Site]) -> Recipe:
-        """Return the recipe with `sites` in floating point, in its alternatives and in what QAT starts from, too."""
+        """Return the recipe with `sites` in floating point, also in its alternatives and in `qat_start`."""
         off = {site.key: replace(spec, enabled=False, layers=None) for site in sites if (spec := self.spec(site))}
         return replace(
             self,
@@ -230,10 +229,10 @@ class Recipe:
         )
 
     def check_layers(self, sites: Iterable[Site]) -> None:
-        """Check that every layer that the recipe names is one of the model's.
+        """Check that the model has every layer that the recipe names.
 
         Raises:
-            ConfigError: names the first that is not.
+            ConfigError: the model lacks a layer; the message names the first one.
         """
         count = 1 + max((site.layer for site in sites if site.layer is not None), default=-1)
         for key, spec in self.sites.items():
@@ -245,7 +244,7 @@ class Recipe:
                     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON data, with every site's specification spelled out; `from_dict` reads it back."""
+        """Return the recipe as JSON data with all options of every site; `from_dict` reads it."""
         sites = {
             key: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
             for key, spec in self.sites.items()
@@ -273,7 +272,7 @@ class Recipe:
             data: ``{name, description, activations, weights, sites, qat, alternatives, float_sites}`` and SMOOTHINGS;
                 `activations` and `weights` are the defaults of their kind, `sites` maps a site, group or key to what
                 differs from them.
-            where: what to call the source in messages.
+            where: name of the source in messages.
 
         Raises:
             ConfigError: a key, site or value that is not known.
@@ -308,7 +307,7 @@ class Recipe:
 
 
 def _variant(data: Mapping[str, Any], changes: Any, where: str) -> Recipe:
-    """Return the recipe with the keys of `changes` in place of its own."""
+    """Return the recipe with the keys of `changes` instead of its own."""
     _check_keys(_mapping(changes, where), _VARIANT_KEYS, where)
     variant = Recipe.from_dict({**data, **changes}, where)
     here = _specs(data, data["sites"], where)
@@ -323,7 +322,7 @@ def _variant_dict(variant: Recipe) -> dict[str, Any]:
 
 
 def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dict[str, QuantizerSpec]:
-    """Return the specification of every key; a group is spelled out, and what names a site itself wins over its group."""
+    """Return the specification of every key. A group becomes its sites; the key of a site takes precedence over its group."""
     groups = {name: options for key, options in sites.items() for name in GROUPS.get(str(key), ())}
     by_site = {str(key): options for key, options in sites.items() if key not in GROUPS}
     options: dict[str, Mapping[str, Any]] = {}
@@ -334,7 +333,7 @@ def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dic
         layer, name = _split(key)
         kind = "activations" if SITE_KINDS.get(name) == ACTIVATION else "weights"
         defaults = {**_mapping(data.get(kind) or {}, where)}
-        # A site's own default calibrator gives way to one that the recipe names, and layer keys inherit their site's.
+        # A calibrator that the recipe names replaces the default of a site. Keys of one layer inherit the options of their site.
         inherited = {} if layer is None else {k: v for k, v in options.get(name, {}).items() if k != "layers"}
         named = {**inherited, **overrides}
         if "calibrator" not in named:

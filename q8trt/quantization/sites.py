@@ -1,7 +1,7 @@
-"""The named places of an encoder that can carry a quantizer.
+"""The sites of an encoder: named tensors that can have a quantizer.
 
-A site is a tensor of the model, by the name it has in recipes, reports and checkpoints. `architectures` names the module
-that each architecture computes it in. B: batch, S: sequence, H: hidden size, A: heads, D: head size,
+A site has the same name in recipes, reports and checkpoints. `architectures` has the module in which each architecture
+computes it. B: batch, S: sequence, H: hidden size, A: heads, D: head size,
 I: intermediate size, R: rows of a table of relative positions.
 
     site                         tensor                                            shape
@@ -13,12 +13,12 @@ I: intermediate size, R: rows of a table of relative positions.
     softmax_out                  attention probabilities, range fixed at 1         (B, A, S, S)
     bmm_v                        V                                                 (B, A, S, D)
     position_key                 DeBERTa's tables of positions, projected as K     (A, D, R)
-    position_query               and as Q, already scaled; they do as bmm_k and    (A, R, D)
-                                 bmm_q say where a recipe does not name them
+    position_query               and as Q, already scaled; default: the options    (A, R, D)
+                                 of bmm_k and bmm_q
     context                      input of the attention output projection          (B, S, H)
     attention_output.weight                                                        (H, H)
-    attention_residual.branch    inputs of the Add: what attention computed,       (B, S, H)
-    attention_residual.skip      and what went around it                           (B, S, H)
+    attention_residual.branch    inputs of the Add: the output of attention,       (B, S, H)
+    attention_residual.skip      and its input, which skips it                     (B, S, H)
     ffn_input                    input of the first feed-forward projection        (B, S, H)
     ffn_intermediate.weight                                                        (I, H)
     gelu_out                     input of the second feed-forward projection       (B, S, I)
@@ -46,7 +46,7 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Site:
-    """One place of one model.
+    """One site of one model.
 
     Attributes:
         name: the site's name in recipes, such as "gelu_out" or "query.weight".
@@ -126,18 +126,18 @@ _CLASSIFIER = (
 
 #: Site name -> kind, in the order of computation.
 SITE_KINDS: dict[str, str] = {row.site: row.kind for row in (*_EMBEDDINGS, *_LAYER, *_POOLER, *_CLASSIFIER)}
-#: Names that stand for several sites in a recipe.
+#: Groups: names for several sites in a recipe.
 GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in SITE_KINDS if name.startswith(f"{group}."))
     for group in ("embeddings", "attention_residual", "ffn_residual", "pooler", "classifier")
 }
-#: Sites of tables that depend on parameters alone -> the site whose quantization they take unless a recipe names them.
+#: Sites of tables that depend only on parameters -> the site whose options are their default.
 POSITION_SITES = {"position_key": "bmm_k", "position_query": "bmm_q"}
 #: Sites outside the encoder layers: their key is their name.
 OUTSIDE_LAYERS = frozenset(row.site for row in (*_EMBEDDINGS, *_POOLER, *_CLASSIFIER))
 
 
-#: The last linear layer of a head that answers each token: transformers names it alike in all architectures.
+#: The last linear layer of a head with an answer for each token. All architectures of transformers use this name.
 _TOKEN_HEADS = ("classifier", "qa_outputs")
 
 

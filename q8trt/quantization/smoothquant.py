@@ -1,13 +1,13 @@
-"""SmoothQuant (Xiao et al., arXiv 2211.10438): outlier channels of activations are moved into the weights.
+"""SmoothQuant (Xiao et al., arXiv 2211.10438): scale outlier channels of activations down, and the weights up.
 
 X W^T = (X / s) (W s)^T for any s > 0, one per input channel; section 4.1 takes s_j = max|X_j|^alpha / max|W_j|^(1-alpha).
-That paper folds 1 / s into the LayerNorm before. BERT adds its LayerNorm's output to the residual too, so here the
-quantizer multiplies by 1 / s (ModelOpt's `pre_quant_scale`, a Mul in the ONNX graph), and the weights keep s. Every s is
+The paper folds 1 / s into the LayerNorm before the linear. In BERT, the residual also reads the LayerNorm's output, so here the
+quantizer multiplies by 1 / s (ModelOpt's `pre_quant_scale`, a Mul in the ONNX graph), and the weights hold s. Every s is
 rounded to a power of two.
 
-The residual stream has outlier channels too, the same few in every layer (MiniLM: one of 384 reaches 194 where the median
-channel reaches 1.2), and no linear behind its Adds to take an s. There, branch / s + skip / s is added up and multiplied by s.
-What GELU returns has outlier channels as well, and a linear behind it that takes s; there s is that of the outliers alone.
+The residual stream has outlier channels too, the same few in every layer (MiniLM: one of 384 channels reaches 194, the median
+channel 1.2). No linear follows its Adds that could hold s. There the model computes (branch / s + skip / s) * s. GELU's output
+has outlier channels as well, and the linear behind it holds s. There s applies only to the outliers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMOOTHED = {
 
 
 def alpha_of(recipe: Recipe, name: str) -> float | None:
-    """Return the alpha by which `recipe` smooths the site `name`; None where it does not."""
+    """Return the alpha by which `recipe` smooths the site `name`; None if it does not."""
     if "_residual." in name:
         return recipe.smooth_residuals
     if name == "gelu_out":
@@ -56,7 +56,7 @@ def remedy(name: str) -> str:
 def power_of_two(scale: torch.Tensor) -> torch.Tensor:
     """Return the nearest power of two, by ratio, within 2^-13 and 2^13: FP16 holds it and its inverse.
 
-    Dividing by one and multiplying by it again is exact, so that smoothing alone changes no result by a bit.
+    Division by a power of two is exact, so smoothing alone does not change a result by a bit.
     """
     return torch.exp2(scale.log2().round().clamp(-13, 13))
 
@@ -81,7 +81,7 @@ def channel_maxima(
     batches: Iterable[Batch],
     on_batch: Callable[[Batch], None] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return the largest magnitude of each channel, the last axis, of what reaches the `watched` sites: float (H,)."""
+    """Return the largest magnitude of each channel (the last axis) at the `watched` sites: float (H,)."""
     maxima: dict[str, torch.Tensor] = {}
 
     def see(key: str, tensor: torch.Tensor) -> None:
@@ -105,8 +105,8 @@ def residual_smoothing(maxima: torch.Tensor, alpha: float) -> torch.Tensor:
 def outlier_smoothing(maxima: torch.Tensor, alpha: float) -> torch.Tensor:
     """Return s_j = (max|X_j| / m)^alpha, as a power of two, and 1 for channels below m, their median.
 
-    What GELU passes on has a few channels of 70 to 100 where the median reaches 1.2 (all-mpnet-base-v2, layers 6 to 10): what
-    the next Add carries as massive activations. SmoothQuant's formula, which looks at weights too, leaves most of the loss.
+    GELU's output has a few channels of 70 to 100, where the median reaches 1.2 (all-mpnet-base-v2, layers 6 to 10). The next
+    Add carries them as massive activations. SmoothQuant's formula also uses the weights, and leaves most of the loss.
 
     Args:
         maxima: float (I,): the largest magnitude of each channel.
@@ -117,7 +117,7 @@ def outlier_smoothing(maxima: torch.Tensor, alpha: float) -> torch.Tensor:
 
 
 def smoothable(model: nn.Module, recipe: Recipe) -> tuple[str, ...]:
-    """Return the keys of the sites that `recipe` smooths: none that is smoothed already, both inputs of an Add or neither.
+    """Return the keys of the sites that `recipe` smooths, without those already smoothed. An Add has both inputs or none.
 
     Raises:
         QuantizationError: the library's quantizers have no pre_quant_scale.
@@ -144,7 +144,7 @@ def smoothing_scales(model: nn.Module, recipe: Recipe, maxima: Mapping[str, torc
 
     Args:
         model: quantized.
-        recipe: gives alpha, see `smoothing` and `residual_smoothing`.
+        recipe: has alpha, see `smoothing` and `residual_smoothing`.
         maxima: of `channel_maxima`, of these sites at least.
 
     Raises:
@@ -180,9 +180,9 @@ def _readers(model: nn.Module, key: str) -> list[Site]:
 
 @torch.no_grad()
 def smooth(model: nn.Module, scales: Mapping[str, torch.Tensor]) -> None:
-    """Smooth sites, in place: their quantizers divide by s, and the weights that read them are multiplied, or the sum is.
+    """Smooth sites in place: their quantizers divide by s, and the weights behind them, or the residual sum, are multiplied by s.
 
-    With quantizers off, the model computes what it did, to the bit.
+    With quantizers off, the results do not change by a bit.
 
     Args:
         model: quantized.

@@ -1,4 +1,4 @@
-"""Sites where one channel's range leaves the others little of the tensor's one scale."""
+"""Sites with massive channels: one channel's range leaves few integer levels for all others."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from q8trt.quantization.smoothquant import channel_maxima, is_smoothable, remedy
 if TYPE_CHECKING:
     import torch
 
-#: A site whose widest channel is beyond so many times the median one is named.
+#: A site is reported if its widest channel exceeds the median one by this factor.
 WIDE = 100
 
 
 def spread_of(maxima: torch.Tensor) -> float:
-    """Return the range of the widest channel over the median one's; 1 where the median channel is always zero.
+    """Return the range of the widest channel divided by that of the median one; 1 if the median channel is always zero.
 
     Args:
         maxima: float (H,): the largest magnitude of each channel.
@@ -28,7 +28,7 @@ def spread_of(maxima: torch.Tensor) -> float:
 
 
 def measure_spreads(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
-    """Return site key -> `spread_of` what is quantized there, smoothed as the model is; of sites that a recipe can smooth.
+    """Return site key -> `spread_of` its tensor with the current smoothing, for sites that a recipe can smooth.
 
     Args:
         model: quantized, in evaluation mode, its quantizers on.
@@ -40,7 +40,7 @@ def measure_spreads(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
 
 
 def wide_sites(spreads: Mapping[str, float]) -> list[str]:
-    """Return a line for each smoothing that a recipe lacks: the sites where one channel leaves the others little of the scale."""
+    """Return a line for each smoothing that a recipe lacks, with the sites that have massive channels."""
     wide: dict[str, list[str]] = {}
     for key, spread in sorted(spreads.items(), key=lambda item: -item[1]):
         if spread > WIDE:

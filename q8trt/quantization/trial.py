@@ -11,9 +11,9 @@ class Trial:
     """One candidate.
 
     Attributes:
-        settings: the calibrator of most sites, and what is smoothed, such as "mse, smoothquant 0.5".
-        drift: mean squared difference of the answers from those in floating point, over the variance of the latter: 0 where
-            they are the same, 1 where they are as far off as one answer for all rows.
+        settings: the calibrator of most sites and the smoothing, such as "mse, smoothquant 0.5".
+        drift: mean squared difference of the answers from those in floating point, divided by the variance of the latter. 0
+            means equal answers. 1 is the drift of a constant answer for all rows.
     """
 
     settings: str
@@ -25,8 +25,8 @@ class InFloat:
     """The operations that calibration left in floating point.
 
     Attributes:
-        operations: keys of the sites that each reads, the most harmful operation first.
-        drift: as of `Trial`, with these in floating point.
+        operations: keys of the sites of each operation, the most harmful operation first.
+        drift: as in `Trial`, with these operations in floating point.
     """
 
     operations: tuple[tuple[str, ...], ...]
@@ -39,9 +39,9 @@ class InFloat:
 
 
 def trial_lines(trials: Sequence[Trial], in_float: InFloat | None = None) -> list[str]:
-    """Return a table of candidates as lines, the one that was kept marked, and what was left in floating point.
+    """Return a table of the candidates as lines, with a mark at the chosen one, and the operations in floating point.
 
-    There is none where nothing was chosen.
+    The table is empty if there was no choice.
     """
     if not trials:
         return []

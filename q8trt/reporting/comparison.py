@@ -30,7 +30,7 @@ class TimePair:
 
     Attributes:
         b_median_ms: None where B has not timed the shape.
-        across: what differs beside the figures; where it is not empty, the ratio compares that and not the models.
+        across: what differs beside the figures; if it is not empty, the ratio compares that and not the models.
     """
 
     name: str

@@ -35,7 +35,7 @@ class DataInfo:
         source: the source of rows that are in no file of the user's, in words; "" else.
         files: option -> file or folder.
         rows: split -> number of rows; {} if not recorded.
-        columns: the columns of the texts and the label, in words; "" where the source has none.
+        columns: the columns of the texts and the label, in words; "" if the source has none.
         max_seq_length: tokens in a row, at most.
     """
 

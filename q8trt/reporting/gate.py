@@ -69,7 +69,7 @@ class GateResult:
 
     @property
     def passed(self) -> bool:
-        """True where no requirement is missed."""
+        """True if no requirement is missed."""
         return not self.failures
 
     @property
@@ -95,7 +95,7 @@ def _judged(report: Measurements) -> list[Row]:
 
 
 def _reference_x100(report: Measurements, row: Row) -> tuple[float, str] | None:
-    """Return the FP32 score (x100) that a drop is counted from and whose it is; None where none is known."""
+    """Return the FP32 score (x100) that a drop is counted from and whose it is; None if none is known."""
     baseline = report.baseline(row)
     if baseline and (score := report.score_x100(baseline)) is not None:
         return score, "the FP32 engine"

@@ -28,7 +28,7 @@ class Head:
 
     Attributes:
         models: names of the models.
-        recipes: names of the quantization recipes; () where no row is quantized.
+        recipes: names of the quantization recipes; () if no row is quantized.
         precisions: as `Precision`.
         runs: the runs, or the engine folders of engines that are in none.
         data: task, split, rows and source.

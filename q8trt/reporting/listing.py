@@ -28,10 +28,10 @@ class EngineEntry:
         name: of the folder.
         label: how the model came about and its precision, such as "QAT INT8+FP16".
         precision: as `Precision`.
-        bytes: size of the plan; of the ONNX file where there is no plan.
+        bytes: size of the plan; of the ONNX file if there is no plan.
         has_plan: whether there is a plan.
         backend: builder of the plan, with its version; "" without a plan.
-        score: the task's main metric in the run's benchmark.json, as a fraction; None where that has none of this build.
+        score: the task's main metric in the run's benchmark.json, as a fraction; None if that has none of this build.
         problem: why the folder cannot be read; all else is then empty.
     """
 
@@ -135,7 +135,7 @@ def engine_entry(folder: Path, report: StoredReport | None) -> EngineEntry:
 
 
 def _measured(name: str, manifest: Manifest, report: StoredReport | None) -> float | None:
-    """Return the score of an engine in `report`; None where it is older than the engine or has no score of it."""
+    """Return the score of an engine in `report`; None if it is older than the engine or has no score of it."""
     if report is None or (report.provenance.date_utc or "") < manifest.created:
         return None
     scores = (row.score_x100 for row in report.rows if Path(row.folder).name == name)
@@ -143,7 +143,7 @@ def _measured(name: str, manifest: Manifest, report: StoredReport | None) -> flo
 
 
 def first_score(scores: Mapping[str, Any], metric: str) -> float | None:
-    """Return `metric` of the first split that has it; None where none has."""
+    """Return `metric` of the first split that has it; None if none has."""
     values = [split[metric] for split in scores.values() if isinstance(split, dict) and metric in split]
     return next((float(value) for value in values if isinstance(value, int | float)), None)
 

@@ -44,20 +44,20 @@ class Row:
     Attributes:
         name: such as ``"FP32"``, ``"PTQ INT8"``, ``"QAT INT8"``.
         place: `Runner.place`, such as ``"ONNX Runtime, CPU"``; `backend`, `device` and `precision` are the runner's as well.
-        metrics: scores on this backend, as fractions; empty where nothing was scored.
-        onnx_mib: size of the ONNX file with its external data, in MiB; None where there is none.
-        plan_mib: size of the engine plan, in MiB; None where there is none.
+        metrics: scores on this backend, as fractions; empty if nothing was scored.
+        onnx_mib: size of the ONNX file with its external data, in MiB; None if there is none.
+        plan_mib: size of the engine plan, in MiB; None if there is none.
         latencies: one per shape.
-        torch_metrics: scores of the torch model before export, as fractions; None where they are not known.
-        fp32_metrics: scores of the run's torch FP32 model on its development set; None where they are not known.
-        lengths: throughput on the scored rows, with length buckets and without; None where nothing was scored.
-        parity: distance to the torch model's logits; None where it was not measured.
+        torch_metrics: scores of the torch model before export, as fractions; None if they are not known.
+        fp32_metrics: scores of the run's torch FP32 model on its development set; None if they are not known.
+        lengths: throughput on the scored rows, with length buckets and without; None if nothing was scored.
+        parity: distance to the torch model's logits; None if it was not measured.
         folder: the engine folder, without the machine in it.
-        model: name of the model; "" where it is not known.
+        model: name of the model; "" if it is not known.
         recipe: name of the quantization recipe; "" for a model without quantizers.
         run: the run that holds the engine, without the machine in it; `folder` for an engine that is in none.
         findings: errors and warnings of the linter on this graph, "rule: text", the worst first.
-        layer_times: by the backend's profiler; None where there was none.
+        layer_times: by the backend's profiler; None if there was none.
         in_float: products and residual Adds in floating point that other layers run in INT8, by the linter.
     """
 
@@ -94,7 +94,7 @@ class Row:
 
     @property
     def is_widened(self) -> bool:
-        """True where the runtime computed in FP32 what the graph has in FP16; such a row measures no FP16."""
+        """True if the runtime computed in FP32 what the graph has in FP16; such a row measures no FP16."""
         runtime = find_runtime(self.backend)
         widens = runtime is not None and runtime.capabilities.widens_half
         return widens and self.device == "cpu" and self.precision.is_half
@@ -114,7 +114,7 @@ class Row:
         return (self.backend, self.device) == (other.backend, other.device)
 
     def median_ms(self, shape: str) -> float | None:
-        """Return the median latency at `shape`, such as ``"16x128"``, in ms; None where that shape was not timed."""
+        """Return the median latency at `shape`, such as ``"16x128"``, in ms; None if that shape was not timed."""
         return next((latency.median_ms for latency in self.latencies if latency.shape == shape), None)
 
 
@@ -184,7 +184,7 @@ class Measurements:
 
     @property
     def title(self) -> str:
-        """``"STS-B dev, 1500 rows, <where from>"``; the built-in sample always says that it is no GLUE score."""
+        """``"STS-B dev, 1500 rows, <where from>"``; the built-in sample always says that it is not a GLUE score."""
         if not self.rows_evaluated:
             return f"{self.task}, timing only"
         return f"{self.task} {self.split}, {counted(self.rows_evaluated, self.questions_evaluated)}, {self.data_label}"
@@ -212,7 +212,7 @@ class Measurements:
 
     @property
     def largest_shape(self) -> str:
-        """The timed shape of most tokens; "" where none was timed."""
+        """The timed shape of most tokens; "" if none was timed."""
         latencies = [latency for row in self.rows for latency in row.latencies]
         return max(latencies, key=lambda each: each.batch * each.sequence).shape if latencies else ""
 
@@ -248,12 +248,12 @@ class Measurements:
         return next((other for other in rows if not other.is_widened), None)
 
     def score_x100(self, row: Row) -> float | None:
-        """Return the main metric of `row` times 100; None where it was not scored."""
+        """Return the main metric of `row` times 100; None if it was not scored."""
         score = row.metrics.get(self.main_metric)
         return None if score is None else 100 * score
 
     def score_delta_x100(self, row: Row, baseline: Row | None = None) -> float | None:
-        """Return `score_x100` less that of `baseline`, by default `baseline(row)`; None where either is missing."""
+        """Return `score_x100` less that of `baseline`, by default `baseline(row)`; None if either is missing."""
         baseline = baseline or self.baseline(row)
         score, base = self.score_x100(row), self.score_x100(baseline) if baseline else None
         return None if score is None or base is None else score - base
@@ -279,6 +279,6 @@ class Measurements:
         return self.ratio(row, baseline).speed(shape) if baseline else None
 
     def torch_fp32_x100(self, row: Row) -> float | None:
-        """Return the main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None where none is."""
+        """Return the main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None if none is."""
         score = (row.fp32_metrics or {}).get(self.main_metric)
         return None if score is None else 100 * score

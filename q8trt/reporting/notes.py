@@ -28,7 +28,7 @@ def in_float_text(parts: Sequence[str]) -> str:
 
 
 def place_note(report: Measurements) -> str:
-    """Return a sentence where no figure was taken on TensorRT; "" where one was."""
+    """Return a sentence where no figure was taken on TensorRT; "" if one was."""
     if not report.rows or any(runs_plans(row.backend) for row in report.rows):
         return ""
     labels = " and ".join(dict.fromkeys(label_of(row.backend) for row in report.rows))

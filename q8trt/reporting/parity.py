@@ -72,14 +72,14 @@ class Pair:
         second: the later one's.
         kind: the step between them: "training", "quantization", "export", "engine" or "padding".
         batch_size: rows a batch of the second.
-        tolerance: largest relative error taken for agreement; None where nothing is judged (training).
+        tolerance: largest relative error taken for agreement; None if nothing is judged (training).
         logits: absolute difference of the logits.
         logits_error: relative error of the logits.
         alone: place ("embeddings", "layer.3", "head") -> relative error with the first's hidden states given to it; empty
             for an engine, which shows its logits alone.
         so_far: the same without that.
-        parts_at: the first place whose error exceeds the tolerance, or "logits" for an engine; None where they agree.
-        module: the first module within that place whose output does; None where it was not looked for.
+        parts_at: the first place whose error exceeds the tolerance, or "logits" for an engine; None if they agree.
+        module: the first module within that place whose output does; None if it was not looked for.
     """
 
     first: str
@@ -151,7 +151,7 @@ class EngineParity:
 
     @property
     def agrees(self) -> bool:
-        """True where no judged pair parts."""
+        """True if no judged pair parts."""
         return all(pair.parts_at is None for pair in self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _apart(difference: Difference) -> str:
 
 
 def layer_table(engine: EngineParity) -> Table | None:
-    """Return a line per place and a column per pair at the largest batch size; None where no stage shows its layers."""
+    """Return a line per place and a column per pair at the largest batch size; None if no stage shows its layers."""
     largest = max(each.batch_size for each in engine.stages)
     pairs = [pair for pair in engine.pairs if pair.alone and pair.kind != "padding" and pair.batch_size == largest]
     if not pairs:

@@ -43,7 +43,7 @@ class Report(Measurements):
         return all_notes(self)
 
     def to_dict(self, gate: Gate | None = None) -> dict[str, Any]:
-        """Return the content of ``benchmark.json``, with the verdict and, where one was set, the gate.
+        """Return the content of ``benchmark.json``, with the verdict and, if one was set, the gate.
 
         Units are in the keys; metrics are fractions, ``*_ratio`` is below 1 where a row is faster or smaller.
         """
@@ -181,7 +181,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
 
 
 def check_files(stem: Path) -> None:
-    """Raise ConfigError where a report would replace files that are not an earlier report."""
+    """Raise ConfigError if a report would replace files that are not an earlier report."""
     others = [Path(f"{stem}.md"), Path(f"{stem}.html")]
     keys, hint = ("schema", "rows", "main_metric"), "choose another --name or --output_dir"
     files.check_report(Path(f"{stem}.json"), others, keys=keys, option="--output_dir", hint=hint)

@@ -28,7 +28,7 @@ class Phrase:
     tone: Tone = "plain"
 
 
-#: Text, a phrase, or a value that its column formats; None where there is no value.
+#: Text, a phrase, or a value that its column formats; None if there is no value.
 Cell = Any
 
 

@@ -46,7 +46,7 @@ def print_table(console: Console, table: Table, optional: bool = False, legend: 
 
     Args:
         console: rich's console.
-        table: what to print; columns of a high rank are left out where there is no room.
+        table: what to print; columns of a high rank are left out if there is no room.
         optional: whether to print nothing where no layout fits; else the lines are as long as they must be.
         legend: whether to print the legend.
 

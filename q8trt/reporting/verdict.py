@@ -32,7 +32,7 @@ class Verdict:
         baseline: the row that it is compared with.
         ratio: the times of the one over those of the other.
         metric: the metric of the scores.
-        score_x100: of the row; None where it was not scored.
+        score_x100: of the row; None if it was not scored.
         baseline_x100: score of the baseline.
     """
 
@@ -55,7 +55,7 @@ class Verdict:
 
     @property
     def is_faster(self) -> bool:
-        """True where the row is faster at every shape."""
+        """True if the row is faster at every shape."""
         return bool(self.faster) and not self.even and not self.slower
 
     @property

@@ -148,7 +148,7 @@ class Run:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """The candidates that calibration tried, in order; none where the recipe was obeyed.
+        """The candidates that calibration tried, in order; none if the recipe was obeyed.
 
         Raises:
             ConfigError: run.json is damaged.

@@ -116,7 +116,7 @@ def builtin_settings() -> Iterator[Settings]:
 
 
 def with_settings(config: FinetuneConfig, typed: Collection[str]) -> tuple[FinetuneConfig, str]:
-    """Return `config` with the settings for its model and task, and a line that names them; "" where none apply.
+    """Return `config` with the settings for its model and task, and a line that names them; "" if none apply.
 
     Args:
         config: what a user asked for.

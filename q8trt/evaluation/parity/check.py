@@ -122,7 +122,7 @@ def relative_error(reference: np.ndarray, other: np.ndarray) -> float:
 
 
 def first_above(errors: Mapping[str, float], tolerance: float | None) -> str | None:
-    """Return the first name whose error is above `tolerance` (or not a number); None where none is."""
+    """Return the first name whose error is above `tolerance` (or not a number); None if none is."""
     return next((name for name, error in errors.items() if tolerance is not None and not error <= tolerance), None)
 
 

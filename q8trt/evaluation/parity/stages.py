@@ -68,7 +68,7 @@ def engines_of(paths: Sequence[str], runs_dir: str) -> list[EngineFolder]:
 
     Raises:
         ConfigError: a run has no engine, or no engine was built yet.
-        EngineError: a folder is damaged or is no engine.
+        EngineError: a folder is damaged or is not an engine.
     """
     folders: list[str] = []
     for path in map(Path, paths):

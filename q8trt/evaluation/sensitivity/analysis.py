@@ -88,7 +88,7 @@ def analyze(
 
 
 def _check_files(folder: Path) -> None:
-    """Raise ConfigError where the results would replace what this command did not write."""
+    """Raise ConfigError if the results would replace what this command did not write."""
     option, keys = "--output_dir", ("fingerprint", "scores")
     check_report(folder / RESULT_FILE, [folder / PLOT_FILE], keys=keys, option=option)
     check_report(folder / PARTIAL_FILE, keys=keys, option=option)

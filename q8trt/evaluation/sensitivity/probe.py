@@ -145,7 +145,7 @@ class Probe:
                 quantizer.disable()
 
     def _remember(self, below: int) -> None:
-        """Store the float output of layer `below` - 1 for each batch, in place of an earlier layer's."""
+        """Store the float output of layer `below` - 1 for each batch, instead of an earlier layer's."""
         self._switch(())
         outputs: list[Any] = []
         latest: list[Any] = [None]  # a layer whose parameters all layers share answers once a pass
@@ -187,7 +187,7 @@ def _starts(sites: Sequence[Site]) -> dict[str, int]:
 
 
 def choose_rows(rows: Features, count: int, seed: int) -> Features:
-    """Return `count` of `rows` chosen by `seed`, in their order; all of them where there are no more.
+    """Return `count` of `rows` chosen by `seed`, in their order; all of them if there are no more.
 
     Embeddings with labels are scored by pairs of neighboring rows, which stay together.
     """

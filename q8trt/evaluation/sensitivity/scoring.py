@@ -187,7 +187,7 @@ def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows:
 
 
 def _stored_scores(folder: Path, fingerprint: str) -> Scores:
-    """Return the scores of the same measurement in `folder`; none where there are no such."""
+    """Return the scores of the same measurement in `folder`; none if there are no such."""
     for name in (PARTIAL_FILE, RESULT_FILE):
         try:
             stored = files.decode(Stored, files.read_json(folder / name), partial=True)

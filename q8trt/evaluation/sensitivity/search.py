@@ -33,7 +33,7 @@ class Placement:
         off: keys of the sites that it leaves in float and the recipe it came from did not, the most harmful first.
         quantized: how many sites it quantizes.
         drop_x100: the task's main metric of the float model less that of the model quantized and calibrated by this
-            recipe, x100, on the development set; the larger one where there are two.
+            recipe, x100, on the development set; the larger one if there are two.
     """
 
     recipe: Recipe
@@ -56,7 +56,7 @@ def fewest_off(sites: int, drop: Callable[[int], float], bound: float) -> int | 
         bound: the most that may be lost.
 
     Returns:
-        the count, from 0 to sites - 1, or None where even one site alone loses more than `bound`.
+        the count, from 0 to sites - 1, or None if even one site alone loses more than `bound`.
     """
     if drop(0) <= bound:
         return 0
@@ -70,7 +70,7 @@ def fewest_off(sites: int, drop: Callable[[int], float], bound: float) -> int | 
 
 
 def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], max_drop_x100: float) -> Recipe:
-    """Return `recipe` with the sites `off` in float; itself where there are none.
+    """Return `recipe` with the sites `off` in float; itself if there are none.
 
     Args:
         recipe: quantizes all of `off`.

@@ -171,7 +171,7 @@ def fuse_qkv(model: ir.Model) -> int:
 
     One scale per output channel, so the integers and their scales are put side by side: exact. Split into three before the
     heads are, TensorRT-RTX 1.7 runs the wide GEMM in float; this way it runs in INT8, and one kernel does all that follows it
-    (built: MiniLM with `full` has 61 layers in place of 73).
+    (built: MiniLM with `full` has 61 layers instead of 73).
     """
     fused = 0
     for attention in find_attentions(model.graph):
@@ -236,7 +236,7 @@ def _fuse(graph: ir.Graph, adds: list[Any]) -> bool:
 
 
 def _heads_of(add: Any) -> tuple[Any, Any] | None:
-    """Return the Reshape and the Transpose that split the output of `add` into heads; None where it is split otherwise."""
+    """Return the Reshape and the Transpose that split the output of `add` into heads; None if it is split otherwise."""
     reshape = only_reader(add.outputs[0], "Reshape")
     transpose = only_reader(reshape.outputs[0], "Transpose") if reshape is not None else None
     shape = constant(reshape.inputs[1]) if reshape is not None else None

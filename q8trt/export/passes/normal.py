@@ -136,7 +136,7 @@ def merge_unsqueezes(model: ir.Model) -> int:
 
 
 def _symbols(value: ir.Value | None) -> list[Any] | None:
-    """Return the dimensions of a tensor, numbers or names; None where one is unknown."""
+    """Return the dimensions of a tensor, numbers or names; None if one is unknown."""
     if value is None or value.shape is None:
         return None
     dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]

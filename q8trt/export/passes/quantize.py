@@ -62,7 +62,7 @@ def fold_weights(model: ir.Model) -> int:
     """Turn a quantized constant into an INT8 constant and a DequantizeLinear; apply a Transpose that follows to it.
 
     The integers are those that QuantizeLinear would compute at run time, so outputs do not change by a bit; the file holds
-    one byte a weight in place of four, and an embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8.
+    one byte a weight instead of four, and an embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8.
     A weight that several layers share is one constant.
     """
     folded, tables = 0, dict[tuple[ir.Value, bool], ir.Value]()

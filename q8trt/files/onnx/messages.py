@@ -97,7 +97,7 @@ def _model_class() -> Any:
 
 
 def parse(data: bytes) -> Any:
-    """Return the ModelProto. Raises MalformedError where `data` is no such message."""
+    """Return the ModelProto. Raises MalformedError if `data` is no such message."""
     model = _model_class()()
     try:
         model.ParseFromString(data)

@@ -13,7 +13,7 @@ _DEPTH = 64
 
 
 def check_size(model: Any) -> None:
-    """Raise MalformedError where the graph has more than `MAX_NODES` nodes, or a function calls itself."""
+    """Raise MalformedError if the graph has more than `MAX_NODES` nodes, or a function calls itself."""
     functions = {(function.domain, function.name): function for function in model.functions}
     sizes: dict[tuple[str, str], int] = {}
 

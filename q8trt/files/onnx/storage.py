@@ -84,7 +84,7 @@ def _has_external_data(path: Path) -> bool:
 def check_model(model: Any, path: Path | None) -> None:
     """Check the size of a ModelProto and every tensor in it, those of subgraphs and functions included.
 
-    `path` is its file; None where external data are not accepted. Raises MalformedError for what `check_file` refuses.
+    `path` is its file; None if external data are not accepted. Raises MalformedError for what `check_file` refuses.
     """
     check_size(model)
     for graph in graphs_of(model.graph, *model.functions):

@@ -48,7 +48,7 @@ class EngineFile:
         precision: of the file.
         profiles: the optimization profiles of the plan.
         inputs: its inputs, in the model's order.
-        weights, attention_width: the model's work, see `q8trt.runtime.timing.work.Work`; 0 where it is not known.
+        weights, attention_width: the model's work, see `q8trt.runtime.timing.work.Work`; 0 if it is not known.
         sites: the linter's forecast.
         rows: rows to compare logits on; None for none.
     """

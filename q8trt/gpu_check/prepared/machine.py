@@ -35,7 +35,7 @@ class Machine(Protocol):
         """Build a plan. Raises as `q8trt.engine.builder.build_here`."""
 
     def inspect(self, plan: Path) -> str | None:
-        """Return the inspector's JSON; None where there is none."""
+        """Return the inspector's JSON; None if there is none."""
 
     def open(self, plan: Path, precision: Precision) -> Runner:
         """Return the plan, loaded; its runner has ``fork``, see `TensorRTRunner`."""

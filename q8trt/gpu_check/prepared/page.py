@@ -24,7 +24,7 @@ _TONES: dict[str, Tone] = {
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError where a folder holds files of the results' names that are none."""
+    """Raise ConfigError if a folder holds files of the results' names that are none."""
     files.check_report(
         folder / f"{STEM}.json", [folder / f"{STEM}.html"], keys=("schema", "checks"), option="--output_dir"
     )
@@ -40,7 +40,7 @@ class Results:
 
 
 def read_results(folder: Path, kit: Kit) -> Results:
-    """Return the results of an earlier check of the same kit; empty ones where there are none.
+    """Return the results of an earlier check of the same kit; empty ones if there are none.
 
     Raises:
         ConfigError: the results are damaged, or those of another kit.

@@ -199,7 +199,7 @@ def steps(config: KitConfig) -> Iterator[Step]:
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
-    """Return the names that a preparation wrote into a folder; None where the folder is none of its."""
+    """Return the names that a preparation wrote into a folder; None if the folder is none of its."""
     try:
         kit = files.decode(Kit, files.read_json(folder / KIT_FILE))
     except (OSError, files.MalformedError):
@@ -292,7 +292,7 @@ class _Preparation:
         return checkpoints.load_finetuned(finished_checkpoints(self._run)[0], task)
 
     def _trained_with(self, variant: Variant) -> Any:
-        """Return the run's quantized model; None where its recipe is another one."""
+        """Return the run's quantized model; None if its recipe is another one."""
         _, int8 = finished_checkpoints(self._run)
         has_recipe = checkpoints.load_recipe_of(int8).name == variant.recipe
         return checkpoints.load_quantized(int8)[0] if has_recipe else None

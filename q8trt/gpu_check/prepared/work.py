@@ -53,7 +53,7 @@ class Place:
 
 
 def do(place: Place, step: Step) -> Outcome[None]:
-    """Do the work of a step. Raises a Q8TRTError where it cannot be done."""
+    """Do the work of a step. Raises a Q8TRTError if it cannot be done."""
     work: dict[Kind, Callable[[Place, Step], Outcome[None]]] = {
         Kind.BUILD: _build,
         Kind.LATENCY: _latency,
@@ -153,7 +153,7 @@ def _compare(place: Place, engine: EngineFile, plan: Path) -> tuple[bool | None,
 
 
 def _built(place: Place, step: Step) -> list[EngineFile]:
-    """Return the engines of a step that were built. Raises BackendError where none was."""
+    """Return the engines of a step that were built. Raises BackendError if none was."""
     engines = [place.kit.engine(name) for name in step.engines]
     built = [engine for engine in engines if place.plan(engine).is_file()]
     if not built:

@@ -74,7 +74,7 @@ def read_state(path: Path) -> State:
     """Read a journal.
 
     Raises:
-        ForeignError: the file is no journal.
+        ForeignError: the file is not a journal.
         ConfigError: it is damaged, or of another version of q8trt.
     """
     try:

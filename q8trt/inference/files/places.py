@@ -28,7 +28,7 @@ def check_places(config: ScoringConfig, engine: Path) -> None:
     """Check the names of all files that a job writes, through symbolic and hard links.
 
     Raises:
-        ConfigError: one of them is the input or a file of the engine, or the output is no regular file or has too long a
+        ConfigError: one of them is the input or a file of the engine, or the output is not a regular file or has too long a
             name.
     """
     output = config.output

@@ -153,7 +153,7 @@ class Records:
         return self._row(fields if list(fields) != [""] else [])
 
     def _row(self, fields: Sequence[str]) -> Mapping[str, Any] | None:
-        """Return the values of a row; None for a blank line, which is no row, as in training."""
+        """Return the values of a row; None for a blank line, which is not a row, as in training."""
         if not fields:
             return None
         if len(fields) != len(self.columns):

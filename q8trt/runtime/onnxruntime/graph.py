@@ -52,7 +52,7 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None, in_fp32: bool
         in_fp32: whether FP16 tensors become FP32; a file over 1 GiB keeps them.
 
     Raises:
-        MalformedError: `data` is no ONNX model, or one that keeps its weights in another file.
+        MalformedError: `data` is not an ONNX model, or one that keeps its weights in another file.
     """
     model = messages.parse(data)
     check_model(model, None)
@@ -75,7 +75,7 @@ _ARITY = {"QuantizeLinear": 2, "DequantizeLinear": 2, "Gather": 2, "MatMul": 2, 
 
 
 def _check_nodes(graph: Any) -> None:
-    """Raise MalformedError where a node lacks an input or output that the rewrites rely on."""
+    """Raise MalformedError if a node lacks an input or output that the rewrites rely on."""
     for node in graph.node:
         missing = not node.output or len(node.input) < _ARITY.get(node.op_type, 0)
         if missing or (node.op_type == "Constant" and not node.attribute):
@@ -97,7 +97,7 @@ class _Constants:
         return name in self.tensors
 
     def get(self, name: str) -> np.ndarray | None:
-        """Return the values of `name`; None where it is no constant, or one of a type that no rewrite reads."""
+        """Return the values of `name`; None if it is not a constant, or one of a type that no rewrite reads."""
         tensor = self.tensors.get(name)
         return None if tensor is None else messages.to_array(tensor)
 

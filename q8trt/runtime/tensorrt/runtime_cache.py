@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 def runtime_cache_path(folder: Path, plan: bytes, version: str, gpu: str) -> Path:
     """Return the file for a plan, a version of the library and a GPU: ``.runtime-<hash>-<version>-<gpu>.cache`` in `folder`.
 
-    Hidden, so that beside a plan it is no file of the engine folder's manifest.
+    Hidden, so that beside a plan it is not a file of the engine folder's manifest.
     """
     key = "-".join((hashlib.sha256(plan).hexdigest()[:16], version, gpu))
     return folder / f".runtime-{re.sub(r'[^A-Za-z0-9.-]+', '_', key)}.cache"

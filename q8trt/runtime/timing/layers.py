@@ -110,7 +110,7 @@ def by_kind(times: LayerTimes) -> list[tuple[str, float, int]]:
     """Add up layers whose names differ in a number alone, as those of the encoder's layers do.
 
     Returns:
-        (name with ``*`` in place of the number, ms, number of layers), the longest first.
+        (name with ``*`` instead of the number, ms, number of layers), the longest first.
     """
     sums: dict[str, tuple[float, int]] = {}
     for layer in times.layers:

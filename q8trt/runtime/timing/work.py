@@ -36,7 +36,7 @@ class Work:
 
 
 def work_of_onnx(path: str | Path) -> Work | None:
-    """Return the work of an exported encoder, read from its graph; None where the graph does not show it.
+    """Return the work of an exported encoder, read from its graph; None if the graph does not show it.
 
     Args:
         path: an ONNX file; its weights are not read.
