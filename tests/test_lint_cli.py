@@ -131,7 +131,7 @@ def test_bad_input_is_one_line(refused: Refused, tmp_path: Path) -> None:  # noq
     good = make_encoder(tmp_path / "good.onnx").read_bytes()
     for name, data in (("text.onnx", b"not a model at all" * 9), ("cut.onnx", good[: len(good) // 2])):
         Path(name).write_bytes(data)
-        assert f"{name} is no ONNX file, or a truncated one; export it again" in refused("lint", name)
+        assert f"{name} is not an ONNX file, or is truncated; export it again" in refused("lint", name)
     Path("empty.onnx").write_bytes(b"")
     assert "empty.onnx holds no ONNX graph" in refused("lint", "empty.onnx")
     Path("folder").mkdir()

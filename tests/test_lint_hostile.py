@@ -122,7 +122,7 @@ def test_names_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
     report = lint(changed(tmp_path, rename))
     texts = [report.producer, *(text for each in report.findings for text in (each.node, each.text))]
     assert all(text.isprintable() for text in texts)
-    assert any("Ge\\x1b[31mlu is no op of ONNX" in text for text in texts)
+    assert any("Ge\\x1b[31mlu is not an op of ONNX" in text for text in texts)
 
 
 @pytest.mark.parametrize("cycle", [False, True])

@@ -1,6 +1,6 @@
 """Functions that the passes share: reading and rewriting an `onnx_ir` graph.
 
-Nodes are typed Any: in `onnx_ir` each input may be missing, and the passes match patterns in which it is not.
+Nodes are typed Any, because in `onnx_ir` each input is optional, while the passes match patterns with all inputs.
 """
 
 from __future__ import annotations

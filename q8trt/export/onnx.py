@@ -1,7 +1,7 @@
 """A torch model, float or fake-quantized, to an ONNX file.
 
-The precision is in the graph alone, because TensorRT networks are strongly typed: FP32 or FP16 tensors, and INT8 wherever a
-tensor passes a QuantizeLinear/DequantizeLinear pair (TensorRT documentation, "Working with Quantized Types").
+TensorRT networks are strongly typed, so only the graph decides the precision. Tensors are FP32 or FP16, and INT8 behind a
+QuantizeLinear/DequantizeLinear pair (TensorRT documentation, "Working with Quantized Types").
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def export_onnx(
 
     Raises:
         ConfigError: the precision is unknown or does not fit the model, some of the model's quantizers do not take part when it
-            computes, or the file would be larger than 2 GiB.
+            computes, or the file would exceed 2 GiB.
     """
     precision = Precision.parse(precision)
     _check_precision(model, precision)
@@ -112,7 +112,7 @@ def _check_precision(model: Model, precision: Precision) -> None:
 
 
 def _check_quantizers(model: Model, graph: ir.Model) -> None:
-    """Check that each quantizer of the model has its node: a file that lacks some would pass for a poorer recipe."""
+    """Check that each quantizer of the model has its node. A file that lacks some would look like a smaller recipe."""
     traced = {attribute(node, "site", "") for node in nodes(graph.graph, QUANTIZE_DEQUANTIZE)}
     missing = [key for key in model_quantizers(model) if key not in traced]
     if missing:
@@ -126,7 +126,7 @@ def _check_quantizers(model: Model, graph: ir.Model) -> None:
 def _halve(
     graph: ir.Model, batches: Iterable[Mapping[str, np.ndarray]], modules: Sequence[str]
 ) -> tuple[list[KeptOp], PassReport]:
-    """Convert FP32 to FP16, except what overflows on `batches`, and `modules`, which compute in FP32 always."""
+    """Convert FP32 to FP16, except operations that overflow on `batches`, and `modules`, which always compute in FP32."""
     normal.infer_shapes(graph)
     batches = list(batches)
     of_modules = {

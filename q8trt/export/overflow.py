@@ -1,7 +1,7 @@
 """The parts of a graph that FP16 cannot hold, measured on data: tensors beyond its range, scales below it.
 
-A residual stream or feed-forward output may pass 65504 on some tokens, and one infinity turns the logits into NaN. So ONNX
-Runtime runs the FP32 graph on calibration rows and every float tensor is watched.
+A residual stream or feed-forward output may exceed 65504 for some tokens, and one infinity turns the logits into NaN. So ONNX
+Runtime runs the FP32 graph on calibration rows, and the range of every float tensor is recorded.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from q8trt.export.graph import constant, nodes, readers
 from q8trt.export.passes.half import LARGEST, SMALLEST_NORMAL
 from q8trt.export.report import KeptOp
 
-#: Rows not seen may reach further than those seen: what reaches beyond half of FP16's range is kept in FP32.
+#: Other rows may have larger values, so tensors that exceed half of FP16's range stay in FP32.
 MARGIN = 2.0
 
 
 def tensor_ranges(model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Run an FP32 graph by ONNX Runtime and watch it.
+    """Run an FP32 graph on ONNX Runtime and record the ranges of its tensors.
 
     Args:
         model: float32, its tensors named and typed; left as it was.
@@ -59,11 +59,11 @@ def tensor_ranges(model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) 
 
 
 def ops_to_keep(model: ir.Model, ranges: Mapping[str, float]) -> list[KeptOp]:
-    """Return the nodes that FP16 would break: those that compute or read what it cannot hold.
+    """Return the nodes that FP16 would break: they compute or read values that it cannot represent.
 
     Args:
         model: the graph, in FP32.
-        ranges: from `tensor_ranges`; empty if there was no data, and then constants alone are judged.
+        ranges: from `tensor_ranges`; empty without data, and then only constants are checked.
     """
     ops: dict[str, KeptOp] = {}
 
@@ -88,7 +88,7 @@ def ops_to_keep(model: ir.Model, ranges: Mapping[str, float]) -> list[KeptOp]:
 
 
 def _keep_tiny_scale(node: ir.Node, keep: Callable[[ir.Node, str], None]) -> None:
-    """Keep the Q/DQ pair of an activation, and what reads it, in FP32 if its scale is below FP16's normal numbers."""
+    """Keep the Q/DQ pair of an activation and its readers in FP32 if the scale is below FP16's normal numbers."""
     scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
     if scale is None or constant(node.inputs[0]) is not None or (scale >= SMALLEST_NORMAL).all():
         return
@@ -99,7 +99,7 @@ def _keep_tiny_scale(node: ir.Node, keep: Callable[[ir.Node, str], None]) -> Non
 
 
 def _keep_weights(model: ir.Model, ops: dict[str, KeptOp]) -> None:
-    """Keep the DequantizeLinear of a weight with the only node that reads it: a Cast between would part the two."""
+    """Keep the DequantizeLinear of a weight together with its only reader: a Cast between them would prevent the fusion."""
     for node in nodes(model.graph):
         if node.op_type != "DequantizeLinear" or constant(node.inputs[0]) is None:
             continue

@@ -1,4 +1,4 @@
-"""Relative and rotary positions as constants of the exported graph: what transformers computes of them at run time, once.
+"""Relative and rotary positions as constants of the exported graph. transformers computes them at run time.
 
 Each function changes the copy of the model that is traced. B: batch, S: sequence, P: positions of the model, A: heads.
 """
@@ -15,23 +15,23 @@ from q8trt.models import positions
 from q8trt.quantization.architectures import Architecture, architecture_of
 from q8trt.quantization.modules import BMM_SITES, quantized_class, smoothed_positions
 
-#: Added to the scores of padding. FP16 holds it, and exp(MASKED + any score) is zero in FP32 and FP16 alike; the smallest
-#: float, which transformers takes, is -infinity once a score is added in FP16.
+#: Added to the scores of padding. FP16 can represent it, and exp(MASKED + any score) is zero in FP32 and in FP16. transformers
+#: uses the smallest float, which becomes -infinity when a score is added in FP16.
 MASKED = -10000.0
 
 
 def additive_mask(mask: torch.Tensor) -> torch.Tensor:
-    """Return (B, 1, 1, S), to be added to scores, of a mask (B, S) of 1 for tokens and 0 for padding."""
+    """Return the summand (B, 1, 1, S) of the scores for a mask (B, S) of 1 for tokens and 0 for padding."""
     return (1.0 - mask.unsqueeze(1).unsqueeze(2).float()) * MASKED
 
 
 def makes_own_masks(architecture: Architecture) -> bool:
-    """Return whether the model takes the mask (B, S) also when it is traced, because more than attention reads it."""
+    """Return whether the traced model takes the mask (B, S), because other modules than attention read it, too."""
     return architecture.position_attention is not None or architecture.rotary is not None
 
 
 def tabulate_positions(model: Any) -> None:
-    """Let an encoder read what it computes of relative or rotary positions from constants, and make its own masks, in place."""
+    """Let an encoder read its relative or rotary positions from constants, and make its masks here. In place."""
     architecture = architecture_of(model.config)
     if architecture.position_attention is not None:
         _tabulate_buckets(model.base_model, architecture)
@@ -40,11 +40,11 @@ def tabulate_positions(model: Any) -> None:
 
 
 def take_position_biases(encoder: Any, positions: int) -> torch.Tensor:
-    """Return the bias of each distance from a query to a key, and let `encoder` add none, in place.
+    """Return the bias of each distance from a query to a key, and remove the bias from `encoder` in place.
 
     Args:
         encoder: computes a bias of relative positions as T5 does, by buckets.
-        positions: how many tokens a row has at most.
+        positions: maximum tokens in a row.
 
     Returns:
         float32 (2 * positions - 1, A), of distances from 1 - positions to positions - 1.
@@ -56,14 +56,14 @@ def take_position_biases(encoder: Any, positions: int) -> torch.Tensor:
 
 
 def position_bias(ids: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-    """Return what is added to the score of each query and key, (A, S, S), from `take_position_biases`."""
+    """Return the summand of the score of each query and key, (A, S, S), from `take_position_biases`."""
     order = torch.cumsum(ids[:1] * 0 + 1, 1, dtype=torch.int32)
     distances = order - order.transpose(0, 1) + len(biases) // 2
     return nn.functional.embedding(distances, biases).permute(2, 0, 1)
 
 
 def _trace_attention(layer: nn.Module, architecture: Architecture) -> Any:
-    """Return the self-attention of a layer, as a module that `q8trt.quantization.layers` computes even without quantizers."""
+    """Return the self-attention of a layer as a module of `q8trt.quantization.layers`, also without quantizers."""
     attention: Any = layer.get_submodule(architecture.self_attention)
     attention.__class__ = quantized_class(attention, BMM_SITES[0], architecture)
     attention.is_traced = True
@@ -89,7 +89,7 @@ def _tabulate_buckets(base: Any, architecture: Architecture) -> None:
         return additive_mask(mask)
 
     def index_of_rows(*_: Any) -> torch.Tensor:
-        """Return the index (B, A, S, S), as a sum: the exporters write an expansion in their own ways."""
+        """Return the index (B, A, S, S) as a sum, because the exporters write an expansion in different ways."""
         length = masks[0].shape[1]
         rows = encoder.position_index[:, :length, :length].unsqueeze(1)
         return rows + encoder.no_heads + (masks[0][:, :1] * 0).long().unsqueeze(-1).unsqueeze(-1)
@@ -99,7 +99,7 @@ def _tabulate_buckets(base: Any, architecture: Architecture) -> None:
 
 
 def _tabulate_rotations(base: Any, architecture: Architecture) -> None:
-    """Let ModernBERT read cosines and sines from constants: FP16 holds them, and not the angles of far positions."""
+    """Let ModernBERT read cosines and sines from constants. FP16 can represent them, but not the angles of far positions."""
     rotary = base.get_submodule(architecture.rotary)
     for layer in base.get_submodule(architecture.layers):
         _trace_attention(layer, architecture)
@@ -118,7 +118,7 @@ def _tabulate_rotations(base: Any, architecture: Architecture) -> None:
 
 
 def _gated(mlp: Any, states: torch.Tensor) -> torch.Tensor:
-    """Return what ModernBertMLP computes, with halves of a size that is not an arithmetic in the graph."""
+    """Return the output of ModernBertMLP. It is split at a constant size, so the graph has no shape arithmetic."""
     value, gate = mlp.Wi(states).split([mlp.Wo.in_features] * 2, dim=-1)
     result: torch.Tensor = mlp.Wo(mlp.drop(mlp.act(value) * gate))
     return result

@@ -1,8 +1,8 @@
 """A torch model, float or fake-quantized, to a raw ONNX graph, by either of torch's exporters.
 
-During the export each quantizer is replaced by a module that makes one node, ``q8trt.QuantizeDequantize(x, scale)``, which
-`q8trt.export.passes` turns into QuantizeLinear and DequantizeLinear: torch.export does not read ModelOpt's own symbolic
-function. After the passes both exporters give the same graph.
+During the export, a module replaces each quantizer and makes one node, ``q8trt.QuantizeDequantize(x, scale)``, because
+torch.export does not use ModelOpt's symbolic function. `q8trt.export.passes` turns the node into QuantizeLinear and
+DequantizeLinear. After the passes, both exporters produce the same graph.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 #: LayerNormalization is one op from 17 on, FP16 scales exist from 19 on, Gelu is one op from 20 on.
 OPSET = 20
-#: Domain and name of the node that stands for a quantizer; attribute `axis`, -1 for one scale, `site`, its key, and `format`.
+#: Domain and name of the node of a quantizer. Its attributes are `axis` (-1 for one scale), `site` (its key) and `format`.
 DOMAIN, QUANTIZE_DEQUANTIZE = "q8trt", "QuantizeDequantize"
 
 
@@ -74,7 +74,7 @@ _EMITTERS: dict[str, Callable[..., torch.Tensor]] = {"dynamo": _emit_dynamo, "to
 
 
 class _ExportQuantizer(nn.Module):
-    """A stand-in for a quantizer while its model is exported; it does not compute."""
+    """A module that replaces a quantizer during the export. It does not compute."""
 
     _disabled = False
     pre_quant_scale: torch.Tensor | None
@@ -82,7 +82,7 @@ class _ExportQuantizer(nn.Module):
     def __init__(self, quantizer: Any, site: str, emit: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         amax = quantizer.amax.detach().float()
-        # Weights are quantized by output channel, tables by row: axis 0 both.
+        # Weights are quantized per output channel, tables per row: axis 0 in both cases.
         self.axis = 0 if amax.numel() > 1 else -1
         self.site, self.emit, self.format = site, emit, format_of(quantizer.num_bits)
         self.register_buffer("scale", (amax / self.format.largest).reshape(-1 if amax.numel() > 1 else ()))
@@ -98,9 +98,9 @@ class _ExportQuantizer(nn.Module):
 class _Logits(nn.Module):
     """The model with positional inputs and one output, as the exporters need it.
 
-    The mask is made here, (B, 1, 1, S), added to the scores as it is: what transformers makes of a 2D mask depends on its
-    version, and is forty nodes of shape arithmetic in the file. So are positions that count from the padding index, and a
-    bias of relative positions, (A, S, S), which is added to the mask once.
+    This module makes the mask (B, 1, 1, S) that is added to the scores. transformers' own conversion of a 2D mask depends on its
+    version, and adds forty nodes of shape arithmetic to the file. This module also makes positions that count from the padding
+    index, and a bias of relative positions (A, S, S), which is added to the mask once.
 
     Args:
         model: of `_prepared`.
@@ -142,9 +142,9 @@ class _Logits(nn.Module):
 
 
 def _widen_weights(model: Model) -> None:
-    """Let weights of 4 or 2 bits be written as INT8 constants that hold the same few values, in place.
+    """Let the export write weights of 4 or 2 bits as INT8 constants with the same few values. In place.
 
-    TensorRT has no INT4 GEMM with per-channel scales: such weights gain nothing in speed, and are exported to be measured.
+    TensorRT has no INT4 GEMM with per-channel scales. Such weights are not faster; they are exported to measure their accuracy.
     """
     quantizers = model_quantizers(model)
     for site in encoder_sites(model):
@@ -159,9 +159,9 @@ def _widen_weights(model: Model) -> None:
 
 
 def _use_gelu_op(model: Model) -> None:
-    """Let the modules that spell GELU's approximation by tanh out call torch's function, which is one op of ONNX, in place.
+    """Let modules that spell out GELU's tanh approximation call torch's function instead. In place.
 
-    Spelled out, its third power overflows FP16 from 40 on.
+    The function is one op of ONNX. Spelled out, the third power overflows FP16 for inputs of 40 and more.
     """
     for module in model.modules():
         for name, child in module.named_children():
@@ -186,7 +186,7 @@ def _prepared(model: Model, exporter: str) -> Model:
 
 
 def _examples(names: Sequence[str]) -> tuple[torch.Tensor, ...]:
-    """Return two rows of different lengths, so that nothing in the graph can be mistaken for a constant shape."""
+    """Return two rows of different lengths, so the exporter cannot treat a size as a constant."""
     ids = torch.full((2, 8), 5, dtype=torch.int32)
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0

@@ -155,7 +155,7 @@ class Engine(TokenMethods):
 
         Raises:
             ConfigError: the engine's head has another method, or takes no threshold.
-            InputError: an item is not a text or an empty one, the one at `index`.
+            InputError: an item is not a text, or is empty; `index` is its position.
             PairError: one text was given to a task of pairs, or the reverse.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
@@ -177,7 +177,7 @@ class Engine(TokenMethods):
 
         Raises:
             ConfigError: the engine does not answer a score to a pair of texts, or `top_k` is below 1.
-            InputError: the query or a document, the one at `index`, is not a text or an empty one.
+            InputError: the query or a document is not a text, or is empty; `index` is its position.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or a score is not finite.
         """
@@ -200,7 +200,7 @@ class Engine(TokenMethods):
 
         Raises:
             ConfigError: the engine does not embed, or the model has no such prompt.
-            InputError: an item is not a text or an empty one, the one at `index`.
+            InputError: an item is not a text, or is empty; `index` is its position.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or an embedding is not finite.
         """

@@ -32,7 +32,7 @@ def ranking_pairs(query: str, documents: Sequence[str], top_k: int | None, task:
 
     Raises:
         ConfigError: `task`, the engine's, is not to answer a score to a pair of texts; or `top_k` is below 1.
-        InputError: the query is not a text or an empty one, or the documents are no list.
+        InputError: the query is not a text or is empty, or the documents are not a list.
     """
     if not (task.is_regression and task.is_pair):
         raise ConfigError(f"the engine answers {task.name}, not the score of a pair; rank takes a reranker's engine")

@@ -81,7 +81,7 @@ class TextEncoder:
 
         Raises:
             PairError: one text where the task takes pairs, or the reverse.
-            InputError: it is not a text, or an empty one.
+            InputError: it is not a text, or is empty.
         """
         where = "" if index is None else f"item {index}: "
         texts = (item,) if isinstance(item, str) else item

@@ -81,7 +81,7 @@ class TokenMethods(ABC):
     def tag(self, texts: Iterable[str], aggregation: str = "first") -> list[list[Span]]:
         """Return the tagged spans of each text: entities, or words with their part of speech, in order.
 
-        A text of any length is read in overlapping windows; each token is answered where it has most context.
+        A long text is read in overlapping windows. The answer for a token comes from the window with the most context around it.
 
         Args:
             texts: any number of texts.
@@ -91,7 +91,7 @@ class TokenMethods(ABC):
 
         Raises:
             ConfigError: the engine does not tag, or the aggregation is unknown.
-            InputError: an item is not a text, an empty one, or has more than a million characters: the one at `index`.
+            InputError: an item is not a text, is empty, or has more than a million characters; `index` is its position.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or a logit is not finite.
         """

@@ -1,10 +1,10 @@
-"""The linter: it forecasts, from an ONNX file alone, what TensorRT will do with the graph, block by block.
+"""The linter: it reads an ONNX file and forecasts what TensorRT does with each block of the graph.
 
     report = lint("model.onnx", LintConfig(max_shapes=(32, 128)))
     report.forecast.int8_gemms, report.worst
 
-It finds embeddings, layers and head by structure, so it also reads what other tools export. Nothing here runs the model or
-loads TensorRT.
+It recognizes embeddings, layers and head by structure, so it also works on files from other tools. It does not run the model
+and does not load TensorRT.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:
         config: facts that the file does not hold.
 
     Raises:
-        EngineError: the file is missing, is not an ONNX file, is truncated or malformed.
+        EngineError: the file is missing, truncated or malformed, or is not an ONNX file.
     """
     from q8trt.lint.linter import check
 

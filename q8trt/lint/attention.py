@@ -1,6 +1,6 @@
-"""The conditions under which TensorRT can run an attention as one kernel, and what an attention lacks of them.
+"""The conditions under which TensorRT can run an attention as one kernel, and the conditions that an attention misses.
 
-They are those of the TensorRT 10 developer guide, "MHA Fusion", as quoted in issues 2981 and 4167: inputs of both
+The conditions come from the TensorRT 10 developer guide, "MHA Fusion", as quoted in issues 2981 and 4167: inputs of both
 BMMs in FP16, BF16 or INT8; for INT8 head size 16, 32 or 64, at most 512 tokens, and Q/DQ before the first BMM, after Softmax and
 after the second BMM; for FP16 and BF16 head size 16 to 256 in steps of 8. "Fused Attention" of the newer documentation adds:
 the scale on Q or K before the first BMM. TensorRT may still decide otherwise by its own timing.
@@ -22,7 +22,7 @@ INT8_SEQUENCE = 512
 
 @dataclass(frozen=True)
 class Obstacle:
-    """One reason against a fused kernel: the rule, and the size, type, place or operands that it is about."""
+    """One reason against a fused kernel: a rule, and the size, type, place or operands that break it."""
 
     rule: str
     subject: str = ""
@@ -33,8 +33,8 @@ class Verdict:
     """The verdict on one attention.
 
     Attributes:
-        dtype: "int8" where any of its inputs is quantized, else the float type; "" if it is not known.
-        obstacles: what is against one fused kernel.
+        dtype: "int8" if any input is quantized, else the float type; "" if it is not known.
+        obstacles: the reasons against one fused kernel.
     """
 
     dtype: str
@@ -123,7 +123,7 @@ def _reshaped_to(graph: Graph, node: ir.Node, axis: int) -> int | None:
 def is_key_transposed_early(graph: Graph, scores: Product) -> bool:
     """Return whether the Transpose that turns K's rows into columns comes before K's quantizer.
 
-    TensorRT builds both orders; no source says which one fusion prefers, so no rule is about it.
+    TensorRT builds both orders. No source documents which one fusion prefers, so there is no rule for it.
     """
     value, quantized = scores.node.inputs[1], False
     while (node := graph.producer(value)) is not None and op_of(node) in (*MOVES, QUANTIZE, DEQUANTIZE):

@@ -1,4 +1,4 @@
-"""The linter's sentences: every fact about feeds, products, tables and attentions is put into words here."""
+"""The linter's phrases for feeds, products, tables and attentions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def residual_text(residual: Residual) -> str:
 
 
 def table_text(graph: Graph, embedding: Embedding, several: bool = False) -> str:
-    """Return the form of an embedding table, such as "INT8 table"; of several tables, where it has a plural."""
+    """Return the form of an embedding table, such as "INT8 table", and its plural if there is one."""
     if embedding.kind is Table.GATHERED:
         return "INT8 rows gathered before DequantizeLinear: refused"
     if embedding.kind is Table.QUANTIZED:

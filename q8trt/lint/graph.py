@@ -1,7 +1,7 @@
 """An ONNX file as the linter reads it: an `onnx_ir` graph with the types, shapes and constants of its values.
 
-Weights stay on disk until their values are needed, and only scales, zero points and small constants ever are: a file with
-external data of any size is read as fast as a small one.
+Values are read only for scales, zero points and small constants. Weights stay on disk, so a file with external data of any
+size is read as fast as a small file.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from q8trt.lint.soundness import show
 from q8trt.quantization.precision import FORMATS
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
-#: Types of what TensorRT quantizes to, and those of any quantized tensor.
+#: Types to which TensorRT quantizes, and types of any quantized tensor.
 FORMAT_TYPES = tuple(each.onnx_type.lower() for each in FORMATS.values())
 QUANTIZED = (*FORMAT_TYPES, "uint8")
-#: ONNX element type -> the name used in reports; what is not listed has ONNX's own name.
+#: ONNX element type -> its name in reports; all others have ONNX's own name.
 _NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "UNDEFINED": ""}
 _DTYPES = {number: _NAMES.get(name, name.lower()) for name, number in TensorProto.DataType.items()}
 _BYTES = {"int8": 1, "uint8": 1, "bool": 1, "fp16": 2, "bf16": 2, "int16": 2, "int64": 8, "fp64": 8}
-#: Arrays of more elements are not cached, and those of far more not read.
+#: Limits of elements: larger arrays are not cached, and much larger ones are not read.
 _CACHED, _LARGEST_READ = 2**18, 2**28
 _RANDOM = ("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
@@ -40,7 +40,7 @@ Value = ir.Value | None
 
 
 def dtype_name(number: int | None) -> str:
-    """Return "fp32", "int8" ... for ONNX's number of a type; "" where ONNX does not define it."""
+    """Return "fp32", "int8" ... for ONNX's number of a type; "" if ONNX does not define it."""
     return _DTYPES.get(number or 0, "")
 
 
@@ -50,7 +50,7 @@ def _op(domain: str, op_type: str) -> str:
 
 
 def op_of(node: ir.Node) -> str:
-    """Return a node's type; with the domain in front if that is not ONNX's own, as "com.microsoft.Gelu"."""
+    """Return a node's type, with the domain if that is not ONNX's own, such as "com.microsoft.Gelu"."""
     return _op(node.domain, node.op_type)
 
 
@@ -60,7 +60,7 @@ def operand(node: ir.Node, position: int) -> Value:
 
 
 def attribute(node: ir.Node, name: str, default: T) -> T:
-    """Return an integer or a tuple of integers, as `default` is; `default` where the node has no such attribute."""
+    """Return an integer, or a tuple of integers if `default` is one; `default` if the node has no such attribute."""
     kind = ir.AttributeType.INT if isinstance(default, int) else ir.AttributeType.INTS
     stored = node.attributes.get(name)
     return default if stored is None or stored.is_ref() or stored.type != kind else stored.value
@@ -118,7 +118,7 @@ class Graph:
         self._guess_types()
 
     def _guess_types(self) -> None:
-        """Give outputs that shape inference passed over (ops of other domains) the type of their first float input."""
+        """Give outputs without an inferred type (ops of other domains) the type of their first float input."""
         for node in self.nodes:
             for value in node.outputs:
                 if not value.name or self.dtype(value):
@@ -142,7 +142,7 @@ class Graph:
         return dtype_name(value.dtype) if value is not None and isinstance(value.type, ir.TensorType) else ""
 
     def dtype(self, value: Value) -> str:
-        """Return the type as `inferred_type`, and a guess from the inputs of the node where inference knows none."""
+        """Return the `inferred_type`; if there is none, guess it from the inputs of the node."""
         return self.inferred_type(value) or self._guessed.get(value, "")
 
     def declared_type(self, value: ir.Value) -> str:
@@ -176,7 +176,7 @@ class Graph:
         return readers[0] if len(readers) == 1 else None
 
     def origin(self, value: Value) -> Value:
-        """Return `value`, or what it is a copy of: exporters share initializers through Identity nodes."""
+        """Return `value`, or the value that it copies: exporters share initializers through Identity nodes."""
         return self._copies.get(value, value)
 
     @cached_property
@@ -238,9 +238,9 @@ class Graph:
 
     @cached_property
     def stream(self) -> set[Value]:
-        """The activations: what the rows gathered from a float or INT8 table, or a float input, become.
+        """The activations: all values computed from the rows of a float or INT8 table, or from a float input.
 
-        What is computed from the integer inputs alone (mask, positions, shapes) is none, whatever its type.
+        Values computed only from the integer inputs (mask, positions, shapes) are not activations, whatever their type.
         """
         stream: set[Value] = {value for value in self.inputs if self.dtype(value) in FLOATS}
         for node in self.nodes:

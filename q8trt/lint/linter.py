@@ -16,7 +16,7 @@ from q8trt.lint.rules import LEVELS
 from q8trt.lint.sites import forecast_of_sites
 from q8trt.lint.structure import find_structure
 
-#: In the order in which a reader needs the findings, within one level.
+#: The checks, in the order in which their findings are listed within a level.
 CHECKS = (
     parser.check_ops,
     parser.check_soundness,

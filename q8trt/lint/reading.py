@@ -1,6 +1,6 @@
 """From the bytes of an ONNX file to an `onnx_ir` graph with inferred types and shapes.
 
-The file may hold anything. Nothing is folded or computed here, so time and memory follow the size of the file.
+The file is not trusted. Nothing is folded or computed, so time and memory are proportional to the size of the file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from q8trt.files.onnx.storage import elements
 from q8trt.lint import soundness
 from q8trt.lint.soundness import ONNX_DOMAINS, show
 
-#: Tensors with more elements are described to shape inference, not shown to it.
+#: Shape inference gets only the type and shape of tensors with more elements.
 _SMALL = 4096
 _TYPES = frozenset(TensorProto.DataType.values())
 _SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
 _REFUSALS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError)
-# onnx_ir logs what it finds odd; the checks here have reported it, in one line.
+# The checks here report in one line what onnx_ir would log.
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 
@@ -68,15 +68,15 @@ def read(path: Path) -> Source:
     """Read an ONNX file; local functions are inlined.
 
     Raises:
-        EngineError: the file is missing, is not an ONNX file, is truncated or malformed, is larger than the linter reads, or
-            lacks (part of) its external data.
+        EngineError: the file is missing, truncated or malformed, is not an ONNX file, is larger than the linter reads, or lacks
+            external data.
     """
     if not path.is_file():
         raise EngineError(f"{path} does not exist; expected an .onnx file or an engine folder")
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError:
-        raise EngineError(f"{path} is no ONNX file, or a truncated one; export it again") from None
+        raise EngineError(f"{path} is not an ONNX file, or is truncated; export it again") from None
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
     if not model.graph.node or not model.opset_import:
@@ -170,16 +170,16 @@ def _skeleton(path: Path, model: onnx.ModelProto, newest: int) -> tuple[onnx.Mod
 
 
 def _infer(model: onnx.ModelProto) -> tuple[onnx.GraphProto, str]:
-    """Run shape inference; where it stops, the shapes declared by the file are kept.
+    """Run shape inference; if it stops, keep the shapes that the file declares.
 
-    A contradiction is reported only where ONNX knows every op and the type of every input: else the inference complains about
-    what it does not know.
+    A contradiction counts only if ONNX defines every op and the type of every input is known. Otherwise inference also complains
+    about ops and types that it does not know.
     """
     contradiction = ""
     try:
         if not _is_plain(model):
             return onnx.shape_inference.infer_shapes(model, data_prop=True).graph, ""
-        # TensorRT ignores the declared shapes of inner tensors and outputs; only what is computed counts.
+        # TensorRT ignores the declared shapes of inner tensors and outputs, and uses only the computed ones.
         bare = onnx.ModelProto()
         bare.CopyFrom(model)
         del bare.graph.value_info[:]
@@ -195,7 +195,7 @@ def _infer(model: onnx.ModelProto) -> tuple[onnx.GraphProto, str]:
 
 
 def _is_plain(model: onnx.ModelProto) -> bool:
-    """Return whether the graph has typed inputs, no subgraphs, and ONNX's own ops alone."""
+    """Return whether the graph has typed inputs, no subgraphs, and only ONNX's own ops."""
     opset = next((entry.version for entry in model.opset_import if entry.domain in ONNX_DOMAINS), 0)
     typed = all(value.type.tensor_type.elem_type for value in model.graph.input)
     return typed and all(
@@ -209,7 +209,7 @@ def _has_subgraph(node: onnx.NodeProto) -> bool:
 
 
 def _complaint(small: onnx.ModelProto, opset: int) -> str:
-    """Return the complaint of ONNX's checker, which is not asked about ops that ONNX does not define."""
+    """Return the complaint of ONNX's checker; ops that ONNX does not define are not checked."""
     checked = onnx.ModelProto()
     checked.CopyFrom(small)
     for node in checked.graph.node:

@@ -46,7 +46,7 @@ class Place:
 
 
 class SiteKind(StrEnum):
-    """The parts of a graph for which the linter forecasts what TensorRT does with each."""
+    """The parts of a graph, each with the linter's forecast."""
 
     EMBEDDING = "embedding"
     GEMM = "GEMM"
@@ -119,7 +119,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know or to change.
+    """One remark on a graph, or one fault in it.
 
     Attributes:
         rule: stable id, a key of `q8trt.lint.rules.RULES`.
@@ -156,9 +156,9 @@ class Forecast:
     """The work that TensorRT is expected to run, counted in the graph.
 
     A *compute op* is a node that does arithmetic on activations: GEMM, BMM, Add (of biases, residuals or the mask), Mul, Div,
-    Softmax, LayerNormalization, Gelu and so on; the nodes of a decomposed LayerNorm or GELU count one each. None are: Q/DQ,
-    Cast, ops that only move data (Reshape, Transpose, Gather, Concat ...), and whatever is computed from the integer inputs
-    alone (mask, positions, shapes). An activation is what the rows gathered from an embedding table, or a float input, become.
+    Softmax, LayerNormalization, Gelu and so on. Each node of a decomposed LayerNorm or GELU counts as one. Q/DQ, Cast, ops that
+    only move data (Reshape, Transpose, Gather, Concat ...), and computations on the integer inputs only (mask, positions,
+    shapes) are not compute ops. An activation is a value computed from the rows of an embedding table, or from a float input.
 
     Attributes:
         layers: attention blocks.
@@ -168,15 +168,15 @@ class Forecast:
         int8_bmms: those fed INT8 on both sides.
         residual_adds: Adds of two activations that a LayerNorm reads.
         int8_residual_adds: those with two INT8 inputs.
-        fusable_attentions: attentions that meet the documented conditions for one fused kernel, in INT8 where any of their
-            inputs is quantized, else in FP16 or BF16.
+        fusable_attentions: attentions that meet the documented conditions for one fused kernel: in INT8 if any input is
+            quantized, else in FP16 or BF16.
         embeddings: tables that rows are gathered from.
         int8_embeddings: those stored in INT8 as TensorRT takes them, DequantizeLinear -> Gather.
         fp32_compute_ops: names of the compute ops in FP32.
         compute_ops_by_type: how many compute ops run in "int8" (products and residual Adds fed INT8 on both sides), "fp16",
             "fp32", and in other types if there are any.
         qdq_nodes: QuantizeLinear and DequantizeLinear nodes.
-        dangling_qdq: those without purpose: what they feed cannot run in INT8, they repeat another one, or a
+        dangling_qdq: Q/DQ nodes without purpose. Their reader cannot run in INT8, they repeat another pair, or a
             QuantizeLinear has no DequantizeLinear.
         int8_weight_bytes: constants of 8-bit integers with two dimensions or more, as stored.
         float_weight_bytes: floating-point constants, as stored.
@@ -210,7 +210,7 @@ class LintReport:
         path: the ONNX file.
         producer: the program that wrote it.
         opset: version of ONNX's operators.
-        max_shapes: the (batch, sequence) that it was judged for; None if none was given.
+        max_shapes: the largest (batch, sequence) that the forecast assumes; None if none was given.
         forecast: the expected work, in numbers.
         blocks: embeddings, layers and head, in order.
         findings: the worst first, then in the order of the graph.

@@ -51,17 +51,17 @@ RULES = {
     ),
     "contradiction": Rule(
         "shapes or attributes contradict each other: a size that does not fit, an axis out of range",
-        "export the model again; if it was edited, undo what changed this node",
+        "export the model again; if the file was edited, undo the change of this node",
         "ONNX shape inference; built: refused",
     ),
     "invalid-onnx": Rule(
-        "ONNX's own checker refuses the file; TensorRT's parser may pass over it",
+        "ONNX's own checker refuses the file; TensorRT's parser may still accept it",
         "export the model again, or for the opset that it declares",
         "onnx.checker",
     ),
     "subgraph-not-read": Rule(
-        "the linter reads the main graph: what is in the bodies of If, Loop and Scan is neither judged nor counted",
-        "none needed where the bodies hold no Q/DQ; else move the Q/DQ out of them, or export without control flow",
+        "the linter reads only the main graph; it does not check or count nodes in the bodies of If, Loop and Scan",
+        "none needed if the bodies hold no Q/DQ; otherwise move the Q/DQ out of them, or export without control flow",
         "this linter",
     ),
     "scale-count": Rule(
@@ -70,7 +70,7 @@ RULES = {
         "built: refused; ONNX DequantizeLinear; T#994, onnxruntime#10045",
     ),
     "scale-axis": Rule(
-        "the scales run along a dimension that the tensor has not, and the parser refuses the node",
+        "the scales run along a dimension that the tensor does not have, and the parser refuses the node",
         "set the node's axis to the output channels of the weight",
         "built: refused",
     ),
@@ -131,18 +131,18 @@ RULES = {
         "T#3243 (explicit Q/DQ before both batched GEMMs), T#2981",
     ),
     "residual-not-int8": Rule(
-        "the Add runs in floating point; TensorRT-RTX's builder makes the same layers with Q/DQ on it, which then only round",
-        "none needed; where a measurement on your GPU favors it, put a pair of symmetric INT8 Q/DQ on each of the Add's inputs",
+        "the Add runs in floating point; with Q/DQ on it, TensorRT-RTX builds the same layers and only rounds more",
+        "none needed; if a measurement on your GPU favors it, put a pair of symmetric INT8 Q/DQ on each of the Add's inputs",
         "built: MiniLM, recipes `gpu` and `full`, INT8+FP16, fused QKV: 30 layers in INT8, 29 in FP16, 2 in FP32, 6 fused "
         f"attentions, 1 reformat in both; {_EXPLICIT} and T#3243 advise Q/DQ before the residual Add",
     ),
     "weight-axis": Rule(
-        "scales along the dimension that is summed over cannot be taken out of the sum, so no INT8 GEMM can apply them",
+        "scales along the dimension of the sum cannot be factored out of it, so no INT8 GEMM can apply them",
         "give the weight one scale per output channel",
         "arithmetic of the product; TRT: per-channel scales run along the output channels",
     ),
     "activation-per-channel": Rule(
-        "an activation has one scale in TensorRT; several cannot be taken out of the GEMM's sum",
+        "an activation has one scale in TensorRT; several scales cannot be factored out of the GEMM's sum",
         "quantize the activation per tensor (move outliers into the weights: SmoothQuant)",
         f"{_EXPLICIT}: per-tensor for activations, per-channel for weights",
     ),
@@ -183,7 +183,7 @@ RULES = {
         _MHA,
     ),
     "attention-mask-qdq": Rule(
-        "Q/DQ between the first BMM and Softmax is none of the documented places, and the mask spans a range that no scale holds",
+        "Q/DQ between the first BMM and Softmax is not at a documented place, and no scale covers the range of the mask",
         "remove the Q/DQ around the mask Add",
         f"{_MHA} lists the places; accuracy: T#2382",
     ),
@@ -229,7 +229,7 @@ RULES = {
         "TensorRT's own build warning, pytorch/TensorRT#4061; T#2564",
     ),
     "decomposed-gelu": Rule(
-        "TensorRT must recognize the pattern to run it as one; an op of its own leaves nothing to recognize",
+        "TensorRT must recognize the pattern of several ops to fuse it; a single Gelu op needs no pattern",
         "export Gelu as one op (opset 20 or later)",
         'TRT "Layer Fusion Catalog"; which formulas it recognizes in INT8 graphs is not documented',
     ),
@@ -240,12 +240,12 @@ RULES = {
     ),
     # Q/DQ without purpose, sizes, shapes.
     "dangling-qdq": Rule(
-        "what reads the dequantized tensor cannot run in INT8: the pair costs accuracy and time and gains nothing",
+        "the reader of the dequantized tensor cannot run in INT8, so the pair only costs accuracy and time",
         "remove the Q/DQ pair",
         f"{_EXPLICIT}: be conservative when adding Q/DQ",
     ),
     "quantize-alone": Rule(
-        "TensorRT fuses pairs; an integer tensor without DequantizeLinear leads nowhere",
+        "TensorRT fuses pairs, and an integer tensor without DequantizeLinear has no use",
         "add the DequantizeLinear, or remove the QuantizeLinear",
         f"{_EXPLICIT}",
     ),
@@ -260,7 +260,7 @@ RULES = {
         "no source on merging",
     ),
     "float-weights": Rule(
-        "the file holds four bytes a weight (two in FP16) in place of one; the builder must quantize them",
+        "the file holds four bytes a weight (two in FP16) instead of one; the builder must quantize them",
         "fold QuantizeLinear into the constant: INT8 weights, then DequantizeLinear",
         'TRT "Explicit Quantization", Quantized Weights: both are accepted',
     ),
@@ -280,13 +280,13 @@ RULES = {
         "built: 'Make sure input has Int64 binding'",
     ),
     "dynamic-shapes": Rule(
-        "TensorRT builds a network with dynamic inputs only with an optimization profile, and tunes for its opt shape alone",
+        "a network with dynamic inputs needs an optimization profile, and TensorRT tunes only for its opt shape",
         "give min, opt and max (batch x sequence) to the build; --max_shapes lets the linter judge by them",
         'TRT "Working with Dynamic Shapes"; T#1166; built: refused without one',
     ),
     "not-recognised": Rule(
-        "the linter knows transformer encoders; what it does not recognize it cannot judge",
-        "none needed; the rules on Q/DQ, types and ops hold for any graph",
+        "the linter recognizes transformer encoders, and cannot judge other graphs",
+        "none needed; the rules for Q/DQ, types and ops apply to any graph",
         "this linter",
     ),
 }

@@ -1,7 +1,7 @@
 """Checks of a file's messages before onnx and onnx_ir open them: names, order, numbers of inputs, types of attributes.
 
-Every reader of ONNX needs these, TensorRT's parser included. onnx.checker asks for more, and real files that TensorRT builds
-do not pass it; its verdict is a finding.
+Every reader of ONNX needs these, including TensorRT's parser. onnx.checker is stricter, and refuses some files that TensorRT
+builds. Its verdict is therefore a finding, not an error.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def check_graph(graph: onnx.GraphProto, opset: int) -> None:
 
 
 def _check_node(node: onnx.NodeProto, opset: int, label: str) -> None:
-    """Compare a node to the definition of its op, where ONNX has one; to the newest, where the opset lacks the op."""
+    """Compare a node with ONNX's definition of its op, if there is one; with the newest if the opset lacks the op."""
     is_onnx = node.domain in ONNX_DOMAINS
     definition = (schema(node.op_type, opset) or schema(node.op_type, ANY_OPSET)) if is_onnx else None
     if definition is None:

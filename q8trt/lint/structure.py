@@ -1,4 +1,4 @@
-"""The parts of a transformer, recognized by the structure of the graph, whatever its nodes are called.
+"""The parts of a transformer, recognized by the structure of the graph and not by the names of its nodes.
 
 A GEMM has one constant operand, a BMM none. Attention is a Softmax between two BMMs. A residual Add joins two activations and
 feeds a LayerNorm. The layers follow from their order (`q8trt.lint.blocks`).
@@ -29,7 +29,7 @@ ACTIVATIONS = (
     *GELUS, "Erf", "Tanh", "Relu", "Sigmoid", "Elu", "LeakyRelu", "HardSwish", "HardSigmoid", "Softplus", "Mish", "Celu", "Selu",
     "PRelu",
 )  # fmt: skip
-#: What may be on the way from a BMM to Softmax and on to the next BMM without changing what it is.
+#: Ops that may be between a BMM, Softmax and the next BMM of an attention.
 _PASS = (*MOVES, "Cast", QUANTIZE, DEQUANTIZE)
 
 
@@ -44,7 +44,7 @@ class Product:
 
     @property
     def int8(self) -> bool:
-        """Return whether both sides are fed INT8, with scales that can be taken out of the sum."""
+        """Return whether both sides are INT8, with scales that can be factored out of the sum."""
         return self.left.int8 and self.right.int8 and not self.wrong_axis and not self.scaled_by_channel
 
     @property
@@ -54,12 +54,12 @@ class Product:
 
     @property
     def wrong_axis(self) -> bool:
-        """Return whether the weight's scales run along the dimension that is summed over."""
+        """Return whether the weight has its scales along the dimension of the sum."""
         return self.weight is not None and self.right.axis is not None and self.right.axis != self.output_axis
 
     @property
     def scaled_by_channel(self) -> bool:
-        """Return whether an activation has several scales, which TensorRT offers for weights alone."""
+        """Return whether an activation has several scales. TensorRT supports that only for weights."""
         return self.left.axis is not None or (self.weight is None and self.right.axis is not None)
 
     @property
@@ -77,8 +77,8 @@ class Attention:
 
     Attributes:
         softmax: the node.
-        scores: the BMM of Q and K; None if the way back from Softmax leads to none.
-        context: the BMM of the probabilities and V; None likewise.
+        scores: the BMM of Q and K; None if Softmax does not read one.
+        context: the BMM of the probabilities and V; None if no BMM reads Softmax.
         scales: Mul and Div nodes between the first BMM and Softmax.
         masks: Add, Sub and Where nodes there.
         quantized_scores: Q/DQ nodes there.
@@ -131,7 +131,7 @@ class Table(Enum):
 
 @dataclass(frozen=True)
 class Embedding:
-    """Rows gathered from the constant `table` by `node`; `feed` is the way of the table to it."""
+    """Rows that `node` gathers from the constant `table`; `feed` describes the path of the table to the node."""
 
     node: ir.Node
     table: Value
@@ -153,7 +153,7 @@ class Structure:
 
 
 def find_structure(graph: Graph) -> Structure:
-    """Recognize the parts of `graph`; what is not recognized is left out."""
+    """Recognize the parts of `graph`; the result has only recognized parts."""
     products = [_product(graph, node) for node in graph.nodes_of(*OPERANDS) if graph.streams_in(node)]
     bmms = {product.node: product for product in products if product.weight is None}
     norms = _norms(graph)
@@ -193,7 +193,7 @@ def _attention(graph: Graph, softmax: ir.Node, bmms: dict[ir.Node, Product]) -> 
 
 
 def _back_to_product(graph: Graph, value: Value, bmms: dict[ir.Node, Product]) -> list[ir.Node] | None:
-    """Return the BMM that `value` comes from and the nodes after it; None if the way leads elsewhere."""
+    """Return the BMM that computes `value` and the nodes behind it; None if there is no such BMM."""
     reader_of: dict[ir.Node, ir.Node | None] = {}
     waiting: list[tuple[Value, ir.Node | None]] = [(value, None)]
     while waiting:
@@ -297,7 +297,7 @@ def _residuals(graph: Graph, products: set[ir.Node], norms: Sequence[Norm]) -> l
 
 
 def _feeds_norm(graph: Graph, add: ir.Node, heads: dict[ir.Node, Norm]) -> bool:
-    """Return whether a LayerNorm reads the sum: at once, or behind a constant factor per channel, a cast or Q/DQ."""
+    """Return whether a LayerNorm reads the sum, directly or behind a factor per channel, a cast or Q/DQ."""
     waiting, seen = [add.outputs[0]], set()
     while waiting:
         value = waiting.pop()
@@ -312,7 +312,7 @@ def _feeds_norm(graph: Graph, add: ir.Node, heads: dict[ir.Node, Norm]) -> bool:
 
 
 def _leads_to_softmax_alone(graph: Graph, lookup: ir.Node) -> bool:
-    """Return whether all that the rows become is added to scores: a bias of relative positions, as of T5 and MPNet."""
+    """Return whether the rows are only added to scores: a bias of relative positions, as in T5 and MPNet."""
     waiting, seen = [lookup], {lookup}
     while waiting:
         readers = [reader for value in waiting.pop().outputs for reader in graph.readers.get(value, [])]

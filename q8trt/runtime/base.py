@@ -1,4 +1,4 @@
-"""The contract of a runtime: its declaration, and its runner, which takes token arrays and returns logits."""
+"""The contract of a runtime: a declaration, and a runner that takes token arrays and returns logits."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Timing:
     """The times of one batch, in milliseconds, as trtexec defines them (TensorRT documentation, "trtexec").
 
     Attributes:
-        h2d_ms: copies of the inputs to the device; near 0 for inputs that are there already.
+        h2d_ms: copies of the inputs to the device; near 0 for inputs that are already on it.
         gpu_ms: from the first kernel to the last, on the device.
         d2h_ms: copy of the logits to the host.
         enqueue_ms: the host's time in the call that launches the kernels or the CUDA graph.
         host_ms: wall time of the whole call, the checks of the inputs and the host's copies included.
-        cuda_graph: whether a CUDA graph was launched; None if the library decides that and does not report it.
+        cuda_graph: whether a CUDA graph was launched; None if the library decides and does not report it.
     """
 
     h2d_ms: float
@@ -53,7 +53,7 @@ class TimedRunner(Protocol):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a runner. A runtime ignores those that do not concern it.
+    """Options of a runner. A runtime ignores options that do not apply to it.
 
     Attributes:
         threads: threads within an operator on the CPU; None for the runtime's own choice.
@@ -85,7 +85,7 @@ class Availability:
         version: the installed version; "" if none is.
         problem: why the runtime cannot run here; "" if it can.
         remedy: the command or setting that makes it usable; "" if none is known.
-        detail: what a reader may also know, such as the execution providers of ONNX Runtime.
+        detail: further information, such as the execution providers of ONNX Runtime.
     """
 
     version: str = ""
@@ -101,17 +101,17 @@ class Availability:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The abilities of a runtime that its callers must know.
+    """The capabilities of a runtime that matter to callers.
 
     `TimedRunner` and `ProfiledRunner` are capabilities, too: a runner has them if it has their methods.
 
     Attributes:
-        concurrent: one runner serves any number of threads; else each thread needs its own, see `Runner.fork`.
-        fixed_shapes: it takes the shapes of the engine's profiles alone, and any other is an error.
-        cuda_graphs: its runner captures CUDA graphs, and `Timing.cuda_graph` reports each launch of one.
-        checks_ids: it refuses a token id outside the embedding table, instead of reading other memory.
-        widens_half: on the CPU it computes FP16 tensors in FP32.
-        array_protocols: protocols of arrays that it reads on the device, in place; NumPy arrays always work.
+        concurrent: one runner serves any number of threads. Otherwise each thread needs a fork, see `Runner.fork`.
+        fixed_shapes: only the shapes of the engine's profiles are accepted.
+        cuda_graphs: the runner captures CUDA graphs, and `Timing.cuda_graph` reports each launch.
+        checks_ids: a token id outside the embedding table is an error, and never reads other memory.
+        widens_half: FP16 tensors are computed in FP32 on the CPU.
+        array_protocols: protocols of device arrays that are read in place; NumPy arrays always work.
     """
 
     concurrent: bool = False
@@ -147,7 +147,7 @@ class TritonBackend:
 
     Attributes:
         platform: the name in ``model_config.proto``, such as "onnxruntime_onnx".
-        devices: where it runs: "cuda", "cpu"; the default comes first.
+        devices: the devices that it supports: "cuda", "cpu"; the default comes first.
     """
 
     platform: str
@@ -173,12 +173,12 @@ class EngineRuntime(Runtime, ABC):
     def availability(self) -> Availability:
         """Return whether this machine can run it, before a model is opened. May import the library.
 
-        Runtimes for the CPU are asked. A plan is judged by `obstacles`.
+        Only runtimes for the CPU implement this. `obstacles` checks a plan.
         """
         return Availability()
 
     def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
-        """Return what keeps an engine folder from running here at `shapes`; [] if nothing is known before it is opened."""
+        """Return the obstacles to running an engine folder here at `shapes`; [] if none is known before it is opened."""
         return []
 
     @abstractmethod
@@ -191,7 +191,7 @@ class Runner(ABC):
 
     Attributes:
         runtime: the library that computes.
-        device: the device in words for a report: "cpu", "NVIDIA H100 80GB HBM3".
+        device: the name of the device in a report: "cpu", "NVIDIA H100 80GB HBM3".
         precision: the number formats that it computes in.
         input_names: the arrays that `infer` reads, in the model's order.
     """
@@ -208,7 +208,7 @@ class Runner(ABC):
 
     @property
     def place(self) -> str:
-        """``"ONNX Runtime, CPU"``: runtime and device, which every figure of this runner is shown with."""
+        """Runtime and device, such as ``"ONNX Runtime, CPU"``; reports show it with every figure of this runner."""
         return f"{self.runtime.label}, {'CPU' if self.device == 'cpu' else self.device}"
 
     @property
@@ -233,7 +233,7 @@ class Runner(ABC):
         """
 
     def fork(self) -> Runner:
-        """Return a runner of the same model for another thread, of a runtime that is not concurrent."""
+        """Return a runner of the same model for another thread, if the runtime is not concurrent."""
         raise NotImplementedError(f"{self.runtime.label} needs no fork: one runner serves all threads")
 
     def close(self) -> None:  # noqa: B027 - not every runner has something to free

@@ -27,8 +27,8 @@ def open_runner(
 
     Args:
         engine_folder: what `build_engine.py` wrote.
-        backend: the name of a runtime. None or "auto" takes the one that built the plan if nothing keeps it from running
-            here, else ``model.onnx`` on the CPU (the reason is logged).
+        backend: the name of a runtime. None or "auto" takes the one that built the plan if it can run here, else
+            ``model.onnx`` on the CPU (the reason is logged).
         shapes: the (batch, sequence) that a plan must take, if they are known beforehand.
         options: options of the runner; None for the defaults.
 
@@ -36,8 +36,8 @@ def open_runner(
         ConfigError: the backend is unknown.
         EngineError: the folder has no readable manifest, a file of it is missing or changed, or it has no model for the
             backend.
-        BackendError: the backend that was asked for cannot be used here; the line has each reason and the command that
-            rebuilds the plan.
+        BackendError: the requested backend cannot be used here; the message has each reason and the command that rebuilds
+            the plan.
     """
     chosen = parse_runtime(backend)
     folder = Path(engine_folder)
@@ -52,7 +52,7 @@ def open_runner(
         raise BackendError(f"{folder} cannot run on {chosen.label} here: {describe(obstacles)}")
     if runtime is None or obstacles:
         runtime = cpu_runtime()
-        # Not that ONNX Runtime would do: that is what is done.
+        # The message does not propose ONNX Runtime: it is what runs next.
         reasons = [each.cause if each.only_other_runtime else str(each) for each in obstacles]
         _log_once(f"running on {runtime.label} on the CPU: {'; '.join(reasons)}")
     return runtime.open(folder, manifest, options or RunOptions())

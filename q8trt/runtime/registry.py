@@ -1,4 +1,4 @@
-"""The runtimes that open engine folders. A new one is a folder beside this file, and an import and a line here."""
+"""The runtimes that open engine folders. To add one, add a folder beside this file, and an import and a line here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from q8trt.runtime.base import EngineRuntime
 from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 from q8trt.runtime.tensorrt import TENSORRT, TENSORRT_RTX
 
-#: In the order in which messages list them; of those for the CPU, the preferred one first. Importing this imports none of them.
+#: All runtimes, in the order of messages; of those for the CPU, the preferred one is first. Their libraries are not imported.
 RUNTIMES: tuple[EngineRuntime, ...] = (
     TENSORRT,
     TENSORRT_RTX,
@@ -21,7 +21,7 @@ def find_runtime(name: str | None) -> EngineRuntime | None:
 
 
 def parse_runtime(text: str | None) -> EngineRuntime | None:
-    """Return the runtime that a user asks for, in any case and by any of its names; None for None and "auto".
+    """Return the runtime that a user names, in any case and by any alias; None for None and "auto".
 
     Raises:
         ConfigError: there is none of that name.
@@ -37,7 +37,7 @@ def parse_runtime(text: str | None) -> EngineRuntime | None:
 
 
 def cpu_runtime() -> EngineRuntime:
-    """Return the first runtime that can run on this CPU; the first for a CPU if none can, whose error then names the remedy."""
+    """Return the first runtime that can run on this CPU. If none can, return the first one; its error has the remedy."""
     runtimes = [runtime for runtime in RUNTIMES if runtime.device == "cpu"]
     return next((each for each in runtimes if each.availability().usable), runtimes[0])
 
@@ -49,6 +49,6 @@ def runs_plans(name: str) -> bool:
 
 
 def label_of(name: str) -> str:
-    """Return the label of the runtime that a manifest calls `name`; the name itself if it is of a later version."""
+    """Return the label of the runtime that a manifest calls `name`; the name itself for a runtime of a later version."""
     runtime = find_runtime(name)
     return name if runtime is None else runtime.label

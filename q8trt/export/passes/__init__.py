@@ -1,7 +1,7 @@
 """The passes over an exported graph, in their declared order.
 
-A pass is a small function: it changes the model in place and returns how many places it changed. What the graph computes
-stays the same: to the bit where the pass is declared exact, to the rounding of one product otherwise.
+A pass is a small function. It changes the model in place and returns the number of places that it changed. After an exact pass,
+the results of the graph are the same to the bit. After any other pass, they may differ by the rounding of one product.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pass:
-    """One step: `run` changes a model in place and answers how many places it changed.
+    """One step: `run` changes a model in place and returns the number of places that it changed.
 
-    `exact`: outputs do not change by a bit; else by the rounding of a product, or of a sum that a kernel adds in another
-    order. `optional`: runs only where the export asks for it by name.
+    `exact`: outputs do not change by a bit. Otherwise they may change by the rounding of a product, or of a sum in another
+    order. `optional`: the pass runs only if the export names it.
     """
 
     run: Callable[[ir.Model], int]
@@ -35,7 +35,7 @@ class Pass:
         return self.run.__name__
 
 
-#: In this order. Normal form first, because the others match it; names last.
+#: The passes in order. Normal form comes first, because the others match it. Names come last.
 PASSES: tuple[Pass, ...] = (
     Pass(normal.note_scopes),
     Pass(normal.lift_constants),

@@ -1,8 +1,8 @@
 """Passes over attention: the pattern of TensorRT's fused INT8 attention.
 
-Its pattern, as NVIDIA describes it (TensorRT documentation, "Working with Quantized Types"; NVIDIA/TensorRT issues 3243 and
-2981): Q/DQ right before BMM1 on Q and K, the scale on Q before its quantizer rather than on the scores, Q/DQ after softmax,
-on V, and on what leaves BMM2.
+NVIDIA describes the pattern (TensorRT documentation, "Working with Quantized Types"; NVIDIA/TensorRT issues 3243 and
+2981): Q/DQ directly before BMM1 on Q and K, the scale on Q before its quantizer and not on the scores, and Q/DQ after softmax,
+on V, and on the output of BMM2.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def find_attentions(graph: ir.Graph) -> list[Attention]:
 
 
 def _projection_of(value: ir.Value, is_shared: bool = False) -> Any:
-    """Return the bias Add of the linear that `value` is a rearrangement of, if nothing else reads it.
+    """Return the bias Add of the linear whose rearranged output is `value`, if nothing else reads it.
 
-    `is_shared`: others may read the rearrangement itself, as DeBERTa's products with positions do.
+    `is_shared`: other nodes may read the rearrangement, as DeBERTa's products with positions do.
     """
     while (node := producer(value, "Transpose", "Reshape")) is not None:
         if not is_shared and only_reader(value, *_READERS) is None:
@@ -70,14 +70,14 @@ def _projection_of(value: ir.Value, is_shared: bool = False) -> Any:
     return None if operands(add) is None or only_reader(value, *_READERS) is None else add
 
 
-#: (batch, sequence, heads, size) -> (batch, heads, sequence, size), or the last two the other way round, as K has them.
+#: (batch, sequence, heads, size) -> (batch, heads, sequence, size), or with the last two exchanged, as in K.
 _ROWS, _COLUMNS, _ROWS_TO_COLUMNS = [0, 2, 1, 3], [0, 2, 3, 1], [0, 1, 3, 2]
 
 _READERS = ("Transpose", "Reshape", "Mul", "QuantizeLinear", "MatMul", "Div")
 
 
 def scale_linear(add: Any, factor: np.ndarray, scaled_weights: dict[ir.Value, ir.Value] | None = None) -> bool:
-    """Multiply the output of the linear MatMul(x, W) + b by `factor`, in its constants; False if it is no such linear.
+    """Multiply the output of the linear MatMul(x, W) + b by `factor`, in its constants; return False for any other node.
 
     Args:
         add: the Add of the bias.
@@ -118,7 +118,7 @@ def _scale_dequantized(graph: ir.Graph, dequantize: Any, factor: np.ndarray) -> 
 def fold_attention_scale(model: ir.Model) -> int:
     """Fold 1 / sqrt(head size) into the weight's scale and the bias of the Q projection, wherever it is.
 
-    As exact as a product is: the same to the bit where the head size is a power of four, as BERT's 64.
+    The result is as exact as a product. It is the same to the bit if the head size is a power of four, such as BERT's 64.
     """
     folded, scaled_weights = 0, dict[ir.Value, ir.Value]()
     for attention in find_attentions(model.graph):
@@ -142,7 +142,7 @@ def fold_attention_scale(model: ir.Model) -> int:
 def merge_key_transposes(model: ir.Model) -> int:
     """Transpose K once, before its quantizer: Transpose -> Q -> DQ -> Transpose -> BMM1 loses the second Transpose.
 
-    DequantizeLinear then feeds the product itself, and TensorRT need not move it over a Transpose. Exact.
+    DequantizeLinear then feeds the product directly, and TensorRT need not move it over a Transpose. This is exact.
     """
     merged = 0
     for attention in find_attentions(model.graph):
@@ -169,9 +169,9 @@ _CHAIN = ("Transpose", "QuantizeLinear", "DequantizeLinear", "MatMul")
 def fuse_qkv(model: ir.Model) -> int:
     """Fuse the projections of Q, K and V into one GEMM of three times the width, split after the Transpose of its heads.
 
-    One scale per output channel, so the integers and their scales are put side by side: exact. Split into three before the
-    heads are, TensorRT-RTX 1.7 runs the wide GEMM in float; this way it runs in INT8, and one kernel does all that follows it
-    (built: MiniLM with `full` has 61 layers instead of 73).
+    With one scale per output channel, the integers and their scales are concatenated, which is exact. If Q, K and V are split
+    before the heads, TensorRT-RTX 1.7 runs the wide GEMM in floating point. Split after the heads, the GEMM runs in INT8, and one
+    kernel computes all that follows (built: MiniLM with `full` has 61 layers instead of 73).
     """
     fused = 0
     for attention in find_attentions(model.graph):
@@ -196,7 +196,7 @@ def _projections(attention: Attention) -> list[Any] | None:
 
 
 def _unscaled(value: ir.Value) -> ir.Value:
-    """Return the input of a Mul by a constant, which is a scale that could not be folded; else `value`."""
+    """Return the input of a Mul by a constant (a scale that could not be folded); `value` for any other node."""
     factors = operands(producer(value, "Mul"))
     return value if factors is None else factors[0]
 

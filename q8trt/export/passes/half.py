@@ -1,7 +1,7 @@
 """FP32 to FP16, except where it cannot hold the values.
 
-TensorRT networks are strongly typed, so the types of the graph decide. Scales of quantizers turn FP16 with the tensors they
-belong to (opset 19). What overflows keeps FP32, between Cast nodes: see `q8trt.export.overflow`.
+TensorRT networks are strongly typed, so the types of the graph decide. The scale of a quantizer becomes FP16 together with its
+tensor (opset 19). Operations that overflow stay in FP32, between Cast nodes: see `q8trt.export.overflow`.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import onnx_ir as ir
 from q8trt.export.graph import SCOPE, constant, make, new_constant, nodes
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-#: FP16's largest number and its smallest that has all eleven bits.
+#: The largest number of FP16, and the smallest with all eleven bits.
 LARGEST, SMALLEST_NORMAL = 65504.0, 2.0**-14
 
 
 def to_fp16(model: ir.Model, in_fp32: Iterable[str] = ()) -> int:
-    """Turn every float32 tensor into float16, in place, but for the nodes named in `in_fp32` and the graph's outputs.
+    """Convert every float32 tensor to float16 in place, except for nodes of `in_fp32` and the outputs of the graph.
 
-    A QuantizeLinear takes the type of what it reads. A scale of weights that FP16 would round away is raised to the smallest
-    that it holds in full, and its integers are rounded again: off by 2^-15 at most.
+    A QuantizeLinear takes the type of its input. A scale of weights that is too small for FP16 becomes the smallest one with
+    all bits, and its integers are rounded again. The error is at most 2^-15.
 
     Args:
         model: types of all tensors known (`passes.normal.infer_shapes`).
         in_fp32: names of the nodes to leave in FP32.
 
     Returns:
-        number of Cast nodes that it took.
+        number of Cast nodes that were added.
     """
     converter = _Converter(model.graph, frozenset(in_fp32))
     for node in nodes(model.graph):
@@ -63,7 +63,7 @@ class _Converter:
 
     def _type_of(self, node: Any) -> ir.DataType:
         if node.op_type == "QuantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype is FLOAT:
-            return FLOAT  # what was kept in FP32 need not pass FP16 on its way to INT8
+            return FLOAT  # a value in FP32 need not become FP16 before it becomes INT8
         return FLOAT if node.name in self.in_fp32 else HALF
 
     def _as(self, value: ir.Value, wanted: Any, node: ir.Node) -> ir.Value:
@@ -87,7 +87,7 @@ class _Converter:
         return cast.outputs[0]
 
     def _raise_scale(self, node: Any) -> None:
-        """Requantize a constant whose scale is below what FP16 holds in full."""
+        """Requantize a constant whose scale is below the smallest FP16 number with all bits."""
         integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
         if integers is None or scale is None or (scale >= SMALLEST_NORMAL).all():
             return

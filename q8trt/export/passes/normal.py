@@ -1,4 +1,4 @@
-"""Passes that take what either exporter wrote to one normal form, and leave no shape arithmetic that a constant can say."""
+"""Passes that bring the graph of either exporter to one normal form, with constants instead of shape arithmetic."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def note_scopes(model: ir.Model) -> int:
-    """Note of each node which torch module it comes from: the exporters say so, each in its way. Changes nothing else."""
+    """Record the torch module of each node, which the exporters store in different ways. Nothing else changes."""
     for node in model.graph:
         if (text := node.metadata_props.get(TORCH_SCOPES)) is not None:
             modules = ast.literal_eval(text)[:-1]  # outermost first; the last is the node itself
@@ -55,9 +55,9 @@ def lift_constants(model: ir.Model) -> int:
 
 
 def transpose_constants(model: ir.Model) -> int:
-    """Turn the Transpose of a constant into a constant: torch keeps weights as (out, in), MatMul wants (in, out).
+    """Turn the Transpose of a constant into a constant: torch stores weights as (out, in), MatMul takes (in, out).
 
-    A weight that several layers share stays one constant.
+    A weight of several layers stays one constant.
     """
     changed, transposed = 0, dict[tuple[ir.Value, tuple[int, ...]], ir.Value]()
     for node in nodes(model.graph, "Transpose"):
@@ -74,7 +74,7 @@ def transpose_constants(model: ir.Model) -> int:
 
 
 def gemm_to_matmul(model: ir.Model) -> int:
-    """Replace Gemm(x, W, b) without factors by MatMul and Add, as all other linears are written."""
+    """Replace Gemm(x, W, b) without factors by MatMul and Add, the form of all other linears."""
     changed = 0
     for node in nodes(model.graph, "Gemm"):
         plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(
@@ -106,7 +106,7 @@ def constants_last(model: ir.Model) -> int:
 
 
 def divisions_to_products(model: ir.Model) -> int:
-    """Replace a division by a constant power of two by a product, to the bit the same."""
+    """Replace a division by a constant power of two by a product, with the same result to the bit."""
     changed = 0
     for node in nodes(model.graph, "Div"):
         divisor = constant(node.inputs[1])
@@ -143,15 +143,15 @@ def _symbols(value: ir.Value | None) -> list[Any] | None:
     return None if any(dim is None for dim in dims) else dims
 
 
-#: Stand for batch and sequence while shapes are inferred; primes, so that they are taken for nothing else.
+#: Values of batch and sequence while shapes are inferred. They are primes, so no other size has the same value.
 _BATCH, _LENGTHS = 10007, (61, 59, 53, 47, 43, 41, 37, 31)
 
 
 def infer_shapes(model: ir.Model) -> int:
-    """Note the shape of each tensor, batch and sequence by name. Changes nothing else.
+    """Record the shape of each tensor, with names for batch and sequence. Nothing else changes.
 
-    ONNX's inference loses symbols where positions are sliced from a table; numbers it carries through. So it is given a
-    batch and a sequence that no tensor of the model has for a size, and they are named afterwards.
+    ONNX's inference loses symbols when positions are sliced from a table, but not numbers. So inference runs with numbers for
+    batch and sequence that no other size of the model has. Then the numbers are replaced by the names.
     """
     sizes = {dim for value in model.graph.initializers.values() for dim in constant(value).shape}
     length = next(prime for prime in _LENGTHS if prime not in sizes)
@@ -183,7 +183,7 @@ def fold_casts(model: ir.Model) -> int:
 
 
 def constant_reshapes(model: ir.Model) -> int:
-    """Make the target of a Reshape a constant: 0 is a dimension kept in its place, -1 one more unknown."""
+    """Make the target of a Reshape a constant: 0 keeps a dimension, -1 is one more unknown."""
     changed = 0
     for node in nodes(model.graph, "Reshape"):
         source, target = _symbols(node.inputs[0]), _symbols(node.outputs[0])
@@ -203,7 +203,7 @@ def constant_reshapes(model: ir.Model) -> int:
 
 
 def dims_from_inputs(model: ir.Model) -> int:
-    """Read batch and sequence off the first input in all remaining shape arithmetic: Shape(input_ids)[k:k+1]."""
+    """Compute batch and sequence from the first input in all remaining shape arithmetic: Shape(input_ids)[k:k+1]."""
     source = model.graph.inputs[0]
     named = {name: index for index, name in enumerate(_symbols(source) or ())}
     changed = 0
@@ -220,7 +220,7 @@ def dims_from_inputs(model: ir.Model) -> int:
             changed += _gathered_dim(reader, dims, named, source)
     common.RemoveUnusedNodesPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
-    _forget_shapes(model)  # later passes move tensors about
+    _forget_shapes(model)  # later passes move tensors
     return changed
 
 
@@ -238,7 +238,7 @@ def _read_dim(old: ir.Value, source: ir.Value, index: int, like: ir.Node) -> Non
 
 
 def _gathered_dim(gather: Any, dims: list[Any] | None, named: dict[Any, int], source: ir.Value) -> int:
-    """Replace Gather(Shape(x), k) -> Unsqueeze, by which the TorchScript exporter reads a dimension; return the number."""
+    """Replace Gather(Shape(x), k) -> Unsqueeze, which the TorchScript exporter writes for a dimension; return the count."""
     position = constant(gather.inputs[1]) if gather.op_type == "Gather" else None
     if position is None or position.size != 1 or not dims or dims[int(position.flat[0])] not in named:
         return 0
@@ -251,14 +251,14 @@ def _gathered_dim(gather: Any, dims: list[Any] | None, named: dict[Any, int], so
     return changed
 
 
-#: Constants of up to so many elements are kept once: zero points, the numbers of shapes.
+#: Equal constants of up to this many elements are stored once: zero points, the numbers of shapes.
 _SHARED = 65536
 
 
 def order_and_name(model: ir.Model) -> int:
     """Sort nodes in the order in which the output needs them; name them, tensors and constants after their module.
 
-    Default attributes are written out. Both exporters' graphs are the same after this.
+    Default attributes are written out. After this pass, the graphs of both exporters are the same.
     """
     graph = model.graph
     common.AddDefaultAttributesPass()(model)
@@ -281,9 +281,9 @@ def order_and_name(model: ir.Model) -> int:
 
 
 def note_modules(model: ir.Model) -> int:
-    """Write down, as `modules` of the file's metadata, which modules' outputs the file holds times a factor.
+    """Record the modules whose output is multiplied by a factor in this file, as `modules` of its metadata.
 
-    All else that only exporters and passes know is dropped: names stay, so do the shapes of inputs and outputs.
+    All other metadata of exporters and passes are removed. Names and the shapes of inputs and outputs stay.
     """
     changed = _changed_modules(model.graph)
     common.ClearMetadataAndDocStringPass()(model)
@@ -298,7 +298,7 @@ def note_modules(model: ir.Model) -> int:
 
 
 def _changed_modules(graph: ir.Graph) -> dict[str, tuple[str, list[float]]]:
-    """Return module -> (tensor, factor), where the tensor is the module's output times the factor."""
+    """Return module -> (tensor, factor): the tensor is the output of the module times the factor."""
     changed: dict[str, tuple[str, list[float]]] = {}
     ops: dict[str, str] = {}
     for node in graph:
@@ -318,7 +318,7 @@ def _changed_modules(graph: ir.Graph) -> dict[str, tuple[str, list[float]]]:
 def _written(modules: dict[str, tuple[str, list[float]]]) -> str:
     """Return JSON for the file's metadata: ``modules``: module -> [tensor, number of its factor]; ``factors``: each once.
 
-    A factor of powers of two, one a channel, is written as ``{"log2": exponents}``: there are many, and this is short.
+    A factor of powers of two, one per channel, is written as ``{"log2": exponents}``, which is short.
     """
     numbers: dict[tuple[float, ...], int] = {}
     entries = {

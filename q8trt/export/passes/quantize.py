@@ -30,7 +30,8 @@ def quantize_array(
 ) -> np.ndarray:
     """Return what QuantizeLinear computes with zero_point 0: saturate(round_half_even(values / scale)).
 
-    FP16 is divided in FP32, as ONNX Runtime does it; in FP16 the quotient, rounded twice, would be off by one now and then.
+    FP16 is divided in FP32, as in ONNX Runtime. In FP16 the quotient would be rounded twice, and some integers would be off by
+    one.
 
     Args:
         values: float32 or float16, any shape.
@@ -59,11 +60,11 @@ def _format(node: ir.Node) -> Format:
 
 
 def fold_weights(model: ir.Model) -> int:
-    """Turn a quantized constant into an INT8 constant and a DequantizeLinear; apply a Transpose that follows to it.
+    """Turn a quantized constant into an INT8 constant and a DequantizeLinear, and apply a following Transpose to it.
 
-    The integers are those that QuantizeLinear would compute at run time, so outputs do not change by a bit; the file holds
-    one byte a weight instead of four, and an embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8.
-    A weight that several layers share is one constant.
+    The integers are those that QuantizeLinear would compute at run time, so outputs do not change by a bit. The file holds one
+    byte a weight instead of four. An embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8. A weight of
+    several layers is one constant.
     """
     folded, tables = 0, dict[tuple[ir.Value, bool], ir.Value]()
     for node in nodes(model.graph, _FAKE):
@@ -81,7 +82,7 @@ def fold_weights(model: ir.Model) -> int:
         if table is None:
             table = new_constant(model.graph, f"{node.inputs[0].name}.{format.name}", integers)
             tables[node.inputs[0], is_transposed] = table
-        # No zero point: it is 0 by default, and one a row of an embedding table is 30 KB of zeros.
+        # No zero point: the default is 0, and one per row of an embedding table would be 30 KB of zeros.
         dequantize = make("DequantizeLinear", [table, node.inputs[1]], node, **({"axis": axis} if scale.ndim else {}))
         dequantize.metadata_props[SCOPE] = attribute(node, "site", "")
         replace(target, dequantize.outputs[0])
@@ -91,7 +92,7 @@ def fold_weights(model: ir.Model) -> int:
 
 
 def separate_weights(model: ir.Model) -> int:
-    """Give each product that reads a shared INT8 weight a DequantizeLinear of its own, which it is fused with."""
+    """Give each product that reads a shared INT8 weight a separate DequantizeLinear, so TensorRT can fuse the two."""
     separated = 0
     for node in nodes(model.graph, "DequantizeLinear"):
         if constant(node.inputs[0]) is None:
@@ -149,7 +150,7 @@ def share_quantizers(model: ir.Model) -> int:
 
 
 def read_shapes_before_quantization(model: ir.Model) -> int:
-    """Let Shape nodes read the input of a Q/DQ pair, not its output: the same shape, and only GEMMs read a DQ."""
+    """Let Shape nodes read the input of a Q/DQ pair instead of its output, so that only GEMMs read a DQ."""
     moved = 0
     for node in nodes(model.graph, "Shape"):
         source = above_qdq(node.inputs[0])

@@ -1,6 +1,6 @@
 """Passes that fold the per-channel factors of SmoothQuant and of smoothed residuals into constants.
 
-The factors are powers of two (`quantization.smoothquant`), so nothing changes by a bit, in FP32 or FP16.
+The factors are powers of two (`quantization.smoothquant`), so results do not change by a bit in FP32 or FP16.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from q8trt.export.passes.attention import scale_linear
 
 
 def _channel_factor(node: ir.Node) -> Any:
-    """Return the factors of a Mul by one constant a channel; None for any other node."""
+    """Return the factors of a Mul by a constant per channel; None for any other node."""
     factors = operands(node) if node.op_type == "Mul" else None
     return factors[1] if factors is not None and factors[1].ndim == 1 and factors[1].size > 1 else None
 
 
 def fold_branch_factors(model: ir.Model) -> int:
-    """Fold the factor of linear -> Mul by a factor a channel -> Q into the weight's scales and the bias."""
+    """Fold the factor per channel of linear -> Mul -> Q into the weight's scales and the bias."""
     folded = 0
     for mul in nodes(model.graph, "Mul"):
         factor = _channel_factor(mul)
@@ -51,9 +51,10 @@ def fold_branch_factors(model: ir.Model) -> int:
 
 
 def fold_layernorm_factors(model: ir.Model) -> int:
-    """Fold a factor into a LayerNorm's weight and bias, where all that read it multiply it by factors of their own.
+    """Fold a factor into a LayerNorm's weight and bias if every reader of its output multiplies it by a factor.
 
-    It is that of the residual: its reader then quantizes the LayerNorm's output, and the others multiply by the rest.
+    The factor is that of the residual. Its reader then quantizes the LayerNorm's output directly, and the other readers multiply
+    by the remaining factor.
     """
     folded = 0
     for norm in nodes(model.graph, "LayerNormalization"):
@@ -82,7 +83,7 @@ def fold_layernorm_factors(model: ir.Model) -> int:
 
 
 def _feeds_add(mul: ir.Node) -> bool:
-    """Return whether the output of `mul` reaches an Add through one Q/DQ pair: the way around a residual branch."""
+    """Return whether the output of `mul` reaches an Add through one Q/DQ pair: the skip input of a residual."""
     quantize = only_reader(mul.outputs[0], "QuantizeLinear")
     dequantize = only_reader(quantize.outputs[0], "DequantizeLinear") if quantize is not None else None
     return dequantize is not None and only_reader(dequantize.outputs[0], "Add") is not None

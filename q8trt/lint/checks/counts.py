@@ -1,7 +1,7 @@
-"""Checks of the numbers of scales and zero points against the tensor that they are for, and of the types of a Q/DQ node.
+"""Checks of the numbers of scales and zero points against their tensor, and of the types of a Q/DQ node.
 
-The rules are those of TensorRT's ONNX parser, learned by trying (TensorRT-RTX 1.7.1), and of ONNX where the parser ignores
-an attribute.
+The rules are those of TensorRT's ONNX parser, found by experiments with TensorRT-RTX 1.7.1. If the parser ignores an attribute,
+the rule is ONNX's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from q8trt.lint.context import Context
 from q8trt.lint.graph import FLOATS, Dims, Graph, attribute, dtype_name, op_of, operand
 from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE
 
-#: Types that DequantizeLinear takes in TensorRT; uint8 and int32 have rules of their own.
+#: Types that TensorRT's DequantizeLinear takes; uint8 and int32 have separate rules.
 _INTEGERS = ("int8", "int4", "float8e4m3fn", "float4e2m1", "uint8", "int32", "")
 
 #: A rule and the facts.

@@ -142,7 +142,7 @@ def check_inputs(context: Context) -> None:
 
 
 def check_recognition(context: Context) -> None:
-    """Check not-recognised, where the graph does not look like a transformer encoder."""
+    """Check not-recognised: the graph does not look like a transformer encoder."""
     parts = context.parts
     expected = (
         ("no attention (Softmax between two BMMs)", parts.attentions),

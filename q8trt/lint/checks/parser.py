@@ -1,4 +1,4 @@
-"""Checks of what TensorRT's ONNX parser refuses whatever a graph computes: ops, types, shapes that cannot be, and subgraphs."""
+"""Checks for ops, types, impossible shapes and subgraphs that TensorRT's ONNX parser refuses in any graph."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _UNSUPPORTED = (
     "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss",
     "SplitToSequence", "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique",
 )  # fmt: skip
-#: Before this opset DequantizeLinear gives FP32 to ONNX's inference whatever its scale, and the scale's type in TensorRT.
+#: Before this opset, ONNX infers FP32 for every DequantizeLinear, while TensorRT uses the type of its scale.
 _TYPED_SCALES = 19
-#: Domains whose ops the parser knows: TensorRT's own, and ONNX's.
+#: Domains whose ops the parser supports: TensorRT's and ONNX's.
 _KNOWN_DOMAINS = ("trt",)
-#: The parser looks an op up by its name alone, so these pass although they are of another domain.
+#: The parser looks up an op by its name only, so these ops of other domains pass.
 _NAMED_LIKE_ONNX = ("com.microsoft.Gelu", "com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear")
-#: Types of tensors that TensorRT knows. UINT8 is one for constants only, as far as the parser goes.
+#: Types of tensors that TensorRT supports. The parser accepts UINT8 only for constants.
 _TYPES = (*FLOATS, "int8", "int32", "int64", "bool", "int4", "float8e4m3fn", "float4e2m1")
 
 
@@ -55,7 +55,7 @@ def _refusal(node: ir.Node) -> str:
         return "" if f"{node.domain}.{node.op_type}" in _NAMED_LIKE_ONNX else "is not in TensorRT"
     if node.op_type in _UNSUPPORTED:
         return "is not in TensorRT"
-    return "" if schema(node.op_type, ANY_OPSET) else "is no op of ONNX, and needs a plugin of that name"
+    return "" if schema(node.op_type, ANY_OPSET) else "is not an op of ONNX, and needs a plugin of that name"
 
 
 def check_soundness(context: Context) -> None:
@@ -73,7 +73,7 @@ def check_soundness(context: Context) -> None:
 
 
 def _impossible(graph: Graph, node: ir.Node) -> str:
-    """Return a fault that shape inference ignores (an axis out of range, a Reshape to another size), or ""."""
+    """Return a fault that shape inference ignores (an axis out of range, a Reshape to another size); "" if there is none."""
     data = operand(node, 0)
     shape = graph.shape(data)
     if shape is None:

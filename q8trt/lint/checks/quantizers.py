@@ -104,7 +104,7 @@ def _runs_int8(graph: Graph, user: ir.Node, residuals: set[ir.Node]) -> bool:
 
 
 def _has_rule(context: Context, readers: Sequence[ir.Node]) -> bool:
-    """Return whether the readers are a LayerNorm, the way to a Softmax or Q's late scale, which have rules of their own."""
+    """Return whether the reader is a LayerNorm, leads to a Softmax, or is Q's late scale; separate rules cover these."""
     covered = {node for norm in context.parts.norms for node in norm.nodes}
     covered |= {node for each in context.parts.attentions for node in (*each.masks, each.softmax)}
     covered |= {

@@ -1,21 +1,21 @@
-"""Rewrites of a graph for ONNX Runtime's CPU kernels. They change no value but by the rounding of a bias and of FP16.
+"""Rewrites of a graph for ONNX Runtime's CPU kernels. Values change only by the rounding of a bias and of FP16.
 
 FP16 becomes FP32 first, see `q8trt.runtime.onnxruntime.widening`.
 
 Activations. On x86, ONNX Runtime runs a GEMM in INT8 only when its activation is unsigned. It makes a signed QuantizeLinear
-unsigned, but not one that several DequantizeLinear read, as Q, K and V read the encoder's hidden states; those GEMMs then
-stay in float and dequantize their weights in every call. The rewrite covers all of them: uint8 with zero_point 128
-instead of int8 with zero_point 0, which holds exactly the same values.
+unsigned, except if several DequantizeLinear read it, as for Q, K and V. Those GEMMs then stay in floating point and dequantize
+their weights in every call. The rewrite makes all activations unsigned: uint8 with zero_point 128 instead of int8 with
+zero_point 0, which represents exactly the same values.
 
-Embeddings. TensorRT takes an INT8 table only straight before a DequantizeLinear, which Gather then reads; ONNX Runtime would
-dequantize all rows in every call. The rewrite gathers the rows first and dequantizes only them.
+Embeddings. TensorRT accepts an INT8 table only directly before a DequantizeLinear, which Gather then reads. ONNX Runtime would
+dequantize all rows in every call. The rewrite gathers the rows first and dequantizes only these.
 
-Biases. ONNX Runtime fuses the two DequantizeLinear and the MatMul of a linear, but leaves the bias to a separate Add. The
-rewrite adds the bias in the fused node: for short texts, each node takes a noticeable part of the time.
+Biases. ONNX Runtime fuses the two DequantizeLinear and the MatMul of a linear, but not the Add of the bias. The rewrite adds the
+bias in the fused node, because each node takes a noticeable share of the time for short texts.
 
-Weights. A CPU without VNNI multiplies unsigned by signed bytes in pairs whose sum saturates at 16 bits, which falsifies the
-products (logits of a small model by half their range). For such a CPU the weights become unsigned as well: uint8 with
-zero_point 128, the same values. It costs some speed. (ONNX Runtime's mode for this, session.x64quantprecision, refuses weights
+Weights. A CPU without VNNI multiplies unsigned and signed bytes in pairs, whose sum saturates at 16 bits. The products are then
+wrong (in a small model the logits were off by half their range). For such a CPU the weights also become unsigned: uint8 with
+zero_point 128, the same values. This costs some speed. (ONNX Runtime's mode for this, session.x64quantprecision, refuses weights
 with a scale for each column, and zero points that several nodes share.)
 
 The messages are those of the onnx package or of `q8trt.files.onnx.messages`, which needs only protobuf.
@@ -36,10 +36,10 @@ from q8trt.files.onnx import check_model, messages
 from q8trt.files.onnx.messages import add_initializer, integer_attribute, new_node, set_array
 from q8trt.runtime.onnxruntime.widening import widen
 
-Model = Any  # onnx.ModelProto, or its like of `q8trt.files.onnx`
+Model = Any  # onnx.ModelProto, or the same message of `q8trt.files.onnx`
 Node = Any
 ZERO_POINT = "q8trt.zero_point_128"
-#: The largest file whose FP16 becomes FP32, in bytes: twice as many are the limit of protobuf.
+#: The largest file, in bytes, whose FP16 becomes FP32: half the limit of protobuf.
 _WIDENED = 2**30
 
 
@@ -52,7 +52,7 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None, in_fp32: bool
         in_fp32: whether FP16 tensors become FP32; a file over 1 GiB keeps them.
 
     Raises:
-        MalformedError: `data` is not an ONNX model, or one that keeps its weights in another file.
+        MalformedError: `data` is not an ONNX model, or stores its weights in another file.
     """
     model = messages.parse(data)
     check_model(model, None)
@@ -97,7 +97,7 @@ class _Constants:
         return name in self.tensors
 
     def get(self, name: str) -> np.ndarray | None:
-        """Return the values of `name`; None if it is not a constant, or one of a type that no rewrite reads."""
+        """Return the values of `name`; None if it is not a constant, or if no rewrite reads its type."""
         tensor = self.tensors.get(name)
         return None if tensor is None else messages.to_array(tensor)
 

@@ -1,4 +1,4 @@
-"""Run an engine folder's ``model.onnx`` on ONNX Runtime: the fallback without a GPU, and the check of any engine.
+"""A runner of an engine folder's ``model.onnx`` on ONNX Runtime: the fallback without a GPU, and the check of any engine.
 
 Importing this module does not import ONNX Runtime; opening the first runner does.
 """
@@ -129,8 +129,8 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError(f"ONNX Runtime has no {', '.join(absent)} here; available: {', '.join(available)}")
         options = self._ort.SessionOptions()
         options.log_severity_level = _SILENT
-        # Idle threads that spin for work take the cores from whatever else runs in this process: timed in turn with
-        # another session, FP32 took twice the time that it takes alone (2 cores, 1x128).
+        # Idle threads that spin take the cores from all other work in this process: timed in turn with another
+        # session, FP32 took twice as long as alone (2 cores, 1x128).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -146,7 +146,7 @@ class OnnxRuntimeRunner(Runner):
         return session
 
     def _model(self, path: Path) -> bytes | str:
-        """Return what the CPU opens: the rewritten graph, or the name of a checked file that needs no rewrite."""
+        """Return the model for the CPU: the rewritten graph, or the name of a checked file that needs no rewrite."""
         if not (self.precision.is_quantized or (self._widen and self.precision.is_half)):
             return _checked(path)
         try:
@@ -210,7 +210,7 @@ def read_trace(path: Path) -> dict[str, list[float]]:
     Events have Chrome's trace format, ``dur`` in microseconds ("Profiling Tools" in ONNX Runtime's documentation).
 
     Raises:
-        BackendError: it is no such file.
+        BackendError: the file is not such a profile.
     """
     reports: dict[str, list[float]] = {}
     try:

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Buffer:
-    """Memory of one tensor at its largest shape: its device address and the pinned host memory it is copied from or to."""
+    """The memory of one tensor at its largest shape: a device address, and pinned host memory for the copies."""
 
     pointer: int
     host: np.ndarray
@@ -37,7 +37,7 @@ class _Buffer:
 
 
 class Bucket:
-    """Runs the batches of one profile. Not for several threads at once.
+    """Runs the batches of one profile, in one thread at a time.
 
     Args:
         engine: the engine.
@@ -53,7 +53,7 @@ class Bucket:
         self._handles = Handles(engine.cuda)
         self._context: Any = None
         self._buffers: dict[str, _Buffer] = {}
-        self._bound: tuple[Any, ...] | None = None  # the shape and addresses that the context was given last
+        self._bound: tuple[Any, ...] | None = None  # the last shape and addresses of the context
         self._graph: Any = None
         self._captures = engine.captures and profiler is None
         try:
@@ -139,10 +139,10 @@ class Bucket:
     def _launch(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> bool | None:
         """Enqueue a batch; return whether a captured CUDA graph did it, or `SharedEngine.graph_state`.
 
-        A shape's first batch is enqueued as it is: TensorRT updates what depends on the shape then, which must not be
-        captured (TensorRT documentation, "CUDA Graphs"). The second one in a row is captured, and launched from the graph
-        like those after it, until a batch has another shape or other addresses. Shapes that alternate so never pay for a
-        capture that is used once.
+        The first batch of a shape is enqueued without a graph, because TensorRT then updates state that depends on the shape,
+        and that must not be captured (TensorRT documentation, "CUDA Graphs"). The second batch in a row is captured. It and
+        all following ones are launched from the graph, until the shape or the addresses change. So alternating shapes never
+        pay for a capture that is used once.
         """
         wanted = (shape, tuple(addresses.values()))
         if wanted == self._bound and self._captures and (self._graph is not None or self._capture()):
@@ -155,7 +155,7 @@ class Bucket:
         return self._engine.graph_state
 
     def _bind(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> None:
-        """Set the context's shapes and addresses, and drop the graph of others."""
+        """Set the shapes and addresses of the context, and delete a graph of other ones."""
         self._drop_graph()
         self._bound = None
         ask, context = self._engine.ask, self._context
@@ -169,7 +169,7 @@ class Bucket:
         self._engine.ask(self._context.execute_async_v3, int(self.stream))
 
     def _capture(self) -> bool:
-        """Capture a graph of the batch that is bound; if that fails, batches are enqueued one by one from now on."""
+        """Capture a graph of the current batch. If that fails, all later batches are enqueued without a graph."""
         cuda = self._cuda
         try:
             # thread-local: other threads may allocate meanwhile
@@ -194,7 +194,7 @@ class Bucket:
             attempt(self._cuda.cudaGraphExecDestroy, graph)
 
     def close(self) -> None:
-        """Free everything: the graph and the context first, then what they use."""
+        """Free everything: the graph and the context first, then the memory that they use."""
         self._drop_graph()
         self._buffers = {}
         self._context = None

@@ -28,7 +28,7 @@ _NO_DRIVER = (
 class CheckedCuda:
     """`cuda.bindings.runtime` whose functions raise BackendError instead of returning an error code.
 
-    `cuda.cudaMalloc(n)` returns the pointer alone; a function with several results returns a tuple, with none None.
+    `cuda.cudaMalloc(n)` returns only the pointer. A function with several results returns a tuple, one without results None.
     Constants, such as `cudaHostAllocPortable`, are passed through.
     """
 
@@ -54,7 +54,7 @@ class CheckedCuda:
         return checked
 
     def forget_error(self) -> None:
-        """Clear the error that CUDA keeps for the thread, so that the next call does not report it again."""
+        """Clear the error that CUDA stores for the thread, so the next call does not report it again."""
         self._runtime.cudaGetLastError()
 
     def _message(self, name: str, code: Any) -> str:
@@ -94,7 +94,7 @@ class Handles:
         return int(self.add(self._cuda.cudaFree, self._cuda.cudaMalloc(size)))
 
     def pinned(self, size: int) -> np.ndarray:
-        """Allocate `size` bytes of page-locked host memory, uint8: copies are asynchronous from such memory alone."""
+        """Allocate `size` bytes of page-locked host memory, uint8. Only copies of such memory are asynchronous."""
         cuda = self._cuda
         address = int(self.add(cuda.cudaFreeHost, cuda.cudaHostAlloc(size, cuda.cudaHostAllocPortable)))
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
@@ -115,7 +115,7 @@ class Handles:
 
 
 def attempt(function: Callable[[Any], Any], handle: Any) -> None:
-    """Call `function` while closing: after a CUDA error every later call fails, too, and must not hide the first one."""
+    """Call `function` while closing. After a CUDA error all later calls fail too; they must not hide the first error."""
     try:
         function(handle)
     except BackendError as error:

@@ -26,7 +26,7 @@ class SharedEngine:
         backend: the TensorRT package.
         cuda: the CUDA runtime.
         device: the index of the GPU, and `gpu` its name.
-        input_names: in the plan's order, as `output_names`, of which `logits` is the model's answer.
+        input_names: the inputs in the plan's order; `output_names` the outputs, of which `logits` is the result.
         dtypes: the NumPy type of each tensor.
         profiles: the optimization profiles.
         captures: whether the runner captures CUDA graphs. TensorRT-RTX captures its own, after it has compiled the
@@ -107,7 +107,7 @@ class SharedEngine:
         return config
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return the result of `function` of the library, which is null or False if it refuses.
+        """Return the result of a function of the library. Null and False mean that it refused.
 
         Raises:
             BackendError: it refused or raised; the message quotes the line that it logged last.
@@ -145,7 +145,7 @@ class SharedEngine:
         return context
 
     def save_runtime_cache(self) -> None:
-        """Save what was compiled so far; TensorRT compiles nothing at run time."""
+        """Save the compiled kernels. TensorRT compiles nothing at run time."""
         with self._lock:
             if self._cache is not None:
                 self._cache.save()
@@ -162,7 +162,7 @@ class SharedEngine:
         return self
 
     def release(self) -> None:
-        """Remove a user; after the last one, whose contexts are gone, free the engine."""
+        """Remove a user. After the last one, free the engine; its contexts must be gone."""
         with self._lock:
             self._users -= 1
             if self._users:

@@ -79,7 +79,7 @@ _RUNTIMES = {runtime.name: runtime for runtime in (TENSORRT, TENSORRT_RTX)}
 
 
 class TensorRTRunner(Runner):
-    """A runner of a serialized plan. It takes all memory of batches when it opens, none while they run.
+    """A runner of a serialized plan. It allocates the memory of all batches when it opens, and none while they run.
 
     Args:
         plan_path: the plan.
@@ -87,11 +87,11 @@ class TensorRTRunner(Runner):
         backend: the name of the package that built the plan; default as `find_backend`.
         device: index of the CUDA device.
         options: CUDA graphs, and what TensorRT-RTX compiles at run time.
-        host_code: let the plan bring code for the host, as a version-compatible plan does (its lean runtime). Such a plan
-            is a program: load it only if you trust its maker. TensorRT's lean runtime alone may load it, too.
+        host_code: allow a plan with code for the host, such as a version-compatible plan with its lean runtime. Such a plan
+            is a program, so load it only if you trust its author. TensorRT's lean runtime can load it, too.
 
     Attributes:
-        profiles: the plan's optimization profiles; a batch runs in the tightest that takes it.
+        profiles: the plan's optimization profiles; a batch runs in the smallest one that accepts it.
 
     Raises:
         ConfigError: the backend is unknown.
@@ -131,9 +131,9 @@ class TensorRTRunner(Runner):
             raise
 
     def fork(self) -> TensorRTRunner:
-        """Return a runner for another thread: other contexts, streams, buffers and graphs over the same engine.
+        """Return a runner for another thread: the same engine with separate contexts, streams, buffers and graphs.
 
-        Closing the last of them, in any order, frees the engine.
+        The runners can be closed in any order. The last one frees the engine.
 
         Raises:
             BackendError: this runner is closed, or memory is short.
@@ -183,7 +183,7 @@ class TensorRTRunner(Runner):
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """Reserve this runner for this thread, and make its device the thread's."""
+        """Reserve this runner for this thread, and make its device the current device of the thread."""
         if not self._busy.acquire(blocking=False):
             raise BackendError("this runner is busy in another thread; give each thread its own: runner.fork()")
         try:
@@ -220,7 +220,7 @@ class TensorRTRunner(Runner):
             raise BackendError(f"this {self._engine.backend.title} runner is closed")
 
     def save_runtime_cache(self) -> None:
-        """Save what TensorRT-RTX compiled so far, as `close` does, for services that are killed rather than closed."""
+        """Save the kernels that TensorRT-RTX has compiled. `close` does this too; use it in services that are killed."""
         self._engine.save_runtime_cache()
 
     @property
@@ -229,7 +229,7 @@ class TensorRTRunner(Runner):
         return self._engine.runtime_cache_state
 
     def close(self) -> None:
-        """Free memory, streams, graphs and contexts, and the engine if no fork uses it; wait for a batch under way."""
+        """Wait for a running batch, then free memory, streams, graphs and contexts, and the engine if no fork uses it."""
         with self._busy:
             if self._closed:
                 return

@@ -1,7 +1,7 @@
 """The kernels that TensorRT-RTX compiles at run time, saved between starts.
 
-A plan of TensorRT-RTX holds no machine code of a GPU: kernels are compiled when they are first needed. Those of one plan,
-version and GPU are in one file; the library refuses a file of another environment. See "Working with Runtime
+A plan of TensorRT-RTX holds no machine code for a GPU. Kernels are compiled when they are first needed. A file holds the kernels
+of one plan, version and GPU, and the library refuses a file of another environment. See "Working with Runtime
 Cache" in TensorRT-RTX's documentation.
 """
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 def runtime_cache_path(folder: Path, plan: bytes, version: str, gpu: str) -> Path:
     """Return the file for a plan, a version of the library and a GPU: ``.runtime-<hash>-<version>-<gpu>.cache`` in `folder`.
 
-    Hidden, so that beside a plan it is not a file of the engine folder's manifest.
+    The file is hidden, so it does not count as a file of the engine folder's manifest.
     """
     key = "-".join((hashlib.sha256(plan).hexdigest()[:16], version, gpu))
     return folder / f".runtime-{re.sub(r'[^A-Za-z0-9.-]+', '_', key)}.cache"
@@ -52,9 +52,9 @@ class RuntimeCache:
             _log.warning("runtime cache %s was refused; kernels are compiled again at every start", self.path)
 
     def save(self) -> None:
-        """Write the file if anything was compiled since the last time; a folder that cannot be written is a warning.
+        """Write the file if anything was compiled since the last time. If the folder cannot be written, log a warning.
 
-        The file is replaced whole. Of two processes that save at once, the later one wins.
+        The file is replaced atomically. If two processes save at the same time, the file of the later one stays.
         """
         serialized = self._cache.serialize()
         data = b"" if serialized is None else bytes(memoryview(serialized))

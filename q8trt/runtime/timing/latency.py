@@ -1,11 +1,11 @@
 """Latency and throughput of runners, as trtexec defines them.
 
-Machines drift: clocks step down, neighbors wake up. So runners are timed interleaved, one iteration each in turn: what slows
-one slows all, and the ratio of two medians holds even if the medians do not.
+The speed of a machine changes: clocks step down, other processes start. So runners take turns, one iteration each. A change
+then affects all of them, and the ratio of two medians is reliable even if the medians are not.
 
 Definitions (TensorRT documentation, "Performance Benchmarking using trtexec"): *latency* is H2D + GPU compute + D2H of one
 query, *GPU compute* the kernels alone, *enqueue* the host's time to launch them, *host wall time* from the call to the logits;
-*throughput* is queries over the sum of their host wall times. A query is one batch. Where a runner has no device timings
+*throughput* is queries over the sum of their host wall times. A query is one batch. If a runner has no device timings
 (CPU), latency is the host wall time.
 """
 
@@ -55,7 +55,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class TimingWarning:
-    """A reason to doubt a time: its `kind`, such as "unstable", and the `detail` behind it."""
+    """A reason to doubt a time: its `kind`, such as "unstable", and its `detail`."""
 
     kind: str
     detail: str
@@ -180,7 +180,7 @@ def random_inputs(
 ) -> dict[str, np.ndarray]:
     """Return the arrays of one batch, int32, (batch, sequence): uniform token ids below `vocab_size`, ones, zeros.
 
-    Every sequence is full length, so that no runtime gains by skipping padding. The same arguments give the same arrays.
+    Every sequence has full length, so no runtime gains by skipping padding. The same arguments give the same arrays.
 
     Raises:
         ConfigError: a size below 1.
@@ -203,8 +203,8 @@ def random_inputs(
 def turns(count: int, number: int) -> list[int]:
     """Return the order of `count` runners in round `number`.
 
-    The start rotates and the direction alternates, so that each runner takes each position equally often and none
-    always follows the same neighbor, whose data fills the caches.
+    The start rotates and the direction alternates. So each runner has each position equally often, and none always follows the
+    same neighbor, whose data fill the caches.
     """
     step = -1 if number % 2 else 1
     return [(number + step * turn) % count for turn in range(count)]
@@ -246,10 +246,10 @@ class Stopwatch:
 def _measure_shape(
     runners: Sequence[Runner], config: TimingConfig, inputs: Inputs, progress: Callable[[int], None], clock: Clock
 ) -> list[Stopwatch]:
-    """Return a stopwatch for each runner, all with equally many iterations."""
+    """Return a stopwatch for each runner, with the same number of iterations."""
     warm, timed = ([Stopwatch(runner, clock) for runner in runners] for _ in range(2))
     deadline = clock() + config.max_seconds
-    # Warm-up takes at most a quarter of the time: a slow model is better timed often than warmed often.
+    # Warm-up takes at most a quarter of the time: timed iterations are worth more for a slow model.
     warm_by = deadline - 0.75 * config.max_seconds
     done = 0
     for number in range(config.warmup):
@@ -286,8 +286,8 @@ def measure(
 ) -> list[list[Latency]]:
     """Time `runners` against each other, shape by shape, interleaved: one iteration each per round.
 
-    Every runner gets the same arrays. After ``max_seconds`` a shape ends with the round under way, so all runners have
-    equally many iterations; one warm-up round (if any is asked for) and two timed rounds always run.
+    Every runner gets the same arrays. After ``max_seconds`` a shape ends with the current round, so all runners have the same
+    number of iterations. One warm-up round (if there are any) and two timed rounds always run.
 
     Args:
         runners: runners that accept every shape. A `TimedRunner` has device timings; the others are timed around

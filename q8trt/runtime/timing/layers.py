@@ -17,7 +17,7 @@ class LayerTime:
     """The time of one layer in a batch.
 
     Attributes:
-        name: the runtime's name of it; a fused layer has one of its own.
+        name: the runtime's name of the layer; a fused layer has a new name.
         ms: the median over the batches profiled; layers of one name are added up.
     """
 
@@ -46,7 +46,7 @@ class LayerTimes:
     Attributes:
         batch: rows, of `sequence` tokens each.
         iterations: batches profiled.
-        layers: in the order in which they ran.
+        layers: the layers, in the order in which they ran.
     """
 
     batch: int
