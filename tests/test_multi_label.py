@@ -183,6 +183,16 @@ def test_a_model_of_ones_own_to_engines(tmp_path: Path, monkeypatch: Any, capsys
     (response,) = served.execute([request_of(TEXTS)])
     assert [json.loads(text) for (text,) in response.outputs["labels"]] == [list(each.labels) for each in answers]
     np.testing.assert_allclose(response.outputs["probabilities"], expected, atol=1e-5)
+    for name, threshold in (("moods", 0.5), ("many", middle), ("all", 0.0), ("none", 1.0)):
+        folder = tmp_path / "models" if name == "moods" else tmp_path / name
+        if name != "moods":
+            words = ["--threshold", str(threshold), "--model_name", name, "--backend", "python"]
+            assert main(["triton", str(quantized.engines[0]), "--output_dir", str(folder), *words]) == 0
+        served.initialize(model_arguments(folder / name))
+        (response,) = served.execute([request_of(TEXTS)])
+        assert [json.loads(text) for (text,) in response.outputs["labels"]] == [
+            [label for label, value in zip(LABELS, row, strict=True) if value > threshold] for row in expected
+        ]
     packed = q8trt.pack(quantized.engines[0], tmp_path / "engine.q8trt")
     assert packed.path.is_file()
 
@@ -200,3 +210,13 @@ def test_an_engine_of_one_label_takes_no_threshold(tmp_path: Path, capsys: Any) 
     assert main(["predict", "--engine", str(folder), "--input", str(rows), "--output", str(tmp_path / "o.csv"), "--device", "cpu",
                  "--threshold", "0.5"]) == 2  # fmt: skip
     assert "--threshold is for a multi-label classifier" in capsys.readouterr().err
+    capsys.readouterr()
+    triton = ["triton", str(folder), "--output_dir", str(tmp_path / "models"), "--backend", "python", "--threshold"]
+    for threshold, words in (
+        ("0.5", "--threshold is for a multi-label classifier, and "),
+        ("1.5", "0 to 1"),
+        ("nan", "expected a finite number"),
+    ):
+        assert main([*triton, threshold]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()

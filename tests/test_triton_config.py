@@ -101,7 +101,7 @@ def test_a_plan_and_its_text_model(tmp_path: Path) -> None:
     assert settings == {
         "encoder": "sts_b_encoder", "inputs": list(INPUTS), "input_type": "TYPE_INT32", "buckets": [16, 32, 64, 128],
         "apart": False, "pad_token_id": 7, "labels": [], "threads": None, "needs_vnni": False,
-        "activation": "identity", "max_length": 128, "truncation_side": "right", "prompt": None,
+        "activation": "identity", "threshold": None, "max_length": 128, "truncation_side": "right", "prompt": None,
     }  # fmt: skip
     assert engine["sha256"] == {"model.plan": "ab12"}
 

@@ -1,12 +1,13 @@
 """An engine folder in an app: texts in, the task's answers out. Needs no torch. `inference.files` scores files offline."""
 
-from q8trt.inference.answers import Answer, LabelSet
+from q8trt.inference.answers import THRESHOLD, Answer, LabelSet
 from q8trt.inference.engine import Engine
 from q8trt.inference.ranking import Ranked
 from q8trt.inference.tagging import Span
 from q8trt.tasks.spans import SpanAnswer
 
 __all__ = [
+    "THRESHOLD",
     "Answer",
     "Engine",
     "LabelSet",

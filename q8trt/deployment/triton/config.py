@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from q8trt.console.options import at_least, check_options, option
+from q8trt.console.options import at_least, between, check_options, option
 from q8trt.errors import ConfigError, nearest
 from q8trt.runtime import RUNTIMES, EngineRuntime
 from q8trt.runtime.tensorrt import TENSORRT
@@ -51,6 +51,12 @@ class TritonConfig:
         unset="one more than the encoders on the --gpus",
     )
     gpus: tuple[int, ...] | None = option(None, "numbers of the GPUs to serve on", unset="every GPU")
+    threshold: float | None = option(
+        None,
+        "probability above which a text has a label, of a multi-label classifier",
+        unset="0.5",
+        values=between(0, 1),
+    )
     max_queue_delay_microseconds: int = option(
         100, "longest time that a request waits for others to share a batch, in microseconds", values=at_least(0)
     )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "prompt", "activation",
+_SETTINGS = ("encoder", "inputs", "input_type", "buckets", "apart", "pad_token_id", "labels", "prompt", "activation", "threshold",
              "max_length", "truncation_side", "threads", "needs_vnni")  # fmt: skip
 _ONNX_TYPES = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64}
 
@@ -50,6 +50,8 @@ class TritonPythonModel:
         self.type = _ONNX_TYPES[settings["input_type"]]
         self.buckets, self.apart, self.pad_token_id = settings["buckets"], settings["apart"], settings["pad_token_id"]
         self.activation: str = settings["activation"]
+        #: The probability above which a text has a label; None where it has one label, or a score.
+        self.threshold: float | None = settings["threshold"]
         self.encoding = _module(folder / "encoding.py")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.encoder: Any = self.encoding.Encoder(
@@ -132,18 +134,20 @@ class TritonPythonModel:
     def _answer(self, logits: np.ndarray) -> list[Any]:
         """Return the outputs for (rows, labels) logits: ``score``, ``embedding``, or ``label`` and ``probabilities``.
 
-        With a sigmoid for each label, ``labels`` in place of ``label`` is a JSON list of those whose probability is above 0.5.
+        If a text has any number of labels, ``labels`` is a JSON list of those whose probability is above the threshold.
         """
         if self.prompt is not None:
             return [pb_utils.Tensor("embedding", logits)]
         if not self.labels:
             return [pb_utils.Tensor("score", sigmoid(logits) if self.activation == "sigmoid" else logits)]
-        if self.activation == "sigmoid":
+        if self.threshold is not None:
+            probabilities = sigmoid(logits)
             sets = [
-                [name for name, logit in zip(self.labels, row, strict=True) if logit > 0] for row in logits.tolist()
+                [name for name, value in zip(self.labels, row, strict=True) if value > self.threshold]
+                for row in probabilities.tolist()
             ]
             texts = np.array([[json.dumps(names, ensure_ascii=False)] for names in sets], dtype=object).reshape(-1, 1)
-            return [pb_utils.Tensor("labels", texts), pb_utils.Tensor("probabilities", sigmoid(logits))]
+            return [pb_utils.Tensor("labels", texts), pb_utils.Tensor("probabilities", probabilities)]
         wide = logits.astype(np.float64)
         powers = np.exp(wide - wide.max(axis=1, keepdims=True))
         probabilities = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -16,6 +16,7 @@ from q8trt.deployment.triton.config import ENCODERS, TritonConfig
 from q8trt.deployment.triton.pbtxt import Message, Symbol, entries
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.shapes import ShapeProfile, covering
+from q8trt.inference import THRESHOLD
 from q8trt.inference.batching import BatchLimits
 from q8trt.tasks.heads import HeadKind
 
@@ -134,6 +135,7 @@ class Served:
             "labels": task.labels,
             "prompt": embedding.prompt(None) if embedding else None,
             "activation": "sigmoid" if sets else task.activation,
+            "threshold": (THRESHOLD if config.threshold is None else config.threshold) if sets else None,
             "max_length": self.limits.max_length,
             "truncation_side": self.side,
             "threads": config.threads,

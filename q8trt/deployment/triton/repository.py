@@ -31,6 +31,7 @@ from q8trt.inference.text import TextEncoder
 from q8trt.runtime import label_of
 from q8trt.tasks.data import encoding
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_FILE, truncation_side
+from q8trt.tasks.heads import HeadKind
 
 VERSION = "1"
 _DEFAULT_BATCH = 32
@@ -98,13 +99,17 @@ def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> N
     """Refuse an engine that has not what the backend runs. Triton's tensorrt backend is linked to nvinfer, TensorRT's library.
 
     Raises:
-        ConfigError: the head answers each token.
+        ConfigError: the head answers each token, or takes no threshold.
         EngineError: the plan is missing, TensorRT-RTX's, or takes no single row; or there is no graph.
     """
     if manifest.head.kind.per_token:
         raise ConfigError(
             f"{engine} has a head for {manifest.head.kind}, and q8trt writes no Triton repository for it; serve it with "
             "q8trt.Engine, or load its model.onnx or model.plan in Triton as token arrays in, logits out"
+        )
+    if config.threshold is not None and manifest.head.kind is not HeadKind.MULTI_LABEL_CLASSIFICATION:
+        raise ConfigError(
+            f"--threshold is for a multi-label classifier, and {engine} answers {manifest.task.name}; leave it out"
         )
     if ONNX_FILE not in manifest.files:
         raise EngineError(f"{engine} has no {ONNX_FILE}; rebuild it: {rebuild_command(engine, manifest)}")
