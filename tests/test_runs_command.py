@@ -81,18 +81,53 @@ def run_json(capsys: pytest.CaptureFixture[str], command: str, *argv: str) -> An
     return json.loads(capsys.readouterr().out)
 
 
-def test_runs_are_listed_newest_first_with_their_scores(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def lines_of(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_runs_are_listed_newest_first_with_their_scores(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run_command("runs", []) == 0
+    lines = lines_of(capsys.readouterr().out)
+    late = lines.index("late minilm STS-B finished gpu gpu pearson 86.84 86.31 87.19")
+    assert lines[late + 1] == "early minilm sequence-classification finished gpu gpu agreement - 99.10 -"
+    assert f"late/engine QAT {MANIFEST.precision.label} 2.0 model.plan {BACKEND} 87.24" in lines
+    assert not any("not shown" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_terminal_shows_name_task_model_state_and_scores(
+    width: int, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    name = "multi-label-classification-mpnet-20261128-093012"
+    make_run(runs / name, -1, fp32=0.8947)
+    make_engine(runs / name / "engine-fp32")
     assert run_command("runs", []) == 0
     out = capsys.readouterr().out
-    lines = [" ".join(line.split()) for line in out.splitlines()]
-    late = lines.index("late minilm STS-B gpu gpu pearson 86.84 86.31 87.19")
-    assert lines[late + 1] == "early minilm sequence-classification gpu gpu agreement - 99.10 -"
-    assert f"late/engine QAT {MANIFEST.precision.label} 2.0 model.plan {BACKEND} 87.24" in lines
+    assert max(map(len, out.splitlines())) <= width
+    lines = lines_of(out)
+    if width == 80:
+        run = next(number for number, line in enumerate(lines) if line.startswith(f"{name} "))
+        assert lines[run].endswith("89.47 - -")
+        assert lines[run + 1] == "STS-B, minilm, unfinished"
+        late = next(number for number, line in enumerate(lines) if line.startswith("late "))
+        assert lines[late].endswith("86.84 86.31 87.19")
+        assert lines[late + 1] == "STS-B, minilm, finished"
+        engine = next(number for number, line in enumerate(lines) if line.startswith(f"{name}/ "))
+        assert lines[engine + 1] == "engine-fp32"
+    else:  # names are folded
+        assert name in "".join(line.split(" ")[0] for line in lines)
+    assert {"89.47", "86.84", "86.31", "87.19", "99.10", "87.24"} <= set(out.split())
+    assert "not shown at this width: recipe, target" in " ".join(lines)
 
 
 def test_a_list_as_json_has_the_same_facts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     late, early = run_json(capsys, "runs")["runs"]
     assert (late["name"], late["task"], late["recipe"], late["target"]) == ("late", "STS-B", "gpu", "gpu")
+    assert late["state"] == early["state"] == "finished"
     assert late["scores"] == {"fp32": 0.8684, "ptq": 0.8631, "int8": 0.8719}
     (engine,) = late["engines"]
     assert (engine["name"], engine["bytes"], engine["score"]) == ("engine", 2**21, pytest.approx(0.8724))

@@ -84,7 +84,9 @@ def test_a_narrow_terminal_loses_columns_before_words_wrap_and_never_cuts_a_figu
     short = Table(COLUMNS, (("model", *ROWS[0][1:]), *ROWS[1:]), title="A title")
     whole = max(map(len, printed(200, short).splitlines()))
     assert "1000.0" in printed(whole, short)
+    assert "not shown" not in printed(whole, short)
     assert "1000.0" not in printed(whole - len(COLUMNS), short)  # less than the space between columns can give
+    assert "not shown at this width: mean ms\n" in printed(whole - len(COLUMNS), short)
     for width in range(44, 100):
         assert {"1.23", "+0.50", "16x128"} <= set(printed(width).split())
         assert max(map(len, printed(width).splitlines())) <= width

@@ -28,7 +28,7 @@ PARSER = Parser(Options, "q8trt runs", __doc__)
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     options: Options = PARSER.read(argv)
-    from q8trt.reporting.listing import engines_table, list_runs, problem_lines, runs_dict, runs_table
+    from q8trt.reporting.listing import engines_tables, list_runs, problem_lines, runs_dict, runs_tables
     from q8trt.reporting.terminal import print_table
 
     runs = list_runs(options.runs_dir)
@@ -39,9 +39,9 @@ def run(argv: list[str]) -> int:
         say(f"no runs under {options.runs_dir}/; make one: {make_a_run(options.runs_dir)}")
         return 0
     console = table_console()
-    for table in (runs_table(each for each in runs if not each.problem), engines_table(runs)):
-        if table.rows:
-            print_table(console, table)
+    for wide, narrow in (runs_tables([each for each in runs if not each.problem]), engines_tables(runs)):
+        if wide.rows and not print_table(console, wide, optional=True):
+            print_table(console, narrow)
     for line in problem_lines(runs):
         say(line)
     return 0

@@ -16,7 +16,7 @@ from q8trt.errors import Q8TRTError
 from q8trt.reporting.formats import x100
 from q8trt.reporting.stored import StoredReport, read_report
 from q8trt.reporting.table import Column, Table, words
-from q8trt.runs.config import config_of_run, model_name
+from q8trt.runs.config import config_of_run, last_stage, model_name
 from q8trt.runs.run import STAGES, Run, find_runs
 
 
@@ -57,6 +57,7 @@ class RunEntry:
         task: of the data; a kind of head where a model was quantized without a task.
         recipe: name of the quantization recipe; "" for a run that ends with FP32.
         target: the device that engines are made for.
+        state: "finished", or "unfinished" while the last stage is missing.
         main_metric: name of the metric of `scores`.
         scores: finished stage -> main metric on the first development split, as a fraction; None if it was not measured.
         engines: in the order of their names.
@@ -70,6 +71,7 @@ class RunEntry:
     task: str = ""
     recipe: str = ""
     target: str = ""
+    state: str = ""
     main_metric: str = ""
     scores: dict[str, float | None] = dataclasses.field(default_factory=dict)
     engines: tuple[EngineEntry, ...] = ()
@@ -97,6 +99,7 @@ def run_entry(run: Run) -> RunEntry:
         task.name,
         config.recipe.name if config.precision.is_quantized else "",
         config.target.value,
+        "finished" if last_stage(config) in record.stages else "unfinished",
         task.main_metric,
         {name: first_score(stage.scores, task.main_metric) for name, stage in record.stages.items()},
         tuple(engine_entry(each, report) for each in sorted(engine_folders(run.path))),
@@ -148,12 +151,31 @@ def first_score(scores: Mapping[str, Any], metric: str) -> float | None:
     return next((float(value) for value in values if isinstance(value, int | float)), None)
 
 
-def runs_table(runs: Iterable[RunEntry]) -> Table:
-    """Return a row for each run: names, and scores x100."""
-    stages = [Column(stage.upper(), "x100", format=x100, missing="not finished, or not scored") for stage in STAGES]
-    names = (_names("run"), _names("model"), _names("task"), _names("recipe"), _names("target", 1), _names("metric", 2))
-    columns, rows = (*names, *stages), tuple(_run_row(run) for run in runs)
-    return Table(columns, rows)
+def runs_tables(runs: Sequence[RunEntry]) -> tuple[Table, Table]:
+    """Return a row for each run, with scores x100: a wide table, and one for a narrow terminal.
+
+    In the narrow one, task, model and state are below the name, and columns that matter less may be left out.
+    """
+    stages = tuple(
+        Column(stage.upper(), "x100", format=x100, missing="not finished, or not scored") for stage in STAGES
+    )
+    scores = [tuple(run.scores.get(stage) for stage in STAGES) for run in runs]
+    facts = [(run.recipe or None, run.target, run.main_metric) for run in runs]
+    names = tuple(map(_names, ("run", "model", "task", "state", "recipe", "target", "metric")))
+    wide = [(run.name, run.model, run.task, run.state, *each) for run, each in zip(runs, facts, strict=True)]
+    below = [_stacked(run.name, ", ".join((run.task, run.model, run.state))) for run in runs]
+    ranked = (words("run", wraps=True), _names("recipe", 2), _names("target", 3), _names("metric", 1))
+    narrow = [(name, *each) for name, each in zip(below, facts, strict=True)]
+    return _joined((*names, *stages), wide, scores), _joined((*ranked, *stages), narrow, scores)
+
+
+def _joined(columns: tuple[Column, ...], left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, ...]]) -> Table:
+    return Table(columns, tuple((*first, *second) for first, second in zip(left, right, strict=True)))
+
+
+def _stacked(*lines: str) -> str:
+    """Return lines of a cell, the second of which is indented; names may come from a file of someone else's."""
+    return "\n  ".join(map(one_line, lines))
 
 
 def _names(heading: str, rank: int = 0) -> Column:
@@ -161,35 +183,21 @@ def _names(heading: str, rank: int = 0) -> Column:
     return replace(words(heading), format=one_line, rank=rank)
 
 
-def _run_row(run: RunEntry) -> tuple[Any, ...]:
-    scores = (run.scores.get(stage) for stage in STAGES)
-    return run.name, run.model, run.task, run.recipe or None, run.target, run.main_metric, *scores
-
-
-def engines_table(runs: Iterable[RunEntry]) -> Table:
-    """Return a row for each engine that can be read, in the order of the runs."""
-    columns = (
-        _names("engine"),
-        _names("model"),
-        Column("size", "MiB", format=lambda size: f"{size / 2**20:.1f}"),
-        _names("file", 2),
-        _names("backend", 1),
-        Column("score", "x100", format=x100),
+def engines_tables(runs: Iterable[RunEntry]) -> tuple[Table, Table]:
+    """Return a row for each engine that can be read, in the order of the runs: as `runs_tables`."""
+    pairs = [(run, each) for run in runs for each in run.engines if not each.problem]
+    size, score = Column("size", "MiB", format=lambda size: f"{size / 2**20:.1f}"), Column("score", "x100", format=x100)
+    facts = [
+        (each.label, each.bytes, PLAN_FILE if each.has_plan else ONNX_FILE, each.backend or None, each.score)
+        for _, each in pairs
+    ]
+    wide = [(f"{run.name}/{each.name}",) for run, each in pairs]
+    below = [(_stacked(f"{run.name}/", each.name),) for run, each in pairs]
+    columns = (_names("model"), size, _names("file", 2), _names("backend", 1), score)
+    return (
+        _joined((_names("engine"), *(replace(each, rank=0) for each in columns)), wide, facts),
+        _joined((words("engine", wraps=True), *columns), below, facts),
     )
-    rows = tuple(
-        (
-            f"{run.name}/{each.name}",
-            each.label,
-            each.bytes,
-            PLAN_FILE if each.has_plan else ONNX_FILE,
-            each.backend or None,
-            each.score,
-        )
-        for run in runs
-        for each in run.engines
-        if not each.problem
-    )
-    return Table(columns, rows)
 
 
 def problem_lines(runs: Iterable[RunEntry]) -> list[str]:

@@ -46,7 +46,7 @@ def print_table(console: Console, table: Table, optional: bool = False, legend: 
 
     Args:
         console: rich's console.
-        table: what to print; columns of a high rank are left out if there is no room.
+        table: what to print; if there is no room, columns of a high rank are left out, and a line names them.
         optional: whether to print nothing where no layout fits; else the lines are as long as they must be.
         legend: whether to print the legend.
 
@@ -56,24 +56,27 @@ def print_table(console: Console, table: Table, optional: bool = False, legend: 
     fitting = _fitting(console, table)
     if fitting is None and optional:
         return False
+    rank, layout = fitting or (0, rich_table(table.up_to(0), 0))
     if table.title:
         say(console, table.title, "bold")
-    console.print(fitting or rich_table(table.up_to(0), 0), crop=False)
+    console.print(layout, crop=False)
+    if left_out := [column.title for column in table.columns if column.rank > rank]:
+        say(console, f"not shown at this width: {', '.join(left_out)}", "dim")
     if table.legend and legend:
         say(console, table.legend, "dim")
     console.print()
     return True
 
 
-def _fitting(console: Console, table: Table) -> RichTable | None:
-    """Return the first layout that needs no wrapping, else the first that cuts no figure, else None."""
+def _fitting(console: Console, table: Table) -> tuple[int, RichTable] | None:
+    """Return the first layout that needs no wrapping, else the first that cuts no figure, else None; with its highest rank."""
     from rich.measure import Measurement
 
     ranks = sorted({column.rank for column in table.columns}, reverse=True)
-    layouts = [rich_table(table.up_to(rank), padding) for rank in ranks for padding in (1, 0)]
+    layouts = [(rank, rich_table(table.up_to(rank), padding)) for rank in ranks for padding in (1, 0)]
     # The console's own width would clamp the measure to itself, and everything would seem to fit.
     unbounded = console.options.update(max_width=10_000)
-    widths = [Measurement.get(console, unbounded, layout) for layout in layouts]
+    widths = [Measurement.get(console, unbounded, layout) for _, layout in layouts]
     whole = [layout for layout, width in zip(layouts, widths, strict=True) if width.maximum <= console.width]
     uncut = [layout for layout, width in zip(layouts, widths, strict=True) if width.minimum <= console.width]
     return next(iter(whole + uncut), None)
