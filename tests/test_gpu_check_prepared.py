@@ -227,7 +227,7 @@ def test_every_engine_has_its_step(kit_folder: Path) -> None:
 
 
 def test_a_kit_that_is_damaged_is_refused(kit_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no prepared check"):
+    with pytest.raises(ConfigError, match="is not a prepared check"):
         read_kit(tmp_path)
     (tmp_path / KIT_FILE).write_text("{}")
     with pytest.raises(ConfigError, match="is damaged: missing key"):
@@ -262,7 +262,7 @@ def test_the_commands(
     assert "not reached  latency bert-base 16 tokens" in out.replace("not reached latency", "not reached  latency")
     assert "not reached; " in out
     assert "give one" in refused("gpu-check", "--prepare", "a", "--prepared", "b")
-    assert "is no prepared check" in refused("gpu-check", "--prepared", "nowhere")
+    assert "is not a prepared check" in refused("gpu-check", "--prepared", "nowhere")
     assert "budget" in refused("gpu-check", "--prepared", str(kit_folder), "--budget", "0")
 
 

@@ -96,7 +96,7 @@ def test_by_default_this_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_no_model_or_has_its_weights_elsewhere_is_refused() -> None:
-    with pytest.raises(ValueError, match="it is no ONNX model: "):
+    with pytest.raises(ValueError, match="it is not an ONNX model: "):
         for_the_cpu(b"\x0a\xff\xff\xff\xff\x0fno")
     model = shared_activation()
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL

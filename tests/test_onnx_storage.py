@@ -83,10 +83,10 @@ OUTSIDE, ABSENT = "outside the model's folder", "does not exist"
         ("n" * 300, None, None, ABSENT),
         ("weights.bin", "4", None, "truncated: tensor 'w' reaches to byte 52 of 48"),
         ("weights.bin", "9" * 19, None, "truncated"),
-        ("weights.bin", "-4", None, "has the offset '-4', which is no number of bytes"),
-        ("weights.bin", "0x0", None, "no number of bytes"),
+        ("weights.bin", "-4", None, "has the offset '-4', which is not a number of bytes"),
+        ("weights.bin", "0x0", None, "not a number of bytes"),
         ("weights.bin", None, "4", "needs 48 bytes, but claims 4"),
-        ("weights.bin", None, "9" * 5000, "no number of bytes"),
+        ("weights.bin", None, "9" * 5000, "not a number of bytes"),
     ],
 )
 def test_values_elsewhere_are_refused(folder: Path, location: str, offset: Any, length: Any, problem: str) -> None:

@@ -1,7 +1,7 @@
-"""The seam to TensorRT: the one module that imports `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
+"""The only module that imports `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
 
-The packages offer the same Python API under another module name, so the rest of q8trt takes a `Backend` and never asks
-which one it holds, except where the two truly differ (timing caches, portability over GPU architectures).
+The packages have the same Python API under different module names. All other code of q8trt uses a `Backend`, and
+distinguishes the packages only for real differences (timing caches, portability over GPU architectures).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from q8trt.hardware.packages import install_command, installed_version
 
 BACKENDS = TENSORRT, TENSORRT_RTX = ("tensorrt", "tensorrt_rtx")
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
-#: TensorRT's runtime alone: it runs version-compatible plans and builds none ("Version Compatibility" in its documentation).
+#: TensorRT's lean runtime runs version-compatible plans and builds none ("Version Compatibility" in its documentation).
 LEAN, LEAN_TITLE = "tensorrt_lean", "TensorRT's lean runtime"
 INSTALL = {TENSORRT: install_command("tensorrt"), TENSORRT_RTX: install_command("rtx")}
 _ALIASES = {"trt": TENSORRT, "rtx": TENSORRT_RTX, "trt_rtx": TENSORRT_RTX}
 
 _log = logging.getLogger(__name__)
 _trt_log = logging.getLogger("q8trt.tensorrt")
-# What TensorRT calls an error also becomes the message of an exception; it is shown twice only if logging is set up.
+# An error of TensorRT also becomes the message of an exception, so it is printed twice only if logging is configured.
 _trt_log.addHandler(logging.NullHandler())
 _loggers: dict[str, Any] = {}
 
@@ -59,7 +59,7 @@ class Backend:
 
     @property
     def driver_problem(self) -> DriverProblem | None:
-        """The reason why the driver cannot run this package; None if it can, or without a driver."""
+        """The reason why the driver cannot run this package; None if it can, or if there is no driver."""
         return driver_problem(LEAN if self.is_lean else self.name, self.title)
 
     @property
@@ -78,7 +78,7 @@ class Backend:
         return _loggers[self.name]
 
     def check_driver(self) -> None:
-        """Compare the package's CUDA version with the driver's, before anything of the package is constructed.
+        """Compare the package's CUDA version with the driver's before any object of the package is constructed.
 
         Raises:
             BackendError: the driver is too old; the line names the package that fits it.
@@ -90,7 +90,7 @@ class Backend:
         """Check that a plan can be built here. TensorRT-RTX builds without a GPU.
 
         Raises:
-            BackendError: TensorRT has no driver, without which its builder aborts the process, or one that is too old.
+            BackendError: the driver is missing or too old. Without a driver, TensorRT's builder aborts the process.
         """
         if self.is_rtx:
             return
@@ -115,13 +115,13 @@ class Backend:
         except TypeError as error:  # pybind11's word for TensorRT's null pointer
             raise BackendError(f"{self.title} cannot start: {self.last_error()}") from error
         if self.logger().errors:
-            # TensorRT 11 returns an object around null instead. Its destructor would end the process, so it never runs.
+            # TensorRT 11 returns an object around null. Its destructor would end the process, so it must not run.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
             raise BackendError(f"{self.title} cannot start: {self.last_error()}")
         return runtime
 
     def forget_errors(self) -> None:
-        """Forget logged errors, so that `last_error` is about the work that follows."""
+        """Delete logged errors, so `last_error` is about the following work."""
         self.logger().errors.clear()
 
     def last_error(self) -> str:
@@ -138,15 +138,15 @@ class Backend:
     def portable_sms(self) -> list[str]:
         """Return the compute capabilities that a plan covers when none is asked for, such as ["8.0", "8.6"]; [] if only one.
 
-        TensorRT-RTX plans run on every architecture it names except Turing (7.5), which must be asked for alone; see
-        "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU at hand.
+        A plan of TensorRT-RTX covers every architecture that it names except Turing (7.5), which needs a separate plan; see
+        "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU of this machine.
         """
         return [sm for sm in self.supported_sms() if sm != "7.5"]
 
     def refusal(self, card: Gpu) -> str | None:
         """Return why no plan of this package runs on `card`; None if some plan does.
 
-        TensorRT-RTX runs on the architectures that it names and on newer ones, and refuses those between: 1.7 loads no
+        TensorRT-RTX runs on the architectures that it names and on newer ones, but not on those in between: 1.7 loads no
         plan on an H100 (9.0), see `benchmarks/results/tensorrt-rtx-on-h100.json`.
         """
         named = self.supported_sms()
@@ -166,7 +166,7 @@ class BackendState:
         name: one of `BACKENDS`.
         backend: the package; None if it cannot be used.
         problem: why it cannot be used, with the remedy; "" if it can.
-        installed: False only where the package is missing.
+        installed: False only if the package is missing.
     """
 
     name: str
@@ -242,9 +242,9 @@ def builders(name: str | None = None) -> list[Backend]:
 
 
 def in_order(backends: Sequence[Backend], cards: Sequence[Gpu]) -> list[Backend]:
-    """Return `backends` with the one first that does the job on a machine with these GPUs.
+    """Return `backends` with the best one first for a machine with these GPUs.
 
-    That is TensorRT, which needs a GPU and its driver to build, else TensorRT-RTX, which needs neither.
+    TensorRT is first if there is a GPU with a driver, which its builder needs. Otherwise TensorRT-RTX is first.
     """
 
     def is_unable(backend: Backend) -> bool:
@@ -256,7 +256,7 @@ def in_order(backends: Sequence[Backend], cards: Sequence[Gpu]) -> list[Backend]
 def plan_runtime(name: str, version_compatible: bool) -> Backend:
     """Import the package that loads plans of the backend `name`: the package itself, or TensorRT's lean runtime.
 
-    The latter is taken for version-compatible plans where the former is missing. Raises as `find_backend`.
+    The lean runtime loads version-compatible plans if the package is missing. Raises as `find_backend`.
     """
     try:
         return _load(backend_name(name))

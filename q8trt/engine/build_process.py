@@ -1,7 +1,7 @@
-"""Builds of plans in a separate process, so that what ends the builder does not end the program that asked for it.
+"""Builds of plans in a separate process, so that a crash of the builder does not end the caller.
 
-TensorRT is native code: a fault in it, or the system's killer of processes that use too much memory, ends the process it
-runs in. Here that is an error of one line. Ctrl-C ends a build at once, because nothing of it needs to be put in order.
+TensorRT is native code. A fault in it, or the out-of-memory killer of the system, ends its process. Here that becomes an error of
+one line. Ctrl-C ends a build immediately, because there is no state to clean up.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _LOGGERS = ("q8trt", "q8trt.tensorrt")
 def build_plan(
     onnx_path: str | Path, plan_path: str | Path, config: BuildConfig, on_progress: PhaseCallback | None = None
 ) -> PlanInfo:
-    """Build `plan_path` from `onnx_path`; the plan is written whole or not at all.
+    """Build `plan_path` from `onnx_path`; the plan is written completely or not at all.
 
     The inputs are the network's own, each (batch, sequence). TensorRT needs a GPU to build, TensorRT-RTX does not. See
     "The Build Phase" (Python API documentation) in TensorRT's documentation.
 
-    `on_progress` is called as the build goes on; an exception of it ends the build.
+    `on_progress` is called during the build; an exception in it ends the build.
 
     Raises:
-        ConfigError: `config.backend` is unknown, or lacks what `config` asks for.
+        ConfigError: `config.backend` is unknown, or does not support an option of `config`.
         BackendError: the backend is not installed or cannot start (TensorRT without a GPU).
         EngineError: the ONNX file is missing, damaged or not supported, the plan cannot be built or written, or the builder
             crashed or was killed; the signal is named.
@@ -62,12 +62,12 @@ def build_plan(
 
 
 def started_backend(config: BuildConfig) -> Backend:
-    """Return the first backend for `config` whose builder starts here, tried in a process of its own.
+    """Return the first backend for `config` whose builder starts here. Each is tried in a separate process.
 
-    So a build ends before the minutes that an export may take where its builder would only end the process.
+    So a build fails before an export of minutes, instead of when the builder ends the process.
 
     Raises:
-        ConfigError: `config.backend` is unknown, or the backend lacks what `config` asks for.
+        ConfigError: `config.backend` is unknown, or the backend does not support an option of `config`.
         BackendError: no backend is installed, or none starts.
     """
     problems: list[str] = []
@@ -86,7 +86,7 @@ def started_backend(config: BuildConfig) -> Backend:
 def _in_child(
     files: messages.BuildFiles | None, config: BuildConfig, moment: str, on_progress: PhaseCallback | None = None
 ) -> messages.Started | messages.Built:
-    """Start a building process and return its answer. Raises what it answers, or EngineError where it left none."""
+    """Start a building process and return its answer. Raises its error, or EngineError if there is no answer."""
     levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS}
     request = messages.BuildRequest(files, config, on_progress is not None, levels)
     with tempfile.TemporaryFile() as stderr, _child(msgspec.json.encode(request).decode(), stderr) as child:
@@ -117,9 +117,9 @@ def _in_child(
 
 @contextlib.contextmanager
 def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `q8trt.engine.build_worker` with this process's import paths, and end it, whatever happens here.
+    """Start `q8trt.engine.build_worker` with this process's import paths, and end it also after an error.
 
-    Its standard input is a pipe that nothing is written to: when this process dies, the pipe closes and the child ends.
+    Its standard input is a pipe without input. If this process dies, the pipe closes and the child ends.
     """
     command, pipe = python_module("q8trt.engine.build_worker", request), subprocess.PIPE
     try:

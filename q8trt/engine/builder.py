@@ -1,7 +1,7 @@
-"""ONNX with Q/DQ in, a TensorRT plan out, in this process; `build_process` does it in a separate one.
+"""The build of a TensorRT plan from ONNX with Q/DQ in this process; `build_process` uses a separate one.
 
-Networks are strongly typed: every tensor has the type the ONNX file gives it, and nothing but the file decides what
-runs in INT8. TensorRT 11 and TensorRT-RTX know no other way; on TensorRT 10 the flag asks for it.
+Networks are strongly typed: every tensor has the type of the ONNX file, and only the file decides which operations run in INT8.
+TensorRT 11 and TensorRT-RTX have only this mode; TensorRT 10 needs a flag.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _T = TypeVar("_T")
 def build_here(
     onnx_path: Path, plan_path: Path, config: BuildConfig, on_progress: PhaseCallback | None = None
 ) -> PlanInfo:
-    """Build `plan_path` from `onnx_path` in this process: a crash of the builder ends it, Ctrl-C waits for the builder.
+    """Build `plan_path` from `onnx_path` in this process. A crash of the builder ends it; Ctrl-C waits for the builder.
 
     Each input of the network is (batch, sequence), both dynamic. The plan is not written atomically. `on_progress` is called
-    from the building thread; an exception of it stops the build and is raised.
+    from the building thread; an exception in it stops the build and is raised.
 
     Raises:
-        ConfigError: `config.backend` is unknown, or lacks what `config` asks for.
+        ConfigError: `config.backend` is unknown, or does not support an option of `config`.
         BackendError: the backend is not installed or cannot start (TensorRT without a GPU).
         EngineError: the ONNX file is damaged or not supported, or the plan cannot be built.
         OSError: the plan cannot be written.
@@ -53,9 +53,9 @@ def build_here(
 
 
 def peak_memory_mib() -> float | None:
-    """Return the most memory that this process ever held in RAM, in MiB; None if the system does not report it.
+    """Return the peak resident memory of this process, in MiB; None if the system does not report it.
 
-    Linux's `ru_maxrss` will not do: a process inherits it from the one that started it, however large that was.
+    Linux's `ru_maxrss` is not usable, because a process inherits it from its parent.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -70,7 +70,7 @@ def peak_memory_mib() -> float | None:
 
 
 def new_builder(backend: Backend) -> Any:
-    """Construct a `trt.Builder`. Without CUDA, that of TensorRT 10 aborts the process, and that of 11 ends in SIGSEGV."""
+    """Construct a `trt.Builder`. Without CUDA, TensorRT 10 aborts the process, and 11 ends with SIGSEGV."""
     backend.forget_errors()
     try:
         return backend.module.Builder(backend.logger())
@@ -113,7 +113,7 @@ class _Build:
         return plan
 
     def report(self, plan: Any) -> EngineReport:
-        """Return the contents of `plan`, from the inspector where a GPU can load it, else from the builder's log."""
+        """Return the contents of `plan`: from the inspector if a GPU can load it, else from the builder's log."""
         inspected = inspect_plan(self.backend, plan) if gpus() else None
         return engine_report(self.log, inspected, self.sites, len(self.options.profiles))
 
@@ -221,7 +221,7 @@ def _using_cache(step: Callable[[], _T]) -> _T:
 def graph_sites(trt: Any, network: Any) -> GraphSites:
     """Return the matrix products and quantized additions of a parsed `trt.INetworkDefinition`, under their ONNX names.
 
-    An elementwise layer of two dequantized tensors is taken for an addition: BERT's graph has no other one.
+    An elementwise layer of two dequantized tensors counts as an addition, because BERT's graph has no other.
     """
     kinds = trt.LayerType
     constants: set[str] = set()
@@ -245,7 +245,7 @@ def graph_sites(trt: Any, network: Any) -> GraphSites:
 
 
 def _parser_message(path: Path, parser: Any, backend: Backend) -> str:
-    """Return one line for the parser's errors, with the first one's node where it has one."""
+    """Return one line for the parser's errors, with the node of the first one if it is known."""
     if not parser.num_errors:
         return f"{path} cannot be parsed: {backend.last_error()}"
     first = parser.get_error(0)
@@ -271,7 +271,7 @@ def _progress_monitor(backend: Backend, on_progress: PhaseCallback | None) -> An
             self.totals: dict[str, int] = {}
 
         def report(self, phase: str, done: int) -> None:
-            # An exception must not cross the C++ frames between here and `run`: keep it, stop, raise it later.
+            # An exception must not cross the C++ frames between here and `run`: store it, stop, and raise it later.
             try:
                 if self.failure is None:
                     callback(phase, done, self.totals[phase])

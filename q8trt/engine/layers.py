@@ -1,4 +1,4 @@
-"""The layers of a built engine, from either of the two texts in which TensorRT reports them.
+"""The layers of a built engine, from either of the two reports of TensorRT.
 
 Both need a plan built with ``ProfilingVerbosity.DETAILED``:
 
@@ -38,7 +38,7 @@ _MYELIN_MOVES = {"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast"}
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a layer: its type, one of TYPES, or None for integers of shapes and where the text has none; its dims."""
+    """A tensor of a layer: its type, one of TYPES (None for integers of shapes, or without a type in the text), and its dims."""
 
     datatype: str | None
     dims: tuple[int, ...]
@@ -51,10 +51,10 @@ class Layer:
     Attributes:
         name: TensorRT's name of it.
         kind: its "LayerType", such as "gemm", "kgen" (a generated kernel), "Reformat", "wait".
-        inputs: activations it reads.
-        constants: weights it reads.
-        outputs: what it writes.
-        sources: names of the ONNX nodes it computes, in whole or in part.
+        inputs: activations that it reads.
+        constants: weights that it reads.
+        outputs: tensors that it writes.
+        sources: names of the ONNX nodes that it computes, in whole or in part.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Layer:
 
     @property
     def is_reformat(self) -> bool:
-        """True if it only moves or converts data: a Reformat layer, or a generated kernel of such operations alone."""
+        """True if it only moves or converts data: a Reformat layer, or a generated kernel with only such operations."""
         operations = self._operations
         return self.kind.casefold() == "reformat" or (bool(operations) and operations <= _MYELIN_MOVES)
 

@@ -1,7 +1,7 @@
-"""The problems that keep a plan from running on this machine, known before it is loaded.
+"""The problems that keep a plan from running on this machine. They are found before it is loaded.
 
-A plan that cannot run fails at load with obscure words. Each problem here has its remedy; where that is a rebuild, the
-command is exact: it repeats the manifest's build options, changed by no more than the problems ask for.
+A plan that cannot run fails to load with an obscure message. Each problem here has a remedy. If the remedy is a rebuild, the
+command repeats the build options of the manifest, and changes only those that the problems require.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Problem:
     """An obstacle for a plan on this machine.
 
     Attributes:
-        cause: what is wrong.
-        remedy: how to fix it.
-        rebuild: where the remedy is a rebuild, the options that it changes, as arguments of `rebuild_command`.
-        only_other_runtime: True if nothing helps but to run the ONNX file on ONNX Runtime, as `remedy` then says.
+        cause: the problem.
+        remedy: the fix.
+        rebuild: if the remedy is a rebuild, the options that it changes, as arguments of `rebuild_command`.
+        only_other_runtime: True if the only remedy is to run the ONNX file on ONNX Runtime.
     """
 
     cause: str
@@ -61,8 +61,8 @@ def preflight(
 
     Args:
         folder: the engine folder.
-        backend: "tensorrt" or "tensorrt_rtx", where the plan must run on that one.
-        shapes: the (batch, sequence) that the plan must take.
+        backend: "tensorrt" or "tensorrt_rtx", if the plan must run on it.
+        shapes: the (batch, sequence) that the plan must accept.
         cards: the GPUs of the machine, of which the first is used; default: those that the driver reports.
         verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
 
@@ -92,7 +92,7 @@ def damage(folder: Path, manifest: Manifest) -> list[Problem]:
 
 
 def _with_command(problems: Sequence[Problem], folder: Path, manifest: Manifest) -> list[Problem]:
-    """Give each problem that a rebuild solves the command that solves them all."""
+    """Add the command that solves all problems to each problem that a rebuild solves."""
     changes: dict[str, Any] = {}
     for problem in problems:
         changes |= problem.rebuild or {}
@@ -101,7 +101,7 @@ def _with_command(problems: Sequence[Problem], folder: Path, manifest: Manifest)
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """Return all of `problems` in one line; a remedy of several appears once, after the last of them."""
+    """Return all of `problems` in one line; a remedy of several problems appears once, after the last of them."""
     last = {problem.remedy: index for index, problem in enumerate(problems)}
     return "; ".join(
         str(problem) if last[problem.remedy] == index else problem.cause for index, problem in enumerate(problems)

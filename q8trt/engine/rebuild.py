@@ -57,15 +57,15 @@ def rebuild_command(
 ) -> str:
     """Return the `build_engine.py` command that makes `folder` again on this machine, in backticks.
 
-    A manifest names no paths of the machine that wrote it. The checkpoint is the run that holds the folder; where no run
-    does, RUN stands for it and is explained.
+    A manifest has no paths of the machine that wrote it. The checkpoint is the run that holds the folder. Without such a run,
+    the command has the placeholder RUN and an explanation.
 
     Args:
         folder: the engine folder.
-        manifest: its manifest; None if it is missing or damaged, and the folder's place and name must do.
-        profiles: other profiles than the manifest's.
-        backend: another backend than the manifest's; the former one's own options are left out.
-        sm: other compute capabilities than were asked for; () asks for none.
+        manifest: its manifest; None if it is missing or damaged. Then only the place and name of the folder are used.
+        profiles: profiles that replace the manifest's.
+        backend: backend that replaces the manifest's; options of the former backend are left out.
+        sm: compute capabilities that replace the manifest's; () for none.
     """
     if manifest is None:
         return _command_by_name(folder)
@@ -110,7 +110,7 @@ def _target(run: Path) -> Target:
 
 
 def _shape_options(profiles: Sequence[ShapeProfile]) -> ShapeOptions:
-    """Return the options that make `profiles`: buckets and batches where these do, else the single profile's shapes."""
+    """Return the options that make `profiles`: buckets and batches if possible, else the shapes of a single profile."""
     if not profiles:
         return ShapeOptions()
     first = profiles[0]

@@ -1,6 +1,6 @@
-"""The contents of a built engine: the types its layers run in, the fate of the graph's INT8 sites, its size.
+"""The contents of a built engine: the types of its layers, the treatment of the graph's INT8 sites, and its size.
 
-`layers` reads TensorRT's reports; this module counts, and notes why a count is missing.
+`layers` reads TensorRT's reports. This module counts, and records why a count is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MEMORY = {
 
 @dataclass(frozen=True)
 class GraphSites:
-    """The nodes of the ONNX graph that INT8 is about, by name, as the parser read them.
+    """The names of the ONNX nodes that can run in INT8, from the parser.
 
     Attributes:
         gemms: matrix products with a weight.
@@ -80,7 +80,7 @@ class EngineReport:
 
 
 class BuildLog:
-    """Keeps, of all that the builder logs, the lines that a report is made of."""
+    """Collects the lines of the builder's log that the report needs."""
 
     def __init__(self) -> None:
         self.layers = ""
@@ -99,7 +99,7 @@ class BuildLog:
 def engine_report(log: BuildLog, inspected: str | None, sites: GraphSites, profiles: int) -> EngineReport:
     """Count what an engine of `profiles` optimization profiles holds.
 
-    `inspected` is the inspector's JSON; None if the engine cannot be loaded, and the log must do.
+    `inspected` is the inspector's JSON; None if the engine cannot be loaded, and then the log is used.
     """
     source = "builder log" if inspected is None else "inspector"
     notes = [f"{name} is not in the builder's log" for name in _MEMORY if name not in log.memory]

@@ -98,9 +98,8 @@ def _profile_option(word: str) -> Any:
 def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> tuple[ShapeProfile, ...]:
     """Return one profile for each bucket (its longest sequence, tokens), tuned for `opt_batch` sequences of that length.
 
-    A profile begins where the one before it ends, so each shape has exactly one profile, and a kernel need not serve
-    lengths that another profile serves better: only a profile's `opt` is tuned for (TensorRT documentation,
-    "Optimization Profiles").
+    A profile begins behind the end of the previous one, so each shape has exactly one profile. TensorRT tunes a profile only for
+    its `opt` (TensorRT documentation, "Optimization Profiles"), so a shape runs in the profile that is tuned closest to it.
 
     Raises:
         ConfigError: there is no bucket, the buckets do not ascend, or the batches are not 1 <= opt <= max.
@@ -119,7 +118,7 @@ class ShapeOptions:
     """Options that choose the optimization profiles of a plan.
 
     Raises:
-        ConfigError: a single profile's shapes beside buckets or batches.
+        ConfigError: shapes of a single profile together with buckets or batches.
     """
 
     buckets: tuple[int, ...] = option(
@@ -167,7 +166,7 @@ def largest(profiles: Iterable[ShapeProfile]) -> Shape:
 
 
 def covering(profiles: Sequence[ShapeProfile], shape: tuple[int, ...]) -> int | None:
-    """Return the index of the tightest of `profiles` that takes a (batch, sequence) shape; None when none does."""
+    """Return the index of the smallest of `profiles` that accepts a (batch, sequence) shape; None if none does."""
     fitting = [index for index, profile in enumerate(profiles) if profile.covers(shape)]
     return min(fitting, key=lambda index: profiles[index].max[::-1], default=None)
 

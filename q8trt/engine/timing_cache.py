@@ -1,7 +1,7 @@
 """Kernel timings kept between builds, one file for each backend, version and GPU.
 
-Timings of another GPU or version are worse than none: TensorRT would choose its kernels by them. It refuses most such
-caches itself; here they are never even opened, because the file's name says what they belong to. See "Timing Cache" in
+Timings of another GPU or version would make TensorRT choose wrong kernels. TensorRT refuses most such caches itself. Here they
+are never opened, because the name of the file has backend, version and GPU. See "Timing Cache" in
 TensorRT's documentation.
 """
 
@@ -41,7 +41,7 @@ class TimingCache:
     """
 
     def __init__(self, config: Any, path: Path) -> None:
-        """Attach to the `trt.IBuilderConfig` `config` what `path` holds, or an empty cache where that is nothing usable."""
+        """Attach the cache in `path` to the `trt.IBuilderConfig` `config`; an empty cache if the file is not usable."""
         self._config, self._path = config, path
         self._loaded = path.read_bytes() if path.is_file() else b""
         self.state: Literal["new", "loaded"] = "new"
@@ -53,10 +53,10 @@ class TimingCache:
         attach(config, b"")
 
     def save(self) -> None:
-        """Write the timings, with those that another build has written meanwhile.
+        """Write the timings, merged with those that another build has written in the meantime.
 
-        The file is replaced whole, so builds beside each other never see half of one; of two that end within the same
-        moment one may lose its new timings, never the file.
+        The file is replaced atomically, so parallel builds never see half of it. If two builds end at the same moment, one may
+        lose its new timings, but the file stays sound.
 
         Raises:
             OSError: the file cannot be written.
@@ -71,7 +71,7 @@ class TimingCache:
 
 
 def attach(config: Any, data: bytes) -> Any:
-    """Return the cache made of `data`, in use by `config`; None when TensorRT refuses it: by null, by False or by raising."""
+    """Return the cache made from `data` and used by `config`; None if TensorRT refuses it (null, False or an exception)."""
     try:
         cache = config.create_timing_cache(data)
         return cache if cache is not None and config.set_timing_cache(cache, False) else None
@@ -81,7 +81,7 @@ def attach(config: Any, data: bytes) -> Any:
 
 
 def _combine(config: Any, cache: Any, data: bytes) -> None:
-    """Add the timings of `data` to `cache`; where both have one, `cache` keeps its own."""
+    """Add the timings of `data` to `cache`; existing timings of `cache` stay."""
     try:
         other = config.create_timing_cache(data)
         if other is None or not cache.combine(other, False):

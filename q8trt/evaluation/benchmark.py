@@ -1,4 +1,4 @@
-"""Engines -> one report: accuracy on the development set, latency, size, side by side in one run."""
+"""Engines -> one report with accuracy on the development set, latency and size, measured in one run."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def benchmark_engines(
 
     Args:
         engines: at least one; each becomes a row.
-        data: where the development set is; None leaves accuracy out.
-        config: backend, shapes and iterations of the timing, and what else is measured.
+        data: the source of the development set; None skips accuracy.
+        config: backend, shapes and iterations of the timing, and the other measurements.
         provenance: of the report, see `q8trt.hardware.provenance`.
 
     Raises:
-        Q8TRTError: bad data, a damaged engine, a backend that is absent.
+        Q8TRTError: bad data, a damaged engine, or a missing backend.
     """
     timing = _within_profiles(config.timing, engines)
     make_inputs = _random_inputs(engines)
@@ -129,12 +129,12 @@ def _mib(engine: EngineFolder, name: str) -> float | None:
 
 
 def _torch_scores(engine: EngineFolder, stage: str) -> dict[str, float] | None:
-    """Return the scores of the torch model of a stage on its (first) development set, as the manifest has them."""
+    """Return the scores of the torch model of a stage on its (first) development set, from the manifest."""
     return next(iter((engine.manifest.metrics.get(f"torch_{stage}") or {}).values()), None)
 
 
 def findings_of(path: Path, precision: Precision, largest_shape: tuple[int, int] | None) -> tuple[str, ...]:
-    """Return the linter's findings on a graph for TensorRT, the worst first; none for FP32, which has no quantizers."""
+    """Return the linter's findings on a graph, the worst first; none for FP32, which has no quantizers."""
     if precision == Precision.FP32 or not path.is_file():
         return ()
     report = lint(path, LintConfig(max_shapes=largest_shape))
@@ -150,13 +150,13 @@ def _scored(
     parity: bool,
     references: Mapping[str, np.ndarray],
 ) -> Row:
-    """Return `row` with its metrics and, where asked, the distance of its logits to the torch model's on the first split."""
+    """Return `row` with its metrics and, if requested, the distance of its logits to the torch model's on the first split."""
     metrics: dict[str, float] = {}
     distance = None
     for number, (split, rows) in enumerate(splits.items()):
         title, reference = f"Scoring {engine.name} on {split}", references.get(split)
         scores = batching.score(runner, rows, engine.manifest.task.activation, title, reference)
-        # MNLI has two development sets; the first one's metrics go by their own names.
+        # MNLI has two development sets; the metrics of the first one keep their names.
         metrics |= {name if number == 0 else f"{split}.{name}": value for name, value in scores.metrics.items()}
         if parity and number == 0:
             distance = _parity(engine, rows, scores.logits, batching)
@@ -198,7 +198,7 @@ def with_latencies(
     make_inputs: MakeInputs,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Row], list[GpuState]]:
-    """Return `rows` with the latencies of `runners` at more shapes, and the state of their GPU after each shape, if there is one.
+    """Return `rows` with latencies of `runners` at more shapes, and the state of the GPU, if any, after each shape.
 
     `graphs` are the ONNX files whose matrix products are counted; None if there is none.
     """
@@ -234,7 +234,7 @@ def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tupl
 
 
 def caveats(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
-    """Return what a reader must know of the machine and of the runtimes on it."""
+    """Return remarks on the machine and its runtimes."""
     clock = clock_warning(list(states))
     precisions: dict[tuple[str, str], list[Precision]] = {}
     for row in rows:
@@ -254,7 +254,7 @@ def _random_inputs(engines: Sequence[EngineFolder]) -> MakeInputs:
 
 
 def _within_profiles(config: TimingConfig, engines: Sequence[EngineFolder]) -> TimingConfig:
-    """Return the default shapes cut to what the engines accept; chosen shapes must fit.
+    """Return the default shapes, limited to those that the engines accept; chosen shapes must fit.
 
     Raises:
         ConfigError: a chosen shape is outside the profile of an engine.
@@ -276,10 +276,10 @@ def _within_profiles(config: TimingConfig, engines: Sequence[EngineFolder]) -> T
 
 
 def check_gate(gate: Gate, engines: Sequence[EngineFolder], data: DataConfig | None) -> None:
-    """Refuse, before anything is measured, a gate that these engines cannot answer.
+    """Refuse a gate that these engines cannot answer, before anything is measured.
 
     Raises:
-        ConfigError: there is nothing to judge, or nothing to judge it by.
+        ConfigError: no row can be judged, or there is no FP32 baseline.
     """
     option = "--max_drop" if gate.max_drop is not None else "--min_speedup"
     precisions = {engine.manifest.precision for engine in engines}

@@ -49,7 +49,7 @@ class BenchmarkConfig:
         group="development set",
     )
     timing: TimingConfig = group("timing", default=TimingConfig())
-    #: Kernels are compiled before they are timed, not in the background meanwhile: a shape that is timed comes again.
+    #: Kernels are compiled before the timing and not in the background, because each timed shape is repeated.
     plans: RunOptions = group(
         "plans (TensorRT and TensorRT-RTX)",
         only=("cuda_graph", "runtime_cache"),

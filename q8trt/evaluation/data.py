@@ -22,7 +22,7 @@ from q8trt.tasks.data import DataConfig, Features, load_dev, tokenize
 def data_config(
     engines: Sequence[EngineFolder], chosen: DataConfig | None, max_eval_samples: int | None = None
 ) -> DataConfig:
-    """Return the data to score on: `chosen`, else those of the run; of them the first `max_eval_samples` rows, None for all.
+    """Return the data to score on: `chosen`, else those of the run, limited to `max_eval_samples` rows (None: all).
 
     Raises:
         ConfigError: nothing is chosen and the engine is in no run; or the engines answer different tasks.
@@ -59,7 +59,7 @@ def _data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> 
 
 
 def _check_labels(engines: Sequence[EngineFolder], data: DataConfig) -> None:
-    """Raise ConfigError if the rows count their labels in another order than an engine its outputs."""
+    """Raise ConfigError if the labels of the rows have another order than the outputs of an engine."""
     labels = list(data.resolved_task.labels)
     for engine in engines:
         if engine.manifest.task.labels != labels:
@@ -90,7 +90,7 @@ class Batching:
     def of(
         cls, engines: Sequence[EngineFolder], data: DataConfig, batch_size: int, buckets: tuple[int, ...]
     ) -> Batching:
-        """Return the batches that are asked for, cut to what every plan accepts."""
+        """Return the batches, limited to shapes that every plan accepts."""
         limits = [shape for engine in engines if (shape := engine.manifest.largest_shape)]
         return cls(
             min([batch_size, *(batch for batch, _ in limits)]),

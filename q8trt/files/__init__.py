@@ -1,8 +1,8 @@
 """Files that survive crashes and other writers: atomic writes, advisory locks, hashes and guarded reading.
 
-`atomic` writes a file or a folder whole or not at all. `locks` keeps a second writer out. `ownership` decides what may be
-replaced. `decoding` reads JSON and YAML that someone else may have written, within limits. `seals` notes the hashes of a
-folder's files and compares them. `panics` turns panics of Rust libraries into errors.
+`atomic` writes a file or a folder completely or not at all. `locks` keeps a second writer out. `ownership` decides which files
+may be replaced. `decoding` reads untrusted JSON and YAML within limits. `seals` records the hashes of a folder's files and
+compares them. `panics` turns panics of Rust libraries into errors.
 """
 
 from q8trt.files.atomic import (

@@ -1,10 +1,10 @@
-"""Files and folders that are written whole or not at all.
+"""Files and folders that are written completely or not at all.
 
 A writer uses a temporary name in the same folder, flushes the data to the disk, and renames it when it is complete. A
 crash, Ctrl-C or a full disk never leaves half a file under a real name.
 
-A temporary name is locked while its writer lives. `remove_stale` deletes those that a killed writer left: the lock ends
-with its process, so a live writer is never disturbed.
+A writer locks its temporary name. `remove_stale` deletes the files of killed writers: a lock ends with its process, so files of
+running writers are never touched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from q8trt.files.locks import same_file, try_lock
 
-#: flag of renameat2(2): swap two names in one step. The folder is never missing, not even for a moment.
+#: Flag of renameat2(2): swap two names in one step, so the folder is never missing.
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[^.]+\.(tmp|old)")
@@ -37,7 +37,7 @@ def target_of(name: str) -> str | None:
 
 
 def umask_permissions(path: Path, mode: int) -> None:
-    """Give `path` the permissions that an ordinary create gives: `mode` without the umask.
+    """Give `path` the permissions of an ordinary file: `mode` without the umask.
 
     `tempfile` and safetensors make files that only their owner can read.
     """
@@ -47,7 +47,7 @@ def umask_permissions(path: Path, mode: int) -> None:
 
 
 def _temporary(path: Path, make: Callable[[Path], str]) -> tuple[Path, int]:
-    """Make a temporary file or folder beside `path` and lock it; returns it and the descriptor that holds the lock."""
+    """Make a temporary file or folder beside `path` and lock it; return it and the descriptor of the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path)
     while True:
@@ -74,7 +74,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any exception.
 
     Raises:
-        OSError: the folder cannot be made or written (a full disk included); nothing is left behind.
+        OSError: the folder cannot be made or written, for example on a full disk; no file stays behind.
     """
     path = Path(path)
     temporary, handle = _temporary(path, _new_file)
@@ -93,11 +93,11 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path`, and the old folder is deleted.
 
-    The caller decides beforehand whether `path` may be replaced. Files in the folder get ordinary permissions. On any
-    exception the temporary folder is removed and an old `path` stays as it was.
+    The caller must check that `path` may be replaced. Files in the folder get ordinary permissions. On any exception the
+    temporary folder is removed, and an old `path` does not change.
 
     Raises:
-        OSError: the folder cannot be made or written (a full disk included).
+        OSError: the folder cannot be made or written, for example on a full disk.
     """
     path = Path(path)
     with scratch_folder(path) as temporary:
@@ -110,7 +110,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and remove it afterwards. A killed process's is removed by the next one.
+    """Yield a temporary folder beside `path`, and remove it afterwards. The next process removes that of a killed one.
 
     Raises:
         OSError: the folder cannot be made.
@@ -161,7 +161,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Delete a file, a link or a folder; an error is ignored, because the result is complete already."""
+    """Delete a file, a link or a folder. Errors are ignored, because the result is already complete."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -170,13 +170,13 @@ def _remove(path: Path) -> None:
 
 
 def remove_stale(path: str | Path) -> list[Path]:
-    """Delete temporary files and folders of `path` whose writer was killed; returns what was deleted.
+    """Delete temporary files and folders of `path` whose writer was killed; return the deleted paths.
 
-    A folder ``.old`` becomes `path` again where `path` is missing: its writer was killed between two renames.
+    If `path` is missing, a folder ``.old`` becomes `path` again: its writer was killed between two renames.
     """
     path = Path(path)
     removed = []
-    # A name is compared, not matched: the user's may hold the wildcards of glob.
+    # Names are compared, not matched, because the user's name may contain wildcards of glob.
     prefix, endings = f".{path.name}.", (".tmp", ".old")
     with contextlib.suppress(OSError):
         for stale in sorted(path.parent.iterdir()):
@@ -201,7 +201,7 @@ def remove_stale(path: str | Path) -> list[Path]:
 
 
 def sweep(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
-    """Delete what killed writers left in `folder`, for targets whose names match one of `patterns`; returns what it was."""
+    """Delete temporary files of killed writers in `folder`, for targets that match one of `patterns`; return their paths."""
     with contextlib.suppress(OSError):
         names = {name for each in Path(folder).iterdir() if (name := target_of(each.name))}
         targets = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns))
@@ -219,7 +219,7 @@ def sync(path: str | Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Flush a folder's names to the disk, where the file system can."""
+    """Flush the names in a folder to the disk, if the file system supports it."""
     with contextlib.suppress(OSError):
         sync(path)
 

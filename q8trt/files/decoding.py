@@ -1,7 +1,7 @@
-"""Guarded reading of JSON and YAML: everything that q8trt reads back from a disk or a network goes through here.
+"""Guarded reading of JSON and YAML. q8trt reads every such file of a disk or a network with this module.
 
-The input is untrusted. Size, depth, number of values and width of integers have limits, so that no file can exhaust the
-memory or the stack. What does not fit raises `MalformedError`, whose one line names the place.
+The input is untrusted. Size, depth, number of values and width of integers have limits, so no file can exhaust the memory or
+the stack. Input that does not fit raises `MalformedError` with a line that names the place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 
 _T = TypeVar("_T")
 _MIB = 2**20
-#: msgspec's names of JSON types, in words.
+#: Names of JSON types in msgspec -> names in messages.
 _NAMES = {
     "str": "a string",
     "int": "a whole number",
@@ -65,7 +65,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         OSError: it is missing or cannot be read.
         MalformedError: it is not a regular file: reading a pipe or a device may never end.
     """
-    # O_NONBLOCK: opening a pipe that nobody writes to would wait forever.
+    # O_NONBLOCK: the open of a pipe without a writer would wait forever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):  # `os.fdopen` raises for a folder, without its name
         os.close(handle)
@@ -74,7 +74,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_limited(path: str | Path, limits: Limits = DEFAULT) -> bytes:
-    """Read a file. Raises OSError and MalformedError as `open_regular`, and MalformedError where it is too large."""
+    """Read a file. Raises OSError and MalformedError as `open_regular`, and MalformedError if it is too large."""
     with open_regular(path) as file:
         data = file.read(limits.size + 1)
     _check_size(data, limits)
@@ -92,13 +92,13 @@ def read_json(path: str | Path, limits: Limits = DEFAULT) -> Any:
 
 
 def parse_json(data: bytes | str, limits: Limits = DEFAULT) -> Any:
-    """Parse JSON. Raises MalformedError for NaN, infinity and what is not JSON, not UTF-8, or beyond a limit."""
+    """Parse JSON. Raises MalformedError if it is not JSON or not UTF-8, for NaN and infinity, and beyond a limit."""
     _check_size(data, limits)
     try:
         value = msgspec.json.decode(data)
     except RecursionError:
         raise MalformedError(f"it is nested more than {limits.depth} levels deep") from None
-    except msgspec.ValidationError as error:  # a number that no double and no 64-bit integer holds
+    except msgspec.ValidationError as error:  # a number that fits neither a double nor a 64-bit integer
         raise MalformedError(_first_lower(str(error))) from None
     except msgspec.DecodeError as error:
         raise MalformedError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from None
@@ -109,17 +109,16 @@ def parse_json(data: bytes | str, limits: Limits = DEFAULT) -> Any:
 
 
 def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
-    """Parse one YAML document whose values JSON has too: no dates, no binary data, no recursive aliases.
+    """Parse one YAML document with values of JSON only: no dates, no binary data, no recursive aliases.
 
     Raises:
-        MalformedError: not YAML, not UTF-8, another type of value, a key that comes twice, a merge key (``<<``), or beyond a
-            limit.
+        MalformedError: not YAML, not UTF-8, another type of value, a duplicate key, a merge key (``<<``), or beyond a limit.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
         def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            """Refuse merge keys, which can double an object at each level, and keys of which all but the last are lost."""
+            """Refuse merge keys, which can double an object at each level, and duplicate keys, of which only the last counts."""
             seen = set()
             for key, _ in node.value:
                 if key.tag == "tag:yaml.org,2002:merge":
@@ -142,15 +141,15 @@ def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
 
 
 def _check_text(value: Any) -> None:
-    """Raise MalformedError if a text of YAML holds half a surrogate pair: no file could be written with it."""
+    """Raise MalformedError if a text of YAML holds half a surrogate pair, which no file can store."""
     try:
         msgspec.json.encode(value)
     except UnicodeError:
-        raise MalformedError("it holds a surrogate, which is no character; write the character itself") from None
+        raise MalformedError("it holds a surrogate, which is not a character; write the character itself") from None
 
 
 def _check_limits(value: Any, limits: Limits) -> None:
-    """Walk `value` without recursion and raise MalformedError where it breaks a limit or has a type that JSON lacks."""
+    """Walk `value` without recursion; raise MalformedError if it breaks a limit or has a type that JSON lacks."""
     waiting, count = [(value, 0)], 0
     while waiting:
         each, depth = waiting.pop()
@@ -194,7 +193,7 @@ def decode(cls: type[_T], data: Any, *, partial: bool = False) -> _T:
 
 
 def _message(text: str, cls: type, data: Any) -> str:
-    """Say a message of msgspec in q8trt's words: ``profiles[0].max must be a list, not "16x128"``."""
+    """Rephrase a message of msgspec: ``profiles[0].max must be a list, not "16x128"``."""
     problem, _, place = text.partition(" - at `$")
     where = place.rstrip("`").lstrip(".")
     if match := _WRONG_TYPE.fullmatch(problem):
@@ -211,7 +210,7 @@ def _message(text: str, cls: type, data: Any) -> str:
 
 
 def _members(cls: Any, where: str) -> list[str]:
-    """Return the values of the enumeration at `where`; [] where the place is not a chain of fields."""
+    """Return the values of the enumeration at `where`; [] if the place is not a chain of fields."""
     for name in where.split("."):
         cls = typing.get_type_hints(cls).get(name) if is_dataclass(cls) else None
     if isinstance(cls, type) and issubclass(cls, Enum):
@@ -234,7 +233,7 @@ def _first_lower(text: str) -> str:
 
 
 def _compare_keys(data: Any, decoded: Any, where: str) -> None:
-    """Raise where an object lacks a key of its dataclass, or has one more: msgspec lets both pass."""
+    """Raise if an object lacks a key of its dataclass or has an unknown one. msgspec accepts both."""
     if dataclasses.is_dataclass(decoded):
         within = f" in {where}" if where else ""
         names = {field.name for field in dataclasses.fields(decoded)}

@@ -1,6 +1,6 @@
 """Advisory locks: one writer for each run folder, engine folder and scoring job.
 
-The lock is `flock(2)` on a hidden file beside the target. The system releases it when the process ends, however it ends,
+The lock is `flock(2)` on a hidden file beside the target. The system releases it at the end of the process, also after a kill,
 so a killed process never blocks the next one.
 """
 
@@ -41,7 +41,7 @@ class _Note:
 
 
 def _forget_in_child() -> None:
-    """Close the parent's locks in a forked child, so that a lock ends with the process that took it."""
+    """Close the parent's locks in a forked child, so a lock ends with the process that took it."""
     while _handles:
         with contextlib.suppress(OSError):
             os.close(_handles.pop())
@@ -61,10 +61,10 @@ def lock_path(target: str | Path) -> Path:
 def exclusive(target: str | Path) -> Iterator[None]:
     """Hold the lock of `target` for the block. The target need not exist.
 
-    Parent folders are made, and removed afterwards where they are still empty.
+    Parent folders are made, and removed afterwards if they are still empty.
 
     Raises:
-        BusyError: another process holds it, or this process does already; names the holder's pid.
+        BusyError: another process or this one already holds the lock; the message has the holder's pid.
         ConfigError: a file that q8trt did not write, or a link, has the name of the lock file.
         OSError: the lock file cannot be made.
     """
@@ -77,7 +77,7 @@ def exclusive(target: str | Path) -> Iterator[None]:
         yield
     finally:
         if handle is not None and os.getpid() == owner:  # a forked child that leaves the block does not hold the lock
-            path.unlink(missing_ok=True)  # while the lock is held: who waits for it finds that the file is gone
+            path.unlink(missing_ok=True)  # while the lock is held, so that a waiting process finds the file missing
             _handles.discard(handle)
             os.close(handle)
             with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ def _acquire(path: Path, target: str | Path) -> int:
 
 
 def _is_lock_file(handle: int) -> bool:
-    """Return whether an open file is one that `exclusive` made: it is empty, or holds a holder's note."""
+    """Return whether `exclusive` made an open file: it is empty, or holds the note of a holder."""
     size = os.fstat(handle).st_size
     return size == 0 or (size <= _NOTE_BYTES and os.pread(handle, len(_NOTE_START), 0) == _NOTE_START)
 
@@ -132,7 +132,7 @@ def _holder(handle: int) -> str:
 def try_lock(handle: int, without_locks: bool = True) -> bool:
     """Lock an open file or folder without waiting; returns False if another descriptor holds it.
 
-    `without_locks` is the answer where the system or the file system has no locks, as some network mounts.
+    `without_locks` is the result if the system or the file system has no locks, as on some network mounts.
     """
     if fcntl is None:
         return without_locks

@@ -1,8 +1,7 @@
-"""The rule for outputs: q8trt replaces what it wrote itself, and nothing else.
+"""The rule for outputs: q8trt replaces only files that it wrote.
 
-A folder is replaced only where q8trt made it and every name in it is q8trt's. A file is replaced only where q8trt wrote
-it, or where the user says so with ``--overwrite``. Links count as what they point to. Every function here runs before the
-work whose result it makes room for.
+A folder is replaced only if q8trt made it and wrote every file in it. A file is replaced only if q8trt wrote it, or with
+``--overwrite``. Links count as their targets. All functions here run before the work that makes the output.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from q8trt.files.decoding import MalformedError, read_json
 
 @dataclass(frozen=True)
 class FolderKind:
-    """A kind of folder that q8trt writes whole.
+    """A kind of folder that q8trt writes.
 
     Attributes:
-        title: with its article, for errors: "an engine folder".
+        title: name with its article for errors, such as "an engine folder".
         listed: returns the names that q8trt wrote into a folder; None if the folder is not of this kind.
-        companions: patterns of names that q8trt writes into it afterwards, as reports and caches.
+        companions: patterns of names that q8trt adds later, such as reports and caches.
     """
 
     title: str
@@ -33,7 +32,7 @@ class FolderKind:
     companions: tuple[str, ...] = ()
 
     def foreign(self, folder: Path, listed: frozenset[str]) -> list[str]:
-        """Return the names in `folder` that q8trt did not write, `listed` being those that it did."""
+        """Return the names in `folder` that q8trt did not write; `listed` has the names that it wrote."""
         return sorted(
             each.name for each in folder.iterdir() if not (each.is_file() and self._is_known(each.name, listed))
         )
@@ -44,7 +43,7 @@ class FolderKind:
 
 
 def resolved(path: str | Path, option: str) -> Path:
-    """Return the absolute path behind links. Raises ConfigError for a loop of links, or no path at all."""
+    """Return the absolute path behind links. Raises ConfigError for a loop of links or an empty path."""
     try:
         return Path(path).resolve()
     except (OSError, RuntimeError, ValueError) as error:
@@ -52,14 +51,14 @@ def resolved(path: str | Path, option: str) -> Path:
 
 
 def check_folder(path: str | Path, option: str = "--output_dir") -> None:
-    """Raise ConfigError if `path` cannot be a folder that is written to. It need not exist yet."""
+    """Raise ConfigError if `path` cannot be written as a folder. It need not exist yet."""
     obstacle = _obstacle(resolved(path, option))
     if obstacle is not None:
         raise ConfigError(f"{option} {path} cannot be written: {obstacle}")
 
 
 def _obstacle(folder: Path) -> str | None:
-    """Return what keeps a folder from being made or written to; None if nothing does."""
+    """Return the reason why a folder cannot be made or written; None if it can."""
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir():
         return f"{nearest} is a file"
@@ -73,7 +72,7 @@ def check_apart(
 
     Args:
         path: the output. It need not exist yet.
-        models: the models; those that are no folders are passed over.
+        models: the models; those that are not folders are ignored.
         option: names the output in errors.
         holds: whether the output may hold a model's folder.
     """
@@ -94,17 +93,17 @@ def check_apart(
 
 
 def new_folder(path: str | Path, option: str = "--output_dir") -> Path:
-    """Return where the new folder `path` is written. Raises ConfigError unless it is missing or empty."""
+    """Return the path at which the new folder `path` is written. Raises ConfigError unless it is missing or empty."""
     return _room(path, option, None, overwrite=False)
 
 
 def replaceable_folder(
     path: str | Path, kind: FolderKind, *, overwrite: bool, option: str = "--output_dir", hint: str = ""
 ) -> Path:
-    """Return where the folder `path` is written: itself, or what the link `path` points to.
+    """Return the path at which the folder `path` is written: itself, or the target of the link `path`.
 
     Args:
-        path, kind: the output, which may be missing or empty, and what the command writes.
+        path, kind: the output, which may be missing or empty, and the kind of folder that the command writes.
         overwrite: whether an older folder of this kind may be replaced.
         option: names the output in errors.
         hint: replaces the advice of an error about a name that q8trt did not write.
@@ -161,16 +160,16 @@ def writable_file(
     written_by_us: Callable[[Path], bool] = lambda path: False,
     hint: str = "add --overwrite to replace it, or give another path",
 ) -> Path:
-    """Return where the file `path` is written: itself, or what the link `path` points to.
+    """Return the path at which the file `path` is written: itself, or the target of the link `path`.
 
     Args:
         path, option: the output, and its name in errors.
         overwrite: whether any older file may be replaced.
-        written_by_us: returns whether an older file is q8trt's own, which may be replaced in any case.
-        hint: what to do about a file that stays.
+        written_by_us: returns whether q8trt wrote an older file, which may then always be replaced.
+        hint: remedy for a file that may not be replaced.
 
     Raises:
-        ConfigError: it is a folder, a device or a pipe, cannot be written, or holds what is not to be replaced.
+        ConfigError: it is a folder, a device or a pipe, cannot be written, or may not be replaced.
     """
     target = resolved(path, option)
     if target.is_dir():

@@ -12,10 +12,10 @@ from q8trt.files.decoding import MalformedError
 
 @contextlib.contextmanager
 def no_panic() -> Iterator[None]:
-    """Raise MalformedError if a library panics on what it reads.
+    """Raise MalformedError if a library panics on its input.
 
-    A panic is a BaseException, which no ``except Exception`` catches, and the library prints a stack of its own on the
-    error stream. The stream is closed to it, and to everyone else, until the block ends.
+    A panic is a BaseException, so ``except Exception`` does not catch it, and the library prints its stack on the error stream.
+    Until the block ends, the stream is closed for the library and all other code.
     """
     try:
         with _silent_stderr():

@@ -1,4 +1,4 @@
-"""Classes of protobuf messages whose schema is declared in Python, only the fields that are read or written."""
+"""Classes of protobuf messages. Their schema is declared in Python, with only the fields that are read or written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def message_class(schema: Schema, message: str, package: str, syntax: str = "pro
     Args:
         schema: all messages of the package.
         message: one of them.
-        package: the name of the package, in a descriptor pool of its own so as not to clash with others.
+        package: the name of the package, in a separate descriptor pool to avoid clashes.
         syntax: "proto2", or "proto3", which packs repeated numbers.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory

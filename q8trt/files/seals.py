@@ -1,7 +1,7 @@
 """Seals: `hashes.json`, the size and SHA-256 of every file in a folder, written after all of them.
 
-A folder without a seal was not written to its end, or not by this version of q8trt. A folder with one is read only if its
-files are still those that were written. A seal shows damage; it is not a signature.
+A folder without a seal is incomplete, or was not written by this version of q8trt. A folder with a seal is read only if its
+files match the seal. A seal detects damage. It is not a signature.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class _Seal:
 
 
 def write_seal(folder: str | Path) -> None:
-    """Give the files in `folder` ordinary permissions, flush them to the disk, and note their sizes and hashes.
+    """Give the files in `folder` ordinary permissions, flush them to the disk, and record their sizes and hashes.
 
-    The seal is written last, whole or not at all: a folder that has one is complete.
+    The seal is written last and atomically, so a folder with a seal is complete.
     """
     folder = Path(folder)
     finish_folder(folder)
@@ -54,10 +54,10 @@ def has_seal(folder: str | Path) -> bool:
 
 
 def find_damage(folder: str | Path, is_read: Callable[[str], bool] = lambda name: True) -> str:
-    """Return how a folder differs from its seal, in words that follow the folder's name and a slash; "" if it does not.
+    """Return the difference of a folder from its seal, a text that follows the folder's name and a slash; "" if there is none.
 
-    Files that the seal does not name, and those whose name `is_read` refuses, are not compared. Raises OSError if a file is
-    there and cannot be read, so that nothing is known of it.
+    Files outside the seal, and files whose name `is_read` refuses, are not compared. Raises OSError if a file exists but
+    cannot be read.
     """
     folder = Path(folder)
     try:

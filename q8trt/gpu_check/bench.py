@@ -32,9 +32,9 @@ class Bench(Protocol):
     """A machine as the checks use it. An engine folder holds `ONNX_FILE` and, once built, `PLAN_FILE`.
 
     Attributes:
-        title: what runs the engines, "TensorRT-RTX 1.7.1.116".
+        title: the library that runs the engines, such as "TensorRT-RTX 1.7.1.116".
         device: the name of the GPU.
-        captures_graphs: whether the runner must report a CUDA graph if one is asked for.
+        captures_graphs: whether the runner must report a CUDA graph if one is requested.
     """
 
     title: str
@@ -51,7 +51,7 @@ class Bench(Protocol):
         """Free device memory."""
 
     def references(self, subject: Subject, folders: dict[Precision, Path]) -> dict[str, Callable[[], Runner]]:
-        """Return what an engine is to beat on the same GPU: row name -> function that opens it or raises a Q8TRTError."""
+        """Return the references on the same GPU: row name -> function that opens the runner or raises a Q8TRTError."""
 
 
 class GpuBench:
@@ -63,7 +63,7 @@ class GpuBench:
 
     Raises:
         ConfigError: the backend is unknown, or builds for no such `sm`.
-        BackendError: there is no GPU, no such backend or one that runs nothing on this GPU, or no cuda-python.
+        BackendError: the GPU, the backend or cuda-python is missing, or the backend does not support this GPU.
     """
 
     def __init__(self, backend: str | None = None, sm: tuple[str, ...] = ()) -> None:
@@ -86,7 +86,7 @@ class GpuBench:
         return build_plan(folder / ONNX_FILE, folder / PLAN_FILE, BuildConfig(self._backend.name, profiles, self._sm))
 
     def open(self, folder: Path, precision: Precision, cuda_graph: bool) -> Runner:
-        """See `Bench.open`; TensorRT-RTX compiles at once, so that no kernel is compiled while others are timed."""
+        """See `Bench.open`. TensorRT-RTX compiles kernels immediately, so none is compiled while others are timed."""
         options = RunOptions(cuda_graph=cuda_graph, specialization="eager")
         return TensorRTRunner(folder / PLAN_FILE, precision, self._backend.name, options=options)
 

@@ -55,7 +55,7 @@ class ModelCheck:
         return self._subject
 
     def run(self, make: Callable[[], Subject], loads_done: bool, provenance: dict[str, Any]) -> bool:
-        """Go through all steps; return whether the loop of loads, which one model is enough for, is done now."""
+        """Run all steps; return whether the loop of loads is done. One model is enough for it."""
         if self.prepare(make):
             self.build()
             self.logits()
@@ -140,7 +140,7 @@ class ModelCheck:
         )
 
     def logits(self) -> None:
-        """Load each engine, hold its logits against torch's, and score it where the weights are real."""
+        """Load each engine, compare its logits with torch's, and score it if the weights are real."""
         for precision in self._config.precisions:
             label = precision.label
             if precision not in self._plans:
@@ -199,7 +199,7 @@ class ModelCheck:
             self._step(what, share, runner, batches, self._config.threads)
 
     def loads(self, done: bool) -> bool:
-        """Load an engine again and again, unless another model's was (`done`); whether that has been done now."""
+        """Load an engine repeatedly, unless this was `done` with another model; return whether it is done."""
         precision, runner = self._last_running()
         if done or runner is None:
             return done

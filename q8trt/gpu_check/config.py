@@ -41,16 +41,16 @@ class CheckConfig:
 
     Attributes:
         models: names of the models, in order; the loop of loads takes the first whose engine runs.
-        precisions: of the engines; the last one is the one that threads share and that is loaded again and again.
+        precisions: precisions of the engines; the engine of the last one is shared by threads and loaded repeatedly.
         shapes: (batch, sequence) to time, each with and without CUDA graph.
         warmup: untimed iterations a shape and runner; `iterations` timed ones, ended after `max_seconds` a shape.
         max_rows: development rows of a model with real weights; None for all.
         random_rows: development rows of a model with random weights.
         batch_size: rows a batch while scoring.
-        threads: how many share one engine.
-        loads: how often an engine is loaded, run and closed.
-        memory_growth_mib: device memory that the loads after the first ten may take, because CUDA allocates in pages of 2 MiB.
-        max_drop_points: what an engine's score, times 100, may lack of torch FP32's.
+        threads: number of threads that share one engine.
+        loads: number of times that an engine is loaded, run and closed.
+        memory_growth_mib: growth of device memory that is allowed after the first ten loads: CUDA allocates pages of 2 MiB.
+        max_drop_points: points that an engine's score, times 100, may be below that of torch FP32.
     """
 
     models: tuple[str, ...] = ("minilm", "bert-base", "bert-large")
@@ -92,7 +92,7 @@ class CheckConfig:
         )
 
 
-#: A few minutes: MiniLM alone, two shapes.
+#: A check of a few minutes: only MiniLM, two shapes.
 QUICK = CheckConfig(
     models=("minilm",), shapes=grid((1, 32), (128,)), iterations=50, max_seconds=10.0, max_rows=256, loads=20
 )

@@ -63,7 +63,7 @@ class LatencyGrid:
         return replace(row, model=self._subject.title, recipe=recipe, run=self._subject.run)
 
     def measure(self, shape: Shape) -> Outcome[Report]:
-        """Time one shape, (batch, sequence); fails if a CUDA graph that was asked for was not launched."""
+        """Time one shape, (batch, sequence); fails if a requested CUDA graph was not launched."""
         graphs = [entry.onnx for entry in self._entries]
         self._rows, states = with_latencies(self._rows, self._runners, graphs, self._config.timing(shape), self._inputs)
         self._states += states

@@ -1,4 +1,4 @@
-"""The result of each step, written to disk at once: a step that fails costs its own result and no other."""
+"""The results of the steps. Each is written to disk immediately, so a failed step does not affect other results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from q8trt.reporting import Report
 Value = TypeVar("Value")
 _log = logging.getLogger(__name__)
 
-#: "measured": a figure that nothing is asked of; "skipped": what it needs failed before or is not on this machine.
+#: "measured": a figure without a requirement; "skipped": a requirement failed before or is missing on this machine.
 RESULTS = ("passed", "failed", "measured", "skipped")
 
 
@@ -24,10 +24,10 @@ class Outcome(Generic[Value]):
     """The result of a step that ran.
 
     Attributes:
-        figure: in words.
-        passed: None if nothing is asked of the figure.
-        details: the figures, JSON-ready, units in the keys.
-        value: what later steps need.
+        figure: the figure, as text.
+        passed: whether the figure meets its requirement; None if it has none.
+        details: the figures, JSON-ready, with units in the keys.
+        value: a value for later steps.
     """
 
     figure: str
@@ -38,7 +38,7 @@ class Outcome(Generic[Value]):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the table; `result` is one of `RESULTS`, `figure` the reason where it failed or was skipped."""
+    """One line of the table. `result` is one of `RESULTS`; for a failed or skipped step `figure` is the reason."""
 
     check: str
     result: str
@@ -57,7 +57,7 @@ class Journal:
     Attributes:
         checks: one for each step, in order.
         reports: model name -> its figures.
-        finished: whether all steps were gone through.
+        finished: whether all steps are done.
     """
 
     def __init__(self, on_change: Callable[[Journal], None] = lambda journal: None, hidden: str = "") -> None:
@@ -72,12 +72,13 @@ class Journal:
         return any(check.result == "failed" for check in self.checks)
 
     def attempt(self, name: str, step: Callable[[], Outcome[Value]], optional: bool = False) -> Value | None:
-        """Run one step and note what came of it; None if it failed.
+        """Run one step and record its result; return its value, or None if it failed.
 
         Args:
             name: of the line.
-            step: what to do. An error of q8trt is the step's result; any other is a defect, whose traceback is logged too.
-            optional: an error of q8trt means that this machine lacks the means: skipped, not failed.
+            step: the work. An error of q8trt is the result of the step. Any other error is a defect, and its traceback is
+                also logged.
+            optional: an error of q8trt means that this machine lacks a requirement. The step is then skipped, not failed.
         """
         started = time.perf_counter()
         try:

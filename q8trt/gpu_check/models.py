@@ -25,7 +25,7 @@ from q8trt.tasks.data import DataConfig, Features, bucketed_batches, load_dev, t
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: The placement that INT8 BERT is about: linears, attention products and residual Adds.
+#: The recipe with linears, attention products and residual Adds in INT8.
 RECIPE = "full"
 _CALIBRATION_ROWS = 32
 
@@ -36,14 +36,14 @@ class Subject:
 
     Attributes:
         name: "minilm".
-        weights: "real" or "random"; only the former are scored.
+        weights: "real" or "random"; only a model with real weights is scored.
         float_model: in FP32, on the CPU; `quantized` with calibrated quantizers, the same.
-        features: the rows that logits are compared on.
-        input_names: what the tokenizer makes, in the model's order.
+        features: the rows whose logits are compared.
+        input_names: the inputs that the tokenizer makes, in the model's order.
         pad_token_id: fills the padding.
         vocab_size: ids are below it.
         recipe: name of the recipe of `quantized`.
-        run: the run of the model, without the machine in it; "" for one at random.
+        run: the run of the model, without machine paths; "" for random weights.
     """
 
     name: str
@@ -95,12 +95,12 @@ def random_pair(name: str, recipe_name: str, batches: Sequence[Mapping[str, np.n
 
 
 class Models:
-    """The models of a check, each loaded when its turn comes, so that one that fails does not affect the others.
+    """The models of a check. Each is loaded when its turn comes, so a failure does not affect the others.
 
     Args:
-        run: gives the finished run, of a model with BERT's vocabulary; asked once, when the first model needs it.
+        run: returns the finished run of a model with BERT's vocabulary; called once, when the first model needs it.
         data_dir: the GLUE folder; None for the built-in sample.
-        config: which models, and how many rows of which length.
+        config: the models, and the number and length of rows.
     """
 
     def __init__(self, run: Callable[[], Run], data_dir: str | None, config: CheckConfig) -> None:
@@ -108,7 +108,7 @@ class Models:
 
     @property
     def makers(self) -> dict[str, Callable[[], Subject]]:
-        """Model name -> what makes it. Raises as `of_run` and `at_random` do when called."""
+        """Model name -> function that makes it, with the errors of `of_run` and `at_random`."""
         return {
             name: functools.partial(self.at_random if name in random_models.SIZES else self.of_run, name)
             for name in self._config.models

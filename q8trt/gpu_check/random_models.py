@@ -29,7 +29,7 @@ def random_model(name: str) -> Any:
 
 
 def tiled_model(name: str) -> Any:
-    """Return `random_model` whose matrices all repeat one random block, so that files of them pack to little more than it."""
+    """Return `random_model` with matrices that repeat one random block, so that its files compress well."""
     import torch
 
     model = random_model(name)

@@ -1,4 +1,4 @@
-"""One engine shared by threads, and one loaded again and again. Neither needs torch."""
+"""Checks of one engine that is shared by threads, and of one that is loaded repeatedly. Neither needs torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from q8trt.errors import BackendError
 from q8trt.gpu_check.journal import Outcome
 from q8trt.runtime.base import Runner
 
-#: Answers of two threads, or of two runs, may differ by so much, absolute and relative: kernels may sum in another order.
+#: Tolerance, absolute and relative, of the answers of two threads or runs: kernels may sum in another order.
 SAME = 1e-3
 #: Loads after which the driver's own pools are filled.
 _SETTLED = 10
@@ -24,8 +24,8 @@ MIB = 2**20
 def share(runner: Any, batches: Sequence[Mapping[str, np.ndarray]], threads: int) -> Outcome[None]:
     """Run `batches` in `threads` threads, each with its own ``runner.fork()``, and compare each answer with the sequential one.
 
-    Each thread starts at another batch and runs each `_THREAD_ROUNDS` times in a row, so that graphs are captured in some
-    while others compute. An answer is wrong where it differs by more than `SAME` + `SAME` x the largest logit of its batch.
+    Each thread starts at another batch and runs each batch `_THREAD_ROUNDS` times in a row, so some threads capture graphs
+    while others compute. An answer is wrong if it differs by more than `SAME` + `SAME` x the largest logit of its batch.
 
     Raises:
         BackendError: a thread was refused; the first one's error.
@@ -54,7 +54,7 @@ def share(runner: Any, batches: Sequence[Mapping[str, np.ndarray]], threads: int
 
 
 def repeat(once: Callable[[], None], free_bytes: Callable[[], int], loads: int, allowed_mib: float) -> Outcome[None]:
-    """Do `once` again and again and see whether free memory shrinks after the first ten times.
+    """Call `once` repeatedly and check whether free memory shrinks after the first ten calls.
 
     Raises:
         BackendError: there are too few loads to show a leak.

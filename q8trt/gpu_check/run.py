@@ -30,20 +30,20 @@ def check_gpu(
 ) -> Journal:
     """Go through all steps with each model, and write ``gpu-check.json`` and ``gpu-check.html`` after each.
 
-    A step that fails is a result in the journal; nothing but Ctrl-C and a full disk ends the rest. The engines, gigabytes of
-    them, are below `folder` while their model is checked.
+    A failed step is a result in the journal. Only Ctrl-C and a full disk stop the other steps. The engines take gigabytes below
+    `folder` while their model is checked.
 
     Args:
-        bench: where engines are built and run.
-        config: what is run.
-        run: see `Models`, as `data_dir`.
+        bench: builds and runs the engines.
+        config: the parts of the check.
+        run: see `Models`.
         data_dir: the GLUE folder; None for the built-in sample.
         folder: of the two files.
         provenance: of the reports.
         on_message: takes a line before the first step, and one after each.
 
     Raises:
-        ConfigError: the folder holds files of these names that are no results of a check.
+        ConfigError: the folder holds files of these names that are not results of a check.
         BusyError: another check writes there.
     """
     with exclusive(folder):

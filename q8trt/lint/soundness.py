@@ -22,7 +22,7 @@ ANY_OPSET = 2**31 - 1
 
 
 def show(text: str, limit: int = 80) -> str:
-    """Return a name out of the file in one line, cut where it is long."""
+    """Return a name from the file in one line, shortened if it is long."""
     return printable(text if len(text) <= limit else f"{text[:limit]}...")
 
 

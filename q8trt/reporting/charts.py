@@ -1,6 +1,6 @@
 """Charts of a page, drawn by matplotlib as SVG whose colors are variables of the stylesheet: one picture for light and dark.
 
-Marks carry their figures as tooltips. Titles and legends, which may be long, belong to the page, where they wrap.
+Marks have tooltips with their figures. Titles and legends may be long, so the page draws them and wraps their lines.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 24, 40
 _BAR_PITCH = 38
-#: From this ratio of the largest value to the least on, an axis is logarithmic.
+#: Ratio of the largest to the smallest value from which an axis is logarithmic.
 _LOG_FROM = 12
 #: Shapes and sizes of series, as the legend of templates/parts.html.j2 draws them.
 _MARKERS = (("o", 9), ("s", 8), ("^", 10.5), ("D", 7.5))
 _COLORS = 6
 #: A name of more letters than this is wider than a chart.
 _LETTERS = 62
-#: Colors that stand for variables of the stylesheet while matplotlib draws.
+#: Placeholder colors for variables of the stylesheet while matplotlib draws.
 _VARIABLES = {f"#0000a{index}": f"var(--s{index})" for index in range(_COLORS)} | {
     "#0000b0": "var(--ink)", "#0000b1": "var(--faint)", "#0000b2": "var(--rule)", "#0000b3": "var(--panel)",
 }  # fmt: skip
@@ -99,7 +99,7 @@ class BarChart:
     Attributes:
         bars: from top to bottom.
         unit: of the values.
-        limit: value that must fit too, so that several charts have one scale.
+        limit: value that must also fit, so several charts share one scale.
     """
 
     bars: tuple[Bar, ...]
@@ -125,7 +125,7 @@ def svg(chart: Chart, title: str) -> str:
 
 
 def _inlined(drawn: bytes, title: str, tips: Sequence[str]) -> str:
-    """Return matplotlib's file as an element of a page: no names of its own but those of its markers, tooltips added."""
+    """Return matplotlib's file as an element of a page, with tooltips and without names except those of its markers."""
     root = ElementTree.fromstring(drawn)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -197,7 +197,7 @@ def _choices(axes: Axes, axis: str, values: Sequence[float]) -> None:
 
 
 def _scale(axes: Axes, axis: str, values: Sequence[float], from_zero: bool = True) -> bool:
-    """Give `axis` round ticks over `values`; returns whether it is logarithmic, as where they span a factor of 12."""
+    """Give `axis` round ticks over `values`; return whether it is logarithmic, as for a range of a factor of 12."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     low, high = min(values), max(values)
@@ -222,7 +222,7 @@ def _set(axes: Axes, axis: str, **properties: Any) -> None:
 
 
 def tick_labels(ticks: Sequence[float], is_log: bool = False) -> list[str]:
-    """Return ``"0.5"``, ``"20k"``; on a linear axis all with as many decimals as any of them needs."""
+    """Return ``"0.5"``, ``"20k"``; on a linear axis all ticks have the same number of decimals."""
     if max(map(abs, ticks)) >= 10_000:
         return [f"{tick / 1000:g}k" for tick in ticks]
     if is_log:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TITLE = "Two benchmarks side by side"
 _LEGEND = (
-    "speed: A's median time over B's; above 1, B is faster. Where the ratio is across a backend or a device, it "
+    "speed: A's median time over B's; above 1, B is faster. If backend or device differ, the ratio "
     "compares those and not the models."
 )
 

@@ -32,10 +32,10 @@ class DataInfo:
     """The rows of a run.
 
     Attributes:
-        source: the source of rows that are in no file of the user's, in words; "" else.
+        source: description of the source of rows that are not in the user's files; otherwise "".
         files: option -> file or folder.
         rows: split -> number of rows; {} if not recorded.
-        columns: the columns of the texts and the label, in words; "" if the source has none.
+        columns: description of the text and label columns; "" if the source has none.
         max_seq_length: tokens in a row, at most.
     """
 
@@ -201,13 +201,13 @@ def _data_info(record: RunRecord, config: FinetuneConfig) -> DataInfo:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of each entry of `folder` but hidden ones; of a subfolder, with all that is in it."""
+    """Return the bytes of each entry of `folder` except hidden ones; a subfolder counts with its content."""
     entries = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
     return {path.name: sum(map(_bytes, (path, *path.rglob("*")))) for path in entries}
 
 
 def _bytes(path: Path) -> int:
-    """Return the size of a file; 0 for a folder, and for what is gone meanwhile, as where a run is in training."""
+    """Return the size of a file; 0 for a folder, and for a file that disappeared because a run is in training."""
     try:
         return path.stat().st_size if path.is_file() else 0
     except OSError:
@@ -303,7 +303,7 @@ def _score_facts(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _score(metric: str, value: float) -> str:
-    """Return a fraction x100; an error, of which lower values are better, as it is."""
+    """Return a fraction times 100; an error (lower is better) unchanged."""
     return f"{metric} {x100(value)}" if direction(metric) > 0 else f"{metric} {value:.4g}"
 
 

@@ -1,4 +1,4 @@
-"""Runs and engine folders on the disk: their facts, read from run.json and manifests alone, and tables of them."""
+"""The facts of runs and engine folders, read only from run.json and manifests, and tables of them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class EngineEntry:
         bytes: size of the plan; of the ONNX file if there is no plan.
         has_plan: whether there is a plan.
         backend: builder of the plan, with its version; "" without a plan.
-        score: the task's main metric in the run's benchmark.json, as a fraction; None if that has none of this build.
-        problem: why the folder cannot be read; all else is then empty.
+        score: the task's main metric in the run's benchmark.json, as a fraction; None without a score of this build.
+        problem: why the folder cannot be read; all other fields are then empty.
     """
 
     name: str
@@ -54,14 +54,14 @@ class RunEntry:
         folder: the path.
         created: ISO 8601, UTC; "" if unknown.
         model: the model that the run began with.
-        task: of the data; a kind of head where a model was quantized without a task.
+        task: task of the data; the kind of the head if a model was quantized without a task.
         recipe: name of the quantization recipe; "" for a run that ends with FP32.
         target: the device that engines are made for.
         state: "finished", or "unfinished" while the last stage is missing.
         main_metric: name of the metric of `scores`.
         scores: finished stage -> main metric on the first development split, as a fraction; None if it was not measured.
         engines: in the order of their names.
-        problem: why run.json cannot be read; all else is then empty.
+        problem: why run.json cannot be read; all other fields are then empty.
     """
 
     name: str
@@ -84,7 +84,7 @@ def list_runs(root: str | Path) -> tuple[RunEntry, ...]:
 
 
 def run_entry(run: Run) -> RunEntry:
-    """Return the facts of a run; with its problem where run.json cannot be read."""
+    """Return the facts of a run, with a problem if run.json cannot be read."""
     name, folder = run.path.name if run.path.name not in ("", "..") else run.path.resolve().name, str(run.path)
     try:
         record, config = run.record, config_of_run(run)
@@ -115,7 +115,7 @@ def _benchmark(run: Run) -> StoredReport | None:
 
 
 def engine_entry(folder: Path, report: StoredReport | None) -> EngineEntry:
-    """Return the facts of an engine folder, from its manifest; with its problem where that cannot be read.
+    """Return the facts of an engine folder from its manifest, with a problem if that cannot be read.
 
     Args:
         folder: the engine.
@@ -179,7 +179,7 @@ def _stacked(*lines: str) -> str:
 
 
 def _names(heading: str, rank: int = 0) -> Column:
-    """Return a column of names, which may come from a file of someone else's."""
+    """Return a column of names. They may come from a foreign file."""
     return replace(words(heading), format=one_line, rank=rank)
 
 

@@ -52,7 +52,7 @@ class Row:
         fp32_metrics: scores of the run's torch FP32 model on its development set; None if they are not known.
         lengths: throughput on the scored rows, with length buckets and without; None if nothing was scored.
         parity: distance to the torch model's logits; None if it was not measured.
-        folder: the engine folder, without the machine in it.
+        folder: the engine folder, without machine paths.
         model: name of the model; "" if it is not known.
         recipe: name of the quantization recipe; "" for a model without quantizers.
         run: the run that holds the engine, without the machine in it; `folder` for an engine that is in none.

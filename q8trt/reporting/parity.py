@@ -1,9 +1,9 @@
-"""The result of a parity check: facts, the sentences on them, and their tables.
+"""The result of a parity check: facts, sentences and tables.
 
 Stages are compared by their logits, as absolute differences, and by their hidden states, as relative errors (norm of the
-difference over norm of the earlier stage's). A layer has two of these: `alone`, computed from the earlier stage's hidden
-states, and `so_far`, computed from its own stage's. Only `alone` shows which layer is at fault, because rounding differences
-grow from layer to layer: a value between two INT8 steps may fall either way.
+difference over norm of the earlier stage's). A layer has two errors. For `alone` it starts from the hidden states of the earlier
+stage, for `so_far` from those of its own stage. Only `alone` shows the layer at fault, because rounding differences grow from
+layer to layer: a value between two INT8 steps may be rounded either way.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Pair:
         second: the later one's.
         kind: the step between them: "training", "quantization", "export", "engine" or "padding".
         batch_size: rows a batch of the second.
-        tolerance: largest relative error taken for agreement; None if nothing is judged (training).
+        tolerance: largest relative error that counts as agreement; None without a judgment (training).
         logits: absolute difference of the logits.
         logits_error: relative error of the logits.
-        alone: place ("embeddings", "layer.3", "head") -> relative error with the first's hidden states given to it; empty
-            for an engine, which shows its logits alone.
-        so_far: the same without that.
+        alone: place ("embeddings", "layer.3", "head") -> relative error if it starts from the first stage's hidden states;
+            empty for an engine, which returns only logits.
+        so_far: the same if it starts from the hidden states of its own stage.
         parts_at: the first place whose error exceeds the tolerance, or "logits" for an engine; None if they agree.
-        module: the first module within that place whose output does; None if it was not looked for.
+        module: the first module within that place whose error exceeds it; None without a search.
     """
 
     first: str
@@ -106,17 +106,17 @@ class EngineParity:
 
     Attributes:
         name: such as "QAT INT8".
-        folder: the engine folder, without the machine in it.
+        folder: the engine folder, without machine paths.
         precision: of the engine.
         task: its name, and `main_metric` the metric that is shown.
         split: of the data, from `data_source`.
         layer_rows: rows whose hidden states were compared.
         stages: in the order in which a model becomes an engine, each at every batch size.
         pairs: consecutive stages, then each stage at two batch sizes.
-        not_run: stage -> why it did not run here.
+        not_run: stage -> the reason why it did not run here.
         model: its name.
         recipe: name of the quantization recipe; "" for a model without quantizers.
-        wide_sites: sentences on sites where one channel leaves the others little of the scale, with the remedy in the recipe.
+        wide_sites: sentences about sites with massive channels, with the recipe key that helps.
         questions: number of questions whose windows the rows are; None for rows that are no windows.
     """
 
@@ -170,7 +170,7 @@ def parity_dict(engines: Sequence[EngineParity], provenance: dict[str, Any]) -> 
 
 
 def verdict(engine: EngineParity) -> list[Phrase]:
-    """Return a sentence on each two stages: at every batch size at which they part, else at that of the largest error."""
+    """Return a sentence for each two stages at every batch size where they differ, else at that of the largest error."""
     phrases: list[Phrase] = []
     for names in dict.fromkeys((pair.first, pair.second) for pair in engine.pairs):
         same = [pair for pair in engine.pairs if (pair.first, pair.second) == names]

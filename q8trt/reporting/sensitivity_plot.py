@@ -46,8 +46,8 @@ class SensitivityPlot:
 def plot_sensitivity(path: str | Path, plot: SensitivityPlot) -> None:
     """Draw a heat map, site names x layers, with the cost of whole layers above it and of whole names beside it.
 
-    Colours and bars are on one logarithmic scale, for costs span several powers of ten. A cost of exactly 0 takes the
-    lightest color and no bar.
+    Colors and bars have one logarithmic scale, because costs span several powers of ten. A cost of exactly 0 has the lightest
+    color and no bar.
 
     Args:
         path: ends in .png or .svg; written whole or not at all.
@@ -177,7 +177,7 @@ def _colors(costs: Sequence[float], norm: LogNorm) -> Any:
 
 
 def _log(axes: Axes, axis: Literal["x", "y"], norm: LogNorm) -> None:
-    """Make an axis logarithmic over the common scale; bars begin a little below the least cost, which so stays visible."""
+    """Make an axis logarithmic over the common scale. Bars begin a little below the smallest cost, so it stays visible."""
     low, high = float(norm.vmin or 1.0), float(norm.vmax or 1.0)
     room = (high / low) ** 0.25  # for the figures at the ends of the bars
     limits = (low / room**0.2, high * room)

@@ -17,7 +17,7 @@ PLACE = "runs on"
 
 @dataclass(frozen=True)
 class Phrase:
-    """Text and the judgment in it, which the renderers color.
+    """Text with a judgment, which renderers show as a color.
 
     Attributes:
         text: a word of a table or a whole sentence.
@@ -37,13 +37,13 @@ class Column:
     """One column of a table.
 
     Attributes:
-        heading: title; a line break is one on the terminal alone.
-        unit: unit of the figures, a line of its own on the terminal.
+        heading: title; only the terminal keeps a line break in it.
+        unit: unit of the figures, on a separate line of the terminal.
         align: "right" for figures, "left" for words.
         format: format specification of a figure, or a function that returns its text.
         missing: why a cell may have no value.
-        wraps: whether words wrap where there is little room; figures are never cut.
-        rank: order in which columns leave a narrow terminal, the highest first; 0 stays.
+        wraps: whether words wrap if there is little room; figures are never cut.
+        rank: order in which a narrow terminal drops columns, the highest first; 0 stays.
     """
 
     heading: str

@@ -46,8 +46,8 @@ def print_table(console: Console, table: Table, optional: bool = False, legend: 
 
     Args:
         console: rich's console.
-        table: what to print; if there is no room, columns of a high rank are left out, and a line names them.
-        optional: whether to print nothing where no layout fits; else the lines are as long as they must be.
+        table: the table; if there is no room, columns of a high rank are left out, and a line names them.
+        optional: whether to print nothing if no layout fits; otherwise lines are as long as necessary.
         legend: whether to print the legend.
 
     Returns:

@@ -1,6 +1,6 @@
 """The verdict of a benchmark: how fast each row is, and the accuracy that it costs, in one sentence.
 
-On a GPU, INT8 is compared with FP16 first, the usual alternative there, then with FP32; on a CPU with FP32 alone.
+On a GPU, INT8 is compared first with FP16, the usual alternative, then with FP32. On a CPU it is compared only with FP32.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from q8trt.reporting.table import Phrase, Tone
 from q8trt.runtime.registry import runs_plans
 from q8trt.tasks.metrics import direction
 
-#: Even interleaved medians vary: a smaller difference is not called one.
+#: Even interleaved medians vary, so a smaller difference does not count.
 FASTER_FROM = 1.02
 #: With more shapes than this, a sentence gives their range.
 _SHAPES = 3
@@ -45,12 +45,12 @@ class Verdict:
 
     @property
     def faster(self) -> dict[str, float]:
-        """Shape -> speed, where the row is faster."""
+        """Shape -> speed, for shapes at which the row is faster."""
         return {shape: speed for shape, speed in self.ratio.speeds.items() if speed >= FASTER_FROM}
 
     @property
     def even(self) -> dict[str, float]:
-        """Shape -> speed, where the difference is too small to be one."""
+        """Shape -> speed, for shapes without a significant difference."""
         return {shape: speed for shape, speed in self.ratio.speeds.items() if 1 / FASTER_FROM < speed < FASTER_FROM}
 
     @property
@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def slower(self) -> dict[str, float]:
-        """Shape -> speed, where the row is slower."""
+        """Shape -> speed, for shapes at which the row is slower."""
         return {shape: speed for shape, speed in self.ratio.speeds.items() if speed <= 1 / FASTER_FROM}
 
 
@@ -153,7 +153,7 @@ def _reasons(row: Row) -> Phrase:
 
 
 def _not_compared(report: Measurements, row: Row, is_judged: bool) -> list[Phrase]:
-    """Return the opponents that a timed row lacks: FP32, and FP16 for a quantized row on a GPU."""
+    """Return the baselines that a timed row lacks: FP32, and FP16 for a quantized row on a GPU."""
     is_baseline = row is report.baseline(row) or row.repeats_fp32
     if not row.latencies or is_baseline:
         return []

@@ -137,7 +137,7 @@ class Runtime:
     capabilities: Capabilities = Capabilities()
 
     def caveats(self, device: str, precisions: Sequence[Precision]) -> list[str]:
-        """Return what a reader of figures must know that were taken on `device` with engines of `precisions`."""
+        """Return remarks on figures that were measured on `device` with engines of `precisions`."""
         return []
 
 

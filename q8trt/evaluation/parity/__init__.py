@@ -1,11 +1,11 @@
-"""Parity: the stages between a model and its engine side by side, and the first layer where two of them part.
+"""Parity: the comparison of the stages between a model and its engine, and the first layer in which two of them differ.
 
     torch FP32 -> (torch, quantizers off) -> torch fake-quant -> ONNX Runtime -> TensorRT
 
-Logits alone cannot separate a fault from rounding: a value between two INT8 steps may fall either way, and the effect of
-one such value grows from layer to layer. So each layer of a stage is also run by itself, on the hidden states of the stage
-before it. Between stages of the same arithmetic it may then differ by its own rounding alone, and a layer that differs by
-more is the one at fault. Hidden states are compared where the attention mask is 1.
+Logits alone cannot distinguish a fault from rounding. A value between two INT8 steps may be rounded either way, and the effect
+of one such value grows from layer to layer. So each layer of a stage also runs alone, on the hidden states of the previous stage.
+If both stages have the same arithmetic, the layer may differ only by its own rounding. A layer that differs by more is at fault.
+Hidden states are compared at positions whose attention mask is 1.
 """
 
 from q8trt.evaluation.config import ParityConfig

@@ -1,4 +1,4 @@
-"""Run the stages of an engine one after the other and compare each with the one before it."""
+"""The check of an engine: run its stages one after another, and compare each with the previous one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from q8trt.tasks.scoring import score
 
 #: Rows whose hidden states are compared.
 LAYER_ROWS = 32
-#: The part of a module's path that says its layer, as the architectures of `q8trt.quantization.architectures` spell it.
+#: The part of a module's path with the number of its layer, in the architectures of `q8trt.quantization.architectures`.
 _LAYER = re.compile(r"\.\w*layers?\.(\d+)(?:\.|$)")
 
 States = dict[str, np.ndarray]
@@ -59,11 +59,11 @@ class _Side:
 
 
 def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> EngineParity:
-    """Run every stage of `engine` on the development rows and compare each with the one before it.
+    """Run every stage of `engine` on the development rows and compare each with the previous one.
 
     Raises:
         ConfigError: the engine is in no run, so that its checkpoints are not known.
-        CheckpointError: a checkpoint of the run is gone or damaged.
+        CheckpointError: a checkpoint of the run is missing or damaged.
         DataError: the rows carry no labels, or logits are not finite.
         EngineError: model.onnx was not exported by q8trt.
     """
@@ -100,7 +100,7 @@ def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -
 def places_of(modules: Sequence[str]) -> dict[str, list[str]]:
     """Group modules, in the order of computation, into "embeddings", "layer.0" and so on, and "head".
 
-    The last module of a place is where its hidden states, or the logits, leave it.
+    The last module of a place returns its hidden states, or the logits.
     """
     places: dict[str, list[str]] = {}
     for module in modules:
@@ -142,7 +142,7 @@ class _Comparison:
 
     @property
     def ends(self) -> dict[str, str]:
-        """Place -> the module that its hidden states (the head's logits) leave."""
+        """Place -> the module that returns its hidden states (the head: logits)."""
         return {place: modules[-1] for place, modules in self.places.items()}
 
     def run(self, stage: ParityStage) -> None:
@@ -176,7 +176,7 @@ class _Comparison:
         return outputs
 
     def _wide_sites(self, runner: ProbedTorch) -> list[str]:
-        """Return a line on the sites of a quantized model where one channel leaves the others little of the scale."""
+        """Return a line on the sites of a quantized model with massive channels."""
         from q8trt.quantization.spreads import wide_sites
 
         batches = self.rows.batches(self.sample, self.rows.batch_sizes[-1])
@@ -207,7 +207,7 @@ class _Comparison:
             return None
         if kind == "quantization":
             return self.quantization_tolerance
-        # Where only logits show, rounding has grown through all layers: to no more than what quantization itself did.
+        # With logits only, rounding has grown through all layers, but not beyond the effect of quantization itself.
         return self.tolerance if shows_layers else max(self.tolerance, self.quantization_error)
 
     def _compare(self, runner: Runner, kind: str, first: _Side, second: _Side) -> None:
@@ -241,7 +241,7 @@ class _Comparison:
         self.pairs.append(pair)
 
     def _layer_inputs(self, side: _Side) -> States:
-        """Return the hidden states of `side` that another stage's layers start from: all but the head's logits."""
+        """Return the hidden states of `side` from which layers of another stage start: all except the head's logits."""
         return {end: side.states[end] for place, end in self.ends.items() if place != "head"}
 
     def _first_module(self, runner: Runner, place: str, tolerance: float | None, first: _Side, second: _Side) -> str:

@@ -1,9 +1,9 @@
 """Runners that also return and replace the outputs of single modules, by the module's path.
 
-A module of the torch model and a node of the exported file are one place when the node is named after the module:
+A module of the torch model and a node of the exported file belong together if the node is named after the module:
 "bert.encoder.layer.0.output.LayerNorm" and "bert.encoder.layer.0.output.LayerNorm/LayerNormalization", as `q8trt.export`
-names them. Where a pass folded a factor into a module, the file's metadata says so. A TensorRT plan has fused such places
-away, so it has no runner here.
+names them. If a pass folded a factor into a module, the file's metadata records it. A TensorRT plan has fused these places, so
+it has no runner here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _Places = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class ProbedTorch(TorchRunner):
-    """A `TorchRunner` with the outputs of modules. Of a module that runs several times, as ALBERT's do, it is the last one."""
+    """A `TorchRunner` with the outputs of modules. For a module that runs several times, as in ALBERT, it is the last output."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,8 +41,8 @@ class ProbedTorch(TorchRunner):
     def modules(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
         """Return the paths of the linears, LayerNorms and embedding tables with an output for each row of the batch `arrays`.
 
-        They come in the order in which they compute. BERT's table of positions, which is read once for all rows, is none.
-        Layers that end with a sum, as ModernBERT's, are among them: no module within gives out their hidden states.
+        They are in the order of computation. BERT's table of positions is left out, because it is read once for all rows. Layers
+        that end with a sum, as in ModernBERT, are included, because none of their modules returns the hidden states.
         """
         from torch import nn
 
@@ -106,7 +106,7 @@ class ProbedTorch(TorchRunner):
 class ProbedOnnxRuntime(OnnxRuntimeRunner):
     """An `OnnxRuntimeRunner` on the CPU with the outputs of the torch modules that the file was traced from.
 
-    `infer` runs the file as it is, FP16 in FP16: a limit of FP16 is a difference that this check must show. `outputs` runs a copy
+    `infer` runs the file unchanged, with FP16 in FP16, because this check must show the effects of FP16. `outputs` runs a copy
     with more outputs, in which fewer operators may be fused.
     """
 
@@ -142,7 +142,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         return {module: each / self._factors.get(module, np.float32(1)) for module, each in outputs.items()}
 
     def _probing(self, places: _Places) -> Any:
-        """Return a session with (modules to show, modules to replace) as last outputs and inputs; it keeps the latest one."""
+        """Return a session with (modules to show, modules to replace) as last outputs and inputs; the latest one is cached."""
         if self._probed[0] != places:
             import onnx_ir as ir
 
@@ -176,7 +176,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
 def module_outputs(model: ir.Model) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Return the tensor of each module's output: that of the last node named after it, or the one in the metadata.
 
-    It holds for modules that compute in themselves, such as a linear, not for those whose last step is another module.
+    This works for modules that compute themselves, such as a linear, but not if the last step is another module.
 
     Returns:
         module path -> tensor; module path -> the factor that this tensor carries, float32, () or (features,), where not 1.
@@ -203,7 +203,7 @@ def module_outputs(model: ir.Model) -> tuple[dict[str, str], dict[str, np.ndarra
 
 
 def _open_up(graph: ir.Graph, outputs: Mapping[str, ir.Value], places: _Places, dtype: ir.DataType) -> None:
-    """Make graph outputs of the first modules' outputs, and replace those of the others by inputs."""
+    """Add the outputs of the first modules to the graph's outputs, and replace those of the others by inputs."""
     import onnx_ir as ir
 
     for name in places[1]:
@@ -218,7 +218,7 @@ def _open_up(graph: ir.Graph, outputs: Mapping[str, ir.Value], places: _Places, 
 def _joined(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """Return a value of (B, S, A * D) if `value` is (B, A, S, D), the heads of a fused QKV projection; else itself.
 
-    The graph does it: ONNX Runtime may show such a value, as an output, after its quantizer.
+    The graph contains this step, because ONNX Runtime may return such a value after its quantizer.
     """
     import onnx_ir as ir
 

@@ -125,7 +125,7 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[ParityStage], dict
         ParityStage("torch FP32", "", lambda: ProbedTorch(checkpoints.load_finetuned(fp32, task), Precision.FP32))
     ]
     if manifest.stage != "fp32":
-        if manifest.stage == "int8":  # QAT has moved the weights, too: the difference that training made is shown apart
+        if manifest.stage == "int8":  # QAT also changes the weights; the difference due to training is separate
             stages.append(ParityStage("torch, quantizers off", "training", partial(_open_quantized, quantized, False)))
         stages.append(ParityStage("torch fake-quant", "quantization", partial(_open_quantized, quantized, True)))
     onnx = engine.folder / ONNX_FILE

@@ -27,7 +27,7 @@ class Analysis:
     """A sensitivity analysis.
 
     Attributes:
-        costs: what quantizing each site, and each layer, alone costs.
+        costs: the costs of quantizing each site alone and each layer alone.
         files: sensitivity.json and sensitivity.png.
         placement: the sites that stay in float to keep `max_drop`; None without that bound.
         config: the configuration of the model that was quantized.
@@ -67,7 +67,7 @@ def analyze(
     check_apart(folder, config.models, "--output_dir" if output_dir else "--runs_dir", holds=True)
     inputs = load_inputs(config)
     say("\n".join(recipe_lines(config)))
-    _check_files(folder)  # before the lock, which makes folders, and once more when nobody else writes
+    _check_files(folder)  # before the lock, which makes folders, and again under the lock
     with sole_writer(folder):
         _check_files(folder)
         model = load_finetuned(str(config.from_fp32), config.data.resolved_task, config.allow_pickle)
@@ -88,7 +88,7 @@ def analyze(
 
 
 def _check_files(folder: Path) -> None:
-    """Raise ConfigError if the results would replace what this command did not write."""
+    """Raise ConfigError if the results would replace files that this command did not write."""
     option, keys = "--output_dir", ("fingerprint", "scores")
     check_report(folder / RESULT_FILE, [folder / PLOT_FILE], keys=keys, option=option)
     check_report(folder / PARTIAL_FILE, keys=keys, option=option)
@@ -97,7 +97,7 @@ def _check_files(folder: Path) -> None:
 def _folder(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> Path:
     """Return the folder of the results: the checkpoint's run; for a checkpoint that is in no run, a folder of its own.
 
-    The folder's name holds no time, so that the same command finds the scores of one that was stopped.
+    The name of the folder has no time, so the same command finds the scores of an interrupted one.
     """
     if output_dir:
         return Path(output_dir)

@@ -1,4 +1,4 @@
-"""A quantized model whose quantizers are switched on at will, and what that does to its logits."""
+"""A quantized model whose quantizers are switched on one by one, and the effect on its logits."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Cost:
     Attributes:
         logits_mse: mean squared difference of the logits from the float model's.
         logits_max_abs: largest absolute difference of a logit.
-        drop_x100: the task's main metric of the float model less the quantized one's, x100; negative where it rose. Without
-            labels the float model's answers are the reference.
+        drop_x100: the task's main metric of the float model minus that of the quantized one, x100; negative for a gain.
+            Without labels, the answers of the float model are the reference.
     """
 
     logits_mse: float
@@ -42,7 +42,7 @@ class Cost:
 
 
 class _Known(nn.Module):
-    """Stands in for the layers whose output is known, the first of which is `layer`."""
+    """A stand-in for layers with a known output; the first of them is `layer`."""
 
     output: Any = None
 
@@ -56,17 +56,17 @@ class _Known(nn.Module):
 
 
 class Probe:
-    """A calibrated model, some rows, and what quantizing any of its sites does to the answers.
+    """A calibrated model, some rows, and the effect of quantizing any of its sites on the answers.
 
-    A site of layer k leaves the layers below k as they are, so what they compute is computed once and kept: the float
-    output of one layer for all rows, rows x tokens x hidden size x 4 bytes. Ask in the order of `start`.
+    A site of layer k does not affect the layers below k, so their output is computed once and stored: the float output of one
+    layer for all rows, rows x tokens x hidden size x 4 bytes. Call it in the order of `start`.
 
-    The probe takes the model over: its quantizers stay as they were switched last.
+    The probe owns the model. Its quantizers stay as the last call switched them.
 
     Args:
         model: quantized and calibrated, with a head.
-        rows: labelled unless the task has no labels; they are sorted by length and padded to a multiple of 8.
-        task: gives the metric.
+        rows: the rows, with labels if the task has labels; they are sorted by length and padded to a multiple of 8.
+        task: has the metric.
         pad_token_id: of the tokenizer.
         max_length: tokens a row, at most.
         batch_size: rows a batch.
@@ -78,7 +78,7 @@ class Probe:
         float_score: the task's main metric of these, a fraction.
 
     Raises:
-        DataError: no rows, or no labels where the task has them.
+        DataError: no rows, or rows without labels for a task with labels.
     """
 
     def __init__(
@@ -92,19 +92,17 @@ class Probe:
         self._starts = _starts(sites)
         self.rows, self._task = rows, task
         self._activation = activation_of(model.config, task, "the model")
-        lengths = range(8, max_length, 8)  # fewer tokens than in the engine's buckets, which torch need not keep to
+        lengths = range(8, max_length, 8)  # torch needs no buckets, so batches have fewer tokens than on an engine
         self._batches = list(bucketed_batches(rows, batch_size, pad_token_id, lengths, max_length))
         self._layers: Any = model.base_model.get_submodule(architecture_of(model.config).layers)
         self._known, self._below, self._hidden = _Known(self._layers[0]), 0, list[Any]()
-        set_quantization(
-            model, True
-        )  # with every quantizer off afterwards, the attention that has them is the float one
+        set_quantization(model, True)  # with every quantizer off, attention with quantizers equals the float one
         self._runner = TorchRunner(model, Precision.INT8)
         self.float_logits = self.logits(())
         self.float_score = self._score(self.float_logits)
 
     def start(self, on: Collection[str]) -> int:
-        """Return the number of layers, from the first, that the sites `on` leave as they are."""
+        """Return the number of first layers that the sites `on` do not affect."""
         return min((self._starts[key] for key in on), default=0)
 
     def logits(self, on: Collection[str], on_progress: Callable[[int], None] | None = None) -> np.ndarray:
@@ -189,7 +187,7 @@ def _starts(sites: Sequence[Site]) -> dict[str, int]:
 def choose_rows(rows: Features, count: int, seed: int) -> Features:
     """Return `count` of `rows` chosen by `seed`, in their order; all of them if there are no more.
 
-    Embeddings with labels are scored by pairs of neighboring rows, which stay together.
+    For embeddings with labels, neighboring rows form a pair and stay together.
     """
     width = 2 if rows.task.embedding and rows.task.has_labels else 1
     groups = len(rows) // width
@@ -198,7 +196,7 @@ def choose_rows(rows: Features, count: int, seed: int) -> Features:
 
 
 def probe_of(quantized: nn.Module, rows: Features, config: FinetuneConfig, inputs: Inputs) -> Probe:
-    """Return the probe of `quantized` on `rows`, padded and batched as everywhere in the run of `config`.
+    """Return the probe of `quantized` on `rows`, padded and batched as in the run of `config`.
 
     Raises:
         DataError: no rows, or no labels.

@@ -24,10 +24,10 @@ PLOT_FILE = "sensitivity.png"
 
 
 def write_result(folder: Path, measured: Sensitivity, model: str, more: dict[str, Any]) -> tuple[Path, Path]:
-    """Write `folder`/sensitivity.json and sensitivity.png, and remove the scores that were kept meanwhile.
+    """Write `folder`/sensitivity.json and sensitivity.png, and remove the file of intermediate scores.
 
     Args:
-        folder: made where it does not exist.
+        folder: the folder of the files; it is made if it does not exist.
         measured: the measurement.
         model: name of the model, for title and JSON.
         more: JSON-ready, stored before the scores: provenance, and the search for a recipe.
@@ -48,7 +48,7 @@ def picture(measured: Sensitivity, model: str) -> SensitivityPlot:
     costs = {group: {key: cost.logits_mse for key, cost in part.items()} for group, part in measured.scores.items()}
     sites = [(site, costs["sites"][site.key]) for site in measured.sites]
     return SensitivityPlot(
-        title=f"What quantizing each site alone costs: {model}, recipe {measured.setup.recipe['name']}",
+        title=f"Cost of quantizing each site alone: {model}, recipe {measured.setup.recipe['name']}",
         subtitle=_summary(measured),
         unit="mean squared difference of the logits",
         cells={(site.name, site.layer): cost for site, cost in sites if site.layer is not None},
@@ -72,7 +72,7 @@ def _summary(measured: Sensitivity) -> str:
 
 
 def print_sensitivity(measured: Sensitivity, console: Console, model: str, device: str, most: int = 10) -> None:
-    """Print model, recipe, data and device, the `most` sensitive sites, the layers, and the cost of everything together."""
+    """Print model, recipe, data and device, the `most` sensitive sites, the layers, and the cost of all sites together."""
     metric, scores = measured.setup.metric, measured.scores
     say(console, "The cost of quantizing each site alone", "bold")
     recipe = str(measured.setup.recipe["name"])
@@ -94,7 +94,7 @@ def _table(title: str, costs: Sequence[tuple[str, Cost]], metric: str) -> Table:
 
 
 def placement_lines(placement: Placement, metric: str) -> list[str]:
-    """Return how many sites the recipe quantizes, what that costs in `metric`, and what stays in float."""
+    """Return the number of quantized sites, their cost in `metric`, and the sites that stay in floating point."""
     count = placement.quantized + len(placement.off)
     stays = f"in float: {', '.join(placement.off)}" if placement.off else "no site had to be switched off"
     lost = f"{metric} x100 on the whole development set: {placement.drop_x100:+.2f} lost, calibrated again"

@@ -1,4 +1,4 @@
-"""Scores of every site, layer and site name, saved while they are computed, so that a measurement can be stopped."""
+"""Scores of every site, layer and site name. They are saved while they are computed, so a measurement can be stopped."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from q8trt.training.finetuning import Inputs
 
 FORMAT = 1
 RESULT_FILE = "sensitivity.json"
-#: Scores of a measurement that is not finished, or was stopped.
+#: File of the scores of an unfinished measurement.
 PARTIAL_FILE = "sensitivity.partial.json"
-#: Between two writings of the scores so far.
+#: Seconds between two writes of the scores so far.
 SAVE_SECONDS = 5.0
 
 #: Group ("everything", "names", "layers", "sites") -> key -> cost.
@@ -40,7 +40,7 @@ class Part:
 
     Attributes:
         group: "everything", "names", "layers" or "sites".
-        key: what the part is called in its group: "all", a site name, the number of a layer, a site key.
+        key: the name of the part in its group: "all", a site name, the number of a layer, a site key.
         sites: keys of the sites.
     """
 
@@ -105,7 +105,7 @@ class Sensitivity:
     Attributes:
         setup: rows, metric and recipe.
         sites: the quantized sites, in the order of computation.
-        fingerprint: SHA-256 over everything that decides the scores; measurements with equal ones have equal scores.
+        fingerprint: SHA-256 over everything that decides the scores; equal fingerprints mean equal scores.
         float_score_x100: the main metric of the float model on the rows, x100.
         scores: group -> key -> cost; see `Part`.
     """
@@ -134,19 +134,19 @@ def measure(
 ) -> Sensitivity:
     """Score every part of the recipe on rows of the first development split.
 
-    Scores are saved in `folder` meanwhile; a later call with the same model, recipe and rows continues from them, or takes
-    over those of a finished measurement.
+    Scores are saved in `folder` while they are computed. A later call with the same model, recipe and rows continues from them,
+    or reuses those of a finished measurement.
 
     Args:
         model: the float model.
         quantized: a copy of it, quantized by the recipe of `config` and calibrated; its quantizers are switched.
         config: the recipe, and the seed that chooses the rows.
         inputs: tokenized rows.
-        folder: made where it does not exist.
+        folder: the folder of the files; it is made if it does not exist.
         samples: rows to score on.
 
     Raises:
-        DataError: there are no development rows, or none with labels for a task that has them; or a logit is not finite.
+        DataError: there are no development rows, rows lack the labels of their task, or a logit is not finite.
         InterruptedRunError: Ctrl-C; the scores so far are saved.
     """
     split, dev = next(iter(inputs.dev.items()))
@@ -174,7 +174,7 @@ def measure(
 
 
 def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows: Features) -> str:
-    """Return a hash of weights, recipe, calibration and rows, not of the calibrated ranges, whose last bits may vary."""
+    """Return a hash of weights, recipe, calibration and rows. Calibrated ranges are left out: their last bits may vary."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -187,11 +187,11 @@ def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows:
 
 
 def _stored_scores(folder: Path, fingerprint: str) -> Scores:
-    """Return the scores of the same measurement in `folder`; none if there are no such."""
+    """Return the scores of the same measurement in `folder`; empty if there are none."""
     for name in (PARTIAL_FILE, RESULT_FILE):
         try:
             stored = files.decode(Stored, files.read_json(folder / name), partial=True)
-        except (OSError, ValueError):  # missing, or not ours: everything is scored again
+        except (OSError, ValueError):  # missing, or of another measurement: everything is scored again
             continue
         if stored.fingerprint == fingerprint:
             return stored.scores

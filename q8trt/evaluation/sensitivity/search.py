@@ -1,4 +1,4 @@
-"""The recipe with the fewest sites left in float that keeps a metric within a bound of the float model's."""
+"""The search for the recipe with the fewest sites in floating point whose metric is within a bound."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _NO_SPEC = QuantizerSpec()
 
 @dataclass(frozen=True)
 class Placement:
-    """A recipe that keeps to a bound.
+    """A recipe within a bound.
 
     Attributes:
-        recipe: what to quantize.
-        off: keys of the sites that it leaves in float and the recipe it came from did not, the most harmful first.
-        quantized: how many sites it quantizes.
-        drop_x100: the task's main metric of the float model less that of the model quantized and calibrated by this
-            recipe, x100, on the development set; the larger one if there are two.
+        recipe: the recipe.
+        off: keys of the sites that it moves to floating point, the most harmful first.
+        quantized: number of quantized sites.
+        drop_x100: the task's main metric of the float model minus that of the model quantized and calibrated by this
+            recipe, x100, on the development set; the larger one of two development sets.
     """
 
     recipe: Recipe
@@ -48,12 +48,12 @@ class Placement:
 
 
 def fewest_off(sites: int, drop: Callable[[int], float], bound: float) -> int | None:
-    """Return how many of ranked sites must be switched off, by bisection: drop(count) <= bound < drop(count - 1).
+    """Return the number of ranked sites to switch off, by bisection: drop(count) <= bound < drop(count - 1).
 
     Args:
         sites: number of sites.
-        drop: what is lost with so many of the most harmful sites off; it should not grow, but need not be monotonic.
-        bound: the most that may be lost.
+        drop: function: number of the most harmful sites that are off -> loss. It should not grow, but need not be monotonic.
+        bound: maximum loss.
 
     Returns:
         the count, from 0 to sites - 1, or None if even one site alone loses more than `bound`.
@@ -88,7 +88,7 @@ def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return `recipe` as YAML, a line per site; `load_recipe` reads it back as it is."""
+    """Return `recipe` as YAML with a line per site; `load_recipe` reads the same recipe back."""
     data = {key: value for key, value in recipe.to_dict().items() if value is not None}
     data["sites"] = {key: _file_spec(key, spec, recipe.sites) for key, spec in data["sites"].items()}
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
@@ -98,7 +98,7 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def _file_spec(key: str, spec: dict[str, Any], sites: Mapping[str, QuantizerSpec]) -> dict[str, Any]:
-    """Return what a recipe file must say of the site: of a layer's site that is only switched off, no more than that."""
+    """Return the entry of a site in a recipe file; for a site of one layer that is only switched off, just that."""
     named = re.fullmatch(r"layer\.\d+\.(.+)", key)
     if named:
         inherited = sites.get(named.group(1))
@@ -116,7 +116,7 @@ def meet(
     measured: Sensitivity,
     max_drop: float,
 ) -> Placement:
-    """Return the recipe of `config` without as few of its most harmful sites as keep the drop within `max_drop`.
+    """Return the recipe of `config` with as few sites in floating point as keep the drop within `max_drop`.
 
     The drop is measured on the whole development set: first with quantizers of `quantized` off, then, for the
     resulting recipe, with the float model quantized and calibrated again.
@@ -146,7 +146,9 @@ def meet(
         recipe = recipe_without(config.recipe, probes[0].sites, ranking[:off], max_drop)
         fresh, _ = quantize(model, replace(config, recipe=recipe), inputs)  # type: ignore[arg-type]
         drop = _drop([probe_of(fresh, rows, config, inputs) for rows in splits], ranking[off:])
-        if drop <= max_drop:  # as a rule at once: a site's range does not depend on which others are quantized
+        if (
+            drop <= max_drop
+        ):  # usually the first try succeeds, because the range of a site does not depend on the other sites
             return Placement(recipe, ranking[:off], len(ranking) - off, drop)
     raise QuantizationError(
         f"calibrated again, even {ranking[-1]} alone loses more than --max_drop {max_drop:g}; allow more"

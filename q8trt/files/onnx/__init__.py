@@ -1,4 +1,4 @@
-"""ONNX files as bytes that anyone may have written: read without the onnx package, and checked before a library opens them.
+"""Untrusted ONNX files: they are read without the onnx package, and checked before a library opens them.
 
 `messages` reads and writes the protobuf messages. `storage` checks that every tensor stores as many bytes as it claims, and
 that weights in other files stay inside the model's folder; `size` bounds the nodes.

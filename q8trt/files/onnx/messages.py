@@ -1,9 +1,9 @@
 """ONNX files read and written without the onnx package, which the light install lacks (onnx_ir and onnx would add 141 MiB).
 
 An ONNX file is a protobuf message, and ONNX Runtime depends on protobuf. Only the fields that
-`q8trt.runtime.onnxruntime.graph` and `storage` read or change are declared here. All others stay in a message as unknown
-fields and are written back as they were. Names, numbers and types are those of onnx/onnx.proto; an enum is read as an integer,
-as it is on the wire. The functions take the onnx package's messages as well.
+`q8trt.runtime.onnxruntime.graph` and `storage` read or change are declared here. All other fields stay in a message as unknown
+fields and are written back unchanged. Names, numbers and types are those of onnx/onnx.proto; an enum is read as an integer, its
+form in the file. The functions also accept messages of the onnx package.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ def _model_class() -> Any:
 
 
 def parse(data: bytes) -> Any:
-    """Return the ModelProto. Raises MalformedError if `data` is no such message."""
+    """Return the ModelProto. Raises MalformedError if `data` is not such a message."""
     model = _model_class()()
     try:
         model.ParseFromString(data)
     except Exception as error:  # google.protobuf.message.DecodeError, which cannot be named without protobuf
-        raise MalformedError(f"it is no ONNX model: {error}") from error
+        raise MalformedError(f"it is not an ONNX model: {error}") from error
     return model
 
 

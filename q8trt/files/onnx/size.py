@@ -7,7 +7,7 @@ from typing import Any
 
 from q8trt.files import MalformedError
 
-#: The most nodes, those of subgraphs included, functions inlined. A BERT of 24 layers has some 3,000.
+#: Maximum number of nodes, with subgraphs and inlined functions. A BERT of 24 layers has about 3,000.
 MAX_NODES = 20_000
 _DEPTH = 64
 

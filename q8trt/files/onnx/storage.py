@@ -1,8 +1,8 @@
 """Checks of the tensors that an ONNX file stores: their sizes, and weights in other files.
 
-A tensor names its own shape, so a file of 1 KB can claim a terabyte; and it names the file that holds its values, so a
-model can ask for any file of the machine. Libraries differ in what they refuse (ONNX Runtime 1.20 reads such a file from
-anywhere). The functions take messages of the onnx package and of `q8trt.files.onnx.messages` alike.
+A tensor declares its shape, so a file of 1 KB can claim a terabyte. It also names the file with its values, so a model can
+request any file of the machine. Libraries do not refuse all of this (ONNX Runtime 1.20 reads such a file from any place). The
+functions take messages of the onnx package and of `q8trt.files.onnx.messages`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TYPES: dict[int, tuple[str, int | None]] = {
     18: ("FLOAT8E4M3FNUZ", 8), 19: ("FLOAT8E5M2", 8), 20: ("FLOAT8E5M2FNUZ", 8), 21: ("UINT4", 4), 22: ("INT4", 4),
     23: ("FLOAT4E2M1", 4), 24: ("FLOAT8E8M0", 8), 25: ("UINT2", 2), 26: ("INT2", 2),
 }  # fmt: skip
-#: Types whose values have a field of their own, and the entries of one element; int32_data holds all others.
+#: Types with a separate field for their values, and the entries of one element; int32_data holds all others.
 _FIELDS = {
     1: ("float_data", 1), 7: ("int64_data", 1), 8: ("string_data", 1), 11: ("double_data", 1), 12: ("uint64_data", 1),
     13: ("uint64_data", 1), 14: ("float_data", 2), 15: ("double_data", 2),
@@ -36,7 +36,7 @@ _FIELDS = {
 _STRING, _EXTERNAL = 8, 1  # TensorProto.DataType, TensorProto.DataLocation
 #: Files up to this size are parsed and checked whole; larger ones only if they contain the key of external data.
 _PARSED = 64 * 2**20
-#: The most elements that a node may make out of stored sizes alone: 1 GiB of FP32.
+#: Maximum elements that a node may make from stored sizes: 1 GiB of FP32.
 _LARGEST = 2**28
 #: Op -> position of the input that holds the sizes of its output, or the factors by which it grows.
 _GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
@@ -58,7 +58,7 @@ class External:
 
 
 def check_file(path: Path) -> None:
-    """Check an ONNX file before a library opens it by name. Costs a read of the file at most.
+    """Check an ONNX file before a library opens it by name. At most, this reads the file once.
 
     Raises:
         EngineError: a tensor is stored in less or more bytes than its shape has, or in a file that is missing, too short
@@ -151,10 +151,10 @@ def _bytes(count: int, bits: int) -> int:
 
 
 def locate(tensor: Any, path: Path) -> External:
-    """Return where the values of a tensor with external data are.
+    """Return the place of the values of a tensor with external data.
 
-    Links are followed first. The file must be in the folder of the model, or of the file that the model is a link to: a
-    download cache keeps both as links to one folder.
+    Links are resolved first. The file must be in the folder of the model, or in that of the model's link target: a download
+    cache stores both as links to one folder.
 
     Raises:
         MalformedError: the file is missing, too short or outside, or the tensor's entries are not sound.
@@ -204,7 +204,7 @@ def _number(entries: dict[str, str], key: str, name: str) -> int | None:
     if text is None:
         return None
     if not re.fullmatch("[0-9]{1,19}", text):
-        raise MalformedError(f"tensor {name} has the {key} {_shown(text)}, which is no number of bytes")
+        raise MalformedError(f"tensor {name} has the {key} {_shown(text)}, which is not a number of bytes")
     return int(text)
 
 
@@ -218,7 +218,7 @@ def load_external(tensor: Any, path: Path) -> None:
 
 
 def _check_growth(graph: Any) -> None:
-    """Raise where a node makes a huge tensor out of stored sizes: libraries fold constants when they open a file."""
+    """Raise if a node makes a huge tensor from stored sizes, because libraries fold constants when they open a file."""
     stored = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
     growing = [node for node in graph.node if node.op_type in _GROWING]
     if not growing:
@@ -244,5 +244,5 @@ def _shape(dims: Iterable[int]) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return a name out of the file in quotes, control characters escaped, cut where it is long."""
+    """Return a name from the file in quotes, with control characters escaped, and shortened if it is long."""
     return ascii(text if len(text) <= 80 else f"{text[:80]}...")

@@ -1,4 +1,4 @@
-"""The linter's forecast against the plan: what it said that TensorRT does with each part, and what the plan's layers do.
+"""The comparison of the linter's forecast for each part with the layers of the plan.
 
 The layers come from the inspector or the builder's log (`q8trt.engine.layers`). A part is found by the names of its ONNX nodes,
 which TensorRT keeps in a layer's metadata. With several optimization profiles a part has a layer in each; all must do the same.
@@ -17,7 +17,7 @@ UNKNOWN = "no layer names it"
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A part that the plan treats otherwise than the linter said, in the words of `Site.forecast`; `layers` do it."""
+    """A part whose `layers` differ from the linter's forecast, in the terms of `Site.forecast`."""
 
     kind: SiteKind
     name: str
@@ -28,11 +28,11 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A forecast beside a plan.
+    """A forecast and a plan, compared.
 
     Attributes:
-        sites: kind -> number of parts, and `agreements` those of them that the linter foretold.
-        disagreements: each of the others.
+        sites: kind -> number of parts; `agreements` counts the parts with a correct forecast.
+        disagreements: the parts with a wrong forecast.
         reformats: names of the layers that only move or convert data.
         fp32_leftovers: names of the layers that compute in FP32.
         layers: number of layers that compute or move data.
@@ -47,7 +47,7 @@ class Comparison:
 
 
 def compare(sites: Sequence[Site], layers: Sequence[Layer]) -> Comparison:
-    """Return the forecast of `sites` beside the `layers` of a plan."""
+    """Return the comparison of the forecast of `sites` with the `layers` of a plan."""
     working = [layer for layer in layers if layer.precision]
     counts = {str(kind): sum(site.kind is kind for site in sites) for kind in SiteKind}
     agreements, disagreements = dict.fromkeys(counts, 0), []
@@ -69,7 +69,7 @@ def compare(sites: Sequence[Site], layers: Sequence[Layer]) -> Comparison:
 
 
 def _in_plan(site: Site, holders: Sequence[Layer]) -> str:
-    """Return what the layers that hold a part do with it, in the words of `Site.forecast`."""
+    """Return the treatment of a part by its layers, in the terms of `Site.forecast`."""
     match site.kind:
         case SiteKind.ATTENTION:
             matrices = [layer for layer in holders if layer.is_matrix]

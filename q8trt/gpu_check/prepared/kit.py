@@ -1,4 +1,4 @@
-"""The files and steps of a prepared check: ``kit.json`` and what it names."""
+"""The files and steps of a prepared check: ``kit.json`` and the files that it names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Rows:
         file: an .npz with ``<input>.<number>`` (batch, sequence) int32, one number a batch, ``logits.<name>`` and, for a model
             with real weights, ``labels``, both float32 in the order of the batches' rows.
         reference: the ``logits`` of the torch model that the engine was exported from.
-        largest, mean: the absolute difference to these that is let pass; None: the difference is measured, not judged.
+        largest, mean: the absolute difference that is allowed; None: the difference is measured without a limit.
     """
 
     file: str
@@ -88,12 +88,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """One step: a process of its own on the GPU machine.
+    """One step, a separate process on the GPU machine.
 
     Attributes:
         name: unique.
-        kind: what is done.
-        engines: names of the engines that it is done with.
+        kind: the kind of work.
+        engines: names of its engines.
         estimate_s: the seconds that it takes, the start of its process included.
         shapes: (batch, sequence) to time.
         iterations: timed ones a shape, or loads.
@@ -152,7 +152,7 @@ def read_kit(folder: Path) -> Kit:
         kit = decode(Kit, read_json(path))
     except OSError as error:
         raise ConfigError(
-            f"{folder} is no prepared check ({KIT_FILE}: {error.strerror or error}); make one: q8trt gpu-check --prepare DIR"
+            f"{folder} is not a prepared check ({KIT_FILE}: {error.strerror or error}); make one: q8trt gpu-check --prepare DIR"
         ) from None
     except MalformedError as error:
         raise ConfigError(f"{path} is damaged: {error}; prepare the check again") from None

@@ -24,7 +24,7 @@ _TONES: dict[str, Tone] = {
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError if a folder holds files of the results' names that are none."""
+    """Raise ConfigError if a folder holds other files under the names of the results."""
     files.check_report(
         folder / f"{STEM}.json", [folder / f"{STEM}.html"], keys=("schema", "checks"), option="--output_dir"
     )
@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Results:
-    """The results that an earlier check left: its steps by name, what ran the engines, and where."""
+    """The results of an earlier check: its steps by name, the library that ran the engines, and the device."""
 
     checks: dict[str, CheckResult] = field(default_factory=dict)
     title: str = ""

@@ -59,7 +59,7 @@ class Variant:
         return Precision.parse("+".join(["int8"] * bool(self.recipe) + ["fp16"] * self.half) or "fp32")
 
     def load_recipe(self, searches: bool) -> Recipe:
-        """Return its recipe, which it must have; without searches of ranges where only times are asked for."""
+        """Return its recipe, which must exist. If only times matter, the recipe has no search of ranges."""
         from q8trt.quantization.recipe import Recipe, load_recipe
 
         data = load_recipe(str(self.recipe)).to_dict()
@@ -76,7 +76,7 @@ class Variant:
 
 FP32, FP16, INT8 = Variant("FP32", half=False), Variant("FP16"), Variant("INT8+FP16", "gpu")
 FULL = Variant("INT8+FP16 full", "full")
-#: At batch 32 alone: each changes one thing of `INT8`.
+#: Only at batch 32: each changes one option of `INT8`.
 CHANGES = (
     FULL,
     Variant("INT8+FP16 unfused", "gpu", fuse_qkv=False),
@@ -91,7 +91,7 @@ class KitConfig:
     """The size of a prepared check. The defaults fit 420 s on an H100, as far as the estimates are right.
 
     Attributes:
-        batches: batch sizes of BERT-base at `length` tokens, each with a profile of its own.
+        batches: batch sizes of BERT-base at `length` tokens, each with a separate profile.
         lengths: (batch, sequence) of other lengths.
         large: whether BERT-large is a part.
         max_rows: development rows of MiniLM; None for all.
@@ -123,7 +123,7 @@ class KitConfig:
 
 
 def fixed(shapes: Sequence[Shape]) -> tuple[ShapeProfile, ...]:
-    """Return a profile for each shape alone."""
+    """Return a profile for each shape, which accepts only that shape."""
     return tuple(ShapeProfile(shape, shape, shape) for shape in shapes)
 
 
@@ -143,7 +143,7 @@ def prepare(
         folder: the folder to write.
         provenance: of the files, with the commit that made them.
         on_message: takes a line for each file.
-        config: what is prepared; None for the defaults.
+        config: the size of the check; None for the defaults.
 
     Raises:
         ConfigError: the run is not finished or not on STS-B, or the folder holds something else.
@@ -199,7 +199,7 @@ def steps(config: KitConfig) -> Iterator[Step]:
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
-    """Return the names that a preparation wrote into a folder; None if the folder is none of its."""
+    """Return the names that a preparation wrote into a folder; None if the folder is not a prepared check."""
     try:
         kit = files.decode(Kit, files.read_json(folder / KIT_FILE))
     except (OSError, files.MalformedError):

@@ -1,4 +1,4 @@
-"""A prepared check within a budget: the most valuable steps first, each in a process of its own, each result on disk at once."""
+"""The schedule of a prepared check: the most valuable steps first, in separate processes, within a budget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from q8trt.gpu_check.prepared.machine import GPU
 from q8trt.gpu_check.prepared.worker import Request, StepResult
 
 NOT_REACHED = "not reached"
-#: A step is stopped after so many times its estimate: one that hangs must not cost all others.
+#: A step is stopped after this multiple of its estimate, so one that hangs does not cost the others.
 _PATIENCE, _LEAST_PATIENCE_S = 3.0, 20.0
 
 
@@ -34,7 +34,7 @@ class Progress:
     Attributes:
         checks: one a step, in the order of the kit once all were gone through.
         seconds: since the start.
-        title, device: what ran the engines, and where; "" until a step says so.
+        title, device: the library that ran the engines, and the device; "" until a step reports them.
     """
 
     budget_s: float
@@ -68,8 +68,8 @@ def run_kit(
 ) -> Progress:
     """Go through the steps of a kit, and write `results` after each.
 
-    A step begins only if its estimate fits what is left of the budget; else it is "not reached", and a shorter one may follow.
-    A step that runs longer than three times its estimate, or past the budget, is stopped and has failed.
+    A step begins only if its estimate fits the remaining budget. Otherwise it is "not reached", and a shorter step may follow. A
+    step that runs longer than three times its estimate, or past the budget, is stopped and counts as failed.
 
     Args:
         kit: the kit in `folder`.
@@ -80,7 +80,7 @@ def run_kit(
         on_message: takes a line before the first step, and one after each.
         machine: "module:class" of the `Machine`.
         clock: seconds, monotonic.
-        resume: keep the steps that an earlier call passed or measured, with their plans; do the others.
+        resume: keep the steps that an earlier call passed or measured, with their plans; run the others.
         clock: seconds, monotonic.
 
     Raises:
@@ -111,7 +111,7 @@ def run_kit(
 
 
 def _earlier(results: Path, kit: Kit, progress: Progress) -> dict[str, CheckResult]:
-    """Return the steps of an earlier call that need not be done again: those that passed or were measured, with their plans."""
+    """Return the steps of an earlier call that passed or were measured, with their plans. They do not run again."""
     earlier = page.read_results(results, kit)
     progress.title, progress.device = earlier.title, earlier.device
     builds = [step for step in kit.steps if step.kind is Kind.BUILD]
@@ -147,7 +147,7 @@ def _attempt(
 
 
 def _in_child(request: Request, limit_s: float) -> str:
-    """Run a step's process to its end, or stop it after `limit_s`; return how it ended."""
+    """Run the process of a step to its end, or stop it after `limit_s`; return its result."""
     command = python_module("q8trt.gpu_check.prepared.worker", msgspec.json.encode(request).decode())
     with tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(

@@ -38,8 +38,8 @@ class Place:
     """The folders of a check, and its machine.
 
     Attributes:
-        kit: what was prepared, in `folder`.
-        results: the results: ``layers/``, ``logs/`` and ``plans/`` below it hold what the builder left.
+        kit: the prepared check in `folder`.
+        results: the folder of results; ``layers/``, ``logs/`` and ``plans/`` in it hold the output of the builder.
     """
 
     kit: Kit
@@ -105,7 +105,7 @@ def _build(place: Place, step: Step) -> Outcome[None]:
 
 
 def _forecast(place: Place, engine: EngineFile, plan: Path, log: str) -> tuple[str, dict[str, Any] | None]:
-    """Hold the linter's forecast against the layers of the plan, which are also written to a file."""
+    """Compare the linter's forecast with the layers of the plan, and write the layers to a file."""
     text = place.machine.inspect(plan)
     if text is not None:
         write_text(place.results / "layers" / f"{engine.slug}.json", text)
@@ -120,7 +120,7 @@ def _forecast(place: Place, engine: EngineFile, plan: Path, log: str) -> tuple[s
 
 
 def _compare(place: Place, engine: EngineFile, plan: Path) -> tuple[bool | None, str, dict[str, Any]]:
-    """Compare the logits of the engine's rows with torch's, and score them where the rows have labels."""
+    """Compare the logits of the engine's rows with torch's, and score them if the rows have labels."""
     if engine.rows is None:
         return None, "", {}
     with np.load(place.folder / engine.rows.file) as arrays, place.machine.open(plan, engine.precision) as runner:
@@ -166,7 +166,7 @@ def _inputs(names: tuple[str, ...]) -> Callable[[int, int], Mapping[str, np.ndar
 
 
 def _latency(place: Place, step: Step) -> Outcome[None]:
-    """Time the engines that were built, interleaved; ratios are to the first of them."""
+    """Time the built engines in turn; ratios are relative to the first one."""
     engines = _built(place, step)
     config = TimingConfig(step.shapes, 10, step.iterations, max_seconds=_SECONDS_A_SHAPE)
     with ExitStack() as stack:
@@ -251,7 +251,7 @@ def _cupy_arrays(host: Mapping[str, np.ndarray], device: str) -> dict[str, Any]:
 
 
 def _buckets(place: Place, step: Step) -> Outcome[None]:
-    """Time the rows of the first engine on all of them, in batches that are as long as a bucket and as the longest."""
+    """Time the rows of the first engine on all engines, in batches padded to buckets and to the longest row."""
     engines = _built(place, step)
     rows, longest = _rows(place, engines[0]), max(profile.max[1] for profile in engines[0].profiles)
     size = min(profile.max[0] for profile in engines[0].profiles)
@@ -285,7 +285,7 @@ def _rows(place: Place, engine: EngineFile) -> Features:
 
 
 def _torch(place: Place, step: Step) -> Outcome[None]:
-    """Time torch in FP16 with scaled_dot_product_attention, launched from a CUDA graph: what a user has without TensorRT."""
+    """Time torch in FP16 with scaled_dot_product_attention, launched from a CUDA graph: the alternative without TensorRT."""
     from q8trt.gpu_check.prepared.torch_reference import time_torch
 
     engine = place.kit.engine(step.engines[0])

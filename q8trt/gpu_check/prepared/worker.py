@@ -1,6 +1,6 @@
 """The process of one step: ``python -m q8trt.gpu_check.prepared.worker REQUEST``, started by `schedule`.
 
-It writes its result when the step ends. An error of q8trt is a result; whatever else ends the process is told by its exit code.
+It writes its result when the step ends. An error of q8trt is a result. Any other end of the process has an exit code.
 """
 
 from __future__ import annotations
