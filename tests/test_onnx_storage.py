@@ -209,7 +209,7 @@ def test_a_small_file_cannot_ask_for_a_huge_constant(op: str, stored: str) -> No
 
 def test_a_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x0a\xff\xff\xff\xff\x0fno")
-    with pytest.raises(EngineError, match="no ONNX model"):
+    with pytest.raises(EngineError, match="not an ONNX model"):
         check_file(tmp_path / "model.onnx")
     with pytest.raises(EngineError, match="cannot be read"):
         check_file(tmp_path)
