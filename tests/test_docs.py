@@ -1,4 +1,7 @@
-"""Every command in the code blocks of the README and of docs/ is read by its command's own parser, and cheap ones run."""
+"""Every command in the code blocks of the README and of docs/ is parsed by its command's own parser. Many also run for real.
+
+The others need a GPU, a server, the hub, a model or data that the tests do not have, or minutes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 from scoring_fixtures import write_real_engine
+from tiny_data import SHORT, write_sts_b
 
 from q8trt import __version__
 from q8trt.cli.main import COMMANDS, command_module, run_command
@@ -36,6 +40,41 @@ SCRIPTS = {
 }
 #: Commands that run here for real: on an engine of a tiny model, without torch.
 RUN_HERE = {"doctor", "info", "lint", "pack", "predict", "runs", "triton", "unpack"}
+#: Commands that run for real in this order, on a run of a tiny model -> options that make their work small.
+SMALL = {
+    "finetune.py --task STS-B --data_dir glue": (
+        "--model_name_or_path",
+        "my-model",
+        "--output_dir",
+        "runs/NAME",
+        *SHORT,
+    ),
+    "q8trt info runs/NAME": (),
+    "q8trt info runs/NAME/int8": (),
+    "build_engine.py --int8": (),
+    "build_engine.py --int8 --no_baseline": (),
+    "build_engine.py --int8 --stage ptq": (),
+    "build_engine.py --int8 --buckets 32,64,128": ("--buckets", "16,32"),
+    "benchmark.py": ("--iterations", "2", "--warmup", "0"),
+    "benchmark.py --max_drop 0.5 --min_speedup 1.2": (
+        "--max_drop",
+        "100",
+        "--min_speedup",
+        "0.001",
+        "--iterations",
+        "2",
+    ),
+    "benchmark.py --no_accuracy --duration 10": ("--duration", "0", "--iterations", "2", "--name", "times"),
+    "benchmark.py --compare A.json B.json --output_dir DIR": (),
+    "q8trt parity": ("--samples", "4"),
+    "q8trt parity runs/NAME/engine --samples 64": ("--samples", "4"),
+    "calibrate.py": (),
+    "calibrate.py --recipe gpu": (),
+    "calibrate.py --recipe linear": (),
+    "calibrate.py --sensitivity": ("--sensitivity_samples", "4", "--recipe", "linear"),
+    "q8trt quantize my-model --texts texts.txt": (),
+    "build_engine.py --checkpoint my-model --fp16": (),
+}
 _TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
 
 
@@ -56,6 +95,11 @@ class Command(NamedTuple):
         if first == "q8trt":
             return second
         return SCRIPTS.get(Path(second).name) if first in ("python", ".venv/bin/python") else None
+
+    @property
+    def text(self) -> str:
+        """The command as pages write it: `finetune.py` without `python`."""
+        return shlex.join(self.words).removeprefix("python ")
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -117,6 +161,7 @@ def test_pages_have_commands_of_all_kinds() -> None:
     assert {each.name for each in OF_Q8TRT} == set(COMMANDS)
     assert {each.needs for each in ALL} == {"", "gpu", "hub", "server"}
     assert [each for each in ALL if each.runs_here and each.needs] == []
+    assert sum(each.runs_here or each.text in SMALL for each in ALL) >= 55
 
 
 @pytest.mark.parametrize("page", sorted({each.page for each in OF_Q8TRT}))
@@ -180,6 +225,21 @@ def test_cheap_commands_run(words: tuple[str, ...], tmp_path: Path, monkeypatch:
     if name == "unpack":
         assert run_command("pack", ["runs/NAME/engine", "--output", arguments[0]]) == 0
     assert run_command(name, arguments) in ((0, 1) if name in ("doctor", "lint") else (0,))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_export", "rtx")
+def test_commands_run_on_a_tiny_run(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_sts_b(tmp_path / "glue")
+    shutil.copytree(tiny_checkpoint, "my-model")
+    Path("texts.txt").write_text("red\nblue green\n" * 8, encoding="utf-8")
+    for text, small in SMALL.items():
+        each = next(each for each in OF_Q8TRT if each.text == text)
+        if "--compare" in each.words:
+            for report in ("A.json", "B.json"):
+                shutil.copy("runs/NAME/benchmark.json", report)
+        assert run_command(str(each.name), [*each.arguments, *small]) == 0, text
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"])
