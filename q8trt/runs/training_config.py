@@ -51,7 +51,10 @@ class TrainingConfig:
     adam_epsilon: float = option(1e-6, "epsilon of AdamW", values=_POSITIVE)
     max_grad_norm: float = option(1.0, "largest norm of the gradient; 0 does not clip", values=_ZERO)
     dropout: float | None = option(
-        None, "dropout of hidden states, attention and classifier", unset="the model's own", values=SHARE
+        None,
+        "every dropout of the model: embeddings, hidden states, attention and head",
+        unset="the model's own",
+        values=SHARE,
     )
     qat_dropout: float | None = option(None, "dropout during QAT", unset="that of the FP32 model", values=SHARE)
     label_loss_weight: float = option(
