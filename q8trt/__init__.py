@@ -6,7 +6,7 @@
 
 An app needs two lines. It needs only the packages numpy, tokenizers, msgspec and those of one backend::
 
-    engine = q8trt.Engine.load("runs/sts-b/engine")
+    engine = q8trt.Engine.load("runs/NAME/engine")
     engine.predict([("A plane is taking off.", "An air plane is taking off.")])
 
 docs/guides/python.md describes the functions. The library prints nothing and logs to the logger "q8trt".
