@@ -158,8 +158,8 @@ def execute(
 def _check_place(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> None:
     """Check that the folder of a new run replaces nothing and is apart from the models that the run reads."""
     if output_dir:
-        files.check_apart(output_dir, config.models)
         check_new_run(output_dir)
+        files.check_apart(output_dir, config.models)
     else:
         files.check_apart(runs_dir, config.models, "--runs_dir", holds=True)
 
