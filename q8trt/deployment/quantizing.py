@@ -43,8 +43,8 @@ class QuantizedModel:
 
     Attributes:
         run: the run, which benchmark, parity and build_engine take.
-        engines: the engine folders, the INT8 engine last; () where none was built.
-        report: scores, or the drift from FP32, and times of the engines; None where none was built.
+        engines: the engine folders, the INT8 engine last; () if none was built.
+        report: scores, or the drift from FP32, and times of the engines; None if none was built.
     """
 
     run: Run

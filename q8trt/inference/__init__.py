@@ -1,4 +1,4 @@
-"""An engine folder in an app: texts in, the task's answers out. Needs no torch. `inference.files` scores files offline."""
+"""The runtime of apps: `Engine` opens an engine folder and answers texts, without torch. `inference.files` scores files."""
 
 from q8trt.inference.answers import THRESHOLD, Answer, LabelSet
 from q8trt.inference.engine import Engine

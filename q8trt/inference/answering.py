@@ -22,7 +22,7 @@ Pair = tuple[str, ...]
 
 
 def question_pairs(question: str | Sequence[str], context: str | Sequence[str]) -> list[tuple[str, str]]:
-    """Return pairs of a question and its context: one, one of each two in lists, or many questions about one context.
+    """Return pairs of a question and its context. The arguments are two texts, two lists, or many questions and one context.
 
     Raises:
         InputError: neither texts nor lists of one length.
@@ -48,7 +48,7 @@ class WindowedPairs:
         text: the encoder of the engine, whose tokenizer is used.
 
     Attributes:
-        question_length: tokens of a question, at most.
+        question_length: maximum tokens of a question.
     """
 
     def __init__(self, text: TextEncoder) -> None:

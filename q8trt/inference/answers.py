@@ -20,7 +20,7 @@ class Answer:
     """The answer of a classifier to one item.
 
     Attributes:
-        label: the most probable label; of equals the first.
+        label: the most probable label; the first one of equals.
         probabilities: label -> probability, in the order of the logits; they sum to 1.
     """
 
@@ -82,8 +82,8 @@ def answers(
         threshold: see `LabelSet`.
 
     Returns:
-        of a regression or a reranker the score, see `scores_of`; of a classification an `Answer`, or a `LabelSet` where an item
-        has any number of labels.
+        for a regression or a reranker the score, see `scores_of`; for a classification an `Answer`; for a multi-label
+        classification a `LabelSet`.
     """
     if task.is_regression:
         return scores_of(logits[:, 0], task)
@@ -101,7 +101,7 @@ def answers(
 
 
 def scores_of(logits: np.ndarray, task: TaskInfo) -> list[float]:
-    """Return the score of each logit (rows,): the logit, or its sigmoid where the task's `activation` says so.
+    """Return the score of each logit (rows,): the logit, or its sigmoid if the task's `activation` is a sigmoid.
 
     A logit may be a little outside the range of the labels that the model was trained on.
     """

@@ -19,7 +19,7 @@ from q8trt.inference.text import Tokens
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch, Tokenized, bucketed_batches, restore_order, restore_tokens
 from q8trt.tasks.scoring import split_rows
 
-#: Rows of a batch by default: a GPU needs many; a CPU is as quick with few, and pads less.
+#: Default rows of a batch. A GPU needs many; a CPU is as fast with few, and pads less.
 _ROWS_OF_PLAN, _ROWS_ON_CPU = 32, 8
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ class BatchLimits:
     """The lengths and sizes of batches.
 
     Attributes:
-        max_length: tokens of an example, at most; longer ones are cut.
+        max_length: maximum tokens of an example; longer ones are cut.
         buckets: lengths that batches are padded to, ascending; the last one holds `max_length`.
-        batch_size: rows of a batch, at most.
-        min_batch: rows of a batch, at least; above 1 only if a plan takes no fewer.
+        batch_size: maximum rows of a batch.
+        min_batch: minimum rows of a batch; above 1 only if a plan does not accept fewer.
     """
 
     max_length: int
@@ -57,17 +57,17 @@ def batch_limits(
 ) -> BatchLimits:
     """Return the limits of an engine.
 
-    An example is at most as long as training and the plan allow, on every runtime, so that all give the same answers.
+    On every runtime, an example is at most as long as training and the plan allow, so all runtimes give the same answers.
 
     Args:
         manifest: the engine's.
-        fixed_shapes: whether the runtime takes the shapes of the plan's profiles alone.
-        buckets: lengths to pad to. None: those of the profiles and the usual ones between them; with free shapes, no
-            padding but to the longest row.
-        batch_size: rows of a batch, at most; None for the default.
+        fixed_shapes: whether the runtime accepts only the shapes of the plan's profiles.
+        buckets: lengths to pad to. None: those of the profiles and the usual ones between them; with free shapes, rows
+            are padded only to the longest one.
+        batch_size: maximum rows of a batch; None for the default.
 
     Raises:
-        ConfigError: a bucket or the batch size is not positive, or beyond what model and plan take.
+        ConfigError: a bucket or the batch size is not positive, or exceeds the limits of model and plan.
     """
     if batch_size is None:
         batch_size = _ROWS_OF_PLAN if fixed_shapes else _ROWS_ON_CPU
@@ -105,7 +105,7 @@ def _default_buckets(profiles: Sequence[ShapeProfile], longest: int, batch: int)
 class BatchedModel:
     """A model that answers any number of rows, in batches, from any thread.
 
-    It does not refer to the `Engine`, whose batch thread holds it; so a dropped engine is collected.
+    It has no reference to the `Engine`, because the batch thread holds it. So an engine without references is collected.
 
     Args:
         pool: the runners.

@@ -16,7 +16,7 @@ from q8trt.inference.pool import RunnerPool
 from q8trt.runtime.tensorrt.device_arrays import is_on_device, shape_of
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE
 
-#: The longest sequence of the trial batch, which must take milliseconds.
+#: The longest sequence of the trial batch. It must take only milliseconds.
 _TRIED = 512
 
 
@@ -42,9 +42,9 @@ def check_tokenizer(folder: Path, manifest: Manifest, tokenizer: Any) -> None:
 
 
 def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: BatchLimits, vocabulary: int) -> None:
-    """Run one batch of the longest length, of the last token of the vocabulary, and raise EngineError if it does not fit.
+    """Run one batch of the longest length with the last token of the vocabulary; raise EngineError if it does not fit.
 
-    A runtime that does not check ids gets the shortest length, and padding: it would read outside its embedding table.
+    A runtime that does not check ids gets the shortest length and padding. It would read outside its embedding table.
     """
     names, outputs = pool.first.input_names, manifest.model.num_labels
     if set(names) != set(manifest.inputs):
@@ -73,12 +73,12 @@ def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: Batc
 
 
 def check_arrays(arrays: Mapping[str, Any], manifest: Manifest, in_place: bool, vocabulary: int) -> dict[str, Any]:
-    """Return the arrays that the model reads: those of the host as NumPy arrays, checked; those on a GPU as they are.
+    """Return the arrays that the model reads: host arrays as checked NumPy arrays, GPU arrays unchanged.
 
-    The runner checks an array on a GPU, except its values: that would wait for the GPU.
+    The runner checks GPU arrays, except for their values, because that would wait for the GPU.
 
     Args:
-        arrays: arrays by name; others than the model's inputs are ignored.
+        arrays: arrays by name; names that are not inputs of the model are ignored.
         manifest: the engine's.
         in_place: whether the runner reads arrays on a GPU.
         vocabulary: rows of the embedding table.

@@ -1,8 +1,8 @@
-"""`Engine`: an engine folder in an app. Text in, the task's answer out.
+"""`Engine`, which opens an engine folder in an app and answers texts.
 
-`predict` works in the caller's thread, except for batches that run side by side. `apredict` checks and encodes in the event
-loop, a long request in the loop's executor; a batch thread runs the token ids of all requests. That thread and the runners
-do not refer to the `Engine`: dropping it unclosed ends them.
+`predict` works in the caller's thread, except for batches that run at the same time. `apredict` checks and encodes in the event
+loop, or in the loop's executor if the request is long. A batch thread runs the token ids of all requests. That thread and the
+runners have no reference to the `Engine`, so they end when an unclosed engine is collected.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from q8trt.inference.token_methods import TokenMethods
 from q8trt.tasks.heads import HeadKind
 
 _log = logging.getLogger(__name__)
-#: Rows that `predict` encodes and runs at a time: token ids of a million texts would fill gigabytes.
+#: Rows that `predict` encodes and runs at a time. Token ids of a million texts would take gigabytes.
 _WINDOW = 8192
 #: Characters of a request that are encoded in the event loop, in less than a millisecond; more go to its executor.
 _INLINE = 4096
@@ -49,9 +49,9 @@ _METHODS = {
 
 
 class Engine(TokenMethods):
-    """An opened engine folder, by `Engine.load`. Any number of threads and event loops may use one at the same time.
+    """An open engine folder, returned by `Engine.load`. Any number of threads and event loops can use it at the same time.
 
-    Use it as a context manager, or `close` it.
+    Use it as a context manager, or call `close`.
 
     Attributes:
         folder: the engine folder.
@@ -102,18 +102,19 @@ class Engine(TokenMethods):
         Args:
             folder: the engine folder.
             device: "cuda" for the plan on the GPU, "cpu" for the same graph on the CPU. None: the GPU if there is one, else
-                the CPU. A plan that the GPU cannot run is an error, never a reason to take the CPU.
-            backend: the name of a runtime, such as "onnxruntime", if only that one will do.
+                the CPU. A plan that the GPU cannot run is an error; the CPU does not replace it.
+            backend: the name of the only runtime to use, such as "onnxruntime".
             buckets: lengths in tokens that batches are padded to, ascending; longer texts are cut at the last one.
                 None: those of the plan and the usual ones between them; on the CPU any length.
-            batch_size: rows of a batch, at most; no more than the plan takes. None: 32, on the CPU 8.
+            batch_size: maximum rows of a batch, limited by the plan. None: 32, on the CPU 8.
             threads: threads within an operator on the CPU; None for the runtime's own choice.
-            contexts: batches of one `predict` that run at the same time; on a GPU, of all calls, each with its own memory.
-            max_batch: rows of a batch of `apredict`, which waits for them at most `max_wait_ms` milliseconds.
+            contexts: batches of one `predict` that run at the same time. On a GPU they are shared by all calls, and each has
+                its own memory.
+            max_batch: rows of a batch of `apredict`, which waits at most `max_wait_ms` milliseconds for them.
             max_wait_ms: see `max_batch`.
 
         Raises:
-            ConfigError: an option has a value that cannot be used, or two contradict each other.
+            ConfigError: the value of an option is invalid, or two options contradict each other.
             EngineError: the folder, its manifest or tokenizer is missing or damaged, or they contradict the model.
             BackendError: the backend is not installed, or the plan was built for another GPU or version.
         """
@@ -131,12 +132,12 @@ class Engine(TokenMethods):
 
     @property
     def cut_length(self) -> int:
-        """The tokens of an item, at most; of question answering, those of the question."""
+        """The maximum tokens of an item; for question answering, of the question."""
         return self._questions.question_length if self._questions else self.limits.max_length
 
     @property
     def truncated(self) -> int:
-        """The number of items cut so far, because they had more than `cut_length` tokens."""
+        """The number of items that were cut so far because they had more than `cut_length` tokens."""
         return self._truncated
 
     def predict(
@@ -145,18 +146,17 @@ class Engine(TokenMethods):
         """Return the task's answers, in the order of `items`.
 
         Args:
-            items: texts, or pairs of texts for a task of pairs; any number, also none.
-            threshold: of a multi-label classifier, the probability above which an item has a label; None for 0.5.
+            items: texts, or pairs of texts for a task of pairs; any number, including none.
+            threshold: the probability above which a multi-label classifier assigns a label; None for 0.5.
 
         Returns:
-            a score for each item of a regression or a reranker, an `Answer` for each of a classification, a `LabelSet` where an
-            item has any number of labels. The score is the logit, or its sigmoid for a cross-encoder whose configuration asks
-            for one (`manifest.task.activation`).
+            for each item a score (regression, reranker), an `Answer` (classification) or a `LabelSet` (multi-label). A score is
+            the logit, or its sigmoid for a cross-encoder with that activation (`manifest.task.activation`).
 
         Raises:
-            ConfigError: the engine's head has another method, or takes no threshold.
+            ConfigError: the engine's head has another method, or does not take a threshold.
             InputError: an item is not a text, or is empty; `index` is its position.
-            PairError: one text was given to a task of pairs, or the reverse.
+            PairError: a text was given for a task of pairs, or a pair for a task of texts.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch.
         """
@@ -165,18 +165,18 @@ class Engine(TokenMethods):
         return answers(self.logits(items), self.manifest.task, self.manifest.head.kind, threshold)
 
     def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
-        """Return documents by their relevance to `query`, the most relevant first.
+        """Return documents in the order of their relevance to `query`, the most relevant first.
 
         Args:
             query: a text.
-            documents: texts; any number, also none.
-            top_k: documents to return, at most; None for all.
+            documents: texts; any number, including none.
+            top_k: maximum number of documents to return; None for all.
 
         Returns:
-            a `Ranked` for each: its index among `documents`, its score as that of `predict`, its text.
+            a `Ranked` for each document: its index in `documents`, its score as in `predict`, and its text.
 
         Raises:
-            ConfigError: the engine does not answer a score to a pair of texts, or `top_k` is below 1.
+            ConfigError: the engine does not score pairs of texts, or `top_k` is below 1.
             InputError: the query or a document is not a text, or is empty; `index` is its position.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or a score is not finite.
@@ -185,7 +185,7 @@ class Engine(TokenMethods):
         return ranked(self.logits(pairs)[:, 0], documents, self.manifest.task, top_k)
 
     async def arank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
-        """Rank as `rank` does, in an event loop, with dynamic micro-batching."""
+        """Rank like `rank` in an event loop, with dynamic micro-batching."""
         rows = await self._batched(ranking_pairs(query, documents, top_k, self.manifest.task))
         return ranked(np.array(rows, np.float32).reshape(-1), documents, self.manifest.task, top_k)
 
@@ -194,8 +194,8 @@ class Engine(TokenMethods):
 
         Args:
             texts: any number of texts.
-            prompt_name: one of the model's prompts, `manifest.head.embedding.prompts`, which is put before each text; None for
-                the model's default prompt, if it has one.
+            prompt_name: name of a prompt of the model (`manifest.head.embedding.prompts`) to put before each text; None for the
+                model's default prompt, if there is one.
             prompt: text to put before each text instead of the model's prompts, such as "query: "; "" for none.
 
         Raises:
@@ -207,7 +207,7 @@ class Engine(TokenMethods):
         return self._finite(self.logits(texts, self._prefix(prompt_name, prompt)))
 
     async def aembed(self, texts: Any, prompt_name: str | None = None, prompt: str | None = None) -> np.ndarray:
-        """Embed as `embed` does, in an event loop, with dynamic micro-batching; (dimension,) for one text."""
+        """Embed like `embed` in an event loop, with dynamic micro-batching; the shape is (dimension,) for one text."""
         prefix = self._prefix(prompt_name, prompt)
         single = isinstance(texts, str)
         rows = await self._batched([texts] if single else texts, prefix)
@@ -217,7 +217,7 @@ class Engine(TokenMethods):
     def logits(self, items: Iterable[Item], prompt: str = "") -> np.ndarray:
         """Return the model's outputs, float32, in order: logits (items, labels), or embeddings (items, dimension).
 
-        `prompt` is put before each text. Raises as `predict` does; ConfigError for a head that answers each token.
+        `prompt` is put before each text. The errors are those of `predict`; ConfigError for a head with an answer for each token.
         """
         if self.manifest.head.kind.per_token:
             self._check_head("logits")
@@ -240,14 +240,14 @@ class Engine(TokenMethods):
         self, items: list[Any], threshold: float | None = None
     ) -> list[float] | list[Answer] | list[LabelSet]: ...
     async def apredict(self, items: Any, threshold: float | None = None) -> Any:
-        """Answer as `predict` does, in an event loop: simultaneous requests run together (dynamic micro-batching).
+        """Answer like `predict` in an event loop. Simultaneous requests share batches (dynamic micro-batching).
 
         Args:
             items: one text, one pair (a tuple of two texts), or a list of them.
             threshold: see `predict`.
 
         Returns:
-            one answer for one text or pair, a list of answers for a list. Raises as `predict` does.
+            one answer for one text or pair, a list of answers for a list. The errors are those of `predict`.
         """
         self._check_head("predict")
         threshold, task = check_threshold(threshold, self.manifest.head.kind), self.manifest.task
@@ -282,7 +282,7 @@ class Engine(TokenMethods):
             float32, on the host, shape (batch, outputs), or (batch, sequence, outputs) of a head that answers each token.
 
         Raises:
-            ArrayError: one is missing, is not of integers, is elsewhere, or has a shape or values that do not fit.
+            ArrayError: an array is missing, is not of integers, is on another device, or has a wrong shape or wrong values.
             ClosedError: the engine is closed.
             BackendError: the backend refused the batch.
         """
@@ -295,7 +295,7 @@ class Engine(TokenMethods):
                 raise ArrayError(str(error)) from error
 
     def close(self) -> None:
-        """Answer the queued requests, wait for batches under way, and free memory. Closing twice is harmless."""
+        """Answer the queued requests, wait for running batches, and free memory. Closing twice is harmless."""
         if not self._pool.forked:  # the copy of a forked process has no threads to end
             self._batcher.close()
             self._pool.close()

@@ -1,8 +1,8 @@
-"""Dynamic micro-batching: requests that come one by one, from any thread or event loop, run together.
+"""Dynamic micro-batching: single requests from any thread or event loop share batches.
 
-A batch starts with `max_batch` rows, or `max_wait_ms` after its first request. While a batch runs, the next one gathers, so
-under load nothing waits in vain. A request of many rows gives a batch `share` of them at most and then waits behind the
-others, so it cannot hold them up.
+A batch starts with `max_batch` rows, or `max_wait_ms` after its first request. While a batch runs, the next one collects rows, so
+no time is lost under load. A request of many rows puts at most `share` rows into a batch. Then it waits behind the other
+requests, so it does not delay them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class MicroBatcher:
 
     Args:
         answer: rows -> one answer for each, in order. It must not refer to this object, which would keep both.
-        max_batch: rows that are enough to start.
-        max_wait_ms: how long the first request of a batch waits for others, in milliseconds.
-        share: rows of one request in a batch, at most; None for `max_batch`.
+        max_batch: number of rows at which a batch starts.
+        max_wait_ms: maximum time that the first request of a batch waits for others, in milliseconds.
+        share: maximum rows of one request in a batch; None for `max_batch`.
 
     Raises:
         ConfigError: `max_batch` is below 1 or `max_wait_ms` negative.
@@ -84,7 +84,7 @@ class MicroBatcher:
 
 
 class _Worker:
-    """The work of the thread, which refers to nothing that would keep the `MicroBatcher` or its owner alive."""
+    """The work of the thread. It has no reference that would keep the `MicroBatcher` or its owner alive."""
 
     def __init__(self, answer: Callable[[list[Any]], list[Any]], max_batch: int, max_wait: float, share: int) -> None:
         self.requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()

@@ -1,7 +1,7 @@
-"""One opened engine for many threads: each batch borrows a runner, and closing waits for the borrowed ones.
+"""One open engine for many threads: each batch borrows a runner, and `close` waits for borrowed ones.
 
-A fork of the process copies the memory of an engine but not its threads: a batch in the child would wait for them forever.
-The copy in the child is marked at the fork, and refuses every use.
+A fork copies the memory of an engine but not its threads, so a batch in the child would wait forever. The copy in the child is
+marked at the fork, and refuses every use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RunnerPool:
 
     Args:
         runners: opened runners of the same model, which the pool closes.
-        shared: one runner serves all threads at once; else each serves one thread at a time, and others wait.
+        shared: one runner serves all threads at the same time. Otherwise a runner serves one thread, and others wait.
 
     Attributes:
         forked: whether this is the copy of a pool in a forked process.

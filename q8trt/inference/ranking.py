@@ -17,8 +17,8 @@ class Ranked:
     """A document among others.
 
     Attributes:
-        index: its place among the documents that were given, from 0.
-        score: its relevance: the model's logit, or the sigmoid of it where the model asks for one.
+        index: its position in the given documents, from 0.
+        score: its relevance: the model's logit, or the sigmoid of it if the model has that activation.
         text: the document.
     """
 
@@ -46,9 +46,9 @@ def ranking_pairs(query: str, documents: Sequence[str], top_k: int | None, task:
 
 
 def ranked(logits: np.ndarray, documents: Sequence[str], task: TaskInfo, top_k: int | None) -> list[Ranked]:
-    """Return the documents by their logits (documents,), the largest first; of equals the first.
+    """Return the documents by descending logits (documents,). Documents with equal logits keep their order.
 
-    The order is that of logits, because sigmoids in float32 near 0 and 1 are equal where logits are not.
+    The order follows logits, because float32 sigmoids near 0 and 1 are equal for different logits.
 
     Raises:
         BackendError: a logit is not finite.

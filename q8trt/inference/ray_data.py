@@ -1,7 +1,7 @@
 """Scoring of data sets on Ray Data, on one machine or many: an actor that holds an `Engine`, for `Dataset.map_batches`.
 
-Ray reads, distributes, retries and writes; nothing here schedules. Rows come in chunks of the size that `q8trt predict` takes,
-so the answers are the same to the last digit.
+Ray reads, distributes, retries and writes. This module does not schedule. Rows come in chunks of the same size as in `q8trt
+predict`, so the answers are the same to the last digit.
 
     import ray
     from q8trt.inference.ray_data import score
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 #: Rows of a chunk, as many as `q8trt predict` takes at a time.
 CHUNK_ROWS = ScoringConfig.chunk_rows
-#: The column that is added with the reason why a row has no answer; null where it has one.
+#: The added column with the reason why a row has no answer; null for a row with an answer.
 REJECTED = "rejected"
 _log = logging.getLogger(__name__)
 
@@ -135,10 +135,10 @@ def score(
     Args:
         dataset: rows with the text columns.
         engine: the engine folder, under a path that exists on each node.
-        workers: actors, each with an engine of its own.
+        workers: number of actors; each opens the engine.
         num_cpus: CPUs that Ray reserves for an actor; None for `threads`, or 1, and on the CPU times `contexts`.
         num_gpus: GPUs that Ray reserves for an actor, such as 1; None for no GPU.
-        options: other arguments of `EngineActor`; `contexts` is 2 where `num_gpus` is given, else 1.
+        options: other arguments of `EngineActor`; the default of `contexts` is 2 with `num_gpus`, else 1.
 
     Raises:
         ConfigError: `workers` is below 1.
@@ -168,7 +168,7 @@ def chunked(dataset: Dataset) -> Dataset:
 
 
 def _check_cpus(cpus: float) -> None:
-    """Warn where the actors take all CPUs of the cluster: Ray then waits for one to read with, and says little."""
+    """Warn if the actors reserve all CPUs of the cluster: Ray then waits for one to read the input, without a message."""
     import ray
 
     total = ray.cluster_resources().get("CPU", 0) if ray.is_initialized() else 0

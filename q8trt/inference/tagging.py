@@ -1,7 +1,6 @@
 """Logits of tokens -> tagged spans of a text, as transformers' pipeline "token-classification" aggregates them.
 
-A text that is longer than the model reads is cut into overlapping windows; each token is answered by the window in which it is
-farthest from an edge.
+A long text is split into overlapping windows. The answer for a token comes from the window in which it is farthest from an edge.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from q8trt.tasks.scoring import split_rows
 from q8trt.tasks.tags import OUTSIDE, has_entities, parse_tag
 
 Scores = npt.NDArray[np.float64]
-#: Ways to make one answer of the tokens of a word; "simple" takes each token by itself.
+#: Rules for the answer of a word of several tokens; "simple" treats each token by itself.
 AGGREGATIONS = ("simple", "first", "average", "max")
 
 
@@ -71,7 +70,7 @@ class Tagger:
         tokenizer = text.tokenizer
         self._prefix = getattr(tokenizer.model, "continuing_subword_prefix", None)
         self._unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
-        #: Parts of speech: each word is a span of its own, also beside one with the same tag.
+        #: Parts of speech: each word is a separate span, also beside one with the same tag.
         self._each_word = OUTSIDE not in self.labels and not has_entities(self.labels)
 
     def check(self, texts: Sequence[str]) -> None:
@@ -118,7 +117,7 @@ class Tagger:
         return self._merged(text, words)
 
     def _continues(self, text: str, token_id: int, offset: np.ndarray) -> bool:
-        """Return whether a token goes on with the word before it, by the rule of transformers' pipeline."""
+        """Return whether a token continues the previous word, by the rule of transformers' pipeline."""
         start, end = offset.tolist()
         if self._prefix:
             token = self._tokenizer.id_to_token(token_id) or ""
@@ -126,7 +125,7 @@ class Tagger:
         return start > 0 and not any(character.isspace() for character in text[start - 1 : start + 1])
 
     def _merged(self, text: str, words: Iterable[_Word]) -> list[Span]:
-        """Return the spans of words: neighbors with tags of one entity are one span, those outside are left out."""
+        """Return the spans of words. Neighbors with tags of one entity form one span; words outside entities are left out."""
         spans: list[tuple[str, list[_Word]]] = []
         for word in words:
             begins, name = parse_tag(self.labels[int(word.scores.argmax())])

@@ -80,7 +80,7 @@ class TextEncoder:
         """Return the texts of one item: one, or two for a task of pairs.
 
         Raises:
-            PairError: one text where the task takes pairs, or the reverse.
+            PairError: a text for a task of pairs, or a pair for a task of texts.
             InputError: it is not a text, or is empty.
         """
         where = "" if index is None else f"item {index}: "

@@ -17,7 +17,7 @@ from q8trt.inference.text import Item
 from q8trt.tasks.data.windows import Windows
 from q8trt.tasks.spans import SpanAnswer, SpanOptions
 
-#: Texts that are encoded and run at a time; each may have a thousand windows.
+#: Texts that are encoded and run at a time. Each may have a thousand windows.
 _TEXTS = 256
 _TOKEN = "the logits of token"
 
@@ -35,20 +35,20 @@ class TokenMethods(ABC):
     @overload
     def answer(self, question: Sequence[str], context: str | Sequence[str], **options: Any) -> list[SpanAnswer]: ...
     def answer(self, question: Any, context: Any, **options: Any) -> Any:
-        """Return the answers to questions, each a part of its context; a long context is read in overlapping windows.
+        """Return the answers to questions. Each answer is a part of its context. A long context is read in overlapping windows.
 
         Args:
-            question: a question, or a list of them. Tokens beyond the 64th are cut off.
-            context: the text that answers it, or a list of texts, one to each question; one text may be that of many questions.
-            options: fields of `SpanOptions`: `null_score_diff_threshold=0.0` for a model that may say that there is no answer
-                (SQuAD 2.0), `max_answer_length` and `n_best_size`.
+            question: a question, or a list of questions. Tokens beyond the 64th are cut off.
+            context: the text with the answer, or a list with one text for each question. Many questions can share one text.
+            options: fields of `SpanOptions`: `null_score_diff_threshold=0.0` lets a model report that there is no answer
+                (SQuAD 2.0); `max_answer_length`; `n_best_size`.
 
         Returns:
-            an answer to one question, a list to a list.
+            an answer for one question, a list of answers for a list.
 
         Raises:
             ConfigError: the engine answers no questions, or an option is unknown or out of range.
-            InputError: a text is empty, no text or too long, the one of the item at `index`; or lists differ in length.
+            InputError: an item is empty, too long or not a text (`index` is its position), or lists differ in length.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or a logit is not finite.
         """
@@ -67,7 +67,7 @@ class TokenMethods(ABC):
         self, question: Sequence[str], context: str | Sequence[str], **options: Any
     ) -> list[SpanAnswer]: ...
     async def aanswer(self, question: Any, context: Any, **options: Any) -> Any:
-        """Answer as `answer` does, in an event loop, with dynamic micro-batching of windows."""
+        """Answer like `answer` in an event loop, with dynamic micro-batching of windows."""
         pairs, chosen = self._question_pairs(question, context, options)
         if not pairs:
             return []
@@ -85,8 +85,8 @@ class TokenMethods(ABC):
 
         Args:
             texts: any number of texts.
-            aggregation: the tag of a word of several tokens: that of its "first" token, which is what training labels; of its
-                "average" or "max" probabilities; or "simple", where each token is taken by itself. transformers' pipeline
+            aggregation: rule for words of several tokens. "first" uses the tag of the first token, as in training; "average"
+                and "max" combine the probabilities of all tokens; "simple" treats each token by itself. transformers' pipeline
                 "token-classification" has the same names.
 
         Raises:
@@ -106,7 +106,7 @@ class TokenMethods(ABC):
         return spans
 
     async def atag(self, texts: Any, aggregation: str = "first") -> Any:
-        """Tag as `tag` does, in an event loop, with dynamic micro-batching; a list of spans for one text."""
+        """Tag like `tag` in an event loop, with dynamic micro-batching; a list of spans for one text."""
         tagger, single = self._tagger_of(aggregation), isinstance(texts, str)
         rows = [text for (text,) in self._checked([texts] if single else texts)]
         tagger.check(rows)

@@ -94,6 +94,6 @@ def check_rows(rows: Features, config: Any) -> None:
 
 
 def _range(lists: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Return the lowest and the highest number; 0 and 0 where there is none."""
+    """Return the lowest and the highest number; 0 and 0 if there is none."""
     filled = [each for each in lists if len(each)]
     return min(map(min, filled), default=0), max(map(max, filled), default=0)

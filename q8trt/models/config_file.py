@@ -130,7 +130,7 @@ def _config_path(name: str) -> Path:
 
     try:
         cached = cached_file(name, CONFIG_FILE, local_files_only=only_local(name))
-    except Exception as error:  # the hub's client raises a dozen types for a name or an answer that is no model's
+    except Exception as error:  # the hub's client raises a dozen types for a name or an answer that is not a model's
         raise unavailable(name, error) from None
     if cached is None:
         raise unavailable(name, OSError("no config.json"))
@@ -274,7 +274,7 @@ def _check_requirements(architecture: Architecture, data: dict[str, Any], where:
 
 
 def _check_rotations(parameters: Any, where: str) -> None:
-    """Raise where rotary positions depend on the length, or `parameters` is no object for each kind of layer."""
+    """Raise where rotary positions depend on the length, or `parameters` is not an object for each kind of layer."""
     entries = parameters.values() if isinstance(parameters, dict) else [{}] if parameters is None else [parameters]
     for entry in entries:
         kind = entry.get("rope_type", entry.get("type", "default")) if isinstance(entry, dict) else entry

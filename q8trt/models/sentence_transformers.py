@@ -42,7 +42,7 @@ def has_modules(folder: str | Path) -> bool:
 
 
 def read_embedding(folder: str | Path, width: int) -> tuple[Embedding, int | None]:
-    """Return the steps from hidden states to the embedding, and the longest text in tokens, None where it is not said.
+    """Return the steps from hidden states to the embedding, and the longest text in tokens, None if it is not said.
 
     Args:
         folder: of sentence-transformers.
@@ -173,7 +173,7 @@ def _prompts(settings: dict[str, Any]) -> tuple[dict[str, str], str | None]:
 
 
 def read_max_length(folder: str | Path) -> int | None:
-    """Return the longest text of the model in tokens; None where the folder does not say it. Raises CheckpointError."""
+    """Return the longest text of the model in tokens; None if the folder does not say it. Raises CheckpointError."""
     folder = Path(folder)
     length = _optional(folder / _LENGTH_FILE).get("max_seq_length")
     if length is None:

@@ -132,7 +132,7 @@ def _check_usable(tokenizer: Any, where: str) -> None:
 
 
 def _check_case(tokenizer: Any, where: str) -> None:
-    """Raise CheckpointError where the tokenizer of a model that reads lower case has other tokens for capitals."""
+    """Raise CheckpointError if the tokenizer of a model that reads lower case has other tokens for capitals."""
     text = "The Quick Brown FOX"
     if tokenizer(text)["input_ids"] != tokenizer(text.lower())["input_ids"]:
         raise CheckpointError(

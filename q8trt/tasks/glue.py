@@ -37,7 +37,7 @@ class Task:
         dev_splits: development split -> official file.
         test_splits: test split (no labels) -> official file.
         hub_splits: any of these splits, or ``"train"`` -> split on the hub.
-        positional: the columns of train and development files that have no header line; empty where they have one.
+        positional: the columns of train and development files that have no header line; empty if they have one.
         has_broken_rows: the official files hold a few rows that cannot be read and are skipped.
         has_labels: rows have labels; else outputs are compared with those of the FP32 model.
         model_head: the head of the model, where it is more than the labels say: a label of a pair is the similarity of two
@@ -263,7 +263,7 @@ _DRIFT = {
     HeadKind.TOKEN_CLASSIFICATION: ("agreement", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.QUESTION_ANSWERING: ("span_agreement", "span_f1", "logit_mean", "logit_p99", "logit_worst"),
 }
-#: What rows with labels are scored by, where it is not what their labels say; the first one is the main metric.
+#: What rows with labels are scored by, if it is not what their labels say; the first one is the main metric.
 _LABELED = {HeadKind.EMBEDDING: ("spearman", "pearson"), HeadKind.QUESTION_ANSWERING: ("answer_f1", "exact_match")}
 
 

@@ -118,7 +118,7 @@ class Head:
     Attributes:
         kind: what it answers.
         labels: names of the outputs in their order; () for kinds whose outputs have none.
-        max_length: tokens of a text, at most, as the folder says; None where it does not.
+        max_length: tokens of a text, at most, as the folder says; None if it does not.
         embedding: the steps to the embedding; None for other kinds.
         activation: function that makes the score of a reranker of its logit; "identity" for other kinds.
 

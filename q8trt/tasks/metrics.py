@@ -29,7 +29,7 @@ def _accuracy(predictions: Array, references: Array) -> float:
 
 
 def _f1(predictions: Array, references: Array) -> float:
-    """F1 of class 1, which is what GLUE reports for MRPC and QQP; 0 where nothing is predicted and nothing is due."""
+    """F1 of class 1, which is what GLUE reports for MRPC and QQP; 0 if nothing is predicted and nothing is due."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(references, predictions, pos_label=1, zero_division=0.0))
@@ -40,7 +40,7 @@ def _is_constant(values: Array) -> bool:
 
 
 def _correlation(name: str) -> Callable[[Array, Array], float]:
-    """Return a correlation that is 0 where the textbook quotient is 0 / 0.
+    """Return a correlation that is 0 if the textbook quotient is 0 / 0.
 
     That is so when either side is constant, or so nearly constant that its variance has no float.
     """
@@ -190,7 +190,7 @@ def direction(metric: str) -> int:
 
 
 def check_finite(values: Array, name: str) -> None:
-    """Raise DataError where rows of `values` hold NaN or infinity; `name` says what they are."""
+    """Raise DataError if rows of `values` hold NaN or infinity; `name` says what they are."""
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if len(bad):
         raise DataError(f"{len(bad)} of {len(values)} {name} are not finite, the first in row {bad[0]}")

@@ -32,7 +32,7 @@ def score(
     Args:
         rows: the rows; their labels are read where the task has labels.
         outputs: (rows, outputs) float32, or (tokens, outputs) of a head that answers each token.
-        reference: the FP32 model's outputs, for a task whose rows have no labels; None where `outputs` are those.
+        reference: the FP32 model's outputs, for a task whose rows have no labels; None if `outputs` are those.
         activation: see `compute_from_logits`.
 
     Raises:

@@ -127,7 +127,7 @@ def _share(scores: Sequence[float]) -> float:
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the place of ``text[start:end].strip()``; the same place where there are blanks alone."""
+    """Return the place of ``text[start:end].strip()``; the same place if there are blanks alone."""
     part = text[start:end]
     if not part.strip():
         return start, end

@@ -81,5 +81,5 @@ def squad_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _right_answers(references: Sequence[str]) -> list[str]:
-    """Return the right answers that have words; [""] where there are none."""
+    """Return the right answers that have words; [""] if there are none."""
     return [text for text in references if normalize_answer(text)] or [""]

@@ -34,7 +34,7 @@ def has_entities(labels: Sequence[str]) -> bool:
 def entity_metric(name: str) -> Callable[[Tags, Tags], float]:
     """Return seqeval's metric `name`: f1_score, precision_score or recall_score of entities, over all rows.
 
-    It raises DataError where seqeval is not installed.
+    It raises DataError if seqeval is not installed.
     """
 
     def compute(predictions: Tags, references: Tags) -> float:

@@ -31,7 +31,7 @@ class ResumePoint:
     rejected: tuple[tuple[str, str], ...] = ()
 
     def describe(self, stage: str) -> str:
-        """Return one line for the terminal; "" where there was no checkpoint at all."""
+        """Return one line for the terminal; "" if there was no checkpoint at all."""
         reasons = "; ".join(f"{name} is not used: {reason}" for name, reason in self.rejected)
         if self.checkpoint is not None:
             return f"stage {stage} continues from {self.checkpoint.name}" + (f" ({reasons})" if reasons else "")
@@ -87,7 +87,7 @@ def find_resume_point(folder: Path) -> ResumePoint:
 
 
 def _obstacle(checkpoint: Path) -> str:
-    """Return the reason why training cannot go on from a checkpoint as if it had never stopped; "" where it can."""
+    """Return the reason why training cannot go on from a checkpoint as if it had never stopped; "" if it can."""
     if damage := files.find_damage(checkpoint):
         return damage
     try:

@@ -82,7 +82,7 @@ def calibration_of(
 
 
 def _run_of_fp32(folder: Path) -> Run | None:
-    """Return the run whose folder, or whose FP32 checkpoint, is `folder`; None where there is none that can be read."""
+    """Return the run whose folder, or whose FP32 checkpoint, is `folder`; None if there is none that can be read."""
     run = Run(folder if (folder / RUN_FILE).is_file() else folder.parent)
     try:
         checkpoint = run.checkpoint("fp32")

@@ -143,7 +143,7 @@ def evaluate_model(
 ) -> dict[str, Evaluation]:
     """Return the scores of the torch model on each development split.
 
-    `references` are the FP32 model's outputs on each split, for rows without labels; None where `model` is that model.
+    `references` are the FP32 model's outputs on each split, for rows without labels; None if `model` is that model.
     """
     from q8trt.quantization.insertion import weights_quantized_once
 

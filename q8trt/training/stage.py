@@ -214,7 +214,7 @@ def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, 
 
 
 def _use_loss_scale(trainer: transformers.Trainer, config: TrainingConfig) -> None:
-    """Give FP16 training the configured dynamic loss scale in place of torch's default one."""
+    """Give FP16 training the configured dynamic loss scale instead of torch's default one."""
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler = torch.amp.GradScaler(
             "cuda",

@@ -69,7 +69,7 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
         licence: of the base model, for the card; None for what can be found out.
 
     Raises:
-        ConfigError: the output is a folder or a file that is no archive of `pack`, or a licence is given for a folder that
+        ConfigError: the output is a folder or a file that is not an archive of `pack`, or a licence is given for a folder that
             has its own card.
         EngineError: the folder is damaged, its card is a link that leaves it, or a file has a name that cannot be packed.
     """
@@ -159,7 +159,7 @@ class _LimitedFile(io.FileIO):
 
 
 def _check_output(path: Path, folder: Path) -> None:
-    """Raise ConfigError where `path` is something that packing must not replace, or is inside the engine folder."""
+    """Raise ConfigError if `path` is something that packing must not replace, or is inside the engine folder."""
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder; give the name of a file, such as {path / ('engine' + SUFFIX)}")
     if os.path.lexists(path) and not _is_archive(path):
@@ -201,7 +201,7 @@ def _member(name: str, size: int) -> zipfile.ZipInfo:
 
 
 def _refusal(name: str) -> str | None:
-    """Return why a file may not have this name; None where it may."""
+    """Return why a file may not have this name; None if it may."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         return "leaves the folder"
     if "/" in name or "\\" in name:
@@ -248,7 +248,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 
 
 def _entry_refusal(info: zipfile.ZipInfo, others: set[str]) -> str | None:
-    """Return why the entry of a member is refused; None where it is not. `others`: names before it, in lower case."""
+    """Return why the entry of a member is refused; None if it is not. `others`: names before it, in lower case."""
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         return "is a link or a device, not a file"
     if info.orig_filename.casefold() in others:

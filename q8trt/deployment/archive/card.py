@@ -45,7 +45,7 @@ def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> s
 
 
 def base_licence(folder: Path) -> str | None:
-    """Return the licence in the base model's own card; None where the engine is in no run or the model is missing."""
+    """Return the licence in the base model's own card; None if the engine is in no run or the model is missing."""
     run = Run(folder.absolute().parent)
     if not (run.path / RUN_FILE).is_file():
         return None
@@ -73,7 +73,7 @@ def _stated(card: Path) -> str | None:
 def measured(folder: Path, manifest: Manifest) -> tuple[StoredRow | None, StoredOrigin | None]:
     """Return the engine's row of the ``benchmark.json`` beside it, and that report's provenance.
 
-    Both are None where there is no report, a damaged one, or only one of an earlier engine of the same name.
+    Both are None if there is no report, a damaged one, or only one of an earlier engine of the same name.
     """
     folder = folder.absolute()
     try:

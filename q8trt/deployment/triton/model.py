@@ -50,7 +50,7 @@ class TritonPythonModel:
         self.type = _ONNX_TYPES[settings["input_type"]]
         self.buckets, self.apart, self.pad_token_id = settings["buckets"], settings["apart"], settings["pad_token_id"]
         self.activation: str = settings["activation"]
-        #: The probability above which a text has a label; None where it has one label, or a score.
+        #: The probability above which a text has a label; None if it has one label, or a score.
         self.threshold: float | None = settings["threshold"]
         self.encoding = _module(folder / "encoding.py")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -65,7 +65,7 @@ class Served:
 
     @property
     def profiles(self) -> Sequence[ShapeProfile]:
-        """The plan's profiles; [] where the encoder is no plan."""
+        """The plan's profiles; [] where the encoder is not a plan."""
         return self.manifest.profiles if self.config.runs_plan else []
 
     @property

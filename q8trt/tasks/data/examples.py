@@ -37,7 +37,7 @@ class Origin:
         split: its name, such as "train" or "dev".
         source: the place that it was read from, on one line.
         is_sample: whether q8trt wrote it itself.
-        text_columns: the columns of the texts in the file; () where the file has no columns.
+        text_columns: the columns of the texts in the file; () if the file has no columns.
         label_column: the column of the labels, or "".
     """
 
@@ -122,11 +122,11 @@ class TokenRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features(TokenRows, Origin):
-    """A tokenized split, for a torch DataLoader or a transformers Trainer; an item has ``labels`` where there are any.
+    """A tokenized split, for a torch DataLoader or a transformers Trainer; an item has ``labels`` if there are any.
 
     Attributes:
         labels: as of `Examples`; (N, 2) int64, the first and the last token, for answers to questions; (N,) arrays of int64, an
-            id for each token and IGNORED where there is none, for token classification.
+            id for each token and IGNORED if there is none, for token classification.
     """
 
     labels: Labels | None
@@ -147,7 +147,7 @@ class Features(TokenRows, Origin):
 
     @property
     def question_count(self) -> int | None:
-        """The number of questions whose windows the rows are; None where a row is an example."""
+        """The number of questions whose windows the rows are; None if a row is an example."""
         return None
 
     def titled(self, work: str) -> str:
@@ -183,7 +183,7 @@ def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:
 
 
 def check_texts(texts: Sequence[object], where: str) -> None:
-    """Raise DataError, which begins with `where`, for what is no text, an empty one, or one with a NUL character."""
+    """Raise DataError, which begins with `where`, for what is not a text, an empty one, or one with a NUL character."""
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: text {shown(text)}, expected a string that is not empty")

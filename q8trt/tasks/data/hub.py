@@ -18,7 +18,7 @@ REPOSITORY = "nyu-mll/glue"
 
 
 def read_hub(task: Task, split: str, loader: Callable[..., Any] | None = None) -> Examples:
-    """Load a split from the hub, or from the local cache where there is one.
+    """Load a split from the hub, or from the local cache if there is one.
 
     Broken rows of QQP are skipped with a counted warning, as in its TSV files. `loader` replaces ``datasets.load_dataset``
     in tests.

@@ -49,7 +49,7 @@ def label_id(label: object, spellings: Mapping[str, int]) -> int | None:
     - A number equals each spelling of the same number, as text or not: ``1``, ``1.0``, ``"1"``, ``" 1.0 "``.
     - A truth value equals the text ``true`` or ``false``, and no number: it does not say which label it means unless a
       label has that name.
-    - Anything else (a list, a date, NaN, nothing) is no label.
+    - Anything else (a list, a date, NaN, nothing) is not a label.
     """
     if isinstance(label, str) and label in spellings:
         return spellings[label]
@@ -67,7 +67,7 @@ def _by_key(spellings: tuple[tuple[str, int], ...]) -> dict[str, int]:
 
 
 def _key(label: object) -> str | None:
-    """Return what two spellings of one label have in common; None for what is no label."""
+    """Return what two spellings of one label have in common; None for what is not a label."""
     number = None if isinstance(label, bool) else _number(label)
     if number is not None:
         return str(int(number)) if number == int(number) else str(number.normalize())
@@ -158,7 +158,7 @@ def check_score(value: object, task: Task, where: str) -> float:
     """Return `value` as a score of a regression task: a number, or text that is one.
 
     Raises:
-        DataError: it is no number, not finite in 32 bits, or outside the task's range; begins with `where`.
+        DataError: it is not a number, not finite in 32 bits, or outside the task's range; begins with `where`.
     """
     number = _number(value)
     try:

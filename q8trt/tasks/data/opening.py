@@ -38,7 +38,7 @@ def path_name(path: Path) -> str:
 
 
 def open_data(path: Path) -> BinaryIO:
-    """Open a regular file. Raises DataError if it is missing, is no regular file, or cannot be read."""
+    """Open a regular file. Raises DataError if it is missing, is not a regular file, or cannot be read."""
     name = path_name(path)
     try:
         return files.open_regular(path)
@@ -54,7 +54,7 @@ def open_data(path: Path) -> BinaryIO:
 
 
 def is_data_file(path: Path) -> bool:
-    """Return whether `path` names a regular file; False where the system does not let us look."""
+    """Return whether `path` names a regular file; False if the system does not let us look."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -117,11 +117,11 @@ class Allowance:
         self._text = f"{self._left:,} bytes, the limit for a file of {size:,} bytes"
 
     def spend(self, count: int) -> None:
-        """Take `count` bytes off. Raises DataError where no more are left."""
+        """Take `count` bytes off. Raises DataError if no more are left."""
         self.check(count)
         self._left -= count
 
     def check(self, count: int) -> None:
-        """Raise DataError where fewer than `count` bytes are left."""
+        """Raise DataError if fewer than `count` bytes are left."""
         if count > self._left:
             raise DataError(f"{self._name}: expands to more than {self._text}; it looks like a decompression bomb")

@@ -152,7 +152,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def class_names(path: Path, column: str) -> list[str] | None:
-    """Return the names of the ids in a column, or in its lists, that `datasets` noted in the file; None where there are none.
+    """Return the names of the ids in a column, or in its lists, that `datasets` noted in the file; None if there are none.
 
     They are in the schema's metadata under "huggingface", as the features of the columns.
     """

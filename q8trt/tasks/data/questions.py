@@ -42,7 +42,7 @@ class Questions(Examples):
     """The questions of a split; `first` has the questions and `second` the contexts.
 
     Attributes:
-        references: for each question its right answers, none where the context has no answer.
+        references: for each question its right answers, none if the context has no answer.
     """
 
     second: list[str]

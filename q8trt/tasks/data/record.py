@@ -53,7 +53,7 @@ class DataRecord:
             raise ConfigError(f"the record of the run's data is damaged ({error}); start a new run") from None
 
     def columns_line(self) -> str:
-        """Return ``"columns: title, body; label: stars"``, or "" where the source has no columns."""
+        """Return ``"columns: title, body; label: stars"``, or "" if the source has no columns."""
         label = f"; label: {self.label_column}" if self.label_column else ""
         return printable(f"columns: {', '.join(self.text_columns)}{label}" if self.text_columns else "")
 

@@ -56,7 +56,7 @@ _DROPPED = {"place": 0.32, "extra": 0.25, "object_adjective": 0.16, "subject_adj
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a sentence, apart from its wording; an optional slot is None where the sentence leaves it out."""
+    """The content of a sentence, apart from its wording; an optional slot is None if the sentence leaves it out."""
 
     topic: int
     subject: Concept

@@ -102,7 +102,7 @@ def open_table(path: Path, nested: Collection[str] = (), others: Sequence[str] =
 
 
 def check_unique(columns: Sequence[str], where: str) -> None:
-    """Raise DataError where two columns have one name: either of them could be meant."""
+    """Raise DataError if two columns have one name: either of them could be meant."""
     seen: set[str] = set()
     for name in columns:
         if name in seen:

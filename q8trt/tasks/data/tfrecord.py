@@ -98,7 +98,7 @@ def _exactly(stream: BinaryIO, count: int, where: str) -> bytes:
 
 
 def _check(data: bytes, checksum: bytes, where: str) -> None:
-    """Raise DataError where `data` do not have their checksum."""
+    """Raise DataError if `data` do not have their checksum."""
     crc = require("tensorboard.compat.tensorflow_stub.pywrap_tensorflow", "reading TFRecord").masked_crc32c(data)
     if crc != _CHECKSUM.unpack(checksum)[0]:
         raise DataError(f"{where} is damaged (its checksum does not fit); make or copy the file again")
@@ -112,7 +112,7 @@ def example_class() -> Any:
 
 
 def _features(payload: bytes, where: str) -> _Decoded:
-    """Return name -> (kind of list, values) of a serialized ``tf.train.Example``; the kind is "empty" where there is no list."""
+    """Return name -> (kind of list, values) of a serialized ``tf.train.Example``; the kind is "empty" if there is no list."""
     try:
         entries = example_class().FromString(payload).features.feature
     except Exception as error:  # google.protobuf.message.DecodeError

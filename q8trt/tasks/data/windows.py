@@ -1,6 +1,6 @@
 """Texts of any length -> overlapping windows of tokens, with the characters of each token.
 
-A window holds the tokens that fit the model, behind a question where there is one. The next window begins `stride` tokens before
+A window holds the tokens that fit the model, behind a question if there is one. The next window begins `stride` tokens before
 the end of the last one. For the usual sizes these are the windows of transformers' ``truncation="only_second"`` with
 ``return_overflowing_tokens``; here `tokenizers` alone is enough.
 """
