@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def answers_against_torch(engine: Engine, run: Run, examples: Examples) -> dict[
         tokenizer = load_tokenizer(str(folder))
         features = tokenize(examples, tokenizer, engine.limits.max_length)
         with TorchRunner(model, Precision.INT8 if quantized else Precision.FP32) as runner:
-            scored = evaluate(runner, features, task, tokenizer.pad_token_id, engine.limits.max_length)
+            scored = evaluate(runner, features, tokenizer.pad_token_id, engine.limits.max_length)
         difference = np.abs(logits - scored.logits)
         result["metrics"][f"torch_{name}"] = scored.metrics
         result[f"difference_to_torch_{name}"] = {
@@ -108,8 +109,8 @@ def throughput(
     options = {"truncation": True, "max_length": engine.limits.max_length}
     encode = engine._text.encode
     watch = Stopwatch(encode)
-    engine._text.encode = watch  # type: ignore[method-assign]
-    taken: dict[str, list[float]] = {"engine": []} | {str(size): [] for size in batch_sizes}
+    engine._text.encode = watch  # type: ignore[assignment, method-assign]
+    taken: dict[str, list[float]] = {"engine": [], **{str(size): [] for size in batch_sizes}}
     shares = []
     engine.predict(items[:64])
     classify(texts[:64], batch_size=8, **options)
@@ -118,7 +119,7 @@ def throughput(
         taken["engine"].append(seconds(lambda: engine.predict(items)))
         shares.append(watch.seconds / taken["engine"][-1])
         for size in batch_sizes:
-            taken[str(size)].append(seconds(lambda size=size: classify(texts, batch_size=size, **options)))
+            taken[str(size)].append(seconds(partial(classify, texts, batch_size=size, **options)))
     engine._text.encode = encode  # type: ignore[method-assign]
     rates = {name: len(items) / statistics.median(each) for name, each in taken.items()}
     ours = rates.pop("engine")
@@ -182,7 +183,7 @@ def concurrency(
         async def ask(chosen: list[int] = chosen) -> None:
             together.extend(await asyncio.gather(*(engine.apredict(items[number]) for number in chosen)))
 
-        spent += seconds(lambda ask=ask: asyncio.run(ask()))
+        spent += seconds(lambda ask=ask: asyncio.run(ask()))  # type: ignore[misc]
         expected += [alone[number] for number in chosen]
     figures["apredict"] = {
         "concurrent": concurrent,
@@ -222,6 +223,7 @@ def main() -> None:
     run = open_run(options.run)
     config = FinetuneConfig.from_dict(run.record.config)
     split, examples = next(iter(load_dev(config.data).items()))
+    assert isinstance(examples, Examples)
     checkpoint = run.checkpoint("fp32")
     assert checkpoint is not None, f"{run.path} has no FP32 checkpoint"
     cores = len(os.sched_getaffinity(0))

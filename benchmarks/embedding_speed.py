@@ -122,9 +122,10 @@ class Contender:
 
 def read_texts(path: str) -> list[str]:
     """Return both columns of a file of pairs, or the lines of a text file."""
-    from q8trt.tasks.data import DataConfig, load_dev
+    from q8trt.tasks.data import DataConfig, Examples, load_dev
 
     rows = load_dev(DataConfig("custom", train_file=path, validation_file=path))["dev"]
+    assert isinstance(rows, Examples)
     return [*rows.first, *(rows.second or ())]
 
 

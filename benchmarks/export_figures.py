@@ -204,7 +204,7 @@ def latency(args: argparse.Namespace) -> Iterator[str]:
         }
         for shape in SHAPES:
             milliseconds = timed(runners, shape, args.iterations if shape[0] == 1 else max(args.iterations // 10, 10))
-            row = {"batch": shape[0], "sequence": shape[1]}
+            row: dict[str, float] = {"batch": shape[0], "sequence": shape[1]}
             for name, times in milliseconds.items():
                 row |= {f"{name}_ms_median": float(np.median(times)), f"{name}_ms_p95": float(np.percentile(times, 95))}
                 row[f"{name}_to_fp32"] = float(np.median(times) / np.median(milliseconds["fp32"]))

@@ -49,7 +49,7 @@ def score_stage(run: Run, stage: str, config: FinetuneConfig, threads: int | Non
         path, precision = Path(temporary) / "model.onnx", Precision.INT8 if quantized else Precision.FP32
         export_onnx(model, path, precision, names)
         with OnnxRuntimeRunner(path, precision, threads=threads) as runner:
-            result = evaluate(runner, rows, task, tokenizer.pad_token_id, length)
+            result = evaluate(runner, rows, tokenizer.pad_token_id, length)
         return {"metrics": result.metrics, "onnx_bytes": path.stat().st_size, "rows": len(rows)}
 
 

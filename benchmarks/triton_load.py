@@ -25,7 +25,7 @@ import numpy as np
 from q8trt import Engine, files
 from q8trt.deployment.triton import TritonConfig, write_repository
 from q8trt.hardware.provenance import provenance
-from q8trt.tasks.data import DataConfig, load_dev
+from q8trt.tasks.data import DataConfig, Examples, load_dev
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from triton_local_server import ENVIRONMENT, find_installation, serve
@@ -41,6 +41,7 @@ def items_of(args: argparse.Namespace, engine: Engine) -> list[list[str]]:
     task = engine.manifest.task
     config = DataConfig(task.name, data_dir=args.data_dir) if args.data_dir else DataConfig("STS-B", sample=True)
     examples = next(iter(load_dev(config).values())).take(args.items)
+    assert isinstance(examples, Examples)
     columns = [examples.first, examples.second or []] if task.is_pair else [examples.first]
     return [list(row) for row in zip(*columns, strict=True)]
 
