@@ -18,7 +18,7 @@ import q8trt
 from q8trt.cli.main import main
 from q8trt.cli.quantize import run
 from q8trt.engine.manifest_file import load_manifest
-from q8trt.errors import DataError
+from q8trt.errors import ConfigError, DataError
 from q8trt.models import read_head
 from q8trt.models.checkpoints import load_finetuned, load_quantized
 from q8trt.runs.config import config_of_run
@@ -226,7 +226,6 @@ def test_shapes_that_cannot_be_built_are_refused_before_a_run_is_made(
 
 def test_a_models_folder_becomes_a_run_to_build_from(tmp_path: Path) -> None:
     from q8trt.deployment.quantizing import run_of_folder
-    from q8trt.errors import ConfigError
     from q8trt.quantization.precision import Precision
 
     folder, runs = write_embedding_folder(tmp_path / "model"), str(tmp_path / "runs")
@@ -239,6 +238,70 @@ def test_a_models_folder_becomes_a_run_to_build_from(tmp_path: Path) -> None:
     assert list(q8trt.Run(Path(path)).scores) == ["fp32"]
     assert run_of_folder(path, Precision.FP16, runs, print, []) == path
     assert run_of_folder(f"{path}/fp32", Precision.FP16, runs, print, []) == f"{path}/fp32"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None, reason="building without a GPU needs tensorrt_rtx"
+)
+@pytest.mark.usefixtures("quick_export")
+def test_ctrl_c_is_continued_to_the_engines_and_the_report(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interrupted command, the same command again and each message name `quantize --resume`, which builds as asked."""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder, run = write_embedding_folder(tmp_path / "model"), tmp_path / "run"
+    words = ["quantize", str(folder), "--texts", str(texts), "--recipe", "linear", "--calibration_samples", "16"]
+    words += [
+        "--max_seq_length",
+        "16",
+        "--target",
+        "cpu",
+        "--no_baseline",
+        "--buckets",
+        "8,16",
+        "--output_dir",
+        str(run),
+    ]
+    resume = f"quantize --resume {run}"
+    with monkeypatch.context() as patched:
+        patched.setattr("q8trt.training.finetuning.quantize", interrupted)
+        assert main(words) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("quantize: stopped during calibration; continue with: ")
+    assert line.endswith(resume)
+    with monkeypatch.context() as patched:
+        patched.setattr("q8trt.deployment.quantizing.build_engine", interrupted)
+        assert main(["quantize", "--resume", "--runs_dir", str(tmp_path)]) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("quantize: stopped before the engines and the report were complete; continue with: ")
+    assert line.endswith(resume)
+    assert main(words) == 2
+    refused = capsys.readouterr().err.splitlines()[-1]
+    assert f"{run} is a run already; give another --output_dir, or continue it: " in refused
+    assert refused.endswith(resume)
+    assert main(["quantize", "--resume", str(run)]) == 0
+    assert [each.name for each in run.glob("engine*")] == ["engine-ptq"]
+    assert [profile.max[1] for profile in load_manifest(run / "engine-ptq").profiles] == [8, 16]
+    assert (run / "benchmark.json").is_file()
+    with monkeypatch.context() as patched:  # a sound engine is not built again
+        patched.setattr("q8trt.deployment.quantizing.build_engine", interrupted)
+        assert main(["quantize", "--resume", str(run)]) == 0
+    assert main(words) == 2
+    assert "continue it" not in capsys.readouterr().err
+
+
+def test_resume_takes_runs_of_quantize_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize"]) == 2
+    assert "MODEL is missing; give a folder, a hub name or minilm, or --resume RUN" in capsys.readouterr().err
+    assert main(["quantize", "--resume", "--runs_dir", str(tmp_path)]) == 2
+    assert "no unfinished run of q8trt quantize under" in capsys.readouterr().err
+    assert main(["quantize", "--resume", "run", "--no_baseline"]) == 2
+    assert "--resume continues a run with its own options; drop --no_baseline" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="leave all other options out"):
+        q8trt.quantize(resume="run", distill=1.0)
 
 
 def test_the_command_passes_its_profiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,14 +152,16 @@ def sensitivity(
 
 
 def quantize(
-    model_name_or_path: AnyPath,
+    model_name_or_path: AnyPath | None = None,
     *,
     config: QuantizeConfig | None = None,
     build: BuildConfig | None = None,
     shapes: ShapeOptions | None = None,
     build_engines: bool = True,
+    baseline: bool = True,
     output_dir: AnyPath | None = None,
     runs_dir: AnyPath = RUNS_DIR,
+    resume: Run | AnyPath | None = None,
     progress: bool | Display = False,
     on_message: Messages | None = None,
     command: Sequence[str] = (),
@@ -173,18 +175,27 @@ def quantize(
         build: the options of the builder, instead of keywords.
         shapes: the options of the profiles, instead of keywords.
         build_engines: False stops after the calibrated or trained checkpoint.
+        baseline: False builds the INT8 engine alone.
         output_dir: folder of the new run; default: one in `runs_dir`.
+        resume: the unfinished run of this function to continue with its own options; "newest" for the newest one.
         **options: fields of `QuantizeConfig`, `ShapeOptions` and `BuildConfig`: texts, validation_file, distill, target ...
 
     Returns:
         the run, its engine folders and the report. The object is also a path of the run (`os.PathLike`).
     """
     with session(progress):
-        from q8trt.deployment.quantizing import quantize_model
+        from q8trt.deployment.quantizing import quantize_model, resume_quantization
+        from q8trt.training.execution import unfinished_run
 
         say, words = on_message or silent, words_of(command, "quantize", options)
+        if resume is not None:
+            if model_name_or_path or config or build or shapes or options or output_dir:
+                raise ConfigError("resume continues a run with its own options; leave all other options out")
+            return resume_quantization(unfinished_run(resume, runs_dir, of_quantize=True), say, words)
+        if model_name_or_path is None:
+            raise ConfigError("model_name_or_path is missing; give a folder, a hub name or minilm, or resume=RUN")
         check_known(options, QuantizeConfig, ShapeOptions, BuildConfig)
         chosen = take(QuantizeConfig, config, options) or QuantizeConfig()
         profiles, builder = take(ShapeOptions, shapes, options), take(BuildConfig, build, options) or BuildConfig()
         how = builder if build_engines else None
-        return quantize_model(model_name_or_path, chosen, say, words, output_dir, runs_dir, how, profiles)
+        return quantize_model(model_name_or_path, chosen, say, words, output_dir, runs_dir, how, profiles, baseline)

@@ -75,7 +75,9 @@ def summary(run: Any, task: Any, is_sample: bool) -> str:
 
 
 def build_command(run: Run, config: FinetuneConfig) -> str:
-    """Return the command that builds the engine of a finished run."""
+    """Return the command that builds the engine of a finished run, or all that `q8trt quantize` has left."""
+    if run.lacks_engines:
+        return run.resume_command
     return command("build-engine", "--int8" if config.precision.is_quantized else "--fp32", "--checkpoint", run.path)
 
 

@@ -85,6 +85,8 @@ def _add(parser: Any, option: Option) -> None:
         details["action"] = "append"
     elif option.count and not option.read:
         details["nargs"] = "*" if option.positional and option.default is not MISSING else option.count
+    elif option.positional and option.default is not MISSING:
+        details["nargs"] = "?"
     if option.bare is not None:
         details |= {"nargs": "?", "const": option.bare}
     if option.positional:

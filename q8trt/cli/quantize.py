@@ -5,6 +5,7 @@ run with an INT8 engine, a baseline engine, and a report.
 example: q8trt quantize my-model --texts texts.txt
          q8trt quantize my-model --texts texts.parquet --validation_file dev.csv --distill 1
          q8trt quantize minilm
+         q8trt quantize --resume runs/NAME
 """
 
 from __future__ import annotations
@@ -15,21 +16,34 @@ from q8trt.cli.finetune import build_command, summary
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, table_console
 from q8trt.console.commands import command
-from q8trt.console.options import group, option
+from q8trt.console.options import from_values, group, option
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeOptions
 from q8trt.runs.quantize_config import QuantizeConfig
-from q8trt.runs.run import runs_dir
+from q8trt.runs.run import RUNS_DIR, runs_dir
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of the command."""
 
-    model: str = option(help="folder, hub name, or minilm (from a pip package)", metavar="MODEL", positional=True)
+    model: str | None = option(
+        None,
+        "folder, hub name, or minilm (from a pip package)",
+        metavar="MODEL",
+        positional=True,
+        unset="with --resume",
+    )
+    resume: str | None = option(
+        None,
+        "finish a run of this command, its engines and its report; without RUN, the newest unfinished one",
+        metavar="RUN",
+        bare="newest",
+    )
     output_dir: str | None = option(None, "folder of the new run", metavar="DIR", unset="runs/<head>-<model>-<time>")
     runs_dir: str = runs_dir()
     build_engines: bool = option(True, "build the engines and compare them")
+    baseline: bool = option(True, "also build the engines to compare with: FP32 and, for the target gpu, FP16")
     config: QuantizeConfig = group("model and texts")
     shapes: ShapeOptions = group("shapes (batch x sequence)")
     build: BuildConfig = group("build")
@@ -40,16 +54,33 @@ PARSER = Parser(Options, "q8trt quantize", __doc__)
 
 def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
-    options: Options = PARSER.read(argv)
-    say(f"quantizing {options.model}: loading PyTorch, the model and the texts")
-    from q8trt import api
+    typed, words = PARSER.typed_options(argv), ["q8trt", "quantize", *argv]
+    if "resume" in typed:
+        PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run with its own options")
+        say("loading PyTorch and the run")
+        from q8trt import api
+
+        quantized = api.quantize(
+            resume=typed["resume"],
+            runs_dir=typed.get("runs_dir", RUNS_DIR),
+            progress=True,
+            on_message=say,
+            command=words,
+        )
+    else:
+        options: Options = from_values(Options, typed)
+        if options.model is None:
+            PARSER.error("MODEL is missing; give a folder, a hub name or minilm, or --resume RUN")
+        say(f"quantizing {options.model}: loading PyTorch, the model and the texts")
+        from q8trt import api
+
+        quantized = api.quantize(
+            options.model, config=options.config, build=options.build, shapes=options.shapes,
+            build_engines=options.build_engines, baseline=options.baseline, output_dir=options.output_dir,
+            runs_dir=options.runs_dir, progress=True, on_message=say, command=words,
+        )  # fmt: skip
     from q8trt.runs.config import config_of_run
 
-    quantized = api.quantize(
-        options.model, config=options.config, build=options.build, shapes=options.shapes,
-        build_engines=options.build_engines, output_dir=options.output_dir, runs_dir=options.runs_dir, progress=True,
-        on_message=say, command=["q8trt", "quantize", *argv],
-    )  # fmt: skip
     config = config_of_run(quantized.run)
     say(summary(quantized.run, config.data.resolved_task, config.data.sample))
     if quantized.report is None:

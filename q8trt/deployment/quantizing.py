@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING
 
 from q8trt.console.commands import command as command_line
 from q8trt.console.progress import phases
-from q8trt.deployment.engine_folder import build_engine, check_engine_output
+from q8trt.deployment.engine_folder import build_engine, check_engine_output, default_folder
+from q8trt.deployment.plan import EnginePlan, plan_of_run
 from q8trt.deployment.source import find_source
 from q8trt.engine.backend import find_backend
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.folder import find_engines
+from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.shapes import ShapeOptions, check_positions
-from q8trt.errors import ConfigError
+from q8trt.errors import ConfigError, EngineError, InterruptedRunError, Q8TRTError
 from q8trt.evaluation.benchmark import benchmark_engines
 from q8trt.evaluation.config import BenchmarkConfig
 from q8trt.evaluation.data import data_config
@@ -23,6 +26,7 @@ from q8trt.hardware.provenance import provenance
 from q8trt.models import load_config, positions
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.report import check_files, write_report
+from q8trt.runs.config import config_of_run, last_stage
 from q8trt.runs.quantize_config import QuantizeConfig
 from q8trt.runs.run import RUN_FILE, STAGES
 from q8trt.runtime.timing.config import TimingConfig
@@ -31,6 +35,7 @@ from q8trt.training.quantizing import quantization_of
 
 if TYPE_CHECKING:
     from q8trt.reporting import Report
+    from q8trt.runs.config import FinetuneConfig
     from q8trt.runs.run import Run
 
 #: Shapes and iterations of the report: enough for a ratio, and seconds on a CPU. benchmark.py times more.
@@ -64,6 +69,7 @@ def quantize_model(
     runs_dir: str | Path = "",
     build: BuildConfig | None = None,
     shapes: ShapeOptions | None = None,
+    baseline: bool = True,
 ) -> QuantizedModel:
     """Calibrate `model`, train it with quantizers if `config` says so, build its engines, and compare them.
 
@@ -75,6 +81,7 @@ def quantize_model(
         output_dir, runs_dir: the folder of the run, or where a new one is made.
         build: options of the builder; None builds no engine.
         shapes: options of the profiles.
+        baseline: whether the engines to compare with are built too.
 
     Raises:
         Q8TRTError: bad input, before a run is made; or no backend that builds engines.
@@ -91,18 +98,59 @@ def quantize_model(
     if build is not None:  # what cannot be built is refused before the minutes that calibration may take
         build = replace(build, profiles=(shapes or ShapeOptions()).profiles(chosen.data.max_seq_length))
         check_positions(build.profiles, positions(load_config(chosen.model_name_or_path)))
-    run = execute(chosen, say, command, output_dir, runs_dir)
-    if build is None:
+    plan = EnginePlan(build, baseline)
+    run = execute(chosen, say, command, output_dir, runs_dir, engines=plan.to_dict())
+    return _with_engines(run, chosen, plan, say, command)
+
+
+def resume_quantization(run: Run, say: Callable[[str], object], command: Sequence[str]) -> QuantizedModel:
+    """Finish a run of `quantize_model`: the stages that are left, the engines that are missing, and the report.
+
+    Args:
+        run: the run.
+        say: function that takes each line that says what is done.
+        command: words of the command line, for the record of the report.
+
+    Raises:
+        ConfigError: run.json is damaged, or the run is not one of `q8trt quantize`.
+        Q8TRTError: the rows or the model changed, or no backend builds engines.
+    """
+    config = config_of_run(run, "restore them to go on with this run, or start a new one")
+    plan = plan_of_run(run, config)
+    if plan.build is not None:
+        find_backend(plan.build.backend)
+    if run.stage(last_stage(config)) is None:
+        execute(config, say, command, unfinished=run)
+    else:
+        say(f"run: {run.path}, whose stages are finished")
+    return _with_engines(run, config, plan, say, command)
+
+
+def _with_engines(
+    run: Run, config: FinetuneConfig, plan: EnginePlan, say: Callable[[str], object], command: Sequence[str]
+) -> QuantizedModel:
+    """Build the engines of a plan that the run lacks, and compare them."""
+    if plan.build is None:
         return QuantizedModel(run)
-    precisions = (*chosen.target.baselines, chosen.target.int8)
-    folders = [_build(run, precision, build) for precision in precisions]
-    for folder in folders:
-        say(f"engine: {folder}")
-    engines = find_engines(folders, "")
-    timing = replace(_TIMING, shapes=tuple((b, min(s, chosen.data.max_seq_length)) for b, s in _TIMING.shapes))
-    measured = BenchmarkConfig(layer_times=False, timing=timing)
-    report = benchmark_engines(engines, data_config(engines, None), measured, provenance(list(command)))
-    write_report(run.path, report, "benchmark")
+    target = config.target
+    try:
+        precisions = (*(target.baselines if plan.baseline else ()), target.int8)
+        folders = [_built(run, precision, plan.build) for precision in precisions]
+        for folder in folders:
+            say(f"engine: {folder}")
+        engines = find_engines(folders, "")
+        length = config.data.max_seq_length
+        timing = replace(_TIMING, shapes=tuple((batch, min(tokens, length)) for batch, tokens in _TIMING.shapes))
+        measured = BenchmarkConfig(layer_times=False, timing=timing)
+        report = benchmark_engines(engines, data_config(engines, None), measured, provenance(list(command)))
+        write_report(run.path, report, "benchmark")
+    except KeyboardInterrupt as interrupt:
+        raise InterruptedRunError(
+            f"stopped before the engines and the report were complete; continue with: {run.resume_command}"
+        ) from interrupt
+    except Q8TRTError:
+        say(f"the stages are finished, the engines or the report are not; continue with: {run.resume_command}")
+        raise
     return QuantizedModel(run, tuple(folders), report)
 
 
@@ -115,8 +163,13 @@ def _check_room(folder: Path) -> None:
         )
 
 
-def _build(run: Run, precision: Precision, config: BuildConfig) -> Path:
+def _built(run: Run, precision: Precision, config: BuildConfig) -> Path:
+    """Return the folder of an engine of the run; it is built if it is missing or damaged."""
     source = find_source(precision, str(run.path), "")
+    folder = default_folder(source)
+    with contextlib.suppress(EngineError):
+        if folder.is_dir() and load_manifest(folder):
+            return folder
     with phases(f"Building {precision}") as on_progress:
         return build_engine(source, config, None, on_progress)[0]
 

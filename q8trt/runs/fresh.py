@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from q8trt import files
 from q8trt.console.progress import is_main_process
@@ -40,7 +40,11 @@ def sole_writer(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fresh_run(
-    path: str | Path, command: Sequence[str], config: FinetuneConfig, data: DataRecord | None = None
+    path: str | Path,
+    command: Sequence[str],
+    config: FinetuneConfig,
+    data: DataRecord | None = None,
+    engines: dict[str, Any] | None = None,
 ) -> Iterator[Run]:
     """Make a run folder and yield its run; on an error before there is anything to continue from, remove it.
 
@@ -51,6 +55,7 @@ def fresh_run(
         command: as typed, for the record.
         config: what the run does; its paths are stored absolute.
         data: the rows that the run reads.
+        engines: the engines that the command makes of the run, JSON-ready.
 
     Raises:
         BusyError: another command writes to it.
@@ -63,7 +68,7 @@ def fresh_run(
         try:
             if is_main_process():
                 rows, stored = data.to_dict() if data else None, config.absolute().to_dict()
-                new_run(path, provenance(list(command)), config.data.resolved_task.name, stored, rows)
+                new_run(path, provenance(list(command)), config.data.resolved_task.name, stored, rows, engines)
             _wait_for_everyone()
             yield Run(path)
         except InterruptedRunError:

@@ -25,6 +25,8 @@ from q8trt.errors import ConfigError
 from q8trt.quantization.trial import InFloat, Trial
 
 RUN_FILE = "run.json"
+#: The report of the run's engines.
+REPORT_FILE = "benchmark.json"
 #: Folder of runs, below the current folder.
 RUNS_DIR = "runs"
 STAGES = ("fp32", "ptq", "int8")
@@ -75,6 +77,7 @@ class RunRecord:
         config: the configuration, as `FinetuneConfig.to_dict` made it.
         data: the record of the rows, see `q8trt.tasks.data.record`; None if unknown.
         stages: the finished stages.
+        engines: the engines that `q8trt quantize` makes of the run, as `EnginePlan.to_dict` made them; None for other runs.
         more: other keys, of earlier versions.
     """
 
@@ -86,6 +89,7 @@ class RunRecord:
     config: dict[str, Any]
     data: dict[str, Any] | None
     stages: dict[StageName, StageRecord]
+    engines: dict[str, Any] | None = None
     more: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def parse_record(data: Any) -> RunRecord:
 
 #: Values of keys that runs of earlier versions lack.
 _DEFAULTS: Mapping[str, Any] = {
-    "task": "", "created": "", "folder": "", "provenance": {}, "data": None, "scores": {}
+    "task": "", "created": "", "folder": "", "provenance": {}, "data": None, "scores": {}, "engines": None
 }  # fmt: skip
 
 
@@ -205,6 +209,17 @@ class Run:
         """Return the checkpoint to build an INT8 engine from: QAT's, else the calibrated one."""
         return self.checkpoint("int8") or self.checkpoint("ptq")
 
+    @property
+    def lacks_engines(self) -> bool:
+        """Whether `q8trt quantize` made the run and has not compared its engines yet."""
+        engines = self.record.engines
+        return bool(engines and engines.get("build")) and not (self.path / REPORT_FILE).is_file()
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the run."""
+        return command("finetune" if self.record.engines is None else "quantize", "--resume", self.path)
+
     def sweep(self) -> None:
         """Delete what killed writers left under temporary names. A live writer's are locked, and stay."""
         files.sweep(self.path, _SWEPT)
@@ -224,8 +239,10 @@ def check_new_run(path: str | Path) -> None:
         place = "the current folder" if folder.resolve() == here else "above the current folder"
         raise ConfigError(f"--output_dir {path} is {place}; give a folder of its own, such as runs/NAME")
     if (folder / RUN_FILE).exists():
-        record = Run(Path(path)).record  # raises where another program wrote it, or it is damaged
-        resume = "" if _is_finished(record) else f", or continue it: {command('finetune', '--resume', path)}"
+        run = Run(Path(path))
+        record = run.record  # raises where another program wrote it, or it is damaged
+        is_done = _is_finished(record) and not run.lacks_engines
+        resume = "" if is_done else f", or continue it: {run.resume_command}"
         raise ConfigError(f"{path} is a run already; give another --output_dir{resume}")
     for name in WRITTEN:
         if (folder / name).exists() or (folder / name).is_symlink():
@@ -250,7 +267,12 @@ def check_outside_checkpoints(path: str | Path, option: str = "--output_dir") ->
 
 
 def new_run(
-    path: str | Path, provenance: dict[str, Any], task: str, config: dict[str, Any], data: dict[str, Any] | None = None
+    path: str | Path,
+    provenance: dict[str, Any],
+    task: str,
+    config: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    engines: dict[str, Any] | None = None,
 ) -> Run:
     """Make a run folder.
 
@@ -260,6 +282,7 @@ def new_run(
         task: the task's name.
         config: JSON-ready configuration, from which `--resume` continues.
         data: the record of the rows, see `q8trt.tasks.data.record`; None leaves them out.
+        engines: the engines that the command makes of the run, JSON-ready; None for a run of another command.
 
     Raises:
         ConfigError: see `check_new_run`.
@@ -267,7 +290,7 @@ def new_run(
     check_new_run(path)
     created, folder = datetime.now(UTC).isoformat(timespec="seconds"), str(Path(path).absolute())
     run = Run(Path(path))
-    run.write(RunRecord(FORMAT, task, created, folder, provenance, config, data, {}))
+    run.write(RunRecord(FORMAT, task, created, folder, provenance, config, data, {}, engines))
     return run
 
 

@@ -51,7 +51,7 @@ def how_to_finish(run: Run, stages: Sequence[str]) -> str:
     config, record = config_of_run(run), run.record
     planned = STAGES[: STAGES.index(last_stage(config)) + 1]
     if set(stages) & set(planned) or "fp32" not in record.stages:
-        return f"finish it: {command('finetune', '--resume', run.path)}"
+        return f"finish it: {run.resume_command}"
     if "ptq" in record.stages:
         build = command("build-engine", "--int8", "--checkpoint", run.path, "--stage", "ptq")
         return f"it ends with calibration; build its calibrated checkpoint: {build}"

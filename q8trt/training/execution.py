@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from q8trt import files
+from q8trt.console.commands import command as command_line
 from q8trt.console.options import from_values
 from q8trt.console.progress import is_main_process
 from q8trt.errors import ConfigError
@@ -25,16 +26,26 @@ from q8trt.training.calibrating import import_ranges
 from q8trt.training.finetuning import Finetuning, load_inputs
 
 
-def unfinished_run(run: Run | str | Path, runs_dir: str | Path) -> Run:
-    """Return the run, named by its folder or by its name in `runs_dir`; for "newest" the newest that is not finished."""
+def unfinished_run(run: Run | str | Path, runs_dir: str | Path, of_quantize: bool = False) -> Run:
+    """Return the run, named by its folder or by its name in `runs_dir`; for "newest" the newest that is not finished.
+
+    `of_quantize` looks for a run of `q8trt quantize`, which is finished when its engines are compared.
+    """
     if run != "newest":
         if isinstance(run, Run):
             return run
         named = Path(runs_dir) / run
         return open_run(named if named.is_dir() and not Path(run).exists() else run)
     for each in sound_runs(runs_dir):
-        if each.stage(last_stage(config_of_run(each))) is None:
+        is_candidate = not of_quantize or each.record.engines is not None
+        if is_candidate and (
+            each.stage(last_stage(config_of_run(each))) is None or (of_quantize and each.lacks_engines)
+        ):
             return each
+    if of_quantize:
+        raise ConfigError(
+            f"no unfinished run of q8trt quantize under {runs_dir}/; start one: {command_line('quantize', 'minilm')}"
+        )
     raise ConfigError(f"no unfinished run under {runs_dir}/; start one: {make_a_run(runs_dir)}")
 
 
@@ -117,6 +128,7 @@ def execute(
     runs_dir: str | Path = "",
     prefix: str = "",
     unfinished: Run | None = None,
+    engines: dict[str, Any] | None = None,
 ) -> Run:
     """Do the stages of a run that are left. A new run is made once its rows are read and its recipe fits the model.
 
@@ -127,6 +139,7 @@ def execute(
         output_dir: folder of a new run; None for one in `runs_dir`.
         prefix: begins the name of a new run.
         unfinished: the run to continue; None for a new one.
+        engines: the engines that a new run is to have, JSON-ready, for its record.
     """
     config.training.check_machine()
     with contextlib.ExitStack() as stack:
@@ -139,7 +152,7 @@ def execute(
         run = unfinished
         if run is None:
             folder = output_dir or _new_folder(config, runs_dir, prefix)
-            run = stack.enter_context(fresh_run(folder, command, config, inputs.data))
+            run = stack.enter_context(fresh_run(folder, command, config, inputs.data, engines))
         for line in (f"run: {run.path}", *lines):
             say(line)
         rows = ", ".join(

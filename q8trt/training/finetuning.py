@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process, progress
 from q8trt.errors import ConfigError, DataError, InterruptedRunError
 from q8trt.models import (
@@ -179,6 +178,8 @@ class Finetuning:
         self.resume = resume
         self.task = config.data.resolved_task
         self._finished: frozenset[str] = frozenset()
+        #: The work that the last line announced.
+        self._work = "loading"
         #: The FP32 model's outputs on each development split, where the rows have no labels.
         self._references: dict[str, np.ndarray] | None = None
 
@@ -205,11 +206,12 @@ class Finetuning:
                     self._int8(quantized, recipe, model)
         except KeyboardInterrupt as interrupt:
             raise InterruptedRunError(
-                f"stopped between steps of training; continue with: {command('finetune', '--resume', self.run.path)}"
+                f"stopped during {self._work}; continue with: {self.run.resume_command}"
             ) from interrupt
 
     def _announce(self, stage: StageName, work: str) -> None:
         """Say which stage starts, and how many there are."""
+        self._work = work
         planned = STAGES[: STAGES.index(last_stage(self.config)) + 1]
         self._say(f"stage {planned.index(stage) + 1} of {len(planned)}: {stage.upper()}, {work}")
 

@@ -28,12 +28,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import rotate_checkpoints
 
 from q8trt import files
-from q8trt.console.commands import command
 from q8trt.console.progress import is_main_process
 from q8trt.errors import CheckpointError, InterruptedRunError
 from q8trt.quantization.insertion import weights_quantized_once
 from q8trt.quantization.ranges import Ranges, apply_ranges
 from q8trt.quantization.recipe import Recipe
+from q8trt.runs.run import Run
 from q8trt.runs.training_config import TrainingConfig
 from q8trt.tasks.data import Collator, Features
 from q8trt.tasks.glue import Task
@@ -389,7 +389,7 @@ def _run(trainer: _Trainer, stage: TrainingStage, quant_start_step: int, checkpo
     if stopper.requested:
         raise InterruptedRunError(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of stage {stage.name}; "
-            f"continue with: {command('finetune', '--resume', stage.folder)}"
+            f"continue with: {Run(stage.folder).resume_command}"
         ) from stopper.interrupt
     seconds = timer.of_interest()
     return StageResult(
