@@ -196,4 +196,4 @@ def test_runs_dir_that_is_a_file(refused: Refused, options: list[str], tmp_path:
     (tmp_path / "runs").write_text("not a folder")
     line = refused("finetune", *options, "--precision", "fp32", "--max_steps", "1")
     assert "runs" in line
-    assert "cannot be used" in line
+    assert "cannot be written" in line

@@ -255,3 +255,16 @@ def test_ctrl_c_while_a_lock_is_taken_leaves_no_file(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt), files.exclusive(tmp_path / "run"):
         pass
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that exists and takes no files")
+def test_a_lock_that_cannot_be_made_names_the_target(tmp_path: Path) -> None:
+    """In /proc a new file is answered as a folder that is missing: without a bound the lock was tried for ever."""
+    (tmp_path / "file").touch()
+    for target, reason in (
+        (Path("/proc/o.csv"), "No such file"),
+        (tmp_path / "file" / "o.csv", "File exists|Not a dir"),
+    ):
+        expected = rf"^{target} cannot be written: ({reason}).*; give a path in a folder that you may write to$"
+        with pytest.raises(ConfigError, match=expected), files.exclusive(target):
+            pass

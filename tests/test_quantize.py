@@ -253,18 +253,8 @@ def test_ctrl_c_is_continued_to_the_engines_and_the_report(
         raise KeyboardInterrupt
 
     folder, run = write_embedding_folder(tmp_path / "model"), tmp_path / "run"
-    words = ["quantize", str(folder), "--texts", str(texts), "--recipe", "linear", "--calibration_samples", "16"]
-    words += [
-        "--max_seq_length",
-        "16",
-        "--target",
-        "cpu",
-        "--no_baseline",
-        "--buckets",
-        "8,16",
-        "--output_dir",
-        str(run),
-    ]
+    options = "--recipe linear --calibration_samples 16 --max_seq_length 16 --target cpu --no_baseline --buckets 8,16"
+    words = ["quantize", str(folder), "--texts", str(texts), *options.split(), "--output_dir", str(run)]
     resume = f"quantize --resume {run}"
     with monkeypatch.context() as patched:
         patched.setattr("q8trt.training.finetuning.quantize", interrupted)

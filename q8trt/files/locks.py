@@ -7,6 +7,7 @@ so a killed process never blocks the next one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -26,6 +27,9 @@ except ImportError:  # Windows: q8trt runs there without locks
 #: Bytes of the holder's note that are read.
 _NOTE_BYTES = 4096
 _NOTE_START = b'{"pid": '
+#: Attempts to make a lock file whose folder another process removes at the same time.
+_ATTEMPTS = 100
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
 #: Descriptors of the locks that this process holds.
 _handles: set[int] = set()
@@ -65,8 +69,8 @@ def exclusive(target: str | Path) -> Iterator[None]:
 
     Raises:
         BusyError: another process or this one already holds the lock; the message has the holder's pid.
-        ConfigError: a file that q8trt did not write, or a link, has the name of the lock file.
-        OSError: the lock file cannot be made.
+        ConfigError: a file that q8trt did not write, or a link, has the name of the lock file; or the folder takes no files.
+        OSError: no space is left.
     """
     path, owner = lock_path(target), os.getpid()
     missing = [folder for folder in path.parents if not folder.exists()]
@@ -86,14 +90,9 @@ def exclusive(target: str | Path) -> Iterator[None]:
 
 
 def _acquire(path: Path, target: str | Path) -> int:
+    """Return the descriptor of the locked file."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink():
-            raise ConfigError(f"{path} is a link, and the lock of {target} needs that name; move it away")
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
-        except FileNotFoundError:
-            continue  # another process removed the empty parent folder between our two calls
+        handle = _open(path, target)
         if not try_lock(handle):
             holder = _holder(handle)
             os.close(handle)
@@ -111,6 +110,27 @@ def _acquire(path: Path, target: str | Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, json.dumps(asdict(note)).encode(), 0)
     return handle
+
+
+def _open(path: Path, target: str | Path) -> int:
+    """Open the lock file, and make it and its folder if they are missing."""
+    try:
+        for attempt in range(_ATTEMPTS):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_symlink():
+                raise ConfigError(f"{path} is a link, and the lock of {target} needs that name; move it away")
+            try:
+                return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+            except FileNotFoundError:  # another process removed the empty parent folder between our two calls
+                if attempt == _ATTEMPTS - 1:  # or the folder takes no files, as those of /proc
+                    raise
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise
+        raise ConfigError(
+            f"{target} cannot be written: {error.strerror or error}; give a path in a folder that you may write to"
+        ) from error
+    raise AssertionError("not reached")
 
 
 def _is_lock_file(handle: int) -> bool:
