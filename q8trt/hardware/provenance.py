@@ -33,32 +33,51 @@ def portable(path: str | Path) -> str:
     An absolute path under the current folder becomes relative to it, any other keeps its last two parts; what is not
     an absolute path is returned as it is.
     """
+    pure = _absolute(path)
+    if pure is None:
+        return str(path)
+    return _below_here(pure) or "/".join(pure.parts[1:][-2:]) or "."
+
+
+def _absolute(path: str | Path) -> PurePath | None:
+    """Return an absolute path of any system; None for what is none."""
     text = str(path).removeprefix("file://")
-    for flavour in (PurePosixPath, PureWindowsPath):
-        pure: PurePath = flavour(text)
-        if pure.is_absolute():
-            for folder in (Path.cwd(), Path.cwd().resolve()):
-                if pure.is_relative_to(folder):
-                    return pure.relative_to(folder).as_posix()
-            return "/".join(pure.parts[1:][-2:]) or "."
-    return str(path)
+    flavors: tuple[type[PurePath], ...] = (PurePosixPath, PureWindowsPath)
+    return next((pure for pure in (flavor(text) for flavor in flavors) if pure.is_absolute()), None)
 
 
-def _portable_argument(argument: str) -> str:
-    """Return `argument` with every path in it portable: ``--a=/x``, ``/x,/y`` and ``name:/x`` too, but not a URL."""
-    return "".join(portable(piece) for piece in re.split(r"([=,]|:(?=/(?!/)))", argument))
+def _below_here(pure: PurePath) -> str | None:
+    """Return an absolute path relative to the current folder; None for one outside it."""
+    for folder in (Path.cwd(), Path.cwd().resolve()):
+        if pure.is_relative_to(folder):
+            return pure.relative_to(folder).as_posix()
+    return None
+
+
+def _shortened(path: str) -> str:
+    """Return `path` as a word of a command: ``.../name`` for an absolute path outside the current folder."""
+    pure = _absolute(path)
+    return path if pure is None else _below_here(pure) or f".../{pure.name}"
+
+
+def _shortened_argument(argument: str) -> str:
+    """Return `argument` with every path in it shortened: ``--a=/x``, ``/x,/y`` and ``name:/x`` too, but not a URL."""
+    return "".join(_shortened(piece) for piece in re.split(r"([=,]|:(?=/(?!/)))", argument))
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """Return `argv`, program first, as a user would type it: ``python benchmark.py --data_dir data``."""
+    """Return `argv`, program first, as a user would type it: ``python benchmark.py --data_dir data``.
+
+    An absolute path outside the current folder is ``.../name``, which is plainly shortened.
+    """
     program, *arguments = argv
     if Path(program).name == "__main__.py":
         head = ["python", "-m", Path(program).parent.name]
     elif program.endswith(".py"):
-        head = ["python", portable(program)]
+        head = ["python", _shortened(program)]
     else:
         head = [Path(program).name]
-    return shlex.join(head + [_portable_argument(argument) for argument in arguments])
+    return shlex.join(head + [_shortened_argument(argument) for argument in arguments])
 
 
 def _output(*command: str) -> str | None:
