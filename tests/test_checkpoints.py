@@ -252,7 +252,7 @@ def test_weights_without_the_head_that_the_configuration_names(folder: Path) -> 
 def test_wrong_number_of_labels(folder: Path) -> None:
     message = refusal(load_finetuned, folder, SST2)
     assert message == f"{folder} has a head of 1 outputs, SST-2 needs 2; check --task or the checkpoint"
-    model = load_pretrained(str(folder), SST2)  # for training, the head is made anew
+    model = load_pretrained(str(folder), SST2)  # for training, the head is new
     assert model.classifier.weight.shape == (2, 32)
     assert model.config.id2label == {0: "negative", 1: "positive"}
 

@@ -73,7 +73,7 @@ def plain_search(float_model: Any, batches: list[Any]) -> tuple[dict[str, float]
 
 
 def test_as_a_plain_search(tiny_model: Callable[..., Any], batches: list[Any], architecture: str) -> None:
-    """The layers before a site are not computed anew, rows come in other batches: the choice is the same."""
+    """The layers before a site are not computed again, and rows come in other batches: the choice is the same."""
     float_model = tiny_model(architecture, num_labels=3)
     model, seen = copy.deepcopy(float_model), []
     insert_quantizers(model, recipe_of())

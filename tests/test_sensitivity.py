@@ -319,7 +319,7 @@ def test_a_stopped_measurement_goes_on_where_it_was(
     assert left == count - 50
     assert again == whole
     assert [list(costs) for costs in again.scores.values()] == [list(costs) for costs in whole.scores.values()]
-    # Anything that decides the scores makes them anew.
+    # Anything that decides the scores invalidates them.
     other = copy.deepcopy(model)
     other.classifier.bias.data += 1
     seeded = replace(config, training=replace(config.training, seed=1))

@@ -120,7 +120,7 @@ def test_the_model_computes_what_it_did(tiny_model: Callable[..., Any], batches:
     scales = smooth_by(model, recipe_of(0.5), batches)
     set_quantization(model, False)
     assert torch.equal(logits(model, batches), expected)
-    # And it is not for want of doing anything:
+    # And this is not because nothing happens:
     assert len(scales) == 2 * layer_count(architecture)
     assert any((scale != 1).any() for scale in scales.values())
     sites = {site.key: site for site in encoder_sites(model)}

@@ -354,7 +354,7 @@ def test_why_a_batch_is_refused_is_quoted(fake: types.SimpleNamespace, plan: Pat
         with pytest.raises(BackendError, match="execute_async_v3 was refused: no reason was logged"):
             runner.infer(batch())  # what was quoted once is not quoted again
         fake.engine.refuse = ""
-        check(runner)  # the shape is bound afresh
+        check(runner)  # the shape is bound again
 
 
 def test_what_the_library_raises_is_a_backend_error(
