@@ -145,7 +145,8 @@ TABLE_ERRORS = {
     "quote.csv": (["sentence,label", '"a"b,1'], ":2: not CSV: ',' expected after '\"'"),
     "text.csv": (
         ["review,label", "a,1"],
-        ": no column 'sentence'; found 'review', 'label' (--text_column_names and --label_column_name choose others)",
+        ": no text column; expected 'sentence', 'text' or 'sentence1'; found 'review', 'label' "
+        "(--text_column_names and --label_column_name choose others)",
     ),
     "label.csv": (
         ["sentence,stars", "a,1"],

@@ -234,7 +234,7 @@ def test_predict_writes_answers(fp32_engine: Path, tmp_path: Path) -> None:
             assert [row["answer"] for row in csv.DictReader(file)] == [each.text for each in strict]
         assert sum(each.has_answer for each in strict) == 2
         (tmp_path / "c.csv").write_text("sentence,context\na,b\n")
-        with pytest.raises(DataError, match="no column 'question' and 'context'"):
+        with pytest.raises(DataError, match="'question' and 'context'"):
             q8trt.predict(engine, tmp_path / "c.csv", tmp_path / "d.csv")
         with pytest.raises(ConfigError, match="--threshold is for a multi-label classifier"):
             q8trt.predict(engine, tmp_path / "a.csv", tmp_path / "d.csv", threshold=0.3)

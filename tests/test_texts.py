@@ -11,6 +11,7 @@ import pytest
 
 from q8trt.errors import DataError
 from q8trt.tasks.data import DataConfig, load_dev, load_train, tokenize
+from q8trt.tasks.data.tabular import read_table
 from q8trt.tasks.data.texts import read_texts, sample_texts
 from q8trt.tasks.glue import Task, task_of_head
 from q8trt.tasks.heads import Embedding, Head, HeadKind
@@ -65,8 +66,19 @@ def test_columns(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "a.csv", task(), "dev", ("x",)).text_columns == ("x",)
     (tmp_path / "b.csv").write_text("whatever\na\nb\n")
     assert sorted(read_texts(tmp_path / "b.csv", task(), "dev").first) == ["a", "b"]
-    with pytest.raises(DataError, match="no column 'sentence'; found 'sentence1', 'sentence2', 'x'"):
+    with pytest.raises(
+        DataError, match="expected 'sentence', 'text' or 'sentence1'; found 'sentence1', 'sentence2', 'x'"
+    ):
         read_texts(tmp_path / "a.csv", task(), "dev")
+    for name in ("sentence", "text", "sentence1"):
+        (tmp_path / "d.csv").write_text(f"label,{name}\nyes,a\nno,b\n")
+        assert read_texts(tmp_path / "d.csv", task(), "dev").text_columns == (name,)
+        assert read_table(tmp_path / "d.csv", task(), "dev").first == ["a", "b"]
+    (tmp_path / "e.csv").write_text("text,sentence1,label\na,b,yes\n")
+    for read in (read_texts, read_table):
+        with pytest.raises(DataError, match=r"columns 'text' and 'sentence1' may .* one: --text_column_names text$"):
+            read(tmp_path / "e.csv", task(), "dev")
+        assert read(tmp_path / "e.csv", task(), "dev", ("sentence1",)).first == ["b"]
     (tmp_path / "c.txt").write_text("a\n")
     with pytest.raises(DataError, match="plain text has one text a line, and the model takes pairs"):
         read_texts(tmp_path / "c.txt", task(is_pair=True), "dev")

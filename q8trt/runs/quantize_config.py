@@ -44,7 +44,7 @@ class QuantizeConfig:
         None,
         "the one or two text columns of your files",
         metavar="COLUMN",
-        unset="sentence or text; sentence1 and sentence2, or query and document",
+        unset="sentence, text or sentence1; pairs: sentence1 and sentence2, or query and document",
     )
     validation_file: str | None = option(
         None,

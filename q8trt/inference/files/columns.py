@@ -24,7 +24,7 @@ from q8trt.inference.files.records import TEXT_COLUMN, Record
 from q8trt.inference.tagging import Span
 from q8trt.tasks.data.labels import join_labels
 from q8trt.tasks.data.questions import TEXT_COLUMNS as QUESTION_COLUMNS
-from q8trt.tasks.data.tabular import text_column_names
+from q8trt.tasks.data.tabular import choose_text_columns, text_column_names
 from q8trt.tasks.glue import TASKS
 from q8trt.tasks.heads import HeadKind
 from q8trt.tasks.spans import SpanAnswer
@@ -254,15 +254,12 @@ def _text_columns(
         choices = [known, glue.text_columns, *([glue.hub_columns] if glue.hub_columns else [])]
     if answers and not (chosen or known):
         choices = [QUESTION_COLUMNS, *choices]
-    texts = next((names for names in choices if set(names) <= set(header)), None)
-    if texts is None and header:
-        trained = ", on which the engine was trained" if known and not chosen else ""
-        raise DataError(
-            f"{path}: no column {' and '.join(map(repr, choices[0]))}{trained}; found {', '.join(map(repr, header))} "
-            "(--text_column_names chooses others)"
-        )
-    if texts and not (chosen or known):
+    if not header:
+        return ()
+    trained = ", on which the engine was trained" if known and not chosen else ""
+    texts = choose_text_columns(str(path), header, choices, "--text_column_names chooses others", trained)
+    if not (chosen or known):
         _log.info(
             "columns scored: %s, chosen by name: the engine does not say which it was trained on", ", ".join(texts)
         )
-    return texts or ()
+    return texts

@@ -26,7 +26,7 @@ _PAIRS = (
     ("query", "document"),
     ("query", "passage"),
 )
-_SINGLES = (("sentence",), ("text",))
+_SINGLES = (("sentence",), ("text",), ("sentence1",))
 _LABELS = ("label", "labels", "score")
 #: One line of JSON Lines is one small object.
 _JSON_LIMITS = files.Limits(size=LONGEST_LINE, depth=16, values=100_000)
@@ -124,20 +124,53 @@ def text_column_names(
     return [*official, *(_PAIRS if is_pair else _SINGLES)]
 
 
+def choose_text_columns(
+    where: str, columns: Sequence[str], choices: Sequence[Sequence[str]], hint: str, note: str = ""
+) -> Sequence[str]:
+    """Return the first of `choices` whose columns are all there. ``sentence1`` beside ``sentence2`` is half of a pair.
+
+    Args:
+        where: the file, for the error.
+        columns: the columns of the file.
+        choices: names that text columns may have, see `text_column_names`.
+        hint: options that choose others, for the error.
+        note: words behind the columns that are missing.
+
+    Raises:
+        DataError: none is there, or several columns may hold a single text.
+    """
+    accepted = list(dict.fromkeys(map(tuple, choices)))
+    present = [names for names in accepted if set(names) <= set(columns)]
+    if len(accepted) > 1 and "sentence2" in columns:
+        present = [names for names in present if names != ("sentence1",)]
+    singles = [names[0] for names in present if names in _SINGLES]
+    if len(singles) > 1:
+        raise DataError(
+            f"{where}: columns {' and '.join(map(repr, singles))} may hold the text; choose one: --text_column_names {singles[0]}"
+        )
+    if present:
+        return present[0]
+    missing = [name for name in accepted[0] if name not in columns] or accepted[0]
+    problem = f"no column {' and '.join(map(repr, missing))}{note}"
+    if len(accepted) > 1:
+        *others, last = (" and ".join(map(repr, names)) for names in accepted)
+        problem = f"no text column{note}; expected {', '.join(others)} or {last}"
+    raise DataError(f"{where}: {problem}; found {shown_names(list(columns))}{nearest(missing[0], columns)} ({hint})")
+
+
 def _choose_columns(
     path: Path, columns: list[str], task: Task, text_columns: Sequence[str] | None, label_column: str | None
 ) -> tuple[Sequence[str], str]:
-    texts = text_column_names(task.is_pair, task, text_columns)
+    hint = "--text_column_names and --label_column_name choose others"
+    choices = text_column_names(task.is_pair, task, text_columns)
+    texts = choose_text_columns(path_name(path), columns, choices, hint)
     labels = [label_column] if label_column else [task.label_column, *_LABELS]
-    chosen = next((names for names in texts if set(names) <= set(columns)), None)
-    label = next((name for name in labels if name in columns and name not in (chosen or ())), None)
-    if chosen is None or label is None:
-        missing = [name for name in texts[0] if name not in columns] if chosen is None else labels[:1]
+    label = next((name for name in labels if name in columns and name not in texts), None)
+    if label is None:
         raise DataError(
-            f"{path_name(path)}: no column {' and '.join(map(repr, missing))}; found {shown_names(columns)}"
-            f"{nearest(missing[0], columns)} (--text_column_names and --label_column_name choose others)"
+            f"{path_name(path)}: no column {labels[0]!r}; found {shown_names(columns)}{nearest(labels[0], columns)} ({hint})"
         )
-    return chosen, label
+    return texts, label
 
 
 def _fields_table(rows: Iterator[tuple[str, list[str]]]) -> Table:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from q8trt.errors import DataError, nearest
+from q8trt.errors import DataError
 from q8trt.tasks.data.examples import Examples
-from q8trt.tasks.data.opening import open_data, path_name, shown, shown_names, text_lines
+from q8trt.tasks.data.opening import open_data, path_name, shown, text_lines
 from q8trt.tasks.data.questions import squad_pairs
 from q8trt.tasks.data.sample import sample_examples
-from q8trt.tasks.data.tabular import Table, check_unique, open_table, text_column_names
+from q8trt.tasks.data.tabular import Table, check_unique, choose_text_columns, open_table, text_column_names
 from q8trt.tasks.glue import Task
 from q8trt.tasks.heads import HeadKind
 
@@ -111,14 +111,8 @@ def _columns(path: Path, table: Table, task: Task, chosen: Sequence[str] | None)
     own_names = task if task.head.kind is HeadKind.QUESTION_ANSWERING else None
     choices = [names for is_pair in counts for names in text_column_names(is_pair, own_names, chosen)]
     if len(table.columns) == 1 and False in counts and not chosen:
-        choices.append(table.columns)
-    columns = next((names for names in choices if set(names) <= set(table.columns)), None)
-    if columns is None:
-        raise DataError(
-            f"{path_name(path)}: no column {' and '.join(map(repr, choices[0]))}; found {shown_names(table.columns)}"
-            f"{nearest(choices[0][0], table.columns)} (--text_column_names chooses others)"
-        )
-    return columns
+        return table.columns
+    return choose_text_columns(path_name(path), table.columns, choices, "--text_column_names chooses others")
 
 
 def _texts(table: Table, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
