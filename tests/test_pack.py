@@ -118,7 +118,7 @@ def test_the_card_says_task_scores_recipe_versions_and_files(packable: Path) -> 
         "# tiny on MRPC, INT8",
         "Task MRPC: two texts in, one of the labels `not_equivalent`, `equivalent` out.",
         "beyond 128 tokens",
-        "| torch, fp32 checkpoint | dev.accuracy | 87.50 |",
+        "| torch, fp32 checkpoint | dev.accuracy x100 | 87.50 |",
         "| torch, ptq checkpoint | dev.f1 | 90.00 |",
         "Not measured: no `benchmark.json`",
         "| recipe | `linear`: The six linears \\| of each layer. |",
@@ -153,7 +153,7 @@ def test_the_card_quotes_the_benchmark_of_this_engine(packable: Path) -> None:
     text = card(packable)
     assert "ONNX Runtime, CPU, int8; Some CPU, 2 cores; 2026-11-02T00:00:00+00:00; commit 0123456789ab." in text
     assert "| 1x128 | 7.23 | 9.50 | 138 |" in text
-    assert "| ONNX Runtime, CPU, int8 | f1 | 88.99 |" in text
+    assert "| ONNX Runtime, CPU, int8 | f1 x100 | 88.99 |" in text
 
 
 @pytest.mark.parametrize("changes", [{"date": "2026-10-31T00:00:00+00:00"}, {"precision": "fp32"}])

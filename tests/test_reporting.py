@@ -297,7 +297,7 @@ def test_markdown(report: Report) -> None:
     # Percentiles of 0.9, 1 and 1.3 s: p90 is 0.8 of the way from the second to the third. 3 queries in 3.2 s.
     percentiles = "1000.0 | 1066.7 | 1240.0 | 1270.0 | 1294.0"
     assert f"| QAT INT8 | ONNX Runtime, CPU | 16x128 | {percentiles} | 0.94 | 15.0 | 1.52x | 3 |" in text
-    assert "## Length buckets 16, 128 against fixed 128, all rows" in text
+    assert "## Length buckets 16, 128 against fixed 128 (75% padding), all rows" in text
     assert "| QAT INT8 | ONNX Runtime, CPU | 1500 | 32 | 31.5 | 300 | 100 | 3.00x |" in text
     assert WHAT_IS_TIMED in text
     assert "- command: `python benchmark.py --sample`" in text
@@ -360,12 +360,14 @@ def test_write_report_refuses_nan_and_leaves_nothing(report: Report, tmp_path: P
 
 def test_length_buckets_are_on_the_terminal(report: Report) -> None:
     text = unwrapped(printed(report, 100))
-    assert "Length buckets 16, 128 against fixed 128, all rows" in text
+    assert "Length buckets 16, 128 against fixed 128 (75% padding), all rows" in text
     assert "QAT INT8 ONNX Runtime, CPU 1500 32 31.5 300 100 3.00x" in text
     silent = replace(report, rows=[replace(row, lengths=None) for row in report.rows])
     assert "buckets" not in printed(silent, 100)
     some = replace(report, rows=[replace(INT8, lengths=replace(INT8.lengths, rows=300))])
-    assert "against fixed 128, 300 rows in evenly spaced batches" in printed(some, 100)
+    assert "fixed 128 (75% padding), 300 of 1500 rows, in evenly spaced batches, to keep to --max_seconds" in unwrapped(
+        printed(some, 100)
+    )
 
 
 @pytest.fixture

@@ -91,9 +91,9 @@ def test_runs_are_listed_newest_first_with_their_scores(
     monkeypatch.setenv("COLUMNS", "120")
     assert run_command("runs", []) == 0
     lines = lines_of(capsys.readouterr().out)
-    late = lines.index("late minilm STS-B finished gpu gpu pearson 86.84 86.31 87.19")
-    assert lines[late + 1] == "early minilm sequence-classification finished gpu gpu agreement - 99.10 -"
-    assert f"late/engine QAT {MANIFEST.precision.label} 2.0 model.plan {BACKEND} 87.24" in lines
+    late = lines.index("late minilm STS-B finished gpu gpu pearson x100 86.84 86.31 87.19")
+    assert lines[late + 1] == "early minilm sequence-classification finished gpu gpu agreement - 99.1% -"
+    assert f"late/engine QAT {MANIFEST.precision.label} 2.0 model.plan {BACKEND} pearson x100 87.24" in lines
     assert not any("not shown" in line for line in lines)
 
 
@@ -120,7 +120,7 @@ def test_a_narrow_terminal_shows_name_task_model_state_and_scores(
         assert lines[engine + 1] == "engine-fp32"
     else:  # names are folded
         assert name in "".join(line.split(" ")[0] for line in lines)
-    assert {"89.47", "86.84", "86.31", "87.19", "99.10", "87.24"} <= set(out.split())
+    assert {"89.47", "86.84", "86.31", "87.19", "99.1%", "87.24"} <= set(out.split())
     assert "not shown at this width: recipe, target" in " ".join(lines)
 
 

@@ -63,12 +63,14 @@ PARSER = Parser(Options, "finetune.py", __doc__)
 
 def summary(run: Any, task: Any, is_sample: bool) -> str:
     """Return the scores of the finished stages, a line each."""
+    from q8trt.reporting.scores import score_text
+
     names = {"fp32": "FP32", "ptq": "PTQ INT8 (calibrated)", "int8": "QAT INT8"}
     label = f"{task.name} shape, built-in sample, not GLUE" if is_sample else task.name
-    lines = [f"torch scores x100, {label}:"]
+    lines = [f"torch scores, {label}:"]
     for stage, entry in run.record.stages.items():
         for split, metrics in entry.scores.items():
-            figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
+            figures = "  ".join(f"{name} {score_text(name, value)}" for name, value in metrics.items())
             lines.append(f"  {names[stage]:22} {split}: {figures}")
     lines += trial_lines(run.trials, run.in_float)
     return "\n".join(lines)

@@ -28,6 +28,7 @@ __all__ = [
     "parity",
     "print_report",
     "report",
+    "scores",
     "sensitivity_plot",
     "stored",
     "table",

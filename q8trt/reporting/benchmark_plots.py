@@ -10,6 +10,7 @@ from q8trt.reporting.charts import Bar, BarChart, LineChart, Point, Series
 from q8trt.reporting.formats import ms, percent, rate, times
 from q8trt.reporting.html import Figure
 from q8trt.reporting.measurements import Measurements, Row
+from q8trt.reporting.scores import axis_unit, on_axis, score_text
 from q8trt.runtime.timing.latency import Latency
 from q8trt.runtime.timing.layers import LayerTimes, by_kind
 
@@ -121,16 +122,18 @@ def _family(
 
 
 def _accuracy(report: Measurements, rows: Rows, place: str) -> list[Figure]:
-    shape, series = report.largest_shape, []
+    metric, shape, series = report.main_metric, report.largest_shape, []
     for index, row in rows:
-        score, median = report.score_x100(row), row.median_ms(shape)
+        score, median = row.metrics.get(metric), row.median_ms(shape)
         if score is not None and median is not None:
-            series.append(Series(row.name, index, (Point(median, score, f"{row.name}: {score:.2f}, {ms(median)} ms"),)))
+            text = f"{row.name}: {score_text(metric, score)}, {ms(median)} ms"
+            series.append(Series(row.name, index, (Point(median, on_axis(metric, score), text),)))
     if len(series) < 2:
         return []
     torch = next((score for _, row in rows if (score := report.torch_fp32_x100(row)) is not None), None)
+    torch = None if report.is_drift else torch
     points = [each.points[0] for each in series]
-    label = f"{report.main_metric} x100" + (f", {SAMPLE_LABEL}" if report.is_sample else "")
+    label = f"{metric} {axis_unit(metric)}".rstrip() + (f", {SAMPLE_LABEL}" if report.is_sample else "")
     chart = LineChart(
         tuple(series),
         ("median ms; left is faster", label),
@@ -150,7 +153,7 @@ def _buckets(rows: Rows, place: str) -> list[Figure]:
     for index, row in rows:
         if row.lengths:
             bucketed, fixed = row.lengths.bucket_samples_per_s, row.lengths.fixed_samples_per_s
-            text = f"{rate(bucketed)} ({times(row.lengths.ratio)})"
+            text = f"{rate(bucketed)} ({times(row.lengths.ratio)} fixed length)"
             bars.append(Bar(f"{row.name}, length buckets", bucketed, index, text))
             bars.append(Bar(f"{row.name}, fixed {row.lengths.fixed}", fixed, index, rate(fixed)))
     return [Figure("Throughput of the development set", place, BarChart(tuple(bars), "samples/s"))] if bars else []

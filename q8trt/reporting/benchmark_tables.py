@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from q8trt.engine.manifest import SAMPLE_LABEL
-from q8trt.reporting.formats import ms, percent, rate, switch, times, tops, x100
+from q8trt.quantization.precision import Precision
+from q8trt.reporting.formats import ms, percent, rate, switch, times, tops
 from q8trt.reporting.measurements import Measurements, Row
+from q8trt.reporting.scores import beside, score_text, unit_of
 from q8trt.reporting.table import DASH, PLACE, Cell, Column, Table, words
 from q8trt.runtime.timing.latency import PARTS, Latency
+from q8trt.runtime.timing.lengths import Lengths
 from q8trt.tasks.metrics import direction
 
 SPEED_LEGEND = "speed: FP32's median time over this row's, same backend and device; above 1 is faster than FP32"
 LENGTHS_LEGEND = (
-    "samples/s: rows over host wall time, batches of both kinds taking turns; speed: buckets over fixed length"
+    "samples/s: rows over host wall time, batches of both kinds taking turns; vs fixed length: samples/s with buckets over "
+    "those of the same row at the fixed length"
 )
 #: With more shapes than this, a document leaves the times to the latency table.
 SUMMARY_SHAPES = 4
@@ -25,21 +30,23 @@ _SHAPE = Column("batch x\nsequence")
 def summary(report: Measurements, with_times: bool = True) -> Table:
     """Return a line per row: score, sizes and, `with_times`, median and speed at each shape."""
     shapes = report.shapes if with_times else []
-    return _summary(report, _ROW, "x100", shapes, SPEED_LEGEND if shapes else "")
+    return _summary(report, _ROW, "", shapes, SPEED_LEGEND if shapes else "")
 
 
 def document_summary(report: Measurements) -> Table:
     """Return `summary` for a document, which has room for the name of the sample and the precision."""
-    unit = f"x100 ({SAMPLE_LABEL})" if report.is_sample else "x100"
+    sample = f"({SAMPLE_LABEL})" if report.is_sample else ""
     shapes = report.shapes if len(report.shapes) <= SUMMARY_SHAPES else []
     legend = f"{SPEED_LEGEND}; {DASH}: not measured, or nothing comparable." if shapes else ""
-    return _summary(report, (*_ROW, words("precision")), unit, shapes, legend)
+    return _summary(report, (*_ROW, words("precision")), sample, shapes, legend)
 
 
-def _summary(report: Measurements, names: tuple[Column, ...], unit: str, shapes: Sequence[str], legend: str) -> Table:
-    columns = [
-        Column(report.main_metric, unit, format=".2f", missing="not scored"),
-        Column("vs", "FP32", format="+.2f", missing=_NO_FP32),
+def _summary(report: Measurements, names: tuple[Column, ...], sample: str, shapes: Sequence[str], legend: str) -> Table:
+    main, other = report.main_metric, beside(report.main_metric)
+    columns = [_score_column(main, "", sample), *([_score_column(other)] if other else [])]
+    if not report.is_drift:  # a drift is from FP32 already
+        columns.append(Column("vs", "FP32", format="+.2f", missing=_NO_FP32))
+    columns += [
         Column("ONNX", "MiB", format=".1f", missing="no ONNX file"),
         Column("plan", "MiB", format=".1f", missing="no plan"),
     ]
@@ -47,12 +54,20 @@ def _summary(report: Measurements, names: tuple[Column, ...], unit: str, shapes:
         columns += [Column(shape, "ms", format=ms), Column(shape, "speed", format=times, missing=_NO_FP32)]
 
     def cells(row: Row) -> list[Cell]:
-        figures: list[Cell] = [report.score_x100(row), report.score_delta_x100(row), row.onnx_mib, row.plan_mib]
+        figures: list[Cell] = [row.metrics.get(name) for name in (main, other) if name]
+        figures += [] if report.is_drift else [report.score_delta_x100(row)]
+        figures += [row.onnx_mib, row.plan_mib]
         return figures + [cell for shape in shapes for cell in (row.median_ms(shape), report.speed(row, shape))]
 
     rows = tuple((*(row.name, row.runs_on, row.precision)[: len(names)], *cells(row)) for row in report.rows)
-    lower = f"{report.main_metric}: lower is better" if direction(report.main_metric) < 0 else ""
+    lower = f"{main}: lower is better" if direction(main) < 0 else ""
     return Table((*names, *columns), rows, "; ".join(part for part in (lower, legend) if part))
+
+
+def _score_column(metric: str, prefix: str = "", sample: str = "", missing: str = "not scored") -> Column:
+    """Return the column of a metric, with its unit."""
+    unit = " ".join(filter(None, (unit_of(metric), sample)))
+    return Column(f"{prefix}{metric}", unit, format=partial(score_text, metric), missing=missing)
 
 
 def engines(report: Measurements) -> Table:
@@ -67,16 +82,25 @@ def engines(report: Measurements) -> Table:
 def scores(report: Measurements) -> Table:
     """Return every metric, of each row and of the torch model that it was exported from."""
     names = list(dict.fromkeys(name for row in report.rows for name in row.metrics))
-    columns = [Column(name, "x100", format=x100, missing="not scored") for name in names]
-    torch = any(row.torch_metrics for row in report.rows)
-    columns += [Column(f"torch {name}", "x100", format=x100, missing="not recorded") for name in names if torch]
+    columns = [_score_column(name) for name in names]
+    torch = any(_torch_scores(report, row) for row in report.rows)
+    columns += [_score_column(name, "torch ", missing="not recorded, or not computed") for name in names if torch]
     rows = []
     for row in report.rows:
-        recorded = row.torch_metrics or {}
+        recorded = _torch_scores(report, row)
         figures = [row.metrics.get(name) for name in names] + [recorded.get(name) for name in names if torch]
         rows.append((row.name, row.runs_on, *figures))
     title = f"Scores, {SAMPLE_LABEL}" if report.is_sample else "Scores"
     return Table((*_ROW, *columns), tuple(rows) if names else (), title=title)
+
+
+def _torch_scores(report: Measurements, row: Row) -> Mapping[str, float]:
+    """Return the scores in torch of the checkpoint behind a row; none of FP16, which torch did not compute.
+
+    Without labels, FP32's are left out too: it is compared with itself.
+    """
+    is_left_out = row.precision == Precision.FP16 or (report.is_drift and not row.precision.is_quantized)
+    return {} if is_left_out else row.torch_metrics or {}
 
 
 #: Statistics of one row at one shape, in the order of the table.
@@ -149,7 +173,7 @@ def lengths(report: Measurements) -> Table:
     columns = (
         *_ROW, Column("rows", format="d"), Column("batch", "size", format="d", rank=1),
         Column("tokens", "a row", format=".1f", rank=1), Column("length buckets", "samples/s", format=rate),
-        Column("fixed length", "samples/s", format=rate), Column("speed", format=times),
+        Column("fixed length", "samples/s", format=rate), Column("vs fixed", "length", format=times),
     )  # fmt: skip
     measured = [(row, row.lengths) for row in report.rows if row.lengths]
     rows = [
@@ -161,13 +185,19 @@ def lengths(report: Measurements) -> Table:
     ]  # fmt: skip
     title = ""
     if measured:
-        first = measured[0][1]
-        unit = "rows" if report.questions_evaluated is None else "windows"
-        share = (
-            f"all {unit}" if first.rows == report.rows_evaluated else f"{first.rows} {unit} in evenly spaced batches"
-        )
-        title = f"Length buckets {', '.join(map(str, first.buckets))} against fixed {first.fixed}, {share}"
+        title = _lengths_title(measured[0][1], report)
     return Table(columns, tuple(rows), f"{LENGTHS_LEGEND}.", title)
+
+
+def _lengths_title(measured: Lengths, report: Measurements) -> str:
+    """Return which lengths are compared, the padding at the fixed length, and which rows were run."""
+    unit, total = "rows" if report.questions_evaluated is None else "windows", report.rows_evaluated
+    share = f"all {unit}"
+    if measured.rows != total:
+        share = f"{measured.rows} of {total} {unit}, in evenly spaced batches, to keep to --max_seconds"
+    padding = percent(1 - measured.mean_tokens / measured.fixed)
+    buckets = ", ".join(map(str, measured.buckets))
+    return f"Length buckets {buckets} against fixed {measured.fixed} ({padding} padding), {share}"
 
 
 def detail_tables(report: Measurements) -> Sequence[Table]:

@@ -15,11 +15,11 @@ from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, Q8TRTError
 from q8trt.quantization.precision import Precision
-from q8trt.reporting.formats import mib, switch, x100
+from q8trt.reporting.formats import mib, switch
 from q8trt.reporting.listing import RunEntry, run_entry
+from q8trt.reporting.scores import score_text
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUN_FILE, Run, RunRecord, StageRecord
-from q8trt.tasks.metrics import direction
 
 #: Fields of a configuration of data that name the source of the rows.
 _SOURCES = ("data_dir", "train_file", "validation_file", "texts")
@@ -290,21 +290,18 @@ def _engine_facts(info: EngineInfo) -> list[tuple[str, str]]:
 
 
 def _score_facts(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a fact for each split of each stage: metrics x100."""
+    """Return a fact for each split of each stage: its metrics, see `score_text`."""
     return [
         (
             f"{stage.replace('_', ' ')} {split}",
-            ", ".join(_score(name, value) for name, value in metrics.items() if isinstance(value, int | float)),
+            ", ".join(
+                f"{name} {score_text(name, value)}" for name, value in metrics.items() if isinstance(value, int | float)
+            ),
         )
         for stage, splits in stages.items()
         for split, metrics in (splits.items() if isinstance(splits, dict) else ())
         if isinstance(metrics, dict)
     ]
-
-
-def _score(metric: str, value: float) -> str:
-    """Return a fraction times 100; an error (lower is better) unchanged."""
-    return f"{metric} {x100(value)}" if direction(metric) > 0 else f"{metric} {value:.4g}"
 
 
 def _origin_facts(commit: str, created: str, versions: Mapping[str, Any]) -> list[tuple[str, str]]:

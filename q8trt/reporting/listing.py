@@ -13,7 +13,7 @@ from q8trt.engine.folder import EngineFolder, engine_folders
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import Q8TRTError
-from q8trt.reporting.formats import x100
+from q8trt.reporting.scores import score_text, with_unit
 from q8trt.reporting.stored import StoredReport, read_report
 from q8trt.reporting.table import Column, Table, words
 from q8trt.runs.config import config_of_run, last_stage, model_name
@@ -152,21 +152,23 @@ def first_score(scores: Mapping[str, Any], metric: str) -> float | None:
 
 
 def runs_tables(runs: Sequence[RunEntry]) -> tuple[Table, Table]:
-    """Return a row for each run, with scores x100: a wide table, and one for a narrow terminal.
+    """Return a row for each run, with its metric and scores: a wide table, and one for a narrow terminal.
 
     In the narrow one, task, model and state are below the name, and columns that matter less may be left out.
     """
-    stages = tuple(
-        Column(stage.upper(), "x100", format=x100, missing="not finished, or not scored") for stage in STAGES
-    )
-    scores = [tuple(run.scores.get(stage) for stage in STAGES) for run in runs]
-    facts = [(run.recipe or None, run.target, run.main_metric) for run in runs]
+    stages = tuple(Column(stage.upper(), missing="not finished, or not scored") for stage in STAGES)
+    scores = [tuple(_score(run, run.scores.get(stage)) for stage in STAGES) for run in runs]
+    facts = [(run.recipe or None, run.target, with_unit(run.main_metric)) for run in runs]
     names = tuple(map(_names, ("run", "model", "task", "state", "recipe", "target", "metric")))
     wide = [(run.name, run.model, run.task, run.state, *each) for run, each in zip(runs, facts, strict=True)]
     below = [_stacked(run.name, ", ".join((run.task, run.model, run.state))) for run in runs]
-    ranked = (words("run", wraps=True), _names("recipe", 2), _names("target", 3), _names("metric", 1))
+    ranked = (words("run", wraps=True), _names("recipe", 2), _names("target", 3), _names("metric"))
     narrow = [(name, *each) for name, each in zip(below, facts, strict=True)]
     return _joined((*names, *stages), wide, scores), _joined((*ranked, *stages), narrow, scores)
+
+
+def _score(run: RunEntry, value: float | None) -> str | None:
+    return None if value is None else score_text(run.main_metric, value)
 
 
 def _joined(columns: tuple[Column, ...], left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, ...]]) -> Table:
@@ -186,14 +188,17 @@ def _names(heading: str, rank: int = 0) -> Column:
 def engines_tables(runs: Iterable[RunEntry]) -> tuple[Table, Table]:
     """Return a row for each engine that can be read, in the order of the runs: as `runs_tables`."""
     pairs = [(run, each) for run in runs for each in run.engines if not each.problem]
-    size, score = Column("size", "MiB", format=lambda size: f"{size / 2**20:.1f}"), Column("score", "x100", format=x100)
+    size, score = Column("size", "MiB", format=lambda size: f"{size / 2**20:.1f}"), Column("score")
     facts = [
-        (each.label, each.bytes, PLAN_FILE if each.has_plan else ONNX_FILE, each.backend or None, each.score)
-        for _, each in pairs
-    ]
+        (
+            each.label, each.bytes, PLAN_FILE if each.has_plan else ONNX_FILE, each.backend or None,
+            None if each.score is None else with_unit(run.main_metric), _score(run, each.score),
+        )
+        for run, each in pairs
+    ]  # fmt: skip
     wide = [(f"{run.name}/{each.name}",) for run, each in pairs]
     below = [(_stacked(f"{run.name}/", each.name),) for run, each in pairs]
-    columns = (_names("model"), size, _names("file", 2), _names("backend", 1), score)
+    columns = (_names("model"), size, _names("file", 3), _names("backend", 2), _names("metric", 1), score)
     return (
         _joined((_names("engine"), *(replace(each, rank=0) for each in columns)), wide, facts),
         _joined((words("engine", wraps=True), *columns), below, facts),

@@ -12,6 +12,7 @@ from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.hardware.gpu import GpuState
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.head import Head, head_of, heading
+from q8trt.reporting.scores import is_drift
 from q8trt.runtime.registry import find_runtime
 from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, Latency
 from q8trt.runtime.timing.layers import LayerTimes
@@ -181,6 +182,11 @@ class Measurements:
     notes: list[str] = field(default_factory=list)
     schema: int = SCHEMA
     questions_evaluated: int | None = None
+
+    @property
+    def is_drift(self) -> bool:
+        """True if the rows have no labels, so `main_metric` compares with the FP32 model."""
+        return is_drift(self.main_metric)
 
     @property
     def title(self) -> str:

@@ -12,10 +12,13 @@ from q8trt.runtime.registry import label_of, runs_plans
 from q8trt.runtime.timing.hardware import peak_source
 from q8trt.runtime.timing.latency import TimingWarning
 
+#: Texts below which the share of nearest neighbors has a note.
+NEIGHBOR_TEXTS = 500
+
 
 def all_notes(report: Measurements) -> list[str]:
     """Return the report's notes, torch's score, parity, doubtful times and the sources of peaks."""
-    notes = [*report.notes, *_torch_notes(report)]
+    notes = [*report.notes, *_torch_notes(report), *_neighbor_notes(report)]
     notes += [f"{row.name}: {in_float_text(row.in_float)}" for row in report.rows if row.in_float]
     notes += [_parity_note(row, row.parity) for row in report.rows if row.parity]
     notes += [note for row in report.rows for note in _timing_notes(row)]
@@ -39,12 +42,23 @@ def place_note(report: Measurements) -> str:
 
 def _torch_notes(report: Measurements) -> list[str]:
     """Return what torch FP32 scored, the reference of every engine."""
-    if not any(row.metrics for row in report.rows):
+    if report.is_drift or not any(row.metrics for row in report.rows):  # without labels it is compared with itself
         return []
     scores = {report.torch_fp32_x100(row) for row in report.rows} - {None}
     return [
         f"torch FP32 scored {report.main_metric} x100 {score:.2f} on the run's development set, as recorded there"
         for score in sorted(score for score in scores if score is not None)
+    ]
+
+
+def _neighbor_notes(report: Measurements) -> list[str]:
+    """Return that few texts stand behind the share of neighbors."""
+    texts = report.rows_evaluated
+    if texts >= NEIGHBOR_TEXTS or not any("neighbors_10" in row.metrics for row in report.rows):
+        return []
+    return [
+        f"neighbors_10 is a share among {texts} texts only; give {NEIGHBOR_TEXTS} or more for a figure that means something for "
+        "a search"
     ]
 
 

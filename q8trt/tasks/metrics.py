@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -125,6 +126,14 @@ def _same_ends(outputs: Sequence[Array], references: Sequence[Array]) -> float:
     return float(np.mean([np.array_equal(ours.argmax(axis=0), theirs.argmax(axis=0)) for ours, theirs in pairs]))
 
 
+class Scale(Enum):
+    """How a metric is shown: times 100, as a share of answers in percent, or as it is."""
+
+    X100 = "x100"
+    PERCENT = "percent"
+    PLAIN = "plain"
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of a task.
@@ -136,12 +145,14 @@ class Metric:
         is_correlation: 0 for every model where all references are the same.
         by_row: whether `compute` takes two lists with an item for each row, of a model that answers each token: tags, the
             outputs (tokens, D), or answers to questions and the right ones.
+        scale: how it is shown.
     """
 
     compute: Callable[[Any, Any], float]
     higher_is_better: bool = True
     is_correlation: bool = False
     by_row: bool = False
+    scale: Scale = Scale.X100
 
 
 #: Name -> metric. A new metric is an entry here, and a name in the table of tasks.
@@ -155,21 +166,25 @@ METRICS: Mapping[str, Metric] = {
         lambda predictions, references: (_pearson(predictions, references) + _spearman(predictions, references)) / 2,
         is_correlation=True,
     ),
-    "agreement": Metric(lambda outputs, others: _accuracy(outputs.argmax(axis=1), others.argmax(axis=1))),
-    "correlation": Metric(lambda outputs, others: _pearson(outputs[:, 0], others[:, 0])),
-    "rank_spearman": Metric(lambda outputs, others: _spearman(outputs[:, 0], others[:, 0])),
-    "rank_kendall": Metric(lambda outputs, others: _kendall(outputs[:, 0], others[:, 0])),
+    "agreement": Metric(
+        lambda outputs, others: _accuracy(outputs.argmax(axis=1), others.argmax(axis=1)), scale=Scale.PERCENT
+    ),
+    "correlation": Metric(lambda outputs, others: _pearson(outputs[:, 0], others[:, 0]), scale=Scale.PLAIN),
+    "rank_spearman": Metric(lambda outputs, others: _spearman(outputs[:, 0], others[:, 0]), scale=Scale.PLAIN),
+    "rank_kendall": Metric(lambda outputs, others: _kendall(outputs[:, 0], others[:, 0]), scale=Scale.PLAIN),
     "f1_micro": Metric(_average_f1("micro")),
     "f1_macro": Metric(_average_f1("macro")),
-    "label_agreement": Metric(lambda *pair: _accuracy(*_decisions(*pair))),
-    "logit_mean": Metric(lambda *pair: float(_distances(*pair).mean()), higher_is_better=False),
-    "logit_p99": Metric(lambda *pair: float(np.percentile(_distances(*pair), 99)), higher_is_better=False),
-    "logit_worst": Metric(lambda *pair: float(_distances(*pair).max()), higher_is_better=False),
-    "cosine_mean": Metric(lambda *pair: float(cosines(*pair).mean())),
-    "cosine_p1": Metric(lambda *pair: float(np.percentile(cosines(*pair), 1))),
-    "cosine_worst": Metric(lambda *pair: float(cosines(*pair).min())),
-    "neighbors_10": Metric(nearest_shared),
-    "span_agreement": Metric(_same_ends, by_row=True),
+    "label_agreement": Metric(lambda *pair: _accuracy(*_decisions(*pair)), scale=Scale.PERCENT),
+    "logit_mean": Metric(lambda *pair: float(_distances(*pair).mean()), higher_is_better=False, scale=Scale.PLAIN),
+    "logit_p99": Metric(
+        lambda *pair: float(np.percentile(_distances(*pair), 99)), higher_is_better=False, scale=Scale.PLAIN
+    ),
+    "logit_worst": Metric(lambda *pair: float(_distances(*pair).max()), higher_is_better=False, scale=Scale.PLAIN),
+    "cosine_mean": Metric(lambda *pair: float(cosines(*pair).mean()), scale=Scale.PLAIN),
+    "cosine_p1": Metric(lambda *pair: float(np.percentile(cosines(*pair), 1)), scale=Scale.PLAIN),
+    "cosine_worst": Metric(lambda *pair: float(cosines(*pair).min()), scale=Scale.PLAIN),
+    "neighbors_10": Metric(nearest_shared, scale=Scale.PERCENT),
+    "span_agreement": Metric(_same_ends, by_row=True, scale=Scale.PERCENT),
     "answer_f1": Metric(partial(mean_over, f1_of_words), by_row=True),
     "exact_match": Metric(partial(mean_over, exact_match), by_row=True),
     "span_f1": Metric(partial(mean_over, f1_of_words), by_row=True),
@@ -187,6 +202,12 @@ def direction(metric: str) -> int:
     version's report, counts as 1.
     """
     return -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
+
+
+def scale_of(metric: str) -> Scale:
+    """Return how `metric` is shown; ``"dev_mismatched.accuracy"`` is shown as ``"accuracy"``, an unknown metric times 100."""
+    name = metric.rpartition(".")[2]
+    return METRICS[name].scale if name in METRICS else Scale.X100
 
 
 def check_finite(values: Array, name: str) -> None:

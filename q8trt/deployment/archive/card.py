@@ -15,6 +15,7 @@ from q8trt.engine.manifest import SAMPLE_LABEL, Manifest
 from q8trt.errors import DataError, Q8TRTError
 from q8trt.models import resolve_model
 from q8trt.reporting.markdown import Markdown, markdown_table
+from q8trt.reporting.scores import score_text, with_unit
 from q8trt.reporting.stored import StoredOrigin, StoredRow, read_report
 from q8trt.reporting.table import Table, words
 from q8trt.runs.run import RUN_FILE, Run
@@ -139,8 +140,8 @@ def _scores(manifest: Manifest, row: StoredRow | None) -> str:
         return "None recorded."
     sample = f"Of q8trt's sentence pairs ({SAMPLE_LABEL}). " if manifest.record.is_sample else ""
     main = f"{sample}The task's main metric is {markdown_text(manifest.task.main_metric)}.\n\n"
-    cells = [(markdown_text(by), markdown_text(name), f"{100 * value:.2f}") for by, name, value in lines]
-    return main + _table(("computed by", "metric", "x100"), cells)
+    cells = [(markdown_text(by), markdown_text(with_unit(name)), score_text(name, value)) for by, name, value in lines]
+    return main + _table(("computed by", "metric", "score"), cells)
 
 
 def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
