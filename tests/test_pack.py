@@ -119,7 +119,7 @@ def test_the_card_says_task_scores_recipe_versions_and_files(packable: Path) -> 
         "Task MRPC: two texts in, one of the labels `not_equivalent`, `equivalent` out.",
         "beyond 128 tokens",
         "| torch, fp32 checkpoint | dev.accuracy x100 | 87.50 |",
-        "| torch, ptq checkpoint | dev.f1 | 90.00 |",
+        "| torch, ptq checkpoint | dev.f1 x100 | 90.00 |",
         "Not measured: no `benchmark.json`",
         "| recipe | `linear`: The six linears \\| of each layer. |",
         "| plan | tensorrt_rtx 1.7.1.116, SM 8.6, 8.9 |",
