@@ -92,7 +92,8 @@ def test_availability_is_reason_and_remedy(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_unknown_name_lists_the_known_ones(folder: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown backend 'stup'; choose one of auto, .*, stub \(did you mean 'stub'"
+        ConfigError,
+        match=r"unknown backend 'stup'; choose .*tensorrt_rtx \(or rtx\), .*, stub \(or st\) \(did you mean 'stub'",
     ):
         open_runner(folder, "stup")
 

@@ -27,6 +27,8 @@ TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 #: TensorRT's lean runtime runs version-compatible plans and builds none ("Version Compatibility" in its documentation).
 LEAN, LEAN_TITLE = "tensorrt_lean", "TensorRT's lean runtime"
 INSTALL = {TENSORRT: install_command("tensorrt"), TENSORRT_RTX: install_command("rtx")}
+#: The names that `--backend` takes, with the short one where it is common.
+BACKEND_NAMES = TENSORRT, f"{TENSORRT_RTX} (or rtx)"
 _ALIASES = {"trt": TENSORRT, "rtx": TENSORRT_RTX, "trt_rtx": TENSORRT_RTX}
 
 _log = logging.getLogger(__name__)
@@ -281,7 +283,7 @@ def backend_name(name: str) -> str:
     key = name.strip().casefold().replace("-", "_")
     key = _ALIASES.get(key, key)
     if key not in BACKENDS:
-        raise ConfigError(f"unknown backend {name!r}; choose one of {', '.join(BACKENDS)}{nearest(key, BACKENDS)}")
+        raise ConfigError(f"unknown backend {name!r}; choose one of {', '.join(BACKEND_NAMES)}{nearest(key, BACKENDS)}")
     return key
 
 

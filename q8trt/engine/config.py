@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from q8trt.console.options import at_least, between, check_options, option
-from q8trt.engine.backend import TITLES, Backend
+from q8trt.engine.backend import BACKEND_NAMES, TITLES, Backend
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import ShapeProfile
 from q8trt.errors import ConfigError
@@ -41,7 +41,7 @@ class BuildConfig:
     """
 
     backend: str | None = option(
-        None, " or ".join(TITLES), metavar="NAME", unset=" on a GPU that it can use, else ".join(TITLES.values())
+        None, ", ".join(BACKEND_NAMES), metavar="NAME", unset=" on a GPU that it can use, else ".join(TITLES.values())
     )
     profiles: tuple[ShapeProfile, ...] = (ShapeProfile(),)
     sm: tuple[str, ...] = option(

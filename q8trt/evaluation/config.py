@@ -9,7 +9,8 @@ from typing import Any
 from q8trt.console.options import at_least, check_options, group, option, options_in, same_option
 from q8trt.errors import ConfigError
 from q8trt.quantization.precision import Precision
-from q8trt.runtime import RUNTIMES, RunOptions
+from q8trt.runtime import RunOptions
+from q8trt.runtime.registry import runtime_names
 from q8trt.runtime.timing.config import TimingConfig, parse_sizes
 from q8trt.tasks.data import DataConfig
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS
@@ -31,9 +32,7 @@ class BenchmarkConfig:
         ConfigError: a number out of range, or parity without accuracy.
     """
 
-    backend: str | None = option(
-        None, ", ".join(runtime.name for runtime in RUNTIMES), metavar="NAME", unset="the best that runs here"
-    )
+    backend: str | None = option(None, ", ".join(runtime_names()), metavar="NAME", unset="the best that runs here")
     accuracy: bool = option(True, "score the engines on the development set")
     layer_times: bool = option(True, "profile the layers of each engine, at the largest shape")
     parity: bool = option(False, "also compare the logits with those of the torch checkpoint")

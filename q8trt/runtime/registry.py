@@ -20,6 +20,11 @@ def find_runtime(name: str | None) -> EngineRuntime | None:
     return next((runtime for runtime in RUNTIMES if runtime.name == name), None)
 
 
+def runtime_names() -> list[str]:
+    """Return the names that `parse_runtime` takes, each with its first alias: ``"tensorrt_rtx (or rtx)"``."""
+    return [f"{each.name} (or {each.aliases[0]})" if each.aliases else each.name for each in RUNTIMES]
+
+
 def parse_runtime(text: str | None) -> EngineRuntime | None:
     """Return the runtime that a user names, in any case and by any alias; None for None and "auto".
 
@@ -29,10 +34,10 @@ def parse_runtime(text: str | None) -> EngineRuntime | None:
     key = (text or "auto").strip().casefold().replace("-", "_")
     if key == "auto":
         return None
-    choices = ["auto", *(runtime.name for runtime in RUNTIMES)]
     runtime = next((each for each in RUNTIMES if key in (each.name, *each.aliases)), None)
     if runtime is None:
-        raise ConfigError(f"unknown backend {text!r}; choose one of {', '.join(choices)}{nearest(key, choices)}")
+        hint = nearest(key, ["auto", *(each.name for each in RUNTIMES)])
+        raise ConfigError(f"unknown backend {text!r}; choose one of {', '.join(['auto', *runtime_names()])}{hint}")
     return runtime
 
 
