@@ -136,3 +136,9 @@ def test_a_run_records_what_was_tried_and_keeps_the_concrete_recipe(tiny_checkpo
     stage = run.stage("ptq")
     assert stage is not None
     assert stage.details["calibration_seconds"] > 0
+
+
+def test_drifts_that_differ_are_told_apart() -> None:
+    _, first, second = trial_lines([Trial("mse", 0.0123451), Trial("max", 0.0123459)])
+    assert first.split()[0] == "0.012345"
+    assert second.split()[0] == "0.012346"

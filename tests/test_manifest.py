@@ -337,3 +337,24 @@ def test_facts_that_contradict_each_other(folder: Path, fields: dict[str, Any], 
     edit(folder, change)
     with pytest.raises(EngineError, match=rf"manifest.json contradicts itself: .*{message}.*; rebuild the engine"):
         load_manifest(folder)
+
+
+def test_folders_that_are_no_engine_name_the_right_command(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("ptq", "model", "other"):
+        (run / name).mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"run/ptq has no .* --int8 --checkpoint \S*run/ptq`$"):
+        load_manifest(run / "ptq")
+    (run / "engine-ptq").mkdir()
+    (run / "engine-ptq" / "manifest.json").write_text("{}")
+    with pytest.raises(
+        EngineError, match=r"ptq is a checkpoint of a run, not an engine folder; give \S*run/engine-ptq$"
+    ):
+        load_manifest(run / "ptq")
+    with pytest.raises(EngineError, match=r"is not a manifest of q8trt; give an engine folder that q8trt built$"):
+        load_manifest(run / "engine-ptq")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(EngineError, match=r"build one with `q8trt quantize \S*model`$"):
+        load_manifest(tmp_path / "model")

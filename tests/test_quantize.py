@@ -283,6 +283,23 @@ def test_ctrl_c_is_continued_to_the_engines_and_the_report(
     assert "continue it" not in capsys.readouterr().err
 
 
+def test_paths_are_checked_before_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config: dict[str, Any] = {"format": 1, "config": {}, "stages": {"ptq": {"checkpoint": "ptq"}}}
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    lines = {
+        (str(tmp_path),): f"{tmp_path} is a run of q8trt, not a model in floating point; build its engine: ",
+        (
+            f"{tmp_path}/ptq",
+        ): f"{tmp_path}/ptq is a quantized checkpoint of a run, not a model in floating point; build",
+        ("minilm", "--texts", f"{tmp_path}/none.txt"): f"{tmp_path}/none.txt: no such file",
+    }
+    for words, line in lines.items():
+        assert main(["quantize", *words]) == 2
+        out, err = capsys.readouterr()
+        assert line in err
+        assert out == ""
+
+
 def test_resume_takes_runs_of_quantize_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize"]) == 2
     assert "MODEL is missing; give a folder, a hub name or minilm, or --resume RUN" in capsys.readouterr().err

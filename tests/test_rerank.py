@@ -86,7 +86,7 @@ def test_heads_that_are_none() -> None:
 
 
 def test_what_is_no_reranker(tmp_path: Path, tiny_checkpoint_of: Any) -> None:
-    with pytest.raises(CheckpointError, match="has 3 outputs, and a reranker has one"):
+    with pytest.raises(CheckpointError, match="has 3 outputs, and a reranker has one; leave --head out"):
         read_head(str(tiny_checkpoint_of(num_labels=3)), HeadKind.RERANKER)
     folder = write_reranker(
         tmp_path / "model", sentence_transformers={"activation_fn": "torch.nn.modules.activation.Tanh"}

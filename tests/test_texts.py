@@ -87,7 +87,7 @@ def test_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "a.txt: no text; expected a text in each row"),
+        ("a.txt", b"", "a.txt: no text; expected a text in each row; add rows"),
         ("a.txt", b"\n \n", "a.txt: no text"),
         ("a.csv", b"text\n", "a.csv: no text"),
         ("a.txt", b"\x00\x01\x02", "a.txt:1: a NUL byte"),

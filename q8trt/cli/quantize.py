@@ -19,7 +19,7 @@ from q8trt.console.commands import command
 from q8trt.console.options import from_values, group, option
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeOptions
-from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.runs.quantize_config import QuantizeConfig, check_paths
 from q8trt.runs.run import RUNS_DIR, runs_dir
 
 
@@ -71,6 +71,7 @@ def run(argv: list[str]) -> int:
         options: Options = from_values(Options, typed)
         if options.model is None:
             PARSER.error("MODEL is missing; give a folder, a hub name or minilm, or --resume RUN")
+        check_paths(options.model, options.config)
         say(f"quantizing {options.model}: loading PyTorch, the model and the texts")
         from q8trt import api
 

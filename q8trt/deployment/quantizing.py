@@ -27,7 +27,7 @@ from q8trt.models import load_config, positions
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.report import check_files, write_report
 from q8trt.runs.config import config_of_run, last_stage
-from q8trt.runs.quantize_config import QuantizeConfig
+from q8trt.runs.quantize_config import QuantizeConfig, check_paths
 from q8trt.runs.run import RUN_FILE, STAGES
 from q8trt.runtime.timing.config import TimingConfig
 from q8trt.training.execution import execute
@@ -86,6 +86,7 @@ def quantize_model(
     Raises:
         Q8TRTError: bad input, before a run is made; or no backend that builds engines.
     """
+    check_paths(model, config)
     if build is not None:
         find_backend(build.backend)
         if output_dir is not None:

@@ -18,6 +18,7 @@ from q8trt.engine.manifest import MANIFEST_FILE, MANIFEST_FORMAT, FileInfo, Mani
 from q8trt.engine.rebuild import build_command, rebuild_command
 from q8trt.errors import ConfigError, EngineError
 from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited, sha256, write_json
+from q8trt.runs.run import RUN_FILE, STAGES
 from q8trt.tasks.heads import with_head_fields
 
 _LIMITS = Limits(size=64 * 2**20)
@@ -76,6 +77,10 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
     if not path.is_file():
         if inside := sorted(each.parent for each in folder.glob(f"engine*/{MANIFEST_FILE}")):
             raise EngineError(f"{folder} is a run, not an engine folder; give {' or '.join(map(str, inside))}")
+        if beside := _engines_beside(folder):
+            raise EngineError(
+                f"{folder} is a checkpoint of a run, not an engine folder; give {' or '.join(map(str, beside))}"
+            )
         raise EngineError(
             f"{folder} has no {MANIFEST_FILE}, so it is not an engine folder; build one with {build_command(folder)}"
         )
@@ -88,6 +93,14 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
         if problem := file_problem(folder / name, info):
             raise EngineError(f"{problem}; rebuild it with {rebuild_command(folder)}")
     return manifest
+
+
+def _engines_beside(folder: Path) -> list[Path]:
+    """Return the engine folders of the run that holds the checkpoint `folder`; [] if it is none."""
+    run = folder.parent
+    if folder.name not in STAGES or not (run / RUN_FILE).is_file():
+        return []
+    return sorted(each.parent for each in run.glob(f"engine*/{MANIFEST_FILE}"))
 
 
 def parse_manifest(where: str | Path, text: bytes) -> Manifest:
@@ -122,6 +135,8 @@ def file_problem(path: Path, expected: FileInfo) -> str:
 
 def _parse(path: str | Path, data: Any) -> Manifest:
     written = data.get("format") if isinstance(data, dict) else None
+    if isinstance(data, dict) and not {"format", "q8trt_version", "files"} & data.keys():
+        raise EngineError(f"{path} is not a manifest of q8trt; give an engine folder that q8trt built")
     if type(written) is int and written > MANIFEST_FORMAT:
         raise EngineError(
             f"{path} has format {written}, this q8trt ({q8trt.__version__}) reads up to {MANIFEST_FORMAT}; upgrade q8trt"

@@ -33,10 +33,15 @@ def default_folder_name(stage: str, precision: Precision, target: Target) -> str
 
 
 def build_command(folder: Path) -> str:
-    """Return the command that builds an engine where `folder` is none: of the run that it is or is in, else the newest's."""
+    """Return the command that makes an engine where `folder` is none: of its run or model, else the newest run's."""
     if (folder / RUN_FILE).is_file():
         return f"`{command('build-engine', _best_precision(folder), '--checkpoint', folder)}`"
     in_run = (folder.absolute().parent / RUN_FILE).is_file()
+    if in_run and folder.name in STAGES:
+        precision = "--fp32" if folder.name == STAGES[0] else "--int8"
+        return f"`{command('build-engine', precision, '--checkpoint', folder)}`"
+    if not in_run and (folder / "config.json").is_file():
+        return f"`{command('quantize', folder)}`"
     return rebuild_command(folder) if in_run else f"`{command('build-engine', '--int8')}`"
 
 

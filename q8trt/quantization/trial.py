@@ -46,7 +46,19 @@ def trial_lines(trials: Sequence[Trial], in_float: InFloat | None = None) -> lis
     if not trials:
         return []
     best = min(trials, key=lambda trial: trial.drift)
-    lines = [f"  {trial.drift:8.4f}  {trial.settings}{'  <- kept' if trial is best else ''}" for trial in trials]
+    digits = _digits([trial.drift for trial in trials] + ([in_float.drift] if in_float else []))
+    lines = [
+        f"  {trial.drift:{digits + 4}.{digits}f}  {trial.settings}{'  <- kept' if trial is best else ''}"
+        for trial in trials
+    ]
     if in_float:
-        lines.append(f"  {in_float.drift:8.4f}  and in floating point: {', '.join(in_float.sites)}  <- kept")
+        lines.append(
+            f"  {in_float.drift:{digits + 4}.{digits}f}  and in floating point: {', '.join(in_float.sites)}  <- kept"
+        )
     return ["calibration by drift from FP32 (0: none, 1: as one answer for all rows), on held-out rows:", *lines]
+
+
+def _digits(drifts: Sequence[float]) -> int:
+    """Return the decimals that tell different drifts apart, from 4 to 9."""
+    different = set(drifts)
+    return next((n for n in range(4, 9) if len({f"{drift:.{n}f}" for drift in different}) == len(different)), 9)

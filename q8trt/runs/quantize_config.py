@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from q8trt.console.commands import command
 from q8trt.console.options import at_least, check_options, group, option, same_option
 from q8trt.errors import ConfigError
 from q8trt.runs.config import CalibrationConfig
+from q8trt.runs.run import RUN_FILE, Run
 from q8trt.tasks.data import DataConfig
+from q8trt.tasks.data.opening import open_data
 from q8trt.tasks.heads import POOLING_MODES, HeadKind
 
 #: The options of the rows: fields of `DataConfig`.
@@ -105,3 +109,24 @@ class QuantizeConfig:
     def data(self, **facts: Any) -> DataConfig:
         """Return the rows of a run; `facts` are the fields that the model decides."""
         return DataConfig("custom", **{name: getattr(self, name) for name in ROWS}, **facts)
+
+
+def check_paths(model: str | Path, config: QuantizeConfig) -> None:
+    """Check what needs no torch: that `model` is not a run or a quantized checkpoint of one, and that the files can be opened.
+
+    Raises:
+        ConfigError: `model` is a run, or a quantized checkpoint of a run.
+        DataError: a file of `config` cannot be opened.
+    """
+    path = Path(model)
+    for run, kind in ((Run(path), "a run of q8trt"), (Run(path.parent), "a quantized checkpoint of a run")):
+        if (run.path / RUN_FILE).is_file() and (run.path == path or path.name in ("ptq", "int8")):
+            record = run.record
+            build = command(
+                "build-engine", "--int8" if {"ptq", "int8"} & {*record.stages} else "--fp32", "--checkpoint", path
+            )
+            following = f"continue it: {run.resume_command}" if run.lacks_engines else f"build its engine: {build}"
+            raise ConfigError(f"{path} is {kind}, not a model in floating point; {following}")
+    for file in (config.texts, config.validation_file):
+        if file is not None:
+            open_data(Path(file)).close()

@@ -112,7 +112,10 @@ def measure_ranges(quantized: Model, config: FinetuneConfig, inputs: Inputs) -> 
     searches = sum(len(searched_sites(quantized, candidate)) for candidate in candidates)
     bound = config.recipe.float_sites
     trials = len(others) * len(candidates) if len(candidates) > 1 or bound else 0
-    with progress("Calibrating", passes(candidates) * len(chosen) + trials + searches) as advance:
+    settings = "1 setting" if len(candidates) == 1 else f"{len(candidates)} settings"
+    with progress(
+        f"Calibrating on {len(chosen):,} rows ({settings}), step", passes(candidates) * len(chosen) + trials + searches
+    ) as advance:
         statistics = Statistics(quantized, candidates, batches, advance, source)
         choice = choose(statistics, candidates, held_out, advance, measured=bound is not None)
     if bound is None or min(trial.drift for trial in choice.trials) <= bound.drift:

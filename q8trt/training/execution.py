@@ -160,6 +160,10 @@ def execute(
             for name, part in (("train", inputs.train), *inputs.dev.items())
         )
         say(f"device: {'CPU' if config.training.on_cpu() else 'GPU'}; data: {config.data.resolved_task.name}, {rows}")
+        if config.precision.is_quantized and config.data.is_unlabeled("dev"):
+            train, dev = len(inputs.train), sum(map(len, inputs.dev.values()))
+            chosen = min(config.calibration_samples, train)
+            say(f"{train + dev:,} texts: {chosen:,} to calibrate on, {dev:,} to compare answers on")
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
         if config.data.has_files and inputs.data.text_columns:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from q8trt.models import load_tokenizer, local_folder, read_head
+from q8trt.models import load_tokenizer, local_folder, read_head, resolve_model
 from q8trt.quantization.recipe import load_recipe
 from q8trt.runs.config import FinetuneConfig
 from q8trt.runs.quantize_config import QuantizeConfig
@@ -34,7 +34,8 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
     """
     name = str(model)
     folder = local_folder(name)
-    head = read_head(folder, config.kind, config.pooling)
+    shown = name if folder == resolve_model(name) else folder  # a short name, not the folder of its package, in errors
+    head = read_head(shown, config.kind, config.pooling)
     longest = int(load_tokenizer(folder).model_max_length)
     length = config.max_seq_length or min(head.max_length or _LENGTHS.get(head.kind, DEFAULT_LENGTH), longest)
     data = config.data(head=head, max_seq_length=length)

@@ -78,7 +78,11 @@ class ScoringConfig:
                 path = Path(os.path.realpath(path))
             object.__setattr__(self, name, path)
             if path.suffix.lower() not in endings:
-                raise ConfigError(f"--{name} {path} ends in {path.suffix!r}; expected one of {', '.join(endings)}")
+                usual = [ending for ending in endings if ending not in OF_EMBEDDINGS]
+                others = "; for embeddings also .parquet and .npy, for tags .parquet" if name == "output" else ""
+                raise ConfigError(
+                    f"--{name} {path} ends in {path.suffix!r}; expected one of {', '.join(usual)}{others}"
+                )
         if self.output_kind == ".tsv" and self.input_kind != ".tsv":
             raise ConfigError(f"--output {self.output}: texts may hold tabs, and TSV has no quotes; use .csv or .jsonl")
         if os.path.realpath(self.input) == os.path.realpath(self.output):

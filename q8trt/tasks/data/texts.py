@@ -53,7 +53,7 @@ def read_texts(
     columns, rows = _open(path, task, text_columns)
     chosen = _reservoir(rows, train_rows + dev_rows)
     if not chosen:
-        raise DataError(f"{path_name(path)}: no text; expected a text in each row")
+        raise DataError(f"{path_name(path)}: no text; expected a text in each row; add rows, or give another file")
     held_out = min(dev_rows, len(chosen) // 3)  # of few rows most are to calibrate on
     parts = {"dev": chosen[:held_out] or chosen, "train": chosen[held_out:][:train_rows]}
     second = [texts[1] for texts in parts[split]] if len(chosen[0]) == 2 else None
