@@ -127,7 +127,7 @@ def test_a_run_says_what_it_left_in_float(tiny_model: Callable[..., Any], tmp_pa
     checkpoint, path = tmp_path / "model", tmp_path / "mine.yaml"
     model = planted(tiny_model("bert", num_labels=1))
     save_checkpoint(checkpoint, model, make_tokenizer())
-    data = yaml.safe_load((Path(api.__file__).parent / "recipes" / "gpu.yaml").read_text())
+    data = yaml.safe_load((Path(api.__file__).parents[1] / "recipes" / "gpu.yaml").read_text())
     path.write_text(yaml.safe_dump({**data, "name": "mine", "float_sites": {"max": 3, "drift": 0.002}}))
     run = api.calibrate(
         checkpoint, output_dir=tmp_path / "run", recipe=load_recipe(str(path)), sample=True, task="STS-B",

@@ -254,7 +254,11 @@ def test_a_file_that_is_not_there(engine: StandIn) -> None:
     ("source", "output", "message"),
     [
         ("a.parquet", "b.csv", r"--input a\.parquet ends in '\.parquet'; expected one of \.csv, \.tsv"),
-        ("a.csv", "b.txt", r"--output b\.txt ends in '\.txt'"),
+        (
+            "a.csv",
+            "b.txt",
+            r"--output b\.txt ends in '\.txt'; expected one of \.csv, \.tsv, \.jsonl; for embeddings also",
+        ),
         ("a.csv", "b.tsv", "texts may hold tabs"),
         ("a.csv", "./a.csv", "is the input"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def test_an_embedding_model_without_labels(texts: Path, tmp_path: Path) -> None:
     run = q8trt.quantize(folder, texts=texts, distill=1.0, runs_dir=tmp_path, on_message=lines.append, **OPTIONS).run
     assert run.path.name.startswith("embedding-model-")
     assert "embeddings of 32 features (mean, normalized), 16 tokens at most" in lines[0]
+    assert any(re.fullmatch(r"\d+ texts: 16 to calibrate on, \d+ to compare answers on", line) for line in lines)
     stored = json.loads((run.path / "run.json").read_text())
     assert stored["config"]["data"]["head"]["embedding"]["prompts"] == {"query": "find : "}
     assert config_of_run(run).data.head == read_head(str(folder))
