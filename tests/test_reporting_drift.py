@@ -12,6 +12,8 @@ from rich.console import Console
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report, Row, print_report, verdict
 from q8trt.reporting.benchmark_tables import scores
+from q8trt.reporting.comparison import ScorePair
+from q8trt.reporting.comparison_page import _score_table
 from q8trt.reporting.scores import is_drift, score_text, unit_of
 from q8trt.tasks.glue import task_of_head
 from q8trt.tasks.heads import Embedding, Head, HeadKind
@@ -123,3 +125,10 @@ def test_torchs_scores_are_those_that_torch_computed(report: Report) -> None:
 def test_scales_are_known_for_every_metric() -> None:
     assert {name for name in METRICS if unit_of(name) == "x100"} >= {"accuracy", "pearson", "span_f1", "f1_micro"}
     assert {name for name in METRICS if name.startswith(("logit_", "cosine_")) and unit_of(name)} == set()
+
+
+def test_a_comparison_has_the_units_of_the_metric() -> None:
+    pairs = [ScorePair("INT8", "cosine_mean", 99.727, 99.83, ())]
+    assert _score_table(pairs).texts() == [["INT8", "0.9973", "0.9983", "+0.0010", "the same rows"]]
+    pairs = [ScorePair("INT8", "pearson", 86.84, 87.19, ())]
+    assert _score_table(pairs).texts() == [["INT8", "86.84", "87.19", "+0.35 points", "the same rows"]]

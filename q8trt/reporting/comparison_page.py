@@ -12,6 +12,7 @@ from q8trt.reporting.comparison import ScorePair, SideBySide, TimePair
 from q8trt.reporting.formats import enumeration, ms, times
 from q8trt.reporting.head import NOT_RECORDED, Facts, facts_table
 from q8trt.reporting.html import Figure, render
+from q8trt.reporting.scores import difference_text, score_text, with_unit
 from q8trt.reporting.stored import StoredReport
 from q8trt.reporting.table import PLACE, Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_lines, print_table
@@ -95,11 +96,16 @@ def _time_table(pairs: Sequence[TimePair]) -> Table:
 
 
 def _score_table(pairs: Sequence[ScorePair]) -> Table:
-    unit = f"{pairs[0].metric} x100"
+    metric = pairs[0].metric
+
+    def shown(score_x100: float) -> str:
+        return score_text(metric, score_x100 / 100)
+
     columns = (
-        words(""), Column("A", unit, format=".2f", missing="not scored"),
-        Column("B", unit, format=".2f", missing="not scored"),
-        Column("B - A", "points", format="+.2f", missing="scored on different rows"), words("data", wraps=True),
+        words(""), Column("A", with_unit(metric), format=shown, missing="not scored"),
+        Column("B", with_unit(metric), format=shown, missing="not scored"),
+        Column("B - A", format=lambda points: difference_text(metric, points / 100), missing="scored on different rows"),
+        words("data", wraps=True),
     )  # fmt: skip
     rows = [
         (
@@ -111,7 +117,7 @@ def _score_table(pairs: Sequence[ScorePair]) -> Table:
         )
         for each in pairs
     ]
-    legend = f"{pairs[0].metric}: lower is better" if direction(pairs[0].metric) < 0 else ""
+    legend = f"{metric}: lower is better" if direction(metric) < 0 else ""
     return Table(columns, tuple(rows), legend, "Scores")
 
 

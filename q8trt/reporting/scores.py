@@ -35,6 +35,11 @@ def score_text(metric: str, value: float) -> str:
     return number(value, ".4g" if direction(metric) < 0 else ".4f")
 
 
+def difference_text(metric: str, value: float) -> str:
+    """Return ``"+0.35 points"``, of a metric that is shown times 100 or in percent, or ``"-0.0012"``."""
+    return number(value, "+.4f") if scale_of(metric) is Scale.PLAIN else f"{number(100 * value, '+.2f')} points"
+
+
 def on_axis(metric: str, value: float) -> float:
     """Return the figure that a plot draws, in the unit of `score_text`."""
     return value if scale_of(metric) is Scale.PLAIN else 100 * value
