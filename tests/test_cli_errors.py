@@ -119,7 +119,7 @@ def test_without_hub_model(refused: Refused, data: Path) -> None:
         "finetune", "--task", "STS-B", "--data_dir", str(data), "--model_name_or_path", "nobody/no-such-bert"
     )
     assert "'nobody/no-such-bert' is neither a folder here nor reachable" in line
-    assert "--demo" in line
+    assert "'minilm'" in line
 
 
 def test_fp16_without_gpu(refused: Refused, options: list[str]) -> None:

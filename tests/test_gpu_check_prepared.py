@@ -261,7 +261,7 @@ def test_the_commands(
     out = capsys.readouterr().out
     assert "not reached  latency bert-base 16 tokens" in out.replace("not reached latency", "not reached  latency")
     assert "not reached; " in out
-    assert "give one" in refused("gpu-check", "--prepare", "a", "--prepared", "b")
+    assert "pass one of them" in refused("gpu-check", "--prepare", "a", "--prepared", "b")
     assert "is not a prepared check" in refused("gpu-check", "--prepared", "nowhere")
     assert "budget" in refused("gpu-check", "--prepared", str(kit_folder), "--budget", "0")
 

@@ -234,7 +234,7 @@ def test_predict_writes_answers(fp32_engine: Path, tmp_path: Path) -> None:
             assert [row["answer"] for row in csv.DictReader(file)] == [each.text for each in strict]
         assert sum(each.has_answer for each in strict) == 2
         (tmp_path / "c.csv").write_text("sentence,context\na,b\n")
-        with pytest.raises(DataError, match="'question' and 'context'"):
+        with pytest.raises(DataError, match="no column 'question', on which the engine was trained"):
             q8trt.predict(engine, tmp_path / "c.csv", tmp_path / "d.csv")
         with pytest.raises(ConfigError, match="--threshold is for a multi-label classifier"):
             q8trt.predict(engine, tmp_path / "a.csv", tmp_path / "d.csv", threshold=0.3)
@@ -288,7 +288,7 @@ def test_commands_refuse_bad_questions_in_one_line(folder: Path, fp32_engine: Pa
         (["quantize", str(folder), "--texts", str(tmp_path / "questions.csv"), *run], "'question' and 'context'"),
         (["quantize", str(folder), "--texts", str(tmp_path / "long.jsonl"), *run], "a context of 2,097,152"),
         (["predict", "--engine", str(fp32_engine), "--input", str(tmp_path / "questions.csv"), "--output",
-          str(tmp_path / "a.csv")], "'question' and 'context'"),
+          str(tmp_path / "a.csv")], "no column 'context', on which the engine was trained"),
     ]:  # fmt: skip
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors):
