@@ -1,23 +1,24 @@
-"""Every command in the code blocks of the README and of docs/ is parsed by its command's own parser. Many also run for real.
-
-The others need a GPU, a server, the hub, a model or data that the tests do not have, or minutes.
-"""
+"""Every command in the code blocks of the README and of docs/ runs or has a reason not to, and its options are parsed."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import runpy
 import shlex
 import shutil
-from collections.abc import Iterator
+import sys
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import yaml
+from embedding_fixtures import write_embedding_folder
+from page_commands import ALL, OF_Q8TRT, PAGES, REASONS, ROOT, RUN, SMALL
 from scoring_fixtures import write_real_engine
-from tiny_data import SHORT, write_sts_b
+from tiny_data import write_mrpc, write_sts_b
 
 from q8trt import __version__
 from q8trt.cli.main import COMMANDS, command_module, run_command
@@ -25,143 +26,44 @@ from q8trt.console.options import options_in
 from q8trt.errors import Q8TRTError
 from q8trt.quantization.recipe import Recipe
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "examples" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-]
-SCRIPTS = {
-    "finetune.py": "finetune",
-    "calibrate.py": "calibrate",
-    "build_engine.py": "build-engine",
-    "benchmark.py": "benchmark",
-}
-#: Commands that run here for real: on an engine of a tiny model, without torch.
-RUN_HERE = {"doctor", "info", "lint", "pack", "predict", "runs", "triton", "unpack"}
-#: Commands that run for real in this order, on a run of a tiny model -> options that make their work small.
-SMALL = {
-    "finetune.py --task STS-B --data_dir glue": (
-        "--model_name_or_path",
-        "my-model",
-        "--output_dir",
-        "runs/NAME",
-        *SHORT,
-    ),
-    "q8trt info runs/NAME": (),
-    "q8trt info runs/NAME/int8": (),
-    "build_engine.py --int8": (),
-    "build_engine.py --int8 --no_baseline": (),
-    "build_engine.py --int8 --stage ptq": (),
-    "build_engine.py --int8 --buckets 32,64,128": ("--buckets", "16,32"),
-    "benchmark.py": ("--iterations", "2", "--warmup", "0"),
-    "benchmark.py --max_drop 0.5 --min_speedup 1.2": (
-        "--max_drop",
-        "100",
-        "--min_speedup",
-        "0.001",
-        "--iterations",
-        "2",
-    ),
-    "benchmark.py --no_accuracy --duration 10": ("--duration", "0", "--iterations", "2", "--name", "times"),
-    "benchmark.py --compare A.json B.json --output_dir DIR": (),
-    "q8trt parity": ("--samples", "4"),
-    "q8trt parity runs/NAME/engine --samples 64": ("--samples", "4"),
-    "calibrate.py": (),
-    "calibrate.py --recipe gpu": (),
-    "calibrate.py --recipe linear": (),
-    "calibrate.py --sensitivity": ("--sensitivity_samples", "4", "--recipe", "linear"),
-    "q8trt quantize my-model --texts texts.txt": (),
-    "build_engine.py --checkpoint my-model --fp16": (),
-}
 _TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
-
-
-class Command(NamedTuple):
-    """A command of a page, in words, with comments and line continuations removed."""
-
-    page: str
-    line: int
-    words: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.line}: {shlex.join(self.words)}"
-
-    @property
-    def name(self) -> str | None:
-        """The command of q8trt; None for make, scripts of the repository and other programs."""
-        first, second = [*self.words, "", ""][:2]
-        if first == "q8trt":
-            return second
-        return SCRIPTS.get(Path(second).name) if first in ("python", ".venv/bin/python") else None
-
-    @property
-    def text(self) -> str:
-        """The command as pages write it: `finetune.py` without `python`."""
-        return shlex.join(self.words).removeprefix("python ")
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        return self.words[2:]
-
-    @property
-    def needs(self) -> str:
-        """The resource that the command needs beside a CPU and local files: "gpu", "hub" or "server"; "" for none."""
-        if "gpu-check" in self.words or Path(self.words[1]).name in ("torch_and_cupy.py", "pycuda_arrays.py"):
-            return "gpu"
-        if self.words[:2] == ("make", "triton") or "triton_local_server.py" in self.words[1]:
-            return "server"
-        is_local = {"--data_dir", "--train_file", "--demo", "--resume"} & {*self.words}
-        return "hub" if self.name == "finetune" and not is_local else ""
-
-    @property
-    def runs_here(self) -> bool:
-        """True for a command that `test_cheap_commands_run` runs."""
-        is_cheap = self.name in RUN_HERE and not {"runs/NAME", "runs/NAME/int8", "questions.csv"} & {*self.words}
-        return is_cheap and (self.name != "triton" or "python" in self.words)
-
-
-def commands() -> Iterator[Command]:
-    """Yield the commands of all pages, in order."""
-    for page in PAGES:
-        for number, text in lines_of_blocks(page.read_text(encoding="utf-8")):
-            text = re.sub(r"(^|\s+)#\s.*$", "", text).strip().removeprefix("torchrun --nproc_per_node 4 ").strip()
-            text = f"python {text}" if re.match(r"\w+\.py ", text) else text
-            if re.match(r"(python|q8trt|make|\.venv/bin/python) \S", text):
-                words = tuple(shlex.split(re.sub(r"\s{2,}\(.*\)$", "", text)))
-                yield Command(str(page.relative_to(ROOT)), number, words)
-
-
-def lines_of_blocks(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, line) of code blocks, fenced or indented; a line that ends with a backslash is joined."""
-    language: str | None = None
-    start, joined = 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.lstrip().startswith("```"):
-            language = None if language is not None else line.strip().removeprefix("```")
-            continue
-        if language not in (None, "sh", "bash", "shell") or (language is None and not line.startswith("    ")):
-            continue
-        start, joined = (start, f"{joined} {line.strip()}") if joined else (number, line.strip())
-        if joined.endswith("\\"):
-            joined = joined.removesuffix("\\").strip()
-            continue
-        yield start, joined
-        joined = ""
-
-
-ALL = list(commands())
-OF_Q8TRT = [each for each in ALL if each.name is not None]
 
 
 def test_pages_have_commands_of_all_kinds() -> None:
     """So that a change of the pages' format does not leave the tests below without work."""
-    assert len(OF_Q8TRT) >= 120
+    assert len(OF_Q8TRT) >= 130
     assert {each.name for each in OF_Q8TRT} == set(COMMANDS)
-    assert {each.needs for each in ALL} == {"", "gpu", "hub", "server"}
-    assert [each for each in ALL if each.runs_here and each.needs] == []
-    assert sum(each.runs_here or each.text in SMALL for each in ALL) >= 55
+    assert sum(each.text in RUN for each in ALL) >= 100
+
+
+def test_every_command_runs_or_has_a_reason() -> None:
+    """A new command of a page belongs into `SMALL` or a page of `GUIDES`, or has a reason in `REASONS`."""
+    assert [str(each) for each in ALL if each.text not in RUN and not each.reason] == []
+    assert [str(each) for each in ALL if each.text in RUN and each.reason] == []
+    texts = {each.text for each in ALL}
+    assert set(SMALL) <= texts
+    assert [pattern for pattern in REASONS if not any(re.match(pattern, text) for text in texts)] == []
+    reasons = Counter(each.reason for each in ALL if each.reason)
+    files = reasons.keys() - {"gpu", "container", "hub", "minutes"}
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("words", sorted({each.words for each in ALL if "benchmarks/" in each.text}), ids=shlex.join)
+def test_options_of_benchmark_scripts_parse(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script itself runs, up to the end of its parser."""
+
+    class ParsedError(Exception):
+        pass
+
+    def parse(parser: argparse.ArgumentParser, *arguments: Any) -> None:
+        parse_all(parser, *arguments)
+        raise ParsedError
+
+    parse_all = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(sys, "argv", [*words[1:]])
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(ROOT / words[1]), run_name="__main__")
 
 
 @pytest.mark.parametrize("page", sorted({each.page for each in OF_Q8TRT}))
@@ -230,16 +132,27 @@ def test_cheap_commands_run(words: tuple[str, ...], tmp_path: Path, monkeypatch:
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_export", "rtx")
 def test_commands_run_on_a_tiny_run(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
     monkeypatch.chdir(tmp_path)
     write_sts_b(tmp_path / "glue")
+    write_mrpc(tmp_path / "glue" / "MRPC")
     shutil.copytree(tiny_checkpoint, "my-model")
+    write_embedding_folder(tmp_path / "minilm")
+    table = pyarrow.table({"sentence": ["red", "blue green"] * 8})
+    parquet.write_table(table, "texts.parquet")
+    Path("dev.csv").write_text("sentence,label\nred,0.5\nblue green,1\n", encoding="utf-8")
     Path("texts.txt").write_text("red\nblue green\n" * 8, encoding="utf-8")
-    for text, small in SMALL.items():
+    for number, (text, small) in enumerate(SMALL.items()):
         each = next(each for each in OF_Q8TRT if each.text == text)
         if "--compare" in each.words:
             for report in ("A.json", "B.json"):
                 shutil.copy("runs/NAME/benchmark.json", report)
-        assert run_command(str(each.name), [*each.arguments, *small]) == 0, text
+        if "runs/A/engine" in each.words:
+            for folder in ("runs/A", "runs/B"):
+                shutil.copytree("runs/NAME", folder)
+        assert run_command(str(each.name), [*each.arguments, *each.in_runs(str(number)), *small.split()]) == 0, text
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"])
