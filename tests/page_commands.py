@@ -66,12 +66,12 @@ SMALL = {
     "calibrate.py --model_name_or_path DIR --task STS-B": (
         "--model_name_or_path my-model --data_dir glue --max_seq_length 32"
     ),
-    "finetune.py --task MRPC --data_dir glue/MRPC": f"--model_name_or_path my-model {_SHORT}",
-    "finetune.py --task STS-B --model_name_or_path minilm --data_dir glue": _SHORT,
-    "finetune.py --task STS-B --data_dir glue --model_name_or_path minilm": _SHORT,
+    "finetune.py --task MRPC --data_dir glue/MRPC": f"--model_name_or_path my-model {_SHORT} --num_train_epochs 1",
+    "finetune.py --task STS-B --model_name_or_path minilm --data_dir glue": f"{_SHORT} --num_train_epochs 1 --recipe linear",
+    "finetune.py --task STS-B --data_dir glue --model_name_or_path minilm": f"{_SHORT} --num_train_epochs 1 --recipe linear",
     "q8trt quantize my-model --texts texts.txt": "",
-    "q8trt quantize my-model --texts texts.parquet --validation_file dev.csv --distill 1": "--target cpu --no_baseline",
-    "q8trt quantize minilm": "--target cpu --no_baseline --calibration_samples 16",
+    "q8trt quantize my-model --texts texts.parquet --validation_file dev.csv --distill 1": "--no_build_engines",
+    "q8trt quantize minilm": "--no_build_engines --calibration_samples 16",
     "build_engine.py --checkpoint my-model --fp16": "",
 }
 #: Pages about the reader's own models and data: test_guides.py runs all their commands that have no reason below.
