@@ -232,6 +232,8 @@ def line_axes(values: list[float], x_values: tuple[float, ...] = (1, 64), **opti
 def test_axes() -> None:
     assert list(line_axes([3.0, 19.0]).get_yticks()) == [0, 5, 10, 15, 20]
     assert line_axes([86.6, 86.9], y_from_zero=False).get_ylim()[0] <= 86.25
+    low, high = line_axes([1.0, 0.9876], y_from_zero=False).get_ylim()  # cosines
+    assert 0.97 < low < high < 1.02
     wide = line_axes([2.5, 310.0])
     assert wide.get_yscale() == "log"
     assert list(wide.get_yticks()) == [5, 10, 20, 50, 100, 200]

@@ -208,7 +208,8 @@ def _scale(axes: Axes, axis: str, values: Sequence[float], from_zero: bool = Tru
         marks = LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=12).tick_values(low, high)
         ticks = [float(mark) for mark in marks if low <= mark <= high]
     else:
-        middle, half = (low + high) / 2, max(0.6 * (high - low), 0.5)
+        # Half a percent at least, so that noise does not fill the axis, in whatever unit the values are.
+        middle, half = (low + high) / 2, max(0.6 * (high - low), 0.005 * max(abs(low), abs(high))) or 0.5
         ends = (0.0, high or 1.0) if from_zero else (middle - half, middle + half)
         ticks = list(map(float, MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends)))
         low, high = ticks[0], ticks[-1]
