@@ -1,4 +1,4 @@
-"""What `q8trt.Engine` does in an app: its answers against torch, and its rate against transformers' pipeline, on the CPU.
+"""Measure `q8trt.Engine` in an app: its answers against torch, and its rate against transformers' pipeline, on the CPU.
 
     python benchmarks/app_figures.py RUN --name app-minilm-full
 
@@ -143,7 +143,7 @@ def value(answer: float | Answer) -> np.ndarray:
 
 
 def compared(answers: Sequence[Any], expected: Sequence[Any], tolerance: float) -> dict[str, Any]:
-    """How answers differ from those that were given one after the other."""
+    """Return the differences of answers from those that were given one after the other."""
     difference = np.array([np.abs(value(a) - value(b)).max() for a, b in zip(answers, expected, strict=True)])
     return {
         "answers": len(answers),

@@ -1,4 +1,4 @@
-"""What an INT8 graph is worth before it runs on a GPU: lint, sizes, build, logits, and latency on ONNX Runtime.
+"""Measure an INT8 graph before it runs on a GPU: lint, sizes, build, logits, and latency on ONNX Runtime.
 
     python benchmarks/export_figures.py graph --run RUN --data_dir GLUE --name export-minilm-full
     python benchmarks/export_figures.py graph --random bert-base --data_dir GLUE --name export-bert-base-full
@@ -94,7 +94,7 @@ def models_of(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def figures_of(path: Path, precision: Precision, exported: Any, plan: Any, seconds: float) -> dict[str, Any]:
-    """What the file and the plan say."""
+    """Return the figures of the file and the plan."""
     report = lint(path, LintConfig(MAX_SHAPES))
     forecast = dataclasses.asdict(report.forecast)
     if not precision.is_half:

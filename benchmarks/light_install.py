@@ -1,4 +1,4 @@
-"""What an app pays to embed an engine: `pip install q8trt[cpu]` in a fresh environment against torch + transformers.
+"""Measure the cost of embedding an engine in an app: `pip install q8trt[cpu]` in a fresh environment; torch and transformers.
 
     python benchmarks/light_install.py RUN --name light-install-minilm-full
 

@@ -1,4 +1,4 @@
-"""What quantization costs while it is made: QAT steps against FP32 steps, interleaved in one run, and calibration.
+"""Measure the cost of quantization on the way to it: QAT steps against FP32 steps, interleaved in one run, and calibration.
 
     python benchmarks/qat_cost.py RUN --recipe full --name qat-cost-minilm-full
 

@@ -24,7 +24,6 @@ import pyarrow.parquet as parquet
 from q8trt import files
 from q8trt.hardware.provenance import provenance
 from q8trt.inference.ray_data import score
-from q8trt.tasks.data import DataConfig, Examples, load_dev
 
 RESULTS = Path(__file__).parent / "results"
 FILES = 10
@@ -32,9 +31,9 @@ FILES = 10
 
 def write_rows(path: str, count: int, folder: Path) -> None:
     """Write `count` rows as Parquet files for Ray, and as JSON Lines for `q8trt predict`."""
-    pairs = load_dev(DataConfig("custom", train_file=path, validation_file=path))["dev"]
-    assert isinstance(pairs, Examples)
-    texts = sorted({*pairs.first, *(pairs.second or ())})
+    from embedding_speed import read_texts
+
+    texts = sorted(set(read_texts(path)))
     chosen = np.random.default_rng(0).integers(len(texts), size=count)
     table = pyarrow.table({"id": np.arange(count), "text": [texts[index] for index in chosen]})
     (folder / "rows").mkdir()

@@ -105,7 +105,7 @@ def compute(cell: Cell, args: argparse.Namespace) -> None:
 
 
 def finished(cell: Cell, folder: Path) -> bool:
-    """Whether `cell` has its scores."""
+    """Return whether `cell` has its scores."""
     return (folder / cell.name / "score.json").exists()
 
 
@@ -136,7 +136,7 @@ class Matrix:
 
     @property
     def late(self) -> bool:
-        """Whether no further cell may begin."""
+        """Return whether no further cell may begin."""
         minutes = self.args.max_minutes
         return minutes is not None and time.monotonic() - self.started > 60 * minutes
 

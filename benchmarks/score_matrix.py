@@ -109,7 +109,7 @@ def _trained_on(cell: Mapping[str, Any]) -> str:
 
 
 def _key(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a cell is of; only FP32 models differ in epochs."""
+    """Return the key of a cell; only FP32 models differ in epochs."""
     return cell["recipe"], cell["method"], cell["seed"], cell["fp32_epochs"] if cell["method"] == "FP32" else None
 
 

@@ -124,6 +124,17 @@ def test_a_narrow_terminal_shows_name_task_model_state_and_scores(
     assert "not shown at this width: recipe, target" in " ".join(lines)
 
 
+def test_a_run_of_quantize_without_its_report_is_unfinished(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((runs / "early" / RUN_FILE).read_text())
+    (runs / "early" / RUN_FILE).write_text(
+        json.dumps({**record, "engines": {"build": {"backend": "auto"}, "baseline": True}})
+    )
+    states = {run["name"]: run["state"] for run in run_json(capsys, "runs")["runs"]}
+    assert states == {"late": "finished", "early": "unfinished"}
+    (runs / "early" / "benchmark.json").write_text("{}")
+    assert {run["state"] for run in run_json(capsys, "runs")["runs"]} == {"finished"}
+
+
 def test_a_list_as_json_has_the_same_facts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     late, early = run_json(capsys, "runs")["runs"]
     assert (late["name"], late["task"], late["recipe"], late["target"]) == ("late", "STS-B", "gpu", "gpu")

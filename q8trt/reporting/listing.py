@@ -57,7 +57,7 @@ class RunEntry:
         task: task of the data; the kind of the head if a model was quantized without a task.
         recipe: name of the quantization recipe; "" for a run that ends with FP32.
         target: the device that engines are made for.
-        state: "finished", or "unfinished" while the last stage is missing.
+        state: "finished", or "unfinished" while the last stage, or the engines of `q8trt quantize`, are missing.
         main_metric: name of the metric of `scores`.
         scores: finished stage -> main metric on the first development split, as a fraction; None if it was not measured.
         engines: in the order of their names.
@@ -99,7 +99,7 @@ def run_entry(run: Run) -> RunEntry:
         task.name,
         config.recipe.name if config.precision.is_quantized else "",
         config.target.value,
-        "finished" if last_stage(config) in record.stages else "unfinished",
+        "finished" if last_stage(config) in record.stages and not run.lacks_engines else "unfinished",
         task.main_metric,
         {name: first_score(stage.scores, task.main_metric) for name, stage in record.stages.items()},
         tuple(engine_entry(each, report) for each in sorted(engine_folders(run.path))),

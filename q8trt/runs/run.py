@@ -211,7 +211,7 @@ class Run:
 
     @property
     def lacks_engines(self) -> bool:
-        """Whether `q8trt quantize` made the run and has not compared its engines yet."""
+        """True for a run of `q8trt quantize` whose report is not written yet."""
         engines = self.record.engines
         return bool(engines and engines.get("build")) and not (self.path / REPORT_FILE).is_file()
 

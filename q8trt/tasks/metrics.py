@@ -127,7 +127,7 @@ def _same_ends(outputs: Sequence[Array], references: Sequence[Array]) -> float:
 
 
 class Scale(Enum):
-    """How a metric is shown: times 100, as a share of answers in percent, or as it is."""
+    """The unit in which a metric is shown: times 100, percent of the answers, or unchanged."""
 
     X100 = "x100"
     PERCENT = "percent"
@@ -145,7 +145,7 @@ class Metric:
         is_correlation: 0 for every model where all references are the same.
         by_row: whether `compute` takes two lists with an item for each row, of a model that answers each token: tags, the
             outputs (tokens, D), or answers to questions and the right ones.
-        scale: how it is shown.
+        scale: the unit in which it is shown.
     """
 
     compute: Callable[[Any, Any], float]
