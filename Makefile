@@ -39,7 +39,7 @@ $(TRITON_VENV)/.installed: requirements-triton.txt
 	touch $@
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "setting up $(VENV): torch and other packages of several GB, about two minutes on a fast connection"
+	@echo "setting up $(VENV): torch and other packages, about 7 GB of disk ($$(df -Ph . | awk 'NR == 2 { print $$4 }') free here), about two minutes on a fast connection"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $(STAMP)

@@ -62,9 +62,9 @@ def test_recipe_that_does_not_match(
     ("argv", "says"),
     [
         (["--max_shapes", "32x128"], "the model has 64 positions"),
-        (["--opt_shapes", "64x32"], "min <= opt <= max; got 1, 64, 32"),
-        (["--min_shapes", "1x64"], "min <= opt <= max; got 64, 32, 32"),
-        (["--max_shapes", "32x16"], "min <= opt <= max; got 1, 32, 16"),
+        (["--opt_shapes", "64x32", "--max_shapes", "32x32"], "min <= opt <= max; got 1, 64, 32"),
+        (["--min_shapes", "1x64", "--max_shapes", "32x32"], "min <= opt <= max; got 64, 32, 32"),
+        (["--min_shapes", "1x65"], "the model has 64 positions"),
         (["--buckets", "16,16"], "buckets must ascend, each longer than the one before; got 16,16"),
         (["--buckets", "16,2x"], "cannot read the buckets '16,2x': write sequence lengths in tokens, as 32,64,128"),
         (["--buckets", "32,128"], "max has sequence 128, but the model has 64 positions"),

@@ -1,6 +1,7 @@
 import pytest
 
 from q8trt.engine.shapes import (
+    ShapeOptions,
     ShapeProfile,
     bucket_profiles,
     check_positions,
@@ -108,3 +109,31 @@ def test_buckets_must_ascend(buckets: tuple[int, ...]) -> None:
         bucket_profiles(buckets, 8, 16)
     with pytest.raises(ConfigError, match="batch must be min <= opt <= max; got 1, 16, 8"):
         bucket_profiles((32,), 16, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "profile"),
+    [
+        (ShapeOptions(max_shapes=(8, 64)), "1x1 to 8x64, best at 8x64"),
+        (ShapeOptions(max_shapes=(64, 256)), "1x1 to 64x256, best at 16x128"),
+        (ShapeOptions(opt_shapes=(64, 32)), "1x1 to 64x128, best at 64x32"),
+        (ShapeOptions(min_shapes=(1, 200)), "1x200 to 32x200, best at 16x200"),
+        (ShapeOptions(min_shapes=(4, 8), max_shapes=(4, 8)), "4x8 to 4x8, best at 4x8"),
+        (ShapeOptions(opt_shapes=(1, 16), max_shapes=(8, 16)), "1x1 to 8x16, best at 1x16"),
+    ],
+)
+def test_default_shapes_fit_those_that_are_set(options: ShapeOptions, profile: str) -> None:
+    assert [str(each) for each in options.profiles(128)] == [profile]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ShapeOptions(opt_shapes=(64, 32), max_shapes=(32, 32)),
+        ShapeOptions(min_shapes=(1, 64), max_shapes=(8, 32)),
+        ShapeOptions(min_shapes=(8, 8), opt_shapes=(4, 8)),
+    ],
+)
+def test_shapes_that_are_set_and_contradict_are_refused(options: ShapeOptions) -> None:
+    with pytest.raises(ConfigError, match=r"(batch|sequence) must be min <= opt <= max"):
+        options.profiles(128)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -113,6 +113,14 @@ def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> t
     )
 
 
+def _largest(*shapes: Shape) -> Shape:
+    return max(batch for batch, _ in shapes), max(sequence for _, sequence in shapes)
+
+
+def _smallest(*shapes: Shape) -> Shape:
+    return min(batch for batch, _ in shapes), min(sequence for _, sequence in shapes)
+
+
 @dataclass(frozen=True)
 class ShapeOptions:
     """Options that choose the optimization profiles of a plan.
@@ -150,19 +158,25 @@ class ShapeOptions:
     def profiles(self, length: int) -> tuple[ShapeProfile, ...]:
         """Return the profiles; without buckets a single one of `length` tokens.
 
+        A default shape is cut or enlarged to fit the shapes that are set.
+
         Raises:
-            ConfigError: the buckets do not ascend, or sizes are not 1 <= min <= opt <= max.
+            ConfigError: the buckets do not ascend, or the shapes that are set are not min <= opt <= max.
         """
         most = max(32, self.opt_batch or 1) if self.max_batch is None else self.max_batch
         best = min(16, most) if self.opt_batch is None else self.opt_batch
         profiles = bucket_profiles(self.buckets or (length,), best, most)
-        return (replace(profiles[0], **self._shapes),) if self._shapes else profiles
+        return (self._single(profiles[0]),) if self._shapes else profiles
+
+    def _single(self, default: ShapeProfile) -> ShapeProfile:
+        low = self.min_shapes or default.min
+        high = self.max_shapes or _largest(default.max, self.opt_shapes or low, low)
+        return ShapeProfile(low, self.opt_shapes or _smallest(_largest(default.opt, low), high), high)
 
 
 def largest(profiles: Iterable[ShapeProfile]) -> Shape:
     """Return the largest batch and the longest sequence of `profiles`; one profile need not take both at once."""
-    shapes = [profile.max for profile in profiles]
-    return max(batch for batch, _ in shapes), max(sequence for _, sequence in shapes)
+    return _largest(*(profile.max for profile in profiles))
 
 
 def covering(profiles: Sequence[ShapeProfile], shape: tuple[int, ...]) -> int | None:

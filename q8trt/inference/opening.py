@@ -7,7 +7,16 @@ from pathlib import Path
 from q8trt.engine.manifest import Manifest
 from q8trt.errors import BackendError, ConfigError, EngineError
 from q8trt.hardware.gpu import gpus
-from q8trt.runtime import EngineRuntime, Runner, RunOptions, cpu_runtime, find_runtime, open_runner, parse_runtime
+from q8trt.runtime import (
+    EngineRuntime,
+    Runner,
+    RunOptions,
+    UnusablePlanError,
+    cpu_runtime,
+    find_runtime,
+    open_runner,
+    parse_runtime,
+)
 
 DEVICES = {"cuda": "the GPU", "cpu": "the CPU"}
 _CPU = 'or run the same graph on the CPU: device="cpu"'
@@ -30,7 +39,7 @@ def open_runners(
     try:
         first = open_runner(folder, runtime.name, options=RunOptions(threads=threads))
     except BackendError as error:
-        if runtime.device == "cpu":
+        if runtime.device == "cpu" or (isinstance(error, UnusablePlanError) and error.names_cpu):
             raise
         raise BackendError(f"{error}; {_CPU}") from error
     return [first] if runtime.capabilities.concurrent else [first, *_forks(first, contexts - 1)]

@@ -4,7 +4,7 @@
 """
 
 from q8trt.runtime.base import EngineRuntime, Runner, RunOptions
-from q8trt.runtime.opening import open_runner
+from q8trt.runtime.opening import UnusablePlanError, open_runner
 from q8trt.runtime.registry import RUNTIMES, cpu_runtime, find_runtime, label_of, parse_runtime
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "EngineRuntime",
     "RunOptions",
     "Runner",
+    "UnusablePlanError",
     "base",
     "cpu_runtime",
     "find_runtime",

@@ -17,6 +17,18 @@ from q8trt.runtime.registry import cpu_runtime, find_runtime, parse_runtime
 _log = logging.getLogger(__name__)
 
 
+class UnusablePlanError(BackendError):
+    """A plan that cannot run on this machine.
+
+    Attributes:
+        names_cpu: whether a remedy in the message is to run the graph on the CPU.
+    """
+
+    def __init__(self, message: str, names_cpu: bool) -> None:
+        super().__init__(message)
+        self.names_cpu = names_cpu
+
+
 def open_runner(
     engine_folder: str | Path,
     backend: str | None = None,
@@ -36,8 +48,9 @@ def open_runner(
         ConfigError: the backend is unknown.
         EngineError: the folder has no readable manifest, a file of it is missing or changed, or it has no model for the
             backend.
-        BackendError: the requested backend cannot be used here; the message has each reason and the command that rebuilds
-            the plan.
+        UnusablePlanError: the requested backend cannot run the plan here; the message has each reason and the command that
+            rebuilds the plan.
+        BackendError: the backend cannot start.
     """
     chosen = parse_runtime(backend)
     folder = Path(engine_folder)
@@ -49,7 +62,8 @@ def open_runner(
         runtime.obstacles(folder, manifest, shapes) if runtime else preflight(folder, shapes=shapes, verify=False)
     )
     if chosen and obstacles:
-        raise BackendError(f"{folder} cannot run on {chosen.label} here: {describe(obstacles)}")
+        message = f"{folder} cannot run on {chosen.label} here: {describe(obstacles)}"
+        raise UnusablePlanError(message, names_cpu=any(each.only_other_runtime for each in obstacles))
     if runtime is None or obstacles:
         runtime = cpu_runtime()
         # The message does not propose ONNX Runtime: it is what runs next.
