@@ -1,8 +1,8 @@
-"""Files that survive crashes and other writers: atomic writes, advisory locks, hashes and guarded reading.
+"""Safe writing and reading of files: atomic writes, advisory locks, hashes, and limits on untrusted input.
 
 `atomic` writes a file or a folder completely or not at all. `locks` keeps a second writer out. `ownership` decides which files
 may be replaced. `decoding` reads untrusted JSON and YAML within limits. `seals` records the hashes of a folder's files and
-compares them. `panics` turns panics of Rust libraries into errors.
+compares them. `panics` turns panics of Rust libraries into errors. `onnx` checks ONNX files.
 """
 
 from q8trt.files.atomic import (

@@ -31,16 +31,13 @@ _TEMPORARY = re.compile(r"\.(?P<target>.+)\.[^.]+\.(tmp|old)")
 
 
 def target_of(name: str) -> str | None:
-    """Return the file or folder that a temporary name belongs to; None for any other name."""
+    """Return the name of the file or folder that a temporary name belongs to; None if `name` is not temporary."""
     match = _TEMPORARY.fullmatch(name)
     return match["target"] if match else None
 
 
 def umask_permissions(path: Path, mode: int) -> None:
-    """Give `path` the permissions of an ordinary file: `mode` without the umask.
-
-    `tempfile` and safetensors make files that only their owner can read.
-    """
+    """Set the permissions of `path` to `mode` without the umask; `tempfile` and safetensors make files only for the owner."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(mode & ~umask)
@@ -74,7 +71,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on any exception.
 
     Raises:
-        OSError: the folder cannot be made or written, for example on a full disk; no file stays behind.
+        OSError: the folder cannot be made or written, for example on a full disk; no temporary file remains.
     """
     path = Path(path)
     temporary, handle = _temporary(path, _new_file)
@@ -110,7 +107,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`, and remove it afterwards. The next process removes that of a killed one.
+    """Yield a temporary folder beside `path`, and remove it afterwards. If the process is killed, the next one removes it.
 
     Raises:
         OSError: the folder cannot be made.
@@ -152,7 +149,7 @@ def _swap(folder: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step; returns False if the system or the file system cannot."""
+    """Swap two names in one step; return False if the system or the file system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -172,7 +169,7 @@ def _remove(path: Path) -> None:
 def remove_stale(path: str | Path) -> list[Path]:
     """Delete temporary files and folders of `path` whose writer was killed; return the deleted paths.
 
-    If `path` is missing, a folder ``.old`` becomes `path` again: its writer was killed between two renames.
+    If `path` is missing, a folder ``.old`` is renamed to `path` again, because its writer was killed between two renames.
     """
     path = Path(path)
     removed = []
@@ -188,7 +185,7 @@ def remove_stale(path: str | Path) -> list[Path]:
             with contextlib.suppress(OSError):
                 handle = os.open(stale, os.O_RDONLY)
                 try:
-                    if not try_lock(handle, without_locks=False):  # its writer lives, or might
+                    if not try_lock(handle, without_locks=False):  # its writer may still run
                         continue
                     if name.endswith(".old") and not path.exists():
                         stale.replace(path)
@@ -210,7 +207,7 @@ def sweep(folder: str | Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def sync(path: str | Path) -> None:
-    """Flush a file's data to the disk. Raises OSError, as for a full disk that reports late."""
+    """Flush a file's data to the disk. Raises OSError, for example if the disk is full."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -225,19 +222,19 @@ def _sync_folder(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 `text` to `path`, whole or not at all."""
+    """Write `text` to `path` in UTF-8, completely or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all."""
+    """Write `data` to `path`, completely or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON. Raises ValueError for NaN and infinity, which JSON lacks."""
+    """Write `value` to `path` as indented JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

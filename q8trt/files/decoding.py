@@ -1,7 +1,7 @@
-"""Guarded reading of JSON and YAML. q8trt reads every such file of a disk or a network with this module.
+"""Reading of untrusted JSON and YAML. q8trt reads every such file with this module.
 
-The input is untrusted. Size, depth, number of values and width of integers have limits, so no file can exhaust the memory or
-the stack. Input that does not fit raises `MalformedError` with a line that names the place.
+Size, depth, number of values and width of integers have limits, so no file can exhaust the memory or the stack. Other input
+raises `MalformedError` with one line that names the place of the problem.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WRONG_LENGTH = re.compile(r"Expected `array` of length (?P<expected>\d+), got (
 
 
 class MalformedError(ValueError):
-    """Data that break a limit, are not JSON or YAML, or do not match their type. ``str(error)`` is one line."""
+    """Data that exceed a limit, are not JSON or YAML, or do not match their schema. ``str(error)`` is one line."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Limits:
     """Limits of one document.
 
     Attributes:
-        size: bytes.
+        size: size of the document in bytes.
         depth: levels of nesting.
-        values: values in all, keys left out.
+        values: total number of values; keys do not count.
         bits: width of a whole number.
     """
 
@@ -59,13 +59,13 @@ DEFAULT = Limits()
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file to read its bytes.
+    """Open a regular file for reading in binary mode.
 
     Raises:
-        OSError: it is missing or cannot be read.
-        MalformedError: it is not a regular file: reading a pipe or a device may never end.
+        OSError: the file is missing or cannot be read.
+        MalformedError: it is not a regular file. Reading a pipe or a device may never end.
     """
-    # O_NONBLOCK: the open of a pipe without a writer would wait forever.
+    # Without O_NONBLOCK, opening a pipe that has no writer would wait forever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):  # `os.fdopen` raises for a folder, without its name
         os.close(handle)
@@ -74,7 +74,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 
 def read_limited(path: str | Path, limits: Limits = DEFAULT) -> bytes:
-    """Read a file. Raises OSError and MalformedError as `open_regular`, and MalformedError if it is too large."""
+    """Return the bytes of a file. Raises the errors of `open_regular`, and MalformedError if the file is too large."""
     with open_regular(path) as file:
         data = file.read(limits.size + 1)
     _check_size(data, limits)
@@ -87,12 +87,12 @@ def _check_size(data: bytes | str, limits: Limits) -> None:
 
 
 def read_json(path: str | Path, limits: Limits = DEFAULT) -> Any:
-    """Read and parse a JSON file. Raises OSError as `open` does, and MalformedError."""
+    """Read and parse a JSON file. Raises the errors of `read_limited` and `parse_json`."""
     return parse_json(read_limited(path, limits), limits)
 
 
 def parse_json(data: bytes | str, limits: Limits = DEFAULT) -> Any:
-    """Parse JSON. Raises MalformedError if it is not JSON or not UTF-8, for NaN and infinity, and beyond a limit."""
+    """Parse JSON. Raises MalformedError if `data` are not JSON or not UTF-8, contain NaN or infinity, or exceed a limit."""
     _check_size(data, limits)
     try:
         value = msgspec.json.decode(data)
@@ -109,16 +109,17 @@ def parse_json(data: bytes | str, limits: Limits = DEFAULT) -> Any:
 
 
 def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
-    """Parse one YAML document with values of JSON only: no dates, no binary data, no recursive aliases.
+    """Parse one YAML document whose values all exist in JSON: no dates, no binary data, no recursive aliases.
 
     Raises:
-        MalformedError: not YAML, not UTF-8, another type of value, a duplicate key, a merge key (``<<``), or beyond a limit.
+        MalformedError: the document is not YAML or not UTF-8, has a value of another type, a duplicate key or a merge key
+            (``<<``), or exceeds a limit.
     """
     import yaml
 
     class Loader(yaml.SafeLoader):
         def flatten_mapping(self, node: yaml.MappingNode) -> None:
-            """Refuse merge keys, which can double an object at each level, and duplicate keys, of which only the last counts."""
+            """Reject merge keys, which can double an object at each level, and duplicate keys, of which only the last counts."""
             seen = set()
             for key, _ in node.value:
                 if key.tag == "tag:yaml.org,2002:merge":
@@ -141,7 +142,7 @@ def parse_yaml(data: bytes, limits: Limits = DEFAULT) -> Any:
 
 
 def _check_text(value: Any) -> None:
-    """Raise MalformedError if a text of YAML holds half a surrogate pair, which no file can store."""
+    """Raise MalformedError if a string contains half a surrogate pair, which UTF-8 cannot encode."""
     try:
         msgspec.json.encode(value)
     except UnicodeError:
@@ -149,7 +150,7 @@ def _check_text(value: Any) -> None:
 
 
 def _check_limits(value: Any, limits: Limits) -> None:
-    """Walk `value` without recursion; raise MalformedError if it breaks a limit or has a type that JSON lacks."""
+    """Raise MalformedError if `value` exceeds a limit or has a type that JSON lacks. The walk does not recurse."""
     waiting, count = [(value, 0)], 0
     while waiting:
         each, depth = waiting.pop()
@@ -171,12 +172,12 @@ def _check_limits(value: Any, limits: Limits) -> None:
 
 
 def decode(cls: type[_T], data: Any, *, partial: bool = False) -> _T:
-    """Return the dataclass `cls` that became `data` through `dataclasses.asdict` and JSON.
+    """Convert parsed JSON to the dataclass `cls`, as the inverse of `dataclasses.asdict`.
 
     Args:
-        cls: the dataclass; its annotations are the schema.
+        cls: a dataclass, whose annotations are the schema, or another annotation such as ``tuple[Trial, ...]``.
         data: parsed JSON.
-        partial: accept a document of another version: a missing key takes its default, an unknown one is ignored.
+        partial: accept a document of another version: missing keys get their defaults, and unknown ones are ignored.
 
     Raises:
         MalformedError: a key is missing or unknown, or a value does not have its field's type.
@@ -210,7 +211,7 @@ def _message(text: str, cls: type, data: Any) -> str:
 
 
 def _members(cls: Any, where: str) -> list[str]:
-    """Return the values of the enumeration at `where`; [] if the place is not a chain of fields."""
+    """Return the values that the enumeration or Literal at `where` allows; [] if the path does not lead to one."""
     for name in where.split("."):
         cls = typing.get_type_hints(cls).get(name) if is_dataclass(cls) else None
     if isinstance(cls, type) and issubclass(cls, Enum):
@@ -219,7 +220,7 @@ def _members(cls: Any, where: str) -> list[str]:
 
 
 def _shown(data: Any, where: str) -> str:
-    """Return the first characters of the value at `where`; "" if the place holds a wildcard."""
+    """Return the first 40 characters of the value at `where`, as JSON; "" if `where` contains a wildcard."""
     for key, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", where):
         try:
             data = data[int(index)] if index else data[key]
@@ -233,7 +234,7 @@ def _first_lower(text: str) -> str:
 
 
 def _compare_keys(data: Any, decoded: Any, where: str) -> None:
-    """Raise if an object lacks a key of its dataclass or has an unknown one. msgspec accepts both."""
+    """Raise MalformedError if an object lacks a key of its dataclass or has an unknown one. msgspec accepts both."""
     if dataclasses.is_dataclass(decoded):
         within = f" in {where}" if where else ""
         names = {field.name for field in dataclasses.fields(decoded)}

@@ -1,6 +1,6 @@
 """Advisory locks: one writer for each run folder, engine folder and scoring job.
 
-The lock is `flock(2)` on a hidden file beside the target. The system releases it at the end of the process, also after a kill,
+The lock is `flock(2)` on a hidden file beside the target. The system releases it when the process ends, even if it is killed,
 so a killed process never blocks the next one.
 """
 
@@ -24,10 +24,10 @@ try:
 except ImportError:  # Windows: q8trt runs there without locks
     fcntl = None  # type: ignore[assignment]
 
-#: Bytes of the holder's note that are read.
+#: Largest size in bytes of the holder's note.
 _NOTE_BYTES = 4096
 _NOTE_START = b'{"pid": '
-#: Attempts to make a lock file whose folder another process removes at the same time.
+#: Number of attempts to create a lock file while other processes remove its empty folder.
 _ATTEMPTS = 100
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
@@ -37,7 +37,7 @@ _handles: set[int] = set()
 
 @dataclass(frozen=True)
 class _Note:
-    """The holder of a lock, as its lock file names it."""
+    """The holder of a lock, as stored in the lock file."""
 
     pid: int
     host: str
@@ -45,7 +45,7 @@ class _Note:
 
 
 def _forget_in_child() -> None:
-    """Close the parent's locks in a forked child, so a lock ends with the process that took it."""
+    """Close the parent's locks in a forked child, so that a lock ends with the process that acquired it."""
     while _handles:
         with contextlib.suppress(OSError):
             os.close(_handles.pop())
@@ -56,32 +56,32 @@ if hasattr(os, "register_at_fork"):
 
 
 def lock_path(target: str | Path) -> Path:
-    """Return the lock file of a file or folder: ``.<name>.lock`` beside it. Links to one target share one lock."""
+    """Return the path of the lock file, ``.<name>.lock`` beside the target. Links to one target share one lock."""
     target = Path(target).resolve()
     return target.parent / f".{target.name}.lock"
 
 
 @contextlib.contextmanager
 def exclusive(target: str | Path) -> Iterator[None]:
-    """Hold the lock of `target` for the block. The target need not exist.
+    """Hold the lock of `target`, which need not exist, until the block ends.
 
-    Parent folders are made, and removed afterwards if they are still empty.
+    Missing parent folders are made, and removed afterwards if they are still empty.
 
     Raises:
-        BusyError: another process or this one already holds the lock; the message has the holder's pid.
-        ConfigError: a file that q8trt did not write, or a link, has the name of the lock file; or the folder takes no files.
+        BusyError: another process or this one already holds the lock; the message contains the holder's pid.
+        ConfigError: a file that q8trt did not write, or a link, has the name of the lock file; or the folder cannot be written.
         OSError: no space is left.
     """
     path, owner = lock_path(target), os.getpid()
     missing = [folder for folder in path.parents if not folder.exists()]
     handle = None
-    try:  # from here on: Ctrl-C may come before the first statement of the block
+    try:  # around the acquisition, because Ctrl-C may arrive before the first statement of the block
         handle = _acquire(path, target)
         _handles.add(handle)
         yield
     finally:
         if handle is not None and os.getpid() == owner:  # a forked child that leaves the block does not hold the lock
-            path.unlink(missing_ok=True)  # while the lock is held, so that a waiting process finds the file missing
+            path.unlink(missing_ok=True)  # while the lock is held, so that a waiting process sees that it is gone
             _handles.discard(handle)
             os.close(handle)
             with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def exclusive(target: str | Path) -> Iterator[None]:
 
 
 def _acquire(path: Path, target: str | Path) -> int:
-    """Return the descriptor of the locked file."""
+    """Lock the file `path`, write the holder's note into it, and return its descriptor."""
     while True:
         handle = _open(path, target)
         if not try_lock(handle):
@@ -100,7 +100,7 @@ def _acquire(path: Path, target: str | Path) -> int:
                 f"{target} is in use by {holder}; wait until it ends, or stop it, and run the command again"
             )
         if not same_file(handle, path):
-            os.close(handle)  # the holder ended, and removed its lock file, between our two calls
+            os.close(handle)  # the holder removed its lock file between the two calls
             continue
         if _is_lock_file(handle):
             break
@@ -121,8 +121,8 @@ def _open(path: Path, target: str | Path) -> int:
                 raise ConfigError(f"{path} is a link, and the lock of {target} needs that name; move it away")
             try:
                 return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
-            except FileNotFoundError:  # another process removed the empty parent folder between our two calls
-                if attempt == _ATTEMPTS - 1:  # or the folder takes no files, as those of /proc
+            except FileNotFoundError:  # another process removed the empty parent folder between the two calls
+                if attempt == _ATTEMPTS - 1:  # or no file can be created in the folder, as in /proc
                     raise
     except OSError as error:
         if error.errno in _NO_SPACE:
@@ -134,13 +134,13 @@ def _open(path: Path, target: str | Path) -> int:
 
 
 def _is_lock_file(handle: int) -> bool:
-    """Return whether `exclusive` made an open file: it is empty, or holds the note of a holder."""
+    """Return whether an open file is a lock file of q8trt: it is empty or contains the note of a holder."""
     size = os.fstat(handle).st_size
     return size == 0 or (size <= _NOTE_BYTES and os.pread(handle, len(_NOTE_START), 0) == _NOTE_START)
 
 
 def _holder(handle: int) -> str:
-    """Describe the process that holds the lock."""
+    """Return a description of the process that holds the lock."""
     try:
         note = decode(_Note, parse_json(os.pread(handle, _NOTE_BYTES, 0)), partial=True)
     except MalformedError:
@@ -150,9 +150,9 @@ def _holder(handle: int) -> str:
 
 
 def try_lock(handle: int, without_locks: bool = True) -> bool:
-    """Lock an open file or folder without waiting; returns False if another descriptor holds it.
+    """Lock an open file or folder without waiting; return False if another descriptor holds the lock.
 
-    `without_locks` is the result if the system or the file system has no locks, as on some network mounts.
+    `without_locks` is returned if the system or the file system has no locks, as on some network mounts.
     """
     if fcntl is None:
         return without_locks

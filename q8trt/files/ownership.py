@@ -1,7 +1,7 @@
 """The rule for outputs: q8trt replaces only files that it wrote.
 
 A folder is replaced only if q8trt made it and wrote every file in it. A file is replaced only if q8trt wrote it, or with
-``--overwrite``. Links count as their targets. All functions here run before the work that makes the output.
+``--overwrite``. Links count as their targets. Commands call these functions before the work that produces the output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class FolderKind:
 
     Attributes:
         title: name with its article for errors, such as "an engine folder".
-        listed: returns the names that q8trt wrote into a folder; None if the folder is not of this kind.
+        listed: function that returns the names that q8trt wrote into a folder, or None if the folder is not of this kind.
         companions: patterns of names that q8trt adds later, such as reports and caches.
     """
 
@@ -32,18 +32,18 @@ class FolderKind:
     companions: tuple[str, ...] = ()
 
     def foreign(self, folder: Path, listed: frozenset[str]) -> list[str]:
-        """Return the names in `folder` that q8trt did not write; `listed` has the names that it wrote."""
+        """Return the sorted names in `folder` that q8trt did not write. `listed` contains the names that it wrote."""
         return sorted(
             each.name for each in folder.iterdir() if not (each.is_file() and self._is_known(each.name, listed))
         )
 
     def _is_known(self, name: str, listed: frozenset[str]) -> bool:
-        name = target_of(name) or name  # a killed writer left a temporary one
+        name = target_of(name) or name  # a killed writer may have left a temporary name
         return name in listed or any(fnmatchcase(name, pattern) for pattern in self.companions)
 
 
 def resolved(path: str | Path, option: str) -> Path:
-    """Return the absolute path behind links. Raises ConfigError for a loop of links or an empty path."""
+    """Return the absolute path with links resolved. Raises ConfigError for a loop of links or an unusable path."""
     try:
         return Path(path).resolve()
     except (OSError, RuntimeError, ValueError) as error:
@@ -51,14 +51,14 @@ def resolved(path: str | Path, option: str) -> Path:
 
 
 def check_folder(path: str | Path, option: str = "--output_dir") -> None:
-    """Raise ConfigError if `path` cannot be written as a folder. It need not exist yet."""
+    """Raise ConfigError if the folder `path`, which need not exist, cannot be made or written."""
     obstacle = _obstacle(resolved(path, option))
     if obstacle is not None:
         raise ConfigError(f"{option} {path} cannot be written: {obstacle}")
 
 
 def _obstacle(folder: Path) -> str | None:
-    """Return the reason why a folder cannot be made or written; None if it can."""
+    """Return the reason why a folder cannot be made or written, or None."""
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir():
         return f"{nearest} is a file"
@@ -68,13 +68,13 @@ def _obstacle(folder: Path) -> str | None:
 def check_apart(
     path: str | Path, models: Iterable[str | Path], option: str = "--output_dir", *, holds: bool = False
 ) -> None:
-    """Raise ConfigError if the folder `path` is the folder of a model that is read, or is inside it, links resolved.
+    """Raise ConfigError if the output folder is, is inside, or contains the folder of a model. Links are resolved.
 
     Args:
-        path: the output. It need not exist yet.
-        models: the models; those that are not folders are ignored.
-        option: names the output in errors.
-        holds: whether the output may hold a model's folder.
+        path: the output folder, which need not exist.
+        models: paths or hub names of models; a name that is not a folder is ignored.
+        option: name of the output in errors.
+        holds: whether the output may contain a model's folder.
     """
     target = resolved(path, option)
     for model in models:
@@ -93,24 +93,25 @@ def check_apart(
 
 
 def new_folder(path: str | Path, option: str = "--output_dir") -> Path:
-    """Return the path at which the new folder `path` is written. Raises ConfigError unless it is missing or empty."""
+    """Return the resolved path of the new folder. Raises ConfigError if it is not empty or cannot be written."""
     return _room(path, option, None, overwrite=False)
 
 
 def replaceable_folder(
     path: str | Path, kind: FolderKind, *, overwrite: bool, option: str = "--output_dir", hint: str = ""
 ) -> Path:
-    """Return the path at which the folder `path` is written: itself, or the target of the link `path`.
+    """Return the resolved path of a folder that q8trt may write or replace.
 
     Args:
-        path, kind: the output, which may be missing or empty, and the kind of folder that the command writes.
+        path: the output folder, which may be missing or empty.
+        kind: the kind of folder that the command writes.
         overwrite: whether an older folder of this kind may be replaced.
-        option: names the output in errors.
-        hint: replaces the advice of an error about a name that q8trt did not write.
+        option: name of the output in errors.
+        hint: remedy for a folder that q8trt did not write; "" for the default one.
 
     Raises:
-        ConfigError: the folder cannot be written, is not of this kind, holds a name that q8trt did not write, or exists
-            without `overwrite`.
+        ConfigError: the folder cannot be written, is not of this kind, contains a name that q8trt did not write, or exists
+            while `overwrite` is False.
     """
     return _room(path, option, kind, overwrite, hint)
 
@@ -160,16 +161,17 @@ def writable_file(
     written_by_us: Callable[[Path], bool] = lambda path: False,
     hint: str = "add --overwrite to replace it, or give another path",
 ) -> Path:
-    """Return the path at which the file `path` is written: itself, or the target of the link `path`.
+    """Return the resolved path of a file that q8trt may write or replace.
 
     Args:
-        path, option: the output, and its name in errors.
+        path: the output file.
+        option: name of the output in errors.
         overwrite: whether any older file may be replaced.
-        written_by_us: returns whether q8trt wrote an older file, which may then always be replaced.
+        written_by_us: predicate for a file that q8trt wrote, which may always be replaced.
         hint: remedy for a file that may not be replaced.
 
     Raises:
-        ConfigError: it is a folder, a device or a pipe, cannot be written, or may not be replaced.
+        ConfigError: the path is a folder, a device or a pipe, cannot be written, or may not be replaced.
     """
     target = resolved(path, option)
     if target.is_dir():
@@ -184,7 +186,7 @@ def writable_file(
 
 
 def json_with(*keys: str) -> Callable[[Path], bool]:
-    """Return a test for `writable_file`: whether a file is a JSON object with these keys, as a report of q8trt is."""
+    """Return a predicate for `writable_file`, true for a JSON file whose object has these keys, such as a report of q8trt."""
 
     def test(path: Path) -> bool:
         try:
@@ -199,12 +201,14 @@ def json_with(*keys: str) -> Callable[[Path], bool]:
 def check_report(
     data: Path, others: Sequence[Path] = (), *, keys: Sequence[str], option: str, hint: str = "give another path"
 ) -> None:
-    """Check that a report can be written: its JSON file and the `others` beside it replace only a report of this kind.
+    """Check that a report can be written and replaces only an older report of the same kind.
 
     Args:
-        data, others: the JSON file, and the same report in other formats; these are q8trt's where the JSON file is.
-        keys: keys of the JSON that only this kind has.
-        option, hint: the output's name in errors, and the remedy for a file that stays.
+        data: the JSON file of the report.
+        others: the same report in other formats, which may be replaced if q8trt wrote the JSON file.
+        keys: keys of the JSON object that only this kind has.
+        option: name of the output in errors.
+        hint: remedy for a file that may not be replaced.
 
     Raises:
         ConfigError: see `writable_file`.

@@ -1,4 +1,4 @@
-"""Panics of libraries written in Rust (tokenizers, safetensors), turned into errors."""
+"""Conversion of panics of Rust libraries (tokenizers, safetensors) to errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from q8trt.files.decoding import MalformedError
 def no_panic() -> Iterator[None]:
     """Raise MalformedError if a library panics on its input.
 
-    A panic is a BaseException, so ``except Exception`` does not catch it, and the library prints its stack on the error stream.
-    Until the block ends, the stream is closed for the library and all other code.
+    A panic is a BaseException, so ``except Exception`` does not catch it, and the library prints its stack to stderr. Until the
+    block ends, file descriptor 2 is redirected to the null device for the whole process.
     """
     try:
         with _silent_stderr():
@@ -28,7 +28,7 @@ def no_panic() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Send file descriptor 2 to the null device."""
+    """Redirect file descriptor 2 to the null device until the block ends."""
     sys.stderr.flush()
     try:
         stderr = os.dup(2)

@@ -1,4 +1,4 @@
-"""Classes of protobuf messages. Their schema is declared in Python, with only the fields that are read or written."""
+"""Protobuf message classes from schemas in Python, which declare only the fields that are read or written."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Schema = dict[str, dict[str, tuple[int, str, bool]]]
 
 
 def message_class(schema: Schema, message: str, package: str, syntax: str = "proto2") -> Any:
-    """Return the class of `message`. Fields that the schema lacks stay in a message and are written back.
+    """Return the class of a message. Fields that the schema lacks remain in a message and are written back.
 
     Args:
         schema: all messages of the package.
-        message: one of them.
-        package: the name of the package, in a separate descriptor pool to avoid clashes.
+        message: name of the message in `schema`.
+        package: name of the package. Each call has its own descriptor pool, so packages do not clash.
         syntax: "proto2", or "proto3", which packs repeated numbers.
     """
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory

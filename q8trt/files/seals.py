@@ -1,4 +1,4 @@
-"""Seals: `hashes.json`, the size and SHA-256 of every file in a folder, written after all of them.
+"""Seals of folders: `hashes.json` contains the size and SHA-256 of every other file and is written last.
 
 A folder without a seal is incomplete, or was not written by this version of q8trt. A folder with a seal is read only if its
 files match the seal. A seal detects damage. It is not a signature.
@@ -28,17 +28,14 @@ class _File:
 
 @dataclass(frozen=True)
 class _Seal:
-    """The contents of `SEAL_FILE`; `files` maps a path below the folder to its entry."""
+    """The contents of `SEAL_FILE`; `files` maps paths relative to the folder to their entries."""
 
     format: int
     files: dict[str, _File]
 
 
 def write_seal(folder: str | Path) -> None:
-    """Give the files in `folder` ordinary permissions, flush them to the disk, and record their sizes and hashes.
-
-    The seal is written last and atomically, so a folder with a seal is complete.
-    """
+    """Give the files in `folder` ordinary permissions, flush them to the disk, and write the seal atomically."""
     folder = Path(folder)
     finish_folder(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -49,15 +46,21 @@ def write_seal(folder: str | Path) -> None:
 
 
 def has_seal(folder: str | Path) -> bool:
-    """Return whether `folder` has a seal, sound or not."""
+    """Return whether `folder` has a seal, which may be damaged."""
     return (Path(folder) / SEAL_FILE).exists()
 
 
 def find_damage(folder: str | Path, is_read: Callable[[str], bool] = lambda name: True) -> str:
-    """Return the difference of a folder from its seal, a text that follows the folder's name and a slash; "" if there is none.
+    """Return a description of the first difference between a folder and its seal; "" if they match.
 
-    Files outside the seal, and files whose name `is_read` refuses, are not compared. Raises OSError if a file exists but
-    cannot be read.
+    Messages print the description after the folder's name and a slash.
+
+    Args:
+        folder: the folder. Files that the seal does not list are not compared.
+        is_read: predicate for the names, relative to the folder, of the files to compare.
+
+    Raises:
+        OSError: a file exists but cannot be read.
     """
     folder = Path(folder)
     try:
@@ -73,7 +76,7 @@ def find_damage(folder: str | Path, is_read: Callable[[str], bool] = lambda name
 
 
 def _difference(folder: Path, name: str, expected: _File) -> str:
-    """Return how the file `name` differs from its entry; "" if it does not."""
+    """Return a description of the difference between the file `name` and its entry; "" if they match."""
     place = PurePosixPath(name)
     if place.is_absolute() or ".." in place.parts or "\0" in name:
         return f"{SEAL_FILE} is damaged: it names {name!r}, which is outside the folder"

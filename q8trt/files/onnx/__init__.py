@@ -1,7 +1,7 @@
-"""Untrusted ONNX files: they are read without the onnx package, and checked before a library opens them.
+"""Reading of untrusted ONNX files without the onnx package, and checks before a library opens them.
 
-`messages` reads and writes the protobuf messages. `storage` checks that every tensor stores as many bytes as it claims, and
-that weights in other files stay inside the model's folder; `size` bounds the nodes.
+`messages` reads and writes the protobuf messages. `storage` checks that every tensor stores the bytes that its shape needs, and
+that weights in other files are inside the model's folder. `size` limits the number of nodes.
 """
 
 from q8trt.files.onnx.size import graphs_of

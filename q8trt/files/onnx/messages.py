@@ -1,9 +1,9 @@
-"""ONNX files read and written without the onnx package, which the light install lacks (onnx_ir and onnx would add 141 MiB).
+"""Reading and writing of ONNX files without the onnx package, which the light install lacks (it and onnx_ir add 141 MiB).
 
-An ONNX file is a protobuf message, and ONNX Runtime depends on protobuf. Only the fields that
-`q8trt.runtime.onnxruntime.graph` and `storage` read or change are declared here. All other fields stay in a message as unknown
-fields and are written back unchanged. Names, numbers and types are those of onnx/onnx.proto; an enum is read as an integer, its
-form in the file. The functions also accept messages of the onnx package.
+An ONNX file is a protobuf message, and ONNX Runtime depends on protobuf. The schema declares only the fields that this room and
+`q8trt.runtime.onnxruntime` read or change. All other fields remain in a message as unknown fields and are written back
+unchanged. Names, numbers and types are those of onnx/onnx.proto. An enum is read as an integer. The functions also accept
+messages of the onnx package.
 """
 
 from __future__ import annotations
@@ -97,17 +97,17 @@ def _model_class() -> Any:
 
 
 def parse(data: bytes) -> Any:
-    """Return the ModelProto. Raises MalformedError if `data` is not such a message."""
+    """Return the ModelProto in `data`. Raises MalformedError if there is none."""
     model = _model_class()()
     try:
         model.ParseFromString(data)
-    except Exception as error:  # google.protobuf.message.DecodeError, which cannot be named without protobuf
+    except Exception as error:  # google.protobuf.message.DecodeError, which is not imported here
         raise MalformedError(f"it is not an ONNX model: {error}") from error
     return model
 
 
 def to_array(tensor: Any) -> np.ndarray | None:
-    """Return the values of a TensorProto; None for the types that are not in `DTYPES`."""
+    """Return the values of a TensorProto in its shape; None if its type is not in `DTYPES`."""
     dtype = DTYPES.get(tensor.data_type)
     if dtype is None:
         return None
@@ -121,7 +121,7 @@ def to_array(tensor: Any) -> np.ndarray | None:
 
 
 def set_array(tensor: Any, array: np.ndarray) -> None:
-    """Replace the values of a TensorProto; its name stays."""
+    """Replace the values, type and shape of a TensorProto, but not its name."""
     name = tensor.name
     tensor.Clear()
     tensor.name, tensor.data_type = name, next(key for key, dtype in DTYPES.items() if dtype == array.dtype)
@@ -130,7 +130,7 @@ def set_array(tensor: Any, array: np.ndarray) -> None:
 
 
 def add_initializer(graph: Any, name: str, array: np.ndarray) -> Any:
-    """Add a constant to a GraphProto."""
+    """Add a constant to a GraphProto and return its TensorProto."""
     tensor = graph.initializer.add(name=name)
     set_array(tensor, array)
     return tensor
@@ -139,7 +139,7 @@ def add_initializer(graph: Any, name: str, array: np.ndarray) -> Any:
 def new_node(
     graph: Any, op_type: str, inputs: Sequence[str], output: str, name: str, domain: str = "", **integers: int
 ) -> Any:
-    """Return a NodeProto with one output and integer attributes, of the kind that `graph` takes, but not yet in it."""
+    """Return a new NodeProto with one output and integer attributes, of the class of the nodes of `graph` but not in it."""
     node = type(graph)().node.add(op_type=op_type, input=inputs, output=[output], name=name)
     if domain:
         node.domain = domain

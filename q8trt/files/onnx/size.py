@@ -1,4 +1,4 @@
-"""A bound on the nodes of an ONNX graph, checked before a library inlines its functions or walks it node by node."""
+"""The limit on the nodes of an ONNX graph, checked before a library inlines its functions or walks its nodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from q8trt.files import MalformedError
 
-#: Maximum number of nodes, with subgraphs and inlined functions. A BERT of 24 layers has about 3,000.
+#: Maximum number of nodes, including those of subgraphs and inlined functions. A BERT of 24 layers has about 3,000.
 MAX_NODES = 20_000
 _DEPTH = 64
 
@@ -36,12 +36,12 @@ def check_size(model: Any) -> None:
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:
-    """Yield the nodes of a GraphProto or FunctionProto, and those of subgraphs."""
+    """Yield the nodes of a GraphProto or FunctionProto and of its subgraphs."""
     return (node for each in graphs_of(graph) for node in each.node)
 
 
 def graphs_of(*graphs: Any) -> Iterator[Any]:
-    """Yield each GraphProto or FunctionProto, and its subgraphs."""
+    """Yield each GraphProto or FunctionProto and its subgraphs."""
     waiting = list(graphs)
     while waiting:
         graph = waiting.pop()

@@ -1,8 +1,8 @@
 """Checks of the tensors that an ONNX file stores: their sizes, and weights in other files.
 
-A tensor declares its shape, so a file of 1 KB can claim a terabyte. It also names the file with its values, so a model can
-request any file of the machine. Libraries do not refuse all of this (ONNX Runtime 1.20 reads such a file from any place). The
-functions take messages of the onnx package and of `q8trt.files.onnx.messages`.
+A tensor declares its shape, so a file of 1 KB can claim a terabyte. A tensor may also name another file that contains its
+values, so a model can request any file on the machine. Libraries do not reject all of this (ONNX Runtime 1.20 reads such a file
+anywhere). The functions accept messages of the onnx package and of `q8trt.files.onnx.messages`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ TYPES: dict[int, tuple[str, int | None]] = {
     18: ("FLOAT8E4M3FNUZ", 8), 19: ("FLOAT8E5M2", 8), 20: ("FLOAT8E5M2FNUZ", 8), 21: ("UINT4", 4), 22: ("INT4", 4),
     23: ("FLOAT4E2M1", 4), 24: ("FLOAT8E8M0", 8), 25: ("UINT2", 2), 26: ("INT2", 2),
 }  # fmt: skip
-#: Types with a separate field for their values, and the entries of one element; int32_data holds all others.
+#: TensorProto.DataType -> (field of its values, entries per element); all other types use int32_data.
 _FIELDS = {
     1: ("float_data", 1), 7: ("int64_data", 1), 8: ("string_data", 1), 11: ("double_data", 1), 12: ("uint64_data", 1),
     13: ("uint64_data", 1), 14: ("float_data", 2), 15: ("double_data", 2),
 }  # fmt: skip
 _STRING, _EXTERNAL = 8, 1  # TensorProto.DataType, TensorProto.DataLocation
-#: Files up to this size are parsed and checked whole; larger ones only if they contain the key of external data.
+#: Files up to this size in bytes are parsed and checked; larger ones only if they contain the key of external data.
 _PARSED = 64 * 2**20
-#: Maximum elements that a node may make from stored sizes: 1 GiB of FP32.
+#: Maximum number of elements that a node may create from stored sizes: 1 GiB of FP32.
 _LARGEST = 2**28
-#: Op -> position of the input that holds the sizes of its output, or the factors by which it grows.
+#: Operator -> index of the input with the sizes of its output, or with the factors by which it grows.
 _GROWING = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 
 
@@ -51,18 +51,18 @@ class External:
     length: int
 
     def read(self) -> bytes:
-        """Return the bytes."""
+        """Return the `length` bytes of the values."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.length)
 
 
 def check_file(path: Path) -> None:
-    """Check an ONNX file before a library opens it by name. At most, this reads the file once.
+    """Check an ONNX file before a library opens it by name. This reads the file at most once.
 
     Raises:
-        EngineError: a tensor is stored in less or more bytes than its shape has, or in a file that is missing, too short
-            or outside the model's folder; or the file cannot be read.
+        EngineError: a tensor is stored in fewer or more bytes than its shape needs, or in a file that is missing, too short
+            or outside the model's folder; the graph is too large; or the file cannot be read.
     """
     try:
         size = path.stat().st_size
@@ -76,15 +76,15 @@ def check_file(path: Path) -> None:
 
 
 def _has_external_data(path: Path) -> bool:
-    """Return whether the file contains a word that every tensor with external data has as a key."""
+    """Return whether the file contains "location", a key of every tensor with external data."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         return data.find(b"location") >= 0
 
 
 def check_model(model: Any, path: Path | None) -> None:
-    """Check the size of a ModelProto and every tensor in it, those of subgraphs and functions included.
+    """Check the size of a ModelProto and every tensor in it, including those of subgraphs and functions.
 
-    `path` is its file; None if external data are not accepted. Raises MalformedError for what `check_file` refuses.
+    `path` is its file; None rejects external data. Raises MalformedError for every reason that `check_file` lists.
     """
     check_size(model)
     for graph in graphs_of(model.graph, *model.functions):
@@ -115,7 +115,7 @@ def _check_sparse(sparse: Any, path: Path | None) -> None:
 
 
 def _check_tensor(tensor: Any, path: Path | None) -> None:
-    """Compare what the tensor stores to its shape."""
+    """Raise MalformedError if the tensor does not store the values that its shape needs."""
     name = _shown(tensor.name)
     if tensor.data_type not in TYPES:
         raise MalformedError(f"tensor {name} has the type number {tensor.data_type}, which ONNX does not define")
@@ -142,7 +142,7 @@ def _check_tensor(tensor: Any, path: Path | None) -> None:
 
 
 def elements(tensor: Any) -> int:
-    """Return the number of elements that the tensor's shape has."""
+    """Return the number of elements of the tensor's shape."""
     return math.prod(tensor.dims)
 
 
@@ -153,11 +153,11 @@ def _bytes(count: int, bits: int) -> int:
 def locate(tensor: Any, path: Path) -> External:
     """Return the place of the values of a tensor with external data.
 
-    Links are resolved first. The file must be in the folder of the model, or in that of the model's link target: a download
-    cache stores both as links to one folder.
+    Links are resolved first. The file must be in the model's folder or, if the model is a link, in the folder of its target,
+    because a download cache stores both files as links to one folder.
 
     Raises:
-        MalformedError: the file is missing, too short or outside, or the tensor's entries are not sound.
+        MalformedError: the file is missing, too short or outside these folders, or the tensor's entries are not valid.
     """
     name, entries = _shown(tensor.name), {item.key: item.value for item in tensor.external_data}
     if len(entries) != len(tensor.external_data):
@@ -185,7 +185,7 @@ def _resolved(location: str, path: Path, name: str) -> Path:
         folders = {path.parent.resolve(), path.resolve().parent}
         file = (path.parent / location).resolve()
         exists = bool(location) and file.is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a circle of links
+    except (OSError, ValueError, RuntimeError):  # the name is too long, contains NUL, or is a loop of links
         exists = False
     if not exists:
         raise MalformedError(
@@ -209,7 +209,7 @@ def _number(entries: dict[str, str], key: str, name: str) -> int | None:
 
 
 def load_external(tensor: Any, path: Path) -> None:
-    """Read external data into `tensor` itself. Raises as `locate`, and OSError."""
+    """Move the external data of `tensor` into the message. Raises OSError, and MalformedError as `locate` does."""
     if tensor.data_location != _EXTERNAL:
         return
     tensor.raw_data = locate(tensor, path).read()
@@ -218,7 +218,7 @@ def load_external(tensor: Any, path: Path) -> None:
 
 
 def _check_growth(graph: Any) -> None:
-    """Raise if a node makes a huge tensor from stored sizes, because libraries fold constants when they open a file."""
+    """Raise MalformedError if a node creates a huge tensor from stored sizes, because libraries fold it into a constant."""
     stored = {tensor.name: tensor for tensor in getattr(graph, "initializer", ())}
     growing = [node for node in graph.node if node.op_type in _GROWING]
     if not growing:
