@@ -52,7 +52,7 @@ def save(folder: str, model: Any, tokenizer: Any, **config: Any) -> str:
 
 
 def test_fp16_without_a_gpu(refused: Callable[..., str]) -> None:
-    assert refused("--fp16").startswith("--fp16 trains with mixed precision on a CUDA GPU and there is none")
+    assert refused("--fp16").startswith("--fp16 needs a CUDA GPU, and there is none")
 
 
 def test_a_library_that_is_not_installed(refused: Callable[..., str]) -> None:

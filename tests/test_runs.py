@@ -97,7 +97,7 @@ def test_no_run_is_made_above_the_current_folder(path: str, tmp_path: Path, monk
 def test_no_run_is_made_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in (".", str(tmp_path)):
-        with pytest.raises(ConfigError, match="is the current folder; give a folder of its own, such as runs/NAME"):
+        with pytest.raises(ConfigError, match="is the current folder; give a new folder, such as runs/NAME"):
             check_new_run(path)
 
 

@@ -138,7 +138,7 @@ def test_a_number_must_be_finite(name: str, value: float) -> None:
 
 
 def test_fp16_needs_a_gpu() -> None:
-    with pytest.raises(ConfigError, match=r"^--fp16 trains .* CUDA GPU and there is none; .*--bf16$"):
+    with pytest.raises(ConfigError, match=r"^--fp16 needs a CUDA GPU, and there is none; .*--bf16$"):
         TrainingConfig(fp16=True, use_cpu=True).check_machine()
     TrainingConfig(bf16=True, use_cpu=True).check_machine()
 
@@ -167,7 +167,7 @@ def test_the_rate_falls_to_its_end() -> None:
     assert unusable("fp32", lr_end=5e-5, qat_learning_rate=1e-4).startswith(
         "--lr_end 5e-05 is not below --learning_rate"
     )
-    assert unusable("int8", lr_end=4e-5).startswith("--lr_end 4e-05 is not below --qat_learning_rate 3e-05, the rate")
+    assert unusable("int8", lr_end=4e-5).startswith("--lr_end 4e-05 is not below --qat_learning_rate 3e-05; lower")
 
 
 def test_more_steps_than_can_be_counted() -> None:
@@ -179,12 +179,12 @@ def test_more_steps_than_can_be_counted() -> None:
 
 
 def test_quantizers_come_on_before_training_ends() -> None:
-    assert "QAT has 3 steps here" in unusable("int8", quant_start_step=3)
-    assert "QAT has 2 steps here" in unusable("int8", quant_start_step=2, gradient_accumulation_steps=2)
-    assert "QAT has 7 steps here" in unusable("int8", quant_start_step=9, max_steps=7)
+    assert "QAT has 3 steps, so" in unusable("int8", quant_start_step=3)
+    assert "QAT has 2 steps, so" in unusable("int8", quant_start_step=2, gradient_accumulation_steps=2)
+    assert "QAT has 7 steps, so" in unusable("int8", quant_start_step=9, max_steps=7)
     TrainingConfig(use_cpu=True, quant_start_step=2).check_schedule(48, ("int8",))
 
 
 def test_processes_share_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "QAT has 2 steps here" in unusable("int8", quant_start_step=2)
+    assert "QAT has 2 steps, so" in unusable("int8", quant_start_step=2)

@@ -1,4 +1,7 @@
-"""Runs: `run` is the folder that fine-tuning fills and its record; `config`, `training_config` and `quantize_config` are its
-options, `settings` those that suit a model and a task; `search` finds a run by what it has finished."""
+"""Run folders and their options.
+
+`run` is the folder and its record run.json. `fresh` makes and locks it. `config`, `training_config` and `quantize_config` are
+the options, and `settings` the best known ones for a model and a task. `search` finds a run by its finished stages.
+"""
 
 __all__ = ["config", "fresh", "quantize_config", "run", "search", "settings", "training_config"]

@@ -23,19 +23,19 @@ from q8trt.tasks.data import DEFAULT_LENGTH, DataConfig, DataRecord, RunData
 from q8trt.tasks.heads import with_head_fields
 
 _T = TypeVar("_T")
-#: Fields that always name a file or a folder, and those that may name a model of the hub too.
+#: Fields that are always paths, and fields that may also be names of hub models.
 _DATA_PATHS = ("data_dir", "train_file", "validation_file", "texts")
 _MODEL_PATHS = ("model_name_or_path", "from_fp32", "teacher_model_name_or_path", "from_pytorch_quantization")
-#: The target of runs that record none: their engines had FP32 beside INT8, and three GEMMs for Q, K and V.
+#: The target of runs that record none. Their engines had FP32 beside INT8, and three GEMMs for Q, K and V.
 _EARLIER_TARGET = Target.CPU
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Everything that decides a run; stored in run.json, so that `--resume` continues the same run.
+    """The configuration of a run. It is stored in run.json, and `--resume` continues with it.
 
     Raises:
-        ConfigError: an unknown precision, or no calibration rows.
+        ConfigError: a value is unknown or out of range.
     """
 
     data: DataConfig = group("data (default: GLUE from the hub)")
@@ -85,15 +85,15 @@ class FinetuneConfig:
         object.__setattr__(self, "recipe", self.recipe or load_recipe(self.target.recipe))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration ready for JSON; `from_dict` reads it back."""
+        """Return the configuration as JSON-ready data, which `from_dict` reads."""
         return {**asdict(self), "data": self.data.to_dict(), "recipe": self.recipe.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FinetuneConfig:
-        """Read what `to_dict` returned; options that an earlier q8trt did not have get the values that do what it did.
+        """Return the configuration that `to_dict` wrote. Options that an earlier version lacked get its behavior.
 
         Raises:
-            ConfigError: written by another version of q8trt, or damaged.
+            ConfigError: the data are damaged or from another version of q8trt.
         """
         try:
             rows = {
@@ -109,7 +109,7 @@ class FinetuneConfig:
             raise ConfigError(f"the run's configuration cannot be read ({error}); start a new run") from None
 
     def with_paths(self, change: Callable[[str], str]) -> FinetuneConfig:
-        """Return the configuration with each path changed; names of hub models stay."""
+        """Return the configuration with `change` applied to each path, but not to names of hub models."""
         data: Any = {name: change(path) for name in _DATA_PATHS if (path := getattr(self.data, name))}
         named = {name: str(path) for name in _MODEL_PATHS if (path := getattr(self, name))}
         models: Any = {n: change(path) for n, path in named.items() if Path(path).is_absolute() or _exists(path)}
@@ -117,11 +117,11 @@ class FinetuneConfig:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The folders, or names on the hub, of the models that a run reads."""
+        """The folders or hub names of the models that a run reads."""
         return tuple(str(path) for name in _MODEL_PATHS if (path := getattr(self, name)))
 
     def absolute(self) -> FinetuneConfig:
-        """Return the configuration with absolute paths, which mean the same in every working folder."""
+        """Return the configuration with absolute paths."""
         return self.with_paths(lambda path: str(Path(path).absolute()))
 
 
@@ -130,7 +130,7 @@ class CalibrationConfig:
     """Options of a calibration without training.
 
     Raises:
-        ConfigError: a value out of its range, or a recipe beside a checkpoint that has its own.
+        ConfigError: a value is out of range, or `recipe` and `from_pytorch_quantization` are both set.
     """
 
     target: Target = same_option(FinetuneConfig, "target")
@@ -156,7 +156,7 @@ class CalibrationConfig:
             raise ConfigError("--recipe and --from_pytorch_quantization exclude each other; give one")
 
     def apply(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the fields of the `FinetuneConfig` that calibrates with `recipe` and does not train."""
+        """Return the fields of a `FinetuneConfig` that calibrates with `recipe` and does not train."""
         return {
             "training": TrainingConfig(seed=self.seed, per_device_eval_batch_size=self.per_device_eval_batch_size),
             "precision": Precision.INT8,
@@ -172,14 +172,14 @@ class CalibrationConfig:
 
 
 _NESTED = ("data", "training", "recipe")
-#: The fields of `FinetuneConfig` that are plain values, as a class to decode.
+#: A dataclass with the fields of `FinetuneConfig` that are plain values, for decoding.
 _Options = make_dataclass(
     "_Options", [each for each in get_type_hints(FinetuneConfig).items() if each[0] not in _NESTED]
 )
 
 
 def _decoded(cls: type[_T], data: dict[str, Any]) -> _T:
-    """Return the dataclass `cls`; fields that `data` lack get their defaults."""
+    """Return `data` as the dataclass `cls`; missing fields get their defaults."""
     defaults = {each.name: each.default for each in fields(cls) if each.default is not MISSING}  # type: ignore[arg-type]
     return files.decode(cls, {**defaults, **data})
 
@@ -189,11 +189,13 @@ def _exists(path: str) -> bool:
 
 
 def config_of_run(run: Run, remedy: str = "") -> FinetuneConfig:
-    """Return the configuration of a run, whose data are checked against run.json when they are read.
+    """Return the configuration of a run, with data that are checked against run.json when they are read.
 
-    A file that is gone is looked for in the same place relative to the run: a project may have been moved.
+    If a path is missing, q8trt looks for it in the same place relative to the run, because a project may have been moved.
 
-    `remedy` says what the user may do where the rows are gone or have changed; "" for nothing.
+    Args:
+        run: the run.
+        remedy: advice for the error that reports missing or changed rows.
 
     Raises:
         ConfigError: run.json is damaged.
@@ -210,7 +212,7 @@ def config_of_run(run: Run, remedy: str = "") -> FinetuneConfig:
 
 
 def _moved(old_folder: str, new_folder: Path, path: str) -> str:
-    """Return `path`; or, where it is gone and the run was moved together with it, the new place of the file."""
+    """Return the new path of a file that was moved together with the run; `path` if it exists or was not moved."""
     if not Path(path).is_absolute() or _exists(path):
         return path
     moved = os.path.normpath(new_folder.absolute() / os.path.relpath(path, old_folder))
@@ -223,16 +225,16 @@ def last_stage(config: FinetuneConfig) -> str:
 
 
 def run_of_checkpoint(config: FinetuneConfig) -> Run | None:
-    """Return the run that holds the FP32 checkpoint of `config`; None for one that is in no run, or without a checkpoint."""
+    """Return the run that contains the checkpoint `config.from_fp32`; None if there is no such run or checkpoint."""
     folder = Path(config.from_fp32).parent if config.from_fp32 else None
     return open_run(folder) if folder and (folder / RUN_FILE).is_file() else None
 
 
 def model_name(config: FinetuneConfig) -> str:
-    """Return a word for the model: for a checkpoint of a run, whose folder is "fp32", the model that the run began with."""
+    """Return a short name of the model; for a checkpoint in a run, the name of the model that the run started from."""
     name = config.from_fp32 or config.model_name_or_path
     try:
         run = run_of_checkpoint(config)
         return short_name(config_of_run(run).model_name_or_path if run else name)
-    except ConfigError:  # that run is damaged, and its checkpoint need not be
+    except ConfigError:  # the run is damaged, but the checkpoint may be sound
         return short_name(name)

@@ -1,4 +1,4 @@
-"""The folder of a run while a command writes to it: one writer, and no trace of an error before the first result."""
+"""The folder of a run while a command writes to it: its lock, and its removal after an early error."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def sole_writer(path: str | Path) -> Iterator[None]:
-    """Keep other commands from writing to the run `path`, and delete what killed ones left there.
+    """Lock the run `path` for this command, and delete the temporary files of killed commands.
 
-    The lock is inside the folder: the folder may be a volume, whose parent belongs to someone else. Under torchrun the
-    first process holds it for all.
+    The lock is inside the folder, because the folder may be a mounted volume whose parent cannot be written. Under torchrun,
+    only the first process locks.
 
     Raises:
-        BusyError: another command writes to it.
+        BusyError: another command writes to the run.
     """
     if not is_main_process():
         yield
@@ -46,20 +46,20 @@ def fresh_run(
     data: DataRecord | None = None,
     engines: dict[str, Any] | None = None,
 ) -> Iterator[Run]:
-    """Make a run folder and yield its run; on an error before there is anything to continue from, remove it.
+    """Make a run folder and yield its run. If an error occurs before a stage or a checkpoint exists, remove the run.
 
-    Under torchrun the first process makes the folder and the others wait for it.
+    Under torchrun, the first process makes the folder and the others wait for it.
 
     Args:
         path: the folder.
-        command: as typed, for the record.
-        config: what the run does; its paths are stored absolute.
-        data: the rows that the run reads.
-        engines: the engines that the command makes of the run, JSON-ready.
+        command: words of the command line, for the record.
+        config: configuration of the run; its paths are stored as absolute paths.
+        data: record of the rows that the run reads; None if unknown.
+        engines: the engines that the command builds from the run, JSON-ready; None for a command that builds none.
 
     Raises:
-        BusyError: another command writes to it.
-        ConfigError: the folder is a run already, or holds what the run would write.
+        BusyError: another command writes to the folder.
+        ConfigError: the folder is already a run, or contains a name that the run would write.
     """
     path = Path(path)
     with sole_writer(path):
@@ -80,15 +80,15 @@ def fresh_run(
 
 
 def _remove(path: Path) -> None:
-    """Remove the run; other files in a folder that was there before stay: they are the user's."""
+    """Remove the files of the run. Other files in the folder belong to the user and stay."""
     for name in WRITTEN:
         shutil.rmtree(path / name, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the error that led here is the one to report
+        with contextlib.suppress(OSError):  # the original error is reported
             (path / name).unlink()
 
 
 def _has_begun(path: Path, config: FinetuneConfig) -> bool:
-    """Return whether there is a stage or a checkpoint of the Trainer to continue from; a copied model without scores is none."""
+    """Return whether a stage or a checkpoint of the Trainer exists. A copy of `config.from_fp32` counts once it has scores."""
     stages = [stage for stage in STAGES if (path / stage).is_dir()]
     if stages == ["fp32"] and config.from_fp32:
         return Run(path).stage("fp32") is not None

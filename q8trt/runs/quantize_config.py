@@ -1,4 +1,4 @@
-"""The options of quantizing a model of one's own. Importing them needs no torch."""
+"""The options of quantizing a fine-tuned model. Importing them needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from q8trt.tasks.data import DataConfig
 from q8trt.tasks.data.opening import open_data
 from q8trt.tasks.heads import POOLING_MODES, HeadKind
 
-#: The options of the rows: fields of `DataConfig`.
+#: The fields of `DataConfig` that are options here.
 ROWS = (
     "texts", "text_column_names", "validation_file", "label_column_name", "max_train_samples", "max_eval_samples"
 )  # fmt: skip
@@ -26,17 +26,17 @@ class QuantizeConfig:
     """Options of quantizing a fine-tuned model, with labels or without.
 
     Raises:
-        ConfigError: an unknown head or pooling, a file without a name, or a number out of range.
+        ConfigError: an unknown head or pooling, an empty name, or a number out of range.
     """
 
     head: str | None = option(
-        None, "head of the model", choices=tuple(kind.value for kind in HeadKind), unset="as the folder says"
+        None, "head of the model", choices=tuple(kind.value for kind in HeadKind), unset="read from the folder"
     )
     pooling: tuple[str, ...] = option(
         (),
         f"pooling of an encoder without modules.json: {', '.join(POOLING_MODES)}",
         metavar="MODE",
-        unset="as the folder says",
+        unset="read from the folder",
     )
     texts: str | None = option(
         None,
@@ -61,14 +61,14 @@ class QuantizeConfig:
         None,
         "tokens per text, special tokens included",
         values=at_least(1),
-        unset="the folder's, else 128; of question answering 384, of a reranker 512",
+        unset="the folder's, else 128 (question answering 384, rerankers 512)",
     )
     max_train_samples: int | None = option(
         None, "texts to draw from a file for calibration and --distill", values=at_least(1), unset="10,000"
     )
     max_eval_samples: int | None = option(
         None,
-        "rows to score or to compare answers on",
+        "rows to score, or to compare answers on",
         values=at_least(1),
         unset="1,000 of --texts; all of --validation_file",
     )
@@ -103,16 +103,16 @@ class QuantizeConfig:
 
     @property
     def kind(self) -> HeadKind | None:
-        """The head that is asked for; None for the folder's."""
+        """The chosen head; None if it is read from the folder."""
         return None if self.head is None else HeadKind(self.head)
 
     def data(self, **facts: Any) -> DataConfig:
-        """Return the rows of a run; `facts` are the fields that the model decides."""
+        """Return the `DataConfig` of a run; `facts` are the fields that the model decides."""
         return DataConfig("custom", **{name: getattr(self, name) for name in ROWS}, **facts)
 
 
 def check_paths(model: str | Path, config: QuantizeConfig) -> None:
-    """Check what needs no torch: that `model` is not a run or a quantized checkpoint of one, and that the files can be opened.
+    """Check without torch that `model` is neither a run nor a quantized checkpoint of one, and that the files can be opened.
 
     Raises:
         ConfigError: `model` is a run, or a quantized checkpoint of a run.

@@ -1,11 +1,11 @@
-"""Run folders: what a training or calibration leaves for the steps after it.
+"""Run folders: the record and the checkpoints of a training or calibration.
 
 runs/<name>/
-  run.json           configuration, provenance, and per stage: scores, steps, seconds a step
+  run.json           configuration, provenance, and for each stage: scores, steps, seconds per step
   fp32/ ptq/ int8/   checkpoints: fine-tuned, calibrated, quantization-aware fine-tuned
   checkpoints/       of the Trainer, for --resume
   logs/              TensorBoard
-  engine*/           what build_engine.py made of the run
+  engine*/           engines built from the run
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from q8trt.quantization.trial import InFloat, Trial
 RUN_FILE = "run.json"
 #: The report of the run's engines.
 REPORT_FILE = "benchmark.json"
-#: Folder of runs, below the current folder.
+#: Folder of runs, in the current folder.
 RUNS_DIR = "runs"
 STAGES = ("fp32", "ptq", "int8")
 StageName = Literal["fp32", "ptq", "int8"]
@@ -35,7 +35,7 @@ StageName = Literal["fp32", "ptq", "int8"]
 FORMAT = 1
 #: Names that a run writes into its folder.
 WRITTEN = (RUN_FILE, *STAGES, "checkpoints", "logs")
-#: Names in a run folder whose temporary names a killed writer may have left.
+#: Patterns of names in a run folder of which a killed writer may have left temporary files.
 _SWEPT = (*WRITTEN, "engine*", "benchmark.*", "parity.json", "sensitivity.*", "compare.*")
 
 
@@ -46,7 +46,7 @@ class StageRecord:
     Attributes:
         checkpoint: the folder, relative to the run or absolute.
         scores: development split -> metric -> value.
-        details: all else that was noted, such as steps and seconds a step.
+        details: other JSON-ready facts, such as the number of steps and seconds per step.
     """
 
     checkpoint: str
@@ -59,7 +59,7 @@ class StageRecord:
             raise ValueError(f"the checkpoint {self.checkpoint[:80]!r} is not a folder inside the run")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of run.json, whose details stand beside the rest."""
+        """Return the entry of run.json, in which the details are keys of the entry."""
         scores = {"scores": self.scores} if self.scores else {}
         return {"checkpoint": self.checkpoint, **scores, **self.details}
 
@@ -69,16 +69,16 @@ class RunRecord:
     """The content of run.json.
 
     Attributes:
-        format: of the file.
-        task: the name of the task.
-        created: ISO 8601, UTC.
-        folder: the absolute path of the run when it was made; "" if unknown.
+        format: version of the file's format.
+        task: name of the task.
+        created: time in ISO 8601, UTC.
+        folder: absolute path of the run when it was made; "" if unknown.
         provenance: command, commit, versions, hardware and date.
-        config: the configuration, as `FinetuneConfig.to_dict` made it.
-        data: the record of the rows, see `q8trt.tasks.data.record`; None if unknown.
+        config: the configuration, from `FinetuneConfig.to_dict`.
+        data: record of the rows, see `q8trt.tasks.data.record`; None if unknown.
         stages: the finished stages.
-        engines: the engines that `q8trt quantize` makes of the run, as `EnginePlan.to_dict` made them; None for other runs.
-        more: other keys, of earlier versions.
+        engines: the engines that `q8trt quantize` builds from the run, from `EnginePlan.to_dict`; None for other runs.
+        more: keys of other versions.
     """
 
     format: int
@@ -93,16 +93,16 @@ class RunRecord:
     more: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of run.json; `parse_record` reads it back."""
+        """Return the content of run.json, which `parse_record` reads."""
         data = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "more"}
         return {**data, **self.more, "stages": {name: stage.to_dict() for name, stage in self.stages.items()}}
 
 
 def parse_record(data: Any) -> RunRecord:
-    """Return the record that JSON data hold.
+    """Return the record in JSON data.
 
     Raises:
-        MalformedError: a key is missing, or a value has another type than it should.
+        MalformedError: a key is missing, a value has the wrong type, or the format is newer than this version.
     """
     if not isinstance(data, dict):
         raise files.MalformedError("the document must be an object")
@@ -122,7 +122,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def _grouped(data: Any, cls: type, rest: str) -> Any:
-    """Return `data` with the keys that `cls` lacks moved under `rest`; what is not an object is for the decoder."""
+    """Return `data` with the keys that `cls` lacks moved to the key `rest`; data that are no object are returned unchanged."""
     if not isinstance(data, dict):
         return data
     names = {each.name for each in dataclasses.fields(cls)} - {rest}
@@ -136,7 +136,7 @@ def _grouped(data: Any, cls: type, rest: str) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder, `path`."""
+    """A run, stored in the folder `path`."""
 
     path: Path
 
@@ -152,7 +152,7 @@ class Run:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """The candidates that calibration tried, in order; none if the recipe was obeyed.
+        """The candidates that calibration measured, in order; empty if it measured none.
 
         Raises:
             ConfigError: run.json is damaged.
@@ -161,7 +161,7 @@ class Run:
 
     @property
     def in_float(self) -> InFloat | None:
-        """The operations that calibration left in floating point by measurement, if any; raises as `trials`."""
+        """The operations that calibration left in floating point, or None. Raises ConfigError if run.json is damaged."""
         return self._of_calibration("in_float", InFloat | None, None)
 
     def _of_calibration(self, name: str, kind: Any, default: Any) -> Any:
@@ -173,7 +173,7 @@ class Run:
 
     @property
     def record(self) -> RunRecord:
-        """run.json, as it is on the disk now.
+        """The record, read from run.json at each access.
 
         Raises:
             ConfigError: the file is missing or damaged.
@@ -196,7 +196,7 @@ class Run:
         return next((stage for key, stage in self.record.stages.items() if key == name), None)
 
     def finish_stage(self, name: StageName, entry: dict[str, Any]) -> None:
-        """Note a stage as finished; `entry` needs "checkpoint", the folder, relative to the run or absolute."""
+        """Record a stage as finished. `entry` has the key "checkpoint", a folder relative to the run or absolute."""
         record, stage = self.record, StageRecord(**_grouped(entry, StageRecord, "details"))
         self.write(dataclasses.replace(record, stages={**record.stages, name: stage}))
 
@@ -206,7 +206,7 @@ class Run:
         return self.path / stage.checkpoint if stage else None
 
     def best_quantized(self) -> Path | None:
-        """Return the checkpoint to build an INT8 engine from: QAT's, else the calibrated one."""
+        """Return the checkpoint to build an INT8 engine from: that of QAT, else the calibrated one, else None."""
         return self.checkpoint("int8") or self.checkpoint("ptq")
 
     @property
@@ -221,26 +221,26 @@ class Run:
         return command("finetune" if self.record.engines is None else "quantize", "--resume", self.path)
 
     def sweep(self) -> None:
-        """Delete what killed writers left under temporary names. A live writer's are locked, and stay."""
+        """Delete the temporary files of killed writers. Those of running writers are locked and stay."""
         files.sweep(self.path, _SWEPT)
 
 
 def check_new_run(path: str | Path) -> None:
-    """Check that a run can be made in `path` without replacing anything. Other files may be there.
+    """Check that a run can be made in the folder `path` without replacing a file. Other files may be there.
 
     Raises:
-        ConfigError: the folder is a run already, holds a name that the run would write, is inside a checkpoint, or cannot
-            be written.
+        ConfigError: the folder is already a run, contains a name that the run would write, is inside a checkpoint, is or
+            contains the current folder, or cannot be written.
     """
     folder = Path(path)
     files.check_folder(folder)
     here = Path.cwd().resolve()
     if folder.resolve() in (here, *here.parents):
         place = "the current folder" if folder.resolve() == here else "above the current folder"
-        raise ConfigError(f"--output_dir {path} is {place}; give a folder of its own, such as runs/NAME")
+        raise ConfigError(f"--output_dir {path} is {place}; give a new folder, such as runs/NAME")
     if (folder / RUN_FILE).exists():
         run = Run(Path(path))
-        record = run.record  # raises where another program wrote it, or it is damaged
+        record = run.record  # raises ConfigError if the file is damaged or from another program
         is_done = _is_finished(record) and not run.lacks_engines
         resume = "" if is_done else f", or continue it: {run.resume_command}"
         raise ConfigError(f"{path} is a run already; give another --output_dir{resume}")
@@ -279,10 +279,10 @@ def new_run(
     Args:
         path: the folder.
         provenance: see `q8trt.hardware.provenance`.
-        task: the task's name.
-        config: JSON-ready configuration, from which `--resume` continues.
-        data: the record of the rows, see `q8trt.tasks.data.record`; None leaves them out.
-        engines: the engines that the command makes of the run, JSON-ready; None for a run of another command.
+        task: name of the task.
+        config: JSON-ready configuration, which `--resume` reads.
+        data: record of the rows, see `q8trt.tasks.data.record`; None if unknown.
+        engines: the engines that the command builds from the run, JSON-ready; None for a command that builds none.
 
     Raises:
         ConfigError: see `check_new_run`.
@@ -295,7 +295,7 @@ def new_run(
 
 
 def run_name(task: str, model: str) -> str:
-    """Return a name for a new run, from task, model and time: ``"sts-b-minilm-20261122-160512"``."""
+    """Return a name for a new run from task, model and time, such as ``"sts-b-minilm-20261122-160512"``."""
     return f"{task}-{model}-{time.strftime('%Y%m%d-%H%M%S')}".casefold()
 
 
@@ -311,19 +311,19 @@ def open_run(path: str | Path) -> Run:
 
 
 def find_runs(root: str | Path) -> list[Run]:
-    """Return all runs under `root`, the one written last first. Hidden folders are temporary names, not runs."""
+    """Return all runs in the folder `root`, the one written last first. Hidden folders are temporary and not runs."""
     written = {}
     for path in Path(root).glob(f"*/{RUN_FILE}"):
         if not path.parent.name.startswith("."):
             try:
                 written[path.parent] = path.stat().st_mtime
-            except OSError:  # removed meanwhile, or a link to nothing
+            except OSError:  # removed meanwhile, or a broken link
                 continue
     return [Run(path) for path in sorted(written, key=lambda path: written[path], reverse=True)]
 
 
 def make_a_run(root: str | Path = RUNS_DIR) -> str:
-    """Return the command that makes a run under `root`."""
+    """Return a command that makes a run in the folder `root`."""
     return f"{command('finetune', '--task', 'STS-B', *runs_dir_option(root))} (or --demo, which needs no hub)"
 
 
@@ -333,5 +333,5 @@ def runs_dir() -> Any:
 
 
 def runs_dir_option(root: str | Path) -> list[str]:
-    """Return the words that name the folder of runs; none for the default."""
+    """Return the words of the option ``--runs_dir``; [] for the default folder."""
     return [] if Path(root) == Path(RUNS_DIR) else ["--runs_dir", str(root)]

@@ -1,4 +1,4 @@
-"""Runs by what they have finished: the newest that can be used, and what to do about one that cannot."""
+"""Search for runs by their finished stages, and the command that finishes a run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _log = logging.getLogger(__name__)
 
 
 def sound_runs(root: str | Path) -> Iterator[Run]:
-    """Yield the runs under `root` that can be read, the one written last first; log a warning for each that cannot."""
+    """Yield the readable runs in the folder `root`, the one written last first; log a warning for each other run."""
     for run in find_runs(root):
         if is_sound(run):
             yield run
 
 
 def is_sound(run: Run) -> bool:
-    """Return whether run.json can be read; log a warning where it cannot."""
+    """Return whether run.json can be read; log a warning if it cannot."""
     try:
         _ = config_of_run(run)
     except ConfigError as error:
@@ -36,7 +36,7 @@ def newest_run(root: str | Path, stages: tuple[str, ...]) -> Run:
     """Return the newest run that has finished one of `stages`; runs that cannot be read are skipped with a warning.
 
     Raises:
-        ConfigError: there is none; the message says how to make one.
+        ConfigError: there is no such run.
     """
     for run in sound_runs(root):
         if any(run.stage(stage) for stage in stages):
@@ -47,7 +47,7 @@ def newest_run(root: str | Path, stages: tuple[str, ...]) -> Run:
 
 
 def how_to_finish(run: Run, stages: Sequence[str]) -> str:
-    """Return what to do about a run that has finished none of `stages`: words, and a command that works as printed."""
+    """Return the advice for a run that has finished none of `stages`, with a command to run."""
     config, record = config_of_run(run), run.record
     planned = STAGES[: STAGES.index(last_stage(config)) + 1]
     if set(stages) & set(planned) or "fp32" not in record.stages:

@@ -1,7 +1,7 @@
-"""Settings: the options of training that serve a model best on a task, as far as trials have shown.
+"""Settings: the training options that reached the best development score of a model on a task.
 
-Settings are data, in `q8trt/settings/*.yaml`, a file for each model. They take the place of defaults, never of an option that
-a user gives.
+Settings are data in `q8trt/settings/*.yaml`, one file for each model. They replace defaults, and never an option that the user
+gives.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from q8trt.tasks.glue import TASKS
 
 _FOLDER = "settings"
 _LIMITS = files.Limits(size=2**16, depth=8, values=2_000)
-#: Fields of a configuration of transformers that tell one model from another.
+#: Fields of a transformers configuration that identify a model.
 _MODEL_KEYS = ("model_type", "num_hidden_layers", "hidden_size", "num_attention_heads")
-#: Options of FP32 fine-tuning alone, and of QAT alone.
+#: Options that only FP32 fine-tuning reads, and options that only QAT reads.
 _FP32_OPTIONS = ("num_train_epochs", "learning_rate", "dropout")
 _QAT_OPTIONS = ("qat_epochs", "qat_learning_rate", "qat_dropout", "range_learning_rate", "quant_start_step")
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """The options that suit a model on one task.
+    """The best known options of a model on one task.
 
     Attributes:
         options: field of `TrainingConfig` -> value.
-        score: the development score that decided, and the one without these options.
+        score: development scores with and without these options, as text.
     """
 
     options: dict[str, Any]
@@ -43,14 +43,14 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """The options that suit a model.
+    """The best known options of a model.
 
     Attributes:
-        name: of the file, without its ending.
-        model: field of the model's configuration -> the value that it must have.
-        description: one sentence for people.
-        options: field of `TrainingConfig` -> value, on every task.
-        tasks: name of a task -> its settings, which win over `options`.
+        name: name of the file, without its ending.
+        model: field of the model's configuration -> its required value.
+        description: one sentence for readers.
+        options: field of `TrainingConfig` -> value, for every task.
+        tasks: name of a task -> its settings, which override `options`.
     """
 
     name: str
@@ -70,15 +70,15 @@ class Settings:
 
     @property
     def path(self) -> str:
-        """The file, within a checkout."""
+        """The path of the file in the repository."""
         return f"q8trt/{_FOLDER}/{self.name}.yaml"
 
     def suit(self, model: Any) -> bool:
-        """Return whether a configuration of transformers is one of this model."""
+        """Return whether a transformers configuration belongs to this model."""
         return all(getattr(model, key, None) == value for key, value in self.model.items())
 
     def on(self, task: str) -> dict[str, Any]:
-        """Return the options on a task."""
+        """Return the options for a task."""
         return {**self.options, **(self.tasks[task].options if task in self.tasks else {})}
 
 
@@ -89,14 +89,14 @@ def _check_names(names: Collection[str], known: tuple[str, ...], where: str) -> 
 
 
 def parse_settings(data: bytes, where: str) -> Settings:
-    """Return the settings that a YAML document holds.
+    """Return the settings in a YAML document.
 
     Args:
         data: the document.
-        where: its name, for errors.
+        where: name of the document in errors.
 
     Raises:
-        ConfigError: not YAML, an unknown key, task or option, or a value that the option does not take.
+        ConfigError: the document is not YAML, or has an unknown key, task or option, or a value that an option rejects.
     """
     try:
         content = files.parse_yaml(data, _LIMITS)
@@ -108,7 +108,7 @@ def parse_settings(data: bytes, where: str) -> Settings:
 
 
 def builtin_settings() -> Iterator[Settings]:
-    """Yield the settings that come with q8trt, in the order of their names."""
+    """Yield the settings in the package, in the order of their names."""
     folder = resources.files("q8trt") / _FOLDER
     for item in sorted(folder.iterdir(), key=lambda each: each.name):
         if item.name.endswith(".yaml"):
@@ -116,11 +116,11 @@ def builtin_settings() -> Iterator[Settings]:
 
 
 def with_settings(config: FinetuneConfig, typed: Collection[str]) -> tuple[FinetuneConfig, str]:
-    """Return `config` with the settings for its model and task, and a line that names them; "" if none apply.
+    """Return `config` with the settings for its model and task, and a line that lists them; "" if none apply.
 
     Args:
-        config: what a user asked for.
-        typed: names of the options that the user gave, which stay.
+        config: the configuration from the user's options.
+        typed: names of the options that the user gave, which settings do not replace.
     """
     settings = _settings_for(config.from_fp32 or config.model_name_or_path)
     if settings is None:
@@ -142,9 +142,9 @@ def with_settings(config: FinetuneConfig, typed: Collection[str]) -> tuple[Finet
 
 
 def _settings_for(model_name_or_path: str) -> Settings | None:
-    """Return the settings that suit a model; None without any, or where the model cannot be read."""
+    """Return the settings of a model; None if there are none or the model cannot be read."""
     try:
         model = load_config(model_name_or_path)
-    except CheckpointError:  # which the run reports, in its turn
+    except CheckpointError:  # the run reports it later
         return None
     return next((each for each in builtin_settings() if each.suit(model)), None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from q8trt.console.options import SHARE, Values, at_least, check_options, more_than, option
 from q8trt.errors import ConfigError
 
-#: Largest whole number of an option: beyond it, counters of torch and transformers overflow.
+#: Largest whole number of an option. With larger numbers, counters of torch and transformers overflow.
 _LARGEST = 2**31 - 1
 #: Largest seed that NumPy takes.
 _LARGEST_SEED = 2**32 - 1
@@ -22,10 +22,10 @@ _STEPS = Values("1 or more, or -1 for whole epochs", lambda value: value == -1 o
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Options of training; names follow `transformers.TrainingArguments`, defaults are BERT's on GLUE.
+    """Options of training. The names follow `transformers.TrainingArguments`, the defaults suit BERT on GLUE.
 
     Raises:
-        ConfigError: a value outside its range, or options that exclude each other.
+        ConfigError: a value is out of range, or options exclude each other.
     """
 
     num_train_epochs: float = option(3.0, "epochs of FP32 fine-tuning", values=_POSITIVE)
@@ -43,7 +43,9 @@ class TrainingConfig:
     per_device_train_batch_size: int = option(16, "training rows in a step on each device", values=_ONE)
     per_device_eval_batch_size: int = option(32, "evaluation rows in a batch on each device", values=_ONE)
     gradient_accumulation_steps: int = option(1, "batches in an optimizer step", values=_ONE)
-    max_steps: int = option(-1, "stop each stage after this many steps", unset="-1, the epochs decide", values=_STEPS)
+    max_steps: int = option(
+        -1, "optimizer steps of each stage, instead of epochs", unset="-1, the epochs decide", values=_STEPS
+    )
     lr_end: float = option(1e-14, "learning rate at the end of the polynomial decay", values=_POSITIVE)
     lr_power: float = option(1.0, "power of the polynomial decay", values=_POSITIVE)
     warmup_ratio: float = option(0.1, "share of the steps in which the learning rate rises", values=_ZERO)
@@ -107,10 +109,10 @@ class TrainingConfig:
             )
         weights = ("label_loss_weight", "distillation_weight", "hidden_loss_weight", "attention_loss_weight")
         if not any(getattr(self, name) for name in weights):
-            raise ConfigError(f"{', '.join(f'--{name}' for name in weights)} are all 0: nothing is learned")
+            raise ConfigError(f"{', '.join(f'--{name}' for name in weights)} are all 0; give one of them more than 0")
 
     def on_cpu(self) -> bool:
-        """Return whether training runs on the CPU: by option, or because there is no GPU."""
+        """Return whether training runs on the CPU, by option or because there is no GPU."""
         import torch
 
         return self.use_cpu or not torch.cuda.is_available()
@@ -122,19 +124,17 @@ class TrainingConfig:
             ConfigError: --fp16 without a CUDA GPU.
         """
         if self.fp16 and self.on_cpu():
-            raise ConfigError(
-                "--fp16 trains with mixed precision on a CUDA GPU and there is none; leave it out, or use --bf16"
-            )
+            raise ConfigError("--fp16 needs a CUDA GPU, and there is none; leave it out, or use --bf16")
 
     def check_schedule(self, rows: int, stages: Collection[str]) -> None:
-        """Check the schedule of every stage that trains, which depends on the number of training rows.
+        """Check the schedule of every stage that trains.
 
         Args:
-            rows: training rows.
-            stages: of "fp32" and "int8", those that train.
+            rows: number of training rows.
+            stages: the stages that train, of "fp32" and "int8".
 
         Raises:
-            ConfigError: a stage has no usable schedule.
+            ConfigError: `lr_end` is not below a learning rate, a stage has too many steps, or QAT ends before it quantizes.
         """
         for stage, epochs, rate in (
             ("fp32", "num_train_epochs", "learning_rate"),
@@ -143,10 +143,7 @@ class TrainingConfig:
             if stage not in stages:
                 continue
             if self.lr_end >= getattr(self, rate):
-                raise ConfigError(
-                    f"--lr_end {self.lr_end} is not below --{rate} {getattr(self, rate)}, the rate that falls to it; "
-                    "lower --lr_end"
-                )
+                raise ConfigError(f"--lr_end {self.lr_end} is not below --{rate} {getattr(self, rate)}; lower --lr_end")
             steps = self._steps(rows, getattr(self, epochs))
             if steps > _LARGEST:
                 raise ConfigError(
@@ -154,19 +151,19 @@ class TrainingConfig:
                 )
             if stage == "int8" and self.quant_start_step >= steps:
                 raise ConfigError(
-                    f"--quant_start_step {self.quant_start_step}: QAT has {math.ceil(steps)} steps here, so none would "
+                    f"--quant_start_step {self.quant_start_step}, but QAT has {math.ceil(steps)} steps, so no step would "
                     "train with quantizers; lower it, or raise --qat_epochs or --max_steps"
                 )
 
     def _steps(self, rows: int, epochs: float) -> float:
-        """Return the optimizer steps of `epochs` passes, before rounding up."""
+        """Return the number of optimizer steps of `epochs` passes, before rounding up."""
         if self.max_steps > 0:
             return self.max_steps
         batches = math.ceil(rows / (self.per_device_train_batch_size * self._devices()))
         return epochs * max(math.ceil(batches / self.gradient_accumulation_steps), 1)
 
     def _devices(self) -> int:
-        """Return the number of devices that share a batch: torchrun's processes, or the GPUs of a process alone."""
+        """Return the number of devices that share a step: the processes of torchrun, or the GPUs of a single process."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         if processes > 1 or self.on_cpu():
             return processes

@@ -61,7 +61,7 @@ class DataConfig:
         None, "use only the first N development examples", unset="all", values=at_least(1)
     )
     max_seq_length: int = option(
-        None, "tokens per example, special tokens included", values=at_least(1), unset="128; of question answering 384"
+        None, "tokens per example, special tokens included", values=at_least(1), unset="128 (question answering 384)"
     )
     label_list: tuple[str, ...] | None = option(
         None,
