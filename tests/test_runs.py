@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,10 +25,10 @@ from q8trt.runs.run import (
     StageRecord,
     check_new_run,
     find_runs,
+    new_folder,
     new_run,
     open_run,
     parse_record,
-    run_name,
 )
 from q8trt.runs.search import how_to_finish, newest_run
 from q8trt.runs.training_config import TrainingConfig
@@ -269,5 +270,10 @@ def test_no_run(tmp_path: Path) -> None:
         newest_run(tmp_path / "none", ("fp32",))
 
 
-def test_run_name() -> None:
-    assert re.fullmatch(r"sts-b-minilm-\d{8}-\d{6}", run_name("STS-B", "MiniLM"))
+def test_new_folder_names_task_model_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(r"runs/sts-b-minilm-\d{8}-\d{6}", new_folder("runs", "STS-B", "MiniLM"))
+    monkeypatch.setattr(time, "strftime", lambda form: "20261122-160512")
+    for end in ("", "-2", "-3"):
+        folder = Path(new_folder(tmp_path, "STS-B", "v1.5"))
+        assert folder == tmp_path / f"sts-b-v1.5-20261122-160512{end}"
+        folder.mkdir()

@@ -163,10 +163,10 @@ def _run(path: str | None) -> Any:
     """Return the run in `path`; for None that of the demo, which is made now."""
     from q8trt import api
     from q8trt.cli.finetune import DEMO
-    from q8trt.runs.run import RUNS_DIR, open_run, run_name
+    from q8trt.runs.run import RUNS_DIR, new_folder, open_run
 
     if path is None:
-        path = str(Path(RUNS_DIR) / run_name("gpu-check", "minilm"))
+        path = new_folder(RUNS_DIR, "gpu-check", "minilm")
         words = ["finetune.py", "--demo", "--recipe", "full", "--output_dir", path]
         api.finetune(**DEMO, recipe="full", output_dir=path, progress=True, on_message=say, command=words)
     return open_run(path)

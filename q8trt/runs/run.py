@@ -11,6 +11,7 @@ runs/<name>/
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -294,9 +295,14 @@ def new_run(
     return run
 
 
-def run_name(task: str, model: str) -> str:
-    """Return a name for a new run from task, model and time, such as ``"sts-b-minilm-20261122-160512"``."""
-    return f"{task}-{model}-{time.strftime('%Y%m%d-%H%M%S')}".casefold()
+def new_folder(runs_dir: str | Path, task: str, model: str) -> str:
+    """Return a folder for a new run, named from task, model and time: ``"runs/sts-b-minilm-20261122-160512"``.
+
+    A second run in the same second, such as one of a loop over seeds, gets "-2" at its end.
+    """
+    folder = Path(runs_dir) / f"{task}-{model}-{time.strftime('%Y%m%d-%H%M%S')}".casefold()
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(str(path) for path in itertools.chain([folder], others) if not path.exists())
 
 
 def open_run(path: str | Path) -> Run:

@@ -19,7 +19,7 @@ from q8trt.quantization.recipe import load_recipe
 from q8trt.quantization.sites import encoder_sites
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run, last_stage
 from q8trt.runs.fresh import fresh_run, sole_writer
-from q8trt.runs.run import RUN_FILE, Run, check_new_run, make_a_run, open_run, run_name
+from q8trt.runs.run import RUN_FILE, Run, check_new_run, make_a_run, new_folder, open_run
 from q8trt.runs.search import newest_run, sound_runs
 from q8trt.tasks.data import DataConfig, counted
 from q8trt.training.calibrating import import_ranges
@@ -184,7 +184,7 @@ def _check_place(config: FinetuneConfig, output_dir: str | Path | None, runs_dir
 def _new_folder(config: FinetuneConfig, runs_dir: str | Path, prefix: str) -> str:
     """Return the folder of a new run. Under torchrun all take the first process's: names hold the time, and clocks differ."""
     kind = "sample" if config.data.sample else config.data.resolved_task.name
-    path = str(Path(runs_dir) / run_name(prefix + kind, short_name(config.from_fp32 or config.model_name_or_path)))
+    path = new_folder(runs_dir, prefix + kind, short_name(config.from_fp32 or config.model_name_or_path))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return path
     import torch
