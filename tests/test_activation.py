@@ -51,13 +51,13 @@ def test_the_activation_of_a_configuration(given: Any, expected: str) -> None:
     "name", ["torch.nn.modules.activation.Tanh", "os.system", "evil.Sigmoid", "Sigmoid", 3, ["x"], "torch.nn.Softmax"]
 )
 def test_other_activations_are_refused(name: Any) -> None:
-    with pytest.raises(CheckpointError, match=r"folder asks for the activation .*Identity or Sigmoid: give another"):
+    with pytest.raises(CheckpointError, match=r"folder has the activation .*Identity or Sigmoid; give another"):
         activation_of(config(sentence_transformers={"activation_fn": name}), STS_B, "folder")
 
 
 def test_a_classification_takes_no_sigmoid() -> None:
     assert activation_of(config(sentence_transformers={"activation_fn": "torch.nn.Softmax"}), SST_2, "x") == "identity"
-    with pytest.raises(CheckpointError, match=r"for SST-2 q8trt knows torch\.nn's Identity or Softmax"):
+    with pytest.raises(CheckpointError, match=r"for SST-2 q8trt supports torch\.nn's Identity or Softmax"):
         activation_of(config(sentence_transformers={"activation_fn": SIGMOID}), SST_2, "x")
 
 

@@ -215,7 +215,7 @@ def test_deberta_quantizes_its_tables_of_positions_as_queries_and_keys(tiny_mode
         (
             "modernbert",
             {"rope_parameters": rotations("dynamic")},
-            "rope_parameters has 'dynamic', expected a rope_type of",
+            "rope_parameters has 'dynamic', expected for each kind of layer a rope_type",
         ),
         ("modernbert", {"rope_parameters": rotations("longrope")}, "rope_parameters has 'longrope'"),
         ("modernbert", {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters has 'linear'"),

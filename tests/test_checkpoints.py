@@ -119,7 +119,7 @@ def test_recipe_with_a_site_less_than_the_weights(quantized: Path) -> None:
 
     edit_json(quantized / "quantization.json", without)
     message = refusal(load_quantized, quantized)
-    assert "does not match the model: it carries an amax that its recipe lacks: layer.0.gelu_out (2 such)" in message
+    assert "does not match the model: it has an amax that its recipe lacks: layer.0.gelu_out (2 such)" in message
 
 
 def test_recipe_with_a_site_more_than_the_weights(quantized: Path) -> None:
@@ -152,7 +152,7 @@ def test_damaged_recipe(quantized: Path, text: str, words: str) -> None:
 
 def test_float_checkpoint_is_no_quantized_one_and_the_reverse(folder: Path, quantized: Path) -> None:
     assert "quantization.json cannot be read" in refusal(load_quantized, folder)
-    assert "quantized already; give the floating-point checkpoint" in refusal(load_pretrained, str(quantized), STSB)
+    assert "is already quantized; give the floating-point checkpoint" in refusal(load_pretrained, str(quantized), STSB)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 500, -1])
@@ -194,7 +194,7 @@ def test_missing_or_damaged_configuration(folder: Path) -> None:
         assert refusal(load_pretrained, str(folder), STSB)
     (folder / "config.json").unlink()
     message = refusal(load_pretrained, str(folder), STSB)
-    assert message == f"{folder} holds no config.json; expected a Hugging Face checkpoint folder"
+    assert message == f"{folder} has no config.json; expected a Hugging Face checkpoint folder"
 
 
 def test_not_bert_like(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_weights_without_the_head_that_the_configuration_names(folder: Path) -> 
     state = {name: tensor for name, tensor in load_file(weights).items() if not name.startswith("classifier")}
     save_file(state, weights, {"format": "pt"})
     message = refusal(load_finetuned, folder, STSB)
-    assert "classifier.bias is missing, of another size or of no use (2 such)" in message
+    assert "classifier.bias is missing, has another size or is not used (2 such)" in message
     assert load_pretrained(str(folder), STSB).classifier.weight.shape == (1, 32)
 
 
@@ -277,7 +277,7 @@ def test_tokenizer_of_a_folder_without_one(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     message = refusal(load_tokenizer, str(folder))
-    assert message == f"{folder} holds no tokenizer; expected one of tokenizer.json, vocab.txt, vocab.json"
+    assert message == f"{folder} has no tokenizer; expected one of tokenizer.json, vocab.txt, vocab.json"
 
 
 def test_tokenizer_round_trip(folder: Path, tiny_tokenizer: Any) -> None:

@@ -152,7 +152,7 @@ def _save_truncated(folder: Path, good: Path) -> None:
             lambda folder, good: _save_gpt2(folder),
             ["type 'gpt2', a decoder that generates text, not BERT-like", "bert"],
         ),
-        (lambda folder, good: folder.mkdir(), ["holds no config.json"]),
+        (lambda folder, good: folder.mkdir(), ["has no config.json"]),
         (_save_without_weights, ["no model.safetensors"]),
         (_save_truncated, ["not a usable checkpoint"]),
     ],

@@ -45,7 +45,7 @@ def _edit_recipe(checkpoint: Path, edit: Callable[[dict[str, Any]], Any]) -> Non
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (lambda sites: sites.pop("gelu_out"), "carries an amax that its recipe lacks: layer.0.gelu_out"),
+        (lambda sites: sites.pop("gelu_out"), "has an amax that its recipe lacks: layer.0.gelu_out"),
         (lambda sites: sites.update(nose=sites["context"]), "nose"),
     ],
 )

@@ -127,21 +127,21 @@ def add_module(kind: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: change(f, "1_Pooling/config.json", pooling_mode="lasttoken"), "the pooling 'lasttoken', which q8trt has not"),
-        (lambda f: change(f, "1_Pooling/config.json", pooling_mode_lasttoken=True), "the pooling 'lasttoken', which"),
-        (lambda f: change(f, "1_Pooling/config.json", include_prompt=False), "leaves prompts out of the pooling"),
+        (lambda f: change(f, "1_Pooling/config.json", pooling_mode="lasttoken"), "the pooling 'lasttoken'; q8trt supports"),
+        (lambda f: change(f, "1_Pooling/config.json", pooling_mode_lasttoken=True), "the pooling 'lasttoken'; q8trt supports"),
+        (lambda f: change(f, "1_Pooling/config.json", include_prompt=False), "excludes prompts from the pooling"),
         (lambda f: change(f, "1_Pooling/config.json", word_embedding_dimension=99), "is 99, but the encoder's hidden"),
-        (lambda f: change(f, "2_Dense/config.json", in_features=65), "takes 65 features, and the pooling gives 64"),
+        (lambda f: change(f, "2_Dense/config.json", in_features=65), "has 65 inputs, and the pooling gives 64 features"),
         (lambda f: change(f, "2_Dense/config.json", out_features=13), "takes 12 features and follows one that gives 13"),
         (lambda f: change(f, "2_Dense/config.json", out_features="x"), "in_features and out_features are [64, 'x']"),
-        (lambda f: change(f, "2_Dense/config.json", activation_function="os.system"), "asks for the activation 'system'"),
+        (lambda f: change(f, "2_Dense/config.json", activation_function="os.system"), "has the activation 'system'"),
         (lambda f: change(f, "2_Dense/config.json", use_residual=True), "with a residual"),
         (lambda f: (f / "modules.json").write_text("[1]"), "modules.json is damaged: expected a list of modules"),
         (lambda f: (f / "modules.json").write_text("{"), "modules.json is damaged"),
         (lambda f: (f / "1_Pooling" / "config.json").unlink(), "cannot be read"),
-        (drop_pooling, "has no Pooling; give the way to pool"),
+        (drop_pooling, "has no Pooling; give it"),
         (add_module("evil.Module"), "'evil.Module', Python code that q8trt does not run"),
-        (add_module("sentence_transformers.models.LSTM"), "has the module LSTM, and q8trt knows"),
+        (add_module("sentence_transformers.models.LSTM"), "has the module LSTM; expected"),
         (lambda f: change(f, "sentence_bert_config.json", max_seq_length=0), "max_seq_length is 0"),
         (lambda f: change(f, "config_sentence_transformers.json", default_prompt_name="x"), "'x' is not among the prompts"),
     ],
@@ -168,7 +168,7 @@ def test_texts_in_lower_case_need_a_tokenizer_that_makes_them(tmp_path: Path) ->
     load_tokenizer(str(folder))
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
-    with pytest.raises(CheckpointError, match="puts texts into lower case before its tokenizer"):
+    with pytest.raises(CheckpointError, match="lowercases texts before its tokenizer"):
         load_tokenizer(str(folder))
 
 
@@ -179,7 +179,7 @@ def test_heads_of_folders_without_modules(tiny_checkpoint_of: Any, tmp_path: Pat
     (folder / "modules.json").unlink()
     with pytest.raises(CheckpointError, match="--head embedding --pooling mean"):
         read_head(str(folder))
-    with pytest.raises(ConfigError, match="does not say how it pools"):
+    with pytest.raises(ConfigError, match="does not define its pooling"):
         read_head(str(folder), HeadKind.EMBEDDING)
     head = read_head(str(folder), HeadKind.EMBEDDING, ("mean", "max"))
     assert head.embedding == Embedding(64, ("mean", "max"))
@@ -194,8 +194,8 @@ def test_heads_of_folders_without_modules(tiny_checkpoint_of: Any, tmp_path: Pat
     [
         ({"id2label": {"0": "a", "1": "a"}}, "has the label 'a' twice"),
         ({"id2label": {"0": "a", "1": " "}}, "the output 1 has no name that can be printed"),
-        ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the outputs"),
-        ({"architectures": ["BertForMultipleChoice"]}, "a head for multiple choice, which q8trt has not"),
+        ({"id2label": {"0": "a", "2": "b"}}, "id2label must name all outputs"),
+        ({"architectures": ["BertForMultipleChoice"]}, "a head for multiple choice; q8trt supports"),
         ({"architectures": ["BertForMaskedLM"]}, "has no head"),
     ],
 )

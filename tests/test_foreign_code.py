@@ -74,7 +74,7 @@ def test_a_checkpoint_with_code_is_refused_without_a_question(
     options = ["--task", "STS-B", "--data_dir", "data", "--max_seq_length", "32", "--output_dir", "run"]
     assert run_command(command, [*options, "--model_name_or_path", "model"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "needs Python code of its own (auto_map in " in line
+    assert "needs its own Python code (auto_map in " in line
     assert "which q8trt never runs" in line
     assert not Path("trace").exists()
     assert not Path("run").exists()

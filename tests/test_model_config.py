@@ -71,19 +71,19 @@ def test_a_number_that_no_model_has(key: str, value: Any, configs: dict[str, Any
     [
         ({"num_attention_heads": 5}, "5 attention heads do not divide the hidden size 32"),
         ({"hidden_act": "gelo"}, "unknown activation 'gelo'"),
-        ({"hidden_size": 65536, "intermediate_size": 2**20}, "billion parameters; the largest"),
-        ({"pad_token_id": 99999}, "pad_token_id is 99999, expected the number of a row of the token table"),
+        ({"hidden_size": 65536, "intermediate_size": 2**20}, "billion parameters; expected at most"),
+        ({"pad_token_id": 99999}, "pad_token_id is 99999, expected a row of the token table"),
         ({"pad_token_id": -1}, "pad_token_id is -1"),
         ({"is_decoder": True}, "DIR is a decoder (is_decoder in config.json is true)"),
         ({"add_cross_attention": True}, "is a decoder (add_cross_attention"),
         ({"is_encoder_decoder": True}, "is a decoder (is_encoder_decoder"),
         ({"position_embedding_type": "relative_key"}, "positions of type 'relative_key'"),
         ({"pruned_heads": {"0": [1]}}, "has pruned attention heads"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantized already by bitsandbytes"),
-        ({"quantization_config": {"quant_method": "modelopt"}}, "is quantized already by modelopt"),
-        ({"quantization_config": "x"}, "is quantized already (quantization_config"),
-        ({"auto_map": {"AutoModel": "x.Y"}}, "needs Python code of its own (auto_map in config.json), which q8trt never"),
-        ({"auto_map": {"AutoConfig": "a/b--x.Y"}, "model_type": "new"}, "needs Python code of its own"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is already quantized by bitsandbytes"),
+        ({"quantization_config": {"quant_method": "modelopt"}}, "is already quantized by modelopt"),
+        ({"quantization_config": "x"}, "is already quantized (quantization_config"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "needs its own Python code (auto_map in config.json), which q8trt never"),
+        ({"auto_map": {"AutoConfig": "a/b--x.Y"}, "model_type": "new"}, "needs its own Python code"),
         ({"model_type": "gpt2"}, "DIR is of type 'gpt2', a decoder that generates text, not BERT-like"),
         ({"model_type": "qdqbert"}, "python calibrate.py --model_name_or_path DIR --from_pytorch_quantization DIR"),
         ({"model_type": ["bert"]}, "DIR is of type ['bert'], not BERT-like"),
@@ -225,7 +225,7 @@ def test_foreign_quantizers_are_named(folder: Path) -> None:
     weights = folder / "model.safetensors"
     amax = {"bert.encoder.layer.0.attention.self.query._input_quantizer._amax": torch.ones(())}
     save_file(load_file(weights) | amax, weights, {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"carries quantizers of another library .*--from_pytorch_quantization"):
+    with pytest.raises(CheckpointError, match=r"has quantizers of another library .*--from_pytorch_quantization"):
         load_finetuned(folder, STSB)
 
 
@@ -252,7 +252,7 @@ def test_commands_say_it_before_they_start(
         data, model = ["--fp32"], ["--checkpoint", str(_run_of(folder, tmp_path))]
     assert run_command(command, [*data, *model]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is a decoder (is_decoder in config.json is true): it sees earlier tokens only" in line
+    assert "is a decoder (is_decoder in config.json is true), whose tokens attend only to earlier ones" in line
     assert not Path("run").exists()
 
 

@@ -61,7 +61,9 @@ def test_outputs_of_other_names_are_not_guessed(names: tuple[str, ...]) -> None:
     with pytest.raises(CheckpointError) as caught:
         label_order(named(*names), SST2, "DIR")
     message = str(caught.value)
-    assert message.startswith(f"DIR names its outputs {', '.join(names)}, the task has negative, positive, and q8trt")
+    assert message.startswith(
+        f"DIR names its outputs {', '.join(names)}, and the task's labels are negative, positive, so q8trt"
+    )
     assert '"id2label": {"0": "negative", "1": "positive"}' in message
 
 
@@ -90,7 +92,7 @@ def test_the_head_is_put_into_the_tasks_order(
     original = tiny_model(architecture, 3, initializer_range=1.0)
     with caplog.at_level("INFO", "q8trt"):
         loaded = checkpoints.load_finetuned(checkpoint(*names, architecture=architecture), MNLI).eval()
-    assert "outputs contradiction, entailment, neutral are put into the order entailment, neutral, contr" in caplog.text
+    assert "outputs contradiction, entailment, neutral are reordered to entailment, neutral, contr" in caplog.text
     assert list(loaded.config.id2label.values()) == list(MNLI.labels)
     batch = tiny_batch(architecture)
     with torch.no_grad():
@@ -155,7 +157,7 @@ def test_every_command_refuses_other_names(
     }[command]
     assert run_command(arguments[0], [*arguments[1], *data]) == 2
     error = capsys.readouterr().err
-    assert f"{folder} names its outputs a, b, the task has pos, neg" in error
+    assert f"{folder} names its outputs a, b, and the task's labels are pos, neg" in error
     assert len([line for line in error.splitlines() if "same rows as the training data" not in line]) == 1
     assert not Path("run").exists()
 
@@ -200,7 +202,7 @@ def test_ranges_of_another_library_come_with_a_head_that_is_not_reordered(
 
 def test_many_labels_at_once_are_no_softmax(checkpoint: Any) -> None:
     folder = checkpoint("neg", "pos", problem_type="multi_label_classification")
-    with pytest.raises(CheckpointError, match="answers each label by itself"):
+    with pytest.raises(CheckpointError, match="answers each label independently"):
         checkpoints.load_finetuned(folder, POS_NEG)
     assert checkpoints.load_pretrained(str(folder), POS_NEG).config.problem_type == "single_label_classification"
 
@@ -234,5 +236,5 @@ def test_malformed_names_of_outputs(checkpoint: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     for names in ({"0": "a", "2": "b"}, {"a": "0", "b": "1"}, {}, {"00": "a", "1": "b"}):
         (folder / "config.json").write_text(json.dumps(config | {"id2label": names}))
-        with pytest.raises(CheckpointError, match="id2label must name the outputs 0, 1, 2 and so on"):
+        with pytest.raises(CheckpointError, match="id2label must name all outputs, 0, 1, 2 and so on"):
             load_config(str(folder))

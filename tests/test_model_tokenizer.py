@@ -89,7 +89,7 @@ def test_files_that_are_no_json_objects(
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "Python code of its own (auto_map in tokenizer_config.json)"),
+        ({"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "its own Python code (auto_map in tokenizer_config.json)"),
         ({"pad_token": None}, "no padding token"),
         ({"model_max_length": "x"}, "model_max_length is 'x'"),
         ({"model_max_length": -1}, "model_max_length is -1"),
@@ -246,7 +246,7 @@ def test_a_model_of_sentencepiece_alone_needs_its_package(
     tiny_model(architecture).config.save_pretrained(tmp_path)
     (tmp_path / PIECES[architecture]).write_bytes(b"pieces")
     words = (
-        f"{tmp_path} has {PIECES[architecture]} and no tokenizer.json, and reading it needs sentencepiece: pip install"
+        f"{tmp_path} has {PIECES[architecture]} and no tokenizer.json; to read it, install sentencepiece: pip install"
     )
     assert refusal(tmp_path, capfd) == f"{words} sentencepiece"
 

@@ -62,9 +62,9 @@ def write_rows(path: Path) -> Path:
 def test_the_head_of_a_folder(tmp_path: Path, tiny_checkpoint_of: Any) -> None:
     folder = str(write_model(tmp_path / "model"))
     assert read_head(folder) == Head(HeadKind.MULTI_LABEL_CLASSIFICATION, LABELS)
-    with pytest.raises(CheckpointError, match=r"is no sequence-classification .*leave --head out"):
+    with pytest.raises(CheckpointError, match=r"is not for sequence-classification .*leave --head out"):
         read_head(folder, HeadKind.SEQUENCE_CLASSIFICATION)
-    with pytest.raises(CheckpointError, match=r"is no multi-label-classification \(problem_type regression"):
+    with pytest.raises(CheckpointError, match=r"is not for multi-label-classification \(problem_type regression"):
         read_head(str(tiny_checkpoint_of(num_labels=1)), HeadKind.MULTI_LABEL_CLASSIFICATION)
 
 
@@ -117,7 +117,7 @@ def test_labels_that_do_not_go_with_a_head(tmp_path: Path, capsys: Any) -> None:
     from q8trt.cli import calibrate
 
     with pytest.raises(
-        q8trt.Q8TRTError, match=r"answers each label by itself .*--multi_label|label \[.* expected one of"
+        q8trt.Q8TRTError, match=r"answers each label independently .*--multi_label|label \[.* expected one of"
     ):
         calibrate.run(options)
     dev = tmp_path / "dev.jsonl"

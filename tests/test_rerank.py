@@ -91,7 +91,7 @@ def test_what_is_no_reranker(tmp_path: Path, tiny_checkpoint_of: Any) -> None:
     folder = write_reranker(
         tmp_path / "model", sentence_transformers={"activation_fn": "torch.nn.modules.activation.Tanh"}
     )
-    with pytest.raises(CheckpointError, match=r"for a reranker q8trt knows torch\.nn's Identity or Sigmoid"):
+    with pytest.raises(CheckpointError, match=r"for a reranker q8trt supports torch\.nn's Identity or Sigmoid"):
         read_head(str(folder))
 
 

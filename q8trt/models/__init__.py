@@ -1,6 +1,6 @@
-"""Checkpoints: where they are, what they hold, whether q8trt can run them, and loading and saving them (`checkpoints`).
+"""Checkpoints: find and check them, read their heads and tokenizers, load and save them (`checkpoints`).
 
-Everything but `checkpoints` needs no weights, and is checked before a training step.
+All modules except `checkpoints` and `embedding` work without weights, so they run before training starts.
 """
 
 from q8trt.models.config import check_rows, load_config, positions, takes_token_types

@@ -1,7 +1,7 @@
-"""The function that makes a cross-encoder's score of its logit, as sentence-transformers notes it in a checkpoint.
+"""The activation that turns a cross-encoder's logit into its score, as sentence-transformers stores it in a checkpoint.
 
-sentence-transformers 4 and later write ``sentence_transformers: {activation_fn: ...}`` in config.json or ``activation_fn`` in
-config_sentence_transformers.json; earlier ones write ``sbert_ce_default_activation_function``.
+sentence-transformers 4 and later write ``sentence_transformers: {activation_fn: ...}`` to config.json or ``activation_fn`` to
+config_sentence_transformers.json; earlier versions write ``sbert_ce_default_activation_function`` to config.json.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MODULES = ("torch.nn.modules.activation", "torch.nn.modules.linear", "torch.nn.
 
 
 def adopt_activation(config: Any, folder: str) -> None:
-    """Note in `config` an activation that only config_sentence_transformers.json of `folder` names.
+    """Copy the activation of `folder`'s config_sentence_transformers.json to `config`, in place, if `config` has none.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -41,26 +41,27 @@ def adopt_activation(config: Any, folder: str) -> None:
 
 
 def forget_activation(config: Any) -> None:
-    """Remove an activation from `config`: a head that q8trt trains answers the score itself."""
+    """Remove the activation from `config`, in place: the output of a head that q8trt trains is the score."""
     for key in (_KEY, _OLD_KEY):
         if hasattr(config, key):
             delattr(config, key)
 
 
 def activation_of(config: Any, task: Task, where: str) -> Activation:
-    """Return the function that makes the score of a logit: "identity" unless the checkpoint names another.
+    """Return the activation that turns a logit into a score: that of a reranker's head, else the checkpoint's.
 
-    That of a reranker is in its head.
+    The default is "identity". So are the softmax of a classification and the sigmoid of a multi-label classification, which
+    the head implies.
 
     Raises:
-        CheckpointError: it names a function that q8trt does not know, or one that changes the answers of a classification.
+        CheckpointError: the checkpoint names an activation that q8trt does not support for this task.
     """
     if task.head.kind is HeadKind.RERANKER:
         return task.head.activation
     name = _activation(config)
     known = _known(name)
     if known == "sigmoid" and task.is_multi_label:
-        return "identity"  # the head says that each label has a sigmoid of its own
+        return "identity"  # a multi-label head implies a sigmoid for each label
     if known == "identity" or (known == "softmax" and task.labels and not task.is_multi_label):
         return "identity"
     if known == "sigmoid" and task.is_regression:
@@ -70,15 +71,15 @@ def activation_of(config: Any, task: Task, where: str) -> Activation:
 
 
 def is_cross_encoder(config: Any) -> bool:
-    """Return whether sentence-transformers wrote a configuration that `adopt_activation` read."""
+    """Return whether `config` names an activation, after `adopt_activation`: only sentence-transformers writes one."""
     return _activation(config) is not None
 
 
 def activation_of_reranker(config: Any, where: str) -> Activation:
-    """Return the function that makes the score of a cross-encoder's logit: "sigmoid" unless the checkpoint names another.
+    """Return the activation that turns a cross-encoder's logit into its score; "sigmoid" if the checkpoint names none.
 
     Raises:
-        CheckpointError: it names a function that q8trt does not know.
+        CheckpointError: the checkpoint names an activation other than Identity and Sigmoid.
     """
     name = _activation(config)
     known = "sigmoid" if name is None else _known(name)
@@ -88,13 +89,13 @@ def activation_of_reranker(config: Any, where: str) -> Activation:
 
 
 def set_activation(config: Any, activation: Activation) -> None:
-    """Note the activation of a reranker in `config`, so that sentence-transformers opens its folder with the same scores."""
+    """Set a reranker's activation in `config`, in place, so that sentence-transformers computes the same scores."""
     forget_activation(config)
     setattr(config, _KEY, {_NAME: _PATHS[activation]})
 
 
 def _known(name: Any) -> str | None:
-    """Return the activation of a name in a configuration, "identity" for None; None for one that q8trt does not know."""
+    """Return the activation that `name` stands for: "identity" for None, and None for an unknown name."""
     if name is None:
         return "identity"
     module, _, kind = str(name).rpartition(".")
@@ -103,13 +104,13 @@ def _known(name: Any) -> str | None:
 
 def _unknown(name: Any, task: str, where: str, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"{where} asks for the activation {str(name)[:80]!r} ({_NAME} in its configuration); for {task} q8trt knows "
-        f"torch.nn's {expected}: give another checkpoint, or change the entry if the checkpoint does not need it"
+        f"{where} has the activation {str(name)[:80]!r} ({_NAME} in its configuration); for {task} q8trt supports "
+        f"torch.nn's {expected}; give another checkpoint, or change the entry if the checkpoint does not need it"
     )
 
 
 def _activation(config: Any) -> Any:
-    """Return the name that a configuration has; None if it has none."""
+    """Return the name of the activation in `config`; None if it names none."""
     settings = getattr(config, _KEY, None)
     if isinstance(settings, dict) and _NAME in settings:
         return settings[_NAME]

@@ -1,8 +1,8 @@
-"""Find, load and save a model, quantized or not.
+"""Load and save float and quantized models.
 
-A checkpoint is a Hugging Face folder: config.json, model.safetensors, tokenizer files. A quantized one also has
-`quantization.json`, which holds the recipe; its amax values are in model.safetensors beside the weights, as
-`<module>.input_quantizer._amax`. Nothing is pickled.
+A checkpoint is a Hugging Face folder with config.json, model.safetensors and tokenizer files. A quantized one also has
+`quantization.json` with the recipe. Its amax values are in model.safetensors beside the weights, under
+`<module>.input_quantizer._amax` or `<module>.weight_quantizer._amax`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _log = logging.getLogger(__name__)
 
 
 def is_quantized(folder: str | Path) -> bool:
-    """Return whether the checkpoint in `folder` carries quantizers."""
+    """Return whether the checkpoint in `folder` is quantized."""
     return (Path(folder) / QUANTIZATION_FILE).is_file()
 
 
 def _quiet_transformers() -> None:
-    """Suppress transformers' warnings of weights that a new classification head has to initialize."""
+    """Suppress transformers' warnings, such as those about a new head's weights, and its progress bars."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -68,14 +68,15 @@ def load_pretrained(
     """Return a floating-point model with the head of `task`, float32, on the CPU.
 
     Args:
-        name_or_path: folder, hub name or short name. A head that does not fit the task is initialized.
-        task: gives the number of labels and their names.
-        dropout: probability for hidden states, attention and classifier; None keeps the checkpoint's own.
-        allow_pickle: also read pytorch_model.bin. A pickle can run code when it is loaded: only for files you trust.
-        new_head: whether a head (and pooler) that the checkpoint lacks, or has in another size, may be initialized.
+        name_or_path: folder, hub name or short name.
+        task: sets the kind of the head, and the number and names of its labels.
+        dropout: probability of every dropout in the model; None keeps the checkpoint's probabilities.
+        allow_pickle: also read pytorch_model.bin. Loading a pickle can run code, so use this only with files you trust.
+        new_head: initialize a head (and pooler) that is missing in the checkpoint or has another size.
 
     Raises:
-        CheckpointError: not found, not BERT-like, already quantized, only a pickle, or weights that do not fit.
+        CheckpointError: the checkpoint does not exist, is not BERT-like, is already quantized, holds only a pickle, or its
+            weights do not fit config.json.
     """
     name = _float_checkpoint(str(name_or_path))
     config = load_config(name)
@@ -94,14 +95,14 @@ def load_pretrained(
 
 
 def _auto_class(kind: HeadKind) -> Any:
-    """Return transformers' automatic class of models with a head of this kind."""
+    """Return transformers' Auto class of models with a head of this kind."""
     import transformers
 
     return getattr(transformers, f"AutoModel{class_ending(kind)}")
 
 
 def _with_logits(model: Any, kind: HeadKind) -> Any:
-    """Return a model whose output has `logits`, see `q8trt.models.token_heads`."""
+    """Return `model`, whose output then has `logits` also for question answering; see `q8trt.models.token_heads`."""
     if kind is not HeadKind.QUESTION_ANSWERING:
         return model
     from q8trt.models.token_heads import with_span_logits
@@ -116,12 +117,12 @@ def load_embedding(
 
     Args:
         name_or_path: folder, hub name or short name.
-        embedding: the steps from hidden states to the embedding; Dense layers are read from the folder.
-        max_length: tokens of a text, at most, for the folders that the model is saved to.
-        allow_pickle: see `load_pretrained`; Dense layers are read as safetensors only.
+        embedding: the steps from hidden states to the embedding; the weights of Dense layers are read from the folder.
+        max_length: maximum number of tokens of a text, which saving the model writes to its folder.
+        allow_pickle: see `load_pretrained`; Dense layers are read from safetensors only.
 
     Raises:
-        CheckpointError: see `load_pretrained`.
+        CheckpointError: see `load_pretrained`; also, the weights of a Dense layer are missing or do not fit.
     """
     from transformers import AutoModel
 
@@ -138,17 +139,17 @@ def load_embedding(
 
 
 def _float_checkpoint(name_or_path: str) -> str:
-    """Return the folder or hub name of a checkpoint that is whole and not quantized."""
+    """Return the folder or hub name of a checkpoint; raise CheckpointError if it is damaged or quantized."""
     name = resolve_model(name_or_path)
     check_whole(name)
     check_shards(name)
     if is_quantized(name):
-        raise CheckpointError(f"{name} is quantized already; give the floating-point checkpoint it was made from")
+        raise CheckpointError(f"{name} is already quantized; give the floating-point checkpoint it was made from")
     return name
 
 
 def _from_pretrained(auto_class: Any, name: str, config: Any, allow_pickle: bool) -> tuple[Any, dict[str, Any]]:
-    """Return a model of one of transformers' automatic classes, and the keys that its weights lack or do not need."""
+    """Return a model of one of transformers' Auto classes, and the loading info: missing, unexpected, mismatched keys."""
     folder = Path(name)
     if folder.is_dir() and not allow_pickle and not list(folder.glob("*.safetensors")):
         raise CheckpointError(
@@ -174,7 +175,7 @@ def _from_pretrained(auto_class: Any, name: str, config: Any, allow_pickle: bool
 
 
 def _check_loaded(model: Model, info: dict[str, Any], name: str, new_head: bool) -> None:
-    """Check that no weight was left at random, but for a head that may be new; transformers only warns."""
+    """Raise if a weight was initialized, except in a head that may be new; transformers only warns."""
     encoder = f"{model.base_model_prefix}."
     wrong = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if new_head:
@@ -183,28 +184,28 @@ def _check_loaded(model: Model, info: dict[str, Any], name: str, new_head: bool)
     _check_foreign_quantizers(info["unexpected_keys"], name)
     if wrong:
         raise CheckpointError(
-            f"{name}: the weights do not fit config.json: {sorted(wrong)[0]} is missing, of another size or of no use "
+            f"{name}: the weights do not fit config.json: {sorted(wrong)[0]} is missing, has another size or is not used "
             f"({len(wrong)} such); check that both files belong to the same model"
         )
 
 
 def _check_foreign_quantizers(unexpected: Iterable[str], name: str) -> None:
-    """Raise where the weights come with quantizers of another library, which transformers would drop."""
+    """Raise if the weights include quantizers of another library, which transformers would drop."""
     if keys := sorted(key for key in unexpected if "_quantizer." in key):
         raise CheckpointError(
-            f"{name} carries quantizers of another library ({keys[0]}, {len(keys)} such); give the floating-point checkpoint "
-            "that it was made from, and take the ranges of pytorch-quantization with calibrate.py "
+            f"{name} has quantizers of another library ({keys[0]}, {len(keys)} such); give the floating-point checkpoint "
+            "that it was made from, and read the ranges of pytorch-quantization with calibrate.py "
             "--from_pytorch_quantization"
         )
 
 
 def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -> Model:
-    """Return a floating-point model whose head was trained: as `load_pretrained`, but a missing head is an error.
+    """Return a floating-point model with the trained head of a checkpoint; an `EmbeddingModel` for a task of embeddings.
 
-    For a task of embeddings it is an `EmbeddingModel`.
+    The outputs of the head are put into the order of the task's labels.
 
     Raises:
-        CheckpointError: as `load_pretrained`; also when the checkpoint has no head for `task`.
+        CheckpointError: see `load_pretrained`; also, the checkpoint has no head for `task`.
     """
     name = resolve_model(str(folder))
     if task.embedding:
@@ -219,14 +220,14 @@ def load_finetuned(folder: str | Path, task: Task, allow_pickle: bool = False) -
     if order is not None:
         reorder_head(model, order)
         names = [config.id2label[number] for number in range(task.num_labels)]
-        _log.info("%s: outputs %s are put into the order %s", folder, ", ".join(names), ", ".join(task.labels))
+        _log.info("%s: the outputs %s are reordered to %s", folder, ", ".join(names), ", ".join(task.labels))
     return model
 
 
 def save_checkpoint(
     folder: str | Path, model: Model, tokenizer: PreTrainedTokenizerFast, recipe: Recipe | None = None
 ) -> None:
-    """Write a checkpoint folder with its hashes, whole or not at all; `recipe` marks it as quantized."""
+    """Write a checkpoint folder and its hashes atomically; with `recipe`, the model is quantized and the recipe is stored."""
     from q8trt.quantization.insertion import model_quantizers
 
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
@@ -243,7 +244,7 @@ def save_checkpoint(
 
 
 def new_model(config: Any, name_or_path: str | Path, head: Head | None = None) -> Model:
-    """Return a model without weights of its own, with the head of a checkpoint, or with `head`."""
+    """Return a randomly initialized model with `head`; None for the head that the checkpoint `name_or_path` has."""
     from transformers import AutoModel
 
     from q8trt.models.embedding import EmbeddingModel
@@ -264,7 +265,7 @@ def load_recipe_of(folder: str | Path) -> Recipe:
     """Return the recipe that a quantized checkpoint was made with.
 
     Raises:
-        CheckpointError: quantization.json is missing or damaged, or of a later version.
+        CheckpointError: quantization.json is missing, damaged or of another format.
     """
     path = Path(folder) / QUANTIZATION_FILE
     problem = f"{path} cannot be read as a quantization recipe"
@@ -290,11 +291,11 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
     """Return a calibrated, fake-quantized model and its recipe, on the CPU, in evaluation mode.
 
     Args:
-        folder: a quantized checkpoint, whatever library it was made with.
-        library: where its quantizers shall come from; None: ModelOpt.
+        folder: a quantized checkpoint, made with any quantizer library.
+        library: the library of the model's quantizers; None for ModelOpt.
 
     Raises:
-        CheckpointError: damaged, or the recipe does not match the weights (a site without amax, or the reverse).
+        CheckpointError: the checkpoint is damaged, or its recipe and weights do not list the same sites.
     """
     from q8trt.models.embedding import EmbeddingModel
     from q8trt.quantization.calibration import check_amax
@@ -329,7 +330,8 @@ def load_quantized(folder: str | Path, library: Library | None = None) -> tuple[
 def _check_smoothing(key: str, quantizer: Any, folder: str | Path) -> None:
     if not hasattr(type(quantizer), "pre_quant_scale"):
         raise CheckpointError(
-            f"{folder}: {key} is smoothed (SmoothQuant), which this library's quantizers cannot do; use --quantizer modelopt"
+            f"{folder}: {key} is smoothed (SmoothQuant), which this library's quantizers do not support; use "
+            "--quantizer modelopt"
         )
 
 
@@ -338,7 +340,7 @@ def _check_recipe_matches(model: nn.Module, expected: set[str], state: dict[str,
     present = {by_name.get(name, name) for name in state if name.endswith("_quantizer._amax")}
     for keys, problem in (
         (expected - present, "has no amax for"),
-        (present - expected, "carries an amax that its recipe lacks:"),
+        (present - expected, "has an amax that its recipe lacks:"),
     ):
         if keys:
             raise CheckpointError(

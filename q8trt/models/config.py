@@ -1,4 +1,4 @@
-"""transformers' configuration of a checkpoint of the BERT family, and rows that are checked against it."""
+"""transformers' configuration of a checkpoint of the BERT family, and the check of rows against it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from q8trt.quantization.architectures import ARCHITECTURES, architecture_of
 if TYPE_CHECKING:
     from q8trt.tasks.data import Features
 
-#: Parameters that a configuration may describe beyond what the files hold: too few to trouble any machine.
+#: Parameters that config.json may describe beyond the bytes of the weight files; their memory is small.
 _SPARE = 10_000_000
 
 
 def load_config(name_or_path: str) -> Any:
     """Return the transformers configuration of a BERT-like checkpoint.
 
-    Settings that only say what a forward pass returns (output_attentions and its kind) have transformers' defaults.
+    Settings that only choose what a forward pass returns, such as output_attentions, are reset to transformers' defaults.
 
     Raises:
-        CheckpointError: not found, damaged, not of the BERT family, or a model that q8trt cannot run.
+        CheckpointError: the checkpoint does not exist, is damaged, or is a model that q8trt cannot run.
     """
     from transformers import AutoConfig
 
@@ -35,14 +35,14 @@ def load_config(name_or_path: str) -> Any:
     _check_weights_size(name, shape.parameters(ARCHITECTURES[data["model_type"]]))
     try:
         return AutoConfig.for_model(data["model_type"], **for_transformers(data, shape))
-    except Exception as error:  # transformers raises a dozen types for a field that it does not take
+    except Exception as error:  # transformers raises a dozen types for a field that it refuses
         raise CheckpointError(
             f"{name_or_path}: config.json is not a configuration of transformers: {one_line(error)[:300]}"
         ) from None
 
 
 def _check_weights_size(name: str, parameters: int) -> None:
-    """Raise if config.json describes more weights than the folder has bytes: loading would allocate them all."""
+    """Raise if config.json describes more weights than the folder has bytes, because loading allocates all of them."""
     if not is_folder(name):
         return
     weights = [path for pattern in ("*.safetensors", "*.bin") for path in Path(name).glob(pattern)]
@@ -55,7 +55,7 @@ def _check_weights_size(name: str, parameters: int) -> None:
 
 
 def positions(config: Any) -> int:
-    """Return how many tokens the position table holds."""
+    """Return the maximum number of tokens of a text, by the position table; rows up to the padding's do not count."""
     table: int = config.max_position_embeddings
     architecture = architecture_of(config)
     if not architecture.positions_after_padding:
@@ -65,15 +65,15 @@ def positions(config: Any) -> int:
 
 
 def takes_token_types(config: Any) -> bool:
-    """Return whether the model has a choice of token types, so that they are an input of it."""
+    """Return whether token types are an input of the model: it has two or more of them."""
     return architecture_of(config).token_type_embeddings is not None and config.type_vocab_size > 1
 
 
 def check_rows(rows: Features, config: Any) -> None:
-    """Raise if a row has an id beyond a table of the model.
+    """Check that the model's tables have a row for every id and position of `rows`.
 
     Raises:
-        DataError: a token id, a token type or a length that the model has no row for.
+        DataError: a token id, a token type or a length is beyond its table.
     """
     tables = [("token id", rows.input_ids, config.vocab_size)]
     if rows.token_type_ids is not None and takes_token_types(config):
@@ -94,6 +94,6 @@ def check_rows(rows: Features, config: Any) -> None:
 
 
 def _range(lists: Sequence[Sequence[int]]) -> tuple[int, int]:
-    """Return the lowest and the highest number; 0 and 0 if there is none."""
+    """Return the lowest and the highest number of all lists; 0 and 0 if all are empty."""
     filled = [each for each in lists if len(each)]
     return min(map(min, filled), default=0), max(map(max, filled), default=0)

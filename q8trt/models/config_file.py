@@ -1,6 +1,6 @@
-"""config.json of a checkpoint: read within limits and judged before transformers sees it.
+"""config.json of a checkpoint, read within limits and checked before transformers sees it.
 
-Only the fields that decide on the model's shape and on what it computes are checked. Other keys pass as they are.
+Only the fields that determine the model's shape and computation are checked. Other keys are passed on unchecked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from q8trt.quantization.architectures import ARCHITECTURES, QUANTIZED_TYPES, Arc
 CONFIG_FILE = "config.json"
 _LIMITS = files.Limits(size=2**24, values=200_000)
 
-#: Highest value of each size; a model of the BERT family is far from it.
+#: Highest accepted value of each size, far above that of any model of the BERT family.
 _SIZES = {
     "vocab_size": 10_000_000,
     "hidden_size": 65_536,
@@ -32,13 +32,13 @@ _SIZES = {
     "type_vocab_size": 65_536,
     "embedding_size": 65_536,
 }
-#: Rows of the table of relative positions that transformers' bucketing reads, whatever config.json says.
+#: Rows of the table of relative positions that transformers reads, independent of config.json.
 _BUCKETS = 32
-#: Types of rotary positions that are constants.
+#: Types of rotary positions whose angles do not depend on the length of a batch.
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
-#: Parameters of the largest model that is read; BERT-large has a third of 10^9.
+#: Parameters of the largest accepted model; BERT-large has a third of 10^9.
 _MOST_PARAMETERS = 10**10
-#: Keys that choose what a forward pass returns, or how it is run, and not what it computes: transformers' defaults hold.
+#: Keys that choose what a forward pass returns or how it runs, not what it computes. They are dropped.
 _INCIDENTAL = (
     "output_attentions", "_output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript",
     "chunk_size_feed_forward", "gradient_checkpointing", "torch_dtype", "dtype", "use_bfloat16", "attn_implementation",
@@ -50,7 +50,7 @@ _INCIDENTAL = (
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Facts of config.json that q8trt relies on, under BERT's names; fields that are missing have transformers' defaults."""
+    """Fields of config.json that q8trt relies on, under BERT's names; missing fields have transformers' defaults."""
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -79,7 +79,7 @@ class ModelShape:
     architectures: list[str] | None = None
 
     def parameters(self, architecture: Architecture) -> int:
-        """Return about how many weights the encoder has."""
+        """Return the approximate number of weights of the encoder."""
         width, inner = self.hidden_size, self.intermediate_size
         rows = self.vocab_size + self.type_vocab_size
         rows += self.max_position_embeddings if architecture.position_embeddings else 0
@@ -94,10 +94,10 @@ class ModelShape:
 
 
 def read_config_file(name: str) -> dict[str, Any]:
-    """Return the keys of config.json of a folder, or of a model on the hub.
+    """Return the JSON object in config.json of a folder or of a model on the hub.
 
     Raises:
-        CheckpointError: there is none, it is not a JSON object, or a file of the folder is not the one that was saved.
+        CheckpointError: the file is missing or not a JSON object, or a file of the folder has changed since it was saved.
     """
     check_whole(name, weights=False)
     return read_object(_config_path(name), _LIMITS)
@@ -124,13 +124,13 @@ def _config_path(name: str) -> Path:
     if is_folder(name):
         path = Path(name) / CONFIG_FILE
         if not path.exists():
-            raise CheckpointError(f"{name} holds no config.json; expected a Hugging Face checkpoint folder")
+            raise CheckpointError(f"{name} has no config.json; expected a Hugging Face checkpoint folder")
         return path
     from transformers.utils import cached_file
 
     try:
         cached = cached_file(name, CONFIG_FILE, local_files_only=only_local(name))
-    except Exception as error:  # the hub's client raises a dozen types for a name or an answer that is not a model's
+    except Exception as error:  # the hub's client raises a dozen types for an invalid name or answer
         raise unavailable(name, error) from None
     if cached is None:
         raise unavailable(name, OSError("no config.json"))
@@ -138,21 +138,21 @@ def _config_path(name: str) -> Path:
 
 
 def check_config(data: dict[str, Any], where: str) -> ModelShape:
-    """Return the facts of a config.json.
+    """Return the checked fields of a config.json.
 
     Args:
-        data: its keys.
+        data: the JSON object.
         where: the name of the checkpoint in errors.
 
     Raises:
-        CheckpointError: not of the BERT family, a field of another type or out of range, or a model that computes something
-            that q8trt does not: foreign code, a decoder, pruned heads, weights quantized by another library.
+        CheckpointError: the model is not of the BERT family, a field has another type or is out of range, or the model needs
+            what q8trt does not support: foreign code, a decoder, pruned heads, weights quantized by another library.
     """
     _check_foreign(data, where)
     architecture = architecture_named(data.get("model_type"), where)
     defaults = {**dataclasses.asdict(ModelShape()), **architecture.config_defaults}
     try:
-        # A file may have a field under either name.
+        # A field may have the architecture's name or BERT's.
         names = {name: architecture.config_name(name) for name in defaults}
         shape = files.decode(
             ModelShape, {n: data.get(names[n], data.get(n, default)) for n, default in defaults.items()}
@@ -172,20 +172,20 @@ def check_config(data: dict[str, Any], where: str) -> ModelShape:
 def _check_foreign(data: dict[str, Any], where: str) -> None:
     if data.get("auto_map"):
         raise CheckpointError(
-            f"{where} needs Python code of its own (auto_map in config.json), which q8trt never runs; give a checkpoint of "
-            f"transformers' own {', '.join(ARCHITECTURES)}"
+            f"{where} needs its own Python code (auto_map in config.json), which q8trt never runs; give a checkpoint of "
+            f"transformers' {', '.join(ARCHITECTURES)}"
         )
     if quantization := data.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise CheckpointError(
-            f"{where} is quantized already{f' by {method}' if isinstance(method, str) else ''} (quantization_config in "
+            f"{where} is already quantized{f' by {method}' if isinstance(method, str) else ''} (quantization_config in "
             "config.json); give the floating-point checkpoint that it was made from"
         )
     if (model_type := data.get("model_type")) in list(QUANTIZED_TYPES):
         calibrate = command("calibrate", "--model_name_or_path", "DIR", "--from_pytorch_quantization", where)
         raise CheckpointError(
             f"{where} is a {model_type.upper()} checkpoint of pytorch-quantization; give the floating-point model that it was "
-            f"made from, and take its ranges: {calibrate} (DIR: that model; and --task)"
+            f"made from, and read the ranges: {calibrate} (DIR: the floating-point model; also give --task)"
         )
 
 
@@ -199,7 +199,7 @@ def _check_sizes(shape: ModelShape, architecture: Architecture, where: str) -> N
     if architecture.position_bias is not None and not _BUCKETS <= shape.relative_attention_num_buckets <= 65_536:
         raise CheckpointError(
             f"{where}: config.json: relative_attention_num_buckets is {shape.relative_attention_num_buckets}, expected "
-            f"{_BUCKETS} to 65,536: {architecture.label} has a row for each bucket of distances"
+            f"{_BUCKETS} to 65,536, because {architecture.label} has a row for each bucket of distances"
         )
     if shape.hidden_size % shape.num_attention_heads:
         raise CheckpointError(
@@ -208,13 +208,13 @@ def _check_sizes(shape: ModelShape, architecture: Architecture, where: str) -> N
         )
     if (count := shape.parameters(architecture)) > _MOST_PARAMETERS:
         raise CheckpointError(
-            f"{where}: config.json describes a model of {count / 1e9:,.0f} billion parameters; the largest that q8trt reads "
-            f"has {_MOST_PARAMETERS / 1e9:,.0f} billion"
+            f"{where}: config.json describes a model of {count / 1e9:,.0f} billion parameters; expected at most "
+            f"{_MOST_PARAMETERS / 1e9:,.0f} billion"
         )
     pad, counts_from_padding = shape.pad_token_id, architecture.positions_after_padding
     if not 0 <= pad < shape.vocab_size if pad is not None else counts_from_padding:
         raise CheckpointError(
-            f"{where}: config.json: pad_token_id is {pad}, expected the number of a row of the token table, 0 to "
+            f"{where}: config.json: pad_token_id is {pad}, expected a row of the token table, 0 to "
             f"{shape.vocab_size - 1}"
         )
     first = architecture.padding_index(pad) + 1 if counts_from_padding else 0
@@ -240,7 +240,7 @@ def _check_numbers(shape: ModelShape, where: str) -> None:
         )
     if shape.hidden_act not in ACT2FN:
         raise CheckpointError(
-            f"{where}: config.json: unknown activation {_shown(shape.hidden_act)}; expected one that transformers knows, "
+            f"{where}: config.json: unknown activation {_shown(shape.hidden_act)}; expected one of transformers', "
             "such as gelu"
         )
 
@@ -249,13 +249,13 @@ def _check_computation(shape: ModelShape, data: dict[str, Any], where: str) -> N
     for name in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
         if getattr(shape, name):
             raise CheckpointError(
-                f"{where} is a decoder ({name} in config.json is true): it sees earlier tokens only, and an engine sees all; "
+                f"{where} is a decoder ({name} in config.json is true), whose tokens attend only to earlier ones; "
                 f"give an encoder, or set {name} to false if it was trained as one"
             )
     if shape.position_embedding_type not in (None, "absolute"):
         raise CheckpointError(
             f"{where} has positions of type {_shown(shape.position_embedding_type)} (position_embedding_type in "
-            "config.json); q8trt knows absolute ones only"
+            "config.json); q8trt supports only absolute ones"
         )
     if data.get("pruned_heads"):
         raise CheckpointError(
@@ -274,14 +274,14 @@ def _check_requirements(architecture: Architecture, data: dict[str, Any], where:
 
 
 def _check_rotations(parameters: Any, where: str) -> None:
-    """Raise where rotary positions depend on the length, or `parameters` is not an object for each kind of layer."""
+    """Raise if rotary positions depend on the length, or `parameters` is not an object for each kind of layer."""
     entries = parameters.values() if isinstance(parameters, dict) else [{}] if parameters is None else [parameters]
     for entry in entries:
         kind = entry.get("rope_type", entry.get("type", "default")) if isinstance(entry, dict) else entry
         if not isinstance(entry, dict) or kind not in _ROTATIONS:
             raise CheckpointError(
-                f"{where}: config.json: rope_parameters has {_shown(kind)}, expected a rope_type of {', '.join(_ROTATIONS)} "
-                "for each kind of layer, whose rotary positions do not change with the length; give another checkpoint"
+                f"{where}: config.json: rope_parameters has {_shown(kind)}, expected for each kind of layer a rope_type that "
+                f"does not depend on the length ({', '.join(_ROTATIONS)}); give another checkpoint"
             )
 
 
@@ -293,17 +293,17 @@ def _check_labels(shape: ModelShape, where: str) -> None:
         return
     if not 1 <= len(names) <= 100_000 or set(names) != {str(number) for number in range(len(names))}:
         raise CheckpointError(
-            f"{where}: config.json: id2label must name the outputs 0, 1, 2 and so on, in full; it has "
+            f"{where}: config.json: id2label must name all outputs, 0, 1, 2 and so on; it has "
             f"{_shown(', '.join(list(names)[:5]))}"
         )
 
 
 def for_transformers(data: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
-    """Return the keys to make transformers' configuration of: those of the file, incidental ones left out."""
+    """Return the arguments for transformers' configuration: the keys of the file without the incidental ones."""
     from transformers import PreTrainedConfig
 
     left_out = (*_INCIDENTAL, "model_type", "label2id", "position_embedding_type")
-    # transformers makes an attribute of every key: one must not take the place of a method.
+    # transformers makes an attribute of every key; a key must not replace a method.
     fields = {
         key: value
         for key, value in data.items()
@@ -320,6 +320,6 @@ def for_transformers(data: dict[str, Any], shape: ModelShape) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """Return `value` as a short word for a message."""
+    """Return the repr of `value` for a message, cut at 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""Dropout of a model: in its configuration, and in its modules once it is loaded."""
+"""Setting the dropout of a configuration and of a loaded model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from q8trt.quantization.architectures import architecture_of
 if TYPE_CHECKING:
     from q8trt.models.checkpoints import Model
 
-#: BERT's names of the fields that transformers reads also where a configuration does not have them.
+#: BERT's names of the dropout fields; transformers reads them even if a configuration file lacks them.
 _FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
 def configure_dropout(config: Any, probability: float) -> None:
-    """Set every dropout of a transformers configuration, those of embeddings, pooler and heads among them, in place."""
+    """Set every dropout probability of a transformers configuration, including embeddings, pooler and heads, in place."""
     architecture = architecture_of(config)
     for name in {*map(architecture.config_name, _FIELDS), *(name for name in config.to_dict() if "dropout" in name)}:
         setattr(config, name, probability)
 
 
 def set_dropout(model: Model, probability: float) -> None:
-    """Give a loaded model another dropout, everywhere, in place; its checkpoints will say so."""
+    """Set every dropout probability of a loaded model and of its configuration, in place."""
     from torch import nn
 
     configure_dropout(model.config, probability)

@@ -1,7 +1,7 @@
 """An embedding model: an encoder, pooling, Dense layers and normalization as one torch module.
 
-Pooling formulas: sentence-transformers' `Pooling`. All that follows the encoder computes in FP32, also in an FP16 engine: a
-sum over 512 tokens and a division by a small norm are where FP16 loses most.
+The pooling formulas are those of sentence-transformers' `Pooling`. All steps after the encoder compute in FP32, also in an
+FP16 engine, because a sum over 512 tokens and a division by a small norm lose the most in FP16.
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ _DENSE_PREFIX = "linear."
 
 
 class Pooling(nn.Module):
-    """Hidden states (B, S, H) and a mask (B, S) of 0 and 1 -> (B, modes * H), float32. A row without tokens gives no NaN."""
+    """Pooling of hidden states (B, S, H) by a mask (B, S) of 0 and 1 to (B, modes * H), float32.
+
+    A row without tokens gives no NaN.
+    """
 
     def __init__(self, modes: tuple[str, ...]) -> None:
         super().__init__()
         self.modes = modes
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Return the vectors of all modes, side by side."""
+        """Return the vectors of all modes, concatenated."""
         states, tokens = states.float(), mask.unsqueeze(-1).float()
         vectors = [_POOL[mode](states, tokens) for mode in self.modes]
         return torch.cat(vectors, dim=-1) if len(vectors) > 1 else vectors[0]
@@ -57,7 +60,7 @@ def _mean_sqrt_len(states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted_mean(states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The weight of a token is its place from 1, which is a running sum of the mask: padding follows the text."""
+    """Weight each token by its position, counted from 1: the running sum of the mask, because padding follows the text."""
     return _mean(states, tokens.cumsum(1) * tokens)
 
 
@@ -71,7 +74,7 @@ _POOL = {
 
 
 class Normalize(nn.Module):
-    """Vectors (B, D) -> the same vectors with length 1; a vector of zeros stays one."""
+    """Scaling of vectors (B, D) to length 1; a vector of zeros stays zero."""
 
     def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """Return the vectors, divided by their lengths."""
@@ -79,14 +82,14 @@ class Normalize(nn.Module):
 
 
 class EmbeddingModel(nn.Module):
-    """An encoder of transformers with the steps to an embedding; its output's `logits` are the embeddings (B, D), float32.
+    """A transformers encoder with the steps to an embedding; the output's `logits` are the embeddings (B, D), float32.
 
-    The encoder has the name that it has in a model with a classifier ("bert"), so sites, recipes and checks of layers apply.
+    The encoder has the same attribute name as in a model with a classifier ("bert"), so sites, recipes and checks apply.
 
     Args:
         encoder: a model without a head; its pooler, if it has one, is dropped.
-        embedding: the steps.
-        max_length: tokens of a text, at most, for the saved folder.
+        embedding: the steps from hidden states to the embedding.
+        max_length: maximum number of tokens of a text, written to the saved folder.
 
     Attributes:
         in_fp32: modules whose nodes an FP16 export leaves in FP32.
@@ -149,7 +152,7 @@ class EmbeddingModel(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder of sentence-transformers."""
+        """Write a folder that sentence-transformers opens, without the tokenizer."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -160,7 +163,7 @@ class EmbeddingModel(nn.Module):
             save_file(weights, folder / dense_folder(number) / _DENSE_FILE, metadata={"format": "pt"})
 
     def read_dense(self, folder: str | Path) -> None:
-        """Take the weights of the Dense layers from a folder of sentence-transformers.
+        """Load the weights of the Dense layers from a folder of sentence-transformers.
 
         Raises:
             CheckpointError: a file is missing or damaged, or a weight has another shape.
@@ -175,7 +178,7 @@ class EmbeddingModel(nn.Module):
                 raise CheckpointError(f"{path} does not hold a layer of {shape}; copy the model again") from None
 
     def full_state(self, state: State) -> State:
-        """Return weights of the encoder alone under the names that they have here, with those of the Dense layers."""
+        """Return the state of the whole model: `state` of the encoder under this model's names, and the Dense layers'."""
         dense = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("dense.")}
         return {f"{self.base_model_prefix}.{name}": tensor for name, tensor in state.items()} | dense
 

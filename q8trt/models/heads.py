@@ -1,4 +1,4 @@
-"""The head that a checkpoint's folder says it has, and whether it answers a task."""
+"""The head of a checkpoint, read from its folder, and the check that it fits a task."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from q8trt.tasks.heads import POOLING_MODES, Embedding, Head, HeadKind
 if TYPE_CHECKING:
     from q8trt.tasks.glue import Task
 
-#: transformers' problem type of a model that answers each label by itself.
+#: transformers' problem type of a model with an independent answer for each label.
 MULTI_LABEL = "multi_label_classification"
 _CLASSIFIER = "ForSequenceClassification"
-#: Ending of a class of transformers -> the kind of its head; a regression has the class of a classification.
+#: Ending of a transformers class -> the kind of its head; a regression model has the class of a classifier.
 _KINDS = {
     _CLASSIFIER: HeadKind.SEQUENCE_CLASSIFICATION,
     "ForTokenClassification": HeadKind.TOKEN_CLASSIFICATION,
     "ForQuestionAnswering": HeadKind.QUESTION_ANSWERING,
 }
-#: Ending of a class of transformers -> the head that it has, of those that q8trt has not.
+#: Ending of a transformers class -> its head, for heads that q8trt does not support.
 _OTHER_HEADS = {"ForMultipleChoice": "multiple choice"}
 
 
 def class_ending(kind: HeadKind) -> str:
-    """Return the ending of transformers' classes with a head of this kind, "ForSequenceClassification" for one of a text."""
+    """Return the ending of transformers' classes with a head of this kind, such as "ForTokenClassification"."""
     return next((ending for ending, each in _KINDS.items() if each is kind), _CLASSIFIER)
 
 
 def kind_of(classes: Sequence[str]) -> HeadKind | None:
-    """Return the kind of the head of transformers' classes, as config.json names them; None for a model without a head."""
+    """Return the kind of head of the transformers classes that config.json names; None if none of them has a known head."""
     return next((kind for name in classes for ending, kind in _KINDS.items() if name.endswith(ending)), None)
 
 
@@ -45,12 +45,13 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
 
     Args:
         name_or_path: a folder of Hugging Face or sentence-transformers, a hub name, or a short name.
-        kind: the head to read; None for the one that the folder says.
-        pooling: how an encoder without `modules.json` pools; () for the folder's own way.
+        kind: the kind of head; None for the kind that the folder states.
+        pooling: the pooling modes of an encoder without `modules.json`; () for those of the folder.
 
     Raises:
-        CheckpointError: not found, damaged, no head, one that q8trt has not, or labels that have no names of their own.
-        ConfigError: `pooling` is unknown, or the folder has its own.
+        CheckpointError: the checkpoint does not exist or is damaged, its head is missing or not supported, or its labels
+            have no distinct, printable names.
+        ConfigError: `pooling` is unknown, missing, not for this kind of head, or defined by the folder already.
     """
     folder, config = resolve_model(name_or_path), load_config(name_or_path)
     classes = [str(name) for name in config.architectures or []]
@@ -87,7 +88,7 @@ def read_head(name_or_path: str, kind: HeadKind | None = None, pooling: tuple[st
 
 
 def _kind(classes: list[str], config: Any, folder: str, where: str) -> HeadKind:
-    """Return the kind of head that a folder says it has."""
+    """Return the kind of head that a folder states."""
     if any(name.endswith(_CLASSIFIER) for name in classes):
         if config.problem_type == MULTI_LABEL:
             return HeadKind.MULTI_LABEL_CLASSIFICATION
@@ -100,35 +101,37 @@ def _kind(classes: list[str], config: Any, folder: str, where: str) -> HeadKind:
         return HeadKind.EMBEDDING
     other = next((head for name in classes for ending, head in _OTHER_HEADS.items() if name.endswith(ending)), None)
     if other:
-        raise CheckpointError(f"{where} has a head for {other}, which q8trt has not; it has {', '.join(HeadKind)}")
+        raise CheckpointError(f"{where} has a head for {other}; q8trt supports {', '.join(HeadKind)}")
     raise CheckpointError(
-        f"{where} has no head ({', '.join(classes) or 'no architecture named'} in config.json, and no modules.json); an "
-        "embedding model takes q8trt quantize with --head embedding --pooling mean"
+        f"{where} has no head ({', '.join(classes) or 'no architecture named'} in config.json, and no modules.json); for an "
+        "embedding model, use q8trt quantize with --head embedding --pooling mean"
     )
 
 
 def _check_problem(problem_type: str | None, kind: HeadKind, where: str) -> None:
-    """Raise CheckpointError if config.json says that a row has one label and `kind` several, or the reverse."""
+    """Raise CheckpointError if only one of config.json and `kind` is multi-label."""
     if problem_type is not None and (problem_type == MULTI_LABEL) is not (kind is HeadKind.MULTI_LABEL_CLASSIFICATION):
-        raise CheckpointError(f"{where} is no {kind} (problem_type {problem_type} in config.json); leave --head out")
+        raise CheckpointError(
+            f"{where} is not for {kind} (problem_type {problem_type} in config.json); leave --head out"
+        )
 
 
 def _embedding(folder: str, config: Any, pooling: tuple[str, ...], where: str) -> Head:
     width = int(config.hidden_size)
     if has_modules(folder):
         if pooling:
-            raise ConfigError(f"{where} says itself how it pools (modules.json); leave --pooling out")
+            raise ConfigError(f"{where} defines its own pooling (modules.json); leave --pooling out")
         embedding, length = read_embedding(folder, width)
         return Head(HeadKind.EMBEDDING, max_length=length, embedding=embedding)
     if not pooling:
         raise ConfigError(
-            f"{where} does not say how it pools (no modules.json); give --pooling with {' or '.join(POOLING_MODES)}"
+            f"{where} does not define its pooling (no modules.json); give --pooling with {' or '.join(POOLING_MODES)}"
         )
     return Head(HeadKind.EMBEDDING, embedding=Embedding(len(pooling) * width, pooling))
 
 
 def _labels(config: Any, where: str) -> tuple[str, ...]:
-    """Return the names of the outputs, in their order."""
+    """Return the names of the outputs, in order; raise CheckpointError if one is repeated or cannot be printed."""
     names = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
@@ -147,13 +150,13 @@ def _labels(config: Any, where: str) -> tuple[str, ...]:
 
 
 def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
-    """Check that a checkpoint has a head that answers `task`.
+    """Check that a checkpoint has a head for `task`.
 
     Returns:
         the order of its outputs, see `label_order`.
 
     Raises:
-        CheckpointError: no head, one of another size or kind, outputs of other names, or an activation that q8trt lacks.
+        CheckpointError: the head is missing, has another size, kind or other labels, or an unsupported activation.
     """
     if task.embedding:
         return None
@@ -172,12 +175,12 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
         )
     if config.problem_type == MULTI_LABEL and not task.is_multi_label:
         raise CheckpointError(
-            f"{where} answers each label by itself (problem_type {MULTI_LABEL} in config.json), and {task.name} has one label "
-            "of several, or a score; check --task, or say --multi_label"
+            f"{where} answers each label independently (problem_type {MULTI_LABEL} in config.json), and {task.name} has one "
+            "label or score a row; check --task, or add --multi_label"
         )
     if task.is_multi_label and config.problem_type not in (MULTI_LABEL, None):
         raise CheckpointError(
-            f"{where} answers one label of several (problem_type {config.problem_type} in config.json), and {task.name} has "
+            f"{where} has one label or score a row (problem_type {config.problem_type} in config.json), and {task.name} has "
             "several labels a row; leave --multi_label out, or give another checkpoint"
         )
     if config.problem_type == "regression" and not task.is_regression and not task.per_token:
@@ -190,7 +193,7 @@ def check_head(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
 
 
 def problem_type(task: Task) -> str | None:
-    """Return transformers' name of the kind of `task`, which decides the loss of a classifier of texts; None for other heads."""
+    """Return transformers' `problem_type` of `task`, which decides the loss of a sequence classifier; None for token heads."""
     if task.per_token:
         return None
     if task.is_multi_label:

@@ -1,4 +1,4 @@
-"""Names of a head's outputs, and how they compare with the labels of a task."""
+"""Matching the names of a head's outputs with the labels of a task."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def label_order(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
-    """Return, for each label of `task`, the number of the output that means it; None if both stand in one order.
+    """Return, for each label of `task`, the index of the head's output with that name; None if the orders are the same.
 
-    Names are compared without case, hyphens, underscores and spaces. A head whose outputs have no names (LABEL_0, or their
-    number) has the task's order.
+    Names are compared without case, hyphens, underscores and spaces. Outputs without names (LABEL_0 or just the number) are
+    in the task's order.
 
     Raises:
         CheckpointError: the outputs have other names than the labels.
@@ -37,21 +37,21 @@ def label_order(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
         return None
     example = ", ".join(f'"{number}": "{label}"' for number, label in enumerate(task.labels))
     raise CheckpointError(
-        f"{where} names its outputs {', '.join(names)}, the task has {', '.join(task.labels)}, and q8trt cannot tell which "
-        f"means which: use its names in the data and in --label_list, or rename them in its config.json, for example "
-        f'"id2label": {{{example}}} if they stand in this order'
+        f"{where} names its outputs {', '.join(names)}, and the task's labels are {', '.join(task.labels)}, so q8trt cannot "
+        f"match them; use the model's names in the data and in --label_list, or rename them in its config.json, for example "
+        f'"id2label": {{{example}}} if they are in this order'
     )
 
 
 def _comparable(names: Sequence[str], labels: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return both lists in the form in which they are compared: as they are where two names would become one."""
+    """Return both lists in canonical form; unchanged if that would make two names of a list equal."""
     theirs, ours = [canonical(name) for name in names], [canonical(label) for label in labels]
     ambiguous = len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours)
     return (list(names), list(labels)) if ambiguous else (theirs, ours)
 
 
 def reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
-    """Put the outputs of `model` into another order, in place: output i becomes what `order[i]` was."""
+    """Reorder the outputs of `model`, in place: new output i is old output `order[i]`."""
     import torch
 
     head: Any = model.get_submodule(classifier_of(model) or "")

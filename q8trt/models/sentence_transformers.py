@@ -1,10 +1,10 @@
-"""Folders of sentence-transformers: read into an `Embedding`, and written so that the library opens them.
+"""Folders of sentence-transformers, read into an `Embedding` and written so that the library opens them.
 
 modules.json                      the modules in order: Transformer, Pooling, Dense (any number), Normalize
 1_Pooling/config.json             the pooling modes and the width of the hidden states
 2_Dense/config.json               a linear layer; its weights are in model.safetensors beside it
-sentence_bert_config.json         the longest text, in tokens
-config_sentence_transformers.json prompts, and which of them is the default
+sentence_bert_config.json         the maximum number of tokens of a text
+config_sentence_transformers.json prompts and the name of the default prompt
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from q8trt.tasks.heads import POOLING_MODES, DenseLayer, Embedding
 MODULES_FILE = "modules.json"
 _SETTINGS_FILE, _LENGTH_FILE = "config_sentence_transformers.json", "sentence_bert_config.json"
 _LIMITS = files.Limits(size=2**20, depth=16, values=10_000)
-#: Pooling's switch of versions before 5.7 -> the mode, in the order of concatenation.
+#: Switch in the Pooling of versions before 5.7 -> mode, in the order of concatenation.
 _SWITCHES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -29,27 +29,27 @@ _SWITCHES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-#: Activations of a Dense layer that q8trt has, all in torch.nn.
+#: Supported activations of a Dense layer, all in torch.nn.
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _ACTIVATION_MODULES = ("torch.nn.modules.activation", "torch.nn.modules.linear", "torch.nn.modules", "torch.nn")
-#: Widths beyond this are no layer of an embedding model.
+#: Largest accepted width of a Dense layer.
 _LARGEST_WIDTH = 65_536
 
 
 def has_modules(folder: str | Path) -> bool:
-    """Return whether `folder` is one of sentence-transformers'."""
+    """Return whether `folder` is a model of sentence-transformers."""
     return (Path(folder) / MODULES_FILE).is_file()
 
 
 def read_embedding(folder: str | Path, width: int) -> tuple[Embedding, int | None]:
-    """Return the steps from hidden states to the embedding, and the longest text in tokens, None if it is not said.
+    """Return the steps from hidden states to the embedding, and the maximum number of tokens of a text or None.
 
     Args:
-        folder: of sentence-transformers.
+        folder: a folder of sentence-transformers.
         width: features of the encoder's hidden states.
 
     Raises:
-        CheckpointError: a file is missing or damaged; or a module, a pooling or an activation is none that q8trt has.
+        CheckpointError: a file is missing or damaged; or a module, a pooling or an activation is not supported.
     """
     folder = Path(folder)
     dense: list[DenseLayer] = []
@@ -64,14 +64,16 @@ def read_embedding(folder: str | Path, width: int) -> tuple[Embedding, int | Non
             normalize = True
         else:
             raise CheckpointError(
-                f"{folder / MODULES_FILE} has the module {kind}, and q8trt knows Transformer, Pooling, Dense and Normalize in "
+                f"{folder / MODULES_FILE} has the module {kind}; expected Transformer, Pooling, Dense and Normalize in "
                 "this order; give another model"
             )
     settings = _optional(folder / _SETTINGS_FILE)
     first = len(pooling) * width
     try:
         if dense and dense[0].in_features != first:
-            raise ConfigError(f"a Dense layer takes {dense[0].in_features} features, and the pooling gives {first}")
+            raise ConfigError(
+                f"a Dense layer has {dense[0].in_features} inputs, and the pooling gives {first} features"
+            )
         dimension = dense[-1].out_features if dense else first
         prompts, default = _prompts(settings)
         embedding = Embedding(dimension, pooling, tuple(dense), normalize, prompts, default)
@@ -81,7 +83,7 @@ def read_embedding(folder: str | Path, width: int) -> tuple[Embedding, int | Non
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """Return the class and the folder of each module behind the Transformer, which must be the first."""
+    """Return the class and the folder of each module after the Transformer, which must be first."""
     path = folder / MODULES_FILE
     try:
         entries = files.read_json(path, _LIMITS)
@@ -108,14 +110,14 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
             )
         modules.append((name, folder / place))
     if not modules or modules[0][0] != "Transformer":
-        raise CheckpointError(f"{path} does not begin with a Transformer; q8trt quantizes those")
+        raise CheckpointError(f"{path} does not begin with a Transformer, the module that q8trt quantizes")
     if modules[0][1] != folder:
         raise CheckpointError(
-            f"{path} keeps its Transformer in {modules[0][1].name}/, and q8trt reads it beside modules.json; load and save the "
-            "model by sentence-transformers 2 or later"
+            f"{path} has its Transformer in {modules[0][1].name}/; expected it beside modules.json; load and save the "
+            "model with sentence-transformers 2 or later"
         )
     if len(modules) == 1:
-        raise CheckpointError(f"{path} has no Pooling; give the way to pool: --head embedding --pooling mean")
+        raise CheckpointError(f"{path} has no Pooling; give it, as in --head embedding --pooling mean")
     return modules[1:]
 
 
@@ -131,11 +133,11 @@ def _pooling(folder: Path, width: int) -> tuple[str, ...]:
     if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes) or not modes:
         raise CheckpointError(f"{path} is damaged: expected 'pooling_mode', a name or a list of names")
     if others := [mode for mode in modes if mode not in POOLING_MODES]:
-        raise CheckpointError(
-            f"{path} asks for the pooling {others[0][:40]!r}, which q8trt has not; it has {', '.join(POOLING_MODES)}"
-        )
+        raise CheckpointError(f"{path} has the pooling {others[0][:40]!r}; q8trt supports {', '.join(POOLING_MODES)}")
     if settings.get("include_prompt") is False:
-        raise CheckpointError(f"{path} leaves prompts out of the pooling (include_prompt), which q8trt cannot do")
+        raise CheckpointError(
+            f"{path} excludes prompts from the pooling (include_prompt), which q8trt does not support"
+        )
     for name in ("embedding_dimension", "word_embedding_dimension"):
         if settings.get(name, width) != width:
             raise CheckpointError(f"{path}: {name} is {settings[name]!r}, but the encoder's hidden states have {width}")
@@ -153,12 +155,12 @@ def _dense(folder: Path) -> DenseLayer:
     )
     if package not in _ACTIVATION_MODULES or activation not in ACTIVATIONS:
         raise CheckpointError(
-            f"{path} asks for the activation {activation[:40]!r}; q8trt has torch.nn's {', '.join(ACTIVATIONS)}"
+            f"{path} has the activation {activation[:40]!r}; q8trt supports torch.nn's {', '.join(ACTIVATIONS)}"
         )
     names = {settings.get(name) for name in ("module_input_name", "module_output_name")} - {None, "sentence_embedding"}
     if names or settings.get("use_residual"):
         raise CheckpointError(
-            f"{path} has a Dense layer with a residual or of tokens; q8trt has those of the embedding only"
+            f"{path} has a Dense layer with a residual or for tokens; q8trt supports Dense layers of the embedding only"
         )
     return DenseLayer(int(str(widths[0])), int(str(widths[1])), settings.get("bias", True) is not False, activation)
 
@@ -166,14 +168,14 @@ def _dense(folder: Path) -> DenseLayer:
 def _prompts(settings: dict[str, Any]) -> tuple[dict[str, str], str | None]:
     prompts, default = settings.get("prompts") or {}, settings.get("default_prompt_name")
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise ConfigError("prompts are not an object of texts")
+        raise ConfigError("prompts is not an object of texts")
     if not isinstance(default, str | None):
         raise ConfigError("default_prompt_name is not a name")
     return prompts, default
 
 
 def read_max_length(folder: str | Path) -> int | None:
-    """Return the longest text of the model in tokens; None if the folder does not say it. Raises CheckpointError."""
+    """Return the maximum number of tokens of a text; None if the folder does not state it. Raises CheckpointError."""
     folder = Path(folder)
     length = _optional(folder / _LENGTH_FILE).get("max_seq_length")
     if length is None:
@@ -186,7 +188,7 @@ def read_max_length(folder: str | Path) -> int | None:
 
 
 def lowers_texts(folder: str | Path) -> bool:
-    """Return whether texts are put into lower case before the tokenizer reads them. Raises CheckpointError."""
+    """Return whether texts are lowercased before the tokenizer reads them. Raises CheckpointError."""
     return _optional(Path(folder) / _LENGTH_FILE).get("do_lower_case") is True
 
 
@@ -200,12 +202,12 @@ def dense_paths(folder: str | Path) -> list[Path]:
 
 
 def dense_folder(number: int) -> str:
-    """Return the folder of a Dense layer, counted from 0."""
+    """Return the folder name of the Dense layer `number`, counted from 0."""
     return f"{2 + number}_Dense"
 
 
 def write_modules(folder: Path, embedding: Embedding, width: int, max_length: int | None) -> None:
-    """Write all files of sentence-transformers but the weights."""
+    """Write all files of sentence-transformers except the weights and the tokenizer."""
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     modules += [(dense_folder(number), "Dense") for number in range(len(embedding.dense))]
     modules += [(f"{len(modules)}_Normalize", "Normalize")] * embedding.normalize

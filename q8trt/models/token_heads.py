@@ -1,7 +1,7 @@
-"""Heads that answer each token, as transformers has them: logits (B, S, outputs).
+"""`logits` (B, S, 2) of models for question answering.
 
-A model for question answering gives its logits in two, `start_logits` and `end_logits`. Here it also gives them as they leave its
-last linear layer, `logits` (B, S, 2), so that it trains, exports and runs as all other models do.
+transformers splits the logits of question answering into `start_logits` and `end_logits`. Here the output also has the
+`logits` of the last linear layer, so these models train, export and run as those for token classification do.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from q8trt.quantization.sites import classifier_of
 
 @dataclass
 class SpanOutput(QuestionAnsweringModelOutput):
-    """Transformers' output of question answering, with `logits` (B, S, 2): start and end."""
+    """transformers' output of question answering, with `logits` (B, S, 2): start and end."""
 
     logits: torch.FloatTensor | None = None
 
 
 class SpanLogits:
-    """A base in front of transformers' classes of question answering."""
+    """A mixin before transformers' classes of question answering."""
 
     def forward(self, *args: Any, labels: torch.Tensor | None = None, **inputs: Any) -> SpanOutput:
-        """Answer a batch; `labels` (B, 2) are the first and the last token of each answer, int64."""
+        """Return the output of a batch; `labels` (B, 2), int64, are the first and the last token of each answer."""
         model: Any = self
         if labels is not None:
             inputs |= {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
@@ -41,7 +41,7 @@ class SpanLogits:
 
 
 def with_span_logits(model: Any) -> Any:
-    """Let a model of transformers for question answering also give `logits`, in place; its checkpoints keep their class."""
+    """Add `logits` to the output of a transformers model for question answering, in place; its class keeps its name."""
     kind = type(model)
     if not issubclass(kind, SpanLogits):
         model.__class__ = type(kind.__name__, (SpanLogits, kind), {"__module__": kind.__module__})

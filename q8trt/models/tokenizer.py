@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, which `load_tokenizer` gives the inputs and the number of positions of its model."""
+"""The tokenizer of a checkpoint; `load_tokenizer` sets the inputs and the number of positions of its model."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model"
 )  # fmt: skip
-#: Ending of the files of sentencepiece, which transformers converts where that package is installed.
+#: Ending of the files of sentencepiece, which transformers converts if that package is installed.
 _SENTENCEPIECE = ".model"
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-#: transformers writes 10^30 for "no limit of tokens".
+#: Integers have up to 128 bits, because transformers writes 10^30 as model_max_length for "no limit".
 _LIMITS = files.Limits(size=2**24, values=200_000, bits=128)
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
-    """Return the fast tokenizer of a checkpoint, with the inputs and the length of its model.
+    """Return the fast tokenizer of a checkpoint, with the inputs and the maximum length of its model.
 
     An engine folder has no config.json; its tokenizer was saved with both.
 
     Raises:
-        CheckpointError: not found, damaged, only a slow tokenizer exists, or one that does not fit the model's tables.
+        CheckpointError: the tokenizer is missing, damaged or slow, or does not fit the model's token table.
     """
     name = resolve_model(name_or_path)
     check_whole(name, weights=False)
@@ -53,19 +53,19 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
 
 def model_inputs(tokenizer: Any) -> tuple[str, ...]:
-    """Return the arrays that the tokenizer makes, in BERT's order."""
+    """Return the names of the arrays that the tokenizer makes, in BERT's order."""
     return tuple(name for name in _INPUTS if name in tokenizer.model_input_names)
 
 
 def _check_files(folder: Path, where: str) -> None:
-    """Raise where the folder has no tokenizer, or where a file about it is damaged or asks for foreign code."""
+    """Raise if the folder has no tokenizer, or one of its files is damaged or needs foreign code."""
     first = next((file for file in TOKENIZER_FILES if (folder / file).is_file()), None)
     if first is None:
-        # transformers would make a tokenizer of an empty vocabulary, to which every word is unknown
-        raise CheckpointError(f"{folder} holds no tokenizer; expected one of {', '.join(TOKENIZER_FILES[:3])}")
+        # transformers would make a tokenizer with an empty vocabulary, for which every word is unknown
+        raise CheckpointError(f"{folder} has no tokenizer; expected one of {', '.join(TOKENIZER_FILES[:3])}")
     if first.endswith(_SENTENCEPIECE) and not _has_sentencepiece():
         raise CheckpointError(
-            f"{where} has {first} and no tokenizer.json, and reading it needs sentencepiece: {install_command('sentencepiece')}"
+            f"{where} has {first} and no tokenizer.json; to read it, install sentencepiece: {install_command('sentencepiece')}"
         )
     for name in _CONFIG_FILES:
         path = folder / name
@@ -74,7 +74,7 @@ def _check_files(folder: Path, where: str) -> None:
         data = read_object(path, _LIMITS)
         if data.get("auto_map"):
             raise CheckpointError(
-                f"{where} has a tokenizer that needs Python code of its own (auto_map in {name}), which q8trt never runs; "
+                f"{where} has a tokenizer that needs its own Python code (auto_map in {name}), which q8trt never runs; "
                 "save it as tokenizer.json"
             )
 
@@ -84,10 +84,10 @@ def _has_sentencepiece() -> bool:
 
 
 def _load(name: str, where: str, config: Any) -> Any:
-    """Return transformers' tokenizer; its libraries raise a dozen types, and panic, on a damaged file."""
+    """Return transformers' tokenizer; on a damaged file, its libraries raise a dozen types, or panic."""
     from transformers import AutoTokenizer
 
-    options = {} if config is None else {"config": config}  # else it reads config.json by itself, without limits
+    options = {} if config is None else {"config": config}  # without it, transformers reads config.json without limits
     try:
         with files.no_panic():
             return AutoTokenizer.from_pretrained(
@@ -95,21 +95,21 @@ def _load(name: str, where: str, config: Any) -> Any:
             )
     except ImportError as error:
         raise CheckpointError(
-            f"{where} has no fast tokenizer (tokenizer.json), and its slow one needs more packages: "
+            f"{where} has no fast tokenizer (tokenizer.json), and converting its slow one needs more packages: "
             f"{one_line(error)[:200]}"
         ) from None
     except Exception as error:
         advice = ""
-        if not is_folder(name) and not _has_sentencepiece():  # transformers asks for tiktoken, which is of no use here
-            advice = f"; if it has no tokenizer.json, install what reads its model: {install_command('sentencepiece')}"
+        if not is_folder(name) and not _has_sentencepiece():  # transformers asks for tiktoken, which does not help here
+            advice = f"; if it has no tokenizer.json, install sentencepiece: {install_command('sentencepiece')}"
         raise CheckpointError(f"{where}: the tokenizer cannot be read: {one_line(error)[:300]}{advice}") from None
 
 
 def _check_usable(tokenizer: Any, where: str) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
-            f"{where} has a {type(tokenizer).__name__}, which exists as a slow tokenizer only; the engine folder needs a "
-            "tokenizer.json, as fast tokenizers have it"
+            f"{where} has a {type(tokenizer).__name__}, a slow tokenizer; expected a fast one, with a tokenizer.json, which "
+            "the engine folder needs"
         )
     if tokenizer.pad_token_id is None:
         raise CheckpointError(f"{where}: the tokenizer has no padding token; set pad_token in tokenizer_config.json")
@@ -119,9 +119,7 @@ def _check_usable(tokenizer: Any, where: str) -> None:
             "tokens that the model reads"
         )
     if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 1:
-        raise CheckpointError(
-            f"{where}: the tokenizer knows no words; the file of its vocabulary is missing or damaged"
-        )
+        raise CheckpointError(f"{where}: the tokenizer has no words; the file of its vocabulary is missing or damaged")
     try:
         with files.no_panic():
             single, pair = tokenizer("a")["input_ids"], tokenizer("a", "b")["input_ids"]
@@ -132,23 +130,23 @@ def _check_usable(tokenizer: Any, where: str) -> None:
 
 
 def _check_case(tokenizer: Any, where: str) -> None:
-    """Raise CheckpointError if the tokenizer of a model that reads lower case has other tokens for capitals."""
+    """Raise CheckpointError if the tokenizer of a model for lowercase texts does not lowercase texts itself."""
     text = "The Quick Brown FOX"
     if tokenizer(text)["input_ids"] != tokenizer(text.lower())["input_ids"]:
         raise CheckpointError(
-            f"{where} puts texts into lower case before its tokenizer (do_lower_case in sentence_bert_config.json), and an "
-            "engine does not; save it with a tokenizer that does so itself"
+            f"{where} lowercases texts before its tokenizer (do_lower_case in sentence_bert_config.json), and an engine "
+            "does not; save it with a tokenizer that lowercases texts itself"
         )
 
 
 def _fit(tokenizer: Any, config: Any, where: str) -> None:
-    """Give `tokenizer` the model's inputs and positions; raise where it has ids beyond the model's token table."""
+    """Set the model's inputs and positions in `tokenizer`; raise if it has ids beyond the model's token table."""
     rows = config.vocab_size
     ids = {*tokenizer.get_vocab().values(), *tokenizer("a", "b")["input_ids"]}
     if beyond := sum(each >= rows for each in ids):
         raise CheckpointError(
             f"{where}: {beyond} tokens of the tokenizer have ids beyond the model's token table of {rows} rows (the highest "
-            f"is {max(ids)}); take the model's own tokenizer, or save the model after resize_token_embeddings"
+            f"is {max(ids)}); use the model's tokenizer, or save the model after resize_token_embeddings"
         )
     names = [name for name in tokenizer.model_input_names if name in _INPUTS]
     tokenizer.model_input_names = [name for name in names if name != "token_type_ids" or takes_token_types(config)]

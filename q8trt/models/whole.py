@@ -1,4 +1,4 @@
-"""Checkpoints that q8trt wrote are read only while they are what it wrote."""
+"""Checks that the files of a checkpoint are complete and unchanged since q8trt saved them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 def check_whole(name: str, weights: bool = True) -> None:
-    """Compare a checkpoint that q8trt wrote with the hashes that it wrote last.
+    """Compare the files of a checkpoint that q8trt wrote with its `hashes.json`.
 
-    A folder without `hashes.json` is someone else's, or of an earlier version, and passes; so does a name of the hub.
-    `weights` decides whether the weights are compared; the other files always are.
+    A hub name passes, and so does a folder without `hashes.json`, which comes from elsewhere or from an earlier version.
+    The safetensors files are compared only if `weights` is true.
 
     Raises:
-        CheckpointError: a file is missing, cannot be read, or is not the one that was saved; names it.
+        CheckpointError: a file is missing, cannot be read, or has changed; the message names it.
     """
     if not is_folder(name) or not files.has_seal(name):
         return
@@ -34,7 +34,7 @@ def check_whole(name: str, weights: bool = True) -> None:
 
 
 def check_shards(name: str) -> None:
-    """Check that the index of a checkpoint in several files names files of its own folder.
+    """Check that the index of a checkpoint with several weight files names only files of its folder.
 
     Raises:
         CheckpointError: the index is damaged, or names a file elsewhere.
