@@ -27,7 +27,8 @@ from q8trt.quantization.precision import Precision
 from q8trt.reporting import Column, Table, words
 from q8trt.reporting.markdown import markdown_table
 from q8trt.runs.config import FinetuneConfig
-from q8trt.runs.run import STAGES, Run, open_run
+from q8trt.runs.run import RUN_FILE, STAGES, Run, open_run
+from q8trt.runs.training_config import TrainingConfig
 from q8trt.runtime.onnxruntime.runner import OnnxRuntimeRunner
 from q8trt.runtime.scores import evaluate
 from q8trt.tasks.data import load_dev, tokenize
@@ -69,18 +70,27 @@ def score(paths: Sequence[str], threads: int | None, stages: Sequence[str] = STA
                 print(path, stage, known["stages"][stage]["metrics"], flush=True)
 
 
+def _fp32_training(config: FinetuneConfig) -> TrainingConfig:
+    """Return the training that made the FP32 model; for a run that was given one, that of the run which owns it."""
+    if config.from_fp32 and (Path(config.from_fp32).parent / RUN_FILE).exists():
+        owner = open_run(Path(config.from_fp32).parent)
+        return _fp32_training(FinetuneConfig.from_dict(owner.record.config))
+    return config.training
+
+
 def _cells(path: str) -> list[dict[str, Any]]:
     """One entry for each scored stage of a run."""
     run = open_run(path)
     record, scores = run.record, files.read_json(run.path / SCORE_FILE)
     config = FinetuneConfig.from_dict(record.config)
+    fp32 = _fp32_training(config)
     method = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT + distillation" if config.distillation else "QAT"}
     return [
         {
             "recipe": "-" if stage == "fp32" else config.recipe.name,
             "method": method[stage],
-            "fp32_epochs": config.training.num_train_epochs,
-            "seed": config.training.seed,
+            "fp32_epochs": fp32.num_train_epochs,
+            "seed": fp32.seed,
             "run": run.path.name,
             "metrics_x100": {name: round(100 * value, 3) for name, value in entry["metrics"].items()},
             "onnx_bytes": entry["onnx_bytes"],
