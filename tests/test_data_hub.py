@@ -125,20 +125,20 @@ OPTION_ERRORS = [
         "--data_dir and --train_file/--validation_file exclude each other: give one source of data",
     ),
     ({"data_dir": "a", "sample": True}, "--data_dir and --sample exclude each other"),
-    ({"task": "MRPC", "sample": True}, "the built-in sample is sentence similarity: use --task STS-B, not MRPC"),
+    ({"task": "MRPC", "sample": True}, "the built-in sample has sentence similarities; use --task STS-B, not MRPC"),
     ({"task": "custom"}, "--task custom needs --train_file and --validation_file"),
     ({"label_list": ("a", "b")}, "--label_list is for --task custom; the labels of STS-B are fixed"),
     ({"task": "custom", "train_file": "a", "label_list": ("a",)}, "task 'custom' needs two or more different labels"),
     ({"text_column_names": ("a", "b")}, "--text_column_names and --label_column_name need --train_file"),
-    ({"train_file": "a", "text_column_names": ("a",)}, "STS-B has 2 text columns, and --text_column_names 1"),
+    ({"train_file": "a", "text_column_names": ("a",)}, "STS-B has 2 text columns, but --text_column_names has 1"),
     ({"train_file": "a", "text_column_names": ("a", "b", "c")}, "--text_column_names takes one or two columns, got 3"),
     (
         {"train_file": "a", "text_column_names": ("a", "a")},
-        "--text_column_names a a and --label_column_name : one column",
+        "--text_column_names a a: a column appears twice",
     ),
     (
         {"train_file": "a", "text_column_names": ("a", "b"), "label_column_name": "b"},
-        "--text_column_names a b and --label_column_name b: one column cannot be two of them",
+        "--text_column_names a b and --label_column_name b: a column appears twice",
     ),
     ({"data_dir": ""}, "--data_dir is empty; give a value, or leave the option out"),
     ({"train_file": "a", "label_column_name": ""}, "--label_column_name is empty"),
@@ -152,7 +152,7 @@ def test_options_that_cannot_be(options, message):
 
 def test_splits_that_are_not_there():
     assert error_of(load_dev, DataConfig("STS-B", train_file="a.csv")) == (
-        "--validation_file is missing: own data come as --train_file and --validation_file"
+        "--validation_file is missing; give your own data with --train_file and --validation_file"
     )
     assert error_of(load_examples, DataConfig("MNLI"), "dev") == (
         "no split 'dev'; expected one of train, dev_matched, dev_mismatched"

@@ -25,8 +25,8 @@ VALUES: list[tuple[Any, Any]] = [
     (" Sad , GLAD ", (0, 1)), ("not, really", (2,)), ('["not, really", "sad"]', (2, 0)), ("[]", ()), ([0, 3], (0, 3)), (1, (1,)),
     ("0,3", (0, 3)), ([1.0], (1,)),
     ("angry", "label 'angry', expected one of"), ("sad,", "label '', expected one of"), ([None], "label None, expected one of"),
-    (["sad", "sad"], "label 'sad' is there twice"), ("sad,0", "label 'sad' is there twice"), ([[0]], "label"),
-    ('["sad"', "are no JSON list"), ([4], "label 4, expected one of"), (True, "label True, expected one of"),
+    (["sad", "sad"], "label 'sad' appears twice"), ("sad,0", "label 'sad' appears twice"), ([[0]], "label"),
+    ('["sad"', "are not a JSON list"), ([4], "label 4, expected one of"), (True, "label True, expected one of"),
     ("tird", "did you mean 'tired'"),
 ]  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_a_label_of_no_training_row_is_named(tmp_path: Path, caplog: pytest.LogC
     ("options", "message"),
     [
         ({"task": "SST-2", "multi_label": True}, "--multi_label is for --task custom"),
-        ({"task": "custom", "train_file": "x.csv", "multi_label": True}, "several labels a row, and lists none"),
+        ({"task": "custom", "train_file": "x.csv", "multi_label": True}, "several labels a row, but no list of labels"),
     ],
 )
 def test_options_that_do_not_go_together(options: Any, message: str) -> None:
@@ -135,7 +135,7 @@ def test_options_that_do_not_go_together(options: Any, message: str) -> None:
 def test_tfrecord_holds_one_label(tmp_path: Path) -> None:
     (tmp_path / "x.tfrecord").write_bytes(b"")
     data = DataConfig("custom", train_file=str(tmp_path / "x.tfrecord"), label_list=LABELS, multi_label=True)
-    with pytest.raises(DataError, match="TFRecord has one label a row, and custom several"):
+    with pytest.raises(DataError, match="TFRecord has one label a row, and custom has several"):
         load_train(data)
 
 

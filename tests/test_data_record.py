@@ -69,7 +69,7 @@ def test_another_working_folder_reads_the_same_rows(run: Run, tmp_path: Path, mo
 def test_rows_that_changed_are_refused(run: Run, project: Path, split: str) -> None:
     append(project / "data" / f"{split}.tsv")
     read = {"train": load_train, "dev": load_dev}
-    with pytest.raises(DataError, match=rf"^the {split} rows .* not those of the run any more.*; {REMEDY}$"):
+    with pytest.raises(DataError, match=rf"^the {split} rows .* have changed since the run.*; {REMEDY}$"):
         read[split](config_of_run(run, REMEDY).data)
     read[{"train": "dev", "dev": "train"}[split]](config_of_run(run, REMEDY).data)  # the other one is as it was
 
@@ -155,7 +155,7 @@ def test_commands_refuse_rows_that_changed(
     captured = capsys.readouterr()
     assert captured.out == "" or (captured.out.count("\n") == 1 and "loading PyTorch" in captured.out)
     assert captured.err.count("\n") == 1
-    assert f"the dev rows ({project / 'data'}) are not those of the run any more: 7 rows" in captured.err
+    assert f"the dev rows ({project / 'data'}) have changed since the run: 7 rows" in captured.err
 
 
 def test_fp16_is_tried_on_the_rows_of_the_run_alone(
@@ -170,7 +170,7 @@ def test_fp16_is_tried_on_the_rows_of_the_run_alone(
     append(project / "data" / "train.tsv")
     _, text = overflow_batches(source, tiny_tokenizer)
     assert "built-in" in text
-    assert "not those of the run any more" in caplog.text
+    assert "have changed since the run" in caplog.text
 
 
 BROKEN: dict[str, Any] = {
@@ -255,7 +255,9 @@ def test_files_that_disagree_on_columns_are_refused(tmp_path: Path) -> None:
         train_file=write_csv(tmp_path / "a.csv", "text,label", "a,1"),
         validation_file=write_csv(tmp_path / "b.csv", "sentence,label", "b,1"),
     )
-    with pytest.raises(DataError, match=r"file a\.csv gives the columns text, label, and file b\.csv sentence, label"):
+    with pytest.raises(
+        DataError, match=r"file a\.csv has the columns text, label, and file b\.csv has sentence, label"
+    ):
         splits_of(data)
 
 
@@ -276,9 +278,9 @@ def remarks(folder: Path, caplog: pytest.LogCaptureFixture, task: str, train: st
 @pytest.mark.parametrize(
     ("task", "train", "dev", "expected"),
     [
-        ("STS-B", "1 2", "3 3", ["all labels of dev are the same: pearson is 0 for every model"]),
+        ("STS-B", "1 2", "3 3", ["all labels of dev are the same, so pearson is 0 for every model"]),
         ("STS-B", "1 2", "3 4", []),
-        ("MRPC", "1 0", "0 0", ["no row of dev has the label equivalent: f1 is 0 for every model"]),
+        ("MRPC", "1 0", "0 0", ["no row of dev has the label equivalent, so f1 is 0 for every model"]),
         ("MRPC", "0 0", "0 1", ["no training row has the label equivalent, which rows of dev have"]),
         ("RTE", "0 1", "0 0", []),
     ],

@@ -148,7 +148,7 @@ def test_damaged_files_are_named_by_record(tmp_path):
         damaged[len(whole) + flipped] ^= 1
         path.write_bytes(damaged)
         assert error_of(read_tfrecord, path, RTE, "train") == (
-            f"{path}: record 2 is damaged (its checksum does not fit); make or copy the file again"
+            f"{path}: record 2 is damaged (its checksum does not match); make or copy the file again"
         )
     path.write_bytes(frame(b"\xff\xff\xff"))
     assert error_of(read_tfrecord, path, RTE, "train") == f"{path}: record 1 is not a tf.train.Example"

@@ -164,7 +164,7 @@ def test_whole_qqp_does_not_warn(tmp_path, caplog):
 
 
 def test_missing_folder_file_and_rows(tmp_path):
-    fix = "--data_dir takes the folder with train.tsv, dev.tsv, or the GLUE folder that holds RTE/"
+    fix = "give --data_dir the folder with train.tsv, dev.tsv, or the GLUE folder with RTE/"
     rte = get_task("RTE")
     with pytest.raises(DataError) as caught:
         read_folder(tmp_path / "nowhere", rte, "train")

@@ -25,7 +25,7 @@ def test_embeddings_are_scored_by_the_rank_of_their_cosines() -> None:
     assert list(metrics) == ["spearman", "pearson"]
     assert task.main_metric == "spearman"
     assert metrics["spearman"] == pytest.approx(stats.spearmanr(cosines, scores)[0])
-    with pytest.raises(ConfigError, match="pairs of texts with their similarity, and MRPC has others"):
+    with pytest.raises(ConfigError, match="pairs of texts with their similarity, and MRPC has other rows"):
         task_of_head(EMBEDDING, is_pair=True, has_labels=True, glue=get_task("MRPC"))
 
 

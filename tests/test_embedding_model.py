@@ -132,7 +132,7 @@ def add_module(kind: str) -> Callable[[Path], None]:
         (lambda f: change(f, "1_Pooling/config.json", include_prompt=False), "excludes prompts from the pooling"),
         (lambda f: change(f, "1_Pooling/config.json", word_embedding_dimension=99), "is 99, but the encoder's hidden"),
         (lambda f: change(f, "2_Dense/config.json", in_features=65), "has 65 inputs, and the pooling gives 64 features"),
-        (lambda f: change(f, "2_Dense/config.json", out_features=13), "takes 12 features and follows one that gives 13"),
+        (lambda f: change(f, "2_Dense/config.json", out_features=13), "has 12 inputs and follows one with 13 outputs"),
         (lambda f: change(f, "2_Dense/config.json", out_features="x"), "in_features and out_features are [64, 'x']"),
         (lambda f: change(f, "2_Dense/config.json", activation_function="os.system"), "has the activation 'system'"),
         (lambda f: change(f, "2_Dense/config.json", use_residual=True), "with a residual"),

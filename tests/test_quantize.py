@@ -159,7 +159,7 @@ def test_a_run_of_a_model_of_ones_own_is_found_again(
     assert config.data.texts == str(inside)
     assert config.from_fp32 == str(folder)
     inside.write_text("other texts\nthan before\nhere")
-    with pytest.raises(q8trt.Q8TRTError, match=r"the train rows .* are not those of the run any more"):
+    with pytest.raises(q8trt.Q8TRTError, match=r"the train rows .* have changed since the run"):
         config_of_run(run).data.load("train")
 
 

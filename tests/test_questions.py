@@ -109,7 +109,7 @@ def bad(answers: Any = None, **changes: Any) -> list[dict[str, Any]]:
         (bad({"text": ["boy"], "answer_start": [5]}), "the answer 'boy' is not at answer_start 5, where the context has 'oy '"),
         (bad({"text": ["boy"], "answer_start": [-3]}), ":2: the answer 'boy' is not at answer_start -3"),
         (bad({"text": ["boy"], "answer_start": [10**6]}), "not at answer_start 1000000, where the context has ''"),
-        (bad({"text": [" "], "answer_start": [3]}), ":2: an answer without text"),
+        (bad({"text": [" "], "answer_start": [3]}), ":2: an answer has no text"),
         (bad({"text": ["boy", "boy"], "answer_start": [4]}), ":2: column 'answers': 2 texts, but 1 values of answer_start"),
         (bad({"text": ["boy"], "answer_start": ["4"]}), "answer_start[0] must be a whole number, not \"4\""),
         (bad({"text": ["boy"]}), ":2: column 'answers': missing key: answer_start"),
@@ -149,7 +149,7 @@ def test_bad_documents_name_the_place(tmp_path: Path) -> None:
 
 def test_files_that_hold_no_questions(tmp_path: Path) -> None:
     assert "no such file" in error_of(tmp_path / "a.json")
-    assert "not '.csv'" in error_of(write(tmp_path / "a.csv", "question,context\n"))
+    assert "unknown extension '.csv'" in error_of(write(tmp_path / "a.csv", "question,context\n"))
     (tmp_path / "a.jsonl").write_text("")
     assert "no questions" in error_of(tmp_path / "a.jsonl")
     rows = write(tmp_path / "b.jsonl", [{"question": "a", "contexts": "b", "answers": []}])

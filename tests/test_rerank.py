@@ -203,10 +203,10 @@ def test_runs_and_folders_of_earlier_versions(pairs: Path, tmp_path: Path, capsy
     folder = write_reranker(tmp_path / "model", sentence_transformers={"activation_fn": IDENTITY})
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     assert main(["quantize", str(folder), "--texts", str(tmp_path / "texts.txt"), "--no_build_engines"]) == 2
-    assert "plain text has one text a line, and the model takes pairs" in capsys.readouterr().err
+    assert "plain text has one text a line, and the model needs pairs" in capsys.readouterr().err
     words = ["quantize", str(folder), "--texts", str(pairs), "--text_column_names", "query", "--no_build_engines"]
     assert main(words) == 2
-    assert "reranker has 2 text columns, and --text_column_names 1" in capsys.readouterr().err
+    assert "reranker has 2 text columns, but --text_column_names has 1" in capsys.readouterr().err
     data = FinetuneConfig.from_dict
     config = json.loads(json.dumps(config_with_head(folder).to_dict()))
     del config["data"]["head"]["activation"]

@@ -80,7 +80,7 @@ def test_columns(tmp_path: Path) -> None:
             read(tmp_path / "e.csv", task(), "dev")
         assert read(tmp_path / "e.csv", task(), "dev", ("sentence1",)).first == ["b"]
     (tmp_path / "c.txt").write_text("a\n")
-    with pytest.raises(DataError, match="plain text has one text a line, and the model takes pairs"):
+    with pytest.raises(DataError, match="plain text has one text a line, and the model needs pairs"):
         read_texts(tmp_path / "c.txt", task(is_pair=True), "dev")
 
 

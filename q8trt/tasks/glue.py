@@ -23,25 +23,25 @@ _BINARY = ("0", "1")
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its files, its labels and its metrics.
+    """A task with its files, labels and metrics.
 
     Attributes:
         name: the official spelling, e.g. ``"STS-B"``.
-        text_columns: one or two columns of the official TSV that hold the text.
-        label_column: the column of the official TSV that holds the label.
+        text_columns: the one or two text columns of the official TSV.
+        label_column: the label column of the official TSV.
         labels: the names of the label ids, in order; empty for regression. They become a model's ``id2label``.
-        tsv_labels: how the official TSV spells the same labels, in the same order.
-        metrics: the official metrics; `main_metric` is the one that picks the best checkpoint.
-        hub_config: the configuration of ``nyu-mll/glue``, with its text columns `hub_columns`; empty for own data.
-        score_range: the lowest and highest label of a regression task that has bounds, else None.
+        tsv_labels: the spellings of the labels in the official TSV, in the same order.
+        metrics: the official metrics; `main_metric` selects the best checkpoint.
+        hub_config: the configuration of ``nyu-mll/glue``, with its text columns `hub_columns`; empty for your own data.
+        score_range: the lowest and highest label of a bounded regression task, else None.
         dev_splits: development split -> official file.
         test_splits: test split (no labels) -> official file.
         hub_splits: any of these splits, or ``"train"`` -> split on the hub.
-        positional: the columns of train and development files that have no header line; empty if they have one.
-        has_broken_rows: the official files hold a few rows that cannot be read and are skipped.
+        positional: the columns of train and development files without a header line; empty if they have one.
+        has_broken_rows: the official files have a few rows that cannot be read and are skipped.
         has_labels: rows have labels; else outputs are compared with those of the FP32 model.
-        model_head: the head of the model, where it is more than the labels say: a label of a pair is the similarity of two
-            embeddings, the relevance of a document; of a row it may be several labels. None for the head of the labels.
+        model_head: the head of the model if the labels alone do not determine it, as for embeddings, rerankers, token
+            classification, question answering and several labels a row. None for the head of the labels.
     """
 
     name: str
@@ -70,29 +70,29 @@ class Task:
 
     @property
     def head(self) -> Head:
-        """The head of a model that answers the task."""
+        """The head of a model for the task."""
         if self.model_head:
             return self.model_head
         return Head(HeadKind.SEQUENCE_CLASSIFICATION if self.labels else HeadKind.REGRESSION, self.labels)
 
     @property
     def embedding(self) -> Embedding | None:
-        """The steps to an embedding, for a task that embeds each text by itself."""
+        """The steps to an embedding, for a task that embeds each text; else None."""
         return self.model_head.embedding if self.model_head else None
 
     @property
     def is_multi_label(self) -> bool:
-        """True if a row may have any number of the labels."""
+        """True if a row may have any number of labels."""
         return self.head.kind is HeadKind.MULTI_LABEL_CLASSIFICATION
 
     @property
     def is_regression(self) -> bool:
-        """True if a label is a score rather than a class: of a regression, or the similarity of two embedded texts."""
+        """True if a label is a score, not a class: a regression, or the similarity of two embedded texts."""
         return not self.labels and self.head.kind is not HeadKind.QUESTION_ANSWERING
 
     @property
     def per_token(self) -> bool:
-        """True if the model answers each token: outputs are (tokens, outputs) of the tokens of all rows, one after the other."""
+        """True if the model answers each token: outputs are (tokens, outputs), with the tokens of all rows concatenated."""
         return self.head.kind.per_token
 
     @property
@@ -107,7 +107,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """The name as `canonical` spells it; a folder whose name has the same key is this task's."""
+        """The `canonical` name; a folder whose name has the same key belongs to this task."""
         return canonical(self.name)
 
     @property
@@ -122,12 +122,12 @@ def canonical(name: str) -> str:
 
 
 def _pair(name: str, columns: tuple[str, str], label_column: str, **fields: object) -> Task:
-    """Return a two-class pair task scored by accuracy unless `fields` says otherwise."""
+    """Return a classification task of text pairs, by default with the labels entailment and not_entailment."""
     return _classification(name, columns, label_column, **{"labels": _ENTAILMENT, **fields})
 
 
 def _classification(name: str, columns: tuple[str, ...], label_column: str, **fields: object) -> Task:
-    """Return a classification task with the fields that most of GLUE shares."""
+    """Return a classification task with defaults for the fields that most GLUE tasks share."""
     shared: dict[str, object] = {
         "tsv_labels": _BINARY,
         "metrics": ("accuracy",),
@@ -202,11 +202,11 @@ _ALL = (
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
-"""Official name -> task, in GLUE's own order."""
+"""Official name -> task, in GLUE's order."""
 
 
 def get_task(name: str) -> Task:
-    """Return the GLUE task of that name; case, hyphens, underscores and spaces do not matter.
+    """Return the GLUE task of that name; case, hyphens, underscores and spaces are ignored.
 
     Raises:
         ConfigError: no GLUE task has that name.
@@ -218,19 +218,20 @@ def get_task(name: str) -> Task:
 
 
 def custom_task(name: str, labels: Sequence[str], is_pair: bool, multi_label: bool = False) -> Task:
-    """Return a task outside GLUE, for data in one's own files.
+    """Return a task outside GLUE, for data in your own files.
 
     Args:
-        name: what reports call it; not the name of a GLUE task.
+        name: the name in reports; not the name of a GLUE task.
         labels: the names of the classes in the order of their ids; empty for regression.
-        is_pair: two texts (columns sentence1, sentence2) or one (column sentence).
-        multi_label: whether a row may have any number of the labels.
+        is_pair: a row has two texts (columns sentence1, sentence2), else one (column sentence).
+        multi_label: a row may have any number of labels.
 
     Raises:
-        ConfigError: the name is empty or GLUE's, or there is one label only, a label twice, or one that is blank.
+        ConfigError: the name is empty or a GLUE task's; there is only one label, a repeated label or one that cannot be
+            printed; or a multi-label task has no labels.
     """
     if canonical(name) in {"", *(task.key for task in _ALL)}:
-        raise ConfigError(f"a custom task cannot be called {name!r}: choose a name that GLUE does not use")
+        raise ConfigError(f"a custom task cannot be called {name!r}; choose a name that GLUE does not use")
     if len(labels) == 1 or len(set(labels)) != len(labels):
         raise ConfigError(f"task {name!r} needs two or more different labels, or none for regression, got {[*labels]}")
     for label in labels:
@@ -239,7 +240,7 @@ def custom_task(name: str, labels: Sequence[str], is_pair: bool, multi_label: bo
                 f"task {name!r} cannot have the label {label!r}: a label needs a name that can be printed"
             )
     if multi_label and not labels:
-        raise ConfigError(f"task {name!r} has several labels a row, and lists none: give --label_list")
+        raise ConfigError(f"task {name!r} has several labels a row, but no list of labels; give --label_list")
     metrics = ("f1_micro", "f1_macro") if multi_label else ("accuracy", "f1") if len(labels) == 2 else ("accuracy",)
     return Task(
         name,
@@ -253,7 +254,7 @@ def custom_task(name: str, labels: Sequence[str], is_pair: bool, multi_label: bo
     )
 
 
-#: What is compared with the FP32 model's outputs where rows have no labels; the first one is the main metric.
+#: Metrics of drift from the FP32 model's outputs, for rows without labels; the first one is the main metric.
 _DRIFT = {
     HeadKind.SEQUENCE_CLASSIFICATION: ("agreement", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.REGRESSION: ("correlation", "logit_mean", "logit_p99", "logit_worst"),
@@ -263,12 +264,12 @@ _DRIFT = {
     HeadKind.TOKEN_CLASSIFICATION: ("agreement", "logit_mean", "logit_p99", "logit_worst"),
     HeadKind.QUESTION_ANSWERING: ("span_agreement", "span_f1", "logit_mean", "logit_p99", "logit_worst"),
 }
-#: What rows with labels are scored by, if it is not what their labels say; the first one is the main metric.
+#: Metrics of rows with labels, for heads that do not use the task's metrics; the first one is the main metric.
 _LABELED = {HeadKind.EMBEDDING: ("spearman", "pearson"), HeadKind.QUESTION_ANSWERING: ("answer_f1", "exact_match")}
 
 
 def _metrics_of(head: Head, task: Task) -> tuple[str, ...]:
-    """Return the metrics of a head on rows with labels; where they are not those of `task`, the first is the main one."""
+    """Return the metrics of a head on rows with labels; if they are not those of `task`, the first is the main metric."""
     if head.kind is HeadKind.TOKEN_CLASSIFICATION:
         return ("entity_f1", "entity_precision", "entity_recall", "token_accuracy")[
             0 if has_entities(head.labels) else 3 :
@@ -277,13 +278,13 @@ def _metrics_of(head: Head, task: Task) -> tuple[str, ...]:
 
 
 def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None = None) -> Task:
-    """Return the task of a model that is given with its head.
+    """Return the task of a model with `head`.
 
     Args:
-        head: the model's.
-        is_pair: two texts in a row, or one.
-        has_labels: whether the development rows have labels; else answers are compared with those of the FP32 model.
-        glue: the GLUE task of the rows; None for rows of one's own.
+        head: the head of the model.
+        is_pair: a row has two texts, else one.
+        has_labels: the development rows have labels; else answers are compared with those of the FP32 model.
+        glue: the GLUE task of the rows; None for your own rows.
 
     Raises:
         ConfigError: an embedding is scored on classes, or on rows of one text.
@@ -293,7 +294,7 @@ def task_of_head(head: Head, is_pair: bool, has_labels: bool, glue: Task | None 
         raise ConfigError(
             "an embedding is scored on pairs of texts with their similarity, "
             + (
-                f"and {task.name} has others"
+                f"and {task.name} has other rows; use --task STS-B or your own files"
                 if glue
                 else "and --text_column_names has one column; give two, or leave it out"
             )

@@ -1,4 +1,4 @@
-"""The head of a model: the last part, which makes answers of hidden states. Plain facts, which a checkpoint's folder gives."""
+"""The head of a model, the last part, which turns hidden states into answers: facts that a checkpoint's folder states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class HeadKind(StrEnum):
 
     @property
     def is_score(self) -> bool:
-        """True if the head answers one number."""
+        """True if the answer of the head is one number."""
         return self in (HeadKind.REGRESSION, HeadKind.RERANKER)
 
     @property
@@ -37,18 +37,18 @@ class HeadKind(StrEnum):
         return self in (HeadKind.TOKEN_CLASSIFICATION, HeadKind.QUESTION_ANSWERING)
 
 
-#: Function that makes a score of a logit.
+#: Function that turns a logit into a score.
 Activation = Literal["identity", "sigmoid"]
 
 
-#: Ways to make one vector of the hidden states of a text, in the order in which several of them are concatenated
+#: Ways to pool the hidden states of a text into one vector, in the order in which several modes are concatenated
 #: (sentence-transformers' `Pooling`).
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
 
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """A linear layer behind the pooling, with the name of its activation in `torch.nn`."""
+    """A linear layer after the pooling, with the name of its activation in `torch.nn`."""
 
     in_features: int
     out_features: int
@@ -63,13 +63,13 @@ class Embedding:
     Attributes:
         dimension: the length of the embedding.
         pooling: names of `POOLING_MODES`, whose vectors are concatenated.
-        dense: linear layers behind the pooling, in order.
-        normalize: whether the embedding has length 1.
-        prompts: name -> the text that is put before each text.
-        default_prompt_name: the prompt where none is named; None for no prompt.
+        dense: linear layers after the pooling, in order.
+        normalize: scale the embedding to length 1.
+        prompts: name -> the text that is prepended to each text.
+        default_prompt_name: the name of the default prompt; None for no prompt.
 
     Raises:
-        ConfigError: no pooling or an unknown one, layers whose widths do not fit, or a default prompt that is not there.
+        ConfigError: the pooling is missing or unknown, the widths of layers do not fit, or the default prompt does not exist.
     """
 
     dimension: int
@@ -81,26 +81,26 @@ class Embedding:
 
     def __post_init__(self) -> None:
         if unknown := [mode for mode in self.pooling if mode not in POOLING_MODES]:
-            raise ConfigError(f"pooling {unknown[0]!r} is unknown; q8trt has {', '.join(POOLING_MODES)}")
+            raise ConfigError(f"pooling {unknown[0]!r} is unknown; q8trt supports {', '.join(POOLING_MODES)}")
         if not self.pooling:
             raise ConfigError(f"an embedding needs a pooling, one of {', '.join(POOLING_MODES)}")
         for before, layer in zip(self.dense, self.dense[1:], strict=False):
             if before.out_features != layer.in_features:
                 raise ConfigError(
-                    f"a Dense layer takes {layer.in_features} features and follows one that gives {before.out_features}"
+                    f"a Dense layer has {layer.in_features} inputs and follows one with {before.out_features} outputs"
                 )
         if self.dense and self.dense[-1].out_features != self.dimension:
             raise ConfigError(
-                f"the last Dense layer gives {self.dense[-1].out_features} features, and the embedding has {self.dimension}"
+                f"the last Dense layer has {self.dense[-1].out_features} outputs, and the embedding has {self.dimension} features"
             )
         if self.default_prompt_name is not None and self.default_prompt_name not in self.prompts:
             raise ConfigError(f"the default prompt {self.default_prompt_name!r} is not among the prompts")
 
     def prompt(self, name: str | None) -> str:
-        """Return the text of a prompt; without a name, that of the default one, "" if there is none.
+        """Return the text of the prompt `name`; None for the default prompt, which is "" if the model has none.
 
         Raises:
-            ConfigError: there is no prompt of that name.
+            ConfigError: the model has no prompt of that name.
         """
         chosen = self.default_prompt_name if name is None else name
         if chosen is None:
@@ -116,14 +116,14 @@ class Head:
     """The head of a model.
 
     Attributes:
-        kind: what it answers.
-        labels: names of the outputs in their order; () for kinds whose outputs have none.
-        max_length: tokens of a text, at most, as the folder says; None if it does not.
+        kind: the kind of its answers.
+        labels: the names of the outputs, in order; () for kinds whose outputs have no names.
+        max_length: the maximum number of tokens of a text; None if the folder does not state it.
         embedding: the steps to the embedding; None for other kinds.
-        activation: function that makes the score of a reranker of its logit; "identity" for other kinds.
+        activation: function that turns the logit of a reranker into its score; "identity" for other kinds.
 
     Raises:
-        ConfigError: the facts contradict each other.
+        ConfigError: the fields contradict each other.
     """
 
     kind: HeadKind
@@ -146,13 +146,13 @@ class Head:
 
     @property
     def outputs(self) -> int:
-        """The width of the model's output: labels, features of an embedding, 2 for the start and the end of an answer, or 1."""
+        """The width of the model's output: number of labels or of features of an embedding, 2 for question answering, else 1."""
         if self.kind is HeadKind.QUESTION_ANSWERING:
             return 2
         return self.embedding.dimension if self.embedding else len(self.labels) or 1
 
 
 def with_head_fields(head: Any) -> Any:
-    """Return the JSON data of a head with the defaults of fields that an earlier q8trt did not have."""
+    """Return the JSON data of a head, with defaults for fields that an earlier q8trt did not write."""
     defaults = {each.name: each.default for each in fields(Head) if each.default is not MISSING}
     return {**defaults, **head} if isinstance(head, dict) else head

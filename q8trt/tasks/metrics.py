@@ -1,7 +1,7 @@
-"""GLUE's metrics, as fractions in [-1, 1]: accuracy, F1, Matthews, Pearson, Spearman; and the drift from another model.
+"""Metrics: GLUE's, as fractions in [-1, 1] (accuracy, F1, Matthews, Pearson, Spearman), and the drift from the FP32 model.
 
-The arithmetic is scikit-learn's and SciPy's; this module adds what they leave open: a correlation with a constant is
-0, and values that are not finite are refused instead of spread.
+scikit-learn and SciPy compute them. This module defines the cases that they leave open: a correlation with a constant is 0,
+and values that are not finite raise an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _accuracy(predictions: Array, references: Array) -> float:
 
 
 def _f1(predictions: Array, references: Array) -> float:
-    """F1 of class 1, which is what GLUE reports for MRPC and QQP; 0 if nothing is predicted and nothing is due."""
+    """Return the F1 of class 1, as GLUE reports it for MRPC and QQP; 0 if no prediction and no reference is 1."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(references, predictions, pos_label=1, zero_division=0.0))
@@ -41,9 +41,9 @@ def _is_constant(values: Array) -> bool:
 
 
 def _correlation(name: str) -> Callable[[Array, Array], float]:
-    """Return a correlation that is 0 if the textbook quotient is 0 / 0.
+    """Return a function for a correlation that is 0 where its formula gives 0 / 0.
 
-    That is so when either side is constant, or so nearly constant that its variance has no float.
+    This happens if one side is constant, or so nearly constant that its variance underflows.
     """
 
     def correlate(predictions: Array, references: Array) -> float:
@@ -56,7 +56,7 @@ def _correlation(name: str) -> Callable[[Array, Array], float]:
         from scipy import stats
 
         with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # SciPy's, of what is nearly constant
+            warnings.simplefilter("ignore")  # SciPy warns of nearly constant values
             value = float(_CORRELATIONS[name](stats)(predictions, references)[0])
         return value if math.isfinite(value) else 0.0
 
@@ -72,7 +72,7 @@ _pearson, _spearman, _kendall = map(_correlation, _CORRELATIONS)
 
 
 def _average_f1(average: str) -> Callable[[Array, Array], float]:
-    """Return F1 over (N, labels) arrays of truth values: of all decisions together, or the mean over labels."""
+    """Return a function for F1 over (N, labels) arrays of booleans: "micro" over all values, "macro" as mean over labels."""
 
     def score(predictions: Array, references: Array) -> float:
         from sklearn.metrics import f1_score
@@ -83,21 +83,21 @@ def _average_f1(average: str) -> Callable[[Array, Array], float]:
 
 
 def cosines(first: Array, second: Array) -> npt.NDArray[np.float64]:
-    """Return the cosine of each row of `first` (N, D) with the row of `second` beside it: (N,); 0 for a row of zeros."""
+    """Return the cosines (N,) of the rows of `first` (N, D) with the same rows of `second` (N, D); 0 for a row of zeros."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray((a * b).sum(1) / np.maximum(lengths, 1e-30))
 
 
 def _distances(outputs: Array, references: Array) -> npt.NDArray[np.float64]:
-    """Return the largest absolute difference of each row of two (N, D) arrays."""
+    """Return the largest absolute difference in each row of two (N, D) arrays: (N,)."""
     return np.asarray(np.abs(outputs.astype(np.float64) - references.astype(np.float64)).max(axis=1))
 
 
 def nearest_shared(outputs: Array, references: Array, count: int = 10) -> float:
-    """Return the share of the `count` nearest neighbors, by cosine, that a row of (N, D) has in both arrays; mean over rows.
+    """Return the share of a row's `count` nearest neighbors, by cosine, that both (N, D) arrays have; the mean over rows.
 
-    Of more than `_MOST_NEIGHBORS` rows the first ones count.
+    Only the first `_MOST_NEIGHBORS` rows are compared.
     """
     count = min(count, len(outputs) - 1)
     if count < 1:
@@ -116,7 +116,7 @@ _MOST_NEIGHBORS = 3000
 
 
 def _decisions(*logits: Array) -> tuple[Array, ...]:
-    """Return whether each value of each array is above 0, as a logit of a label that a row has is."""
+    """Return boolean arrays of the same shapes: whether each logit is above 0, so that the row has the label."""
     return tuple(each.astype(np.float64) > 0 for each in logits)
 
 
@@ -127,7 +127,7 @@ def _same_ends(outputs: Sequence[Array], references: Sequence[Array]) -> float:
 
 
 class Scale(Enum):
-    """The unit in which a metric is shown: times 100, percent of the answers, or unchanged."""
+    """The unit in which a metric is displayed: times 100, percent of the answers, or unchanged."""
 
     X100 = "x100"
     PERCENT = "percent"
@@ -139,13 +139,13 @@ class Metric:
     """A metric of a task.
 
     Attributes:
-        compute: (predictions, references), both (N,), N > 0 -> the value: label ids, or scores for regression; for a drift,
-            (outputs, outputs of the FP32 model), both (N, D).
+        compute: function of (predictions, references), N > 0, that returns the value. Both are (N,) label ids, or scores for
+            regression; (N, labels) booleans for several labels a row; for a drift, outputs and those of the FP32 model, (N, D).
         higher_is_better: False for an error.
-        is_correlation: 0 for every model where all references are the same.
-        by_row: whether `compute` takes two lists with an item for each row, of a model that answers each token: tags, the
-            outputs (tokens, D), or answers to questions and the right ones.
-        scale: the unit in which it is shown.
+        is_correlation: the metric is 0 for every model if all references are the same.
+        by_row: `compute` takes two lists with an item for each row, for models that answer each token: tags, outputs
+            (tokens, D), or answers and their references.
+        scale: the unit in which the metric is displayed.
     """
 
     compute: Callable[[Any, Any], float]
@@ -155,7 +155,7 @@ class Metric:
     scale: Scale = Scale.X100
 
 
-#: Name -> metric. A new metric is an entry here, and a name in the table of tasks.
+#: Name -> metric. A new metric is an entry here and a name in the table of tasks.
 METRICS: Mapping[str, Metric] = {
     "accuracy": Metric(_accuracy),
     "f1": Metric(_f1),
@@ -196,22 +196,22 @@ METRICS: Mapping[str, Metric] = {
 
 
 def direction(metric: str) -> int:
-    """Return 1 for a metric whose higher values are better, -1 for one whose lower ones are.
+    """Return 1 if higher values of the metric are better, -1 if lower values are.
 
-    So ``direction(metric) * (reference - value)`` is what `value` loses. A metric that is not known, such as one of a later
-    version's report, counts as 1.
+    So ``direction(metric) * (reference - value)`` is the loss of `value`. An unknown metric, such as one in a report of a
+    later version, has 1.
     """
     return -1 if metric in METRICS and not METRICS[metric].higher_is_better else 1
 
 
 def scale_of(metric: str) -> Scale:
-    """Return how `metric` is shown; ``"dev_mismatched.accuracy"`` is shown as ``"accuracy"``, an unknown metric times 100."""
+    """Return the scale of `metric`, also for a name with a split (``"dev_mismatched.accuracy"``); X100 for an unknown one."""
     name = metric.rpartition(".")[2]
     return METRICS[name].scale if name in METRICS else Scale.X100
 
 
 def check_finite(values: Array, name: str) -> None:
-    """Raise DataError if rows of `values` hold NaN or infinity; `name` says what they are."""
+    """Raise DataError if rows of `values` contain NaN or infinity; `name` is the noun for the rows in the error."""
     bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
     if len(bad):
         raise DataError(f"{len(bad)} of {len(values)} {name} are not finite, the first in row {bad[0]}")
@@ -221,11 +221,11 @@ def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -
     """Return the metrics of `task`, by name.
 
     Args:
-        task: has the names of the metrics.
+        task: the task, whose metrics are computed.
         predictions, references: (N,) label ids, or scores for regression.
 
     Raises:
-        DataError: no rows, shapes that differ or are not (N,), values that are not finite.
+        DataError: there are no rows, the shapes differ or are not (N,), values are not finite, or label ids are fractions.
     """
     dtype = np.float64 if task.is_regression else np.int64
     predicted, expected = np.asarray(predictions), np.asarray(references)
@@ -243,7 +243,7 @@ def compute(task: Task, predictions: npt.ArrayLike, references: npt.ArrayLike) -
 
 
 def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Return the sigmoid of float32 logits as float32, as torch has it; large ones do not overflow."""
+    """Return the sigmoid of logits as float32, as torch computes it; large logits do not overflow."""
     powers = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)
 
@@ -251,17 +251,18 @@ def sigmoid(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 def compute_from_logits(
     task: Task, logits: npt.ArrayLike, labels: npt.ArrayLike, activation: str = "identity"
 ) -> dict[str, float]:
-    """Return the metrics of a model's output: argmax for classification, the answer itself for regression.
+    """Return the metrics of a model's logits, by name.
 
-    Of several labels a row has those whose logit is above 0, which is a probability above 0.5. For embeddings the rows are
-    pairs, one after the other, and what is compared with a label is the cosine of a pair.
+    The prediction is the argmax for classification and the logit for regression. With several labels a row, it is the set of
+    labels whose logit is above 0, that is, whose probability is above 0.5. For embeddings, rows 2i and 2i + 1 are a pair, and
+    the prediction is their cosine.
 
     Args:
-        task: names the metrics and the number of labels.
-        logits: (N, num_labels) float; (N,) too for regression.
-        labels: (N,) int for classification, float for regression; (N, num_labels) of 0 and 1 for several labels a row, of the
-            FP32 model's logits for a task whose rows have no labels.
-        activation: "sigmoid" if a regression's answer is the sigmoid of its logit; a correlation differs between the two.
+        task: the task, with its metrics and the number of labels.
+        logits: (N, num_labels) float; for regression also (N,).
+        labels: (N,) int for classification, float for regression; (N, num_labels) of 0 and 1 for several labels a row; for a
+            task without labels, the FP32 model's logits (N, num_labels).
+        activation: "sigmoid" if the prediction of a regression is the sigmoid of its logit; Pearson's correlation depends on it.
 
     Raises:
         DataError: the shape does not fit the task, or a logit is not finite.

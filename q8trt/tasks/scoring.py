@@ -1,7 +1,7 @@
-"""The scores of a model's outputs on the rows that they answer, whatever its head.
+"""Scoring of a model's outputs, for every kind of head.
 
-A head that answers each token gives outputs (tokens, outputs): those of the tokens of all rows, one after the other, without
-padding. All others give one row of outputs for each row.
+A head that answers each token has outputs (tokens, outputs): the tokens of all rows are concatenated, without padding. Other
+heads have outputs (rows, outputs).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def score(
     """Return the metrics of the rows' task, by name.
 
     Args:
-        rows: the rows; their labels are read where the task has labels.
-        outputs: (rows, outputs) float32, or (tokens, outputs) of a head that answers each token.
-        reference: the FP32 model's outputs, for a task whose rows have no labels; None if `outputs` are those.
+        rows: the rows, with labels if the task has labels.
+        outputs: (rows, outputs) float32, or (tokens, outputs) for a head that answers each token.
+        reference: the FP32 model's outputs, for a task without labels; None if `outputs` are the FP32 model's.
         activation: see `compute_from_logits`.
 
     Raises:
-        DataError: rows without labels that need them, outputs of another shape, or outputs that are not finite.
+        DataError: labels are missing, or outputs have another shape or are not finite.
     """
     task, others = rows.task, outputs if reference is None else reference
     if task.has_labels and rows.labels is None:
@@ -58,7 +58,7 @@ def score(
 
 
 def _answer_metrics(rows: QuestionFeatures, outputs: Sequence[Outputs], others: Sequence[Outputs]) -> dict[str, float]:
-    """Return the metrics of answers to questions: of the right ones, or of those that the FP32 model gives."""
+    """Return the metrics of answers to questions, against the right answers or those of the FP32 model."""
     questions = rows.questions
     if isinstance(questions, Questions):
         threshold = 0.0 if questions.has_unanswerable else None
@@ -73,7 +73,7 @@ def _answer_metrics(rows: QuestionFeatures, outputs: Sequence[Outputs], others: 
 
 
 def _tags(rows: Features, outputs: Sequence[Outputs]) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the most probable tags of the words of each row, and those of their labels."""
+    """Return the predicted and the expected tags of the words of each row."""
     names, predicted, expected = rows.task.labels, [], []
     assert rows.labels is not None
     for logits, labels in zip(outputs, rows.labels, strict=True):
@@ -84,5 +84,5 @@ def _tags(rows: Features, outputs: Sequence[Outputs]) -> tuple[list[list[str]], 
 
 
 def split_rows(outputs: Outputs, lengths: npt.NDArray[np.int64]) -> Sequence[Outputs]:
-    """Return outputs (tokens, outputs) as an array (tokens of the row, outputs) for each row of these lengths."""
+    """Split outputs (tokens, outputs) into an array (tokens of the row, outputs) for each row; `lengths` is (rows,)."""
     return np.split(outputs, np.cumsum(lengths)[:-1])

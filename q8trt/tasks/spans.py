@@ -1,7 +1,8 @@
-"""Logits of the first and the last token of an answer -> the answer in the text.
+"""The choice of an answer in a text from the logits of its first and last token.
 
 The rules are those of transformers' ``utils_qa.py`` (Devlin et al. 2019, arXiv 1810.04805, sections 4.2 and 4.3), with two
-differences: every pair of tokens counts, not only those of the best starts and ends; and a span of two windows counts once.
+differences: all pairs of tokens are considered, not only those of the best starts and ends; and a span that is in two windows
+counts once.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from q8trt.errors import ConfigError
 
 @dataclass(frozen=True)
 class SpanOptions:
-    """The choice of an answer.
+    """Options for the choice of an answer.
 
     Attributes:
-        max_answer_length: tokens of an answer, at most.
-        n_best_size: answers among which the probability is shared out.
-        null_score_diff_threshold: a question has no answer where the score of none is higher than that of the best answer by
+        max_answer_length: maximum number of tokens of an answer.
+        n_best_size: number of best answers over which the softmax of the probability is taken.
+        null_score_diff_threshold: a question has no answer if the score of no answer exceeds that of the best answer by
             more than this; None for models that always answer (SQuAD 1.1).
 
     Raises:
@@ -46,10 +47,10 @@ class WindowLogits:
     """The logits of one window.
 
     Attributes:
-        start: (T,) float32, for each token of the text its logit as the first one of the answer.
-        end: (T,) float32, the same as the last one.
-        none: the logit of no answer: start and end of the window's first token, [CLS], added.
-        offsets: (T, 2) int32, the characters of each token.
+        start: (T,) float32, the logit of each token of the text to be the first of the answer.
+        end: (T,) float32, the logit of each token to be the last of the answer.
+        none: the score of no answer: the sum of the start and end logits of the window's first token, [CLS].
+        offsets: (T, 2) int32, the first character of each token and the one after its last.
     """
 
     start: npt.NDArray[np.float32]
@@ -60,13 +61,13 @@ class WindowLogits:
 
 @dataclass(frozen=True)
 class SpanAnswer:
-    """The answer to a question: a part of the context, or none.
+    """The answer to a question: a part of the context, or no answer.
 
     Attributes:
-        text: the answer, ``context[start:end]``; "" for none.
-        start, end: the index of its first character, and the one behind its last; both 0 for none.
+        text: the answer, ``context[start:end]``; "" for no answer.
+        start, end: the index of its first character, and of the one after its last; both 0 for no answer.
         score: its probability among the best answers, 0 to 1.
-        null_score_diff: the score of no answer less that of the best answer, in logits; infinite if the context has no token.
+        null_score_diff: the score of no answer minus that of the best answer, in logits; infinite if the context has no token.
     """
 
     text: str
@@ -82,7 +83,7 @@ class SpanAnswer:
 
 
 def best_spans(window: WindowLogits, options: SpanOptions) -> list[tuple[float, int, int]]:
-    """Return (score, start, end) of the best spans of one window, in characters; the score is the sum of two logits."""
+    """Return (score, start, end) of the best spans of one window; the score is the sum of two logits, the span in characters."""
     count = len(window.start)
     width = min(options.max_answer_length, count)
     if not count:
@@ -101,7 +102,7 @@ def best_spans(window: WindowLogits, options: SpanOptions) -> list[tuple[float, 
 
 
 def find_answer(context: str, windows: Iterable[WindowLogits], options: SpanOptions) -> SpanAnswer:
-    """Return the best answer that the windows of `context` give; blanks around it are left out."""
+    """Return the best answer over all windows of `context`, without surrounding blanks."""
     scores: dict[tuple[int, int], float] = {}
     none = np.inf
     for window in windows:
@@ -127,7 +128,7 @@ def _share(scores: Sequence[float]) -> float:
 
 
 def _without_blanks(text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the place of ``text[start:end].strip()``; the same place if there are blanks alone."""
+    """Return the start and end of ``text[start:end].strip()`` in `text`; unchanged if the part has only blanks."""
     part = text[start:end]
     if not part.strip():
         return start, end

@@ -1,7 +1,7 @@
 """SQuAD's metrics, as fractions: exact match and F1 of answers as bags of words.
 
-Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, and 2018 (arXiv 1806.03822); the normalization is that of the official
-``evaluate-v2.0.py``.
+Sources: Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, and 2018 (arXiv 1806.03822). The normalization is that of the
+official ``evaluate-v2.0.py``.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Return `text` in lower case, without ASCII punctuation and the articles a, an and the, blanks as single spaces."""
+    """Return `text` in lower case, without ASCII punctuation and the articles a, an and the, with single spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """Return 1 where two answers are equal after `normalize_answer`, else 0."""
+    """Return 1 if two answers are equal after `normalize_answer`, else 0."""
     return float(normalize_answer(prediction) == normalize_answer(reference))
 
 
 def f1_of_words(prediction: str, reference: str) -> float:
-    """Return the F1 of the words of two answers; of answers without words, 1 where both have none and 0 else."""
+    """Return the F1 of the words of two answers; if one has no words, 1 if both have none, else 0."""
     predicted, expected = normalize_answer(prediction).split(), normalize_answer(reference).split()
     if not predicted or not expected:
         return float(predicted == expected)
@@ -42,12 +42,12 @@ def mean_over(
     """Return the mean over questions of the best value of `metric` over the right answers of each.
 
     Args:
-        metric: (answer, right answer) -> value.
-        predictions: N answers; "" for none.
-        references: for each question its right answers; () for none.
+        metric: function of (answer, right answer) that returns the value.
+        predictions: N answers; "" for no answer.
+        references: for each question its right answers; () for no answer.
 
     Raises:
-        DataError: no questions, or numbers that differ.
+        DataError: there are no questions, or the numbers of predictions and references differ.
     """
     if not predictions or len(predictions) != len(references):
         raise DataError(
@@ -58,10 +58,10 @@ def mean_over(
 
 
 def squad_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return ``answer_f1`` and ``exact_match``, means over questions as those of `mean_over`.
+    """Return ``answer_f1`` and ``exact_match``, means over questions; see `mean_over`.
 
-    Where some questions have no answer and others have, also the means of each kind: ``has_answer_f1``, ``has_answer_exact``,
-    ``no_answer_f1`` and ``no_answer_exact``.
+    If only some of the questions have an answer, the means of each kind are also returned: ``has_answer_f1``,
+    ``has_answer_exact``, ``no_answer_f1`` and ``no_answer_exact``.
     """
     metrics = {
         "answer_f1": mean_over(f1_of_words, predictions, references),
@@ -81,5 +81,5 @@ def squad_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]
 
 
 def _right_answers(references: Sequence[str]) -> list[str]:
-    """Return the right answers that have words; [""] if there are none."""
+    """Return the right answers that contain words; [""] if none does."""
     return [text for text in references if normalize_answer(text)] or [""]

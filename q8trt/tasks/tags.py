@@ -1,8 +1,8 @@
-"""Tags of words: the scheme of their names, and the metrics of entities, which are seqeval's.
+"""Tags of words: the schemes of their names, and seqeval's metrics of entities.
 
-Schemes of names: IOB2 (B-PER begins an entity, I-PER goes on, O is outside), BIOES and BILOU (S or U is an entity of one word, E
-or L ends one), or names alone, as parts of speech have them. Metrics: Tjong Kim Sang and De Meulder 2003; seqeval's default
-mode counts as the script ``conlleval`` does.
+The schemes are IOB2 (B-PER begins an entity, I-PER continues it, O is outside), BIOES and BILOU (S or U is an entity of one
+word, E or L ends one), and plain names, such as parts of speech. Metrics: Tjong Kim Sang and De Meulder 2003; seqeval's
+default mode counts as the script ``conlleval`` does.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from q8trt.errors import DataError
 from q8trt.hardware.packages import install_module
 
 OUTSIDE = "O"
-#: Letter before the name of an entity -> whether an entity begins there, whatever comes before.
+#: Letter before the name of an entity -> whether it always begins an entity.
 _BEGINS = {"B": True, "S": True, "U": True, "I": False, "E": False, "L": False, "M": False}
 Tags = Sequence[Sequence[str]]
 
 
 def parse_tag(tag: str) -> tuple[bool, str]:
-    """Return whether a tag begins an entity, and the name of the entity; a tag without a prefix goes on and is the name."""
+    """Return whether a tag begins an entity, and the entity's name; a tag without a prefix is the name and begins none."""
     begins = _BEGINS.get(tag[:1]) if tag[1:2] == "-" else None
     return (False, tag) if begins is None else (begins, tag[2:])
 
 
 def has_entities(labels: Sequence[str]) -> bool:
-    """Return whether labels are tags of entities, such as B-PER and I-PER; parts of speech are not."""
+    """Return whether `labels` are tags of entities, such as B-PER and I-PER, and not plain names."""
     names = [label for label in labels if label != OUTSIDE]
     return bool(names) and all(parse_tag(label)[1] != label for label in names)
 
 
 def entity_metric(name: str) -> Callable[[Tags, Tags], float]:
-    """Return seqeval's metric `name`: f1_score, precision_score or recall_score of entities, over all rows.
+    """Return a function for seqeval's `name` (f1_score, precision_score or recall_score) of entities, over all rows.
 
-    It raises DataError if seqeval is not installed.
+    The function raises DataError if seqeval is not installed.
     """
 
     def compute(predictions: Tags, references: Tags) -> float:
@@ -48,6 +48,6 @@ def entity_metric(name: str) -> Callable[[Tags, Tags], float]:
 
 
 def token_accuracy(predictions: Tags, references: Tags) -> float:
-    """Return the share of words whose tag is the right one."""
+    """Return the share of words whose tag is correct."""
     pairs = [pair for rows in zip(predictions, references, strict=True) for pair in zip(*rows, strict=True)]
     return sum(ours == theirs for ours, theirs in pairs) / max(len(pairs), 1)

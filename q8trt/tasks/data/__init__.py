@@ -1,4 +1,4 @@
-"""Data: a GLUE folder, the hub, own files, TFRecord or the built-in sample -> tokenized, length-bucketed batches."""
+"""Data from a GLUE folder, the hub, your own files, TFRecord or the built-in sample, as tokenized, length-bucketed batches."""
 
 from q8trt.tasks.data.batches import (
     DEFAULT_BUCKETS,

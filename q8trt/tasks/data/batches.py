@@ -1,6 +1,6 @@
 """Tokenization, and batches padded to a few fixed lengths.
 
-A batch is as long as the smallest bucket that holds its longest row: an engine has one optimization profile per bucket.
+A batch is padded to the smallest bucket that its longest row fits. An engine has one optimization profile for each bucket.
 """
 
 from __future__ import annotations
@@ -27,20 +27,19 @@ _PADDED = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> Features:
-    """Tokenize a split, without padding; pairs are cut longest first.
+    """Tokenize a split without padding; of a pair, the longer text is truncated first.
 
-    For embeddings each text is a row of its own, after the model's default prompt. Questions are cut into windows, see
-    `question_windows`.
+    For embeddings, each text becomes a row, with the model's default prompt before it. Contexts of questions are split into
+    windows, see `question_windows`.
 
     Args:
-        examples: texts; `Features` (tokenized already, from TFRecord) are only checked.
-        tokenizer: a transformers tokenizer. Its ``model_input_names`` decide whether there are token types.
-        max_length: tokens per example, special tokens included.
+        examples: texts; `Features` (already tokenized, from TFRecord) are only checked.
+        tokenizer: a transformers tokenizer; its ``model_input_names`` decide whether the rows have token types.
+        max_length: maximum number of tokens of a row, special tokens included.
 
     Raises:
-        ConfigError: `max_length` leaves no room for text, or is more than the model has positions.
-        DataError: tokenized examples are longer than `max_length` or beyond the tokenizer's vocabulary, or the tokenizer
-            fails.
+        ConfigError: `max_length` leaves no room for text, or exceeds the model's positions.
+        DataError: tokenized examples exceed `max_length` or the tokenizer's vocabulary, or the tokenizer fails.
     """
     if examples.task.head.kind is HeadKind.QUESTION_ANSWERING and isinstance(examples, Examples):
         return question_windows(examples, tokenizer, max_length)
@@ -70,14 +69,14 @@ def tokenize(examples: Examples | Features, tokenizer: Any, max_length: int) -> 
 
 
 def _tagged(sentences: Sentences, tokenizer: Any, max_length: int) -> Features:
-    """Tokenize sentences whose words have tags, and say how many were cut."""
+    """Tokenize sentences with tagged words; a warning gives the number of truncated ones."""
     try:
         features, cut = sentences.tokenized(tokenizer, max_length)
     except EncodingError as error:
         raise DataError(f"{sentences.source}: the tokenizer cannot encode the words: {error}") from None
     if cut:
         _log.warning(
-            "%d of %d sentences of %s have more than %d tokens: their last words are left out; raise --max_seq_length",
+            "%d of %d sentences of %s have more than %d tokens, so their last words are dropped; raise --max_seq_length",
             cut, len(sentences), sentences.split, max_length,
         )  # fmt: skip
     return features
@@ -99,12 +98,12 @@ def _check_features(features: Features, vocabulary: int, max_length: int) -> Fea
 
 
 def buckets_up_to(max_length: int, buckets: Sequence[int] = DEFAULT_BUCKETS) -> tuple[int, ...]:
-    """Return the buckets below `max_length`, and `max_length` itself."""
+    """Return the buckets below `max_length` in ascending order, and `max_length`."""
     return (*sorted(bucket for bucket in buckets if bucket < max_length), max_length)
 
 
 def bucket_for(length: int, buckets: Sequence[int] = DEFAULT_BUCKETS) -> int:
-    """Return the smallest bucket that holds `length` tokens. Raises DataError if there is none."""
+    """Return the smallest bucket for `length` tokens. Raises DataError if all buckets are shorter."""
     fitting = [bucket for bucket in buckets if bucket >= length]
     if not fitting:
         raise DataError(f"{length} tokens do not fit the longest bucket, {max(buckets)}; lower --max_seq_length")
@@ -120,13 +119,13 @@ def pad(
     """Pad rows on the right to one bucket.
 
     Args:
-        rows: dicts with ``input_ids`` and, optionally, ``attention_mask`` and ``token_type_ids``; the rest is ignored.
-        pad_token_id: the padding of ``input_ids``; that of the mask and the token types is 0.
+        rows: dicts with ``input_ids`` and, optionally, ``attention_mask`` and ``token_type_ids``; other keys are ignored.
+        pad_token_id: the padding value of ``input_ids``; that of the mask and the token types is 0.
         buckets: the allowed lengths.
-        max_length: the longest allowed length, itself a bucket; None for the longest bucket.
+        max_length: the longest allowed length, which is also a bucket; None for the longest bucket.
 
     Returns:
-        (B, S) int64 arrays under the names that the rows have.
+        (B, S) int64 arrays by the names in the rows.
 
     Raises:
         DataError: a row is longer than the longest bucket.
@@ -145,10 +144,10 @@ def pad(
 
 @dataclass(frozen=True)
 class Collator:
-    """A ``collate_fn`` of a DataLoader or Trainer: rows of `Features` -> a padded batch of torch tensors.
+    """A ``collate_fn`` of a DataLoader or Trainer that pads rows of `Features` to a batch of torch tensors.
 
-    They are (B, S) int64 as those of `pad`, and ``labels`` as those of `Features`, float32 or int64. With `tags_tokens`
-    labels are those of tokens: (B, S), IGNORED in the padding.
+    The inputs are (B, S) int64, see `pad`. ``labels`` have the shape and type of those of `Features`; with `tags_tokens` they
+    are (B, S) int64, IGNORED in the padding.
     """
 
     pad_token_id: int
@@ -157,7 +156,7 @@ class Collator:
     tags_tokens: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Pad `rows`; raises DataError as `pad` does."""
+        """Return the batch of `rows`. Raises DataError, see `pad`."""
         import torch
 
         arrays = pad(rows, self.pad_token_id, self.buckets, self.max_length)
@@ -177,8 +176,8 @@ class Batch:
 
     Attributes:
         arrays: model inputs by name, (B, S) int64.
-        indices: (B,) int64, each row's position in the split.
-        labels: (B,) float32 or int64, or None.
+        indices: (B,) int64, the position of each row in the split.
+        labels: the labels of the rows, as in `Features`, or None.
     """
 
     arrays: dict[str, npt.NDArray[np.int64]]
@@ -198,10 +197,10 @@ class Tokenized(Protocol):
 
     @property
     def labels(self) -> Labels | None:
-        """(N,) labels, or None."""
+        """N labels, or None."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return one row as `pad` takes it."""
+        """Return one row for `pad`."""
 
 
 def bucketed_batches(
@@ -211,7 +210,7 @@ def bucketed_batches(
     buckets: Sequence[int] = DEFAULT_BUCKETS,
     max_length: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield batches of rows sorted by length; rows of equal length keep their order. `restore_order` undoes the sorting.
+    """Yield batches of rows in ascending order of length, which is stable. `restore_order` undoes the sorting.
 
     Raises:
         ConfigError: `batch_size` is not positive.
@@ -227,10 +226,10 @@ def bucketed_batches(
 
 
 def restore_order(chunks: Sequence[npt.NDArray[Any]], indices: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[Any]:
-    """Return the results of batches, (B, ...) each, as one array (N, ...) in the order of the split.
+    """Return the results of batches, each (B, ...), as one array (N, ...) in the order of the split.
 
     Raises:
-        ValueError: the indices are not a permutation of 0 to N - 1, or rows and indices differ in number.
+        ValueError: the indices are not a permutation of 0 to N - 1, or the numbers of rows and indices differ.
     """
     rows, order = np.concatenate(chunks), np.concatenate(indices)
     if len(rows) != len(order) or not np.array_equal(np.sort(order), np.arange(len(order))):
@@ -243,15 +242,15 @@ def restore_order(chunks: Sequence[npt.NDArray[Any]], indices: Sequence[npt.NDAr
 def restore_tokens(
     chunks: Sequence[npt.NDArray[Any]], masks: Sequence[npt.NDArray[np.int64]], indices: Sequence[npt.NDArray[np.int64]]
 ) -> npt.NDArray[Any]:
-    """Return the outputs of tokens of batches, (B, S, ...) each, as one array (tokens, ...) in the order of the split.
+    """Return the outputs of tokens, (B, S, ...) for each batch, as one array (tokens, ...) in the order of the split.
 
     Args:
-        chunks: the outputs.
-        masks: (B, S) of each batch, 1 for tokens and 0 for padding, whose outputs are left out.
-        indices: (B,) of each batch, each row's position in the split.
+        chunks: the outputs of each batch.
+        masks: (B, S) for each batch, 1 for tokens and 0 for padding, whose outputs are dropped.
+        indices: (B,) for each batch, the position of each row in the split.
 
     Raises:
-        ValueError: as `restore_order` does.
+        ValueError: see `restore_order`.
     """
     rows = [
         output[mask != 0]

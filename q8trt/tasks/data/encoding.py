@@ -1,15 +1,15 @@
-"""Texts -> token ids, cut as transformers' ``longest_first`` cuts, with bounded time and memory for a text of any length.
+"""Encoding of texts to token ids, truncated as transformers' ``longest_first`` does, with bounded time and memory.
 
-Training, `q8trt.Engine` and Triton's model encode through this module, so all of them read the same tokens. A Triton
-repository holds a copy of the file: it imports nothing of q8trt.
+Training, `q8trt.Engine` and Triton's model encode with this module, so all of them read the same tokens. A Triton repository
+contains a copy of this file, which therefore imports nothing from q8trt.
 
-`tokenizers` truncates too, but it encodes the whole text first, at 430 bytes a token, and for two long texts it forms all
-pairs of their overflows (huggingface/tokenizers, issue 2035). Here each text is encoded alone, and from a part only:
+`tokenizers` can truncate too, but it encodes the whole text first, at 430 bytes a token, and for two long texts it forms all
+pairs of their overflows (huggingface/tokenizers, issue 2035). Here each text is encoded alone, and only a part of it:
 
-- A part ends at a single space between two ASCII letters or digits. A tokenizer that `splits_at_spaces` splits there too, and no
-  rule of it reads past such a place: the tokens of the part are exactly the first ones of the text.
-- If there is no such place, the part grows, up to `BLUNT` characters. Beyond, only a single "word" that is longer still can
-  get other tokens than from the whole text.
+- A part ends at a single space between two ASCII letters or digits. A tokenizer that `splits_at_spaces` splits there too, and
+  none of its rules reads past such a place, so the tokens of the part are exactly the first tokens of the text.
+- Without such a place, the part grows, up to `BLUNT` characters. After that the text is cut there, so only a "word" longer
+  than `BLUNT` can have other tokens than in the whole text.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-#: Characters that are encoded first, for each token that is kept. English has 4 to 5.
+#: Characters that are encoded first, for each token that is kept. English has 4 to 5 characters a token.
 PER_TOKEN = 16
-#: Characters after which a text without a safe place is cut all the same.
+#: Characters after which a text is cut even if it has no safe place.
 BLUNT = 2**17
-#: Characters that are read of a text, at most. So many matter only where they hold few tokens, such as blanks.
+#: Maximum number of characters that are read of a text. This limit matters only for texts with few tokens, such as blanks.
 MOST = 2**20
-#: Characters up to which both texts of a pair are counted in tokens to find the longer one; beyond, in characters.
+#: Longest text of a pair whose length is compared in tokens; longer ones are compared in characters.
 COUNTED = 2**17
-#: Characters that one call of `tokenizers` gets, more or less: its memory goes with them.
+#: Approximate number of characters for one call of `tokenizers`, whose memory grows with it.
 _GROUP = 2**18
 
 _PLAIN = frozenset(string.ascii_letters + string.digits)
@@ -43,11 +43,11 @@ _PRE_TOKENIZERS = {*_SPLIT_AT_SPACES, *_REPLACE_SPACES, "Punctuation", "Digits"}
 
 
 class EncodingError(ValueError):
-    """A tokenizer that cannot encode. ``str(error)`` is one line."""
+    """Error of a tokenizer that cannot encode. ``str(error)`` is one line."""
 
 
 class RoomError(EncodingError):
-    """A `max_length` that leaves no room for text; `shortest` is the least that does."""
+    """Error of a `max_length` that leaves no room for text; `shortest` is the smallest that does."""
 
     def __init__(self, max_length: int, shortest: int) -> None:
         super().__init__(f"{max_length} tokens leave no room for text: {shortest} or more are needed")
@@ -60,8 +60,8 @@ class Encoded:
 
     Attributes:
         ids: N lists of token ids.
-        type_ids: N lists of token types, as long as those of `ids`.
-        truncated: the number of examples that were cut.
+        type_ids: N lists of token types, with the lengths of `ids`.
+        truncated: the number of truncated examples.
     """
 
     ids: list[list[int]]
@@ -71,7 +71,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place of an example: text number `text`, or the special token `token`; with its token type."""
+    """A place in an example, with its token type: the text number `text`, or the special token `token` if `text` is None."""
 
     text: int | None
     token: int
@@ -80,20 +80,20 @@ class Slot:
 
 @dataclass(frozen=True)
 class _Head:
-    """The tokens at the end of a text that is kept, and whether they are all of its tokens."""
+    """Tokens of the end of a text that truncation keeps, and whether they are all tokens of the text."""
 
     ids: list[int]
     whole: bool
 
 
 class Encoder:
-    """A `tokenizers.Tokenizer` that cuts examples at `max_length` tokens. Many threads may use one.
+    """A `tokenizers.Tokenizer` that truncates examples to `max_length` tokens. It is thread-safe.
 
     Args:
-        tokenizer: the tokenizer; its own truncation and padding are switched off.
-        max_length: tokens of an example, special tokens included.
-        is_pair: whether an example is two texts.
-        side: the side on which a text loses tokens, "right" or "left".
+        tokenizer: the tokenizer; its truncation and padding are switched off.
+        max_length: maximum number of tokens of an example, special tokens included.
+        is_pair: an example is two texts, else one.
+        side: the side on which a text is truncated, "right" or "left".
 
     Raises:
         EncodingError: the tokenizer fails, or `side` is unknown.
@@ -115,7 +115,7 @@ class Encoder:
         self._splits = splits_at_spaces(tokenizer, self._left)
 
     def encode(self, rows: Sequence[Sequence[str]]) -> Encoded:
-        """Encode rows of one text, or of two for pairs. Raises EncodingError if the tokenizer fails."""
+        """Encode rows of one text, or two texts for pairs. Raises EncodingError if the tokenizer fails."""
         heads = self._heads([text for row in rows for text in row])
         encoded = Encoded([], [], 0)
         truncated = 0
@@ -140,7 +140,7 @@ class Encoder:
         return ids[max(0, len(ids) - count) :] if self._left else ids[:count]
 
     def _counts(self, row: Sequence[str], parts: Sequence[_Head]) -> list[int]:
-        """Return the number of tokens that each text keeps, by the rules of ``longest_first`` in `tokenizers`."""
+        """Return the number of tokens that each text keeps by the rules of ``longest_first`` in `tokenizers`."""
         counts, budget = [len(part.ids) for part in parts], self._budget
         if len(counts) == 1 or sum(counts) <= budget:
             return counts if sum(counts) <= budget else [budget]
@@ -153,7 +153,7 @@ class Encoder:
         return [half, half + odd]
 
     def _first_is_longer(self, row: Sequence[str], parts: Sequence[_Head]) -> bool:
-        """Return whether the first text has more tokens than the second, or characters if one has more than `COUNTED`."""
+        """Return whether the first text has more tokens than the second; characters if a text is longer than `COUNTED`."""
         if max(map(len, row)) > COUNTED:
             return len(row[0]) > len(row[1])
         first, second = (
@@ -162,7 +162,7 @@ class Encoder:
         return first > second
 
     def _heads(self, texts: Sequence[str]) -> Iterator[_Head]:
-        """Yield the head of each text: all of its tokens, or at least those that are kept."""
+        """Yield the head of each text: all of its tokens, or at least those that truncation keeps."""
         size = PER_TOKEN * self._budget
         start = 0
         while start < len(texts):
@@ -178,14 +178,14 @@ class Encoder:
             start += len(parts)
 
     def _head(self, text: str, part: str, ids: list[int]) -> _Head:
-        """Return the head of `text`, of which `part` has the tokens `ids`; a part with too few tokens is doubled."""
+        """Return the head of `text`; `ids` are the tokens of its `part`, which is doubled while it has too few."""
         while len(part) < len(text) and len(ids) < 2 * self._budget and len(part) < MOST:
             part = self._part(text, min(2 * len(part), MOST))
             ids = self._ids([part])[0]
         return _Head(ids, len(part) == len(text))
 
     def _part(self, text: str, size: int) -> str:
-        """Return the kept end of `text`, of `size` characters or fewer; of more if only a later place is safe."""
+        """Return the kept end of `text`, up to `size` characters; more if only a later place is safe."""
         while size < len(text):
             place = self._safe_place(text, size)
             if place is None and size < BLUNT:
@@ -197,10 +197,10 @@ class Encoder:
         return text
 
     def _safe_place(self, text: str, size: int) -> int | None:
-        """Return the index of a space at which the tokenizer splits, `size` characters from the kept end or less."""
+        """Return the index of a space at which the tokenizer splits, at most `size` characters from the kept end, or None."""
         if not self._splits:
             return None
-        # A part has more than half of `size`, so that a doubled one grows.
+        # A part is longer than half of `size`, so that doubling makes it grow.
         low, high = (len(text) - size, len(text) - size // 2) if self._left else (size // 2 + 1, size)
         place = text.find(" ", low, high) if self._left else text.rfind(" ", low, high)
         while place > 0:
@@ -215,7 +215,7 @@ class Encoder:
 
 
 def guarded(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a function of `tokenizers`. Raises EncodingError for whatever it raises, a panic of its Rust code included."""
+    """Call a function of `tokenizers`. Raises EncodingError for any exception, including a panic of its Rust code."""
     try:
         return function(*arguments, **options)
     except Exception as error:
@@ -227,7 +227,11 @@ def guarded(function: Callable[..., Any], *arguments: Any, **options: Any) -> An
 
 
 def layout(tokenizer: Any, is_pair: bool) -> tuple[Slot, ...]:
-    """Return the order of special tokens and texts in an example, read off a short one."""
+    """Return the order of special tokens and texts in an example, found by encoding a short one.
+
+    Raises:
+        EncodingError: the tokenizer fails, makes no tokens, or its post-processor does more than add special tokens.
+    """
     for probe in _PROBES:
         texts = (probe,) * (1 + is_pair)
         alone = guarded(tokenizer.encode, probe, add_special_tokens=False).ids
@@ -248,14 +252,14 @@ def layout(tokenizer: Any, is_pair: bool) -> tuple[Slot, ...]:
             range(1 + is_pair)
         ):
             return tuple(slots)
-        raise EncodingError("its post-processor does more than to add special tokens")
+        raise EncodingError("its post-processor does more than add special tokens")
     raise EncodingError("it makes no tokens of text")
 
 
 def splits_at_spaces(tokenizer: Any, left: bool = False) -> bool:
-    """Return whether a tokenizer surely splits at a space between letters, and reads nothing past it.
+    """Return whether a tokenizer is known to split at a space between letters, with no rule that reads past it.
 
-    With `left`, also in a text that begins with such a space.
+    With `left`, this also holds for a text that begins with such a space.
     """
     try:
         normalizers = _members(tokenizer.normalizer, "normalizers")
@@ -277,7 +281,7 @@ def splits_at_spaces(tokenizer: Any, left: bool = False) -> bool:
 
 
 def _members(component: Any, key: str) -> list[dict[str, Any]]:
-    """Return the states of a normalizer or pre-tokenizer, those of a sequence one by one."""
+    """Return the state of a normalizer or pre-tokenizer as a list; a sequence is flattened."""
     if component is None:
         return []
     waiting, members = [json.loads(component.__getstate__())], []
@@ -291,7 +295,7 @@ def _members(component: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _is_local(normalizer: dict[str, Any], left: bool) -> bool:
-    """Return whether what a normalizer makes of a text on one side of a space does not depend on the other side."""
+    """Return whether a normalizer's result on one side of a space does not depend on the text on the other side."""
     kind = normalizer["type"]
     if kind not in _NORMALIZERS or (left and kind in ("Strip", "Prepend")):
         return False

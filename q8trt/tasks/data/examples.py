@@ -1,6 +1,6 @@
 """The rows of a split, as text (`Examples`) or token ids (`Features`), and the checks of a row.
 
-Both are columnar and immutable, and carry their origin, so that a result can say what it was measured on.
+Both are columnar and immutable, and have an `Origin`, so that a report can name its data.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from q8trt.tasks.data.opening import shown
 from q8trt.tasks.glue import Task
 
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.float32] | npt.NDArray[np.object_]
-#: Label of a token that counts in no loss and no metric, such as a special token (torch's `ignore_index`).
+#: Label of tokens that losses and metrics ignore, such as special tokens (torch's `ignore_index`).
 IGNORED = -100
 Row = tuple[Sequence[str], float | int | tuple[int, ...] | None]
 """The texts of one example (one or two) and its label id, score, or label ids."""
@@ -33,12 +33,12 @@ class Origin:
     """The origin of a split.
 
     Attributes:
-        task: the meaning of the labels.
-        split: its name, such as "train" or "dev".
-        source: the place that it was read from, on one line.
-        is_sample: whether q8trt wrote it itself.
-        text_columns: the columns of the texts in the file; () if the file has no columns.
-        label_column: the column of the labels, or "".
+        task: the task, which defines the labels.
+        split: the name of the split, such as "train" or "dev".
+        source: the place that the split was read from, on one line.
+        is_sample: the split is q8trt's built-in sample.
+        text_columns: the text columns of the file; () if the file has no columns.
+        label_column: the label column of the file, or "".
     """
 
     task: Task
@@ -50,7 +50,7 @@ class Origin:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The fields of `Origin`, for other rows of the same origin."""
+        """The fields of `Origin` by name, to make other rows of the same origin."""
         return {each.name: getattr(self, each.name) for each in fields(Origin)}
 
     def take(self, count: int | None) -> Self:
@@ -67,8 +67,8 @@ class Examples(Origin):
     Attributes:
         first: N texts.
         second: N texts, or None for a task of single sentences.
-        labels: (N,) float32 scores for regression, int64 label ids otherwise; (N, labels) float32, 0 or 1, where a row has any
-            number of labels; None for an unlabelled test split.
+        labels: (N,) float32 scores for regression, (N, labels) float32 of 0 and 1 for several labels a row, (N,) int64 label
+            ids otherwise; None if the rows have no labels.
     """
 
     first: list[str]
@@ -79,7 +79,7 @@ class Examples(Origin):
         return len(self.first)
 
     def single_texts(self, prompt: str = "") -> Examples:
-        """Return each text as a row of its own, after `prompt`: of a pair the first, then the second, both with its label."""
+        """Return each text as a row, with `prompt` before it; the two texts of a pair follow each other, with one label."""
         if self.second is None:
             return replace(self, first=[prompt + text for text in self.first])
         texts = [prompt + text for pair in zip(self.first, self.second, strict=True) for text in pair]
@@ -87,18 +87,18 @@ class Examples(Origin):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over texts and labels, in order."""
+        """The first 16 hexadecimal digits of the SHA-256 of texts and labels, in order."""
         columns = (self.first,) if self.second is None else (self.first, self.second)
         return _digest(zip(*columns, strict=True), self.labels)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Token ids of N examples without padding: a map-style dataset, whose item is a dict of the model's inputs.
+    """Token ids of N examples without padding: a map-style dataset, whose items are dicts of the model's inputs.
 
     Attributes:
         input_ids: N lists of token ids, special tokens included.
-        token_type_ids: N lists, 0 for the first text and its [SEP], 1 for the second; None if the model takes none.
+        token_type_ids: N lists, 0 for the first text and its [SEP], 1 for the second; None if the model has no token types.
     """
 
     input_ids: list[list[int]]
@@ -122,11 +122,11 @@ class TokenRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features(TokenRows, Origin):
-    """A tokenized split, for a torch DataLoader or a transformers Trainer; an item has ``labels`` if there are any.
+    """A tokenized split for a torch DataLoader or a transformers Trainer; items have ``labels`` if the split has them.
 
     Attributes:
-        labels: as of `Examples`; (N, 2) int64, the first and the last token, for answers to questions; (N,) arrays of int64, an
-            id for each token and IGNORED if there is none, for token classification.
+        labels: see `Examples`. For question answering (N, 2) int64, the first and the last token of the answer. For token
+            classification N int64 arrays, a label id for each token or IGNORED.
     """
 
     labels: Labels | None
@@ -147,23 +147,23 @@ class Features(TokenRows, Origin):
 
     @property
     def question_count(self) -> int | None:
-        """The number of questions whose windows the rows are; None if a row is an example."""
+        """The number of questions, if the rows are windows of questions; None if each row is an example."""
         return None
 
     def titled(self, work: str) -> str:
-        """Return the title of progress that counts the rows: `work`, and how many questions the windows belong to."""
+        """Return the title of a progress bar over the rows: `work`, with the number of questions if the rows are windows."""
         return work if self.question_count is None else f"{work}, {counted(len(self), self.question_count)}"
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over token ids and labels, in order."""
+        """The first 16 hexadecimal digits of the SHA-256 of token ids and labels, in order."""
         return _digest(([" ".join(map(str, ids))] for ids in self.input_ids), self.labels)
 
 
 def counted(rows: int, questions: int | None = None, separator: str = "") -> str:
-    """Return a number of rows in words: "143 rows", or "120 questions, 143 windows" where the rows are windows of questions.
+    """Return a number of rows for a report: "143 rows", or "120 questions, 143 windows" if the rows are windows of questions.
 
-    `separator` is that of thousands, "," or "".
+    `separator` is the separator of thousands, "," or "".
     """
     if questions is None:
         return f"{rows:{separator}} rows"
@@ -183,27 +183,28 @@ def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:
 
 
 def check_texts(texts: Sequence[object], where: str) -> None:
-    """Raise DataError, which begins with `where`, for what is not a text, an empty one, or one with a NUL character."""
+    """Raise DataError if a text is not a string, is empty or has a NUL character; the message begins with `where`."""
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: text {shown(text)}, expected a string that is not empty")
         if "\0" in text:
-            raise DataError(f"{where}: text {shown(text)} holds a NUL character; remove it")
+            raise DataError(f"{where}: text {shown(text)} has a NUL character; remove it")
 
 
 def check_row(
     texts: Sequence[object], label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None
 ) -> Row:
-    """Check one example and turn its label, if it has one, into a label id, a score, or the ids of its labels.
+    """Check one example, and convert its label to a label id, a score, or a tuple of label ids.
 
     Args:
-        texts, label: one or two strings, and the label in the file; None for an example without.
-        task: the labels or the range of scores.
+        texts: one or two strings.
+        label: the label in the file; None for an example without a label.
+        task: the task, which has the labels or the range of scores.
         where: the prefix of errors, such as ``"train.tsv:12"``.
-        spellings: label in a file -> label id; by default those of the official TSV.
+        spellings: label in a file -> label id; None for the spellings of the official TSV.
 
     Raises:
-        DataError: an empty text, an unknown label or a score out of range.
+        DataError: a text is empty, a label is unknown, or a score is out of range.
     """
     check_texts(texts, where)
     if label is None:
@@ -216,7 +217,7 @@ def check_row(
 
 
 def collect(rows: Sequence[Row], *, task: Task, **origin: Any) -> Examples:
-    """Return `Examples` of rows that `check_row` passed; the split is unlabelled if the first row is.
+    """Return `Examples` of rows from `check_row`; they have no labels if the first row has none.
 
     `origin` has the other fields of `Origin`.
     """
@@ -231,7 +232,7 @@ def collect(rows: Sequence[Row], *, task: Task, **origin: Any) -> Examples:
 
 
 def label_array(labels: Sequence[Any], task: Task) -> Labels:
-    """Return (N,) float32 for regression, (N, labels) float32 of 0 and 1 for sets of label ids, (N,) int64 otherwise."""
+    """Return the labels as an array: (N,) float32 for regression, (N, labels) float32 of 0 and 1 for sets, else (N,) int64."""
     if task.is_multi_label:
         rows = np.zeros((len(labels), task.num_labels), np.float32)
         for row, ids in zip(rows, labels, strict=True):
@@ -241,7 +242,7 @@ def label_array(labels: Sequence[Any], task: Task) -> Labels:
 
 
 def require(module: str, purpose: str) -> Any:
-    """Import an optional module. Raises DataError, with the command that installs it."""
+    """Import an optional module. Raises DataError, with the command that installs it, if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

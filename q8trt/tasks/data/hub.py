@@ -18,20 +18,20 @@ REPOSITORY = "nyu-mll/glue"
 
 
 def read_hub(task: Task, split: str, loader: Callable[..., Any] | None = None) -> Examples:
-    """Load a split from the hub, or from the local cache if there is one.
+    """Return a split from the hub or from its local cache.
 
-    Broken rows of QQP are skipped with a counted warning, as in its TSV files. `loader` replaces ``datasets.load_dataset``
-    in tests.
+    Broken rows of QQP are skipped, and a warning gives their number, as for its TSV files. `loader` replaces
+    ``datasets.load_dataset`` in tests.
 
     Raises:
-        DataError: the hub cannot be reached and has not been used before, or its data are not what is expected.
+        DataError: the hub does not answer and nothing is cached, or columns, labels or rows are not as expected.
     """
     where = f"{REPOSITORY}/{task.hub_config} {task.hub_splits[split]}"
     try:
         data = (loader or _load)(REPOSITORY, task.hub_config, split=task.hub_splits[split])
     except DataError:
         raise
-    # The hub's client raises OSError, ValueError and its HTTP library's own errors: they have no common root.
+    # The hub's client raises OSError, ValueError and errors of its HTTP library, which have no common base class.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(
@@ -69,10 +69,10 @@ def _rows(data: Any, task: Task, split: str, where: str) -> list[Row]:
 
 
 def _load(*arguments: Any, **options: Any) -> Any:
-    """``datasets.load_dataset``, from the cache alone when the hub does not answer.
+    """Call ``datasets.load_dataset``, with the cache only if the hub does not answer.
 
-    The client retries each request five times with growing pauses, about 25 s before it gives up; one short request
-    finds that out first.
+    The client retries each request five times with growing pauses and gives up after about 25 s. One short request before
+    it avoids this wait.
     """
     datasets = require("datasets", "loading GLUE from the hub")
     if hub_answers():
@@ -86,7 +86,7 @@ def _load(*arguments: Any, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
-    """HF_HUB_OFFLINE for one call: both libraries have read the environment when they were imported."""
+    """Set HF_HUB_OFFLINE in both libraries, which read the environment only when they are imported."""
     holders = (datasets.config, require("huggingface_hub", "loading GLUE from the hub").constants)
     saved = [holder.HF_HUB_OFFLINE for holder in holders]
     try:

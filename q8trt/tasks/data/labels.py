@@ -1,4 +1,4 @@
-"""The rule by which a label or a score is read, the same for every format."""
+"""Reading of labels and scores, by one rule for every file format."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from q8trt.tasks.glue import Task
 _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,3})?", re.ASCII)
 _LARGEST_SCORE = float(np.finfo(np.float32).max)
 _LIST = Limits(size=2**20, depth=2, values=100_000)
-#: Labels that an error lists.
+#: Number of labels that an error lists.
 _SHOWN_LABELS = 20
 
 
 def official_labels(task: Task) -> dict[str, int]:
-    """Return how the official TSV spells each label -> label id."""
+    """Return spelling of a label in the official TSV -> label id."""
     return {label: index for index, label in enumerate(task.tsv_labels)}
 
 
 def accepted_labels(task: Task) -> dict[str, int]:
-    """Return every spelling that a user's own file may use -> label id: names, official spelling, and ids.
+    """Return spelling of a label in a user's file -> label id: names, official spellings, and ids.
 
-    A task whose own labels are numbers has no ids as spelling: label "1" may well be id 0.
+    If labels of the task are numbers, ids are not accepted, because label "1" may be id 0.
     """
     spelled = {label: index for index, label in enumerate(task.labels)} | official_labels(task)
     if any(_number(label) is not None for label in task.labels):
@@ -40,16 +40,15 @@ def accepted_labels(task: Task) -> dict[str, int]:
 
 
 def label_id(label: object, spellings: Mapping[str, int]) -> int | None:
-    """Return the id of a label as a file holds it, or None for one that is not among `spellings`.
+    """Return the id of a label in a file; None if it matches none of `spellings`.
 
-    A label is text, a number or a truth value, and every format follows one rule:
+    A label is a string, a number or a boolean:
 
-    - Text equals a spelling whose letters are the same. Else the case of letters and the space around the text are
-      ignored, unless two labels differ in nothing more.
-    - A number equals each spelling of the same number, as text or not: ``1``, ``1.0``, ``"1"``, ``" 1.0 "``.
-    - A truth value equals the text ``true`` or ``false``, and no number: it does not say which label it means unless a
-      label has that name.
-    - Anything else (a list, a date, NaN, nothing) is not a label.
+    - A string matches a spelling that is equal. If none is, case and surrounding space are ignored, unless two labels differ
+      only in these.
+    - A number matches each spelling of the same number, as a string or not: ``1``, ``1.0``, ``"1"``, ``" 1.0 "``.
+    - A boolean matches only the spellings ``true`` and ``false``, never a number.
+    - Other values (a list, a date, NaN, None) are not labels.
     """
     if isinstance(label, str) and label in spellings:
         return spellings[label]
@@ -59,7 +58,7 @@ def label_id(label: object, spellings: Mapping[str, int]) -> int | None:
 
 @lru_cache(maxsize=16)
 def _by_key(spellings: tuple[tuple[str, int], ...]) -> dict[str, int]:
-    """Return key -> id; a key that two labels share names neither."""
+    """Return key -> id, without keys that two labels share."""
     ids: dict[str, set[int]] = {}
     for spelling, index in spellings:
         ids.setdefault(_key(spelling) or "", set()).add(index)
@@ -67,7 +66,7 @@ def _by_key(spellings: tuple[tuple[str, int], ...]) -> dict[str, int]:
 
 
 def _key(label: object) -> str | None:
-    """Return what two spellings of one label have in common; None for what is not a label."""
+    """Return the normalized form of a label, which is equal for its spellings; None for a value that is not a label."""
     number = None if isinstance(label, bool) else _number(label)
     if number is not None:
         return str(int(number)) if number == int(number) else str(number.normalize())
@@ -75,7 +74,7 @@ def _key(label: object) -> str | None:
 
 
 def _number(value: object) -> Decimal | None:
-    """Return the finite number that a value or its text stands for, or None."""
+    """Return the finite number that a value or its text represents, or None."""
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         return None
     if isinstance(value, str):
@@ -86,10 +85,10 @@ def _number(value: object) -> Decimal | None:
 
 
 def check_label(label: object, task: Task, where: str, spellings: Mapping[str, int] | None = None) -> int:
-    """Return the id of a label; `spellings` are by default those of the official TSV.
+    """Return the id of a label; `spellings` is None for those of the official TSV.
 
     Raises:
-        DataError: it is none of the task's labels; begins with `where`.
+        DataError: the label is not among the spellings; the message begins with `where`.
     """
     spellings = official_labels(task) if spellings is None else spellings
     index = label_id(label, spellings)
@@ -101,26 +100,26 @@ def check_label(label: object, task: Task, where: str, spellings: Mapping[str, i
 
 
 def check_labels(labels: object, task: Task, where: str, spellings: Mapping[str, int] | None = None) -> tuple[int, ...]:
-    """Return the ids of the labels of one row, which may be none, as `check_label` reads each.
+    """Return the ids of the labels of one row; `check_label` reads each of them.
 
-    - A list holds a label in each item.
-    - Text is one label, or labels with commas between them, or a JSON list of labels, which may hold commas. Empty text is no
-      label.
-    - A number or a truth value is one label.
+    - Each item of a list is a label.
+    - A string is one label, labels separated by commas, or a JSON list, whose labels may contain commas. An empty string has
+      no labels.
+    - A number or a boolean is one label.
 
     Raises:
-        DataError: one is none of the task's labels, or is there twice; begins with `where`.
+        DataError: a label is not among the spellings, or is repeated; the message begins with `where`.
     """
     spellings = official_labels(task) if spellings is None else spellings
     ids = [check_label(label, task, where, spellings) for label in _items(labels, spellings, where)]
     twice = next((index for number, index in enumerate(ids) if index in ids[:number]), None)
     if twice is not None:
-        raise DataError(f"{where}: label {shown(task.labels[twice])} is there twice; name each label of a row once")
+        raise DataError(f"{where}: label {shown(task.labels[twice])} appears twice; give each label of a row once")
     return tuple(ids)
 
 
 def join_labels(labels: Sequence[str]) -> str:
-    """Return the text of which `check_labels` makes `labels`: commas between them, or a JSON list where one has a comma."""
+    """Return `labels` as text that `check_labels` reads: separated by commas, or a JSON list if a label needs it."""
     plain = all(label == label.strip() and "," not in label and not label.startswith("[") for label in labels)
     return ",".join(labels) if plain else json.dumps(list(labels), ensure_ascii=False)
 
@@ -138,13 +137,13 @@ def _items(labels: object, spellings: Mapping[str, int], where: str) -> Sequence
         items = parse_json(labels, _LIST)
     except MalformedError as error:
         raise DataError(
-            f"{where}: labels {shown(labels)} are no JSON list ({error}); put commas between them"
+            f"{where}: labels {shown(labels)} are not a JSON list ({error}); separate them by commas"
         ) from None
     return items if isinstance(items, list) else [labels]
 
 
 def _suggestion(label: object, spellings: Iterable[str]) -> str:
-    """Return the spelling that a misspelled name resembles, as a remark; "" for numbers, which resemble each other."""
+    """Return a remark with the spelling that is nearest to a misspelled name; "" for numbers, which all look alike."""
     return "" if _number(label) is not None else nearest(str(label), spellings)
 
 
@@ -155,10 +154,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def check_score(value: object, task: Task, where: str) -> float:
-    """Return `value` as a score of a regression task: a number, or text that is one.
+    """Return `value`, a number or the text of a number, as a score of a regression task.
 
     Raises:
-        DataError: it is not a number, not finite in 32 bits, or outside the task's range; begins with `where`.
+        DataError: it is not a number, not finite as float32, or outside the task's range; the message begins with `where`.
     """
     number = _number(value)
     try:

@@ -1,4 +1,4 @@
-"""From options to examples: which source a split is read from."""
+"""The options of the data, and the source that each split is read from."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from q8trt.tasks.data.windows import WindowSizes
 from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task_of_head
 from q8trt.tasks.heads import Head, HeadKind
 
-#: Tokens of an example where no option says it; a question has the windows of `WindowSizes`.
+#: Default maximum number of tokens of an example; that of windows of questions is in `WindowSizes`.
 DEFAULT_LENGTH = 128
-#: Tasks that are named after the head of their models.
+#: Tasks that have the name of their head.
 _NAMED = {canonical(kind): kind for kind in HeadKind if kind.per_token}
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The rows to read. Without `data_dir`, files or `sample`, GLUE comes from the hub.
+    """The rows to read. Without `data_dir`, files and `sample`, GLUE is read from the hub.
 
     Raises:
-        ConfigError: an unknown task, two sources at once, or a number that is not positive.
+        ConfigError: the task is unknown, options contradict each other, or a number is not positive.
     """
 
     task: str = option(
@@ -73,16 +73,16 @@ class DataConfig:
         None,
         "the one or two text columns of your files",
         metavar="COLUMN",
-        unset="the task's; sentence1 and sentence2 of a custom one",
+        unset="the task's; sentence1 and sentence2 for a custom task",
     )
     label_column_name: str | None = option(None, "the label column of your files", metavar="COLUMN")
-    #: The head of the model, where `q8trt.models.read_head` read it; it decides on labels and metrics.
+    #: The head of the model, if `q8trt.models.read_head` read it; it determines labels and metrics.
     head: Head | None = None
-    #: A file of texts without labels, for a model with `head`; without one the built-in sentences stand in.
+    #: A file of texts without labels, for a model with `head`; None for the built-in sentences.
     texts: str | None = None
     multi_label: bool = option(
         False,
-        "a row of a custom task has any number of labels of --label_list: a list, or text with commas between labels",
+        "allow any number of labels in a row of a custom task: a list, or text with commas between labels",
     )
 
     def __post_init__(self) -> None:
@@ -104,22 +104,22 @@ class DataConfig:
         several = [name for name, value in sources.items() if value]
         if len(several) > 1:
             raise ConfigError(f"{' and '.join(several)} exclude each other: give one source of data")
-        task = self.resolved_task  # looked up here so that a wrong name fails at once
+        task = self.resolved_task  # resolved here so that a wrong name fails early
         if self.max_seq_length is None:
             is_question = task.head.kind is HeadKind.QUESTION_ANSWERING
             object.__setattr__(self, "max_seq_length", WindowSizes().max_length if is_question else DEFAULT_LENGTH)
         self._check_custom()
         if self.sample and task.name != "STS-B":
-            raise ConfigError(f"the built-in sample is sentence similarity: use --task STS-B, not {self.task}")
+            raise ConfigError(f"the built-in sample has sentence similarities; use --task STS-B, not {self.task}")
 
     def _check_custom(self) -> None:
         columns = self.text_column_names
         if columns is not None and len(columns) not in (1, 2):
             raise ConfigError(f"--text_column_names takes one or two columns, got {len(columns)}")
         if columns is not None and len({*columns, self.label_column_name}) != len(columns) + 1:
+            label = f" and --label_column_name {self.label_column_name}" if self.label_column_name else ""
             raise ConfigError(
-                f"--text_column_names {' '.join(columns)} and --label_column_name {self.label_column_name or ''}: one column "
-                "cannot be two of them"
+                f"--text_column_names {' '.join(columns)}{label}: a column appears twice; give different ones"
             )
         if self.is_custom and not self.has_files and (self.head is None or canonical(self.task) in _NAMED):
             raise ConfigError(f"--task {self.task} needs --train_file and --validation_file")
@@ -139,7 +139,7 @@ class DataConfig:
                 self.head.kind if self.head and self.is_custom else self.task,
                 self.resolved_task.text_columns,
             )
-            raise ConfigError(f"{name} has {len(expected)} text columns, and --text_column_names {len(columns)}")
+            raise ConfigError(f"{name} has {len(expected)} text columns, but --text_column_names has {len(columns)}")
 
     @property
     def has_files(self) -> bool:
@@ -153,11 +153,11 @@ class DataConfig:
 
     @cached_property
     def resolved_task(self) -> Task:
-        """The task: GLUE's, custom, or that of the head."""
+        """The task: a GLUE task, a custom one, or that of the head."""
         if self.head:
             glue = None if self.is_custom else get_task(self.task)
             has_labels = self.has_files or self.data_dir is not None or glue is not None
-            # Rows with a similarity, a question or a query are pairs; others are single texts unless two columns are named.
+            # Rows with a similarity, a question or a query are pairs; others are single texts, unless there are two columns.
             pairs = self.head.kind in (HeadKind.RERANKER, HeadKind.QUESTION_ANSWERING)
             count = len(self.text_column_names or (1,) * (2 if has_labels and self.head.embedding else 1))
             return task_of_head(self.head, pairs or count == 2, has_labels, glue)
@@ -168,7 +168,7 @@ class DataConfig:
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
-        """The development splits of this source: two for MNLI, except that a file is always one."""
+        """The development splits of this source; MNLI has two, except in the user's own files."""
         return ("dev",) if self.has_files or self.head else tuple(self.resolved_task.dev_splits)
 
     @property
@@ -177,7 +177,7 @@ class DataConfig:
         return self.text_column_names or ()
 
     def limited(self, count: int) -> DataConfig:
-        """Return the configuration that uses only the first `count` development examples."""
+        """Return a configuration that uses only the first `count` development examples."""
         return replace(self, max_eval_samples=count)
 
     @property
@@ -186,11 +186,11 @@ class DataConfig:
         return {each.name: getattr(self, each.name) for each in fields(DataConfig)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options, ready for JSON."""
+        """Return the options as JSON data."""
         return {**self.options, "head": self.head and asdict(self.head)}
 
     def load(self, split: str) -> Examples | Features:
-        """Return a split, as `load_examples` does."""
+        """Return a split, see `load_examples`."""
         task = self.resolved_task
         examples: Examples | Features
         if self.is_unlabeled(split):
@@ -206,7 +206,7 @@ class DataConfig:
         return examples.take(self.max_train_samples if split == "train" else self.max_eval_samples)
 
     def is_unlabeled(self, split: str) -> bool:
-        """Return whether a split is texts without labels: for a model with `head` that has no labeled file of it."""
+        """Return whether a split has texts without labels: a model with `head` has no labeled file for it."""
         labeled = self.train_file is not None if split == "train" else self.has_files
         return self.head is not None and not labeled and self.data_dir is None and self.is_custom
 
@@ -221,12 +221,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunData(DataConfig):
-    """The rows of an earlier run: a split that has changed since is an error.
+    """The rows of an earlier run; a split that has changed since raises an error.
 
     Attributes:
         record: the rows that the run read; None for a run of an earlier q8trt, whose rows are not compared.
-        remedy: advice for rows that are gone or have changed, or "".
-        count: the number of development rows to use of those that the run read; None for all.
+        remedy: the remedy in errors about missing or changed rows, or "".
+        count: use only the first `count` of the run's development rows; None for all.
     """
 
     record: DataRecord | None = None
@@ -234,16 +234,16 @@ class RunData(DataConfig):
     count: int | None = None
 
     def limited(self, count: int) -> RunData:
-        """Return the configuration that compares all rows with the run's and uses the first `count` of development."""
+        """Return a configuration that compares all rows with the run's, and uses the first `count` development rows."""
         return replace(self, count=count)
 
     @property
     def columns(self) -> Sequence[str]:
-        """The text columns that the run took its texts from; () if none are known."""
+        """The text columns that the run read; () if none are known."""
         return self.record.text_columns if self.record and self.record.text_columns else super().columns
 
     def load(self, split: str) -> Examples | Features:
-        """Return a split. Raises DataError if it is missing or malformed, or its rows are not those that the run read."""
+        """Return a split. Raises DataError if it is missing or malformed, or its rows have changed since the run."""
         try:
             examples = super().load(split)
         except DataError as error:
@@ -252,7 +252,7 @@ class RunData(DataConfig):
         now = SplitRecord(len(examples), examples.fingerprint)
         if expected is not None and expected != now:
             raise self._error(
-                f"the {split} rows ({self._place(split, examples)}) are not those of the run any more: {now.rows} rows with the "
+                f"the {split} rows ({self._place(split, examples)}) have changed since the run: {now.rows} rows with the "
                 f"fingerprint {now.fingerprint}, and run.json has {expected.rows} with {expected.fingerprint}"
             )
         return examples if split == "train" else examples.take(self.count)
@@ -266,11 +266,11 @@ class RunData(DataConfig):
 
 
 def load_examples(config: DataConfig, split: str) -> Examples | Features:
-    """Return ``"train"`` or one of ``config.dev_splits``: text, or token ids where the source is TFRecord.
+    """Return the split ``"train"`` or one of ``config.dev_splits``: texts, or token ids if the source is TFRecord.
 
     Raises:
         ConfigError: the source has no such split.
-        DataError: the data are missing, empty or malformed; or they are a run's, and have changed since.
+        DataError: the data are missing, empty or malformed, or have changed since the run of a `RunData`.
     """
     if split not in ("train", *config.dev_splits):
         raise ConfigError(f"no split {split!r}; expected one of train, {', '.join(config.dev_splits)}")
@@ -278,12 +278,12 @@ def load_examples(config: DataConfig, split: str) -> Examples | Features:
 
 
 def load_train(config: DataConfig) -> Examples | Features:
-    """Return the training split. Raises as `load_examples` does."""
+    """Return the training split. Raises the errors of `load_examples`."""
     return load_examples(config, "train")
 
 
 def load_dev(config: DataConfig) -> dict[str, Examples | Features]:
-    """Return every development split by name; MNLI has two. Raises as `load_examples` does."""
+    """Return every development split by name; MNLI has two. Raises the errors of `load_examples`."""
     return {split: load_examples(config, split) for split in config.dev_splits}
 
 
@@ -291,7 +291,7 @@ def _read_file(config: DataConfig, split: str) -> Examples | Features:
     flag = "train_file" if split == "train" else "validation_file"
     path = getattr(config, flag)
     if path is None:
-        raise ConfigError(f"--{flag} is missing: own data come as --train_file and --validation_file")
+        raise ConfigError(f"--{flag} is missing; give your own data with --train_file and --validation_file")
     if config.resolved_task.head.kind is HeadKind.QUESTION_ANSWERING:
         return read_questions(path, config.resolved_task, split, config.text_column_names, config.label_column_name)
     if Path(path).suffix.lower() in tfrecord.EXTENSIONS:
@@ -304,7 +304,7 @@ def _read_file(config: DataConfig, split: str) -> Examples | Features:
 
 def _read_folder(folder: Path, task: Task, split: str) -> Examples | Features:
     if find_file(folder, task, task.files[split]) is None:
-        # BERT's tools call the development file eval.tf_record.
+        # google-research/bert names the development file eval.tf_record.
         stems = (split, "eval") if split == "dev" else (split,)
         for name in (stem + extension for stem in stems for extension in tfrecord.EXTENSIONS):
             path = find_file(folder, task, name)

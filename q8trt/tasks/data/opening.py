@@ -1,4 +1,4 @@
-"""Opening of data files that a user names: regular files of bounded lines, and one line of error for anything else."""
+"""Opening of a user's data files, with limits on lines and expansion, and errors of one line."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from q8trt import files
 from q8trt.console.names import printable
 from q8trt.errors import DataError
 
-#: Bytes of the longest line that is read. No text to train on is longer; it bounds the memory of a damaged file.
+#: Maximum number of bytes of a line. Training texts are shorter, and it bounds the memory for a damaged file.
 LONGEST_LINE = 4 * 2**20
-#: Bytes that any file may expand to, and how many times its size a larger one may.
+#: Bytes that any file may expand to, and the multiple of its size that a larger file may expand to.
 EXPANSION, _EXPANSION_RATIO = 256 * 2**20, 200
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
-#: Characters of a value, and column names, that an error shows.
+#: Number of characters of a value, and of column names, that an error shows.
 _SHOWN_CHARACTERS, _SHOWN_NAMES = 60, 20
 
 
 def shown(value: object) -> str:
-    """Return ``repr(value)``, cut to a length that fits a line."""
+    """Return ``repr(value)``, cut to fit on a line."""
     text = repr(value[: _SHOWN_CHARACTERS + 1] if isinstance(value, str | bytes) else value)
     return text if len(text) <= _SHOWN_CHARACTERS + 2 else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
 def shown_names(names: list[str]) -> str:
-    """Return the names of columns, those beyond the first twenty counted only."""
+    """Return the first twenty names of columns, and the number of the others."""
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return ", ".join(map(shown, names[:_SHOWN_NAMES])) + more
 
 
 def path_name(path: Path) -> str:
-    """Return the path as errors show it: on one line, whatever characters it holds."""
+    """Return the path for an error: on one line, with unprintable characters escaped."""
     return printable(str(path))
 
 
@@ -47,14 +47,14 @@ def open_data(path: Path) -> BinaryIO:
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     except files.MalformedError:
-        problem = "a folder" if path.is_dir() else "no regular file"
+        problem = "a folder" if path.is_dir() else "not a regular file"
         raise DataError(f"{name}: is {problem}; expected a file of data") from None
     except ValueError as error:  # a NUL character in the path
         raise DataError(f"{name}: cannot be read: {error}") from None
 
 
 def is_data_file(path: Path) -> bool:
-    """Return whether `path` names a regular file; False if the system does not let us look."""
+    """Return whether `path` is a regular file; False if the system refuses access."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -62,19 +62,19 @@ def is_data_file(path: Path) -> bool:
 
 
 def is_gzip(file: BinaryIO) -> bool:
-    """Return whether the file begins as gzip does. Leaves it at its beginning."""
+    """Return whether the file starts with gzip's magic number; the position is then 0."""
     start = file.read(len(_GZIP))
     file.seek(0)
     return start == _GZIP
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line with its end) of a UTF-8 file, a byte order mark removed.
+    """Yield (line number from 1, line with its newline) of a UTF-8 file, without a byte order mark.
 
-    Lines end at a newline only: texts contain other characters that Python's own ``splitlines`` cuts at.
+    Only a newline ends a line, because texts contain other characters at which Python's ``splitlines`` splits.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, holds NUL bytes, or has a line beyond `LONGEST_LINE`.
+        DataError: the file cannot be read, is not UTF-8, is compressed, has NUL bytes or a line beyond `LONGEST_LINE`.
     """
     name, number = path_name(path), 0
     with open_data(path) as file:
@@ -106,9 +106,9 @@ class Allowance:
     """A bound on what one file may expand to in memory, so that a small file cannot exhaust it.
 
     Args:
-        name: what the error calls the file.
+        name: the name of the file in the error.
         size: bytes of the file on disk.
-        least: bytes that a small file may expand to.
+        least: bytes that any file may expand to.
     """
 
     def __init__(self, name: str, size: int, least: int = EXPANSION) -> None:
@@ -117,7 +117,7 @@ class Allowance:
         self._text = f"{self._left:,} bytes, the limit for a file of {size:,} bytes"
 
     def spend(self, count: int) -> None:
-        """Take `count` bytes off. Raises DataError if no more are left."""
+        """Subtract `count` bytes. Raises DataError if fewer are left."""
         self.check(count)
         self._left -= count
 

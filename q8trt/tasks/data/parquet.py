@@ -1,4 +1,4 @@
-"""Parquet files: the chosen columns alone, in batches, within a bound on what a small file may expand to."""
+"""Reading of chosen columns of Parquet files, in batches, with a limit on the memory that a small file may expand to."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from q8trt.tasks.data.examples import require
 from q8trt.tasks.data.opening import Allowance, open_data, path_name
 
 _BATCH_ROWS = 1024
-#: Bytes that a row takes in memory beside its text.
+#: Bytes of a row in memory in addition to its text.
 _ROW_BYTES = 64
-#: What `datasets` notes of its columns.
+#: Limits of the metadata that `datasets` writes about its columns.
 _NOTES = files.Limits(size=16 * 2**20, depth=32, values=1_000_000)
 
 
@@ -27,16 +27,16 @@ def parquet_columns(path: Path) -> list[str]:
 
 
 def parquet_rows(path: Path, names: Sequence[str], nested: Collection[str] = ()) -> Iterator[tuple[str, Sequence[Any]]]:
-    """Yield where a row is, and its values in the columns `names`; the last one holds the labels.
+    """Yield the place of each row (``file: row 1``) and its values in the columns `names`, of which the last has the labels.
 
     Args:
         path: the file.
         names: the columns.
-        nested: those of `names` that hold lists or structs, which become lists and dicts.
+        nested: the columns of `names` with lists or structs, which become lists and dicts.
 
     Raises:
-        DataError: a column has a type that holds no texts, no labels, or nothing nested where it should; the file is damaged,
-            or it expands to more than a file of its size may.
+        DataError: the type of a column is not that of texts, labels or nested values; or the file is damaged, or expands
+            beyond its `Allowance`.
     """
     where = path_name(path)
     with open_data(path) as file:
@@ -62,18 +62,18 @@ def parquet_rows(path: Path, names: Sequence[str], nested: Collection[str] = ())
 
 
 def _open(file: BinaryIO, path: Path, texts: Sequence[str] = ()) -> Any:
-    """Return a ``ParquetFile`` whose text columns stay dictionaries, as they are in the file, until they are read."""
+    """Return a ``ParquetFile`` whose columns `texts` stay dictionary-encoded, as in the file, until they are read."""
     parquet = require("pyarrow.parquet", "reading Parquet")
     try:
         opened = parquet.ParquetFile(file, read_dictionary=list(texts), page_checksum_verification=True)
-        opened.schema_arrow.names  # noqa: B018 - read here, where errors are caught
+        opened.schema_arrow.names  # noqa: B018 - a damaged schema raises here, where errors are caught
     except _errors() as error:
         raise DataError(f"{path_name(path)}: not Parquet: {_first_line(error)}") from None
     return opened
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions of pyarrow for a damaged file; ValueError is the root of its decoding errors."""
+    """Return the exceptions that pyarrow raises for a damaged file; ValueError is the base of its decoding errors."""
     arrow = require("pyarrow", "reading Parquet")
     return (arrow.ArrowException, OSError, ValueError, LookupError, OverflowError, MemoryError)
 
@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _size(value: Any) -> int:
-    """Return the characters of a value, and `_ROW_BYTES` for each value of a nested one."""
+    """Return the size of a value in memory: the characters of a text, and `_ROW_BYTES` more for each item of a nested one."""
     if isinstance(value, str):
         return len(value)
     values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -106,10 +106,10 @@ def _check_type(kind: Any, column: str, where: str, is_text: bool, is_nested: bo
 
 
 def _check_size(metadata: Any, names: Sequence[str], allowance: Allowance) -> None:
-    """Refuse a file that says itself that it expands too far, before any of it is read."""
+    """Raise if the file's metadata state sizes beyond the allowance, before any rows are read."""
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     columns = [group.column(index) for group in groups for index in range(group.num_columns)]
-    chosen = tuple(f"{name}." for name in names)  # the leaves of a nested column are such as answers.text.list.element
+    chosen = tuple(f"{name}." for name in names)  # a nested column has leaves such as answers.text.list.element
     sizes = [
         each.total_uncompressed_size + _ROW_BYTES * (each.path_in_schema not in names) * each.num_values
         for each in columns
@@ -119,13 +119,13 @@ def _check_size(metadata: Any, names: Sequence[str], allowance: Allowance) -> No
 
 
 def _leaves(parquet: Any, name: str) -> list[str]:
-    """Return the paths of the values of the list column `name`; [] for a column of no lists."""
+    """Return the paths of the values in the list column `name`; [] for a column without lists."""
     paths = [parquet.schema.column(index).path for index in range(len(parquet.schema))]
     return [path for path in paths if path.startswith(f"{name}.")]
 
 
 def _batches(parquet: Any, names: Sequence[str], where: str) -> Iterator[list[list[Any]]]:
-    """Yield the values of the columns, batch by batch."""
+    """Yield a list of the columns' values for each batch."""
     batches = parquet.iter_batches(_BATCH_ROWS, columns=list(names))
     while True:
         try:
@@ -139,22 +139,22 @@ def _batches(parquet: Any, names: Sequence[str], where: str) -> Iterator[list[li
 
 
 def _values(column: Any) -> list[Any]:
-    """Return a column as a list. Rows of one dictionary entry share one value, however long it is; so do items of lists."""
+    """Return a column as a list. Rows or items of lists with the same dictionary entry share one Python object."""
     if hasattr(column, "flatten") and hasattr(column, "offsets"):
         lengths = require("pyarrow.compute", "reading Parquet").list_value_length(column).to_pylist()
         items = iter(_values(column.flatten()))
         return [None if length is None else list(islice(items, length)) for length in lengths]
     if not hasattr(column, "dictionary"):
         return list(column.to_pylist())
-    indices = column.indices.unique()  # of this batch: the dictionary may be that of a whole file
+    indices = column.indices.unique()  # those of this batch, because the dictionary may be that of the whole file
     entries = dict(zip(indices.to_pylist(), column.dictionary.take(indices).to_pylist(), strict=True))
     return [entries[index] for index in column.indices.to_pylist()]
 
 
 def class_names(path: Path, column: str) -> list[str] | None:
-    """Return the names of the ids in a column, or in its lists, that `datasets` noted in the file; None if there are none.
+    """Return the class names that `datasets` wrote for the ids in a column or in its lists; None if the file has none.
 
-    They are in the schema's metadata under "huggingface", as the features of the columns.
+    They are in the schema's metadata under "huggingface", in the features of the columns.
     """
     with open_data(path) as file:
         metadata = _open(file, path).schema_arrow.metadata or {}

@@ -1,7 +1,7 @@
-"""Questions -> windows of tokens as a model reads them, and the tokens of the right answers.
+"""Tokenization of questions and contexts into windows, with the tokens of the right answers as labels.
 
-The labels are those of transformers' ``run_qa.py``: the first and the last token of the first right answer; [CLS], token 0, for a
-window that does not hold it all.
+The labels are those of transformers' ``run_qa.py``: the first and the last token of the first right answer, or [CLS], token 0,
+in a window that does not contain the whole answer.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class QuestionFeatures(Features):
     """The windows of questions over their contexts.
 
     Attributes:
-        questions: the questions; windows may be those of some of them.
+        questions: the questions; some of them may have no windows here.
         rows: (N,) int64, the number of each window's question.
-        places: (N,) int64, the index in a window's ids of its first token of the context.
-        offsets: N arrays, (T, 2) int32, the characters of each token of the context.
+        places: (N,) int64, the index of the first context token among the ids of each window.
+        offsets: N arrays (T, 2) int32, the first character of each context token and the one after its last.
     """
 
     questions: Examples
@@ -60,9 +60,9 @@ class QuestionFeatures(Features):
         return self.select(range(len(self))[:count])
 
     def answers(self, outputs: Sequence[npt.NDArray[np.float32]], options: SpanOptions) -> dict[int, SpanAnswer]:
-        """Return the number of each question that has windows, and its answer.
+        """Return number of a question -> its answer, for the questions that have windows here.
 
-        `outputs` has for each window the logits of its tokens, (tokens, 2).
+        `outputs` has an array (tokens, 2) of logits for each window.
         """
         contexts = self.questions.second or []
         return {
@@ -77,7 +77,7 @@ def group_windows(
     offsets: Sequence[npt.NDArray[np.int32]],
     outputs: Sequence[npt.NDArray[np.float32]],
 ) -> Iterator[tuple[int, list[WindowLogits]]]:
-    """Yield the number of each text that has windows, in order, and its windows; `outputs` as of `QuestionFeatures.answers`."""
+    """Yield the number of each text that has windows, in order, and its windows; for `outputs` see `QuestionFeatures.answers`."""
     groups: dict[int, list[WindowLogits]] = {}
     for row, place, characters, logits in zip(rows.tolist(), places.tolist(), offsets, outputs, strict=True):
         start, end = logits[place : place + len(characters)].T
@@ -86,15 +86,15 @@ def group_windows(
 
 
 def question_windows(questions: Examples, tokenizer: Any, max_length: int) -> QuestionFeatures:
-    """Return the windows of questions, with labels where the answers are known.
+    """Return the windows of questions, with labels if the answers are known.
 
     Args:
         questions: pairs of a question and its context; `Questions` have answers.
-        tokenizer: a transformers tokenizer. Its ``model_input_names`` decide whether there are token types.
-        max_length: tokens of a window, special tokens included.
+        tokenizer: a transformers tokenizer; its ``model_input_names`` decide whether the windows have token types.
+        max_length: maximum number of tokens of a window, special tokens included.
 
     Raises:
-        ConfigError: `max_length` leaves no room for text, or is more than the model has positions.
+        ConfigError: `max_length` leaves no room for text, or exceeds the model's positions.
         DataError: a context is longer than `LONGEST_TEXT`, or the tokenizer fails.
     """
     if longer := next((text for text in questions.second or [] if len(text) > LONGEST_TEXT), None):
@@ -123,7 +123,7 @@ def question_windows(questions: Examples, tokenizer: Any, max_length: int) -> Qu
 
 
 def answer_tokens(windows: Windows, references: Sequence[Sequence[Reference]]) -> npt.NDArray[np.int64]:
-    """Return (N, 2) int64, the indices in each window's ids of the first and the last token of the first right answer."""
+    """Return labels (N, 2) int64: the index of the first and the last token of the first right answer in each window, or 0."""
     labels = np.zeros((len(windows), 2), np.int64)
     for number, (row, place, characters) in enumerate(
         zip(windows.rows.tolist(), windows.places.tolist(), windows.offsets, strict=True)

@@ -1,8 +1,8 @@
 """Questions with their answers in a context: SQuAD's JSON, or JSON Lines and Parquet with the columns of the hub's ``squad``.
 
-SQuAD's JSON holds ``data`` -> ``paragraphs`` (``context``) -> ``qas`` (``id``, ``question``, ``answers``, in version 2.0
-``is_impossible``); a row of the hub ``question``, ``context`` and ``answers`` (``text``, ``answer_start``). Rajpurkar et
-al. 2016 and 2018 (arXiv 1606.05250, 1806.03822).
+SQuAD's JSON has ``data`` -> ``paragraphs`` (``context``) -> ``qas`` (``id``, ``question``, ``answers``, in version 2.0
+``is_impossible``). A row of the hub has ``question``, ``context`` and ``answers`` (``text``, ``answer_start``). Sources:
+Rajpurkar et al. 2016 and 2018 (arXiv 1606.05250, 1806.03822).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from q8trt.tasks.data.tabular import check_unique, open_table
 from q8trt.tasks.data.windows import LONGEST_TEXT
 from q8trt.tasks.glue import Task
 
-#: The columns of questions and contexts, and of answers.
+#: Default columns of questions and contexts, and of answers.
 TEXT_COLUMNS, ANSWERS_COLUMN = ("question", "context"), "answers"
 EXTENSIONS = (".json", ".jsonl", ".parquet")
 #: SQuAD 2.0's training file has 42 MB and two million values.
@@ -39,10 +39,10 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Questions(Examples):
-    """The questions of a split; `first` has the questions and `second` the contexts.
+    """The questions of a split: `first` are the questions, and `second` the contexts.
 
     Attributes:
-        references: for each question its right answers, none if the context has no answer.
+        references: for each question its right answers; () if the context has no answer.
     """
 
     second: list[str]
@@ -50,12 +50,12 @@ class Questions(Examples):
 
     @property
     def has_unanswerable(self) -> bool:
-        """True if a question has no answer in its context, as in SQuAD 2.0."""
+        """True if some question has no answer in its context, as in SQuAD 2.0."""
         return not all(self.references)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over questions, contexts and answers, in order."""
+        """The first 16 hexadecimal digits of the SHA-256 of questions, contexts and answers, in order."""
         digest = hashlib.sha256()
         for question, context, answers in zip(self.first, self.second, self.references, strict=True):
             row = [question, context, *(part for each in answers for part in (each.text, str(each.start)))]
@@ -73,21 +73,21 @@ def read_questions(
     """Read a file of questions with their answers.
 
     Args:
-        path: SQuAD's JSON; or .jsonl, .json (an object a line) or .parquet.
-        task: the model's.
+        path: SQuAD's .json; or .jsonl, .json (an object a line) or .parquet.
+        task: the task of the model.
         split: the name of the split.
-        text_columns: the columns of questions and contexts, in this order; None for `TEXT_COLUMNS`. SQuAD's JSON has no columns.
+        text_columns: the columns of questions and contexts, in this order; None for `TEXT_COLUMNS`. SQuAD's JSON ignores them.
         answers_column: the column of the answers; None for `ANSWERS_COLUMN`.
 
     Raises:
-        DataError: no such file, not one of these formats, a missing column, or a question that cannot be used: its text or
-            context is empty or too long, or an answer is not at its ``answer_start``. Names the file and the place.
+        DataError: the file is missing or has another format, or a column is missing; or a question or context is empty or
+            too long, or an answer is not at its ``answer_start``. The message names the file and the place.
     """
     path = Path(path)
     open_data(path).close()
     if path.suffix.lower() not in EXTENSIONS:
         raise DataError(
-            f"{path_name(path)}: questions with answers come as SQuAD's .json, .jsonl or .parquet, not {path.suffix!r}"
+            f"{path_name(path)}: unknown extension {path.suffix!r}; expected questions as SQuAD's .json, .jsonl or .parquet"
         )
     document = _squad_document(path)
     columns = (*(text_columns or TEXT_COLUMNS), answers_column or ANSWERS_COLUMN)
@@ -108,7 +108,7 @@ def read_questions(
 
 
 def squad_pairs(path: Path) -> list[tuple[str, str]] | None:
-    """Return the questions and contexts of SQuAD's JSON; None for a file of another format. Raises as `read_questions`."""
+    """Return the questions and contexts of SQuAD's JSON; None for another format. Raises the errors of `read_questions`."""
     document = _squad_document(path)
     if document is None:
         return None
@@ -117,14 +117,14 @@ def squad_pairs(path: Path) -> list[tuple[str, str]] | None:
 
 @dataclass(frozen=True)
 class _Row:
-    """One question that was checked."""
+    """A checked question."""
 
     question: str
     context: str
     references: tuple[Reference, ...]
 
 
-# The documents of SQuAD as msgspec reads them.
+# The structure of SQuAD's JSON, for msgspec.
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Answers:
-    """The hub's form of answers: two lists of one length."""
+    """The hub's form of answers: two lists of the same length."""
 
     text: list[str]
     answer_start: list[int]
@@ -165,7 +165,7 @@ class _Document:
 
 
 def _squad_document(path: Path) -> dict[str, Any] | None:
-    """Return the one object of a SQuAD file; None for Parquet and JSON Lines."""
+    """Return the JSON object of a SQuAD file; None for Parquet and JSON Lines."""
     if path.suffix.lower() != ".json":
         return None
     try:
@@ -176,7 +176,7 @@ def _squad_document(path: Path) -> dict[str, Any] | None:
         document = files.parse_json(data.removeprefix(b"\xef\xbb\xbf"), _LIMITS)
     except files.MalformedError as error:
         if _is_json(data.lstrip().partition(b"\n")[0]):
-            return None  # JSON Lines, whose reader names the line
+            return None  # JSON Lines, whose reader names the line in its errors
         raise DataError(f"{path_name(path)}: {error}; expected SQuAD's JSON, or one JSON object a line") from None
     if isinstance(document, dict) and "data" in document:
         return document
@@ -210,7 +210,7 @@ def _document_rows(document: dict[str, Any], name: str) -> Iterator[_Row]:
 
 
 def _table_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
-    """Yield the questions of a file of rows with three columns."""
+    """Yield the questions of JSON Lines or Parquet with three columns."""
     table = open_table(path, nested=columns[2:])
     check_unique(table.columns, path_name(path))
     if missing := [name for name in columns if name not in table.columns] if table.columns else []:
@@ -224,7 +224,7 @@ def _table_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
 
 
 def _answers(value: Any, where: str) -> Iterator[tuple[str, int]]:
-    """Yield the text and the start of each answer of a row: an object of two lists, or a list of objects."""
+    """Yield the text and the start of each answer in a row, which is an object of two lists or a list of objects."""
     try:
         if isinstance(value, list):
             for index, item in enumerate(value):
@@ -241,13 +241,13 @@ def _answers(value: Any, where: str) -> Iterator[tuple[str, int]]:
 
 
 def _row(question: Any, context: Any, answers: Sequence[Reference], where: str) -> _Row:
-    """Check one question, and return it."""
+    """Return a question; raise DataError if it, its context or an answer cannot be used."""
     check_texts((question, context), where)
     if len(context) > LONGEST_TEXT:
         raise DataError(f"{where}: a context of {len(context):,} characters; q8trt reads {LONGEST_TEXT:,} or fewer")
     for answer in answers:
         if not answer.text.strip():
-            raise DataError(f"{where}: an answer without text; a question that has no answer has an empty list")
+            raise DataError(f"{where}: an answer has no text; a question without an answer needs an empty list")
         at = context[max(answer.start, 0) :][: len(answer.text)]
         if answer.start < 0 or at != answer.text:
             raise DataError(

@@ -1,4 +1,4 @@
-"""The record of a run's rows: what was read, from which columns, and a fingerprint that shows later if they changed."""
+"""The record of a run's rows: their number, columns and fingerprint, by which later commands notice a change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("q8trt")
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """The number of rows of a split and their fingerprint, both after ``--max_train_samples`` or ``--max_eval_samples``."""
+    """The number of rows of a split and their fingerprint, after ``--max_train_samples`` or ``--max_eval_samples``."""
 
     rows: int
     fingerprint: str
@@ -28,12 +28,12 @@ class SplitRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The rows of a run, as run.json holds them.
+    """The rows of a run, as stored in run.json.
 
     Attributes:
         splits: "train" and each development split -> its rows.
-        text_columns: the columns that the texts were taken from; [] where the source has no columns.
-        label_column: the column that the labels were taken from, or "".
+        text_columns: the text columns of the source; [] if it has no columns.
+        label_column: the label column of the source, or "".
     """
 
     splits: dict[str, SplitRecord]
@@ -41,12 +41,12 @@ class DataRecord:
     label_column: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record ready for JSON; `from_dict` reads it back."""
+        """Return the record as JSON data, which `from_dict` reads."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: object) -> DataRecord:
-        """Read what `to_dict` returned. Raises ConfigError for anything else."""
+        """Return the record of data from `to_dict`. Raises ConfigError for other data."""
         try:
             return files.decode(cls, data)
         except files.MalformedError as error:
@@ -61,20 +61,21 @@ class DataRecord:
 def record_splits(train: Examples | Features, dev: Mapping[str, Examples | Features]) -> DataRecord:
     """Check the splits of a run against each other, and return their record.
 
-    Remarks of the logger ``q8trt`` name what makes training or its scores useless, though each row can be read.
+    Warnings of the logger ``q8trt`` report rows that can be read but make the scores meaningless, such as labels that are all
+    the same.
 
     Raises:
-        DataError: the files hold their texts or labels in columns of different names, so that one may be the wrong one.
+        DataError: the splits have their texts or labels in columns of different names, so one column may be wrong.
     """
     splits = {"train": train, **dev}
     for name, rows in dev.items():
-        if train.labels is not None:  # texts to calibrate on may have other columns than rows to score on
+        if train.labels is not None:  # unlabeled texts for calibration may have other columns than rows to score on
             _compare_columns(train, rows)
         _remark_on_labels(train, name, rows)
     records = {name: SplitRecord(len(rows), rows.fingerprint) for name, rows in splits.items()}
     for name in dev:
         if records[name] == records["train"]:
-            log.warning("%s has the same rows as the training data: its scores say nothing of new text", name)
+            log.warning("%s has the same rows as the training data, so its scores do not measure new text", name)
     return DataRecord(records, list(train.text_columns), train.label_column)
 
 
@@ -82,8 +83,8 @@ def _compare_columns(train: Examples | Features, dev: Examples | Features) -> No
     ours, theirs = (*train.text_columns, train.label_column), (*dev.text_columns, dev.label_column)
     if train.text_columns and dev.text_columns and ours != theirs:
         raise DataError(
-            f"{train.source} gives the columns {', '.join(ours)}, and {dev.source} {', '.join(theirs)}; name them alike, "
-            "or choose them with --text_column_names and --label_column_name"
+            f"{train.source} has the columns {', '.join(ours)}, and {dev.source} has {', '.join(theirs)}; use the same "
+            "names, or choose columns with --text_column_names and --label_column_name"
         )
 
 
@@ -92,9 +93,9 @@ def _remark_on_labels(train: Examples | Features, split: str, dev: Examples | Fe
         return
     task = train.task
     if len(dev.labels) > 1 and METRICS[task.main_metric].is_correlation and bool(np.all(dev.labels == dev.labels[0])):
-        log.warning("all labels of %s are the same: %s is 0 for every model", split, task.main_metric)
+        log.warning("all labels of %s are the same, so %s is 0 for every model", split, task.main_metric)
     if task.main_metric == "f1" and not bool(np.any(dev.labels == 1)):
-        log.warning("no row of %s has the label %s: f1 is 0 for every model", split, task.labels[1])
+        log.warning("no row of %s has the label %s, so f1 is 0 for every model", split, task.labels[1])
     if task.is_regression:
         return
     if unseen := sorted(_label_ids(dev.labels) - _label_ids(train.labels)):
@@ -103,5 +104,5 @@ def _remark_on_labels(train: Examples | Features, split: str, dev: Examples | Fe
 
 
 def _label_ids(labels: Labels) -> set[int]:
-    """Return the ids of the labels that some row has."""
+    """Return the ids of the labels that occur."""
     return set((labels if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))).tolist())

@@ -1,8 +1,8 @@
-"""Sentences whose words have tags: CoNLL, CoNLL-U, or JSON Lines and Parquet with lists of words and of tags.
+"""Sentences with tagged words: CoNLL, CoNLL-U, or JSON Lines and Parquet with lists of words and of tags.
 
-CoNLL has a word a line, columns separated by tabs or spaces, the word first and the tag last, and a blank line between
-sentences (Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task"). CoNLL-U has the word in its second
-column and the part of speech in its fourth (universaldependencies.org, "CoNLL-U Format").
+CoNLL has one word a line, with columns separated by tabs or spaces, the word first and the tag last, and a blank line between
+sentences (Tjong Kim Sang and De Meulder 2003, "Introduction to the CoNLL-2003 Shared Task"). CoNLL-U has the word in its
+second column and the part of speech in its fourth (universaldependencies.org, "CoNLL-U Format").
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from q8trt.tasks.data.tabular import check_unique, open_table
 from q8trt.tasks.data.windows import LONGEST_TEXT, WindowEncoder, WindowSizes
 from q8trt.tasks.glue import Task
 
-#: Columns that hold the words and the tags, by the names that data sets give them.
+#: Usual names of the columns of words and of tags.
 WORD_COLUMNS = ("words", "tokens")
 TAG_COLUMNS = ("tags", "ner_tags", "labels", "pos_tags", "upos")
 _TABLES = (".jsonl", ".json", ".parquet")
 _CONLL = (".conll", ".conllu", ".txt", ".iob", ".iob2", ".bio", ".tsv")
-#: Of CoNLL-U: number, word, lemma, part of speech, and six more.
+#: Columns of CoNLL-U: number, word, lemma, part of speech, and six more.
 _CONLLU_COLUMNS, _NUMBER, _FORM, _UPOS = 10, 0, 1, 3
 _DOCUMENT = "-DOCSTART-"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sentences(Examples):
-    """The sentences of a split; `first` has their words, separated by spaces.
+    """The sentences of a split; `first` has their words joined by spaces.
 
     Attributes:
         words: N lists of words.
@@ -48,17 +48,17 @@ class Sentences(Examples):
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over words and tags, in order."""
+        """The first 16 hexadecimal digits of the SHA-256 of words and tags, in order."""
         digest = hashlib.sha256()
         for words, tags in zip(self.words, self.tags, strict=True):
             digest.update(("\0".join([*words, *map(str, tags)]) + "\0\n").encode("utf-8", "surrogatepass"))
         return digest.hexdigest()[:16]
 
     def tokenized(self, tokenizer: Any, max_length: int) -> tuple[Features, int]:
-        """Return the tokens with their labels, and the number of sentences that were cut at `max_length` tokens.
+        """Return the tokens with their labels, and the number of sentences that were truncated to `max_length` tokens.
 
-        The first token of a word has the word's tag, the others `IGNORED`, as in transformers' example ``run_ner.py``. The tokens
-        are those of the words joined by spaces, which an engine reads.
+        The first token of a word has the word's tag, the others have `IGNORED`, as in transformers' example ``run_ner.py``.
+        The words are joined by spaces before they are tokenized, as an engine reads them.
 
         Raises:
             EncodingError: the tokenizer fails.
@@ -82,10 +82,10 @@ class Sentences(Examples):
 
 
 def _first_tokens(offsets: np.ndarray, words: Sequence[str], text: str) -> Iterator[tuple[int, int]]:
-    """Yield the first token of each word, as its number, and the number of the word.
+    """Yield the number of the first token of each word, and the number of the word.
 
-    A token belongs to the word of its last character: one of byte-level BPE may begin with the space before the word. A token
-    of a space alone belongs to the word behind it.
+    A token belongs to the word of its last character, because a token of byte-level BPE may begin with the space before the
+    word. A token that is only a space belongs to the word after it.
     """
     word_of = np.repeat(np.arange(len(words)), [len(word) + 1 for word in words])
     seen = -1
@@ -104,18 +104,19 @@ def read_sentences(
     word_column: str | None = None,
     tag_column: str | None = None,
 ) -> Sentences:
-    """Read a file of sentences whose words have tags.
+    """Read a file of sentences with tagged words.
 
     Args:
-        path: .conllu, another of CoNLL's kind, .jsonl, .json (an object a line) or .parquet.
-        task: the tags. Numbers are ids of its labels; those of a Parquet file that names them, as `datasets` does, are the names.
+        path: .conllu, another CoNLL file, .jsonl, .json (an object a line) or .parquet.
+        task: the task, whose labels are the tags. A number is a label id; if a Parquet file of `datasets` has class names,
+            it is the index of a name.
         split: the name of the split.
-        word_column: the column of the words; None for one of `WORD_COLUMNS`. CoNLL has no names of columns.
+        word_column: the column of the words; None for one of `WORD_COLUMNS`. CoNLL files ignore it.
         tag_column: the column of the tags; None for one of `TAG_COLUMNS`.
 
     Raises:
-        DataError: no such file, another extension, a missing column, words and tags of different number, an empty word, or a tag
-            that is not among the labels. Names the file and the line or row.
+        DataError: the file or a column is missing, the extension is unknown, the numbers of words and tags differ, a word is
+            empty, or a tag is not among the labels. The message names the file and the line or row.
     """
     path = Path(path)
     open_data(path).close()
@@ -128,7 +129,7 @@ def read_sentences(
     else:
         expected = ", ".join((*_CONLL, *_TABLES))
         raise DataError(
-            f"{path_name(path)}: unknown extension {path.suffix!r} of words with tags; expected one of {expected}"
+            f"{path_name(path)}: unknown extension {path.suffix!r} for words with tags; expected one of {expected}"
         )
     spellings = accepted_labels(task)
     words, tags = [], []
@@ -181,7 +182,7 @@ def _conll_rows(path: Path) -> Iterator[_Row]:
 
 
 def _conll_word(line: str, where: str) -> tuple[str, str] | None:
-    """Return the word and the tag of a line; None for the beginning of a document."""
+    """Return the word and the tag of a line; None for a line that begins a document."""
     fields = line.split("\t" if "\t" in line else None)
     if fields[0] == _DOCUMENT:
         return None
@@ -226,7 +227,9 @@ def _listed_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
     for where, (words, tags) in open_table(path, nested=columns).select(columns):
         for column, values in zip(columns, (words, tags), strict=True):
             if not isinstance(values, list) or not values:
-                raise DataError(f"{where}: column {column!r} holds {shown(values)}, expected a list, one value a word")
+                raise DataError(
+                    f"{where}: column {column!r} has {shown(values)}, expected a list with a value for each word"
+                )
         if len(words) != len(tags):
             raise DataError(f"{where}: {len(words)} words, but {len(tags)} tags; expected one tag for each word")
         for word in words:

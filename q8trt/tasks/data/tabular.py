@@ -1,4 +1,4 @@
-"""A user's own file: CSV (quoted), TSV (not quoted), JSON Lines or Parquet, told apart by its extension."""
+"""A user's own file: CSV (quoted), TSV (not quoted), JSON Lines or Parquet, by its extension."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _PAIRS = (
 )
 _SINGLES = (("sentence",), ("text",), ("sentence1",))
 _LABELS = ("label", "labels", "score")
-#: One line of JSON Lines is one small object.
+#: Limits of one line of JSON Lines, a small object.
 _JSON_LIMITS = files.Limits(size=LONGEST_LINE, depth=16, values=100_000)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-#: Lines by the rules of CSV, where a carriage return ends one too.
+#: Lines by the rules of CSV, where a carriage return also ends a line.
 _CSV_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 Values = tuple[str, Sequence[Any]]
@@ -43,8 +43,8 @@ class Table:
     """An open file of rows.
 
     Attributes:
-        columns: the names of its columns, in order; [] where the file is empty.
-        select: returns the rows, each with the values of the columns asked for.
+        columns: the names of the columns, in order; [] if the file is empty.
+        select: function of column names that returns the rows, each with the values of these columns.
     """
 
     columns: list[str]
@@ -58,13 +58,13 @@ def read_table(
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
 ) -> Examples:
-    """Read a file of labelled examples.
+    """Read a file of labeled examples.
 
-    `text_column_names` says which columns hold the texts, and `labels.label_id` which labels are accepted.
+    Without `text_columns`, `text_column_names` lists the accepted columns. `labels.label_id` defines the accepted labels.
 
     Raises:
-        DataError: no such file, an unknown extension, a missing column (lists those found), a column that is there
-            twice, or a row that cannot be used (names file and line; file and row for Parquet).
+        DataError: the file is missing, its extension is unknown, a column is missing or appears twice, or a row cannot be
+            used. The message names the file and the line, or the row for Parquet.
     """
     path = Path(path)
     table = open_table(path)
@@ -86,14 +86,14 @@ def read_table(
 
 
 def open_table(path: Path, nested: Collection[str] = (), others: Sequence[str] = ()) -> Table:
-    """Open a file of rows. Raises DataError if there is no such file, or its extension is unknown.
+    """Open a file of rows. Raises DataError if the file is missing or its extension is unknown.
 
     Args:
         path: the file.
-        nested: the columns that hold lists or objects: JSON Lines and Parquet alone have such.
-        others: extensions that the caller reads otherwise, for the error.
+        nested: the columns of lists or objects, which only JSON Lines and Parquet have.
+        others: extensions that the caller reads itself, for the error.
     """
-    open_data(path).close()  # the first thing to say is that there is no such file
+    open_data(path).close()  # a missing file is reported before an unknown extension
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         expected = ", ".join((*_READERS, *others))
@@ -102,21 +102,21 @@ def open_table(path: Path, nested: Collection[str] = (), others: Sequence[str] =
 
 
 def check_unique(columns: Sequence[str], where: str) -> None:
-    """Raise DataError if two columns have one name: either of them could be meant."""
+    """Raise DataError if two columns have the same name, which is ambiguous."""
     seen: set[str] = set()
     for name in columns:
         if name in seen:
-            raise DataError(f"{where}: column {shown(name)} is there twice; rename one")
+            raise DataError(f"{where}: column {shown(name)} appears twice; rename one")
         seen.add(name)
 
 
 def text_column_names(
     is_pair: bool, task: Task | None = None, chosen: Sequence[str] | None = None
 ) -> list[Sequence[str]]:
-    """Return the names that text columns may have, the preferred ones first.
+    """Return the accepted names of text columns, in order of preference.
 
-    These are the `chosen` ones and no others; else the task's own, as the official TSV or the hub names them; then common
-    ones.
+    These are only the `chosen` ones, if given. Otherwise they are the task's names in the official TSV and on the hub, and
+    then common names.
     """
     if chosen:
         return [chosen]
@@ -127,17 +127,19 @@ def text_column_names(
 def choose_text_columns(
     where: str, columns: Sequence[str], choices: Sequence[Sequence[str]], hint: str, note: str = ""
 ) -> Sequence[str]:
-    """Return the first of `choices` whose columns are all there. ``sentence1`` beside ``sentence2`` is half of a pair.
+    """Return the first of `choices` whose columns are all in the file.
+
+    ``sentence1`` is not a single text if the file also has ``sentence2``.
 
     Args:
         where: the file, for the error.
         columns: the columns of the file.
-        choices: names that text columns may have, see `text_column_names`.
-        hint: options that choose others, for the error.
-        note: words behind the columns that are missing.
+        choices: the accepted names, see `text_column_names`.
+        hint: the options that choose other columns, for the error.
+        note: words after the missing columns in the error.
 
     Raises:
-        DataError: none is there, or several columns may hold a single text.
+        DataError: no choice is in the file, or several columns could be the single text.
     """
     accepted = list(dict.fromkeys(map(tuple, choices)))
     present = [names for names in accepted if set(names) <= set(columns)]
@@ -174,7 +176,7 @@ def _choose_columns(
 
 
 def _fields_table(rows: Iterator[tuple[str, list[str]]]) -> Table:
-    """Return the table of rows that are lists of fields, as long as the first one, the header."""
+    """Return the table of rows of fields, of which the first is the header; all rows must have its length."""
     columns = next(rows, ("", []))[1]
 
     def select(names: Sequence[str]) -> Iterator[Values]:
@@ -188,13 +190,13 @@ def _fields_table(rows: Iterator[tuple[str, list[str]]]) -> Table:
 
 
 def tsv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield where a line is, and its fields. Raises DataError as `text_lines` does."""
+    """Yield the place of each line (``file:line``) and its fields. Raises DataError, see `text_lines`."""
     name = path_name(path)
     return ((f"{name}:{number}", line.rstrip("\r\n").split("\t")) for number, line in text_lines(path))
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield where a row begins, and its fields: a quoted field may span lines. Blank lines are no rows."""
+    """Yield the place where each row begins, and its fields, which may span lines if quoted. Blank lines are skipped."""
     name = path_name(path)
     lines = (piece for _, line in text_lines(path) for piece in _pieces(line))
     reader = csv.reader(lines, strict=True)
@@ -230,7 +232,7 @@ def _jsonl(path: Path) -> Table:
 
 
 def _objects(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield where an object is, its line, and the object; blank lines are none."""
+    """Yield the place of each object, its line, and the object. Blank lines are skipped."""
     name = path_name(path)
     for number, line in text_lines(path):
         if line.strip():
@@ -249,7 +251,7 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
 
 
 def _check_keys(line: str, where: str) -> None:
-    """Raise DataError for an object with one key twice. Slow; for lines that look as if they had one."""
+    """Raise DataError if an object has the same key twice. This is slow, so call it only for suspicious lines."""
     json.loads(line, object_pairs_hook=lambda pairs: check_unique([key for key, _ in pairs], where))
 
 

@@ -1,7 +1,7 @@
-"""Text without labels: a sample of the rows of a file of any size, or of the built-in sentences.
+"""Texts without labels: a random sample of the rows of a file of any size, or the built-in sentences.
 
-A file is read as a stream, and a reservoir keeps the rows (Vitter, "Random Sampling with a Reservoir", 1985, algorithm R), so
-that each row is as likely as any other and memory holds no more than the rows that are asked for.
+A file is read as a stream, and a reservoir keeps the sampled rows (Vitter, "Random Sampling with a Reservoir", 1985,
+algorithm R). Every row is equally likely, and only the sampled rows are in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from q8trt.tasks.data.tabular import Table, check_unique, choose_text_columns, o
 from q8trt.tasks.glue import Task
 from q8trt.tasks.heads import HeadKind
 
-#: Rows to train on and to compare answers on, where no number is given.
+#: Default maximum numbers of rows for training and for the comparison of answers.
 TRAIN_ROWS, DEV_ROWS = 10_000, 1_000
 _PLAIN = (".txt", ".text")
 _SEED = 17
@@ -34,19 +34,19 @@ def read_texts(
     train_rows: int | None = None,
     dev_rows: int | None = None,
 ) -> Examples:
-    """Return rows of a file without labels: of plain text a line each, or of CSV, TSV, JSON Lines or Parquet.
+    """Return a sample of rows without labels from plain text (a text a line), CSV, TSV, JSON Lines or Parquet.
 
-    The rows of "train" and "dev" are different ones. They are the same in each call.
+    The rows are the same in each call. "train" and "dev" have no row in common, unless the file has only one or two.
 
     Args:
         path: the file.
-        task: the model's; a task of pairs needs two columns, one of embeddings takes the texts of one or two.
+        task: the task of the model; pairs need two columns, embeddings use one or two.
         split: "train" or "dev".
-        text_columns: the columns; None for usual names.
-        train_rows, dev_rows: rows of each split, at most; None for `TRAIN_ROWS` and `DEV_ROWS`.
+        text_columns: the columns of the texts; None for the usual names.
+        train_rows, dev_rows: maximum number of rows of each split; None for `TRAIN_ROWS` and `DEV_ROWS`.
 
     Raises:
-        DataError: no such file, not text, no text in it, or a column is missing.
+        DataError: the file or a column is missing, or the file is not text or has no text.
     """
     path = Path(path)
     train_rows, dev_rows = train_rows or TRAIN_ROWS, dev_rows or DEV_ROWS
@@ -54,7 +54,7 @@ def read_texts(
     chosen = _reservoir(rows, train_rows + dev_rows)
     if not chosen:
         raise DataError(f"{path_name(path)}: no text; expected a text in each row; add rows, or give another file")
-    held_out = min(dev_rows, len(chosen) // 3)  # of few rows most are to calibrate on
+    held_out = min(dev_rows, len(chosen) // 3)  # in a small file, most rows are for calibration
     parts = {"dev": chosen[:held_out] or chosen, "train": chosen[held_out:][:train_rows]}
     second = [texts[1] for texts in parts[split]] if len(chosen[0]) == 2 else None
     first = [texts[0] for texts in parts[split]]
@@ -65,7 +65,7 @@ def read_texts(
 
 
 def sample_texts(task: Task, split: str) -> Examples:
-    """Return the built-in sentences without their labels: pairs for a task of pairs and for embeddings, else single ones."""
+    """Return the built-in sentences without labels: pairs for tasks of pairs and for embeddings, else single sentences."""
     examples = replace(sample_examples(split), task=task, labels=None)
     if task.is_pair or task.embedding:
         return examples
@@ -73,7 +73,7 @@ def sample_texts(task: Task, split: str) -> Examples:
 
 
 def _reservoir(rows: Iterator[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
-    """Return `count` of `rows`, or all if there are fewer, in random order."""
+    """Return a random sample of `count` rows, or all if there are fewer, in random order."""
     generator, chosen = random.Random(_SEED), []
     for number, texts in enumerate(rows):
         if number < count:
@@ -92,7 +92,7 @@ def _open(
     if path.suffix.lower() in _PLAIN:
         if task.is_pair and not task.embedding:
             raise DataError(
-                f"{path_name(path)}: plain text has one text a line, and the model takes pairs; use .csv or .jsonl"
+                f"{path_name(path)}: plain text has one text a line, and the model needs pairs; use .csv or .jsonl"
             )
         return (), ((text,) for _, line in text_lines(path) if (text := line.strip()))
     if task.head.kind is HeadKind.QUESTION_ANSWERING and (pairs := squad_pairs(path)) is not None:
@@ -116,8 +116,8 @@ def _columns(path: Path, table: Table, task: Task, chosen: Sequence[str] | None)
 
 
 def _texts(table: Table, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts of each row that has them all."""
-    for where, values in table.select([*columns, columns[-1]]):  # the reader of Parquet takes the last for labels
+    """Yield the texts of each row in which none is empty."""
+    for where, values in table.select([*columns, columns[-1]]):  # the Parquet reader expects labels in the last column
         texts = values[:-1]
         if wrong := next((text for text in texts if not isinstance(text, str | None)), None):
             raise DataError(f"{where}: text {shown(wrong)}, expected a string")

@@ -1,9 +1,9 @@
 """BERT's TFRecord files, without TensorFlow: tokenized examples as ``tf.train.Example`` messages.
 
-A record is ``input_ids``, ``input_mask``, ``segment_ids`` (int64 lists of one length) and ``label_ids`` (one int64,
-or one float for regression), as run_classifier.py of google-research/bert writes them. A file frames each record by its length
-and its bytes, each with a CRC-32C, plain or compressed with gzip. TensorBoard's reader would trust the length that a record
-claims.
+A record has ``input_ids``, ``input_mask``, ``segment_ids`` (int64 lists of the same length) and ``label_ids`` (one int64, or
+one float for regression), as run_classifier.py of google-research/bert writes them. In a file, plain or compressed with gzip,
+each record is its length and its bytes, each followed by a CRC-32C. TensorBoard's reader is not used, because it trusts the
+length that a record claims.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from q8trt.tasks.data.opening import Allowance, is_gzip, open_data, path_name
 from q8trt.tasks.glue import Task
 
 EXTENSIONS = (".tfrecord", ".tf_record", ".tfrecords")
-#: Features that an error lists.
+#: Number of features that an error lists.
 _SHOWN_FEATURES = 20
 
 _Decoded = dict[str, tuple[str, list[Any]]]
@@ -44,18 +44,18 @@ _SCHEMA: Schema = {
     "Features": {"feature": (1, "Entry", True)},
     "Example": {"features": (1, "Features", False)},
 }
-#: Bytes of the longest record that is read; one of 512 tokens takes less than 16 KiB.
+#: Maximum number of bytes of a record; one of 512 tokens has less than 16 KiB.
 LONGEST_RECORD = 2**20
-#: Bytes that any file may expand to. The checksum takes a second for 10 MiB.
+#: Bytes that any file may expand to. The checksum of 10 MiB takes a second.
 _EXPANSION = 8 * 2**20
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 
 
 def _records(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (where, payload) of each record; lengths and payloads have passed their checksums.
+    """Yield the place and the payload of each record, after its checksums are verified.
 
     Raises:
-        DataError: no such file, or a record that is cut short, damaged, or longer than any example is.
+        DataError: the file is missing, or a record is cut short, damaged or longer than `LONGEST_RECORD`.
     """
     name, number = path_name(path), 0
     with open_data(path) as file:
@@ -98,21 +98,21 @@ def _exactly(stream: BinaryIO, count: int, where: str) -> bytes:
 
 
 def _check(data: bytes, checksum: bytes, where: str) -> None:
-    """Raise DataError if `data` do not have their checksum."""
+    """Raise DataError if `checksum` is not that of `data`."""
     crc = require("tensorboard.compat.tensorflow_stub.pywrap_tensorflow", "reading TFRecord").masked_crc32c(data)
     if crc != _CHECKSUM.unpack(checksum)[0]:
-        raise DataError(f"{where} is damaged (its checksum does not fit); make or copy the file again")
+        raise DataError(f"{where} is damaged (its checksum does not match); make or copy the file again")
 
 
 @cache
 def example_class() -> Any:
-    """Return the message class of ``tf.train.Example``, its map of features as a list of entries."""
+    """Return the message class of ``tf.train.Example``, with its map of features as a list of entries."""
     require("google.protobuf", "reading TFRecord")
     return message_class(_SCHEMA, "Example", "q8trt.tfrecord", "proto3")
 
 
 def _features(payload: bytes, where: str) -> _Decoded:
-    """Return name -> (kind of list, values) of a serialized ``tf.train.Example``; the kind is "empty" if there is no list."""
+    """Return name -> (kind of list, values) of a serialized ``tf.train.Example``; the kind is "empty" without a list."""
     try:
         entries = example_class().FromString(payload).features.feature
     except Exception as error:  # google.protobuf.message.DecodeError
@@ -137,7 +137,7 @@ def _described(features: _Decoded) -> str:
 
 
 def _label(features: _Decoded, task: Task, where: str) -> float | int:
-    """Return the label: an id or a score as an integer or a float, or the name of a label as bytes."""
+    """Return the label id or the score of an example; a label may be stored as an integer, a float or a name in bytes."""
     kind, values = features.get("label_ids", ("", []))
     if len(values) != 1:
         raise DataError(
@@ -148,7 +148,7 @@ def _label(features: _Decoded, task: Task, where: str) -> float | int:
         value = value.decode("utf-8", "replace")
     if task.is_regression:
         return check_score(value, task, where)
-    # BERT's tools write ids, also where the names of the labels are numbers.
+    # google-research/bert writes ids, even if the names of the labels are numbers.
     ids = {str(index): index for index in range(task.num_labels)}
     return check_label(value, task, where, accepted_labels(task) if kind == "bytes_list" else ids)
 
@@ -172,15 +172,16 @@ def _tokens(features: _Decoded, where: str) -> tuple[list[int], list[int]]:
 
 
 def read_tfrecord(path: str | Path, task: Task, split: str) -> Features:
-    """Read a BERT TFRecord file, gzip or plain; padding is taken off, and so are examples with ``is_real_example`` 0.
+    """Read a BERT TFRecord file, plain or gzip, without padding and without examples whose ``is_real_example`` is 0.
 
     Raises:
-        DataError: no such file, no examples, or a record that is cut short, damaged or not BERT's (names its number).
+        DataError: the file is missing, has no examples, or has a record that is cut short, damaged or not BERT's (the message
+            names its number); or the task has several labels a row.
     """
     path = Path(path)
     if task.is_multi_label:
         raise DataError(
-            f"{path_name(path)}: TFRecord has one label a row, and {task.name} several; use .jsonl or .parquet"
+            f"{path_name(path)}: TFRecord has one label a row, and {task.name} has several; use .jsonl or .parquet"
         )
     ids: list[list[int]] = []
     types: list[list[int]] = []
@@ -206,7 +207,7 @@ def read_tfrecord(path: str | Path, task: Task, split: str) -> Features:
 
 
 def write_tfrecord(path: str | Path, features: Features, max_length: int) -> None:
-    """Write `features` as BERT's tools do, padded with zeros to `max_length` tokens; whole or not at all.
+    """Write `features` in BERT's format, padded with zeros to `max_length` tokens; the write is atomic.
 
     Raises:
         DataError: an example has no label or more than `max_length` tokens.
@@ -221,7 +222,7 @@ def write_tfrecord(path: str | Path, features: Features, max_length: int) -> Non
 
 
 def _example(row: dict[str, Any], max_length: int) -> Any:
-    """Return the message of an example as `Features` has it, its features in the order of their names."""
+    """Return the message of a row of `Features`, with its features in alphabetical order."""
     example = example_class()()
     length = len(row["input_ids"])
     types = row.get("token_type_ids", [0] * length)

@@ -1,4 +1,4 @@
-"""``tokenizer.json`` of an engine folder or a checkpoint, opened with limits: it may be damaged, or someone else's."""
+"""``tokenizer.json`` of an engine folder or a checkpoint, opened with limits because it may be damaged or untrusted."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from q8trt.tasks.data.encoding import EncodingError, guarded
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-#: The largest of public tokenizers, with a vocabulary of 260,000, have 35 MiB.
+#: The largest public tokenizers, with a vocabulary of 260,000, have 35 MiB.
 _LIMITS = Limits(size=128 * 2**20, depth=100, values=20_000_000)
 _PROBE = "A short text, and 1 number."
 
 
 def open_tokenizer(path: str | Path) -> Any:
-    """Return the `tokenizers.Tokenizer` of a ``tokenizer.json``, which has encoded a short text.
+    """Return the `tokenizers.Tokenizer` of a ``tokenizer.json``, after a test with a short text.
 
     Raises:
-        MalformedError: the file is not JSON, not a tokenizer, too large or too deep, or its rules cannot be run.
+        MalformedError: the file is not JSON, not a tokenizer, too large or too deep, or it fails to encode.
         OSError: the file is missing or cannot be read.
     """
     from tokenizers import Tokenizer
 
     data = read_limited(path, _LIMITS)
-    _check_template(parse_json(data, _LIMITS))  # tokenizers has no limits of its own
+    _check_template(parse_json(data, _LIMITS))  # parsed here first, because tokenizers has no limits
     try:
         tokenizer: Any = guarded(Tokenizer.from_str, data.decode("utf-8"))
         tokenizer.no_truncation()
-        tokenizer.no_padding()  # the file may ask for any number of tokens
+        tokenizer.no_padding()  # the file may pad to any number of tokens
         guarded(tokenizer.encode, _PROBE)
     except EncodingError as error:
         raise MalformedError(str(error)) from None
@@ -37,7 +37,7 @@ def open_tokenizer(path: str | Path) -> Any:
 
 
 def _check_template(document: Any) -> None:
-    """Raise MalformedError if a template names a special token that it does not define: tokenizers would panic at it."""
+    """Raise MalformedError if a template names a special token that it does not define, at which tokenizers panics."""
     waiting = [document.get("post_processor")] if isinstance(document, dict) else []
     while waiting:
         state = waiting.pop()
@@ -55,10 +55,10 @@ def _check_template(document: Any) -> None:
 
 
 def truncation_side(folder: str | Path) -> str:
-    """Return the side on which the tokenizer of `folder` cuts: "right", unless ``tokenizer_config.json`` says "left".
+    """Return the side on which the tokenizer of `folder` truncates: "right", unless ``tokenizer_config.json`` has "left".
 
     Raises:
-        MalformedError: the file is not JSON, or has another side.
+        MalformedError: the file is not JSON, or the side is neither "right" nor "left".
         OSError: the file cannot be read.
     """
     path = Path(folder) / TOKENIZER_CONFIG

@@ -1,4 +1,4 @@
-"""The official GLUE folders: UTF-8, one example per line, tab-separated, no quoting (a quote is text)."""
+"""The official GLUE folders: UTF-8 files with one example per line, tab-separated, without quoting."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ log = logging.getLogger("q8trt")
 def read_tsv(path: Path, task: Task, split: str) -> Examples:
     """Read one official file of `task`.
 
-    Rows of QQP that cannot be read are skipped and counted in one warning of the logger ``q8trt``, because the official
-    files have a few; any other task raises at the first one.
+    The official files of QQP have a few rows that cannot be read. They are skipped, and a warning of the logger ``q8trt``
+    gives their number. In other tasks such a row is an error.
 
     Raises:
-        DataError: a row cannot be read; names file and line.
+        DataError: a column is missing, there are no examples, or a row cannot be read; the message names file and line.
     """
     labelled, name = split not in task.test_splits, path_name(path)
     lines = tsv_rows(path)
@@ -47,7 +47,7 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
             if not task.has_broken_rows:
                 raise
             broken.append(error)
-    # More than a few broken rows is another file, not QQP's known blemish.
+    # A file with many broken rows is not an official QQP file.
     if len(broken) > len(rows):
         raise broken[0]
     if broken:
@@ -59,9 +59,7 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
 
 
 def find_file(data_dir: Path, task: Task, name: str) -> Path | None:
-    """Return the file `name` of a task, or None.
-
-    It is in `data_dir` itself or in its subfolder named like the task (MNLI, mnli, STS_B).
+    """Return the file `name` of a task in `data_dir` or in its subfolder with the task's name (MNLI, mnli, STS_B), or None.
 
     Raises:
         DataError: the folder cannot be read.
@@ -78,10 +76,10 @@ def find_file(data_dir: Path, task: Task, name: str) -> Path | None:
 
 
 def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
-    """Read a split from the task's own folder, or from the GLUE root above it.
+    """Read a split from the task's folder, or from the GLUE root above it.
 
     Raises:
-        DataError: no such folder, no such file in it (says which ones are expected), or what `read_tsv` raises.
+        DataError: the folder or the file does not exist (the message lists the expected files), or see `read_tsv`.
     """
     folder = Path(data_dir)
     name = task.files[split]
@@ -90,7 +88,7 @@ def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
         problem = f"no {name} of {task.name} in it" if folder.is_dir() else "no such folder"
         expected = ", ".join(("train.tsv", *task.dev_splits.values()))
         raise DataError(
-            f"{path_name(folder)}: {problem}; --data_dir takes the folder with {expected}, "
-            f"or the GLUE folder that holds {task.name}/"
+            f"{path_name(folder)}: {problem}; give --data_dir the folder with {expected}, "
+            f"or the GLUE folder with {task.name}/"
         )
     return read_tsv(path, task, split)

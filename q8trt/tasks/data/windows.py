@@ -1,8 +1,8 @@
-"""Texts of any length -> overlapping windows of tokens, with the characters of each token.
+"""Overlapping windows of tokens of texts of any length, with the characters of each token.
 
-A window holds the tokens that fit the model, behind a question if there is one. The next window begins `stride` tokens before
-the end of the last one. For the usual sizes these are the windows of transformers' ``truncation="only_second"`` with
-``return_overflowing_tokens``; here `tokenizers` alone is enough.
+A window has the question, if there is one, and as many tokens of the text as fit the model. The next window begins `stride`
+tokens before the end of the last one. For the usual sizes these are the windows of transformers' ``truncation="only_second"``
+with ``return_overflowing_tokens``, but this module needs only `tokenizers`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy.typing as npt
 from q8trt.tasks.data.encoding import Encoder, RoomError, guarded, layout
 from q8trt.tasks.data.examples import TokenRows
 
-#: Characters of a text that is cut into windows, at most. Callers refuse longer ones: nothing is dropped unseen.
+#: Maximum number of characters of a text that is split into windows. Callers refuse longer texts, so none is cut silently.
 LONGEST_TEXT = 2**20
-#: Characters that one call of `tokenizers` gets, more or less: its memory goes with them, at 430 bytes a token.
+#: Approximate number of characters for one call of `tokenizers`, which needs 430 bytes a token.
 _GROUP = 2**18
 
 
 @dataclass(frozen=True, eq=False)
 class Windows(TokenRows):
-    """Token ids of the N windows of some texts, those of one text after each other.
+    """Token ids of the N windows of some texts, in the order of the texts.
 
     Attributes:
         rows: (N,) int64, the number of each window's text, ascending; each text has a window.
-        places: (N,) int64, the index in a window's ids of its first token of the text.
+        places: (N,) int64, the index of the first token of the text among the ids of each window.
         first: (N,) int64, the number of that token among all tokens of the text.
-        offsets: N arrays, (T, 2) int32: the first character of each token of the text in the window, and the one behind its last.
-        truncated: the number of questions that were cut.
+        offsets: N arrays (T, 2) int32, the first character of each token of the text in the window and the one after its last.
+        truncated: the number of truncated questions.
     """
 
     rows: npt.NDArray[np.int64]
@@ -48,9 +48,9 @@ class WindowSizes:
     """The sizes of windows, in tokens.
 
     Attributes:
-        max_length: tokens of a window, question and special tokens included.
-        stride: tokens that two windows share; at most half of what a window holds of the text.
-        question: tokens of a question, at most; the rest is cut off. At most half of `max_length`.
+        max_length: maximum number of tokens of a window, question and special tokens included.
+        stride: tokens that two windows share; at most half of the text's tokens in a window are shared.
+        question: maximum number of tokens of a question, which is truncated; at most half of the window.
     """
 
     max_length: int = 384
@@ -59,12 +59,12 @@ class WindowSizes:
 
 
 class WindowEncoder:
-    """A `tokenizers.Tokenizer` that cuts texts into windows. Many threads may use one.
+    """A `tokenizers.Tokenizer` that splits texts into windows. It is thread-safe.
 
     Args:
-        tokenizer: the tokenizer; its own truncation and padding are switched off.
+        tokenizer: the tokenizer; its truncation and padding are switched off.
         sizes: the sizes of windows.
-        is_pair: whether a question is before each text.
+        is_pair: each text has a question before it.
 
     Raises:
         EncodingError: the tokenizer fails.
@@ -88,11 +88,11 @@ class WindowEncoder:
 
     @property
     def question_length(self) -> int:
-        """Tokens of a question, at most."""
+        """The maximum number of tokens of a question."""
         return min(self.sizes.question, self._budget // 2)
 
     def encode(self, rows: Sequence[Sequence[str]]) -> Windows:
-        """Return the windows of rows of one text, or of a question and a text. Raises EncodingError if the tokenizer fails."""
+        """Return the windows of rows of a text, or a question and a text. Raises EncodingError if the tokenizer fails."""
         ids: list[list[int]] = []
         types: list[list[int]] = []
         places: list[tuple[int, int, int]] = []
@@ -110,7 +110,7 @@ class WindowEncoder:
         return Windows(ids, types, numbers, indices, first, offsets, truncated)
 
     def _window(self, question: list[int], text: list[int]) -> tuple[list[int], list[int], int]:
-        """Return the ids and types of one window, and the index of its first token of the text."""
+        """Return the ids and types of one window, and the index of the first token of the text in it."""
         parts = [question, text] if self.is_pair else [text]
         ids: list[int] = []
         types: list[int] = []
@@ -124,7 +124,7 @@ class WindowEncoder:
         return ids, types, place
 
     def _ranges(self, count: int, room: int) -> Iterator[tuple[int, int]]:
-        """Yield the first token of each window and the one behind its last; of a text without tokens, one empty window."""
+        """Yield the first token of each window and the one after its last; a text without tokens has one empty window."""
         step = room - min(self.sizes.stride, room // 2)
         for start in range(0, max(count, 1), step):
             stop = min(start + room, count)
@@ -133,12 +133,12 @@ class WindowEncoder:
                 return
 
     def _question_ids(self, questions: list[str]) -> tuple[list[list[int]], int]:
-        """Return the tokens of each question, without special ones, and the number of those that were cut."""
+        """Return the tokens of each question without special tokens, and the number of truncated questions."""
         encoded = self._questions.encode([(text,) for text in questions])
         return [ids[self._question] for ids in encoded.ids], encoded.truncated
 
     def _texts(self, texts: list[str]) -> Iterator[tuple[list[int], npt.NDArray[np.int32]]]:
-        """Yield the token ids of each text, and the characters of each token; a text that follows itself is encoded once."""
+        """Yield the token ids of each text and the characters of each token. Repeated texts of a group are encoded once."""
         start = 0
         while start < len(texts):
             stop, characters = start, 0
