@@ -1,4 +1,4 @@
-"""Cross-encoders whose configuration asks for a sigmoid: the scores are those of sentence-transformers."""
+"""Cross-encoders whose configuration applies a sigmoid: the scores are those of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_classification_takes_no_sigmoid() -> None:
 
 @pytest.fixture
 def cross_encoder(tmp_path: Path) -> Path:
-    """A checkpoint that asks for a sigmoid."""
+    """A checkpoint whose configuration applies a sigmoid."""
     model = model_of(REGRESSION)
     model.config.sentence_transformers = {"activation_fn": SIGMOID, "version": "5.0.0"}
     model.save_pretrained(tmp_path / "cross")
@@ -98,7 +98,7 @@ def test_qat_of_a_sigmoid_is_refused(cross_encoder: Path) -> None:
 
     data = DataConfig("STS-B", sample=True, max_seq_length=MAX_LENGTH)
     chosen = FinetuneConfig(data=data, training=TrainingConfig(), from_fp32=str(cross_encoder))
-    with pytest.raises(ConfigError, match=r"asks for a sigmoid of its logit .*; leave QAT out: --no_qat"):
+    with pytest.raises(ConfigError, match=r"applies a sigmoid to its logit .*; leave QAT out: --no_qat"):
         load_inputs(chosen)
 
 

@@ -1,4 +1,4 @@
-"""The calibrated copy of a floating-point model: the rows to calibrate on, and the choice among a recipe's candidates."""
+"""Calibration: the choice of the rows, and a calibrated copy of a floating-point model."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ HELD_OUT_ROWS = 128
 
 
 def calibration_rows(rows: Features, count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Return the numbers of `count` rows to calibrate on, chosen by `seed`, and of HELD_OUT_ROWS others.
+    """Return the indices of `count` random rows to calibrate on, and of at most `HELD_OUT_ROWS` other random rows.
 
-    Where there are no others, the second are of the first.
+    If there are no other rows, the second list is drawn from the first.
     """
     chosen = random.Random(seed).sample(range(len(rows)), min(count, len(rows)))
     others = sorted(set(range(len(rows))) - set(chosen)) or sorted(chosen)
@@ -39,9 +39,9 @@ def calibration_rows(rows: Features, count: int, seed: int) -> tuple[list[int], 
 def calibration_batches(
     rows: Features, chosen: Sequence[int], pad_token_id: int, max_length: int, batch_size: int = 16
 ) -> Iterator[Any]:
-    """Yield the rows of these numbers, as batches of int64 torch tensors (batch, sequence), longest last.
+    """Yield the rows with the indices `chosen` as batches: input name -> int64 torch tensor (batch, sequence).
 
-    Rows are sorted by length so that little padding is seen: calibration should watch text.
+    The rows are sorted by length, the longest last, so that the batches contain little padding.
     """
     import torch
 
@@ -72,7 +72,7 @@ def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Mode
         amax = {key: float(quantizer.amax.max()) for key, quantizer in model_quantizers(quantized).items()}
         return quantized, Choice(config.recipe, Calibration(amax))
     choice = measure_ranges(quantized, config, inputs)
-    if choice.in_float:  # their sites carry quantizers that are switched off
+    if choice.in_float:  # the sites in floating point still have quantizers, which are switched off
         del quantized
         quantized = copy.deepcopy(model)
         insert_quantizers(quantized, choice.recipe, library(config.quantizer))
@@ -86,7 +86,7 @@ def quantize(model: Model, config: FinetuneConfig, inputs: Inputs) -> tuple[Mode
 def import_ranges(
     options: FinetuneConfig | CalibrationConfig, model: Any, name: str
 ) -> tuple[Any, Recipe, tuple[str, ...]]:
-    """Return `model` with the weights and ranges of a pytorch-quantization checkpoint, its recipe `name`, and notes."""
+    """Return `model` with the weights and ranges of a pytorch-quantization checkpoint, a recipe called `name`, and notes."""
     from q8trt.quantization.migration import import_checkpoint
 
     path, source = str(options.from_pytorch_quantization), library(options.quantizer)
@@ -94,7 +94,7 @@ def import_ranges(
 
 
 def measure_ranges(quantized: Model, config: FinetuneConfig, inputs: Inputs) -> Choice:
-    """Calibrate a quantized model, in place, on the rows that the configuration chooses.
+    """Calibrate a quantized model in place, and return the choice among the recipe's candidates.
 
     Raises:
         QuantizationError: a site could not be calibrated.
@@ -108,7 +108,7 @@ def measure_ranges(quantized: Model, config: FinetuneConfig, inputs: Inputs) -> 
     chosen, others = calibration_rows(rows, config.calibration_samples, config.training.seed)
     batches, held_out = (list(calibration_batches(rows, numbers, *layout)) for numbers in (chosen, others))
     candidates = [each for each in config.recipe.candidates if source.smooths or not each.smooths]
-    candidates = candidates or [config.recipe.candidates[0]]  # which says what the library lacks
+    candidates = candidates or [config.recipe.candidates[0]]  # it raises the error that the library cannot smooth
     searches = sum(len(searched_sites(quantized, candidate)) for candidate in candidates)
     bound = config.recipe.float_sites
     trials = len(others) * len(candidates) if len(candidates) > 1 or bound else 0

@@ -1,5 +1,4 @@
-"""Callbacks of a `transformers.Trainer`: the step timer, the log, Ctrl-C and SIGTERM, the best checkpoint, and the start
-of quantization."""
+"""Callbacks of a `transformers.Trainer`: step times, the log, signals, the best checkpoint, and the start of quantization."""
 
 from __future__ import annotations
 
@@ -22,29 +21,29 @@ from q8trt.quantization.insertion import model_quantizers
 
 
 class StepTimer(transformers.TrainerCallback):
-    """Seconds of each optimizer step, evaluation and checkpoints left out; the first three are warm-up."""
+    """A timer of optimizer steps, without evaluations and checkpoints. The first three steps are warm-up."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self._started = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Start the watch."""
+        """Start the timer."""
         self._started = time.perf_counter()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Stop it, once the GPU is done."""
+        """Stop the timer when the GPU is done."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._started)
 
     def of_interest(self) -> list[float]:
-        """Return the seconds without the warm-up, or all of them in a run too short for one."""
+        """Return the seconds of the steps after the warm-up, or of all steps if there are no others."""
         return self.seconds[3:] or self.seconds
 
 
 class TrainingLog(transformers.TrainerCallback):
-    """The progress of a stage, and on stderr a line for each log."""
+    """A progress bar of a stage, and a line on stderr for each log entry."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -52,18 +51,18 @@ class TrainingLog(transformers.TrainerCallback):
         self._advance: Callable[[int], None] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start to show steps."""
+        """Start the progress bar."""
         if state.is_world_process_zero:
             shown = progress(self.description, state.max_steps, state.global_step)
             self._advance = self._stack.enter_context(shown)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count a step."""
+        """Advance the progress bar by a step."""
         if self._advance is not None:
             self._advance(1)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Print the figures."""
+        """Print the logged figures."""
         unwanted = ("epoch", "runtime", "per_second", "total_flos", "time", "train_loss")
         shown = {
             name.removeprefix("eval_"): value
@@ -77,18 +76,18 @@ class TrainingLog(transformers.TrainerCallback):
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Stop showing steps."""
+        """Stop the progress bar."""
         self._stack.close()
 
 
 class StopOnInterrupt(transformers.TrainerCallback):
-    """The first Ctrl-C or SIGTERM saves a checkpoint at the end of the step and stops; the second stops at once.
+    """A handler of Ctrl-C and SIGTERM: the first saves a checkpoint after the step and stops, the second stops at once.
 
-    Under torchrun all processes stop at the same step, whichever of them the signal reached, and later signals are ignored:
-    torchrun passes on what the processes received already.
+    Under torchrun, all processes stop at the same step, even if only one of them received the signal. Later signals are ignored,
+    because torchrun forwards signals that the processes already received.
 
     Attributes:
-        interrupt: the exception that stands for the signal, once all processes stop for it; None until then.
+        interrupt: the exception for the signal, once all processes stop; None until then.
     """
 
     def __init__(self) -> None:
@@ -98,7 +97,7 @@ class StopOnInterrupt(transformers.TrainerCallback):
 
     @property
     def requested(self) -> bool:
-        """Return whether training stops."""
+        """True if training stops because of a signal."""
         return self.interrupt is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -113,7 +112,7 @@ class StopOnInterrupt(transformers.TrainerCallback):
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._stack.close()
-        if self._received and not self.requested and kind is None:  # it came after training
+        if self._received and not self.requested and kind is None:  # the signal came after training
             signal.raise_signal(self._received)
 
     def _stop(self, args: Any, control: Any) -> None:
@@ -121,13 +120,13 @@ class StopOnInterrupt(transformers.TrainerCallback):
         if self.requested:
             control.should_save = True
             control.should_training_stop = True
-            # With a limit of 1 the Trainer ends by deleting all but the best, the one to continue from included.
+            # With a limit of 1, the Trainer would finally delete all checkpoints but the best, also the one to continue from.
             args.save_total_limit = None
 
     def _agree(self, device: torch.device) -> None:
-        """Stop if a signal reached any process: gradients are exchanged in every step, so none may stop alone.
+        """Stop if a signal reached any process. Processes exchange gradients in every step, so none may stop alone.
 
-        A signal that arrives meanwhile counts the next time. This process would stop for it and the others would not.
+        A signal that arrives during the exchange counts in the next step; otherwise this process would stop alone.
         """
         number = self._received
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -151,12 +150,12 @@ class StopOnInterrupt(transformers.TrainerCallback):
 
 
 class KeepBest(transformers.TrainerCallback):
-    """Every new best evaluation gets a checkpoint, also between those of `save_steps`."""
+    """A callback that saves a checkpoint at each new best evaluation, in addition to those of `save_steps`."""
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
     ) -> None:
-        """Save where the metric is the best so far."""
+        """Save a checkpoint if the metric is the best so far."""
         value = (metrics or {}).get(f"eval_{args.metric_for_best_model}")
         best = state.best_metric
         if value is not None and (best is None or (value > best if args.greater_is_better else value < best)):
@@ -164,16 +163,16 @@ class KeepBest(transformers.TrainerCallback):
 
 
 class DelayedQuantization(transformers.TrainerCallback):
-    """The first steps of a quantized model train in floating point; what is evaluated or saved is always quantized.
+    """A callback that trains the first steps of a quantized model in floating point.
 
-    Otherwise the best checkpoint would be one of a float model. Weights drift away from their ranges meanwhile, so all
-    ranges are measured again whenever the quantizers come on. Only the number of the step decides, so that a resumed
-    training does the same.
+    Evaluations and checkpoints always use the quantizers; otherwise the best checkpoint could be that of a float model. The
+    weights change in floating point, so all ranges are measured again each time the quantizers are switched on. The state
+    depends only on the number of the step, so a resumed training does the same.
 
     Args:
         model: the quantized model.
-        start_step: steps before the quantizers come on for good.
-        calibrate: measures every range of `model` again, in place.
+        start_step: number of steps before the quantizers stay on.
+        calibrate: function that measures every range of `model` again, in place.
     """
 
     def __init__(self, model: nn.Module, start_step: int, calibrate: Callable[[], object]) -> None:
@@ -183,7 +182,7 @@ class DelayedQuantization(transformers.TrainerCallback):
         self._calibrated_at: int | None = None
 
     def _switch(self, on: bool) -> None:
-        # Not disable(): a disabled quantizer is passed by, and one that watches for its moving average has to be called.
+        # Not disable(): a disabled quantizer is skipped, but a quantizer with a moving average must still see its input.
         for quantizer in self.quantizers:
             if on:
                 quantizer.enable_quant()
@@ -197,14 +196,14 @@ class DelayedQuantization(transformers.TrainerCallback):
         self._switch(True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Switch off before `start_step`. At it, for a run that was stopped there, calibrate."""
+        """Switch the quantizers off before `start_step`, and on at `start_step` in a run that was resumed there."""
         if state.global_step < self.start_step:
             self._switch(False)
         elif state.global_step == self.start_step:
             self._quantize(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Switch on at `start_step`, and before it for an evaluation or a checkpoint."""
-        wanted = control.should_evaluate or control.should_save  # as at the very last step
+        """Switch the quantizers on at `start_step`, and before it for an evaluation or a checkpoint."""
+        wanted = control.should_evaluate or control.should_save  # also true at the last step
         if state.global_step == self.start_step or (state.global_step < self.start_step and wanted):
             self._quantize(state.global_step)

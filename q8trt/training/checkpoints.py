@@ -1,4 +1,4 @@
-"""The Trainer's checkpoints: sealed when they are written, verified whole before training goes on from one."""
+"""The Trainer's checkpoints: their hashes are written with them and verified before training continues from one."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from q8trt import files
 if TYPE_CHECKING:
     from torch import nn
 
-#: A pickle of the Trainer's options, which nothing reads.
+#: A pickle of the Trainer's options. It is deleted, because nothing reads it.
 _UNREAD = "training_args.bin"
 _STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint from which a stage goes on.
+    """The checkpoint from which a stage continues.
 
     Attributes:
-        checkpoint: the newest sound one; None to start the stage from its beginning.
-        rejected: for each newer checkpoint, its name and the reason why it is not taken.
+        checkpoint: the newest sound checkpoint; None to start the stage from its beginning.
+        rejected: the name of each newer checkpoint, and the reason why it is not used.
     """
 
     checkpoint: Path | None
     rejected: tuple[tuple[str, str], ...] = ()
 
     def describe(self, stage: str) -> str:
-        """Return one line for the terminal; "" if there was no checkpoint at all."""
+        """Return one line for the terminal; "" if there is no checkpoint."""
         reasons = "; ".join(f"{name} is not used: {reason}" for name, reason in self.rejected)
         if self.checkpoint is not None:
             return f"stage {stage} continues from {self.checkpoint.name}" + (f" ({reasons})" if reasons else "")
@@ -39,12 +39,12 @@ class ResumePoint:
 
 
 def checkpoint_at(folder: Path, step: int) -> Path:
-    """Return the folder of the checkpoint of a step."""
+    """Return the folder of the checkpoint of step `step`."""
     return folder / f"checkpoint-{step}"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints of a stage, sound or not, the newest first."""
+    """Return all checkpoints of a stage, the newest first. They may be damaged."""
     numbered = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]{1,18}", path.name)]
     return sorted(numbered, key=_step, reverse=True)
 
@@ -54,7 +54,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def seal(checkpoint: Path) -> None:
-    """Finish a checkpoint that all processes have written: ordinary permissions, and hashes of every file."""
+    """Write the hashes of a checkpoint after all processes have written it, and set ordinary permissions."""
     (checkpoint / _UNREAD).unlink(missing_ok=True)
     files.write_seal(checkpoint)
 
@@ -67,15 +67,15 @@ def load_state(checkpoint: Path) -> Any:
 
 
 def processes_of(checkpoint: Path) -> int:
-    """Return the number of processes that wrote a checkpoint: each saves the state of its random generators."""
+    """Return the number of processes that wrote a checkpoint. Each process saves the state of its random generators."""
     return len(list(checkpoint.glob("rng_state*.pth")))
 
 
 def find_resume_point(folder: Path) -> ResumePoint:
-    """Return the newest checkpoint of a stage that is sound, and whose best checkpoint is sound too.
+    """Return the newest checkpoint of a stage that is sound and whose best checkpoint is sound, too.
 
     Raises:
-        OSError: a checkpoint cannot be read, so nothing is known of it.
+        OSError: a checkpoint cannot be read.
     """
     rejected: list[tuple[str, str]] = []
     for checkpoint in checkpoints_in(folder):
@@ -87,7 +87,7 @@ def find_resume_point(folder: Path) -> ResumePoint:
 
 
 def _obstacle(checkpoint: Path) -> str:
-    """Return the reason why training cannot go on from a checkpoint as if it had never stopped; "" if it can."""
+    """Return the reason why training cannot continue from a checkpoint without a difference; "" if it can."""
     if damage := files.find_damage(checkpoint):
         return damage
     try:
@@ -116,13 +116,13 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def load_final_weights(model: nn.Module, checkpoint: Path, state: Any, leave_out: str) -> None:
-    """Give `model` the weights that training ended with: the best checkpoint's, or the last one's without evaluation.
+    """Load the final weights of a training: those of the best checkpoint, or of the last one without evaluations.
 
     Args:
         model: the model, changed in place.
-        checkpoint: that of the last step; it and its best checkpoint are sound.
-        state: its `load_state`.
-        leave_out: prefix of weights that only training needs.
+        checkpoint: the checkpoint of the last step. It and its best checkpoint are sound.
+        state: the result of `load_state` for `checkpoint`.
+        leave_out: prefix of the weights that only training needs.
     """
     from safetensors.torch import load_file
 

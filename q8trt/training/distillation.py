@@ -1,16 +1,15 @@
-"""Learning from a teacher: its logits, hidden states and attention are targets beside the labels.
+"""Knowledge distillation: the logits, hidden states and attention of a teacher are targets in addition to the labels.
 
     loss = label_weight * label loss + logit_weight * logits + hidden_weight * hidden states + attention_weight * attention
 
-Logits: Hinton et al., arXiv 1503.02531, section 2.1. Hidden states and attention: TinyBERT (Jiao et al., arXiv
-1909.10351, equations 7 to 9), with two differences. TinyBERT fits the attention scores, transformers gives out the
-probabilities, after softmax: those are fitted, and attention dropout, which transformers applies to what it gives out, is
-off meanwhile. Each term is a mean over layers, not a sum, so that a weight means the same for every depth. Padding counts
-in neither.
+The logit term follows Hinton et al., arXiv 1503.02531, section 2.1. The other two terms follow TinyBERT (Jiao et al., arXiv
+1909.10351, equations 7 to 9), with two differences. First, TinyBERT fits attention scores before softmax. transformers returns
+the probabilities after softmax and dropout, so the probabilities are fitted and attention dropout is off. Second, each term is a
+mean over layers instead of a sum, so a weight has the same meaning for every depth. Neither term counts padding.
 
-Student layer m learns from teacher layer round(m * teacher layers / student layers); 0 is the embeddings' output. Where
-the teacher is wider, W_e and W_h of equations 8 and 9 are learned along, in the model but not in its final checkpoint.
-Where it has another number of heads, attention is averaged over them on both sides.
+Student layer m learns from teacher layer round(m * teacher layers / student layers), where layer 0 is the output of the
+embeddings. If the hidden sizes differ, W_e and W_h of equations 8 and 9 are trained with the student, but they are not part of
+its final checkpoint. If the numbers of heads differ, attention is averaged over the heads on both sides.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ from q8trt.tasks.heads import HeadKind
 
 #: Attribute of the student that holds W_e and W_h while it trains.
 PROJECTION = "distillation_projection"
-#: Attention implementations that give out probabilities.
+#: Attention implementations that return probabilities.
 _SHOW_ATTENTION = ("eager", ATTENTION)
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """A teacher and what counts for how much.
+    """A teacher and the weights of the loss.
 
     Attributes:
         teacher: a floating-point model for the same labels and vocabulary.
-        label_weight: of the label loss; 0: rows need no labels.
-        logit_weight: of the distance to the teacher's logits, or embeddings.
-        temperature: softens both sides' logits (classification).
-        hidden_weight: of the distance to its hidden states, embeddings included; 0: they are not computed.
-        attention_weight: of the distance to its attention; 0: it is not computed.
-        token_types: whether the teacher was trained with token types, as its tokenizer makes them.
+        label_weight: weight of the label loss. With 0, rows need no labels.
+        logit_weight: weight of the distance to the teacher's logits or embeddings.
+        temperature: divisor of the logits of student and teacher (classification).
+        hidden_weight: weight of the distance to the hidden states, including the embeddings; 0 does not compute it.
+        attention_weight: weight of the distance to the attention probabilities; 0 does not compute it.
+        token_types: whether the teacher's tokenizer makes token types.
     """
 
     teacher: nn.Module
@@ -62,8 +61,8 @@ def logit_distance(
 ) -> torch.Tensor:
     """Return the distance of logits (batch, num_labels): mean squared error for regression, else KL divergence.
 
-    The KL divergence is of softmax(logits / temperature), summed over labels, averaged over the batch, times
-    temperature^2 so that its gradient does not depend on it (Hinton et al., arXiv 1503.02531, section 2.1).
+    The KL divergence of softmax(logits / temperature) is summed over labels, averaged over the batch, and multiplied by
+    temperature^2, so that the scale of its gradient does not depend on the temperature (Hinton et al., arXiv 1503.02531, 2.1).
     """
     if is_regression:
         return nn.functional.mse_loss(student.float(), teacher.float())
@@ -73,7 +72,7 @@ def logit_distance(
 
 
 def label_by_label(*logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return logits (batch, labels) of sigmoids as those of a softmax between each label and none, (batch * labels, 2)."""
+    """Return logits of sigmoids (batch, labels) as two-class logits of softmax, label or not, (batch * labels, 2)."""
     return tuple(torch.stack((each, torch.zeros_like(each)), dim=-1).flatten(0, 1) for each in logits)
 
 
@@ -82,8 +81,8 @@ def token_distance(
 ) -> torch.Tensor:
     """Return the distance of the logits of tokens (B, S, outputs) where `mask` (B, S) is 1, see `logit_distance`.
 
-    For token classification it is a mean over tokens; for question answering the distributions are those of the start and of
-    the end over the tokens of a row.
+    For token classification it is the mean over tokens. For question answering, it compares the distributions of the start and
+    of the end over the tokens of a row.
     """
     if kind is HeadKind.TOKEN_CLASSIFICATION:
         return logit_distance(student[mask.bool()], teacher[mask.bool()], False, temperature)
@@ -95,9 +94,9 @@ def token_distance(
 
 
 def embedding_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return how far embeddings (batch, features) are apart: by themselves, and in their cosines with each other.
+    """Return the distance of embeddings (batch, features), a sum of two terms.
 
-    The first term is the mean of 1 - cosine(student, teacher), the second the mean squared error of the matrix of cosines
+    The first term is the mean of 1 - cosine(student, teacher). The second is the mean squared error of the matrix of cosines
     within the batch (Tung and Mori, "Similarity-Preserving Knowledge Distillation", arXiv 1907.09682, section 3.1).
     """
     ours, theirs = (nn.functional.normalize(each.float(), dim=-1) for each in (student, teacher))
@@ -112,10 +111,10 @@ def hidden_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Te
 
 
 def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the squared distance of attention probabilities (B, A, S, S), where `mask` (B, S) is 1 for query and key.
+    """Return the squared distance of attention probabilities (B, A, S, S) where `mask` (B, S) is 1 for query and key.
 
-    Summed over keys, so that it is between 0 and 2 however long the text is; averaged over heads and queries. Where
-    the numbers of heads A differ, both sides are averaged over their heads first.
+    The distance is summed over keys, so it is between 0 and 2 for any length of text, and averaged over heads and queries. If
+    the numbers of heads A differ, both sides are first averaged over their heads.
     """
     student, teacher = student.float(), teacher.float()
     if student.shape[1] != teacher.shape[1]:
@@ -125,30 +124,30 @@ def attention_distance(student: torch.Tensor, teacher: torch.Tensor, mask: torch
 
 
 def layer_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """Return the teacher's layer that each of the student's layers learns from, from 0 (embeddings) on.
+    """Return the teacher's layer for each layer of the student, starting with layer 0, the embeddings.
 
-    TinyBERT's g(m) = m * teacher_layers / student_layers, and the nearest layer where that is none.
+    This is TinyBERT's g(m) = m * teacher_layers / student_layers, rounded to the nearest layer.
     """
     return [(2 * m * teacher_layers + student_layers) // (2 * student_layers) for m in range(student_layers + 1)]
 
 
 def token_types(input_ids: torch.Tensor, mask: torch.Tensor, separator: int) -> torch.Tensor:
-    """Return BERT's token types of (B, S) ids, for a teacher that reads them and a student whose tokenizer makes none.
+    """Return BERT's token types (B, S), for a teacher that reads them and a student whose tokenizer makes none.
 
-    1 from behind the first separator on, 0 before and in the padding.
+    They are 1 after the first separator, and 0 before it and in the padding. `input_ids` and `mask` have the same shape.
     """
     after = (input_ids == separator).long().cumsum(1) - (input_ids == separator).long()
     return (after > 0).long() * mask
 
 
 class Distiller:
-    """Computes the loss of a training step. Made by `distilling`.
+    """The loss of a training step with a teacher, made by `distilling`.
 
     Args:
         student: the model that trains.
         distillation: the teacher and the weights.
-        kind: of the model's head; it decides the distance of logits.
-        separator: token id between the two texts, for `token_types`.
+        kind: kind of the model's head, which decides the distance of logits.
+        separator: id of the token between two texts, for `token_types`.
     """
 
     def __init__(self, student: nn.Module, distillation: Distillation, kind: HeadKind, separator: int) -> None:
@@ -161,7 +160,7 @@ class Distiller:
 
     @property
     def wanted(self) -> dict[str, bool]:
-        """Keyword arguments of student and teacher: what they have to give out besides logits."""
+        """Keyword arguments of student and teacher that request the outputs that the loss needs besides logits."""
         wanted = {
             "output_hidden_states": self.distillation.hidden_weight > 0,
             "output_attentions": self.distillation.attention_weight > 0,
@@ -178,12 +177,12 @@ class Distiller:
             return self.distillation.teacher(**asked, **self.wanted)
 
     def loss(self, outputs: Any, inputs: Mapping[str, Any], target: Any) -> torch.Tensor:
-        """Return the weighted sum of the module's docstring, a scalar.
+        """Return the weighted sum in the module's docstring, a scalar.
 
         Args:
-            outputs: the student's, with its label loss and what `wanted` says.
-            inputs: what it was given; ``attention_mask`` (B, S) is read.
-            target: what `ask_teacher` gave.
+            outputs: the student's outputs, with its label loss and the outputs that `wanted` requests.
+            inputs: the student's inputs, of which ``attention_mask`` (B, S) is read.
+            target: the result of `ask_teacher`.
         """
         weights, mask = self.distillation, inputs["attention_mask"]
         if self.kind is HeadKind.EMBEDDING:
@@ -217,14 +216,14 @@ class Distiller:
     def _attention(
         self, student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], mask: torch.Tensor
     ) -> torch.Tensor:
-        # A layer's attention comes one place before its output; a student of many layers maps its first ones to 0.
+        # Attentions have no entry for the embeddings. The first layers of a deep student may map to 0, so they use entry 0.
         sources = [max(number, 1) - 1 for number in self.layers[1:]]
         pairs = zip(student, sources, strict=True)
         return torch.stack([attention_distance(ours, teacher[source], mask) for ours, source in pairs]).mean()
 
 
 def _show_attention(model: Any, stack: contextlib.ExitStack) -> None:
-    """Let `model` compute attention by a function that returns the probabilities, until `stack` closes."""
+    """Switch `model` to an attention function that returns the probabilities, until `stack` closes."""
     before = model.config._attn_implementation
     if before not in _SHOW_ATTENTION:
         stack.callback(model.set_attn_implementation, before)
@@ -244,7 +243,7 @@ def _switch_off_attention_dropout(model: Any, stack: contextlib.ExitStack) -> No
 
 
 def _project(student: Any, size: int, stack: contextlib.ExitStack) -> None:
-    """Add W_e and W_h, from the student's hidden size to `size`, to the student: trained, saved and resumed with it."""
+    """Add W_e and W_h, from the student's hidden size to `size`, to the student until `stack` closes."""
     width = student.config.hidden_size
     if width != size:
         matrices = nn.ModuleList(nn.Linear(width, size, bias=False) for _ in range(2))
@@ -256,9 +255,9 @@ def _project(student: Any, size: int, stack: contextlib.ExitStack) -> None:
 def distilling(
     student: Any, distillation: Distillation | None, kind: HeadKind, separator: int
 ) -> Iterator[Distiller | None]:
-    """Make student and teacher ready, within this context.
+    """Yield the `Distiller` of a student, with both models prepared until the block ends; None without a distillation.
 
-    The teacher is put into evaluation mode and its parameters frozen, for good.
+    The teacher stays in evaluation mode with frozen parameters.
     """
     if distillation is None:
         yield None

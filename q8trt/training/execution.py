@@ -1,4 +1,4 @@
-"""Runs from their options to their end: new ones, unfinished ones, and those that only calibrate."""
+"""Execution of runs from their options: new runs, unfinished runs, and runs that only calibrate."""
 
 from __future__ import annotations
 
@@ -57,17 +57,18 @@ def calibration_of(
     say: Callable[[str], object],
     recipe_of_run: bool = False,
 ) -> FinetuneConfig:
-    """Return the configuration that calibrates a checkpoint, by default the newest run's, and does not train.
+    """Return a configuration that calibrates an FP32 checkpoint and does not train.
 
     Args:
-        model: the checkpoint; None for the newest run's in `runs_dir`.
-        calibration: its options.
+        model: the checkpoint, or its run; None for the newest run in `runs_dir`.
+        calibration: options of the calibration.
         rows: the rows to calibrate and score on; None for those of the checkpoint's run.
-        say: function that takes the notes on an imported checkpoint.
-        recipe_of_run: whether the run's recipe takes the place of the target's where `calibration` has none.
+        runs_dir: folder of the runs.
+        say: function that prints the notes on an imported checkpoint.
+        recipe_of_run: whether the run's recipe replaces the target's if `calibration` has none.
 
     Raises:
-        ConfigError: no run to calibrate, or no FP32 checkpoint beside one of pytorch-quantization.
+        ConfigError: there is no run to calibrate, or `model` is missing beside a checkpoint of pytorch-quantization.
     """
     if calibration.from_pytorch_quantization and not model:
         raise ConfigError(
@@ -93,7 +94,7 @@ def calibration_of(
 
 
 def _run_of_fp32(folder: Path) -> Run | None:
-    """Return the run whose folder, or whose FP32 checkpoint, is `folder`; None if there is none that can be read."""
+    """Return the run whose folder or FP32 checkpoint is `folder`; None if there is no such run or it cannot be read."""
     run = Run(folder if (folder / RUN_FILE).is_file() else folder.parent)
     try:
         checkpoint = run.checkpoint("fp32")
@@ -103,10 +104,10 @@ def _run_of_fp32(folder: Path) -> Run | None:
 
 
 def recipe_lines(config: FinetuneConfig) -> list[str]:
-    """Return lines on the sites of the model that the recipe quantizes, and on those that it does not; reads no weight.
+    """Return lines about the sites that the recipe quantizes and those that it does not. No weights are read.
 
     Raises:
-        CheckpointError: the model is not found, or not of the BERT family.
+        CheckpointError: the model is not found, or is not of the BERT family.
         ConfigError: the recipe names a layer that the model does not have.
     """
     import torch
@@ -130,16 +131,20 @@ def execute(
     unfinished: Run | None = None,
     engines: dict[str, Any] | None = None,
 ) -> Run:
-    """Do the stages of a run that are left. A new run is made once its rows are read and its recipe fits the model.
+    """Run the unfinished stages of a run. A new run folder is made after its rows are read and its recipe fits the model.
 
     Args:
-        config: of the run.
-        say: function that takes each line that says what is done.
+        config: configuration of the run.
+        say: function that prints one line of progress.
         command: words of the command line, for the record of a new run.
-        output_dir: folder of a new run; None for one in `runs_dir`.
-        prefix: begins the name of a new run.
-        unfinished: the run to continue; None for a new one.
-        engines: the engines that a new run is to have, JSON-ready, for its record.
+        output_dir: folder of a new run; None for a new folder in `runs_dir`.
+        runs_dir: folder of the runs.
+        prefix: prefix of the name of a new run.
+        unfinished: the run to continue; None for a new run.
+        engines: the engines that the command builds from a new run, JSON-ready, for its record.
+
+    Raises:
+        Q8TRTError: bad input, or Ctrl-C or SIGTERM (InterruptedRunError).
     """
     config.training.check_machine()
     with contextlib.ExitStack() as stack:
@@ -173,7 +178,7 @@ def execute(
 
 
 def _check_place(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> None:
-    """Check that the folder of a new run replaces nothing and is apart from the models that the run reads."""
+    """Check that a new run replaces no file and is outside the folders of the models that it reads."""
     if output_dir:
         check_new_run(output_dir)
         files.check_apart(output_dir, config.models)
@@ -182,7 +187,7 @@ def _check_place(config: FinetuneConfig, output_dir: str | Path | None, runs_dir
 
 
 def _new_folder(config: FinetuneConfig, runs_dir: str | Path, prefix: str) -> str:
-    """Return the folder of a new run. Under torchrun all take the first process's: names hold the time, and clocks differ."""
+    """Return the folder of a new run. Under torchrun, the first process chooses it, because its name contains the time."""
     kind = "sample" if config.data.sample else config.data.resolved_task.name
     path = new_folder(runs_dir, prefix + kind, short_name(config.from_fp32 or config.model_name_or_path))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

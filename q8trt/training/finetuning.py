@@ -1,8 +1,8 @@
-"""The stages from a checkpoint to a quantized one: FP32 fine-tuning, calibration, QAT. Each stage can be skipped.
+"""The stages of a run: FP32 fine-tuning, calibration and QAT.
 
-fp32   fine-tune the floating-point model                       (or take one: --from_fp32)
-ptq    put quantizers in, calibrate: post-training quantization (ends here for calibrate.py)
-int8   fine-tune with the quantizers in, the FP32 model teaching (or another: --teacher_model_name_or_path)
+fp32   fine-tune the floating-point model, or load a fine-tuned one (--from_fp32)
+ptq    insert quantizers and calibrate: post-training quantization, the last stage of calibrate.py
+int8   fine-tune with quantizers and a teacher, which is the FP32 model or --teacher_model_name_or_path
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Inputs:
 
 
 def load_inputs(config: FinetuneConfig) -> Inputs:
-    """Read and tokenize the rows of `config`, and check the model and the teacher against them: before a step is trained.
+    """Read and tokenize the rows of `config`, and check that the model and the teacher fit them.
 
     Raises:
         DataError: the data are missing or malformed, or do not fit the model's tables.
         CheckpointError: the model has no usable configuration, head or tokenizer, or the teacher cannot be used.
-        ConfigError: the library of quantizers is not installed, or the teacher does not fit the model.
+        ConfigError: the library of quantizers is not installed, training rows have no labels, or the teacher does not fit.
     """
     if config.precision.is_quantized:
         library(config.quantizer)
@@ -88,7 +88,7 @@ def load_inputs(config: FinetuneConfig) -> Inputs:
 
 
 def _check_head(model: Any, config: FinetuneConfig) -> None:
-    """Check that the checkpoint to start from answers the task."""
+    """Check that the head of the checkpoint `config.from_fp32` fits the task."""
     name, task = str(config.from_fp32), config.data.resolved_task
     if task.embedding:
         return
@@ -100,14 +100,14 @@ def _check_head(model: Any, config: FinetuneConfig) -> None:
         and config.training.label_loss_weight
     ):
         raise ConfigError(
-            f"{name} asks for a sigmoid of its logit (activation_fn in its configuration), and QAT would train the logit to "
-            "be the score; leave QAT out: --no_qat"
+            f"{name} applies a sigmoid to its logit (activation_fn in its configuration), but QAT would train the logit as "
+            "the score; leave QAT out: --no_qat"
         )
     if order is not None and config.from_pytorch_quantization:
         names = [str(model.id2label[number]) for number in range(task.num_labels)]
         raise ConfigError(
             f"{name} has the labels in the order {', '.join(names)}, {task.name} in the order {', '.join(task.labels)}, and "
-            "--from_pytorch_quantization takes the head as it is; give both in one order (id2label in config.json)"
+            "--from_pytorch_quantization does not reorder the head; give both in one order (id2label in config.json)"
         )
 
 
@@ -115,8 +115,8 @@ def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
     """Check that the teacher `name` can be loaded, reads the token ids of `tokenizer`, and answers the task.
 
     Raises:
-        CheckpointError: not a fine-tuned, BERT-like, floating-point checkpoint for the task.
-        ConfigError: another vocabulary, or too few positions.
+        CheckpointError: the teacher is not a fine-tuned, BERT-like, floating-point checkpoint for the task.
+        ConfigError: the teacher has another vocabulary, or too few positions.
     """
     option, task = f"--teacher_model_name_or_path {name}", config.data.resolved_task
     theirs = load_tokenizer(name)
@@ -130,7 +130,7 @@ def check_teacher(name: str, config: FinetuneConfig, tokenizer: Any) -> None:
             f"{option} reads at most {theirs.model_max_length} tokens; lower --max_seq_length from "
             f"{config.data.max_seq_length} to that"
         )
-    checkpoints.load_finetuned(name, task, config.allow_pickle)  # and dropped: it is wanted after the FP32 stage
+    checkpoints.load_finetuned(name, task, config.allow_pickle)  # only a check; QAT loads it again
 
 
 def evaluate_model(
@@ -140,9 +140,9 @@ def evaluate_model(
     precision: Precision,
     references: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Evaluation]:
-    """Return the scores of the torch model on each development split.
+    """Return development split -> scores of the torch model.
 
-    `references` are the FP32 model's outputs on each split, for rows without labels; None if `model` is that model.
+    `references` are the FP32 model's outputs on each split, for rows without labels; None if `model` is the FP32 model.
     """
     from q8trt.quantization.insertion import weights_quantized_once
 
@@ -166,7 +166,7 @@ def _epochs(count: float) -> str:
 
 
 class Finetuning:
-    """A run in progress: each stage is done unless run.json says it is finished."""
+    """The execution of a run. It runs each stage that run.json does not list as finished."""
 
     def __init__(
         self, config: FinetuneConfig, run: Run, inputs: Inputs, say: Callable[[str], object], resume: bool = False
@@ -178,20 +178,20 @@ class Finetuning:
         self.resume = resume
         self.task = config.data.resolved_task
         self._finished: frozenset[str] = frozenset()
-        #: The work that the last line announced.
+        #: The current work, as printed.
         self._work = "loading"
-        #: The FP32 model's outputs on each development split, where the rows have no labels.
+        #: Development split -> outputs of the FP32 model, if the rows have no labels.
         self._references: dict[str, np.ndarray] | None = None
 
     def execute(self) -> None:
-        """Do the stages that are left.
+        """Run the unfinished stages.
 
         Raises:
             Q8TRTError: bad input, or Ctrl-C or SIGTERM after the state was saved (InterruptedRunError).
         """
         from accelerate import PartialState
 
-        # Under torchrun all processes must agree on what is left, so they look before the first one finishes a stage.
+        # Under torchrun, all processes must see the same finished stages, so they read run.json before a stage finishes.
         self._finished = frozenset(stage for stage in STAGES if self.run.stage(stage))
         PartialState().wait_for_everyone()
         last = last_stage(self.config)
@@ -210,13 +210,13 @@ class Finetuning:
             ) from interrupt
 
     def _announce(self, stage: StageName, work: str) -> None:
-        """Say which stage starts, and how many there are."""
+        """Print the stage that starts and the number of stages."""
         self._work = work
         planned = STAGES[: STAGES.index(last_stage(self.config)) + 1]
         self._say(f"stage {planned.index(stage) + 1} of {len(planned)}: {stage.upper()}, {work}")
 
     def _finish(self, stage: StageName, model: Model, recipe: Recipe | None, details: dict[str, Any]) -> None:
-        """Save the stage's checkpoint, score it, and note it as finished, in that order."""
+        """Save the stage's checkpoint, score it, and record the stage as finished, in this order."""
         from accelerate import PartialState
 
         if is_main_process():
@@ -257,7 +257,7 @@ class Finetuning:
                 )
                 details = self._train("fp32", model, options.num_train_epochs, options.learning_rate)
             self._finish("fp32", model, None, details)
-        # From disk, also when it was just trained: the Trainer leaves its wrappers on the model that it trained.
+        # Load it even if it was just trained, because the Trainer leaves wrappers on the model.
         model = checkpoints.load_finetuned(self.run.path / "fp32", self.task)
         if not self.task.has_labels and is_main_process() and last_stage(self.config) not in {"fp32", *self._finished}:
             results = evaluate_model(model, self.config, self.inputs, Precision.FP32)
@@ -288,7 +288,7 @@ class Finetuning:
 
         options = self.config.training
         self._announce("int8", f"{_epochs(options.qat_epochs)} of quantization-aware training")
-        # Ranges that clip suit training on labels. To stay close to the float model, start from those that drifted least.
+        # Clipped ranges help training on labels. Without labels, QAT starts from the ranges that drifted least.
         start = recipe.qat_start if options.label_loss_weight else None
         config = replace(self.config, recipe=start or recipe)
         if start is not None:

@@ -1,4 +1,4 @@
-"""A model of one's own, from its folder to the configuration of a run that quantizes it without training on labels."""
+"""The configuration of a run that quantizes a fine-tuned model without training on labels."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from q8trt.tasks.data import DEFAULT_LENGTH
 from q8trt.tasks.data.windows import WindowSizes
 from q8trt.tasks.heads import Head, HeadKind
 
-#: Tokens of a text of a kind of head whose texts are passages, where neither an option nor the folder says it.
+#: Kind of head -> default maximum tokens of a text, for heads that read passages.
 _LENGTHS = {HeadKind.QUESTION_ANSWERING: WindowSizes().max_length, HeadKind.RERANKER: 512}
-#: Weight of the hidden states beside the logits, for a head of few outputs, whose logits say little of each layer.
+#: Weight of the hidden states in distillation. A head with few outputs gives little information about each layer.
 _HIDDEN_WEIGHT = 0.1
 
 
@@ -25,16 +25,16 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
 
     Args:
         model: a folder of Hugging Face or sentence-transformers, a hub name, or a short name such as "minilm".
-        config: its options.
-        say: function that takes each line on what was read.
+        config: options of the quantization.
+        say: function that prints one line about the model.
 
     Raises:
-        CheckpointError: the model is not found, damaged, has no head, or one that q8trt has not.
-        ConfigError: options do not fit the model.
+        CheckpointError: the model is not found or damaged, or its head is missing or not supported.
+        ConfigError: an option does not fit the model.
     """
     name = str(model)
     folder = local_folder(name)
-    shown = name if folder == resolve_model(name) else folder  # a short name, not the folder of its package, in errors
+    shown = name if folder == resolve_model(name) else folder  # errors show a short name, not the folder of its package
     head = read_head(shown, config.kind, config.pooling)
     longest = int(load_tokenizer(folder).model_max_length)
     length = config.max_seq_length or min(head.max_length or _LENGTHS.get(head.kind, DEFAULT_LENGTH), longest)
@@ -46,7 +46,7 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
         applied["training"] = replace(
             applied["training"],
             qat_epochs=config.distill,
-            qat_dropout=0.0,  # the teacher has none, and what dropout takes away cannot be learned from it
+            qat_dropout=0.0,  # the teacher computes without dropout, so the student does, too
             label_loss_weight=0.0,
             distillation_weight=1.0,
             hidden_loss_weight=0.0 if head.kind is HeadKind.EMBEDDING else _HIDDEN_WEIGHT,
@@ -56,7 +56,7 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
 
 
 def describe(head: Head) -> str:
-    """Return the head in words."""
+    """Return a description of the head, such as "labels positive, negative"."""
     if head.embedding:
         steps = [
             *head.embedding.pooling,

@@ -1,8 +1,8 @@
-"""Fine-tuning, quantization-aware fine-tuning and distillation, on `transformers.Trainer`.
+"""Fine-tuning, quantization-aware fine-tuning and distillation with `transformers.Trainer`.
 
-A stage trains one model. In QAT the quantizers are in the forward pass and the straight-through estimator carries the
-gradient past their rounding (Q8BERT, arXiv 1910.06188, section 2.2). `q8trt.quantization.ranges` trains
-their ranges, and with `q8trt.training.distillation` a floating-point model teaches.
+A stage trains one model. In QAT, the forward pass contains the quantizers, and the straight-through estimator passes gradients
+through their rounding (Q8BERT, arXiv 1910.06188, section 2.2). `q8trt.quantization.ranges` trains the ranges, and
+`q8trt.training.distillation` adds a floating-point teacher.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class StageResult:
     """The result of training one stage.
 
     Attributes:
-        best_metric: the task's main metric at the best checkpoint, which the model now holds.
-        steps: optimizer steps taken.
-        step_seconds_median: seconds from the start of an optimizer step to its end; evaluation and saving left out.
-        step_seconds_mean: the same, averaged.
+        best_metric: the task's main metric at the best checkpoint, whose weights the model has; None without evaluations.
+        steps: number of optimizer steps.
+        step_seconds_median: median seconds of an optimizer step, without evaluations and saving; None if none was timed.
+        step_seconds_mean: mean seconds of an optimizer step.
     """
 
     best_metric: float | None
@@ -65,9 +65,9 @@ class StageResult:
 
 
 class _ByLength(LengthGroupedSampler):
-    """Similar lengths together, in an order that seed and epoch alone decide.
+    """A sampler that groups rows of similar length, in an order that depends only on seed and epoch.
 
-    The parent draws from the global generator, whose state differs between processes and after `--resume`.
+    The parent class draws from the global generator, whose state differs between processes and after `--resume`.
     """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: Callable[[], int]) -> None:
@@ -80,9 +80,9 @@ class _ByLength(LengthGroupedSampler):
 
 
 class _Trainer(transformers.Trainer):
-    """The Trainer with a teacher, and with ranges that move."""
+    """A Trainer with a teacher and with trained ranges."""
 
-    #: Our loss is a mean over the batch, so the Trainer divides it by the accumulation steps.
+    #: The loss is a mean over the batch, so the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -102,7 +102,7 @@ class _Trainer(transformers.Trainer):
             distiller.distillation.teacher.to(self.args.device)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Return a sampler of the rows in their order: scores belong to rows, and `group_by_length` would change the order."""
+        """Return a sampler that keeps the order of the rows, which `group_by_length` would change."""
         return torch.utils.data.SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -112,7 +112,7 @@ class _Trainer(transformers.Trainer):
         return _ByLength(sampler.lengths, sampler.batch_size, lambda: self.args.seed + int(self.state.epoch or 0))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Return AdamW, with learned ranges in a group of their own: no weight decay, and a rate relative to the range."""
+        """Return AdamW, with learned ranges in a separate group without weight decay and with a rate relative to the range."""
         if self.ranges is None or self.optimizer is not None:
             return super().create_optimizer(model)
         learned = self.ranges.parameters()
@@ -122,14 +122,14 @@ class _Trainer(transformers.Trainer):
         for amax in learned:
             amax.requires_grad_(True)
         if learned:
-            # Their gradients are tiny (lsq divides them by the root of the number of elements): so must epsilon be.
+            # Their gradients are tiny (lsq divides them by the root of the number of elements), so epsilon must be, too.
             group = {"lr": self.range_learning_rate, "weight_decay": 0.0, "eps": 1e-12}
             optimizer.add_param_group({"params": learned, **group})
         self.ranges.attach(optimizer)
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Return the Trainer's schedule; its warm-up ends a step before training does, however short training is."""
+        """Return the Trainer's schedule. The warm-up ends at least one step before training does."""
         self.args.warmup_steps = min(self.args.get_warmup_steps(num_training_steps), num_training_steps - 1)
         return super().create_scheduler(num_training_steps, optimizer)
 
@@ -144,10 +144,10 @@ class _Trainer(transformers.Trainer):
         if self.is_world_process_zero():
             trainer_checkpoints.seal(self._checkpoint_at(self.state.global_step))
             rotate_checkpoints(str(self.args.output_dir), limit, self.state.best_model_checkpoint, use_mtime=True)
-        self.accelerator.wait_for_everyone()  # the others may read it next, or end, upon which torchrun ends this one
+        self.accelerator.wait_for_everyone()  # others may read it next; if they end first, torchrun ends this process
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint, if it is still what was written."""
+        """Load the best checkpoint. Raises CheckpointError if it was damaged since it was written."""
         best = self._checkpoint_at(self.state.best_global_step)
         if damage := files.find_damage(best):
             raise CheckpointError(
@@ -160,14 +160,14 @@ class _Trainer(transformers.Trainer):
         return trainer_checkpoints.checkpoint_at(Path(str(self.args.output_dir)), step)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the Trainer's loop, with weights quantized once and not for each batch."""
+        """Run the Trainer's loop with weights that are quantized once instead of for each batch."""
         with weights_quantized_once(self.accelerator.unwrap_model(self.model)):
             return super().evaluation_loop(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Return the label loss (mean squared error or cross entropy), mixed with the distance to the teacher while training."""
+        """Return the label loss or, in training with a teacher, that of `Distiller`, a scalar; if requested, also the outputs."""
         if self.distiller is None or not model.training:
             outputs = model(**inputs)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -178,7 +178,7 @@ class _Trainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-#: Options that mean the same in `transformers.TrainingArguments`.
+#: Options that have the same name and meaning in `transformers.TrainingArguments`.
 _SAME = (
     "max_steps", "weight_decay", "adam_epsilon", "max_grad_norm", "per_device_train_batch_size", "per_device_eval_batch_size",
     "gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "fp16", "bf16", "seed",
@@ -214,7 +214,7 @@ def _arguments(config: TrainingConfig, task: Task, folder: Path, epochs: float, 
 
 
 def _use_loss_scale(trainer: transformers.Trainer, config: TrainingConfig) -> None:
-    """Give FP16 training the configured dynamic loss scale instead of torch's default one."""
+    """Replace torch's default dynamic loss scale of FP16 training by the configured one."""
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler = torch.amp.GradScaler(
             "cuda",
@@ -226,9 +226,9 @@ def _use_loss_scale(trainer: transformers.Trainer, config: TrainingConfig) -> No
 
 
 def _metrics(rows: Features, prediction: Any) -> dict[str, float]:
-    """Return the scores of the Trainer's predictions of `rows`; those of tokens come padded to the longest row."""
+    """Return the scores of the Trainer's predictions for `rows`. Predictions for tokens are padded to the longest row."""
     outputs = prediction.predictions
-    if isinstance(outputs, tuple):  # of question answering: starts, ends, and both in one
+    if isinstance(outputs, tuple):  # question answering returns the starts, the ends, and both together
         outputs = outputs[-1] if rows.task.head.kind is HeadKind.QUESTION_ANSWERING else outputs[0]
     outputs = np.asarray(outputs, dtype=np.float32)
     if rows.task.per_token:
@@ -241,8 +241,8 @@ class Quantization:
     """The quantization of the model that a stage trains.
 
     Attributes:
-        recipe: what the model was quantized with; its `qat` is the treatment of the ranges.
-        calibrate: measures every range of the model again, in place.
+        recipe: the recipe of the quantized model; its `qat` is the treatment of the ranges.
+        calibrate: function that measures every range of the model again, in place.
     """
 
     recipe: Recipe
@@ -251,19 +251,19 @@ class Quantization:
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """One training stage: which model, on what, for how long.
+    """One training stage: the model, the rows and the schedule.
 
     Attributes:
-        name: "fp32" or "int8"; names the folders of its checkpoints and logs.
-        model: trained in place; at the end it holds the best checkpoint's weights.
+        name: "fp32" or "int8", the name of the folders of its checkpoints and logs.
+        model: the model, trained in place. At the end it has the best checkpoint's weights.
         train: the training rows.
         dev: the rows that choose the best checkpoint.
         epochs: passes over `train`.
         learning_rate: the peak of the schedule.
         folder: the run's folder.
-        max_length: the longest row, in tokens; the last padding bucket.
-        distillation: a teacher, or None to learn from the labels alone.
-        quantization: for a quantized model: how its ranges train; None for a float one, or to leave the ranges alone.
+        max_length: the maximum tokens of a row, which is the last padding bucket.
+        distillation: a teacher; None to train on the labels alone.
+        quantization: the training of the ranges of a quantized model; None for a float model, or to freeze the ranges.
     """
 
     name: str
@@ -279,7 +279,7 @@ class TrainingStage:
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the Trainer's own checkpoints, for `--resume`."""
+        """Folder of the Trainer's checkpoints, for `--resume`."""
         return self.folder / "checkpoints" / self.name
 
 
@@ -292,9 +292,9 @@ def _make_trainer(
     distiller: Distiller | None,
     ranges: Ranges | None,
 ) -> _Trainer:
-    """Return the Trainer of a stage, with its log and TensorBoard folder; evaluation goes through `stage.dev` by length."""
+    """Return the Trainer of a stage, which logs to TensorBoard. Evaluations read `stage.dev` in the order of length."""
     dev = stage.dev.select(np.argsort(stage.dev.lengths, kind="stable").tolist())
-    lengths = tuple(range(8, stage.max_length + 1, 8))  # fewer tokens than in the engine's buckets
+    lengths = tuple(range(8, stage.max_length + 1, 8))  # less padding than with the engine's buckets
     tags_tokens = task.head.kind is HeadKind.TOKEN_CLASSIFICATION
     trainer = _Trainer(
         model=stage.model,
@@ -325,22 +325,22 @@ def train_stage(
     """Train `stage.model` in place.
 
     Args:
-        stage: the model, its rows, and for how long.
-        task: gives the loss and the metric that chooses the best checkpoint.
-        tokenizer: its padding token fills batches, its separator gives a teacher the token types.
+        stage: the model, its rows and the schedule.
+        task: decides the loss, and the metric that chooses the best checkpoint.
+        tokenizer: its padding token fills batches, and a teacher's token types begin after its separator.
         config: the options of training.
-        resume: go on from the newest sound checkpoint of this stage, if there is one.
+        resume: whether to continue from the newest sound checkpoint of this stage, if there is one.
 
     Raises:
         ConfigError: the options do not fit this machine.
-        CheckpointError: the best checkpoint was damaged while training went on.
-        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was saved and `resume` continues from it.
+        CheckpointError: the best checkpoint was damaged during training.
+        InterruptedRunError: Ctrl-C or SIGTERM. A checkpoint was saved, and `resume` continues from it.
     """
     arguments = _arguments(config, task, stage.checkpoints, stage.epochs, stage.learning_rate)
     checkpoint = _resume_point(stage, arguments.world_size) if resume else None
     if checkpoint is not None:
         state = trainer_checkpoints.load_state(checkpoint)
-        if state.global_step >= state.max_steps:  # the Trainer would take one step more
+        if state.global_step >= state.max_steps:  # the Trainer would train one more step
             trainer_checkpoints.load_final_weights(stage.model, checkpoint, state, PROJECTION)
             return StageResult(state.best_metric, state.global_step, None, None)
     with contextlib.ExitStack() as stack:
@@ -355,7 +355,7 @@ def train_stage(
 
 
 def _resume_point(stage: TrainingStage, processes: int) -> Path | None:
-    """Return the checkpoint to go on from, the same in every process, and say so; newer ones are removed."""
+    """Log and return the checkpoint to continue from, the same in every process, and remove newer checkpoints."""
     choice: list[Any] = [None]
     if is_main_process():
         point = trainer_checkpoints.find_resume_point(stage.checkpoints)
@@ -373,12 +373,12 @@ def _resume_point(stage: TrainingStage, processes: int) -> Path | None:
 
 
 def _run(trainer: _Trainer, stage: TrainingStage, quant_start_step: int, checkpoint: Path | None) -> StageResult:
-    """Train from `checkpoint`, or from the start, to the end or to the first Ctrl-C or SIGTERM."""
+    """Train from `checkpoint` or from the start, until the end or the first Ctrl-C or SIGTERM."""
     timer, stopper, log_lines = StepTimer(), StopOnInterrupt(), TrainingLog(stage.name.upper())
     for callback in (log_lines, timer, stopper):
         trainer.add_callback(callback)
     if stage.quantization is not None and quant_start_step:
-        # The last: it reads what the others ask for at the end of a step.
+        # This callback comes last, because it reads what the others request at the end of a step.
         trainer.add_callback(DelayedQuantization(stage.model, quant_start_step, stage.quantization.calibrate))
     try:
         with stopper, contextlib.closing(log_lines):
