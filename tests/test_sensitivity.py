@@ -313,7 +313,9 @@ def test_a_stopped_measurement_goes_on_where_it_was(
     whole, count = measure()
     assert count == len(parts(encoder_sites(quantized))) == 43 + 18 + 2 + 1
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InterruptedRunError, match=f"^stopped after 50 of {count} scores; they are kept: give the same"):
+    with pytest.raises(
+        InterruptedRunError, match=f"^stopped after 50 of {count} scores, which are saved; run the same"
+    ):
         measure(50)
     again, left = measure()
     assert left == count - 50

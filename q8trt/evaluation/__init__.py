@@ -1,3 +1,3 @@
-"""Evaluation: engines to a report, parity with the torch model, sensitivity of sites."""
+"""Evaluation: benchmark reports of engines, their parity with the torch model, and the sensitivity of sites."""
 
 __all__ = ["benchmark", "config", "data", "parity", "sensitivity"]

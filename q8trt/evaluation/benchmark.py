@@ -1,4 +1,4 @@
-"""Engines -> one report with accuracy on the development set, latency and size, measured in one run."""
+"""Benchmarks: one report on several engines, with accuracy on the development set, latency and size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from q8trt.tasks.data import DataConfig, Features
 
 MIB = 2**20
 MakeInputs = Callable[[int, int], dict[str, np.ndarray]]
-"""(batch, sequence) -> arrays of one batch."""
+"""(batch, sequence) -> input name -> array (batch, sequence)."""
 
 
 def benchmark_engines(
@@ -53,10 +53,10 @@ def benchmark_engines(
         engines: at least one; each becomes a row.
         data: the source of the development set; None skips accuracy.
         config: backend, shapes and iterations of the timing, and the other measurements.
-        provenance: of the report, see `q8trt.hardware.provenance`.
+        provenance: provenance of the report, see `q8trt.hardware.provenance`.
 
     Raises:
-        Q8TRTError: bad data, a damaged engine, or a missing backend.
+        Q8TRTError: the data are bad, an engine is damaged, or the backend is missing.
     """
     timing = _within_profiles(config.timing, engines)
     make_inputs = _random_inputs(engines)
@@ -102,7 +102,7 @@ def benchmark_engines(
 
 
 def new_row(name: str, runner: Runner) -> Row:
-    """Return the row of a runner that nothing is measured of yet."""
+    """Return the row of a runner, without measurements."""
     return Row(name, runner.place, runner.backend, runner.device, runner.precision, metrics={})
 
 
@@ -129,12 +129,12 @@ def _mib(engine: EngineFolder, name: str) -> float | None:
 
 
 def _torch_scores(engine: EngineFolder, stage: str) -> dict[str, float] | None:
-    """Return the scores of the torch model of a stage on its (first) development set, from the manifest."""
+    """Return the scores of the torch model of a stage on the first development set, from the manifest, or None."""
     return next(iter((engine.manifest.metrics.get(f"torch_{stage}") or {}).values()), None)
 
 
 def findings_of(path: Path, precision: Precision, largest_shape: tuple[int, int] | None) -> tuple[str, ...]:
-    """Return the linter's findings on a graph, the worst first; none for FP32, which has no quantizers."""
+    """Return the linter's findings on a graph above level "info", the worst first; () for FP32, which has no quantizers."""
     if precision == Precision.FP32 or not path.is_file():
         return ()
     report = lint(path, LintConfig(max_shapes=largest_shape))
@@ -150,7 +150,7 @@ def _scored(
     parity: bool,
     references: Mapping[str, np.ndarray],
 ) -> Row:
-    """Return `row` with its metrics and, if requested, the distance of its logits to the torch model's on the first split."""
+    """Return `row` with its metrics and, with `parity`, the distance of its logits from the torch model's on the first split."""
     metrics: dict[str, float] = {}
     distance = None
     for number, (split, rows) in enumerate(splits.items()):
@@ -164,7 +164,7 @@ def _scored(
 
 
 def _parity(engine: EngineFolder, rows: Features, logits: np.ndarray, batching: Batching) -> Parity:
-    """Return the distance of the engine's logits to those of the torch model that it was exported from."""
+    """Return the distance of the engine's logits from those of the torch model from which it was exported."""
     checkpoint = engine.run.checkpoint(engine.manifest.stage) if engine.run else None
     if checkpoint is None:
         raise ConfigError(f"{engine.folder} is in no run folder, so its torch checkpoint is not known; drop --parity")
@@ -198,9 +198,15 @@ def with_latencies(
     make_inputs: MakeInputs,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Row], list[GpuState]]:
-    """Return `rows` with latencies of `runners` at more shapes, and the state of the GPU, if any, after each shape.
+    """Return `rows` with the latencies of `runners`, and the states of their GPU, one after each shape; [] on the CPU.
 
-    `graphs` are the ONNX files whose matrix products are counted; None if there is none.
+    Args:
+        rows: one row for each runner.
+        runners: the runners, which are timed in turn.
+        graphs: the ONNX file of each runner, whose matrix products are counted; None if it is unknown.
+        timing: shapes and iterations.
+        make_inputs: function that makes a batch.
+        on_progress: function that is called with the number of finished rounds.
     """
     devices = {runner.device for runner in runners}
     states: list[GpuState] = []
@@ -218,14 +224,14 @@ def with_latencies(
 
 
 def _with_work(latencies: Sequence[Latency], graph: Path | None, runner: Runner) -> list[Latency]:
-    """Return latencies with the rate of the model's matrix products, and its share of the peak."""
+    """Return latencies with the rate of the model's matrix products and its share of the device's peak."""
     work = work_of_onnx(graph) if graph and graph.is_file() else None
     peak = peak_tops(runner.device, runner.precision)
     return [rated(latency, work, peak) for latency in latencies]
 
 
 def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tuple[list[Row], list[str]]:
-    """Return `rows` with the result of `measure_layers`, and a note for each row that has none."""
+    """Return `rows` with the results of `measure_layers`, and a note for each row without layer times."""
     pairs = list(zip(rows, layers, strict=True))
     profiled = [replace(row, layer_times=None if isinstance(each, str) else each) for row, each in pairs]
     return profiled, [
@@ -234,7 +240,7 @@ def with_layers(rows: Sequence[Row], layers: Sequence[LayerTimes | str]) -> tupl
 
 
 def caveats(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
-    """Return remarks on the machine and its runtimes."""
+    """Return notes about the clocks of the GPU and about the runtimes of the rows."""
     clock = clock_warning(list(states))
     precisions: dict[tuple[str, str], list[Precision]] = {}
     for row in rows:
@@ -247,17 +253,17 @@ def caveats(states: Sequence[GpuState], rows: Sequence[Row]) -> list[str]:
 
 
 def _random_inputs(engines: Sequence[EngineFolder]) -> MakeInputs:
-    """Return a function that makes a batch that every engine takes."""
+    """Return a function that makes random batches with token ids of every engine's vocabulary."""
     names = engines[0].manifest.inputs
     vocab_size = min(1000, *(len(load_tokenizer(str(engine.folder))) for engine in engines))
     return lambda batch, sequence: random_inputs(batch, sequence, vocab_size, input_names=names)
 
 
 def _within_profiles(config: TimingConfig, engines: Sequence[EngineFolder]) -> TimingConfig:
-    """Return the default shapes, limited to those that the engines accept; chosen shapes must fit.
+    """Return `config` with the default shapes limited to those that every engine accepts. Chosen shapes must fit.
 
     Raises:
-        ConfigError: a chosen shape is outside the profile of an engine.
+        ConfigError: a chosen shape is outside the profiles of an engine.
     """
     plans = [(engine.folder, engine.manifest.profiles) for engine in engines if engine.manifest.profiles]
     if config == replace(config, shapes=TimingConfig().shapes) and plans:
@@ -276,16 +282,16 @@ def _within_profiles(config: TimingConfig, engines: Sequence[EngineFolder]) -> T
 
 
 def check_gate(gate: Gate, engines: Sequence[EngineFolder], data: DataConfig | None) -> None:
-    """Refuse a gate that these engines cannot answer, before anything is measured.
+    """Check before the measurements that the engines have the rows that a gate compares.
 
     Raises:
-        ConfigError: no row can be judged, or there is no FP32 baseline.
+        ConfigError: no engine can be judged, or there is no FP32 baseline.
     """
     option = "--max_drop" if gate.max_drop is not None else "--min_speedup"
     precisions = {engine.manifest.precision for engine in engines}
     if gate and precisions == {Precision.FP32}:
         raise ConfigError(
-            f"{option} judges INT8 and FP16 engines by FP32, and only FP32 is here; add --engine DIR of another"
+            f"{option} compares INT8 and FP16 engines with FP32, but all engines are FP32; add another with --engine DIR"
         )
     if gate.max_drop is not None and data is None:
         raise ConfigError("--max_drop needs the score on the development set; drop --no_accuracy")

@@ -1,4 +1,4 @@
-"""Options of a benchmark, of a parity check and of a sensitivity analysis. Importing them needs no torch."""
+"""Options of benchmarks, parity checks and sensitivity analyses. Importing them needs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LIMIT = "max_eval_samples"
 
 
 def data_group() -> Any:
-    """Return the field of the rows to score on: the options of `DataConfig` but the limit, which holds for a run's rows too."""
+    """Return the field of the rows to score on: the options of `DataConfig` except the limit, which is a separate option."""
     names = [each.name for each in options_in(DataConfig) if each.name != _LIMIT]
     return group("data (default: the run's; others need --task)", only=names, unset="the data of the run")
 
@@ -29,7 +29,7 @@ class BenchmarkConfig:
     """Options of a benchmark.
 
     Raises:
-        ConfigError: a number out of range, or parity without accuracy.
+        ConfigError: a number is out of range, or `parity` is set without `accuracy`.
     """
 
     backend: str | None = option(None, ", ".join(runtime_names()), metavar="NAME", unset="the best that runs here")
@@ -48,7 +48,7 @@ class BenchmarkConfig:
         group="development set",
     )
     timing: TimingConfig = group("timing", default=TimingConfig())
-    #: Kernels are compiled before the timing and not in the background, because each timed shape is repeated.
+    #: Kernels are compiled before the timing instead of in the background, because each timed shape is repeated.
     plans: RunOptions = group(
         "plans (TensorRT and TensorRT-RTX)",
         only=("cuda_graph", "runtime_cache"),
@@ -82,7 +82,7 @@ class ParityConfig:
         metavar="X",
         unset=", ".join(f"{each.rounding:g} for {each.label}" for each in Precision),
     )
-    #: `full` with PTQ adds up to 0.36 to a layer of MiniLM, `linear` 0.13.
+    #: Recipe `full` with PTQ adds up to 0.36 to a layer of MiniLM, `linear` up to 0.13.
     quantization_tolerance: float = option(0.5, "relative error that quantization may add to a layer", metavar="X")
     max_eval_samples: int | None = same_option(DataConfig, _LIMIT)
 
@@ -101,7 +101,7 @@ class SensitivityConfig:
     """Options of a sensitivity analysis.
 
     Raises:
-        ConfigError: a number out of range, or a bound without a file for the recipe that keeps it.
+        ConfigError: a number is out of range, or only one of `max_drop` and `write_recipe` is set.
     """
 
     samples: int = option(256, "development rows to score on", flag="sensitivity_samples", values=at_least(2))
@@ -122,4 +122,4 @@ class SensitivityConfig:
             missing = "--write_recipe PATH" if self.write_recipe is None else "--max_drop X"
             raise ConfigError(f"--max_drop and --write_recipe go together; add {missing}")
         if self.overwrite and self.write_recipe is None:
-            raise ConfigError("--overwrite replaces the file of --write_recipe, which is not given; drop it")
+            raise ConfigError("--overwrite replaces the file of --write_recipe, which is missing; drop it")

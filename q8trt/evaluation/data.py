@@ -1,4 +1,4 @@
-"""The development rows that engines are scored on, and the batches that hold them."""
+"""The development rows on which engines are scored, and their batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def data_config(
     """Return the data to score on: `chosen`, else those of the run, limited to `max_eval_samples` rows (None: all).
 
     Raises:
-        ConfigError: nothing is chosen and the engine is in no run; or the engines answer different tasks.
+        ConfigError: `chosen` is None and no engine is in a run, or tasks or labels of engines and data differ.
     """
     data = _data_config(engines, chosen)
     return data if max_eval_samples is None else data.limited(max_eval_samples)
@@ -59,7 +59,7 @@ def _data_config(engines: Sequence[EngineFolder], chosen: DataConfig | None) -> 
 
 
 def _check_labels(engines: Sequence[EngineFolder], data: DataConfig) -> None:
-    """Raise ConfigError if the labels of the rows have another order than the outputs of an engine."""
+    """Raise ConfigError if the labels of the rows are not those of an engine in the same order."""
     labels = list(data.resolved_task.labels)
     for engine in engines:
         if engine.manifest.task.labels != labels:
@@ -75,10 +75,10 @@ class Batching:
     """The batches of the development rows.
 
     Attributes:
-        batch_size: rows in a batch.
-        max_length: tokens in a row, at most.
-        buckets: lengths that batches are padded to.
-        pad_token_id: fills the padding.
+        batch_size: maximum rows of a batch.
+        max_length: maximum tokens of a row.
+        buckets: lengths in tokens to which batches are padded.
+        pad_token_id: token id of the padding.
     """
 
     batch_size: int
@@ -90,7 +90,7 @@ class Batching:
     def of(
         cls, engines: Sequence[EngineFolder], data: DataConfig, batch_size: int, buckets: tuple[int, ...]
     ) -> Batching:
-        """Return the batches, limited to shapes that every plan accepts."""
+        """Return the batching, limited to shapes that every plan accepts."""
         limits = [shape for engine in engines if (shape := engine.manifest.largest_shape)]
         return cls(
             min([batch_size, *(batch for batch, _ in limits)]),
@@ -105,7 +105,7 @@ class Batching:
         return {split: tokenize(rows, tokenizer, self.max_length) for split, rows in load_dev(data).items()}
 
     def references(self, engines: Sequence[EngineFolder], splits: Mapping[str, Features]) -> dict[str, np.ndarray]:
-        """Return the outputs of the run's FP32 model on each split whose rows have no labels.
+        """Return split -> float32 outputs of the run's FP32 model, for splits whose rows have no labels.
 
         Raises:
             ConfigError: the engines are in no run with an FP32 checkpoint.
@@ -127,7 +127,7 @@ class Batching:
     def score(
         self, runner: Runner, rows: Features, activation: str, title: str, reference: np.ndarray | None = None
     ) -> Evaluation:
-        """Score a runner; `title` is the progress bar's, and `reference` as in `evaluate`."""
+        """Score a runner under a progress bar called `title`. The other arguments are those of `evaluate`."""
         with progress(rows.titled(title), len(rows)) as advance:
             return evaluate(
                 runner,
@@ -142,6 +142,6 @@ class Batching:
             )
 
     def logits(self, runner: Runner, rows: Features, title: str) -> np.ndarray:
-        """Return the logits of every row, shaped as `Evaluation.logits`."""
+        """Return the logits of all rows in the shape of `Evaluation.logits`."""
         with progress(rows.titled(title), len(rows)) as advance:
             return predict(runner, rows, self.pad_token_id, self.max_length, self.batch_size, advance, self.buckets)[0]

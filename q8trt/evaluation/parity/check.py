@@ -1,4 +1,4 @@
-"""The check of an engine: run its stages one after another, and compare each with the previous one."""
+"""The parity check of an engine: run its stages in turn, and compare each with the previous one."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from q8trt.tasks.scoring import score
 
 #: Rows whose hidden states are compared.
 LAYER_ROWS = 32
-#: The part of a module's path with the number of its layer, in the architectures of `q8trt.quantization.architectures`.
+#: The part of a module's path that contains the number of its layer, in `q8trt.quantization.architectures`.
 _LAYER = re.compile(r"\.\w*layers?\.(\d+)(?:\.|$)")
 
 States = dict[str, np.ndarray]
-"""Module -> its output at the attended positions, (tokens, features), or of each row, (rows, features)."""
+"""Module -> its float32 output at the attended positions, (tokens, features), or for each row, (rows, features)."""
 
 
 @dataclass
 class Outputs:
-    """The outputs of a stage by batch size: logits, and hidden states by module."""
+    """The outputs of a stage: batch size -> logits, and batch size -> module -> hidden states."""
 
     stage: ParityStage
     logits: dict[int, np.ndarray] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class _Side:
-    """One of two things to compare: the outputs of a stage at a batch size."""
+    """One side of a comparison: the outputs of a stage at a batch size."""
 
     outputs: Outputs
     size: int
@@ -62,9 +62,9 @@ def check_parity(engine: EngineFolder, data: DataConfig, config: ParityConfig) -
     """Run every stage of `engine` on the development rows and compare each with the previous one.
 
     Raises:
-        ConfigError: the engine is in no run, so that its checkpoints are not known.
+        ConfigError: the engine is in no run, so its checkpoints are unknown.
         CheckpointError: a checkpoint of the run is missing or damaged.
-        DataError: the rows carry no labels, or logits are not finite.
+        DataError: the rows have no labels, or logits are not finite.
         EngineError: model.onnx was not exported by q8trt.
     """
     rows = rows_of(engine, data, config)
@@ -111,23 +111,23 @@ def places_of(modules: Sequence[str]) -> dict[str, list[str]]:
 
 
 def short_module(module: str) -> str:
-    """``"attention.self.query"`` for a module of a layer, "output" for the layer itself, the whole path for others."""
+    """Return the path in the layer, such as "attention.self.query"; "output" for a layer, the whole path outside layers."""
     return _LAYER.split(module)[-1] or "output"
 
 
 def relative_error(reference: np.ndarray, other: np.ndarray) -> float:
-    """Return the norm of the difference over the norm of `reference`: 10 ** (-SQNR / 20) for an SQNR in dB."""
+    """Return the norm of the difference divided by the norm of `reference`, which is 10 ** (-SQNR / 20) for an SQNR in dB."""
     difference = other.astype(np.float64) - reference
     return float(np.linalg.norm(difference) / max(float(np.linalg.norm(reference.astype(np.float64))), 1e-12))
 
 
 def first_above(errors: Mapping[str, float], tolerance: float | None) -> str | None:
-    """Return the first name whose error is above `tolerance` (or not a number); None if none is."""
+    """Return the first name whose error is above `tolerance` or NaN; None if there is none."""
     return next((name for name, error in errors.items() if tolerance is not None and not error <= tolerance), None)
 
 
 class _Comparison:
-    """A comparison of the stages of one engine, which run one after the other: only the current one's model is in memory."""
+    """A comparison of the stages of one engine. They run in turn, so only one model is in memory."""
 
     def __init__(self, rows: Rows, tolerance: float, quantization_tolerance: float) -> None:
         self.rows, self.tolerance, self.quantization_tolerance = rows, tolerance, quantization_tolerance
@@ -142,11 +142,11 @@ class _Comparison:
 
     @property
     def ends(self) -> dict[str, str]:
-        """Place -> the module that returns its hidden states (the head: logits)."""
+        """Place -> the module that returns its hidden states, or the logits of the head."""
         return {place: modules[-1] for place, modules in self.places.items()}
 
     def run(self, stage: ParityStage) -> None:
-        """Run `stage` and compare it with those before it."""
+        """Run `stage`, and compare it with the previous one and at each batch size."""
         with stage.open() as runner:
             outputs = self._look(stage, runner)
             if stage.kind == "quantization" and isinstance(runner, ProbedTorch):
@@ -176,14 +176,14 @@ class _Comparison:
         return outputs
 
     def _wide_sites(self, runner: ProbedTorch) -> list[str]:
-        """Return a line on the sites of a quantized model with massive channels."""
+        """Return lines about the sites of a quantized model with massive channels."""
         from q8trt.quantization.spreads import wide_sites
 
         batches = self.rows.batches(self.sample, self.rows.batch_sizes[-1])
         return wide_sites(runner.spreads(batch.arrays for batch in batches))
 
     def _states(self, runner: Any, size: int, modules: Sequence[str], inputs: States | None = None) -> States:
-        """Return the outputs of `modules` on the sample; with `inputs`, each layer starts from these hidden states."""
+        """Return the outputs of `modules` on the sample rows. With `inputs`, each layer starts from these hidden states."""
         parts: dict[str, list[np.ndarray]] = {module: [] for module in modules}
         done = 0
         for batch in self.rows.batches(self.sample, size):
@@ -207,11 +207,11 @@ class _Comparison:
             return None
         if kind == "quantization":
             return self.quantization_tolerance
-        # With logits only, rounding has grown through all layers, but not beyond the effect of quantization itself.
+        # Without hidden states, rounding has grown through all layers, but not beyond the effect of quantization.
         return self.tolerance if shows_layers else max(self.tolerance, self.quantization_error)
 
     def _compare(self, runner: Runner, kind: str, first: _Side, second: _Side) -> None:
-        """Compare `second`, whose stage `runner` runs, with `first`."""
+        """Compare `second` with `first`; `runner` runs the stage of `second`."""
         rows = min(len(first.logits), len(second.logits))
         logits = first.logits[:rows], second.logits[:rows]
         error, alone, so_far = relative_error(*logits), {}, {}
@@ -241,13 +241,13 @@ class _Comparison:
         self.pairs.append(pair)
 
     def _layer_inputs(self, side: _Side) -> States:
-        """Return the hidden states of `side` from which layers of another stage start: all except the head's logits."""
+        """Return the hidden states of `side` from which the layers of another stage start: all except the head's logits."""
         return {end: side.states[end] for place, end in self.ends.items() if place != "head"}
 
     def _first_module(self, runner: Runner, place: str, tolerance: float | None, first: _Side, second: _Side) -> str:
-        """Return the first module of `place` whose output is further apart than `tolerance`."""
+        """Return the first module of `place` whose error is above `tolerance`; the last one if there is none."""
         modules = self.places[place]
-        # Of the two models only `runner`'s is in memory, unless both sides are the same stage.
+        # Only the model of `runner` is in memory. The other stage is opened again unless both sides are one stage.
         again = contextlib.nullcontext(runner) if first.outputs is second.outputs else first.outputs.stage.open()
         with again as other:
             reference = self._states(other, first.size, modules)
@@ -257,7 +257,7 @@ class _Comparison:
 
 
 def _padded(states: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return (tokens, features) at the positions where the (batch, sequence) `mask` is set, zero at the others."""
+    """Return float32 (batch, sequence, features): `states` (tokens, features) where `mask` (batch, sequence) is set, else 0."""
     array = np.zeros((*mask.shape, states.shape[-1]), np.float32)
     array[mask] = states
     return array

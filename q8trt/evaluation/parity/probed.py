@@ -1,9 +1,8 @@
-"""Runners that also return and replace the outputs of single modules, by the module's path.
+"""Runners that also return and replace the outputs of single modules, which they find by the module's path.
 
-A module of the torch model and a node of the exported file belong together if the node is named after the module:
-"bert.encoder.layer.0.output.LayerNorm" and "bert.encoder.layer.0.output.LayerNorm/LayerNormalization", as `q8trt.export`
-names them. If a pass folded a factor into a module, the file's metadata records it. A TensorRT plan has fused these places, so
-it has no runner here.
+`q8trt.export` names a node of the exported file after its module: "bert.encoder.layer.0.output.LayerNorm/LayerNormalization"
+belongs to "bert.encoder.layer.0.output.LayerNorm". If a pass folded a factor into a module, the file's metadata records it. A
+TensorRT plan fuses these modules, so it has no runner here.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ from q8trt.runtime.torch_runner import TorchRunner
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-#: The ending of the name of an input that replaces a module's output.
+#: Suffix of the name of an input that replaces a module's output.
 _REPLACED = ".replaced"
 _Places = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class ProbedTorch(TorchRunner):
-    """A `TorchRunner` with the outputs of modules. For a module that runs several times, as in ALBERT, it is the last output."""
+    """A `TorchRunner` with the outputs of modules. If a module runs several times, as in ALBERT, it returns the last output."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._runs: dict[str, int] = {}
 
     def modules(self, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-        """Return the paths of the linears, LayerNorms and embedding tables with an output for each row of the batch `arrays`.
+        """Return the paths of the Linear, LayerNorm and Embedding modules that have an output for each row of `arrays`.
 
-        They are in the order of computation. BERT's table of positions is left out, because it is read once for all rows. Layers
+        They are in the order of computation. BERT's table of positions is excluded, because it is read once for all rows. Layers
         that end with a sum, as in ModernBERT, are included, because none of their modules returns the hidden states.
         """
         from torch import nn
@@ -73,8 +72,8 @@ class ProbedTorch(TorchRunner):
 
         Args:
             arrays: see `Runner.infer`.
-            modules: paths within the model.
-            replacements: module -> the array that replaces its output for its readers: float32, of the output's shape.
+            modules: paths of modules.
+            replacements: module -> array that replaces its output for its readers, float32, of the output's shape.
 
         Returns:
             module -> its output before replacement, float32, (batch, sequence, features) or (batch, features), in the order
@@ -104,10 +103,10 @@ class ProbedTorch(TorchRunner):
 
 
 class ProbedOnnxRuntime(OnnxRuntimeRunner):
-    """An `OnnxRuntimeRunner` on the CPU with the outputs of the torch modules that the file was traced from.
+    """An `OnnxRuntimeRunner` on the CPU with the outputs of the torch modules from which the file was traced.
 
-    `infer` runs the file unchanged, with FP16 in FP16, because this check must show the effects of FP16. `outputs` runs a copy
-    with more outputs, in which fewer operators may be fused.
+    `infer` runs the file unchanged and computes FP16 in FP16, because this check must show its effects. `outputs` runs a copy
+    of the file with more outputs, in which fewer operators may be fused.
     """
 
     def __init__(self, path: str | Path, precision: Precision | str) -> None:
@@ -125,7 +124,8 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         """See `ProbedTorch.outputs`.
 
         Raises:
-            EngineError: the file has no node of one of the modules.
+            EngineError: the file has no node of a module.
+            BackendError: ONNX Runtime refused the batch.
         """
         replacements = replacements or {}
         session = self._probing((tuple(modules), tuple(replacements)))
@@ -142,7 +142,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         return {module: each / self._factors.get(module, np.float32(1)) for module, each in outputs.items()}
 
     def _probing(self, places: _Places) -> Any:
-        """Return a session with (modules to show, modules to replace) as last outputs and inputs; the latest one is cached."""
+        """Return a session for `places`, (modules to return, modules to replace). The latest session is cached."""
         if self._probed[0] != places:
             import onnx_ir as ir
 
@@ -159,7 +159,7 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
         return self._probed[1]
 
     def _loaded(self) -> ir.Model:
-        """Return the file, its external data included; `OnnxRuntimeRunner` has checked it."""
+        """Return the file with its external data. `OnnxRuntimeRunner` has checked it."""
         import onnx_ir as ir
 
         try:
@@ -168,18 +168,19 @@ class ProbedOnnxRuntime(OnnxRuntimeRunner):
             raise EngineError(f"{self._path} cannot be read: {one_line(error)}") from None
 
     def close(self) -> None:
-        """Drop both sessions."""
+        """Close both sessions."""
         super().close()
         self._probed = ((), ()), None
 
 
 def module_outputs(model: ir.Model) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Return the tensor of each module's output: that of the last node named after it, or the one in the metadata.
+    """Return the name of the tensor that each module returns: from the metadata, else from the last node named after it.
 
-    This works for modules that compute themselves, such as a linear, but not if the last step is another module.
+    The names of nodes are right for a module that computes its output itself, such as Linear, but not for one that returns the
+    output of another module.
 
     Returns:
-        module path -> tensor; module path -> the factor that this tensor carries, float32, () or (features,), where not 1.
+        module path -> tensor name; module path -> factor in this tensor if it is not 1, float32, () or (features,).
 
     Raises:
         EngineError: the metadata are damaged.
@@ -203,7 +204,7 @@ def module_outputs(model: ir.Model) -> tuple[dict[str, str], dict[str, np.ndarra
 
 
 def _open_up(graph: ir.Graph, outputs: Mapping[str, ir.Value], places: _Places, dtype: ir.DataType) -> None:
-    """Add the outputs of the first modules to the graph's outputs, and replace those of the others by inputs."""
+    """Add the outputs of the modules `places[0]` to the graph's outputs, and replace those of `places[1]` by inputs."""
     import onnx_ir as ir
 
     for name in places[1]:
@@ -216,7 +217,7 @@ def _open_up(graph: ir.Graph, outputs: Mapping[str, ir.Value], places: _Places, 
 
 
 def _joined(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """Return a value of (B, S, A * D) if `value` is (B, A, S, D), the heads of a fused QKV projection; else itself.
+    """Return (B, S, A * D) if `value` is (B, A, S, D), the heads of a fused QKV projection; else `value`.
 
     The graph contains this step, because ONNX Runtime may return such a value after its quantizer.
     """

@@ -1,4 +1,4 @@
-"""The stages of an engine, and the rows to run them on."""
+"""The stages of an engine's parity check, and the rows on which they run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 from q8trt.runtime.tensorrt import TENSORRT
 from q8trt.tasks.data import DEFAULT_BUCKETS, Batch, DataConfig, Features, bucketed_batches, load_dev, tokenize
 
-#: Rows scored at batch 1 unless a number is given.
+#: Default number of rows that are scored at batch 1.
 ROWS_AT_BATCH_1 = 256
 
 
@@ -33,8 +33,8 @@ class ParityStage:
 
     Attributes:
         name: name in reports.
-        kind: the step between the stage before and this one; "" for the first. See `Pair.kind`.
-        open: returns its runner.
+        kind: the step from the previous stage to this one, see `Pair.kind`; "" for the first.
+        open: function that opens its runner.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ParityStage:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows to compare on, and their batches."""
+    """The rows on which stages are compared, and their batches."""
 
     features: Features
     pad_token_id: int
@@ -58,13 +58,13 @@ class Rows:
         return self.features.take(ROWS_AT_BATCH_1 if batch_size == 1 and not self.all_at_batch_1 else None)
 
     def batches(self, features: Features, batch_size: int) -> Iterator[Batch]:
-        """Yield batches sorted by length, so that rows come in the same order at every batch size."""
+        """Yield batches sorted by length, so that rows have the same order at every batch size."""
         buckets = range(1, self.max_length) if batch_size == 1 else DEFAULT_BUCKETS
         return bucketed_batches(features, batch_size, self.pad_token_id, buckets, self.max_length)
 
 
 def engines_of(paths: Sequence[str], runs_dir: str) -> list[EngineFolder]:
-    """Return the engines in `paths`, each an engine folder or a run; without paths those of the run whose engine is the newest.
+    """Return the engines in `paths`, engine folders or runs; without paths, those of the run with the newest engine.
 
     Raises:
         ConfigError: a run has no engine, or no engine was built yet.
@@ -83,10 +83,10 @@ def engines_of(paths: Sequence[str], runs_dir: str) -> list[EngineFolder]:
 
 
 def rows_of(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> Rows:
-    """Return the development rows (MNLI: of the first split), tokenized; lengths and batches cut to what the plan accepts.
+    """Return the tokenized rows of the first development split. Lengths and batches are limited to those of the plan.
 
     Raises:
-        DataError: the data are missing or carry no labels.
+        DataError: the data are missing, or lack the labels of their task.
     """
     manifest = engine.manifest
     limits = manifest.largest_shape or (max(config.batch_sizes), data.max_seq_length)
@@ -107,10 +107,10 @@ def rows_of(engine: EngineFolder, data: DataConfig, config: ParityConfig) -> Row
 
 
 def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[ParityStage], dict[str, str]]:
-    """Return the stages in the order in which a model becomes an engine and, by name, why others cannot run.
+    """Return the stages in order, and the name of each stage that cannot run -> the reason.
 
     Raises:
-        ConfigError: the engine is in no run, so that its checkpoints are not known.
+        ConfigError: the engine is in no run, or a checkpoint of the run is missing.
     """
     manifest, run = engine.manifest, engine.run
     if run is None:
@@ -118,14 +118,15 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[ParityStage], dict
     fp32, quantized = run.checkpoint("fp32"), run.checkpoint(manifest.stage)
     if fp32 is None or quantized is None:
         raise ConfigError(
-            f"{run.path} has no finished {'fp32' if fp32 is None else manifest.stage} checkpoint any more"
+            f"{run.path} has no finished {'fp32' if fp32 is None else manifest.stage} checkpoint any more; "
+            "restore run.json, or build the engine from another run"
         )
     task = rows.features.task
     stages = [
         ParityStage("torch FP32", "", lambda: ProbedTorch(checkpoints.load_finetuned(fp32, task), Precision.FP32))
     ]
     if manifest.stage != "fp32":
-        if manifest.stage == "int8":  # QAT also changes the weights; the difference due to training is separate
+        if manifest.stage == "int8":  # QAT also changes the weights, so training has its own stage
             stages.append(ParityStage("torch, quantizers off", "training", partial(_open_quantized, quantized, False)))
         stages.append(ParityStage("torch fake-quant", "quantization", partial(_open_quantized, quantized, True)))
     onnx = engine.folder / ONNX_FILE

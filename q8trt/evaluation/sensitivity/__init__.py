@@ -2,9 +2,9 @@
 
 A recipe is inserted and calibrated once. Then its quantizers are switched on one site at a time, and the logits of some
 development rows are compared with those of the same model with all quantizers off. A layer, a site name in all layers, and all
-sites together are scored in the same way. The mean squared difference of the logits ranks the sites. A metric is too coarse on a
-few hundred rows, and may even rise by chance. Rows without labels work, too: their metric is the drift from the float model, such
-as the cosine of embeddings.
+sites together are scored in the same way. The mean squared difference of the logits ranks the sites, because a metric is too
+coarse on a few hundred rows and may even rise by chance. The metric of rows without labels is the drift from the float model,
+such as the cosine of embeddings.
 """
 
 from q8trt.evaluation.sensitivity.probe import Cost, Probe, choose_rows, probe_of

@@ -1,4 +1,4 @@
-"""A sensitivity analysis from its options to its files."""
+"""Sensitivity analyses: from the options to the files of the results."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Analysis:
     Attributes:
         costs: the costs of quantizing each site alone and each layer alone.
         files: sensitivity.json and sensitivity.png.
-        placement: the sites that stay in float to keep `max_drop`; None without that bound.
-        config: the configuration of the model that was quantized.
+        placement: the sites that stay in floating point to keep `max_drop`; None without that bound.
+        config: the configuration of the quantized model.
         model: name of the model.
-        device: where it was scored: the CPU with its cores, or "cuda".
+        device: the CPU with its number of cores, or "cuda".
     """
 
     costs: Sensitivity
@@ -51,15 +51,18 @@ def analyze(
     command: Sequence[str],
     say: Callable[[str], object],
 ) -> Analysis:
-    """Score the sites and, with a bound, write the recipe that keeps it.
+    """Score the sites, write the results and, with a bound, write a recipe that keeps it.
 
     Args:
         config: checkpoint, rows and recipe.
         bound: options of the analysis.
-        output_dir: folder of the files; None for the run of the checkpoint.
-        runs_dir: folder of the files of a checkpoint that is in no run.
+        output_dir: folder of the results; None for the run of the checkpoint.
+        runs_dir: folder in which a checkpoint that is in no run gets a folder of results.
         command: words of the command line, for the record.
-        say: function that takes the lines on the recipe.
+        say: function that prints lines about the recipe.
+
+    Raises:
+        Q8TRTError: bad input, an output that may not be replaced, or no recipe within the bound.
     """
     if bound.write_recipe:
         writable_file(bound.write_recipe, "--write_recipe", overwrite=bound.overwrite)
@@ -95,9 +98,9 @@ def _check_files(folder: Path) -> None:
 
 
 def _folder(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> Path:
-    """Return the folder of the results: the checkpoint's run; for a checkpoint that is in no run, a folder of its own.
+    """Return the folder of the results: `output_dir`, else the checkpoint's run, else a folder in `runs_dir`.
 
-    The name of the folder has no time, so the same command finds the scores of an interrupted one.
+    The folder's name contains no time, so the same command finds the scores of an interrupted one.
     """
     if output_dir:
         return Path(output_dir)

@@ -1,4 +1,4 @@
-"""A quantized model whose quantizers are switched on one by one, and the effect on its logits."""
+"""The effect on a model's logits when single quantizers are switched on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Cost:
 
 
 class _Known(nn.Module):
-    """A stand-in for layers with a known output; the first of them is `layer`."""
+    """A stand-in for several layers with a known output; `layer` is the first of them."""
 
     output: Any = None
 
@@ -51,31 +51,30 @@ class _Known(nn.Module):
         self.attention_type = getattr(layer, "attention_type", None)  # ModernBERT chooses a layer's mask by it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The known output, whatever comes in."""
+        """Return the known output for any input."""
         return self.output
 
 
 class Probe:
     """A calibrated model, some rows, and the effect of quantizing any of its sites on the answers.
 
-    A site of layer k does not affect the layers below k, so their output is computed once and stored: the float output of one
-    layer for all rows, rows x tokens x hidden size x 4 bytes. Call it in the order of `start`.
-
-    The probe owns the model. Its quantizers stay as the last call switched them.
+    A site of layer k does not affect the layers below k, so their float output is computed once and stored: rows x tokens x
+    hidden size x 4 bytes. Calls are fastest in the order of `start`. The probe owns the model, whose quantizers stay as the last
+    call switched them.
 
     Args:
-        model: quantized and calibrated, with a head.
-        rows: the rows, with labels if the task has labels; they are sorted by length and padded to a multiple of 8.
-        task: has the metric.
-        pad_token_id: of the tokenizer.
-        max_length: tokens a row, at most.
-        batch_size: rows a batch.
+        model: quantized and calibrated model with a head.
+        rows: rows, with labels if the task has labels; they are sorted by length and padded to a multiple of 8.
+        task: task of the rows, which has the metric.
+        pad_token_id: padding token id of the tokenizer.
+        max_length: maximum tokens of a row.
+        batch_size: maximum rows of a batch.
 
     Attributes:
         sites: the quantized sites, in the order of computation.
-        rows: as given.
-        float_logits: (rows, num_labels) float32, with all quantizers off.
-        float_score: the task's main metric of these, a fraction.
+        rows: the rows, in their order.
+        float_logits: float32 (rows, num_labels), with all quantizers off; (tokens, outputs) of a head for tokens.
+        float_score: the task's main metric of `float_logits`, a fraction.
 
     Raises:
         DataError: no rows, or rows without labels for a task with labels.
@@ -106,14 +105,14 @@ class Probe:
         return min((self._starts[key] for key in on), default=0)
 
     def logits(self, on: Collection[str], on_progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the logits with the sites `on` quantized and no others.
+        """Return the logits with only the sites `on` quantized.
 
         Args:
             on: keys of sites.
-            on_progress: called with the number of rows after each batch.
+            on_progress: function that is called with the number of rows after each batch.
 
         Returns:
-            (rows, num_labels) float32, in the order of the rows.
+            float32 (rows, num_labels), or (tokens, outputs) of a head for tokens, in the order of the rows.
         """
         below = self.start(on)
         if below not in (0, self._below):
@@ -122,7 +121,7 @@ class Probe:
         return self._run(below, on_progress)
 
     def cost(self, on: Collection[str], on_progress: Callable[[int], None] | None = None) -> Cost:
-        """Return the effect of quantizing the sites `on` and no others; arguments as of `logits`.
+        """Return the effect of quantizing only the sites `on`. The arguments are those of `logits`.
 
         Raises:
             DataError: a logit is not finite.
@@ -146,7 +145,7 @@ class Probe:
         """Store the float output of layer `below` - 1 for each batch, instead of an earlier layer's."""
         self._switch(())
         outputs: list[Any] = []
-        latest: list[Any] = [None]  # a layer whose parameters all layers share answers once a pass
+        latest: list[Any] = [None]  # if all layers share parameters, the hook of this layer is called for each of them
         hook = self._layers[below - 1].register_forward_hook(lambda _, args, output: latest.__setitem__(0, output))
         try:
             self._run(self._below if self._below < below else 0, lambda rows: outputs.append(latest[0]))
@@ -155,7 +154,7 @@ class Probe:
         self._below, self._hidden = below, outputs
 
     def _run(self, below: int, on_progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """Return the logits of all rows with the quantizers as they are; stored outputs replace the first `below` layers."""
+        """Return the logits of all rows; stored outputs replace the first `below` layers. Quantizers are not switched."""
         layers = list(self._layers)
         chunks = []
         try:
@@ -176,7 +175,7 @@ class Probe:
 
 
 def _starts(sites: Sequence[Site]) -> dict[str, int]:
-    """Return site key -> number of layers computed before it, for all sites of a model in the order of computation."""
+    """Return site key -> number of layers before the site. `sites` are all sites of a model in the order of computation."""
     starts, passed = {}, 0
     for site in sites:
         starts[site.key] = passed if site.layer is None else site.layer
@@ -185,7 +184,7 @@ def _starts(sites: Sequence[Site]) -> dict[str, int]:
 
 
 def choose_rows(rows: Features, count: int, seed: int) -> Features:
-    """Return `count` of `rows` chosen by `seed`, in their order; all of them if there are no more.
+    """Return `count` random rows in their order, or all rows if there are fewer.
 
     For embeddings with labels, neighboring rows form a pair and stay together.
     """
@@ -199,7 +198,7 @@ def probe_of(quantized: nn.Module, rows: Features, config: FinetuneConfig, input
     """Return the probe of `quantized` on `rows`, padded and batched as in the run of `config`.
 
     Raises:
-        DataError: no rows, or no labels.
+        DataError: there are no rows, or rows lack the labels of their task.
     """
     batch, length = config.training.per_device_eval_batch_size, config.data.max_seq_length
     return Probe(quantized, rows, config.data.resolved_task, inputs.tokenizer.pad_token_id, length, batch)

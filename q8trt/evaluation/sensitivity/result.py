@@ -1,4 +1,4 @@
-"""A sensitivity measurement as JSON, as a picture and on the terminal."""
+"""The results of a sensitivity analysis as JSON, as a plot and on the terminal."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def write_result(folder: Path, measured: Sensitivity, model: str, more: dict[str
     Args:
         folder: the folder of the files; it is made if it does not exist.
         measured: the measurement.
-        model: name of the model, for title and JSON.
-        more: JSON-ready, stored before the scores: provenance, and the search for a recipe.
+        model: name of the model, for the title and the JSON file.
+        more: JSON-ready facts that are stored before the scores, such as provenance and the search for a recipe.
 
     Returns:
-        the two paths.
+        the paths of the JSON file and of the plot.
     """
     data = measured.to_dict()
     scores = data.pop("scores")
@@ -44,7 +44,7 @@ def write_result(folder: Path, measured: Sensitivity, model: str, more: dict[str
 
 
 def picture(measured: Sensitivity, model: str) -> SensitivityPlot:
-    """Return the plot of the mean squared difference of the logits, of every part."""
+    """Return the plot of the mean squared difference of the logits for every part."""
     costs = {group: {key: cost.logits_mse for key, cost in part.items()} for group, part in measured.scores.items()}
     sites = [(site, costs["sites"][site.key]) for site in measured.sites]
     return SensitivityPlot(
@@ -72,7 +72,7 @@ def _summary(measured: Sensitivity) -> str:
 
 
 def print_sensitivity(measured: Sensitivity, console: Console, model: str, device: str, most: int = 10) -> None:
-    """Print model, recipe, data and device, the `most` sensitive sites, the layers, and the cost of all sites together."""
+    """Print the model, recipe, data and device, the `most` most sensitive sites, the layers, and the cost of all sites."""
     metric, scores = measured.setup.metric, measured.scores
     say(console, "The cost of quantizing each site alone", "bold")
     recipe = str(measured.setup.recipe["name"])
@@ -94,7 +94,7 @@ def _table(title: str, costs: Sequence[tuple[str, Cost]], metric: str) -> Table:
 
 
 def placement_lines(placement: Placement, metric: str) -> list[str]:
-    """Return the number of quantized sites, their cost in `metric`, and the sites that stay in floating point."""
+    """Return two lines: the number of quantized sites with their cost, and the sites that stay in floating point."""
     count = placement.quantized + len(placement.off)
     stays = f"in float: {', '.join(placement.off)}" if placement.off else "no site had to be switched off"
     lost = f"{metric} x100 on the whole development set: {placement.drop_x100:+.2f} lost, calibrated again"

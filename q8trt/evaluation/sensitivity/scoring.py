@@ -1,4 +1,4 @@
-"""Scores of every site, layer and site name. They are saved while they are computed, so a measurement can be stopped."""
+"""Scores of every site, layer and site name. They are saved while they are computed, so a measurement can be continued."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMAT = 1
 RESULT_FILE = "sensitivity.json"
 #: File of the scores of an unfinished measurement.
 PARTIAL_FILE = "sensitivity.partial.json"
-#: Seconds between two writes of the scores so far.
+#: Minimum seconds between two writes of the scores.
 SAVE_SECONDS = 5.0
 
 #: Group ("everything", "names", "layers", "sites") -> key -> cost.
@@ -50,11 +50,7 @@ class Part:
 
 
 def parts(sites: Sequence[Site]) -> tuple[Part, ...]:
-    """Everything, each site name that layers have, each layer, and each site.
-
-    Args:
-        sites: the quantized sites of a model.
-    """
+    """Return the parts to score of the quantized sites of a model: all sites, each site name, each layer, and each site."""
     layers: dict[str, list[str]] = {}
     names: dict[str, list[str]] = {}
     for site in sites:
@@ -71,9 +67,9 @@ def parts(sites: Sequence[Site]) -> tuple[Part, ...]:
 
 @dataclass(frozen=True)
 class Setup:
-    """The rows, metric and recipe of a measurement; `recipe` is JSON-ready. Without labels the metric is a drift from FP32.
+    """The rows, metric and recipe of a measurement. `recipe` is JSON-ready. Without labels, the metric is a drift from FP32.
 
-    `questions` is the number of questions whose windows the rows are; None for rows that are no windows.
+    If the rows are windows of questions, `questions` is the number of questions; else None.
     """
 
     task: str
@@ -105,7 +101,7 @@ class Sensitivity:
     Attributes:
         setup: rows, metric and recipe.
         sites: the quantized sites, in the order of computation.
-        fingerprint: SHA-256 over everything that decides the scores; equal fingerprints mean equal scores.
+        fingerprint: SHA-256 of everything that decides the scores.
         float_score_x100: the main metric of the float model on the rows, x100.
         scores: group -> key -> cost; see `Part`.
     """
@@ -118,7 +114,7 @@ class Sensitivity:
 
     @property
     def ranking(self) -> tuple[str, ...]:
-        """Keys of the sites, the most harmful first."""
+        """The keys of the sites, the most harmful first."""
         sites = self.scores["sites"]
         return tuple(sorted(sites, key=lambda key: -sites[key].logits_mse))
 
@@ -143,11 +139,11 @@ def measure(
         config: the recipe, and the seed that chooses the rows.
         inputs: tokenized rows.
         folder: the folder of the files; it is made if it does not exist.
-        samples: rows to score on.
+        samples: maximum number of rows to score on.
 
     Raises:
         DataError: there are no development rows, rows lack the labels of their task, or a logit is not finite.
-        InterruptedRunError: Ctrl-C; the scores so far are saved.
+        InterruptedRunError: Ctrl-C. The finished scores are saved.
     """
     split, dev = next(iter(inputs.dev.items()))
     rows = choose_rows(dev, samples, config.training.seed)
@@ -174,7 +170,7 @@ def measure(
 
 
 def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows: Features) -> str:
-    """Return a hash of weights, recipe, calibration and rows. Calibrated ranges are left out: their last bits may vary."""
+    """Return a hash of weights, recipe, calibration and rows, without calibrated ranges, whose last bits may vary."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -187,11 +183,11 @@ def _fingerprint(model: nn.Module, config: FinetuneConfig, inputs: Inputs, rows:
 
 
 def _stored_scores(folder: Path, fingerprint: str) -> Scores:
-    """Return the scores of the same measurement in `folder`; empty if there are none."""
+    """Return the scores in `folder` of a measurement with the same fingerprint; {} if there are none."""
     for name in (PARTIAL_FILE, RESULT_FILE):
         try:
             stored = files.decode(Stored, files.read_json(folder / name), partial=True)
-        except (OSError, ValueError):  # missing, or of another measurement: everything is scored again
+        except (OSError, ValueError):  # missing, or not readable: everything is scored again
             continue
         if stored.fingerprint == fingerprint:
             return stored.scores
@@ -199,7 +195,7 @@ def _stored_scores(folder: Path, fingerprint: str) -> Scores:
 
 
 def _score(probe: Probe, begun: Sensitivity, folder: Path) -> Scores:
-    """Return the scores of all parts; those of `begun` are taken over."""
+    """Return the scores of all parts; only those that `begun` lacks are computed."""
     all_parts, scores = parts(probe.sites), begun.scores
     left = [part for part in all_parts if part.key not in scores.get(part.group, {})]
     saved = time.monotonic()
@@ -215,8 +211,8 @@ def _score(probe: Probe, begun: Sensitivity, folder: Path) -> Scores:
         except KeyboardInterrupt:
             files.write_json(folder / PARTIAL_FILE, begun.to_dict())
             raise InterruptedRunError(
-                f"stopped after {sum(map(len, scores.values()))} of {len(all_parts)} scores; they are kept: give the "
-                "same command again to go on"
+                f"stopped after {sum(map(len, scores.values()))} of {len(all_parts)} scores, which are saved; run the same "
+                "command again to continue"
             ) from None
     return {
         group: {part.key: scores[group][part.key] for part in all_parts if part.group == group}

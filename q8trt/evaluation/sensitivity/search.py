@@ -30,7 +30,7 @@ class Placement:
 
     Attributes:
         recipe: the recipe.
-        off: keys of the sites that it moves to floating point, the most harmful first.
+        off: keys of the sites that it leaves in floating point, the most harmful first.
         quantized: number of quantized sites.
         drop_x100: the task's main metric of the float model minus that of the model quantized and calibrated by this
             recipe, x100, on the development set; the larger one of two development sets.
@@ -42,7 +42,7 @@ class Placement:
     drop_x100: float
 
     def to_dict(self, max_drop_x100: float) -> dict[str, Any]:
-        """Return it JSON-ready, with the bound that it keeps to."""
+        """Return the placement and its bound as JSON-ready data."""
         figures = {"max_drop_x100": max_drop_x100, "drop_x100": self.drop_x100, "quantized_sites": self.quantized}
         return {**figures, "in_float": list(self.off), "recipe": self.recipe.to_dict()}
 
@@ -52,11 +52,11 @@ def fewest_off(sites: int, drop: Callable[[int], float], bound: float) -> int | 
 
     Args:
         sites: number of sites.
-        drop: function: number of the most harmful sites that are off -> loss. It should not grow, but need not be monotonic.
+        drop: function from the number of the most harmful sites that are off to the loss. It need not be monotonic.
         bound: maximum loss.
 
     Returns:
-        the count, from 0 to sites - 1, or None if even one site alone loses more than `bound`.
+        the count, from 0 to sites - 1, or None if the least harmful site alone loses more than `bound`.
     """
     if drop(0) <= bound:
         return 0
@@ -70,13 +70,13 @@ def fewest_off(sites: int, drop: Callable[[int], float], bound: float) -> int | 
 
 
 def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], max_drop_x100: float) -> Recipe:
-    """Return `recipe` with the sites `off` in float; itself if there are none.
+    """Return `recipe` with the sites `off` in floating point; `recipe` itself if there are none.
 
     Args:
-        recipe: quantizes all of `off`.
-        sites: of the model.
+        recipe: a recipe that quantizes all of `off`.
+        sites: the sites of the model.
         off: keys of sites.
-        max_drop_x100: for the name and the description.
+        max_drop_x100: the bound, for the name and the description.
     """
     if not off:
         return recipe
@@ -88,7 +88,7 @@ def recipe_without(recipe: Recipe, sites: Sequence[Site], off: Collection[str], 
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return `recipe` as YAML with a line per site; `load_recipe` reads the same recipe back."""
+    """Return `recipe` as YAML with a line for each site, from which `load_recipe` reads the same recipe."""
     data = {key: value for key, value in recipe.to_dict().items() if value is not None}
     data["sites"] = {key: _file_spec(key, spec, recipe.sites) for key, spec in data["sites"].items()}
     text = yaml.safe_dump(data, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
@@ -98,7 +98,7 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def _file_spec(key: str, spec: dict[str, Any], sites: Mapping[str, QuantizerSpec]) -> dict[str, Any]:
-    """Return the entry of a site in a recipe file; for a site of one layer that is only switched off, just that."""
+    """Return the entry of a site in a recipe file, without values that are inherited or defaults."""
     named = re.fullmatch(r"layer\.\d+\.(.+)", key)
     if named:
         inherited = sites.get(named.group(1))
@@ -116,21 +116,21 @@ def meet(
     measured: Sensitivity,
     max_drop: float,
 ) -> Placement:
-    """Return the recipe of `config` with as few sites in floating point as keep the drop within `max_drop`.
+    """Return the recipe of `config` with the fewest sites in floating point that keep the drop within `max_drop`.
 
-    The drop is measured on the whole development set: first with quantizers of `quantized` off, then, for the
-    resulting recipe, with the float model quantized and calibrated again.
+    The drop is measured on the whole development set: first with quantizers of `quantized` switched off, then with the float
+    model quantized and calibrated again by the resulting recipe.
 
     Args:
         model: the float model.
-        quantized: as `measure` takes it.
-        config: the recipe.
+        quantized: a quantized and calibrated copy of `model`, as in `measure`.
+        config: the configuration with the recipe.
         inputs: tokenized rows.
-        measured: ranks the sites.
-        max_drop: of the task's main metric, x100.
+        measured: the result of `measure`, which ranks the sites.
+        max_drop: maximum drop of the task's main metric, x100.
 
     Raises:
-        QuantizationError: even one site alone loses more.
+        QuantizationError: the least harmful site alone loses more.
         DataError: a logit is not finite.
     """
     ranking, splits, metric = measured.ranking, list(inputs.dev.values()), config.data.resolved_task.main_metric
@@ -146,9 +146,7 @@ def meet(
         recipe = recipe_without(config.recipe, probes[0].sites, ranking[:off], max_drop)
         fresh, _ = quantize(model, replace(config, recipe=recipe), inputs)  # type: ignore[arg-type]
         drop = _drop([probe_of(fresh, rows, config, inputs) for rows in splits], ranking[off:])
-        if (
-            drop <= max_drop
-        ):  # usually the first try succeeds, because the range of a site does not depend on the other sites
+        if drop <= max_drop:  # usually at the first try, because the range of a site does not depend on other sites
             return Placement(recipe, ranking[:off], len(ranking) - off, drop)
     raise QuantizationError(
         f"calibrated again, even {ranking[-1]} alone loses more than --max_drop {max_drop:g}; allow more"
