@@ -229,7 +229,7 @@ def test_gate_of_int8_alone_counts_from_torchs_score(
             ["--max_drop", "1"],
             "--max_drop compares INT8 and FP16 engines with FP32, but all engines are FP32",
         ),
-        (["fp32"], ["--min_speedup", "1"], "--min_speedup judges INT8 and FP16 engines"),
+        (["fp32"], ["--min_speedup", "1"], "--min_speedup compares INT8 and FP16 engines"),
         (["int8"], ["--min_speedup", "1"], "--min_speedup needs an FP32 engine"),
         (["fp32", "int8"], ["--no_accuracy", "--max_drop", "1"], "--max_drop needs the score"),
         (["fp32", "int8"], ["--min_speedup", "0"], "--min_speedup 0.0, expected a positive factor"),

@@ -611,7 +611,7 @@ def test_ctrl_c_says_how_to_go_on(
     with monkeypatch.context() as patch:
         Counting(patch, 7)
         assert run_command("calibrate", given) == 130
-    assert capsys.readouterr().err.startswith("calibrate: stopped after 7 of 48 scores; they are kept")
+    assert capsys.readouterr().err.startswith("calibrate: stopped after 7 of 48 scores, which are saved")
     with monkeypatch.context() as patch:
         counting = Counting(patch)
         assert run_command("calibrate", given) == 0
