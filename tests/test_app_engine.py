@@ -183,10 +183,10 @@ def test_no_items_have_no_answers(engine: Engine) -> None:
             "one text",
             InputError,
             None,
-            r"a list of items is expected, not str 'one text'; for one give \[\(text, other\)\]",
+            r"expected a list of items, got str 'one text'; for one item give \[\(text, other\)\]",
         ),
-        (3, InputError, None, "a list of items is expected, not int 3"),
-        ([("a", "\ud800")], InputError, 0, r"item 0: the text '\\ud800' holds half a surrogate pair"),
+        (3, InputError, None, "expected a list of items, got int 3"),
+        ([("a", "\ud800")], InputError, 0, r"item 0: the text '\\ud800' contains half a surrogate pair"),
     ],
 )
 def test_bad_items_of_a_pair_task(engine: Engine, items: object, kind: type, index: int | None, message: str) -> None:
@@ -256,13 +256,13 @@ class OnOther:
 
 
 WRONG = {
-    "no dict": (lambda: [1, 2], r"run takes a dict of arrays by name, \['input_ids', .*\]; got list"),
+    "no dict": (lambda: [1, 2], r"expected a dict of arrays by name, \['input_ids', .*\]; got list"),
     "missing": (lambda: {"input_ids": arrays()["input_ids"]}, r"needs the arrays .*; \['attention_mask', 'token_type_ids'\]"),
-    "dtype": (lambda: arrays(dtype=np.float32), "input_ids is float32; token arrays are of integers, such as int32"),
-    "strings": (lambda: arrays() | {"input_ids": "text"}, "input_ids is <U4; token arrays are of integers"),
+    "dtype": (lambda: arrays(dtype=np.float32), "input_ids is float32; expected integers, such as int32"),
+    "strings": (lambda: arrays() | {"input_ids": "text"}, "input_ids is <U4; expected integers"),
     "shapes": (lambda: arrays() | {"attention_mask": np.ones((3, 8), int)}, r"share one shape .*'attention_mask': \(3, 8\)"),
-    "rank": (lambda: arrays((7,)), r"share one shape \(batch, sequence\), none of it 0; got .*\(7,\)"),
-    "none": (lambda: arrays((0, 7)), r"none of it 0; got .*\(0, 7\)"),
+    "rank": (lambda: arrays((7,)), r"share one shape \(batch, sequence\) without 0; got .*\(7,\)"),
+    "none": (lambda: arrays((0, 7)), r"without 0; got .*\(0, 7\)"),
     "positions": (lambda: arrays((1, 65)), "65 tokens, but the model has 64 positions"),
     "vocabulary": (lambda: arrays() | {"input_ids": np.full((3, 7), 99999)}, "input_ids from 99999 to 99999; expected 0 to "),
     "negative": (lambda: arrays() | {"input_ids": np.full((3, 7), -1)}, "input_ids from -1 to -1; expected 0 to "),

@@ -72,7 +72,7 @@ def test_a_label_and_the_probability_of_each(engine: StandIn) -> None:
 def test_columns_of_the_input_are_never_overwritten(engine: StandIn) -> None:
     summary = score(engine, "sentence1,sentence2,score\na,b,gold\n")
     assert rows(summary.output) == [["sentence1", "sentence2", "score", "predicted_score"], ["a", "b", "gold", "2.001"]]
-    with pytest.raises(DataError, match="column 'predicted_score' is there already, and would be overwritten"):
+    with pytest.raises(DataError, match="column 'predicted_score' exists already, and would be overwritten"):
         score(engine, "sentence1,sentence2,score,predicted_score\na,b,c,d\n", output="other.csv")
 
 
@@ -175,11 +175,11 @@ def test_json_lines_keep_every_key(engine: StandIn) -> None:
     assert rejected(summary) == [
         (3, "column 'sentence2' is missing"),
         (4, "column 'sentence2' has no value"),
-        (5, "column 'sentence1' holds 5, expected a string"),
-        (6, "key 'score' would be overwritten by the answer; the first row has none of that name"),
+        (5, "column 'sentence1' is 5, expected a string"),
+        (6, "key 'score' would be overwritten by the answer; the first row has no such key"),
         (7, "a JSON list, expected one object a line"),
         (9, "not JSON: Input data was truncated"),
-        (10, "half of a surrogate pair, which is no character"),
+        (10, "half of a surrogate pair, which is not a character"),
         (11, "it is nested more than 64 levels deep"),
     ]
 
@@ -227,7 +227,7 @@ def test_every_row_once_and_in_order_whatever_the_chunk(engine: StandIn, number:
         ("\na,b\n", "in.csv", "in.csv:1: empty; expected a header"),
         ('"a', "in.csv", "in.csv:1: not CSV: unexpected end of data; expected a header"),
         (b"\xff", "in.tsv", "in.tsv:1: not UTF-8: invalid start byte; expected a header"),
-        ("a,a\n", "in.csv", "in.csv:1: column 'a' is there twice"),
+        ("a,a\n", "in.csv", "in.csv:1: column 'a' occurs twice"),
         (
             "a,b\n1,2\n",
             "in.csv",
@@ -259,7 +259,7 @@ def test_a_file_that_is_not_there(engine: StandIn) -> None:
             "b.txt",
             r"--output b\.txt ends in '\.txt'; expected one of \.csv, \.tsv, \.jsonl; for embeddings also",
         ),
-        ("a.csv", "b.tsv", "texts may hold tabs"),
+        ("a.csv", "b.tsv", "texts may contain tabs"),
         ("a.csv", "./a.csv", "is the input"),
     ],
 )

@@ -86,7 +86,7 @@ def message(job: Job, **options: bool) -> str:
 
 def test_an_input_of_the_same_size_and_time_that_is_another(stopped: Job) -> None:
     changed(stopped.source, lambda data: data.replace(b"\nc", b"\ne", 1))
-    assert "out.csv.partial is unfinished, and of a job with another input" in message(stopped)
+    assert "out.csv.partial is unfinished, and its job has another input" in message(stopped)
     stopped.run("new.csv")
     stopped.run(overwrite=True)
     assert stopped.results() == stopped.results("new.csv") != stopped.results("whole.csv")

@@ -117,7 +117,10 @@ def test_a_folder_by_the_name_of_a_side_file(job: Job, ending: str) -> None:
 def test_rejected_rows_of_an_earlier_job_need_overwrite_and_stay_until_the_end(job: Job) -> None:
     job.run()
     job.path().unlink()
-    assert "rejected.csv is there already, of an earlier job; move it away, or --overwrite replaces it" in refusal(job)
+    assert (
+        "rejected.csv exists already, from an earlier job; move it away, or add --overwrite to replace it"
+        in refusal(job)
+    )
     old = job.path(".rejected.csv").read_bytes()
     job.stop(overwrite=True, chunk_rows=5)
     assert job.path(".rejected.csv").read_bytes() == old
@@ -172,7 +175,7 @@ def test_an_input_that_cannot_be_read(job: Job, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("length", [231, 250, 300])
 def test_names_that_are_too_long(job: Job, length: int) -> None:
     name = "n" * (length - 4) + ".csv"
-    assert "is too long a name; give one of 230 bytes or fewer" in refusal(job, output=f"new/{name}")
+    assert "is too long; give a name of 230 bytes or fewer" in refusal(job, output=f"new/{name}")
     assert not (job.folder / "new").exists()
     if length > 255:
         assert "cannot be read: File name too long" in refusal(job, job.folder / name)

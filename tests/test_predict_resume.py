@@ -140,7 +140,7 @@ def interrupted(source: Path) -> Path:
 
 def test_another_job_does_not_go_on(source: Path) -> None:
     interrupted(source)
-    match = "is unfinished, and of a job with another {}; finish that one first, or start over with --overwrite"
+    match = "is unfinished, and its job has another {}; finish that job first, or start over with --overwrite"
     with pytest.raises(ConfigError, match=match.format("chunk size")):
         run(source, "out.csv", chunk_rows=5)
     with pytest.raises(ConfigError, match=match.format("text columns")):
@@ -195,7 +195,7 @@ def test_an_output_that_lost_its_end(source: Path, ending: str) -> None:
     """As after a power cut, which may keep the note and lose what it is about."""
     interrupted(source)
     source.with_name(f"out.csv{ending}").write_bytes(b"")
-    with pytest.raises(ConfigError, match=rf"out\.csv{ending} is not as out\.csv\.state\.json says: it was damaged or"):
+    with pytest.raises(ConfigError, match=rf"out\.csv{ending} differs from its record in out\.csv\.state\.json; start"):
         run(source, "out.csv")
 
 

@@ -75,7 +75,7 @@ def test_guessed_columns_are_told(engine: StandIn, caplog: pytest.LogCaptureFixt
     caplog.set_level("INFO", "q8trt")
     score(engine, "premise,hypothesis\na,b\n")
     assert caplog.messages == [
-        "columns scored: premise, hypothesis, chosen by name: the engine does not say which it was trained on"
+        "columns scored: premise, hypothesis, chosen by name, because the engine does not record its text columns"
     ]
     caplog.clear()
     score(engine, "premise,hypothesis\na,b\n", overwrite=True, text_columns=("premise", "hypothesis"))
@@ -182,10 +182,10 @@ def extra(value: str) -> str:
         (extra("1e400"), "number out of range"),
         (extra("9" * 30), "it holds a whole number that does not fit 64 bits"),
         (extra("9" * 5000), "integer value out of range"),
-        ('{"sentence1": "a", "sentence2": "b", "sentence1": "c"}', "key 'sentence1' is there twice"),
-        (extra('[{"y": 1, "y": 2}]'), "key 'y' is there twice"),
-        ('{"sentence1": "\\ud83d", "sentence2": "b"}', "half of a surrogate pair, which is no character"),
-        ('{"sentence1": "\\ude00", "sentence2": "b"}', "half of a surrogate pair, which is no character"),
+        ('{"sentence1": "a", "sentence2": "b", "sentence1": "c"}', "key 'sentence1' occurs twice"),
+        (extra('[{"y": 1, "y": 2}]'), "key 'y' occurs twice"),
+        ('{"sentence1": "\\ud83d", "sentence2": "b"}', "half of a surrogate pair, which is not a character"),
+        ('{"sentence1": "\\ude00", "sentence2": "b"}', "half of a surrogate pair, which is not a character"),
         (extra("[" * 70 + "]" * 70), "it is nested more than 64 levels deep"),
         (extra("[" * 100_000), "it is nested more than 64 levels deep"),
         (extra(f"[{'0,' * 100_000}0]"), "it holds more than 100,000 values"),

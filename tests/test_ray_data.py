@@ -186,7 +186,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     actor = EngineActor(str(write_real_engine(tmp_path / "engine")), threads=1)
     with pytest.raises(DataError, match="no column 'sentence1' and 'sentence2'"):
         actor(pyarrow.table({"text": ["cat"]}))
-    with pytest.raises(ConfigError, match="column 'rejected' is there already"):
+    with pytest.raises(ConfigError, match="column 'rejected' exists already"):
         actor(pyarrow.table({"sentence1": ["cat"], "sentence2": ["dog"], "rejected": [1]}))
     with pytest.raises(ConfigError, match="workers must be 1 or more, got 0"):
         score(None, tmp_path, workers=0)  # type: ignore[arg-type]

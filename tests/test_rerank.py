@@ -136,8 +136,8 @@ def test_a_reranker_from_its_folder_to_ranked_documents(quantized: Any, tmp_path
         assert asyncio.run(engine.apredict((QUERY, TEXTS[0]))) == pytest.approx(scores[0], abs=1e-6)
         refused = [
             ((QUERY, TEXTS, 0), ConfigError, "top_k must be 1 or more, got 0"),
-            ((" ", TEXTS), InputError, "the query ' ' is no text, or empty"),
-            ((QUERY, "a text"), InputError, "a list of documents is expected, not str"),
+            ((" ", TEXTS), InputError, "the query ' ' is not a text, or is empty"),
+            ((QUERY, "a text"), InputError, "expected a list of documents, got str"),
             ((QUERY, ["a", ""]), InputError, "item 1: the text is empty"),
         ]
         for arguments, kind, message in refused:
@@ -179,7 +179,7 @@ def test_the_order_is_that_of_logits_where_sigmoids_are_equal(tmp_path: Path, mo
 
 def test_an_engine_of_labels_does_not_rank(tmp_path: Path) -> None:
     folder = engine_folder(tmp_path / "engine", TASKS["single"])
-    with q8trt.Engine.load(folder, device="cpu") as engine, pytest.raises(ConfigError, match="rank takes a reranker"):
+    with q8trt.Engine.load(folder, device="cpu") as engine, pytest.raises(ConfigError, match="rank needs a reranker"):
         engine.rank("a", ["b"])
 
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_tagged(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         for items, message in (
             (["a", " "], "item 1: the text is empty"),
             (["a", "b " * 600_000], "item 1: 1,200,000 characters, expected 1,048,576 at most"),
-            ("a dog", "a list of items is expected"),
+            ("a dog", "expected a list of items"),
         ):
             with pytest.raises(InputError, match=message):
                 engine.tag(items)
@@ -175,6 +175,10 @@ def test_spans_in_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert set(row) == {"id", "text", "spans"}
     table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["spans"] for row in table] == [row["spans"] for row in rows]
+    for name in ("out.jsonl", "out.parquet", "out.csv"):
+        words = ["predict", "--engine", str(folder), "--input", str(path), "--output", str(tmp_path / name)]
+        assert main([*words, "--device", "cpu"]) == 2
+        assert main([*words, "--device", "cpu", "--overwrite"]) == 0, capsys.readouterr().err
     assert main(["predict", "--engine", str(folder), "--input", str(path), "--output", str(tmp_path / "out.npy")]) == 2
     assert "out.npy" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The runtime of apps: `Engine` opens an engine folder and answers texts, without torch. `inference.files` scores files."""
+"""Inference without torch: `Engine` opens an engine folder and answers texts, and `inference.files` scores files."""
 
 from q8trt.inference.answers import THRESHOLD, Answer, LabelSet
 from q8trt.inference.engine import Engine

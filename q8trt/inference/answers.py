@@ -1,4 +1,4 @@
-"""Logits -> the task's answers: a score, a label with the probability of each, or any number of labels."""
+"""Answers of a task from logits: a score, a label with probabilities, or a set of labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from q8trt.errors import ConfigError
 from q8trt.tasks.heads import HeadKind
 from q8trt.tasks.metrics import sigmoid
 
-#: Probability above which an item has a label.
+#: Default probability above which an item has a label.
 THRESHOLD = 0.5
 
 
@@ -20,7 +20,7 @@ class Answer:
     """The answer of a classifier to one item.
 
     Attributes:
-        label: the most probable label; the first one of equals.
+        label: the most probable label; the first one if several are equal.
         probabilities: label -> probability, in the order of the logits; they sum to 1.
     """
 
@@ -38,8 +38,8 @@ class LabelSet:
     """The answer of a multi-label classifier to one item, which may have any number of labels.
 
     Attributes:
-        probabilities: label -> probability, in the order of the logits; each from 0 to 1 by itself.
-        threshold: the item has the labels whose probability is above it.
+        probabilities: label -> probability, in the order of the logits. Each is from 0 to 1, and they need not sum to 1.
+        threshold: probability above which the item has a label.
 
     Raises:
         ConfigError: the threshold is not from 0 to 1.
@@ -58,7 +58,7 @@ class LabelSet:
 
 
 def check_threshold(threshold: float | None, kind: HeadKind = HeadKind.MULTI_LABEL_CLASSIFICATION) -> float:
-    """Return the threshold, `THRESHOLD` for None. Raises ConfigError if it is not from 0 to 1, or `kind` takes none."""
+    """Return the threshold, `THRESHOLD` for None. Raises ConfigError if it is not from 0 to 1 or does not apply to `kind`."""
     if threshold is None:
         return THRESHOLD
     if kind is not HeadKind.MULTI_LABEL_CLASSIFICATION:
@@ -73,17 +73,17 @@ def check_threshold(threshold: float | None, kind: HeadKind = HeadKind.MULTI_LAB
 def answers(
     logits: np.ndarray, task: TaskInfo, kind: HeadKind | None = None, threshold: float = THRESHOLD
 ) -> list[float] | list[Answer] | list[LabelSet]:
-    """Return one answer for each row of `logits` (rows, labels).
+    """Return one answer for each row of logits.
 
     Args:
-        logits: float32.
-        task: the engine's.
-        kind: of the engine's head; None for a classification of one label, or a regression.
+        logits: float32 (rows, labels).
+        task: the engine's task.
+        kind: kind of the engine's head; None for a classification with one label, or a regression.
         threshold: see `LabelSet`.
 
     Returns:
-        for a regression or a reranker the score, see `scores_of`; for a classification an `Answer`; for a multi-label
-        classification a `LabelSet`.
+        scores of a regression or a reranker, see `scores_of`; an `Answer` for each row of a classification; a `LabelSet` for
+        each row of a multi-label classification.
     """
     if task.is_regression:
         return scores_of(logits[:, 0], task)
@@ -101,8 +101,8 @@ def answers(
 
 
 def scores_of(logits: np.ndarray, task: TaskInfo) -> list[float]:
-    """Return the score of each logit (rows,): the logit, or its sigmoid if the task's `activation` is a sigmoid.
+    """Return the score of each of the logits (rows,): the logit, or its sigmoid if the task's `activation` is a sigmoid.
 
-    A logit may be a little outside the range of the labels that the model was trained on.
+    A logit may be slightly outside the range of the training labels.
     """
     return [float(score) for score in (sigmoid(logits) if task.activation == "sigmoid" else logits)]

@@ -1,4 +1,4 @@
-"""Token ids -> logits and answers, in batches of like lengths whose sizes the model takes."""
+"""Batches of token ids of similar length, and their logits and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from q8trt.inference.text import Tokens
 from q8trt.tasks.data.batches import DEFAULT_BUCKETS, Batch, Tokenized, bucketed_batches, restore_order, restore_tokens
 from q8trt.tasks.scoring import split_rows
 
-#: Default rows of a batch. A GPU needs many; a CPU is as fast with few, and pads less.
+#: Default rows of a batch. A GPU needs many rows. A CPU is as fast with few, and pads less.
 _ROWS_OF_PLAN, _ROWS_ON_CPU = 32, 8
 
 T = TypeVar("T")
@@ -34,9 +34,9 @@ class BatchLimits:
 
     Attributes:
         max_length: maximum tokens of an example; longer ones are cut.
-        buckets: lengths that batches are padded to, ascending; the last one holds `max_length`.
+        buckets: ascending lengths in tokens to which batches are padded; the last one is at least `max_length`.
         batch_size: maximum rows of a batch.
-        min_batch: minimum rows of a batch; above 1 only if a plan does not accept fewer.
+        min_batch: minimum rows of a batch, above 1 only if a plan does not accept fewer.
     """
 
     max_length: int
@@ -45,7 +45,7 @@ class BatchLimits:
     min_batch: int = 1
 
     def fill(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Return `arrays` with the last row repeated until there are `min_batch`."""
+        """Return `arrays` (B, S) with the last row repeated until there are `min_batch` rows."""
         missing = self.min_batch - len(arrays["input_ids"])
         if missing <= 0:
             return arrays
@@ -57,13 +57,13 @@ def batch_limits(
 ) -> BatchLimits:
     """Return the limits of an engine.
 
-    On every runtime, an example is at most as long as training and the plan allow, so all runtimes give the same answers.
+    All runtimes cut examples at the length that training and the plan allow, so they give the same answers.
 
     Args:
-        manifest: the engine's.
+        manifest: the engine's manifest.
         fixed_shapes: whether the runtime accepts only the shapes of the plan's profiles.
-        buckets: lengths to pad to. None: those of the profiles and the usual ones between them; with free shapes, rows
-            are padded only to the longest one.
+        buckets: ascending lengths in tokens to which batches are padded. None for those of the profiles and the default ones
+            between them or, with free shapes, for the longest row of each batch.
         batch_size: maximum rows of a batch; None for the default.
 
     Raises:
@@ -93,7 +93,7 @@ def batch_limits(
 
 def _default_buckets(profiles: Sequence[ShapeProfile], longest: int, batch: int) -> tuple[int, ...]:
     if not profiles:
-        return tuple(range(1, longest + 1))  # any length runs as it is, and padding is work
+        return tuple(range(1, longest + 1))  # every length can run, and padding would cost time
     lengths = {*DEFAULT_BUCKETS, longest, *(profile.max[1] for profile in profiles)}
     taken = sorted(length for length in lengths if covering(profiles, (batch, length)) is not None)
     enough = next((length for length in taken if length >= longest), None)
@@ -103,15 +103,15 @@ def _default_buckets(profiles: Sequence[ShapeProfile], longest: int, batch: int)
 
 
 class BatchedModel:
-    """A model that answers any number of rows, in batches, from any thread.
+    """A model that answers any number of rows in batches. It is safe to use from many threads.
 
-    It has no reference to the `Engine`, because the batch thread holds it. So an engine without references is collected.
+    The batch thread refers to this object, so it must not refer to the `Engine`, which could not be collected then.
 
     Args:
         pool: the runners.
-        manifest: the engine's.
+        manifest: the engine's manifest.
         limits: lengths and batch sizes.
-        contexts: batches of one call that run at the same time.
+        contexts: number of batches of one call that run at the same time.
     """
 
     def __init__(self, pool: RunnerPool, manifest: Manifest, limits: BatchLimits, contexts: int) -> None:
@@ -120,7 +120,11 @@ class BatchedModel:
         self._task, self._pad_token_id, self._contexts = manifest.task, manifest.model.pad_token_id, contexts
 
     def answers(self, rows: list[Row]) -> list[Any]:
-        """Return the outputs of each row: an embedding, logits (tokens, outputs), the logit of a score, or a label's answer."""
+        """Return the answer to each row.
+
+        It is an embedding (dimension,), logits (tokens, outputs) of a head for tokens, a logit (1,) of a score, an `Answer`
+        or a `LabelSet`.
+        """
         types = [types for _, types in rows if types is not None]
         tokens = Tokens([ids for ids, _ in rows], types or None, 0)
         logits = self.logits(tokens)
@@ -129,7 +133,7 @@ class BatchedModel:
         return answers(logits, self._task, self._kind) if self._kind.has_labels else list(logits)
 
     def logits(self, tokens: Tokenized) -> np.ndarray:
-        """Return float32 logits in order: (rows, outputs), or (tokens, outputs) of a head that answers each token."""
+        """Return float32 logits in order: (rows, outputs), or (tokens, outputs) of a head for tokens."""
         limits = self.limits
         batches = bucketed_batches(tokens, limits.batch_size, self._pad_token_id, limits.buckets)
         if len(tokens) <= limits.batch_size:
@@ -140,14 +144,14 @@ class BatchedModel:
         return restore_tokens(chunks, masks, indices) if chunks[0].ndim == 3 else restore_order(chunks, indices)
 
     def _infer(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the logits of a batch, its mask, and the places of its rows."""
+        """Return the logits of a batch, its attention mask, and the indices of its rows."""
         with self.pool.runner() as runner:
             logits = runner.infer(self.limits.fill(batch.arrays))[: len(batch.indices)]
             return logits, batch.arrays["attention_mask"], batch.indices
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
-    """Return `function` of each item, in order, from `workers` threads. It draws few items before they are needed."""
+    """Apply `function` to each item in `workers` threads, and return the results in order. At most 2 * `workers` items wait."""
     done: list[R] = []
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as threads:

@@ -1,4 +1,4 @@
-"""Check a manifest against its tokenizer and model, and the token arrays of an app against a manifest."""
+"""Checks of a manifest against its tokenizer and model, and of an app's token arrays against the manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from q8trt.inference.pool import RunnerPool
 from q8trt.runtime.tensorrt.device_arrays import is_on_device, shape_of
 from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE
 
-#: The longest sequence of the trial batch. It must take only milliseconds.
+#: Maximum length of the trial batch in tokens, so that it takes only milliseconds.
 _TRIED = 512
 
 
@@ -42,9 +42,10 @@ def check_tokenizer(folder: Path, manifest: Manifest, tokenizer: Any) -> None:
 
 
 def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: BatchLimits, vocabulary: int) -> None:
-    """Run one batch of the longest length with the last token of the vocabulary; raise EngineError if it does not fit.
+    """Run a trial batch; raise EngineError if the model does not fit the manifest and the tokenizer.
 
-    A runtime that does not check ids gets the shortest length and padding. It would read outside its embedding table.
+    The batch has the longest length, up to `_TRIED`, and the last token of the vocabulary. For a runtime that does not check
+    ids, it has the shortest length and padding, because another id could be outside the embedding table.
     """
     names, outputs = pool.first.input_names, manifest.model.num_labels
     if set(names) != set(manifest.inputs):
@@ -75,27 +76,27 @@ def check_model(folder: Path, manifest: Manifest, pool: RunnerPool, limits: Batc
 def check_arrays(arrays: Mapping[str, Any], manifest: Manifest, in_place: bool, vocabulary: int) -> dict[str, Any]:
     """Return the arrays that the model reads: host arrays as checked NumPy arrays, GPU arrays unchanged.
 
-    The runner checks GPU arrays, except for their values, because that would wait for the GPU.
+    The runner checks GPU arrays, but not their values, because that would wait for the GPU.
 
     Args:
         arrays: arrays by name; names that are not inputs of the model are ignored.
-        manifest: the engine's.
+        manifest: the engine's manifest.
         in_place: whether the runner reads arrays on a GPU.
         vocabulary: rows of the embedding table.
 
     Raises:
-        ArrayError: one is missing or not of integers, they do not share one shape (batch, sequence), a value is not a token,
-            or one is on a GPU and the engine is not.
+        ArrayError: an array is missing, does not contain integers, or is on a GPU while the engine is not; the arrays do not
+            share one shape (batch, sequence); or a value is out of range.
     """
     if not isinstance(arrays, Mapping):
-        raise ArrayError(f"run takes a dict of arrays by name, {manifest.inputs}; got {type(arrays).__name__}")
+        raise ArrayError(f"expected a dict of arrays by name, {manifest.inputs}; got {type(arrays).__name__}")
     if missing := [name for name in manifest.inputs if name not in arrays]:
         raise ArrayError(f"the model needs the arrays {manifest.inputs}; {missing} missing")
     chosen = {name: _host(name, arrays[name], in_place) for name in manifest.inputs}
     shapes = {name: shape_of(array) for name, array in chosen.items()}
     shape = next(iter(shapes.values()))
     if len(set(shapes.values())) != 1 or len(shape) != 2 or 0 in shape:
-        raise ArrayError(f"arrays must share one shape (batch, sequence), none of it 0; got {shapes}")
+        raise ArrayError(f"arrays must share one shape (batch, sequence) without 0; got {shapes}")
     if shape[1] > manifest.model.max_position_embeddings:
         raise ArrayError(f"{shape[1]} tokens, but the model has {manifest.model.max_position_embeddings} positions")
     for name, highest in (("input_ids", vocabulary - 1), ("attention_mask", 1), ("token_type_ids", 1)):
@@ -115,5 +116,5 @@ def _host(name: str, array: Any, in_place: bool) -> Any:
         return array
     host = np.asarray(array)
     if host.dtype.kind not in "iub":
-        raise ArrayError(f"{name} is {host.dtype}; token arrays are of integers, such as int32")
+        raise ArrayError(f"{name} is {host.dtype}; expected integers, such as int32")
     return host

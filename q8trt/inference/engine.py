@@ -1,6 +1,6 @@
 """`Engine`, which opens an engine folder in an app and answers texts.
 
-`predict` works in the caller's thread, except for batches that run at the same time. `apredict` checks and encodes in the event
+`predict` runs in the caller's thread, except for batches that run at the same time. `apredict` checks and encodes in the event
 loop, or in the loop's executor if the request is long. A batch thread runs the token ids of all requests. That thread and the
 runners have no reference to the `Engine`, so they end when an unclosed engine is collected.
 """
@@ -36,11 +36,11 @@ from q8trt.inference.token_methods import TokenMethods
 from q8trt.tasks.heads import HeadKind
 
 _log = logging.getLogger(__name__)
-#: Rows that `predict` encodes and runs at a time. Token ids of a million texts would take gigabytes.
+#: Rows that `predict` encodes and runs at a time, because the token ids of a million texts need gigabytes.
 _WINDOW = 8192
-#: Characters of a request that are encoded in the event loop, in less than a millisecond; more go to its executor.
+#: Maximum characters of a request that is encoded in the event loop (less than a millisecond) instead of in its executor.
 _INLINE = 4096
-#: Kind of head -> the method that it answers; `predict` for the others.
+#: Kind of head -> name of its method; `predict` for all others.
 _METHODS = {
     HeadKind.EMBEDDING: "embed",
     HeadKind.TOKEN_CLASSIFICATION: "tag",
@@ -101,21 +101,21 @@ class Engine(TokenMethods):
 
         Args:
             folder: the engine folder.
-            device: "cuda" for the plan on the GPU, "cpu" for the same graph on the CPU. None: the GPU if there is one, else
-                the CPU. A plan that the GPU cannot run is an error; the CPU does not replace it.
-            backend: the name of the only runtime to use, such as "onnxruntime".
-            buckets: lengths in tokens that batches are padded to, ascending; longer texts are cut at the last one.
-                None: those of the plan and the usual ones between them; on the CPU any length.
-            batch_size: maximum rows of a batch, limited by the plan. None: 32, on the CPU 8.
-            threads: threads within an operator on the CPU; None for the runtime's own choice.
-            contexts: batches of one `predict` that run at the same time. On a GPU they are shared by all calls, and each has
-                its own memory.
-            max_batch: rows of a batch of `apredict`, which waits at most `max_wait_ms` milliseconds for them.
-            max_wait_ms: see `max_batch`.
+            device: "cuda" for the plan on the GPU, "cpu" for the same graph on the CPU. None for the GPU if there is one, else
+                the CPU. If the GPU cannot run the plan, this is an error; the CPU does not replace it.
+            backend: name of the runtime, such as "onnxruntime"; None for that of the device.
+            buckets: ascending lengths in tokens to which batches are padded. Longer texts are cut at the last one. None for
+                those of the plan and the default ones between them, and for any length on the CPU.
+            batch_size: maximum rows of a batch, limited by the plan. None for 32, on the CPU for 8.
+            threads: threads within an operator on the CPU; None for the runtime's default.
+            contexts: number of batches of one `predict` that run at the same time. On a GPU, all calls share them, and each
+                has separate memory.
+            max_batch: number of rows at which `apredict` starts a batch.
+            max_wait_ms: maximum milliseconds that `apredict` waits for `max_batch` rows.
 
         Raises:
-            ConfigError: the value of an option is invalid, or two options contradict each other.
-            EngineError: the folder, its manifest or tokenizer is missing or damaged, or they contradict the model.
+            ConfigError: an option is invalid, or two options contradict each other.
+            EngineError: the folder, its manifest or its tokenizer is missing or damaged, or contradicts the model.
             BackendError: the backend is not installed, or the plan was built for another GPU or version.
         """
         folder = Path(folder)
@@ -137,7 +137,7 @@ class Engine(TokenMethods):
 
     @property
     def truncated(self) -> int:
-        """The number of items that were cut so far because they had more than `cut_length` tokens."""
+        """The number of items so far that were cut because they had more than `cut_length` tokens."""
         return self._truncated
 
     def predict(
@@ -146,15 +146,15 @@ class Engine(TokenMethods):
         """Return the task's answers, in the order of `items`.
 
         Args:
-            items: texts, or pairs of texts for a task of pairs; any number, including none.
+            items: any number of texts, or of pairs of texts for a task of pairs.
             threshold: the probability above which a multi-label classifier assigns a label; None for 0.5.
 
         Returns:
-            for each item a score (regression, reranker), an `Answer` (classification) or a `LabelSet` (multi-label). A score is
-            the logit, or its sigmoid for a cross-encoder with that activation (`manifest.task.activation`).
+            for each item, a score (regression, reranker), an `Answer` (classification) or a `LabelSet` (multi-label). A score
+            is the logit, or its sigmoid for a cross-encoder with that activation (`manifest.task.activation`).
 
         Raises:
-            ConfigError: the engine's head has another method, or does not take a threshold.
+            ConfigError: the engine's head has another method, or no threshold, or the threshold is not from 0 to 1.
             InputError: an item is not a text, or is empty; `index` is its position.
             PairError: a text was given for a task of pairs, or a pair for a task of texts.
             ClosedError: the engine is closed.
@@ -169,11 +169,11 @@ class Engine(TokenMethods):
 
         Args:
             query: a text.
-            documents: texts; any number, including none.
+            documents: any number of texts.
             top_k: maximum number of documents to return; None for all.
 
         Returns:
-            a `Ranked` for each document: its index in `documents`, its score as in `predict`, and its text.
+            for each document, a `Ranked` with its index in `documents`, its score as in `predict`, and its text.
 
         Raises:
             ConfigError: the engine does not score pairs of texts, or `top_k` is below 1.
@@ -194,12 +194,12 @@ class Engine(TokenMethods):
 
         Args:
             texts: any number of texts.
-            prompt_name: name of a prompt of the model (`manifest.head.embedding.prompts`) to put before each text; None for the
+            prompt_name: name of the model's prompt to put before each text (`manifest.head.embedding.prompts`); None for the
                 model's default prompt, if there is one.
-            prompt: text to put before each text instead of the model's prompts, such as "query: "; "" for none.
+            prompt: prompt to put before each text instead of the model's prompts, such as "query: "; "" for no prompt.
 
         Raises:
-            ConfigError: the engine does not embed, or the model has no such prompt.
+            ConfigError: the engine does not embed, both arguments are given, or the model has no such prompt.
             InputError: an item is not a text, or is empty; `index` is its position.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or an embedding is not finite.
@@ -215,9 +215,9 @@ class Engine(TokenMethods):
         return self._finite(vectors)[0] if single else self._finite(vectors)
 
     def logits(self, items: Iterable[Item], prompt: str = "") -> np.ndarray:
-        """Return the model's outputs, float32, in order: logits (items, labels), or embeddings (items, dimension).
+        """Return the model's outputs in order, float32: logits (items, labels) or embeddings (items, dimension).
 
-        `prompt` is put before each text. The errors are those of `predict`; ConfigError for a head with an answer for each token.
+        `prompt` is put before each text. The errors are those of `predict`, and ConfigError for a head for tokens.
         """
         if self.manifest.head.kind.per_token:
             self._check_head("logits")
@@ -228,7 +228,7 @@ class Engine(TokenMethods):
         return np.concatenate([self._model.logits(self._encoded(window)) for window in windows])
 
     def check(self, item: Item) -> tuple[str, ...]:
-        """Return the texts of one item, one or two. Raises InputError or PairError as `predict` would."""
+        """Return the one or two texts of an item. Raises InputError or PairError as `predict` does."""
         return self._text.check(item)
 
     @overload
@@ -274,15 +274,15 @@ class Engine(TokenMethods):
         """Return the logits of token arrays.
 
         Args:
-            arrays: for each of `manifest.inputs` an integer array of one common shape (batch, sequence). On TensorRT they
-                may be on its GPU, as objects with DLPack or ``__cuda_array_interface__`` (torch, CuPy, PyCUDA): int32,
-                C-contiguous, read in place.
+            arrays: an integer array for each of `manifest.inputs`, all of one shape (batch, sequence). TensorRT also reads
+                C-contiguous int32 arrays on its GPU in place, from objects with DLPack or ``__cuda_array_interface__``
+                (torch, CuPy, PyCUDA).
 
         Returns:
-            float32, on the host, shape (batch, outputs), or (batch, sequence, outputs) of a head that answers each token.
+            a float32 array on the host, (batch, outputs), or (batch, sequence, outputs) of a head for tokens.
 
         Raises:
-            ArrayError: an array is missing, is not of integers, is on another device, or has a wrong shape or wrong values.
+            ArrayError: an array is missing, does not contain integers, is on another device, or has a wrong shape or values.
             ClosedError: the engine is closed.
             BackendError: the backend refused the batch.
         """
@@ -295,8 +295,8 @@ class Engine(TokenMethods):
                 raise ArrayError(str(error)) from error
 
     def close(self) -> None:
-        """Answer the queued requests, wait for running batches, and free memory. Closing twice is harmless."""
-        if not self._pool.forked:  # the copy of a forked process has no threads to end
+        """Answer the queued requests, wait for running batches, and free memory. It is safe to close twice."""
+        if not self._pool.forked:  # the copy in a forked process has no threads to end
             self._batcher.close()
             self._pool.close()
 
@@ -312,13 +312,13 @@ class Engine(TokenMethods):
         return f"<q8trt.Engine {self.manifest.task.name} {self.manifest.precision} on {self.backend}, {self.device}>"
 
     def _check_head(self, method: str) -> None:
-        """Raise ConfigError if the model's head answers another method than `method`."""
+        """Raise ConfigError if the method of the model's head is not `method`."""
         right = _METHODS.get(self.manifest.head.kind, "predict")
         if method != right:
             raise ConfigError(f"{self.folder} has a head for {self.manifest.head.kind}, not for {method}; call {right}")
 
     def _prefix(self, prompt_name: str | None, prompt: str | None) -> str:
-        """Return the text to put before each text."""
+        """Return the prompt to put before each text."""
         self._check_head("embed")
         assert self.manifest.head.embedding is not None
         if prompt is not None and prompt_name is not None:
@@ -326,7 +326,7 @@ class Engine(TokenMethods):
         return self.manifest.head.embedding.prompt(prompt_name) if prompt is None else prompt
 
     def _finite(self, vectors: np.ndarray, name: str = "the embedding of text") -> np.ndarray:
-        """Return `vectors`, (N, D). Raises BackendError if one of them is not finite; `name` and its number say which."""
+        """Return `vectors` (N, D). Raises BackendError if one is not finite; the message names it by `name` and its number."""
         if not np.isfinite(vectors).all():
             bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise BackendError(
@@ -347,7 +347,7 @@ class Engine(TokenMethods):
         return tokens
 
     def _count(self, truncated: int) -> None:
-        """Add to `truncated`, and log the first time."""
+        """Add to `truncated`, and log a warning the first time."""
         if not truncated:
             return
         with self._lock:

@@ -1,7 +1,7 @@
-"""Dynamic micro-batching: single requests from any thread or event loop share batches.
+"""Dynamic micro-batching: requests from any thread or event loop share batches.
 
 A batch starts with `max_batch` rows, or `max_wait_ms` after its first request. While a batch runs, the next one collects rows, so
-no time is lost under load. A request of many rows puts at most `share` rows into a batch. Then it waits behind the other
+no time is lost under load. A request with many rows puts at most `share` rows into a batch and then waits behind the other
 requests, so it does not delay them.
 """
 
@@ -22,7 +22,7 @@ from q8trt.inference.pool import CLOSED
 
 @dataclass
 class _Request:
-    """Rows that wait for their answers; the first ones may have theirs."""
+    """Rows that wait for their answers. The first rows may already have theirs."""
 
     rows: Sequence[Any]
     future: Future[list[Any]] = field(default_factory=Future)
@@ -33,12 +33,13 @@ class _Request:
 
 
 class MicroBatcher:
-    """A thread that runs `answer` on the rows of several requests at once. It ends when this object is dropped.
+    """A thread that runs `answer` on the rows of several requests at once. It ends when this object is collected.
 
     Args:
-        answer: rows -> one answer for each, in order. It must not refer to this object, which would keep both.
+        answer: function from rows to one answer for each, in order. It must not refer to this object, which then could not be
+            collected.
         max_batch: number of rows at which a batch starts.
-        max_wait_ms: maximum time that the first request of a batch waits for others, in milliseconds.
+        max_wait_ms: maximum milliseconds that the first request of a batch waits for others.
         share: maximum rows of one request in a batch; None for `max_batch`.
 
     Raises:
@@ -84,7 +85,7 @@ class MicroBatcher:
 
 
 class _Worker:
-    """The work of the thread. It has no reference that would keep the `MicroBatcher` or its owner alive."""
+    """The work of the thread. It has no reference to the `MicroBatcher` or its owner, which may therefore be collected."""
 
     def __init__(self, answer: Callable[[list[Any]], list[Any]], max_batch: int, max_wait: float, share: int) -> None:
         self.requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
@@ -98,7 +99,7 @@ class _Worker:
             batch.clear()  # a future may keep its caller alive, and with it the engine
 
     def _next(self, timeout: float | None) -> _Request | None:
-        """Return the next request; None if none comes in time, or ever."""
+        """Return the next request; None after the timeout, or if the queue is empty after `close`."""
         try:
             request = self.requests.get(block=not self._closing, timeout=timeout)
         except queue.Empty:
@@ -109,7 +110,7 @@ class _Worker:
         return request
 
     def _gather(self) -> list[_Request]:
-        """Return the requests that run together; [] at the end."""
+        """Return the requests of the next batch; [] at the end."""
         first = self._next(None)
         if first is None:
             return []

@@ -1,7 +1,7 @@
-"""One open engine for many threads: each batch borrows a runner, and `close` waits for borrowed ones.
+"""A pool of runners of one engine for many threads. Each batch borrows a runner, and `close` waits for borrowed runners.
 
-A fork copies the memory of an engine but not its threads, so a batch in the child would wait forever. The copy in the child is
-marked at the fork, and refuses every use.
+A fork copies the memory of an engine but not its threads, so a batch in the child would wait forever. Therefore the copy in the
+child is marked at the fork and raises ClosedError on every use.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ FORKED = (
 
 
 class RunnerPool:
-    """Lends runners of one model.
+    """A pool of runners of one model.
 
     Args:
-        runners: opened runners of the same model, which the pool closes.
-        shared: one runner serves all threads at the same time. Otherwise a runner serves one thread, and others wait.
+        runners: open runners of the same model, which the pool closes.
+        shared: whether one runner serves all threads at the same time. Otherwise, each serves one thread, and others wait.
 
     Attributes:
         forked: whether this is the copy of a pool in a forked process.
@@ -43,7 +43,7 @@ class RunnerPool:
 
     @contextlib.contextmanager
     def runner(self) -> Iterator[Runner]:
-        """Lend a runner for the block. Raises ClosedError after `close`."""
+        """Yield a runner, which no other thread uses unless it is shared. Raises ClosedError after `close`."""
         self.check_open()
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._shared or self._idle)
@@ -68,10 +68,10 @@ class RunnerPool:
             raise ClosedError(CLOSED)
 
     def close(self, wait: bool = True) -> None:
-        """Refuse new batches and close every runner, after the batches under way. Closing twice is harmless.
+        """Reject new batches, and close every runner after the running batches. It is safe to close twice.
 
         Args:
-            wait: return after the runners are closed; else the last batch under way closes them.
+            wait: whether to return after the runners are closed. Otherwise, the last running batch closes them.
         """
         if self.forked:
             return
@@ -89,7 +89,7 @@ class RunnerPool:
                 runner.close()
 
     def _after_fork(self) -> None:
-        """Mark the child's copy, and never destroy its runners: that would wait for their threads."""
+        """Mark the child's copy, and keep its runners forever, because their destruction would wait for missing threads."""
         self.forked, self._changed = True, threading.Condition()
         for runner in self._runners:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(runner))

@@ -1,7 +1,7 @@
-"""Scoring of data sets on Ray Data, on one machine or many: an actor that holds an `Engine`, for `Dataset.map_batches`.
+"""Scoring of data sets with Ray Data on one machine or many, by actors with an `Engine`.
 
-Ray reads, distributes, retries and writes. This module does not schedule. Rows come in chunks of the same size as in `q8trt
-predict`, so the answers are the same to the last digit.
+Ray reads, distributes, retries and writes. Rows come in chunks of the same size as in `q8trt predict`, so the answers are the
+same to the last digit.
 
     import ray
     from q8trt.inference.ray_data import score
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow
     from ray.data import Dataset
 
-#: Rows of a chunk, as many as `q8trt predict` takes at a time.
+#: Rows of a chunk, as in `q8trt predict`.
 CHUNK_ROWS = ScoringConfig.chunk_rows
 #: The added column with the reason why a row has no answer; null for a row with an answer.
 REJECTED = "rejected"
@@ -41,18 +41,19 @@ class EngineActor:
 
     Args:
         engine: the engine folder, under a path that exists on each node.
-        text_column_names: the one or two text columns; None for those that the engine was trained on.
-        prompt_name: the prompt of an embedding model, which is put before each text; None for the model's default.
+        text_column_names: the one or two text columns; None for those on which the engine was trained.
+        prompt_name: name of the prompt that an embedding model puts before each text; None for the model's default.
         device: "cuda" or "cpu"; None for the GPU if there is one, else the CPU.
-        batch_size: most rows in a batch of the model.
-        threads: threads within an operator on the CPU; None for the runtime's own choice.
-        contexts: batches that run at the same time. With 1, an actor keeps to `threads` CPUs; with 2, a GPU does not wait for
-            the next batch.
-        threshold: of a multi-label classifier, see `Engine.predict`; None for 0.5.
-        null_score_diff_threshold: of question answering, see `Engine.answer`; None for an answer to each question.
+        batch_size: maximum rows of a batch of the model.
+        threads: threads within an operator on the CPU; None for the runtime's default.
+        contexts: number of batches that run at the same time. With 1, an actor uses `threads` CPUs; with 2, a GPU does not wait
+            for the next batch.
+        threshold: threshold of a multi-label classifier, see `Engine.predict`; None for 0.5.
+        null_score_diff_threshold: threshold of question answering, see `Engine.answer`; None to answer each question.
 
     Raises:
-        EngineError, BackendError, ConfigError: as `Engine.load` does; or `threshold` is not from 0 to 1.
+        EngineError, BackendError: see `Engine.load`.
+        ConfigError: see `Engine.load`; or `threshold` is not from 0 to 1.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class EngineActor:
         )  # fmt: skip
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
-        """Return `rows` with the answers as columns, named as those of `q8trt predict`, and the column `rejected`.
+        """Return `rows` with the columns of the answers, named as in `q8trt predict`, and the column `rejected`.
 
         Raises:
             ConfigError: an argument of the actor is for another kind of head, or a column is called `rejected`.
@@ -102,12 +103,12 @@ class EngineActor:
     def _columns(self, header: Sequence[str]) -> Columns:
         """Return the columns of a table, by the rules of `q8trt predict`."""
         if REJECTED in header:
-            raise ConfigError(f"column {REJECTED!r} is there already, and would be overwritten; rename it")
+            raise ConfigError(f"column {REJECTED!r} exists already, and would be overwritten; rename it")
         manifest = self.engine.manifest
         return choose_columns(self._config, header, manifest.task, manifest.head.kind)
 
     def _arrow_type(self, columns: Columns, name: str) -> pyarrow.DataType:
-        """Return the type of a column of answers, which is that of chunks without an answer too."""
+        """Return the type of a column of answers. It does not depend on the chunk, which may have no answers."""
         import pyarrow
 
         if self.engine.manifest.head.embedding:
@@ -130,7 +131,7 @@ def score(
     num_gpus: float | None = None,
     **options: Any,
 ) -> Dataset:
-    """Return `dataset` with the answers of an engine, lazily, in the order of the rows.
+    """Return a lazy data set with the rows of `dataset` in their order and the answers of an engine.
 
     Args:
         dataset: rows with the text columns.
@@ -162,19 +163,19 @@ def score(
 
 
 def chunked(dataset: Dataset) -> Dataset:
-    """Return `dataset` in blocks of `CHUNK_ROWS` rows, in its order, whatever its files: else batches, and last digits, vary."""
+    """Return `dataset` in its order in blocks of `CHUNK_ROWS` rows, so that the last digits do not depend on its files."""
     dataset.context.execution_options.preserve_order = True
     return dataset.repartition(target_num_rows_per_block=CHUNK_ROWS, strict=True)
 
 
 def _check_cpus(cpus: float) -> None:
-    """Warn if the actors reserve all CPUs of the cluster: Ray then waits for one to read the input, without a message."""
+    """Warn if the actors reserve all CPUs of the cluster. Ray would silently wait for a CPU to read the input."""
     import ray
 
     total = ray.cluster_resources().get("CPU", 0) if ray.is_initialized() else 0
     if total and total < cpus + 1:
         _log.warning(
-            "the actors take %g CPUs, and Ray has %g; reading needs one more: give fewer workers, a smaller num_cpus, or "
+            "the actors reserve %g CPUs, and Ray has %g, but reading needs one more; give fewer workers, a smaller num_cpus, or "
             "ray.init(num_cpus=%g)",
             cpus, total, cpus + 1,
         )  # fmt: skip

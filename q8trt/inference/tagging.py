@@ -1,6 +1,6 @@
-"""Logits of tokens -> tagged spans of a text, as transformers' pipeline "token-classification" aggregates them.
+"""Tagged spans of a text from the logits of its tokens, aggregated as in transformers' pipeline "token-classification".
 
-A long text is split into overlapping windows. The answer for a token comes from the window in which it is farthest from an edge.
+A long text is split into overlapping windows. The logits of a token come from the window in which it is farthest from an edge.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from q8trt.tasks.scoring import split_rows
 from q8trt.tasks.tags import OUTSIDE, has_entities, parse_tag
 
 Scores = npt.NDArray[np.float64]
-#: Rules for the answer of a word of several tokens; "simple" treats each token by itself.
+#: Rules for the tag of a word of several tokens. "simple" treats each token by itself.
 AGGREGATIONS = ("simple", "first", "average", "max")
 
 
@@ -29,10 +29,11 @@ class Span:
     """A tagged part of a text.
 
     Attributes:
-        label: its tag, without the prefix of a scheme such as B- and I-.
-        start, end: the first character, and the one behind the last.
+        label: the tag, without the prefix of a scheme such as B- and I-.
+        start: index of the first character.
+        end: index after the last character.
         text: the characters.
-        score: the mean probability of its words' tags, 0 to 1.
+        score: mean probability of the tags of its words, from 0 to 1.
     """
 
     label: str
@@ -42,13 +43,13 @@ class Span:
     score: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, ready for JSON; the score with seven significant digits."""
+        """Return the fields as JSON-ready data, with seven significant digits of the score."""
         return {**asdict(self), "score": float(f"{self.score:.7g}")}
 
 
 @dataclass(frozen=True)
 class _Word:
-    """One word, or one token: its characters and the probability of each tag, (tags,)."""
+    """A word or a token: its characters, and the probability of each tag, (tags,)."""
 
     start: int
     end: int
@@ -56,11 +57,11 @@ class _Word:
 
 
 class Tagger:
-    """Makes windows of texts, and spans of the logits of windows. Many threads may use one.
+    """An encoder of texts to windows, and a decoder of their logits to spans. It is safe to use from many threads.
 
     Args:
-        text: the encoder of the engine, whose tokenizer is used.
-        manifest: the engine's.
+        text: the engine's encoder, whose tokenizer is used.
+        manifest: the engine's manifest.
     """
 
     def __init__(self, text: TextEncoder, manifest: Manifest) -> None:
@@ -70,11 +71,11 @@ class Tagger:
         tokenizer = text.tokenizer
         self._prefix = getattr(tokenizer.model, "continuing_subword_prefix", None)
         self._unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
-        #: Parts of speech: each word is a separate span, also beside one with the same tag.
+        #: With parts of speech, each word is a separate span, even beside a word with the same tag.
         self._each_word = OUTSIDE not in self.labels and not has_entities(self.labels)
 
     def check(self, texts: Sequence[str]) -> None:
-        """Raise InputError for a text of more than `LONGEST_TEXT` characters."""
+        """Raise InputError if a text has more than `LONGEST_TEXT` characters."""
         for index, text in enumerate(texts):
             if len(text) > LONGEST_TEXT:
                 raise InputError(
@@ -83,7 +84,7 @@ class Tagger:
                 )
 
     def windows(self, texts: Sequence[str]) -> Windows:
-        """Return the windows of texts that `check` passed. Raises EngineError if the tokenizer fails."""
+        """Return the windows of checked texts. Raises EngineError if the tokenizer fails."""
         return self._text.windows(self._encoder, [(text,) for text in texts])
 
     def spans(
@@ -93,9 +94,9 @@ class Tagger:
 
         Args:
             texts: the texts.
-            windows: their windows.
-            logits: (tokens, tags) of the tokens of all windows, special tokens included, in order.
-            aggregation: see `check_aggregation`.
+            windows: the windows of `texts`.
+            logits: float32 (tokens, tags), of the tokens of all windows in order, including special tokens.
+            aggregation: one of `AGGREGATIONS`.
         """
         tokens = _joined(windows, split_rows(logits, windows.lengths), len(texts))
         return [self._text_spans(text, *each, aggregation) for text, each in zip(texts, tokens, strict=True)]
@@ -125,7 +126,7 @@ class Tagger:
         return start > 0 and not any(character.isspace() for character in text[start - 1 : start + 1])
 
     def _merged(self, text: str, words: Iterable[_Word]) -> list[Span]:
-        """Return the spans of words. Neighbors with tags of one entity form one span; words outside entities are left out."""
+        """Return the spans of words. Neighbors in one entity form one span. Words outside entities are left out."""
         spans: list[tuple[str, list[_Word]]] = []
         for word in words:
             begins, name = parse_tag(self.labels[int(word.scores.argmax())])
@@ -137,7 +138,7 @@ class Tagger:
 
 
 def check_aggregation(aggregation: str) -> None:
-    """Raise ConfigError for a way to make one answer of a word's tokens that is not one of `AGGREGATIONS`."""
+    """Raise ConfigError if `aggregation` is not one of `AGGREGATIONS`."""
     if aggregation not in AGGREGATIONS:
         raise ConfigError(f"aggregation {aggregation!r}, expected one of {', '.join(AGGREGATIONS)}")
 
@@ -157,7 +158,7 @@ _CHOICES: dict[str, Callable[[Scores], Scores]] = {
 
 def _span(text: str, name: str, words: Sequence[_Word]) -> Span:
     start, end = words[0].start, words[-1].end
-    start += len(text[start:end]) - len(text[start:end].lstrip())  # of tokens that begin with the space before the word
+    start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokens begin with the space before the word
     score = float(np.mean([word.scores.max() for word in words]))
     return Span(name, start, end, text[start:end], score)
 
@@ -165,7 +166,7 @@ def _span(text: str, name: str, words: Sequence[_Word]) -> Span:
 def _joined(
     windows: Windows, logits: Sequence[np.ndarray], texts: int
 ) -> list[tuple[npt.NDArray[np.int64], np.ndarray, np.ndarray]]:
-    """Return for each text its tokens: ids (T,), characters (T, 2) and logits (T, tags), of the window with most context."""
+    """Return the tokens of each text: ids (T,), characters (T, 2) and logits (T, tags) from the window with the most context."""
     counts = np.array([len(each) for each in windows.offsets], np.int64)
     totals = np.zeros(texts, np.int64)
     np.maximum.at(totals, windows.rows, windows.first + counts)

@@ -1,4 +1,4 @@
-"""Check texts, and encode them as token ids that are cut as in training."""
+"""Checks of texts, and their encoding to token ids, cut as in training."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from q8trt.tasks.data.tokenizer_file import TOKENIZER_CONFIG, TOKENIZER_FILE, op
 from q8trt.tasks.data.windows import WindowEncoder, Windows
 
 Item = str | Sequence[str]
-"""One example of an app: a text, or a pair of texts as a tuple or list of two."""
+"""An item of an app: a text, or a pair of texts as a tuple or list of two."""
 
 
 @dataclass(frozen=True, eq=False)
 class Tokens(TokenRows):
-    """Token ids of items; `truncated` is the number of those that were cut."""
+    """Token ids of items; `truncated` is the number of items that were cut."""
 
     truncated: int
     labels: None = None
 
     def rows(self) -> list[tuple[list[int], list[int] | None]]:
-        """Return the token ids and token types of each example."""
+        """Return the token ids and the token types, or None, of each item."""
         if self.token_type_ids is None:
             return [(ids, None) for ids in self.input_ids]
         return list(zip(self.input_ids, self.token_type_ids, strict=True))
 
 
 class TextEncoder:
-    """The tokenizer of an engine folder, as `tokenizer`. Many threads may use one.
+    """An encoder of texts with the tokenizer of an engine folder. It is safe to use from many threads.
 
     Args:
-        folder: the engine folder, which holds ``tokenizer.json``.
-        manifest: its manifest.
-        max_length: tokens per example, special tokens included; longer pairs lose tokens of the longer text first.
+        folder: the engine folder, which contains ``tokenizer.json``.
+        manifest: the engine's manifest.
+        max_length: maximum tokens of an item, special tokens included. The longer text of a pair is cut first.
 
     Raises:
         EngineError: the tokenizer is missing or damaged.
@@ -62,26 +62,27 @@ class TextEncoder:
 
     @property
     def vocabulary(self) -> int:
-        """The rows of an embedding table of all token ids, added tokens included. Ids may leave numbers out."""
+        """The number of rows of an embedding table for all token ids, including added tokens. Ids may have gaps."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def check_all(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
-        """Return the texts of each item, see `check`.
+        """Return the texts of each item.
 
         Raises:
-            InputError: also for one text instead of a list.
+            InputError: see `check`; or `items` is one text instead of a list.
+            PairError: see `check`.
         """
         one = "(text, other)" if self._task.is_pair else "text"
         if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-            raise InputError(f"a list of items is expected, not {_shown(items)}; for one give [{one}]")
+            raise InputError(f"expected a list of items, got {_shown(items)}; for one item give [{one}]")
         return [self.check(item, index) for index, item in enumerate(items)]
 
     def check(self, item: Item, index: int | None = None) -> tuple[str, ...]:
         """Return the texts of one item: one, or two for a task of pairs.
 
         Raises:
-            PairError: a text for a task of pairs, or a pair for a task of texts.
-            InputError: it is not a text, or is empty.
+            PairError: the item is a text for a task of pairs, or a pair for a task of texts.
+            InputError: a text is not a string, is empty, or contains half a surrogate pair.
         """
         where = "" if index is None else f"item {index}: "
         texts = (item,) if isinstance(item, str) else item
@@ -100,12 +101,12 @@ class TextEncoder:
                 raise InputError(f"{where}the text is empty ({text!r}); leave such items out", index)
             if not _is_unicode(text):
                 raise InputError(
-                    f"{where}the text {text[:40]!a} holds half a surrogate pair, which is no character", index
+                    f"{where}the text {text[:40]!a} contains half a surrogate pair, which is not a character", index
                 )
         return tuple(texts)
 
     def encode(self, rows: Sequence[tuple[str, ...]]) -> Tokens:
-        """Return the token ids of rows that `check` passed. Raises EngineError if the tokenizer fails."""
+        """Return the token ids of checked rows. Raises EngineError if the tokenizer fails."""
         try:
             encoded = self._encoder.encode(rows)
         except EncodingError as error:
@@ -114,7 +115,7 @@ class TextEncoder:
         return Tokens(encoded.ids, types, encoded.truncated)
 
     def windows(self, encoder: WindowEncoder, rows: Sequence[tuple[str, ...]]) -> Windows:
-        """Return the windows of rows that `check` passed, by an encoder of windows. Raises EngineError if the tokenizer fails."""
+        """Return the windows of checked rows from an encoder of windows. Raises EngineError if the tokenizer fails."""
         try:
             windows = encoder.encode(rows)
         except EncodingError as error:
@@ -122,12 +123,12 @@ class TextEncoder:
         return windows if "token_type_ids" in self._inputs else replace(windows, token_type_ids=None)
 
     def _failure(self, error: EncodingError) -> EngineError:
-        """Return the error of an engine whose tokenizer fails."""
+        """Return the error for a tokenizer that fails."""
         return EngineError(f"{self._folder / TOKENIZER_FILE} cannot encode a text: {error}")
 
 
 def _open(folder: Path) -> tuple[Any, str]:
-    """Return the tokenizer of an engine folder, and the side on which it cuts. Raises EngineError."""
+    """Return the tokenizer of an engine folder, and the side on which it cuts. Raises EngineError if a file is bad."""
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise EngineError(f"{folder} has no {TOKENIZER_FILE}; build the engine again with build_engine.py")
@@ -142,7 +143,7 @@ def _open(folder: Path) -> tuple[Any, str]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Return whether `text` can be written as UTF-8, as tokenizers reads it; a lone surrogate cannot."""
+    """Return whether `text` can be encoded in UTF-8, which tokenizers reads. A lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -151,6 +152,6 @@ def _is_unicode(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Return `value` for a message: its type and its text, cut."""
+    """Return the type and the first 40 characters of `value` for a message."""
     text = repr(value)
     return f"{type(value).__name__} {text}" if len(text) <= 40 else f"{type(value).__name__} {text[:40]}…"

@@ -1,4 +1,4 @@
-"""The methods of `Engine` for heads that answer each token: answers to questions, and tags."""
+"""The methods of `Engine` for heads for tokens: question answering and tagging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TOKEN = "the logits of token"
 
 
 class TokenMethods(ABC):
-    """The part of `Engine` that reads texts of any length, in windows."""
+    """The methods of `Engine` that read long texts in windows."""
 
     _model: BatchedModel
     _batcher: MicroBatcher
@@ -39,15 +39,15 @@ class TokenMethods(ABC):
 
         Args:
             question: a question, or a list of questions. Tokens beyond the 64th are cut off.
-            context: the text with the answer, or a list with one text for each question. Many questions can share one text.
-            options: fields of `SpanOptions`: `null_score_diff_threshold=0.0` lets a model report that there is no answer
-                (SQuAD 2.0); `max_answer_length`; `n_best_size`.
+            context: the text with the answer, or a list with one text for each question. Several questions can share one text.
+            options: fields of `SpanOptions`. `null_score_diff_threshold=0.0` lets a model report that there is no answer
+                (SQuAD 2.0). The others are `max_answer_length` and `n_best_size`.
 
         Returns:
-            an answer for one question, a list of answers for a list.
+            one answer for one question, a list of answers for a list.
 
         Raises:
-            ConfigError: the engine answers no questions, or an option is unknown or out of range.
+            ConfigError: the engine's head is not for questions, or an option is unknown or out of range.
             InputError: an item is empty, too long or not a text (`index` is its position), or lists differ in length.
             ClosedError: the engine is closed.
             BackendError: the backend refused a batch, or a logit is not finite.
@@ -106,7 +106,7 @@ class TokenMethods(ABC):
         return spans
 
     async def atag(self, texts: Any, aggregation: str = "first") -> Any:
-        """Tag like `tag` in an event loop, with dynamic micro-batching; a list of spans for one text."""
+        """Tag like `tag` in an event loop, with dynamic micro-batching. One text returns one list of spans."""
         tagger, single = self._tagger_of(aggregation), isinstance(texts, str)
         rows = [text for (text,) in self._checked([texts] if single else texts)]
         tagger.check(rows)
@@ -125,7 +125,7 @@ class TokenMethods(ABC):
         return self._tagger
 
     def _question_pairs(self, question: Any, context: Any, options: dict[str, Any]) -> tuple[list[Pair], SpanOptions]:
-        """Return the checked pairs of a question and its context, and the options of the answers."""
+        """Return the checked pairs of a question and its context, and the options."""
         self._check_head("answer")
         self._check_open()
         assert self._questions is not None
@@ -139,7 +139,7 @@ class TokenMethods(ABC):
 
     @abstractmethod
     def _check_head(self, method: str) -> None:
-        """Raise ConfigError if the model's head answers another method than `method`."""
+        """Raise ConfigError if the method of the model's head is not `method`."""
 
     @abstractmethod
     def _check_open(self) -> None:
@@ -147,7 +147,7 @@ class TokenMethods(ABC):
 
     @abstractmethod
     def _checked(self, items: Iterable[Item]) -> list[tuple[str, ...]]:
-        """Return the texts of each item. Raises InputError."""
+        """Return the texts of each item. Raises InputError if an item is not a text."""
 
     @abstractmethod
     def _count(self, truncated: int) -> None:
@@ -155,4 +155,4 @@ class TokenMethods(ABC):
 
     @abstractmethod
     def _finite(self, vectors: np.ndarray, name: str = "") -> np.ndarray:
-        """Return `vectors`. Raises BackendError if one of them is not finite; `name` and its number say which."""
+        """Return `vectors` (N, D). Raises BackendError if one is not finite; the message names it by `name` and its number."""

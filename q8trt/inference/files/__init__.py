@@ -1,4 +1,4 @@
-"""Offline scoring: a file of rows through an `Engine` to a file of answers, of any size and resumable."""
+"""Offline scoring: a resumable job that reads a file of rows of any size and writes a file of answers."""
 
 from q8trt.inference.files.config import ScoringConfig
 from q8trt.inference.files.job import JobProgress, Summary, score_file

@@ -1,4 +1,4 @@
-"""The columns of a job: those that hold the text, those of the answers, and the lines of the output."""
+"""The columns of a scoring job: text columns, columns of answers, and the lines of the output."""
 
 from __future__ import annotations
 
@@ -30,19 +30,18 @@ from q8trt.tasks.heads import HeadKind
 from q8trt.tasks.spans import SpanAnswer
 
 Value = str | float
-#: The answer to a row: a score, a label, any number of labels, an embedding (dimension,), the spans of a tagger, or a part of
-#: its context.
+#: The answer to a row: a score, a label, a set of labels, an embedding float32 (dimension,), spans, or a part of the context.
 Reply = float | Answer | LabelSet | np.ndarray | list[Span] | SpanAnswer
-#: Kind of head -> the columns of its answers, where they are neither a score nor labels.
+#: Kind of head -> names of the columns of its answers, for heads without a score or labels.
 _NAMES = {
     HeadKind.EMBEDDING: ("embedding",),
     HeadKind.TOKEN_CLASSIFICATION: ("spans",),
     HeadKind.QUESTION_ANSWERING: ("answer", "answer_start", "answer_end", "score"),
 }
 _log = logging.getLogger(__name__)
-#: The longest quote of a rejected row, characters.
+#: Maximum characters that are quoted from a rejected row.
 _QUOTED = 2000
-#: The beginnings of a formula of a spreadsheet; the last four are full-width.
+#: Characters with which a formula of a spreadsheet begins; the last four are full-width.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 
@@ -52,13 +51,13 @@ class Columns:
     """The columns of one job.
 
     Attributes:
-        inputs: those of the input, as far as they are known before it is read.
-        texts: the one or two of them that hold the text.
-        answers: the columns that are added: the score of a regression, the embedding, the spans; the answer to a question, its
-            first character, the one behind its last, and its probability; or the label, then a probability of each label.
-        labels: the labels, in the order of their probabilities; () for a regression.
-        kind: the ending of the output.
-        safe_csv: whether a cell that a spreadsheet would run gets a ' before it.
+        inputs: the columns of the input, from its header or its first object.
+        texts: the one or two text columns.
+        answers: the added columns: a score, an embedding, or spans; an answer, its start, its end and its probability; or
+            a label, followed by the probability of each label.
+        labels: the labels in the order of their probabilities; () for a regression.
+        kind: the ending of the output, such as ".csv".
+        safe_csv: whether ' is put before a cell that a spreadsheet would run as a formula.
     """
 
     inputs: tuple[str, ...]
@@ -69,17 +68,17 @@ class Columns:
     safe_csv: bool = False
 
     def reason(self, values: Mapping[str, Any]) -> str:
-        """Return why a row cannot be scored or written; "" if it can."""
+        """Return the reason why a row cannot be scored or written; "" if it can."""
         for name in self.texts:
             value = values.get(name)
             if value is None:
                 return f"column {name!r} {'has no value' if name in values else 'is missing'}"
             if not isinstance(value, str):
-                return f"column {name!r} holds {json.dumps(value, ensure_ascii=False)[:40]}, expected a string"
+                return f"column {name!r} is {json.dumps(value, ensure_ascii=False)[:40]}, expected a string"
             if not value.strip():
                 return f"column {name!r} is empty"
         if clash := next((name for name in self.answers if name in values), None):
-            return f"key {clash!r} would be overwritten by the answer; the first row has none of that name"
+            return f"key {clash!r} would be overwritten by the answer; the first row has no such key"
         if self.kind not in (".jsonl", ".npy") and (
             extra := next((name for name in values if name not in self.inputs), None)
         ):
@@ -89,11 +88,11 @@ class Columns:
         return ""
 
     def text(self, values: Mapping[str, Any]) -> str | tuple[str, str]:
-        """Return the engine's item: a text, or a pair."""
+        """Return the item for the engine, a text or a pair."""
         return values[self.texts[0]] if len(self.texts) == 1 else (values[self.texts[0]], values[self.texts[1]])
 
     def header(self) -> bytes:
-        """Return the first line of the output; empty for JSON Lines."""
+        """Return the first line of the output; b"" for JSON Lines."""
         return b"" if self.is_json else self._line([*self.inputs, *self.answers])
 
     @property
@@ -103,11 +102,11 @@ class Columns:
 
     @property
     def has_every_row(self) -> bool:
-        """True if row i of the output is row i of the input: in an array, which holds no columns, a rejected row is NaN."""
+        """True if row i of the output is row i of the input. An array has no other columns, so its rejected rows are NaN."""
         return self.kind == ".npy"
 
     def lines(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[Reply | None]) -> bytes:
-        """Return the lines of the output: rows with their answers, null for None."""
+        """Return the lines of the output: rows with their answers. An answer that is None becomes null."""
         return b"".join(
             _json_line({**values, **dict(zip(self.answers, self.cells(answer), strict=True))})
             if self.is_json
@@ -116,7 +115,7 @@ class Columns:
         )
 
     def rejected(self, records: Sequence[Record], header: bool) -> bytes:
-        """Return the lines of rejected rows, after the file's first line if `header`."""
+        """Return the lines of rejected rows; with `header`, the first line of the file precedes them."""
         lines = [REJECTED_HEADER] if header and records else []
         for record in records:
             row = record.raw.decode("utf-8", "replace").rstrip("\r\n")[:_QUOTED]
@@ -124,7 +123,7 @@ class Columns:
         return b"".join(lines)
 
     def cells(self, answer: Reply | None) -> Iterator[Any]:
-        """Yield the cells of an answer, with the seven significant digits of a float32; of an embedding, which is data, nine."""
+        """Yield the cells of an answer. Numbers have seven significant digits, those of embeddings nine (exact for float32)."""
         if answer is None:
             yield from (None for _ in self.answers)
             return
@@ -161,7 +160,7 @@ def _json_line(row: Mapping[str, Any]) -> bytes:
 
 def _csv_line(cells: Sequence[Value]) -> bytes:
     text = io.StringIO()
-    # The writer quotes cells that hold a character of the line's end: with "\n" alone, a lone "\r" would go unquoted.
+    # The writer quotes cells that contain a character of the line terminator. With "\n", it would not quote a lone "\r".
     csv.writer(text, lineterminator="\r\n").writerow(cells)
     return (text.getvalue()[:-2] + "\n").encode()
 
@@ -171,17 +170,17 @@ def _is_formula(cell: Value) -> bool:
 
 
 def _cell(value: Any) -> str:
-    """Return a JSON value as a cell; strings as they are."""
+    """Return a JSON value as a cell. Strings do not change."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def is_finite(answer: Reply) -> bool:
-    """Return whether an answer can be written: JSON has no NaN and no infinity."""
+    """Return whether an answer can be written. JSON has no NaN and no infinity."""
     if isinstance(answer, np.ndarray):
         return bool(np.isfinite(answer).all())
-    if isinstance(answer, list | SpanAnswer):  # the engine refused logits that are not
+    if isinstance(answer, list | SpanAnswer):  # the engine raises BackendError for other logits
         return True
     return all(map(math.isfinite, [answer] if isinstance(answer, float) else answer.probabilities.values()))
 
@@ -192,15 +191,15 @@ def choose_columns(
     """Return the columns of a job.
 
     Args:
-        config: the job's options.
+        config: options of the job.
         header: the columns of the input.
-        task: the engine's.
-        head: the kind of the engine's head; None for that of a score or of one label.
+        task: the engine's task.
+        head: kind of the engine's head; None for a score or one label.
 
     Raises:
-        ConfigError: the output cannot hold such answers, two columns were asked for and texts are single, or one and they are
-            pairs; or TSV cannot hold a label.
-        DataError: a text column is missing, or the file is plain text and the task takes pairs.
+        ConfigError: an option or the output's ending does not suit the head, the number of text columns does not suit the
+            task, or TSV cannot contain a label.
+        DataError: a text column is missing, a column has the name of an answer, or a plain text file has no pairs.
     """
     embeds, tags = head is HeadKind.EMBEDDING, head is HeadKind.TOKEN_CLASSIFICATION
     sets, answers = head is HeadKind.MULTI_LABEL_CLASSIFICATION, head is HeadKind.QUESTION_ANSWERING
@@ -233,7 +232,7 @@ def choose_columns(
     if set(names) & set(header):
         names = tuple(f"predicted_{name}" for name in names)
     if clash := set(names) & set(header):
-        raise DataError(f"{path}: column {min(clash)!r} is there already, and would be overwritten; rename it")
+        raise DataError(f"{path}: column {min(clash)!r} exists already, and would be overwritten; rename it")
     if kind == ".tsv" and (label := next((each for each in task.labels if re.search(r"[\t\r\n]", each)), None)):
         raise ConfigError(
             f"label {label!r} of the engine does not fit into TSV, which has no quotes; use .csv or .jsonl"
@@ -244,13 +243,13 @@ def choose_columns(
 def _text_columns(
     path: Path, header: Sequence[str], task: TaskInfo, chosen: Sequence[str] | None, answers: bool
 ) -> Sequence[str]:
-    """Return the columns to score: those that were asked for, else those of the training, else common names."""
+    """Return the text columns: the chosen ones, else those on which the engine was trained, else common names."""
     if chosen and len(chosen) != (2 if task.is_pair else 1):
         expected = "pairs: give two columns" if task.is_pair else "single texts: give one column"
         raise ConfigError(f"--text_column_names {' '.join(chosen)}: {task.name} takes {expected}")
     known, glue = task.text_columns, TASKS.get(task.name)
     choices = text_column_names(task.is_pair, glue, chosen or known)
-    if known and not chosen and glue:  # the official files and the hub name the same columns differently
+    if known and not chosen and glue:  # GLUE's files and the hub have different names for the same columns
         choices = [known, glue.text_columns, *([glue.hub_columns] if glue.hub_columns else [])]
     if answers and not (chosen or known):
         choices = [QUESTION_COLUMNS, *choices]
@@ -260,6 +259,6 @@ def _text_columns(
     texts = choose_text_columns(str(path), header, choices, "--text_column_names chooses others", trained)
     if not (chosen or known):
         _log.info(
-            "columns scored: %s, chosen by name: the engine does not say which it was trained on", ", ".join(texts)
+            "columns scored: %s, chosen by name, because the engine does not record its text columns", ", ".join(texts)
         )
     return texts

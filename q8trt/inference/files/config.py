@@ -11,21 +11,21 @@ from q8trt.errors import ConfigError
 
 INPUTS = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 OUTPUTS = (".csv", ".tsv", ".jsonl", ".parquet", ".npy")
-#: Outputs that hold embeddings alone; while the job runs, its rows are JSON Lines.
+#: Outputs for embeddings only. While the job runs, its rows are JSON Lines.
 OF_EMBEDDINGS = (".parquet", ".npy")
-#: Those of them that hold spans, too: a list column of structs.
+#: Those of them that may also contain spans, as a list column of structs.
 OF_SPANS = (".parquet",)
 
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Options of one job. Links count as what they point to.
+    """Options of a scoring job. Links count as their targets.
 
     Attributes:
-        chunk_rows: most rows in memory.
+        chunk_rows: maximum rows in memory.
 
     Raises:
-        ConfigError: an ending is unknown, `output` is `input`, or a number is below 1.
+        ConfigError: an ending is unknown, `output` is `input`, or a number is out of range.
     """
 
     input: Path = option(
@@ -84,7 +84,9 @@ class ScoringConfig:
                     f"--{name} {path} ends in {path.suffix!r}; expected one of {', '.join(usual)}{others}"
                 )
         if self.output_kind == ".tsv" and self.input_kind != ".tsv":
-            raise ConfigError(f"--output {self.output}: texts may hold tabs, and TSV has no quotes; use .csv or .jsonl")
+            raise ConfigError(
+                f"--output {self.output}: texts may contain tabs, and TSV has no quotes; use .csv or .jsonl"
+            )
         if os.path.realpath(self.input) == os.path.realpath(self.output):
             raise ConfigError(f"--output {self.output} is the input; give another name")
         if self.chunk_rows < 1:
@@ -117,7 +119,7 @@ class ScoringConfig:
 
     @property
     def rejected(self) -> Path:
-        """The rows that could not be scored, with their line and the reason; there is no such file if all could."""
+        """The rows that could not be scored, with their lines and reasons. The file is missing if there are none."""
         return _beside(self.output, ".rejected.csv")
 
 

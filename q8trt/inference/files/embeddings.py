@@ -1,4 +1,4 @@
-"""Embeddings, or spans, of a finished job: from its JSON Lines to a Parquet file with a list column, or to a NumPy array."""
+"""Conversion of a finished job's JSON Lines with embeddings or spans to Parquet with a list column, or to a NumPy array."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _MARK = b"q8trt"
 
 
 def write_embeddings(rows: Path, output: Path) -> None:
-    """Write `output`, .parquet or .npy, whole or not at all, of the JSON Lines in `rows`.
+    """Convert the JSON Lines in `rows` to `output`, .parquet or .npy, completely or not at all.
 
     Raises:
-        MissingPackageError: pyarrow, which writes Parquet, is not installed.
+        MissingPackageError: `output` is Parquet, and pyarrow is not installed.
     """
     with atomic_file(output) as temporary:
         (_write_parquet if output.suffix.lower() == ".parquet" else _write_array)(rows, Path(temporary))
 
 
 def holds_embeddings(path: Path) -> bool:
-    """Return whether a file looks like what `write_embeddings` writes: a float32 matrix, or Parquet with q8trt's mark."""
+    """Return whether a file looks like an output of `write_embeddings`: a float32 matrix, or Parquet with q8trt's mark."""
     if path.suffix.lower() == ".npy":
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -51,12 +51,12 @@ def _parts(rows: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _column(row: dict[str, Any]) -> str:
-    """Return the name of the column of embeddings, which a job adds last."""
+    """Return the name of the column of answers, which is the last one."""
     return list(row)[-1]
 
 
 def _write_array(rows: Path, path: Path) -> None:
-    """Write the embeddings, in order; NaN for a row that has none."""
+    """Write the embeddings in order, float32 (rows, dimension), with NaN for a row without an embedding."""
     count = width = 0
     for part in _parts(rows):
         count += len(part)
@@ -95,12 +95,12 @@ def _write_parquet(rows: Path, path: Path) -> None:
 
 
 def _are_spans(answer: list[Any]) -> bool:
-    """Return whether the answer of a row is a list of spans, which may be empty; an embedding has numbers."""
+    """Return whether the answer to a row is a list of spans, which may be empty, instead of an embedding."""
     return not answer or isinstance(answer[0], dict)
 
 
 def span_type(arrow: Any) -> Any:
-    """Return the type of a span, see `q8trt.inference.tagging.Span`."""
+    """Return the Arrow type of a `q8trt.inference.tagging.Span`."""
     text, number = arrow.string(), arrow.int64()
     return arrow.struct(
         [("label", text), ("start", number), ("end", number), ("text", text), ("score", arrow.float64())]
@@ -116,5 +116,7 @@ def _pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise MissingPackageError("pyarrow is not installed, which writes Parquet", install_module("pyarrow")) from None
+        raise MissingPackageError(
+            "pyarrow, which writes Parquet, is not installed", install_module("pyarrow")
+        ) from None
     return pyarrow

@@ -1,7 +1,7 @@
-"""One file through an engine, chunk by chunk. A journal notes what is done, so an interrupted job goes on from there.
+"""A scoring job: an engine scores a file in chunks, and a journal lets an interrupted job continue.
 
-A chunk is a fixed number of rows from the beginning of the file, whatever happened before. So the batches, and with
-them the last digits of the answers, are those of a job that was never interrupted.
+Chunks are counted from the start of the file. So an interrupted job has the batches, and the last digits of the answers, of an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from q8trt.inference.files.scorer import Outcome, RowScorer
 if TYPE_CHECKING:
     from q8trt.inference import Engine
 
-#: A chunk ends here as well, so that long rows do not fill the memory, bytes of the input.
+#: Maximum bytes of the input in a chunk, so that long rows do not fill the memory.
 _CHUNK_BYTES = 16 * 2**20
-#: The journal is written no more often than this: flushing to the disk takes as long as a chunk of a fast engine.
+#: Minimum seconds between two writes of the journal. A flush to the disk takes as long as a chunk of a fast engine.
 _NOTE_SECONDS = 0.5
 _GOES_ON = "the same command goes on from there"
 
@@ -40,9 +40,12 @@ class JobProgress:
     """The progress of a job.
 
     Attributes:
-        rows: rows scored so far, of which an earlier run scored `resumed`; `rejected` counts those that could not be.
-        done: share of the file, 0 to 1, of which an earlier run did `already`.
-        seconds: since this run began.
+        rows: rows scored so far.
+        resumed: rows of `rows` that an earlier run scored.
+        rejected: rows that could not be scored so far.
+        done: finished share of the file, from 0 to 1.
+        already: share of the file that an earlier run finished.
+        seconds: seconds since this run began.
     """
 
     rows: int
@@ -54,12 +57,12 @@ class JobProgress:
 
     @property
     def rows_per_s(self) -> float:
-        """Rows that this run scores in a second."""
+        """Rows per second that this run scored."""
         return (self.rows - self.resumed) / max(self.seconds, 1e-9)
 
     @property
     def seconds_left(self) -> float:
-        """Seconds to the end, by the share of the file that this run did so far."""
+        """Estimated seconds to the end, from the share of the file that this run finished."""
         return (1 - self.done) * self.seconds / max(self.done - self.already, 1e-9)
 
 
@@ -68,14 +71,14 @@ class Summary(JobProgress):
     """A finished job.
 
     Attributes:
-        output: the answers; no such file if every row was rejected.
-        rejected_file: the rows that could not be scored; None if there are none.
-        first_reason: the line and reason of the first rejected row that this run saw; "" if there is none.
-        texts: the columns that were scored.
-        names: the columns that were added.
+        output: file of the answers; it is not written if every row was rejected.
+        rejected_file: file of the rows that could not be scored; None if there are none.
+        first_reason: line and reason of the first row that this run rejected; "" if there is none.
+        texts: the text columns.
+        names: the added columns.
         truncated: rows that were cut at `max_length` tokens, as in training.
-        max_length: longest item of the engine, see `Engine.cut_length`, in tokens.
-        backend: the runtime that computed, such as "onnxruntime".
+        max_length: maximum tokens of an item, see `Engine.cut_length`.
+        backend: name of the runtime, such as "onnxruntime".
         device: "cpu", or the GPU's name.
     """
 
@@ -95,21 +98,21 @@ def score_file(
 ) -> Summary:
     """Score every row of a file.
 
-    An unfinished job of the same input, output and engine goes on where it stopped. The answers get their real name at the
-    end. If every row is rejected, `Summary.rows` is 0 and no output is written or replaced.
+    An unfinished job with the same input, output and engine continues. The output gets its name at the end. If every row is
+    rejected, `Summary.rows` is 0 and no output is written or replaced.
 
     Args:
-        engine: an open engine that nobody else uses meanwhile, or `Summary.truncated` counts their rows, too.
-        config: the files.
-        on_progress: called after each chunk.
+        engine: an open engine. `Summary.truncated` also counts the rows of others who use it at the same time.
+        config: options of the job.
+        on_progress: function that is called after each chunk.
 
     Raises:
-        ConfigError: the output exists already, or an unfinished job that is another one or damaged; or the job would
-            write to a file that it reads, or to one of the user's.
-        BusyError: another process scores to the same output.
-        DataError: the input is missing or empty, has no column of text, or changed meanwhile; or a file cannot be written.
-        InterruptedRunError: Ctrl-C; the same call goes on.
-        BackendError: the engine refused a batch; the rows done before it are safe.
+        ConfigError: the output exists already, an unfinished job is different or damaged, or the job would write to a file
+            that it reads or that belongs to the user.
+        BusyError: another process writes to the same output.
+        DataError: the input is missing or empty, has no text column, or changed meanwhile; or a file cannot be written.
+        InterruptedRunError: Ctrl-C. The same call continues the job.
+        BackendError: the engine refused a batch. The finished rows are saved.
     """
     records = Records(config.input, config.input_kind)
     try:
@@ -137,7 +140,7 @@ class _Job:
         self._started = time.perf_counter()
 
     def run(self, on_progress: Callable[[JobProgress], None]) -> Summary:
-        """Score what is missing, and end the job."""
+        """Score the remaining rows, and finish the job."""
         config = self.config
         try:
             if not self.outputs.state.finished:
@@ -175,8 +178,8 @@ class _Job:
             on_progress(self._progress())
 
     def _secure(self) -> str:
-        """Note the rows that are done, or remove the files if none is; return the number of rows in words."""
-        with contextlib.suppress(OSError):  # the disk may be full: the last note stands
+        """Write the journal, or remove the files if no row is done; return the number of saved rows as text."""
+        with contextlib.suppress(OSError):  # if the disk is full, the previous journal stays
             if not self.outputs.state.begun:
                 self.outputs.discard()
                 return ""
@@ -185,13 +188,13 @@ class _Job:
         return f"{state.rows + state.rejected:,} rows" if state.begun else ""
 
     def _check_input(self) -> None:
-        """Raise DataError if the input is not the file that it was when it was opened."""
+        """Raise DataError if the input has changed since it was opened."""
         then, now = self._input, self.config.input.stat()
         if (then.st_size, then.st_mtime_ns, then.st_ino) != (now.st_size, now.st_mtime_ns, now.st_ino):
             raise DataError(f"{self.config.input} changed while it was scored; score it again with --overwrite")
 
     def _identity(self) -> dict[str, Any]:
-        """Return what the output depends on, by the names that a user knows. The journal adds a hash of the input."""
+        """Return everything that decides the output, under names for messages. The journal adds a hash of the input."""
         config, engine = self.config, self.engine
         limits = dataclasses.asdict(engine.limits).items()
         return {
@@ -214,7 +217,7 @@ class _Job:
         }
 
     def _chunks(self) -> Iterator[list[Record]]:
-        """Yield the rows, `chunk_rows` together or fewer; one that cannot be scored has its reason."""
+        """Yield chunks of at most `chunk_rows` rows. A row that cannot be read has a reason."""
         chunk: list[Record] = []
         began = self.outputs.state.input_bytes
         for record in self.records:
@@ -248,7 +251,7 @@ class _Job:
         )
 
     def _share(self) -> float:
-        """Return the share of the input that is done."""
+        """Return the finished share of the input, from 0 to 1."""
         return min(self.outputs.state.input_bytes / max(self._input.st_size, 1), 1.0)
 
     def _progress(self) -> JobProgress:

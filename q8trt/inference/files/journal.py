@@ -1,7 +1,7 @@
-"""``.state.json``, the journal of an unfinished job: its progress, with a hash of all that it read and wrote.
+"""The journal of an unfinished job, ``.state.json``: its progress, and hashes of everything that it read and wrote.
 
-A job goes on only if the input, the partial output and the rejected rows are, up to the byte, those of the journal.
-Damage of any of the four files is an error and never another output.
+A job continues only if the input, the partial output and the rejected rows have the hashes in the journal. Damage of any of the
+four files is an error and never a wrong output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from q8trt.files import Limits, MalformedError, decode, parse_json, read_limited
 
 _FORMAT = 2
 _LIMITS = Limits(size=16 * 2**20, depth=16, values=100_000)
-#: Parts of every format's journal. A file with one of them is a journal, sound or damaged.
+#: Parts of the journals of all formats. A file with one of them is a journal, which may be damaged.
 _KEYS = (b'{\n  "job": {', b'"input_bytes"', b'"output_bytes"', b'"rejected_bytes"', b'"input_lines"')
 _EMPTY = hashlib.sha256().hexdigest()
 
@@ -28,14 +28,15 @@ class State:
     """The content of ``.state.json``.
 
     Attributes:
-        job: the facts that must not change for the job to go on: the input, the engine and what its answers depend on.
-        replaces: whether the job may replace an output of an earlier one.
-        input_bytes: bytes of the input that are done, in `input_lines` lines.
-        output_bytes: sound bytes of the partial output, header included; 0 before the header is written.
-        rejected_bytes: sound bytes of the rejected rows.
-        rows: rows that were scored; `rejected` counts those that could not be, `truncated` those that were cut.
-        finished: whether all rows are done, and only the renames are missing.
-        checksum: the SHA-256 of all other fields.
+        job: the facts that must not change: the input, the engine, and everything else that decides the answers.
+        replaces: whether the job may replace the output of an earlier job.
+        input_bytes: finished bytes of the input, in `input_lines` lines.
+        output_bytes: valid bytes of the partial output, including the header; 0 before the header is written.
+        rejected_bytes: valid bytes of the rejected rows.
+        rows: number of scored rows, of which `truncated` were cut.
+        rejected: number of rows that could not be scored.
+        finished: whether all rows are done, and only the renames remain.
+        checksum: SHA-256 of all other fields.
     """
 
     job: dict[str, Any]
@@ -56,17 +57,17 @@ class State:
 
     @property
     def begun(self) -> bool:
-        """Return whether a chunk is done."""
+        """True if a row is done."""
         return bool(self.rows or self.rejected)
 
     @property
     def without_answers(self) -> bool:
-        """Return whether every row was rejected."""
+        """True if every row so far was rejected."""
         return bool(self.rejected and not self.rows)
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write the journal with its checksum, whole or not at all."""
+    """Write the journal with its checksum, completely or not at all."""
     write_json(path, dataclasses.asdict(dataclasses.replace(state, checksum=_checksum(state))))
 
 
@@ -75,7 +76,7 @@ def read_state(path: Path) -> State:
 
     Raises:
         ForeignError: the file is not a journal.
-        ConfigError: it is damaged, or of another version of q8trt.
+        ConfigError: the journal is damaged, or of another version of q8trt.
     """
     try:
         data = read_limited(path, _LIMITS)
@@ -97,7 +98,7 @@ def read_state(path: Path) -> State:
 
 
 class ForeignError(ConfigError):
-    """A file has the name of one that a job writes, and q8trt did not write it."""
+    """A file that q8trt did not write has the name of a file of the job."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path} is not a file of q8trt predict; move it away, or give another --output")

@@ -1,7 +1,7 @@
-"""The files of one job: partial output, rejected rows and journal, and the renames that end it.
+"""The files of a job: partial output, rejected rows and journal, and the renames at the end.
 
-The order of the writes makes a crash harmless at any point: the journal comes first and goes last, data are on the disk
-before the journal counts them, and the journal says that a job is finished before its files get their real names.
+The order of the writes makes a crash harmless at any time. The journal is created first and removed last. Data are flushed to the
+disk before the journal counts them. The journal records the job as finished before the files get their real names.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Prefix:
         self._hash = hashlib.sha256()
 
     def add(self, data: bytes) -> None:
-        """Hash `data`, which follows what is hashed."""
+        """Add `data`, the next bytes of the file, to the hash."""
         self._hash.update(data)
         self.size += len(data)
 
     def read(self, path: Path, size: int) -> None:
-        """Hash the bytes of `path` from `self.size` to `size`. A file that is shorter ends it early."""
+        """Add the bytes of `path` from `self.size` to `size`, or to the end of a shorter file, to the hash."""
         with path.open("rb") as file:
             file.seek(self.size)
             while self.size < size and (block := file.read(min(_BLOCK, size - self.size))):
@@ -55,7 +55,7 @@ class Growing:
 
     Attributes:
         path: the file.
-        prefix: its sound bytes. What follows them is cut off when the file is opened to write.
+        prefix: its valid bytes. The bytes after them are cut off when the file is opened for writing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,15 +63,15 @@ class Growing:
         self._file: FileIO | None = None
 
     def append(self, data: bytes) -> None:
-        """Write `data` behind what is there."""
+        """Append `data` to the valid bytes."""
         file = self._file = self._file or self._open()
         rest = memoryview(data)
-        while rest:  # a file that reaches a limit takes a part, and raises at the next write
+        while rest:  # at a limit of the file's size, `write` writes a part, and the next call raises OSError
             rest = rest[file.write(rest) :]
         self.prefix.add(data)
 
     def trim(self) -> None:
-        """Cut off what follows the sound bytes, as no other row may come that does."""
+        """Cut off the bytes after the valid ones, in case that nothing is appended."""
         if self.path.exists():
             self._file = self._file or self._open()
 
@@ -95,11 +95,11 @@ class Growing:
 
 
 class Outputs:
-    """The files that a job writes. `find` or `begin` comes first.
+    """The files that a job writes. Call `find`, and `begin` if it returns False, before the other methods.
 
     Attributes:
-        state: how far the job is.
-        noted: the state that is on the disk; `note` brings it up to date.
+        state: the progress of the job.
+        noted: the state in the journal on the disk, which `note` updates.
     """
 
     def __init__(self, config: ScoringConfig) -> None:
@@ -109,14 +109,14 @@ class Outputs:
         self._rejected, self.noted = Growing(config.rejected_partial), self.state
 
     def find(self, job: Mapping[str, Any]) -> bool:
-        """Take up the unfinished job beside the output; returns False if there is none.
+        """Load the unfinished job beside the output; return False if there is none.
 
         Args:
-            job: what the output depends on, by the names that a user knows.
+            job: everything that decides the output, under names for messages.
 
         Raises:
-            ConfigError: there is an output already; or the job is another one, or damaged, and `overwrite` is false; or a
-                file has the name of one of the job's, and q8trt did not write it.
+            ConfigError: the output exists, or the unfinished job is different or damaged, and `overwrite` is False; or a file
+                that q8trt did not write has the name of a file of the job.
         """
         config = self.config
         try:
@@ -139,7 +139,7 @@ class Outputs:
         return True
 
     def begin(self, job: Mapping[str, Any], offset: int, number: int) -> None:
-        """Note that nothing is done behind the header of the input, which ends at byte `offset`, line `number`."""
+        """Start a job behind the header of the input, which ends at byte `offset` and line `number`."""
         config = self.config
         config.output.parent.mkdir(parents=True, exist_ok=True)
         self.discard()
@@ -154,7 +154,14 @@ class Outputs:
             raise
 
     def append(self, answers: bytes, refused: bytes, offset: int, **changes: Any) -> None:
-        """Write what became of the input up to byte `offset`; `changes` are other fields of the state."""
+        """Append the results for the input up to byte `offset`.
+
+        Args:
+            answers: lines of the output.
+            refused: lines of the rejected rows.
+            offset: bytes of the input that are finished.
+            changes: other fields of the state.
+        """
         self._answers.append(answers)
         if refused:
             self._rejected.append(refused)
@@ -169,7 +176,7 @@ class Outputs:
         )  # fmt: skip
 
     def note(self) -> None:
-        """Write the journal, after the data that it counts."""
+        """Flush the data to the disk, then write the journal."""
         if self.state is self.noted:
             return
         self._answers.sync()
@@ -178,10 +185,10 @@ class Outputs:
         self.noted = self.state
 
     def finish(self) -> None:
-        """Give the files of a job whose rows are all done their real names. The next `finish` completes one that crashed.
+        """Give the files of a job their real names after all rows are done. After a crash, it can be called again.
 
         Raises:
-            ConfigError: a file of such a name came up meanwhile, and the job may not replace it.
+            ConfigError: a file of such a name was created meanwhile, and the job may not replace it.
         """
         config, state = self.config, self.state
         if config.partial.exists():
@@ -191,19 +198,19 @@ class Outputs:
         self.close()
         if config.partial.exists() and not state.without_answers:
             if config.output_kind in OF_EMBEDDINGS:
-                write_embeddings(config.partial, config.output)  # the rows stay until the journal says that all is done
+                write_embeddings(config.partial, config.output)  # `discard` removes the rows
             else:
                 config.partial.replace(config.output)
         if state.rejected and config.rejected_partial.exists():
             config.rejected_partial.replace(config.rejected)
         elif not state.rejected and is_rejected_file(config.rejected):
-            config.rejected.unlink()  # of an earlier job with the same output
+            config.rejected.unlink()  # it belongs to an earlier job with the same output
         with contextlib.suppress(OSError):
             sync(config.output.parent)
         self.discard()
 
     def discard(self) -> None:
-        """Remove the files of the unfinished job; the journal goes last."""
+        """Remove the files of the unfinished job, the journal last."""
         self.close()
         for path in (self.config.partial, self.config.rejected_partial, self.config.state):
             path.unlink(missing_ok=True)
@@ -214,9 +221,10 @@ class Outputs:
         self._rejected.close()
 
     def _sound(self, job: Mapping[str, Any]) -> State | None:
-        """Return the state of the unfinished job if every byte of its files is as the journal says.
+        """Return the state of the unfinished job after a check of its files; None if there is no such job.
 
-        None if there is no such job. Raises ConfigError.
+        Raises:
+            ConfigError: the job is different, or a file differs from the journal.
         """
         config = self.config
         if not os.path.lexists(config.state):
@@ -233,8 +241,8 @@ class Outputs:
             different.append("input")
         if different:
             raise ConfigError(
-                f"{config.partial} is unfinished, and of a job with another {different[0]}; finish that one first, or "
-                "start over with --overwrite"
+                f"{config.partial} is unfinished, and its job has another {different[0]}; finish that job first, or start "
+                "over with --overwrite"
             )
         if not state.without_answers or not state.finished:
             self._check(self._answers, config.output, state.output_bytes, state.output_sha256, state.finished)
@@ -242,11 +250,11 @@ class Outputs:
         return state
 
     def _check(self, file: Growing, final: Path, size: int, sha256: str, finished: bool) -> None:
-        """Compare a file with its journal. That of a finished job may have its `final` name already."""
+        """Compare a file with the journal. The file of a finished job may already have its `final` name."""
         if not size:
             return
         if finished and not file.path.exists() and final.suffix.lower() in OF_EMBEDDINGS:
-            return  # they were converted, and the rows removed last
+            return  # the rows were converted and then removed
         path = final if finished and not file.path.exists() else file.path
         try:
             file.prefix.read(path, size)
@@ -255,5 +263,5 @@ class Outputs:
             raise ConfigError(f"{path} cannot be read: {error.strerror}; start over with --overwrite") from None
         if longer or file.prefix.sha256 != sha256:
             raise ConfigError(
-                f"{path} is not as {self.config.state.name} says: it was damaged or changed; start over with --overwrite"
+                f"{path} differs from its record in {self.config.state.name}; start over with --overwrite"
             )

@@ -1,4 +1,4 @@
-"""Checks that no file which a job writes is one that it reads, or one of the user's."""
+"""Checks that a job overwrites neither a file that it reads nor a file of the user."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from q8trt.files.locks import lock_path
 from q8trt.inference.files.config import OF_EMBEDDINGS, ScoringConfig
 from q8trt.inference.files.embeddings import holds_embeddings
 
-#: The first line of a file of rejected rows, by which q8trt knows it as one that it wrote.
+#: The first line of a file of rejected rows, by which q8trt recognizes it.
 REJECTED_HEADER = b"line,reason,row\n"
-#: File systems take names of 255 bytes, and the temporary name of the journal is 25 longer than that of the output.
+#: Maximum bytes of the output's name. File systems allow 255, and the temporary name of the journal is 25 bytes longer.
 _LONGEST_NAME = 230
-#: Bytes of the first line that are read to tell an output from a file of the user's.
+#: Maximum bytes of the first line that are read to recognize an output.
 _LONGEST_HEADER = 2**20
-#: The last column that a job adds: see `q8trt.inference.files.layout`.
-_ANSWER = re.compile(r"'?(predicted_)?(score$|embedding$|probability_)")
+#: The last column that a job adds, see `q8trt.inference.files.columns`.
+_ANSWER = re.compile(r"'?(predicted_)?(score$|embedding$|spans$|probability_)")
 
 
 def check_places(config: ScoringConfig, engine: Path) -> None:
     """Check the names of all files that a job writes, through symbolic and hard links.
 
     Raises:
-        ConfigError: one of them is the input or a file of the engine, or the output is not a regular file or has too long a
-            name.
+        ConfigError: one of the files is the input or a file of the engine, the output is not a regular file, or its name is
+            too long.
     """
     output = config.output
     if len(os.fsencode(output.name)) > _LONGEST_NAME:
         raise ConfigError(
-            f"--output {output.name[:40]}... is too long a name; give one of {_LONGEST_NAME} bytes or fewer, as the files "
-            "beside it have longer ones"
+            f"--output {output.name[:40]}... is too long; give a name of {_LONGEST_NAME} bytes or fewer, because the files "
+            "beside it have longer names"
         )
     if output.is_dir():
         raise ConfigError(f"--output {output} is a folder; give the name of a file")
@@ -53,10 +53,10 @@ def check_places(config: ScoringConfig, engine: Path) -> None:
 
 
 def check_free(config: ScoringConfig, overwrite: bool) -> None:
-    """Check that the output and its rejected rows replace nothing of the user's.
+    """Check that the output and its rejected rows replace no file of the user.
 
     Raises:
-        ConfigError: there is a file of that name, and `overwrite` is false; or q8trt did not write it.
+        ConfigError: a file of that name exists and `overwrite` is False, or q8trt did not write it.
     """
     if os.path.lexists(config.output):
         if not is_answer_file(config.output, config.output_kind):
@@ -69,12 +69,12 @@ def check_free(config: ScoringConfig, overwrite: bool) -> None:
         raise ConfigError(f"{config.rejected} is not a file of q8trt predict; move it away, or give another --output")
     if not overwrite:
         raise ConfigError(
-            f"{config.rejected} is there already, of an earlier job; move it away, or --overwrite replaces it"
+            f"{config.rejected} exists already, from an earlier job; move it away, or add --overwrite to replace it"
         )
 
 
 def is_answer_file(path: Path, kind: str) -> bool:
-    """Return whether a file looks like the output of a job: its last column is an answer. An empty file counts as one."""
+    """Return whether a file is empty or looks like the output of a job, whose last column is an answer."""
     if kind in OF_EMBEDDINGS:
         return holds_embeddings(path)
     with path.open("rb") as file:
@@ -93,7 +93,7 @@ def is_answer_file(path: Path, kind: str) -> bool:
 
 
 def is_rejected_file(path: Path) -> bool:
-    """Return whether a file begins as the rejected rows of a job do."""
+    """Return whether a file begins like the rejected rows of a job."""
     if path.is_symlink() or not path.is_file():
         return False
     with path.open("rb") as file:
@@ -103,7 +103,7 @@ def is_rejected_file(path: Path) -> bool:
 def _written(config: ScoringConfig) -> Iterator[Path]:
     yield from (config.output, config.partial, config.rejected_partial, config.state, config.rejected)
     yield lock_path(config.output)
-    # Whoever writes the journal removes its stale temporary names.
+    # Writing the journal removes its stale temporary files.
     prefix, endings = f".{config.state.name}.", (".tmp", ".old")
     if config.output.parent.is_dir():
         yield from (

@@ -1,7 +1,7 @@
-"""The rows of a CSV, TSV, JSON Lines or plain text file, in order; a row that cannot be read has a reason.
+"""The rows of a CSV, TSV, JSON Lines or plain text file, in order. A row that cannot be read has a reason.
 
-`q8trt.tasks.data.tabular` reads training data: there the first bad row is an error, and a file fits into memory. Here bad
-rows are set aside, and reading may begin anywhere.
+`q8trt.tasks.data.tabular` reads training data: the first bad row is an error, and the file is read into memory. This module
+returns bad rows with a reason, and can start to read at any row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from q8trt.errors import DataError
 from q8trt.files import Limits, MalformedError, parse_json
 
-#: The longest row, bytes: it bounds the memory that one row takes.
+#: Maximum bytes of a row, which limits the memory that it needs.
 LONGEST = 4 * 2**20
 #: The column of a plain text file.
 TEXT_COLUMN = "sentence"
@@ -35,10 +35,10 @@ class Record:
     """One row.
 
     Attributes:
-        line: its first physical line, from 1.
+        line: number of its first line, from 1.
         raw: its bytes in the file.
-        values: column -> value; strings, except in JSON.
-        reason: why it cannot be read; "" if it can.
+        values: column -> value, a string except in JSON.
+        reason: reason why the row cannot be read; "" if it can.
     """
 
     line: int
@@ -55,7 +55,7 @@ class Records:
         kind: ".csv", ".tsv", ".jsonl", ".json" or ".txt".
 
     Attributes:
-        columns: those of the header; of JSON, the keys of the first object.
+        columns: the columns of the header; for JSON, the keys of the first object.
 
     Raises:
         DataError: the file is missing or empty, or its header cannot be used.
@@ -88,11 +88,11 @@ class Records:
 
     @property
     def position(self) -> tuple[int, int]:
-        """The bytes and lines read: the end of the last record."""
+        """The numbers of bytes and lines that were read, up to the end of the last record."""
         return self._lines.offset, self._lines.number
 
     def start(self, offset: int, number: int) -> None:
-        """Go on behind `offset` bytes and `number` lines, where a record ends."""
+        """Continue behind `offset` bytes and `number` lines, where a record ends."""
         self.close()
         self._lines = _Lines(self.path, offset, number)
 
@@ -110,7 +110,7 @@ class Records:
                 span = f" (lines {line} to {lines.number})" if lines.number > line else ""
                 yield Record(line, lines.taken, reason=f"{error}{span}")
             except (csv.Error, ValueError, RecursionError) as error:  # JSON, UTF-8 and _TooLongError are ValueErrors
-                # Behind a wrong quote everything is wrong: the next line may begin a sound record.
+                # After a wrong quote, a record may include many lines, so the next record begins at the next line.
                 lines.back_to_one()
                 yield Record(line, lines.taken, reason=_reason(error, lines.taken))
             else:
@@ -118,7 +118,7 @@ class Records:
                     yield Record(line, lines.taken, values)
 
     def _header(self) -> list[str]:
-        """Return the columns, and leave the reader behind the header, if there is one."""
+        """Return the columns. The reader then stands behind the header, if there is one."""
         if self.kind == ".txt":
             return [TEXT_COLUMN]
         if self.kind == ".jsonl":
@@ -137,7 +137,7 @@ class Records:
             raise DataError(f"{self.path}:1: empty; expected a header with the names of the columns")
         twice = _duplicate(columns)
         if twice is not None:
-            raise DataError(f"{self.path}:1: column {twice!r} is there twice; rename one")
+            raise DataError(f"{self.path}:1: column {twice!r} occurs twice; rename one")
         return list(columns)
 
     def _fields(self) -> Sequence[str]:
@@ -153,7 +153,7 @@ class Records:
         return self._row(fields if list(fields) != [""] else [])
 
     def _row(self, fields: Sequence[str]) -> Mapping[str, Any] | None:
-        """Return the values of a row; None for a blank line, which is not a row, as in training."""
+        """Return the values of a row; None for a blank line, which is skipped, as in training."""
         if not fields:
             return None
         if len(fields) != len(self.columns):
@@ -175,13 +175,14 @@ class Records:
 
 
 class _Lines:
-    """An iterator over the lines of a seekable UTF-8 file, line ends included, from byte `offset` behind `number` lines.
+    """An iterator over the lines of a seekable UTF-8 file with their ends, starting at byte `offset` behind `number` lines.
 
-    Only a newline ends a line: texts hold other characters at which Python's text files cut. A byte order mark is left out.
+    Only a newline ends a line, because texts may contain other characters at which Python splits lines. A byte order mark is
+    skipped.
 
     Attributes:
-        offset: bytes read.
-        number: lines read.
+        offset: number of bytes read.
+        number: number of lines read.
     """
 
     def __init__(self, path: Path, offset: int = 0, number: int = 0) -> None:
@@ -203,7 +204,7 @@ class _Lines:
         return b"".join(self._parts)
 
     def back_to_one(self) -> None:
-        """Read the record again, and only its first line: what follows may be sound."""
+        """Read the record again, but only its first line, because the next line may begin a valid record."""
         self.offset, self.number = self._start
         self.file.seek(self.offset)
         line = self.file.readline(LONGEST)
@@ -217,7 +218,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        """Return the next line. After UnicodeDecodeError and _TooLongError the record needs `back_to_one`."""
+        """Return the next line. After UnicodeDecodeError or _TooLongError, call `back_to_one`."""
         line = self.file.readline(LONGEST)
         if not line:
             raise StopIteration
@@ -241,16 +242,16 @@ def _duplicate(names: Sequence[str]) -> str | None:
 
 
 def _check_keys(pairs: Sequence[tuple[str, Any]]) -> None:
-    """Raise ValueError if an object has a key twice: parsers keep one of the values, in silence."""
+    """Raise ValueError if an object has a key twice, because parsers silently keep only one value."""
     if len(dict(pairs)) < len(pairs):
-        raise ValueError(f"key {_duplicate([name for name, _ in pairs])!r} is there twice")
+        raise ValueError(f"key {_duplicate([name for name, _ in pairs])!r} occurs twice")
 
 
 def _reason(error: Exception, line: bytes = b"") -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"not UTF-8: {error.reason}"
     if isinstance(error, MalformedError):
-        return "half of a surrogate pair, which is no character" if _HALF_PAIR.search(line) else str(error)
+        return "half of a surrogate pair, which is not a character" if _HALF_PAIR.search(line) else str(error)
     if isinstance(error, csv.Error):
         return f"not CSV: {str(error).partition(' - ')[0]}"
     return str(error)

@@ -1,4 +1,4 @@
-"""The answers of an engine to rows; a row without an answer has a reason."""
+"""The scoring of rows with an engine. A row without an answer has a reason."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one row: `answer`, or else the `reason` why there is none."""
+    """The outcome of a row: its `answer`, or the `reason` why it has none."""
 
     answer: Reply | None = None
     reason: str = ""
 
 
 class RowScorer:
-    """Answers rows with an engine.
+    """A scorer of rows with an engine.
 
     Args:
         engine: an open engine.
-        columns: the columns of the rows, by `choose_columns`.
-        prompt_name: the prompt of an embedding model; None for the model's default.
-        threshold: of a multi-label classifier, see `Engine.predict`.
-        null_score_diff_threshold: of question answering, see `Engine.answer`.
+        columns: the columns of the rows, from `choose_columns`.
+        prompt_name: name of the prompt of an embedding model; None for the model's default.
+        threshold: threshold of a multi-label classifier, see `Engine.predict`.
+        null_score_diff_threshold: threshold of question answering, see `Engine.answer`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RowScorer:
         return outcomes
 
     def _replies(self, items: list[Any]) -> Sequence[Reply]:
-        """Return the engine's answers; an embedding that is not finite is one, too."""
+        """Return the engine's answers, including embeddings that are not finite."""
         embedding = self.engine.manifest.head.embedding
         if embedding:
             return list(self.engine.logits(items, embedding.prompt(self.prompt_name)))
