@@ -222,7 +222,7 @@ def test_two_workers_answer_as_predict(tmp_path: Path, ray: Any, caplog: pytest.
     with caplog.at_level("WARNING", "q8trt.inference.ray_data"):
         score(dataset, engine, workers=4, threads=1)
     assert caplog.messages == [
-        "the actors take 4 CPUs, and Ray has 4; reading needs one more: give fewer workers, a smaller num_cpus, or "
+        "the actors reserve 4 CPUs, and Ray has 4, but reading needs one more; give fewer workers, a smaller num_cpus, or "
         "ray.init(num_cpus=5)"
     ]
 
