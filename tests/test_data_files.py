@@ -83,6 +83,11 @@ def test_given_columns_win(tmp_path):
 def test_the_label_is_no_text_column(tmp_path):
     path = write_lines(tmp_path / "a.csv", "label,score", "good,1", "bad,0")
     assert read_table(path, SST2, "train", ["label"]).labels.tolist() == [1, 0]
+    path = write_lines(tmp_path / "c.csv", "sentence,text", "good,1", "bad,0")
+    assert read_table(path, SST2, "train", label_column="text").labels.tolist() == [1, 0]
+    assert read_table(path, SST2, "train", label_column="text").first == ["good", "bad"]
+    path = write_lines(tmp_path / "d.csv", "text,sentence", "good,1", "bad,0")
+    assert read_table(path, SST2, "train", label_column="sentence").first == ["good", "bad"]
     path = write_lines(tmp_path / "b.csv", "label,id", "good,1")
     assert "no column 'label'" in error_of(read_table, path, SST2, "train", ["label"])
 

@@ -144,6 +144,11 @@ def add_module(kind: str) -> Callable[[Path], None]:
         (add_module("sentence_transformers.models.LSTM"), "has the module LSTM; expected"),
         (lambda f: change(f, "sentence_bert_config.json", max_seq_length=0), "max_seq_length is 0"),
         (lambda f: change(f, "config_sentence_transformers.json", default_prompt_name="x"), "'x' is not among the prompts"),
+        (lambda f: change(f, "config_sentence_transformers.json", truncate_dim=4), "cuts embeddings to 4 features"),
+        (
+            lambda f: change(f, "sentence_bert_config.json", processing_kwargs={"text": {"max_length": 8}}),
+            "sentence_bert_config.json has processing_kwargs, which changes the tokens",
+        ),
     ],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_read_is_one_line(spoil: Any, message: str, tmp_path: Path) -> None:
@@ -166,6 +171,18 @@ def test_texts_in_lower_case_need_a_tokenizer_that_makes_them(tmp_path: Path) ->
     folder = write_embedding_folder(tmp_path / "model")
     change(folder, "sentence_bert_config.json", do_lower_case=True)
     load_tokenizer(str(folder))
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
+    with pytest.raises(CheckpointError, match="lowercases texts before its tokenizer"):
+        load_tokenizer(str(folder))
+
+
+def test_the_length_is_read_under_its_earlier_names(tmp_path: Path) -> None:
+    """sentence-transformers reads them too, so texts are cut as there."""
+    folder = write_embedding_folder(tmp_path / "model", "roberta")
+    change(folder, "sentence_bert_config.json", max_seq_length=12, do_lower_case=True)
+    (folder / "sentence_bert_config.json").rename(folder / "sentence_roberta_config.json")
+    assert read_head(str(folder)).max_length == 12
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"lowercase": true', '"lowercase": false'))
     with pytest.raises(CheckpointError, match="lowercases texts before its tokenizer"):

@@ -19,7 +19,7 @@ import q8trt
 from q8trt.cli.main import main
 from q8trt.cli.quantize import run
 from q8trt.engine.manifest_file import load_manifest
-from q8trt.errors import ConfigError, DataError
+from q8trt.errors import ConfigError, DataError, InterruptedRunError
 from q8trt.models import read_head
 from q8trt.models.checkpoints import load_finetuned, load_quantized
 from q8trt.runs.config import config_of_run
@@ -283,6 +283,31 @@ def test_ctrl_c_is_continued_to_the_engines_and_the_report(
         assert main(["quantize", "--resume", str(run)]) == 0
     assert main(words) == 2
     assert "continue it" not in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_copy_of_the_model(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folder got another tokenizer or is gone, its finished FP32 stage has the model that was read."""
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder, run = write_embedding_folder(tmp_path / "model"), tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("q8trt.training.finetuning.quantize", interrupted)
+        with pytest.raises(InterruptedRunError):
+            q8trt.quantize(folder, texts=texts, output_dir=run, **OPTIONS)
+    whole = Path(shutil.copytree(run, tmp_path / "whole"))
+    q8trt.quantize(resume=whole)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"dog": ', '"DOG": '))
+    q8trt.quantize(resume=Path(shutil.copytree(run, tmp_path / "changed")))
+    shutil.rmtree(folder)
+    q8trt.quantize(resume=run)
+    for name in ("tokenizer.json", "model.safetensors"):
+        expected = (whole / "ptq" / name).read_bytes()
+        assert [(path / "ptq" / name).read_bytes() == expected for path in (run, tmp_path / "changed")] == [True, True]
 
 
 def test_paths_are_checked_before_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +52,18 @@ def test_an_actor_adds_the_columns_of_predict(tmp_path: Path) -> None:
     ]
     assert answers.pop(7) == {**rows[7], **dict.fromkeys(("label", *(f"probability_{name}" for name in LABELS)))}
     assert answers == predicted(tmp_path, engine, rows)
+
+
+def test_values_that_are_no_text_are_rejected(tmp_path: Path) -> None:
+    """Parquet has types that JSON lacks; a row of such a value does not stop the job."""
+    actor = EngineActor(str(write_real_engine(tmp_path / "engine", LABELS, is_pair=False)), threads=1)
+    for value, shown in (
+        (b"cat", "\"b'cat'\""),
+        (datetime(2026, 1, 2), '"datetime.datetime(2026, 1, 2, 0, 0)"'),
+        (3, "3"),
+    ):
+        (row,) = actor(pyarrow.table({"sentence": [value]})).to_pylist()
+        assert row["rejected"] == f"column 'sentence' is {shown}, expected a string"
 
 
 def test_a_chunk_without_answers_has_the_types_of_others(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import WITH_TOKEN_TYPES, make_tokenizer
 from token_fixtures import TAGS, make_tagger, write_token_folder
+from tokenizer_fixtures import byte_level
 
 import q8trt
 from q8trt import Engine
@@ -19,7 +21,7 @@ from q8trt.engine.manifest import Manifest, ModelInfo, TaskInfo
 from q8trt.engine.manifest_file import write_manifest
 from q8trt.errors import BackendError, ConfigError, InputError
 from q8trt.export.onnx import ExportOptions, export_onnx
-from q8trt.inference.tagging import AGGREGATIONS
+from q8trt.inference.tagging import AGGREGATIONS, Tagger
 from q8trt.quantization.precision import Precision
 from q8trt.tasks.heads import Head, HeadKind
 
@@ -134,6 +136,20 @@ def test_what_cannot_be_tagged(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(engine._model, "logits", lambda tokens: np.full((4, 5), np.nan, np.float32))
         with pytest.raises(BackendError, match="the logits of token 0 is NaN or infinite"):
             engine.tag(["a dog"])
+
+
+def test_a_token_of_blanks_is_no_span() -> None:
+    """Byte-level BPE has a token for each line break."""
+    manifest = SimpleNamespace(head=Head(HeadKind.TOKEN_CLASSIFICATION, ("O", "B-LOC", "I-LOC")))
+    tagger = Tagger(SimpleNamespace(tokenizer=byte_level(), max_length=64), manifest)  # type: ignore[arg-type]
+    text = "hello\r\nworld\r\n"
+    windows = tagger._encoder.encode([(text,)])
+    logits = np.tile(np.float32([0, 1, 0]), (len(windows.input_ids[0]), 1))
+    for aggregation in AGGREGATIONS:
+        (spans,) = tagger.spans([text], windows, logits, aggregation)
+        assert {span.label for span in spans} == {"LOC"}
+        assert "".join(span.text for span in spans) == "helloworld"
+        assert all(span.text == text[span.start : span.end] and span.text.strip() for span in spans)
 
 
 def test_each_word_has_its_part_of_speech(tmp_path: Path) -> None:

@@ -19,6 +19,13 @@ from q8trt.tasks.heads import POOLING_MODES, DenseLayer, Embedding
 
 MODULES_FILE = "modules.json"
 _SETTINGS_FILE, _LENGTH_FILE = "config_sentence_transformers.json", "sentence_bert_config.json"
+#: The names of `_LENGTH_FILE` in folders of early versions, in the library's order; the first file that exists counts.
+_EARLIER_TYPES = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+_LENGTH_FILES = (_LENGTH_FILE, *(f"sentence_{kind}_config.json" for kind in _EARLIER_TYPES))
+#: Keys of `_LENGTH_FILE` that change the tokens of a text. Only `max_seq_length` and `do_lower_case` are read.
+_TOKEN_SETTINGS = (
+    "processing_kwargs", "processor_kwargs", "tokenizer_args", "query_length", "document_length", "query_expansion"
+)  # fmt: skip
 _LIMITS = files.Limits(size=2**20, depth=16, values=10_000)
 #: Switch in the Pooling of versions before 5.7 -> mode, in the order of concatenation.
 _SWITCHES = {
@@ -68,6 +75,7 @@ def read_embedding(folder: str | Path, width: int) -> tuple[Embedding, int | Non
                 "this order; give another model"
             )
     settings = _optional(folder / _SETTINGS_FILE)
+    _check_settings(folder, settings)
     first = len(pooling) * width
     try:
         if dense and dense[0].in_features != first:
@@ -174,22 +182,41 @@ def _prompts(settings: dict[str, Any]) -> tuple[dict[str, str], str | None]:
     return prompts, default
 
 
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise CheckpointError for settings that change the tokens of a text or the length of its embedding."""
+    if (length := settings.get("truncate_dim")) is not None:
+        raise CheckpointError(
+            f"{folder / _SETTINGS_FILE} cuts embeddings to {str(length)[:20]} features (truncate_dim), and an engine returns "
+            "all; remove truncate_dim from the file and cut the embeddings in your application"
+        )
+    path, transformer = _transformer_settings(folder)
+    if name := next((name for name in _TOKEN_SETTINGS if transformer.get(name)), None):
+        raise CheckpointError(
+            f"{path} has {name}, which changes the tokens of a text, and q8trt does not read it; remove it if the model works "
+            "without it, or give another model"
+        )
+
+
 def read_max_length(folder: str | Path) -> int | None:
-    """Return the maximum number of tokens of a text; None if the folder does not state it. Raises CheckpointError."""
-    folder = Path(folder)
-    length = _optional(folder / _LENGTH_FILE).get("max_seq_length")
+    """Return the longest text of the model in tokens; None if the folder does not say it. Raises CheckpointError."""
+    path, settings = _transformer_settings(Path(folder))
+    length = settings.get("max_seq_length")
     if length is None:
         return None
     if type(length) is not int or not 1 <= length <= 2**20:
-        raise CheckpointError(
-            f"{folder / _LENGTH_FILE}: max_seq_length is {str(length)[:40]}, expected the number of tokens"
-        )
+        raise CheckpointError(f"{path}: max_seq_length is {str(length)[:40]}, expected the number of tokens")
     return length
 
 
 def lowers_texts(folder: str | Path) -> bool:
-    """Return whether texts are lowercased before the tokenizer reads them. Raises CheckpointError."""
-    return _optional(Path(folder) / _LENGTH_FILE).get("do_lower_case") is True
+    """Return whether texts are put into lower case before the tokenizer reads them. Raises CheckpointError."""
+    return _transformer_settings(Path(folder))[1].get("do_lower_case") is True
+
+
+def _transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the file with the settings of the Transformer, under its name or an earlier one, and the settings; {} if missing."""
+    path = next((folder / name for name in _LENGTH_FILES if (folder / name).is_file()), folder / _LENGTH_FILE)
+    return path, _optional(path)
 
 
 def _optional(path: Path) -> dict[str, Any]:

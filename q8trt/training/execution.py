@@ -152,8 +152,9 @@ def execute(
             stack.enter_context(sole_writer(unfinished.path))
         elif is_main_process():
             _check_place(config, output_dir, runs_dir)
-        inputs = load_inputs(config)
-        lines = recipe_lines(config) if config.precision.is_quantized else []
+        source = _source(config, unfinished)
+        inputs = load_inputs(source)
+        lines = recipe_lines(source) if config.precision.is_quantized else []
         run = unfinished
         if run is None:
             folder = output_dir or _new_folder(config, runs_dir, prefix)
@@ -175,6 +176,12 @@ def execute(
             say(inputs.data.columns_line())
         Finetuning(config, run, inputs, say, resume=unfinished is not None).execute()
     return run
+
+
+def _source(config: FinetuneConfig, unfinished: Run | None) -> FinetuneConfig:
+    """Return `config` with the model to read: that of the run once its FP32 stage is finished, because the other may change."""
+    checkpoint = unfinished.checkpoint("fp32") if unfinished else None
+    return config if checkpoint is None else replace(config, from_fp32=str(checkpoint))
 
 
 def _check_place(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> None:

@@ -74,7 +74,9 @@ class Columns:
             if value is None:
                 return f"column {name!r} {'has no value' if name in values else 'is missing'}"
             if not isinstance(value, str):
-                return f"column {name!r} is {json.dumps(value, ensure_ascii=False)[:40]}, expected a string"
+                return (
+                    f"column {name!r} is {json.dumps(value, ensure_ascii=False, default=repr)[:40]}, expected a string"
+                )
             if not value.strip():
                 return f"column {name!r} is empty"
         if clash := next((name for name in self.answers if name in values), None):

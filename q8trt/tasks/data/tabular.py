@@ -165,7 +165,8 @@ def _choose_columns(
 ) -> tuple[Sequence[str], str]:
     hint = "--text_column_names and --label_column_name choose others"
     choices = text_column_names(task.is_pair, task, text_columns)
-    texts = choose_text_columns(path_name(path), columns, choices, hint)
+    others = [name for name in columns if name != label_column or name in (text_columns or ())]
+    texts = choose_text_columns(path_name(path), others, choices, hint)
     labels = [label_column] if label_column else [task.label_column, *_LABELS]
     label = next((name for name in labels if name in columns and name not in texts), None)
     if label is None:
