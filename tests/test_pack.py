@@ -192,7 +192,7 @@ def test_a_card_of_ones_own_is_kept(packable: Path, tmp_path: Path) -> None:
     (packable / "MODEL_CARD.md").write_text("# mine\n")
     assert card(packable) == "# mine\n"
     assert (unpack(packable.with_name("card.q8trt"), tmp_path / "out") / "MODEL_CARD.md").read_text() == "# mine\n"
-    with pytest.raises(ConfigError, match=r"--license is for a card to be made, and .*MODEL_CARD\.md is there"):
+    with pytest.raises(ConfigError, match=r"--license is for a new card, but .*MODEL_CARD\.md exists"):
         pack(packable, licence="mit")
 
 
@@ -200,7 +200,7 @@ def test_a_card_that_is_a_link_out_of_the_folder_is_not_packed(packable: Path, t
     (tmp_path / "secret").write_text("secret")
     (packable / "MODEL_CARD.md").symlink_to(tmp_path / "secret")
     for refused in ("the card exists", "the card is missing"):
-        with pytest.raises(EngineError, match=r"MODEL_CARD\.md is a link that leaves the folder"):
+        with pytest.raises(EngineError, match=r"MODEL_CARD\.md is a link to another folder"):
             pack(packable)
         (tmp_path / "secret").unlink(missing_ok=True)
         assert not packable.with_name("engine.q8trt").exists(), refused
@@ -224,7 +224,7 @@ def test_packing_replaces_archives_only(packable: Path, tmp_path: Path, name: st
     elif not path.exists():
         path.write_text("mine")
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match=r"exists and is no archive of `q8trt pack`"):
+    with pytest.raises(ConfigError, match=r"exists and is not an archive of `q8trt pack`"):
         pack(packable, path)
     assert path.read_bytes() == before
     assert pack(packable, tmp_path / "x.q8trt").sha256 == pack(packable, tmp_path / "x.q8trt").sha256

@@ -266,7 +266,7 @@ def test_without_training_rows_built_in_sentences_stand_in(
     assert rows == "64 built-in sentence pairs, because the training rows are missing"
     assert sum(len(batch["input_ids"]) for batch in batches) == OVERFLOW_ROWS
     assert {str(array.dtype) for batch in batches for array in batch.values()} == {"int32"}
-    assert "the training rows are not at hand (no such file)" in caplog.text
+    assert "the training rows are missing (no such file)" in caplog.text
 
 
 def ort_pearson(engine: Path, dev: Path) -> float:

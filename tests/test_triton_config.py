@@ -225,8 +225,8 @@ def test_default_name(name: str, expected: str) -> None:
         ({"backend": "python", "gpus": (0,)}, "--gpus is for an encoder on the GPU; leave it out, or serve on --device cuda"),
         ({"threads": 2}, "--threads is for an encoder on the CPU; leave it out, or serve on --device cpu"),
         ({"vnni": True}, "--vnni is for an encoder on the CPU; leave it out, or serve on --device cpu"),
-        ({"backend": "python", "text_instances": 2}, "--text_instances is not for --backend python, whose encoder is in them: "
-         "use --instances"),
+        ({"backend": "python", "text_instances": 2}, "--text_instances is not for --backend python, which has no other "
+         "instances; use --instances"),
     ],
 )  # fmt: skip
 def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:

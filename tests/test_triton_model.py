@@ -139,7 +139,7 @@ def test_a_bad_request_does_not_spoil_the_others(start: Callable[..., Any], kind
     [
         (
             Request(text=["x", "y"], text_pair=["z"]),
-            "as many texts are expected in each input, got 2 in text and 1 in text_pair",
+            "expected the same number of texts in each input, got 2 in text and 1 in text_pair",
         ),
         (Request(text=["x"], text_pair=["\t\n"]), "text_pair[0] is empty; leave such rows out"),
         (Request(text=["x", b"\xff"], text_pair=["x", "y"]), "text[1] is not UTF-8"),

@@ -246,7 +246,7 @@ def test_a_tokenizer_that_cannot_be_read(engine: Path, tmp_path: Path) -> None:
 
 def test_a_batch_beyond_the_plan(engine: Path, tmp_path: Path) -> None:
     message = refused(engine, tmp_path, ConfigError, max_batch_size=9)
-    assert message == "--max_batch_size 9 is beyond the plan, which takes 1x1 to 8x16, best at 4x16; give 8 or less"
+    assert message == "--max_batch_size 9 exceeds the plan, which accepts 1x1 to 8x16, best at 4x16; give 8 or less"
     written = write_repository(engine, tmp_path / "models", TritonConfig(backend="python", max_batch_size=9))
     assert written.limits.batch_size == 9  # a graph takes any
 

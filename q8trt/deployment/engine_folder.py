@@ -1,4 +1,4 @@
-"""Builds of engine folders from a checkpoint: ONNX file, plan, tokenizer and manifest, whole or not at all."""
+"""Builds of engine folders from checkpoints: ONNX file, plan, tokenizer and manifest, completely or not at all."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Built:
 
 
 def load_model(source: Source) -> tuple[Model, Recipe | None]:
-    """Return the model of a checkpoint, and its recipe if it is quantized. Raises CheckpointError if it is damaged."""
+    """Return the model of a checkpoint, and its recipe or None. Raises CheckpointError if the checkpoint is damaged."""
     if source.stage == "fp32":
         return checkpoints.load_finetuned(source.checkpoint, source.task), None
     model, recipe = checkpoints.load_quantized(source.checkpoint)
@@ -59,7 +59,7 @@ def load_model(source: Source) -> tuple[Model, Recipe | None]:
 
 
 def _scores(source: Source) -> dict[str, Any]:
-    """Return the torch scores in the run: of the FP32 model and of the one being built."""
+    """Return the torch scores in the run of the FP32 checkpoint and of the checkpoint that is built."""
     entries = {stage: source.run.stage(stage) for stage in {"fp32", source.stage}}
     return {f"torch_{stage}": entry.scores for stage, entry in sorted(entries.items()) if entry}
 
@@ -100,9 +100,10 @@ def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: An
 
 
 def _text_columns(source: Source) -> list[str]:
-    """Return the columns of the texts of an example, [] where they are unknown.
+    """Return the text columns of the training rows; [] if they are unknown.
 
-    Embeddings of pairs, whose texts are examples of their own, have none; nor has a tagger that was trained on words.
+    They are also [] for embeddings that were trained on pairs, because an engine embeds single texts, and for a tagger that was
+    trained on words.
     """
     data, task = source.config.data, source.task
     if task.head.kind is HeadKind.TOKEN_CLASSIFICATION and data.train_file is not None:
@@ -112,7 +113,7 @@ def _text_columns(source: Source) -> list[str]:
 
 
 def _record(built: _Built, is_sample: bool) -> EngineRecord:
-    """Return the facts that are known before the engine runs: the linter's forecast beside the built plan."""
+    """Return the facts that are known before the engine runs, including the linter's forecast for the plan."""
     from q8trt.lint import LintConfig, lint
 
     linted = lint(built.exported.path, LintConfig(max_shapes=largest(built.config.profiles)))
@@ -145,19 +146,21 @@ def build_engine(
 ) -> tuple[Path, Manifest]:
     """Export `source`, build its plan, and return the engine folder and its manifest.
 
-    With FP16, training rows show what would overflow.
+    With FP16, training rows decide which operations stay in FP32 because they overflow.
 
     Args:
-        source, config, options: the checkpoint, and how its engine is built.
+        source: the checkpoint and its precision.
+        config: options of the builder.
         output_dir: the engine folder; None for the run's default.
-        on_progress: called with (phase, step, steps) while the plan is built.
-        verify_deterministic: build the plan a second time, and note in the manifest whether the two are the same.
-        overwrite: replace an older engine in `output_dir`; the run's default is replaced in any case.
+        on_progress: function that is called with (phase, step, steps) while the plan is built.
+        verify_deterministic: whether to build the plan a second time and record in the manifest if the plans are equal.
+        options: options of the export; None for the defaults.
+        overwrite: whether an older engine in `output_dir` may be replaced. The run's default is always replaced.
 
     Raises:
-        ConfigError: shapes beyond the position table, a precision that does not fit the checkpoint, an option that the
-            backend lacks, or an output folder that is not to be replaced.
-        BusyError: another process writes the engine folder.
+        ConfigError: shapes exceed the position table, an option does not fit the backend, or the output folder may not be
+            replaced.
+        BusyError: another process writes to the engine folder.
         CheckpointError: the checkpoint is damaged.
         BackendError: no backend is installed, or none starts on this machine.
         EngineError: the backend refused the graph, or crashed.
@@ -182,20 +185,20 @@ def build_engine(
             built = _Built(precision, exported, options, rows, config, plan, difference)
             manifest = _manifest(source, model, recipe, tokenizer, built)
             manifest = write_manifest(temporary, manifest)
-            check_output(source, output_dir, overwrite)  # a file that was put there meanwhile stays
+            check_output(source, output_dir, overwrite)  # again, because a user may have put a file there meanwhile
     return folder, manifest
 
 
 def default_folder(source: Source) -> Path:
-    """Return the folder of an engine in its run."""
+    """Return the default engine folder of `source` in its run."""
     return source.run.path / default_folder_name(source.stage, source.precision, source.config.target)
 
 
 def check_output(source: Source, output_dir: str | Path | None, overwrite: bool = False) -> Path:
-    """Return where the engine folder is written, links resolved.
+    """Return the resolved path of the engine folder.
 
     Raises:
-        ConfigError: what is there is not to be replaced, or the folder cannot be written.
+        ConfigError: the folder may not be replaced, or cannot be written.
     """
     default = default_folder(source)
     if output_dir is None or Path(output_dir).resolve() == default.resolve():
@@ -205,14 +208,14 @@ def check_output(source: Source, output_dir: str | Path | None, overwrite: bool 
 
 
 def check_engine_output(output_dir: str | Path, checkpoint: Path, overwrite: bool = False) -> Path:
-    """Return where an engine folder outside of its run's default is written, links resolved; raises as `check_output`."""
+    """Return the resolved path of an engine folder that is not the run's default. Raises ConfigError as `check_output`."""
     check_outside_checkpoints(output_dir)
-    files.check_apart(output_dir, [checkpoint], holds=True)  # a folder that holds it is not replaced in any case
+    files.check_apart(output_dir, [checkpoint], holds=True)  # a folder around it is refused below
     return files.replaceable_folder(output_dir, ENGINE_FOLDER, overwrite=overwrite)
 
 
 def _build_again(folder: Path, config: BuildConfig, on_progress: PhaseCallback | None) -> PlanDifference:
-    """Build the plan of `folder` a second time, in another process, and compare the two."""
+    """Build the plan of `folder` a second time in another process, and compare the plans."""
     second = folder / f".{PLAN_FILE}.again"
     try:
         build_plan(folder / ONNX_FILE, second, config, on_progress)

@@ -1,4 +1,4 @@
-"""A fine-tuned model, from its folder to engines and a report: the steps that `q8trt quantize` takes one after the other."""
+"""Quantization of a fine-tuned model to engines and a report: the steps of `q8trt quantize`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from q8trt.runs.config import FinetuneConfig
     from q8trt.runs.run import Run
 
-#: Shapes and iterations of the report: enough for a ratio, and seconds on a CPU. benchmark.py times more.
+#: Shapes and iterations of the report: enough for a ratio in seconds on a CPU. benchmark.py times more.
 _TIMING = TimingConfig(shapes=((1, 32), (8, 64)), warmup=2, iterations=10, max_seconds=30.0)
 
 
@@ -47,9 +47,9 @@ class QuantizedModel:
     """The result of quantizing a model.
 
     Attributes:
-        run: the run, which benchmark, parity and build_engine take.
+        run: the run, an argument of benchmark, parity and build_engine.
         engines: the engine folders, the INT8 engine last; () if none was built.
-        report: scores, or the drift from FP32, and times of the engines; None if none was built.
+        report: scores or drift from FP32, and latencies of the engines; None if none was built.
     """
 
     run: Run
@@ -75,16 +75,17 @@ def quantize_model(
 
     Args:
         model: a folder of Hugging Face or sentence-transformers, a hub name, or a short name such as "minilm".
-        config: what to calibrate on, and how.
-        say: function that takes each line that says what is done.
+        config: rows and options of the calibration.
+        say: function that prints one line of progress.
         command: words of the command line, for the record.
-        output_dir, runs_dir: the folder of the run, or where a new one is made.
+        output_dir: folder of the run; None for a new folder in `runs_dir`.
+        runs_dir: folder of the runs.
         build: options of the builder; None builds no engine.
-        shapes: options of the profiles.
-        baseline: whether the engines to compare with are built too.
+        shapes: options of the profiles; None for the defaults.
+        baseline: whether to build the engines to compare with, too.
 
     Raises:
-        Q8TRTError: bad input, before a run is made; or no backend that builds engines.
+        Q8TRTError: the input is bad, or no backend builds engines. Both are checked before a run is made.
     """
     check_paths(model, config)
     if build is not None:
@@ -93,10 +94,10 @@ def quantize_model(
             _check_room(Path(output_dir))
     chosen = quantization_of(model, config, say)
     if config.texts is None:
-        say("texts: the built-in sentences, because --texts names no file; texts of your own calibrate better")
+        say("texts: the built-in sentences; your own texts calibrate better: --texts FILE")
     if config.validation_file is None:
         say("no rows with labels: answers are compared with those of the FP32 model")
-    if build is not None:  # what cannot be built is refused before the minutes that calibration may take
+    if build is not None:  # checked before calibration, which may take minutes
         build = replace(build, profiles=(shapes or ShapeOptions()).profiles(chosen.data.max_seq_length))
         check_positions(build.profiles, positions(load_config(chosen.model_name_or_path)))
     plan = EnginePlan(build, baseline)
@@ -105,18 +106,18 @@ def quantize_model(
 
 
 def resume_quantization(run: Run, say: Callable[[str], object], command: Sequence[str]) -> QuantizedModel:
-    """Finish a run of `quantize_model`: the stages that are left, the engines that are missing, and the report.
+    """Finish a run of `quantize_model`: the unfinished stages, the missing engines, and the report.
 
     Args:
         run: the run.
-        say: function that takes each line that says what is done.
+        say: function that prints one line of progress.
         command: words of the command line, for the record of the report.
 
     Raises:
         ConfigError: run.json is damaged, or the run is not one of `q8trt quantize`.
         Q8TRTError: the rows or the model changed, or no backend builds engines.
     """
-    config = config_of_run(run, "restore them to go on with this run, or start a new one")
+    config = config_of_run(run, "restore them to continue this run, or start a new one")
     plan = plan_of_run(run, config)
     if plan.build is not None:
         find_backend(plan.build.backend)
@@ -130,7 +131,7 @@ def resume_quantization(run: Run, say: Callable[[str], object], command: Sequenc
 def _with_engines(
     run: Run, config: FinetuneConfig, plan: EnginePlan, say: Callable[[str], object], command: Sequence[str]
 ) -> QuantizedModel:
-    """Build the engines of a plan that the run lacks, and compare them."""
+    """Build the missing engines of a plan, and compare all engines."""
     if plan.build is None:
         return QuantizedModel(run)
     target = config.target
@@ -150,22 +151,22 @@ def _with_engines(
             f"stopped before the engines and the report were complete; continue with: {run.resume_command}"
         ) from interrupt
     except Q8TRTError:
-        say(f"the stages are finished, the engines or the report are not; continue with: {run.resume_command}")
+        say(f"the stages are finished, but not the engines or the report; continue with: {run.resume_command}")
         raise
     return QuantizedModel(run, tuple(folders), report)
 
 
 def _check_room(folder: Path) -> None:
-    """Check that engines and the report replace nothing in the folder of the run."""
+    """Check that the engines and the report replace nothing in the folder of the run."""
     check_files(folder / "benchmark")
     if engine := next(folder.glob("engine*"), None):
         raise ConfigError(
-            f"--output_dir {folder} holds {engine.name!r} already, which may be in the way of an engine; give a new folder"
+            f"--output_dir {folder} holds {engine.name!r} already, which an engine might replace; give a new folder"
         )
 
 
 def _built(run: Run, precision: Precision, config: BuildConfig) -> Path:
-    """Return the folder of an engine of the run; it is built if it is missing or damaged."""
+    """Return the folder of an engine of the run, and build the engine if it is missing or damaged."""
     source = find_source(precision, str(run.path), "")
     folder = default_folder(source)
     with contextlib.suppress(EngineError):
@@ -184,19 +185,20 @@ def run_of_folder(
     output_dir: str | Path | None = None,
     overwrite: bool = False,
 ) -> str | None:
-    """Return `checkpoint`; for a float model's folder from elsewhere, the path of a new run that holds it.
+    """Return `checkpoint` or, for the folder of a float model outside a run, the path of a new run with the model.
 
     Args:
-        checkpoint: a run, a checkpoint in one, or the folder of a model; None for the newest run.
-        precision: the engine's; None for INT8.
-        runs_dir: where the new run is made.
-        say: function that takes each line that says what is done.
+        checkpoint: a run, a checkpoint in a run, or the folder of a model; None for the newest run.
+        precision: precision of the engine; None for INT8.
+        runs_dir: folder in which the new run is made.
+        say: function that prints one line of progress.
         command: words of the command line, for the record.
-        output_dir, overwrite: the engine folder, if it is not the run's, and whether it replaces an older engine.
+        output_dir: the engine folder; None for the default in the run.
+        overwrite: whether an older engine in `output_dir` may be replaced.
 
     Raises:
-        ConfigError: an INT8 engine is asked for, and the model is not quantized; or the engine folder is not to be written.
-        CheckpointError: the model cannot be read, or has no head that q8trt has.
+        ConfigError: `precision` is INT8, but the model is not quantized; or the engine folder may not be written.
+        CheckpointError: the model cannot be read, or its head is not supported.
     """
     path = Path(checkpoint) if checkpoint else None
     if path is None or not (path / "config.json").is_file() or (path / RUN_FILE).is_file():

@@ -1,4 +1,4 @@
-"""The checkpoint that an engine is built from: which one, in which precision, its folder and its training rows."""
+"""The checkpoint from which an engine is built, and its training rows."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from q8trt.tasks.glue import Task
 
 _log = logging.getLogger(__name__)
-#: Rows that FP16's range is tried on: a few seconds, and outliers of BERT show on any text.
+#: Rows on which the range of FP16 is tested in a few seconds. BERT's outliers occur in any text.
 OVERFLOW_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Source:
-    """A finished stage of a run, and the engine to build of it.
+    """A finished stage of a run, and the engine to build from it.
 
     Attributes:
-        checkpoint: the model folder.
-        run: the run that it belongs to.
-        config: the run's configuration.
+        checkpoint: the folder of the model.
+        run: the run of the checkpoint.
+        config: configuration of the run.
         stage: "fp32", "ptq" or "int8".
-        precision: the engine's.
-        target: the device that the engine is for; the run's own or another.
+        precision: precision of the engine.
+        target: device of the engine, the run's or another.
     """
 
     checkpoint: Path
@@ -56,18 +56,18 @@ def find_source(
     stage: str | None = None,
     target: Target | None = None,
 ) -> Source:
-    """Return the checkpoint to build from: the one given, or the newest run's that fits `precision`.
+    """Return the checkpoint to build from: `checkpoint`, or that of the newest run that fits `precision`.
 
     Args:
-        precision: the engine's; None for the target's INT8 precision.
-        checkpoint: a run folder, or a checkpoint folder inside a run; None for the newest run in `runs_dir`.
+        precision: precision of the engine; None for the target's INT8 precision.
+        checkpoint: a run folder, or a checkpoint folder in a run; None for the newest run in `runs_dir`.
         runs_dir: the folder of runs.
-        stage: take this stage's checkpoint, "fp32", "ptq" or "int8"; None for the best that fits.
-        target: the device that the engine is for; None for the run's.
+        stage: stage of the checkpoint, "fp32", "ptq" or "int8"; None for the last one that fits.
+        target: device of the engine; None for the run's.
 
     Raises:
-        ConfigError: there is no run, or none that fits; or the stage does not fit the precision.
-        CheckpointError: there is no such folder.
+        ConfigError: there is no run with a suitable checkpoint, or the stage does not fit the precision.
+        CheckpointError: the folder `checkpoint` does not exist.
     """
     stages = ("int8", "ptq") if precision is None or precision.is_quantized else ("fp32",)
     path = Path(checkpoint) if checkpoint else None
@@ -92,9 +92,10 @@ def find_source(
 
 
 def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any]], str]:
-    """Return training rows of the run's task, as (batch, sequence) int32 arrays by name, and their description.
+    """Return batches of training rows, input name -> int32 array (batch, sequence), and a description of the rows.
 
-    Where the data are missing, the built-in sentence pairs stand in: overflows depend on the model more than on the text.
+    If the data are missing, the built-in sentence pairs replace them, because overflows depend more on the model than on the
+    text.
     """
     from q8trt.tasks.data import DataConfig, bucketed_batches, load_train, tokenize
 
@@ -105,7 +106,7 @@ def overflow_batches(source: Source, tokenizer: Any) -> tuple[list[dict[str, Any
             "built-in sentence pairs" if config.sample else f"training rows of {source.task.name}"
         )
     except Q8TRTError as error:
-        _log.warning("the training rows are not at hand (%s): FP16's range is tried on built-in sentences", error)
+        _log.warning("the training rows are missing (%s); the range of FP16 is tested on built-in sentences", error)
         examples = load_train(DataConfig("STS-B", sample=True, max_train_samples=OVERFLOW_ROWS))
         text = f"{len(examples)} built-in sentence pairs, because the training rows are missing"
     features = tokenize(examples, tokenizer, config.max_seq_length)

@@ -1,4 +1,4 @@
-"""An engine folder as one file and back: `pack`, `unpack`, and the model card that goes with it."""
+"""Archives of engine folders: `pack`, `unpack`, and the model card in an archive."""
 
 from q8trt.deployment.archive.archive import CARD_FILE, SUFFIX, SUMS_FILE, Packed, pack, unpack
 

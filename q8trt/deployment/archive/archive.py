@@ -1,8 +1,8 @@
-"""One engine folder as one file: `pack` writes it, `unpack` reads it back and trusts nothing in it.
+"""Archives: `pack` writes an engine folder to one file, and `unpack` verifies and unpacks it.
 
-The file is a ZIP with stored members: names and sizes are judged before anything is read, nothing can swell, and the bytes
-depend on the folder alone. Its hashes show damage. Against someone who writes a whole archive, publish the archive's own
-SHA-256, which `pack` returns and `unpack` takes.
+The file is a ZIP with stored members. Names and sizes are checked before anything is read, nothing can expand, and the bytes
+depend only on the folder. The hashes inside detect damage. To detect a rewritten archive, publish the SHA-256 that `pack`
+returns, and pass it to `unpack`.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ SUFFIX = ".q8trt"
 CARD_FILE = "MODEL_CARD.md"
 #: In the format of `sha256sum`, so that `sha256sum -c SHA256SUMS` checks an unpacked folder without q8trt.
 SUMS_FILE = "SHA256SUMS"
-#: Members that no manifest lists, and the most bytes that each may have.
+#: Members that no manifest lists -> maximum bytes.
 _UNLISTED = {MANIFEST_FILE: 64 * 2**20, CARD_FILE: 4 * 2**20, SUMS_FILE: 2**20}
-#: The most bytes that the directory of an archive may have: an engine folder has about ten files.
+#: Maximum bytes of an archive's directory. An engine folder has about ten files.
 _DIRECTORY_BYTES = 2**20
-_END_BYTES = 22  # of a ZIP's last record, which has no comment here
-_HEADER_BYTES = 30  # of a member, before its name
-#: Errors of zipfile about bytes that no writer makes.
+_END_BYTES = 22  # size of a ZIP's last record without a comment
+_HEADER_BYTES = 30  # size of a member's header before its name
+#: Errors of zipfile for bytes that are not a valid archive.
 _DAMAGE = (
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, NotImplementedError, ValueError,
     OverflowError, RuntimeError,
 )  # fmt: skip
-_SHOWN = 80  # characters of a name in an error
+_SHOWN = 80  # maximum characters of a name in an error
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows opens these as devices
 _PLAIN = re.compile(r"\w(?:[\w .+-]*[\w+-])?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A written archive: its path, its size in bytes, its SHA-256, and its members' sizes by name."""
+    """A written archive: its path, size in bytes and SHA-256; `members` maps names to sizes in bytes."""
 
     path: Path
     bytes: int
@@ -59,19 +59,19 @@ class Packed:
 
 
 def pack(folder: str | Path, output: str | Path | None = None, licence: str | None = None) -> Packed:
-    """Write an engine folder as one archive; the same folder gives the same bytes.
+    """Write an engine folder to one archive. The same folder gives the same bytes.
 
-    A ``MODEL_CARD.md`` in the folder goes in as it is; without one, a card is made.
+    A ``MODEL_CARD.md`` in the folder is packed unchanged. Without one, a card is made.
 
     Args:
-        folder: the engine folder; every file is verified first.
-        output: the archive, replaced when complete; by default beside the folder, with `SUFFIX`.
-        licence: of the base model, for the card; None for what can be found out.
+        folder: the engine folder, whose files are all verified first.
+        output: the archive, which is replaced when complete; None for a file beside the folder, with `SUFFIX`.
+        licence: license of the base model, for the card; None to read it from the base model's card.
 
     Raises:
-        ConfigError: the output is a folder or a file that is not an archive of `pack`, or a licence is given for a folder that
-            has its own card.
-        EngineError: the folder is damaged, its card is a link that leaves it, or a file has a name that cannot be packed.
+        ConfigError: the output is a folder, is inside the engine folder, or is a file that is not an archive of `pack`; or
+            `licence` is set for a folder with a card.
+        EngineError: the folder is damaged, its card is a link to another folder, or a file has a name that cannot be packed.
     """
     folder = Path(folder)
     manifest = load_manifest(folder)
@@ -102,18 +102,18 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
 def unpack(
     path: str | Path, output_dir: str | Path | None = None, sha256: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Verify an archive, write its engine folder, whole or not at all, and return the folder.
+    """Verify an archive, unpack it completely or not at all, and return the engine folder.
 
     Args:
         path: the archive.
-        output_dir: the folder to make; by default beside the archive, by its name without `SUFFIX`.
-        sha256: the archive's own SHA-256, where its maker published it.
-        overwrite: replace an engine that is in the folder already.
+        output_dir: the engine folder; None for a folder beside the archive, with its name without `SUFFIX`.
+        sha256: the published SHA-256 of the archive; None to verify only the hashes inside.
+        overwrite: whether an engine in the folder may be replaced.
 
     Raises:
-        ConfigError: the folder holds something that is not to be replaced.
-        BusyError: another process writes the folder.
-        EngineError: no archive of `pack`, damaged, changed, or with a member that does not belong in it.
+        ConfigError: the folder may not be replaced.
+        BusyError: another process writes to the folder.
+        EngineError: the file is not an archive of `pack`, is damaged or changed, or has a member that an engine does not have.
     """
     path = Path(path)
     if not path.is_file():
@@ -127,18 +127,18 @@ def unpack(
             file.limit = None  # zipfile has read the directory
             _unpack(path, archive, target, overwrite)
     except _DAMAGE as error:
-        raise EngineError(f"{path} is no archive of `q8trt pack`, or is damaged: {error}") from error
+        raise EngineError(f"{path} is not an archive of `q8trt pack`, or is damaged: {error}") from error
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise EngineError(f"{path} is damaged: a position in it lies outside the file") from error
+        raise EngineError(f"{path} is damaged: a position in it is outside the file") from error
     return folder
 
 
 class _LimitedFile(io.FileIO):
-    """An archive that ends as `pack` ends one; a single read of more than `limit` bytes is refused.
+    """A file that ends like an archive of `pack`. A read of more than `limit` bytes raises EngineError.
 
-    zipfile reads the directory at once, and makes an object of each entry.
+    The limit applies to the directory, which zipfile reads at once, making an object for each entry.
     """
 
     limit: int | None = _DIRECTORY_BYTES
@@ -147,31 +147,31 @@ class _LimitedFile(io.FileIO):
         super().__init__(path)
         self.seek(max(0, path.stat().st_size - _END_BYTES))
         if not self.read(_END_BYTES).startswith(b"PK\x05\x06"):
-            raise zipfile.BadZipFile("it does not end as a ZIP does")
+            raise zipfile.BadZipFile("it does not end like a ZIP")
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self.limit is not None and size is not None and size > self.limit:
             raise EngineError(
-                f"{self.name} is refused: its directory would take {size:,} bytes, of {self.limit:,} allowed; nothing was "
+                f"{self.name} is refused: its directory has {size:,} bytes, expected at most {self.limit:,}; nothing was "
                 "unpacked"
             )
         return super().read(size)
 
 
 def _check_output(path: Path, folder: Path) -> None:
-    """Raise ConfigError if `path` is something that packing must not replace, or is inside the engine folder."""
+    """Raise ConfigError if `path` is inside the engine folder, or exists and is not an archive of `pack`."""
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder; give the name of a file, such as {path / ('engine' + SUFFIX)}")
     if os.path.lexists(path) and not _is_archive(path):
         raise ConfigError(
-            f"--output {path} exists and is no archive of `q8trt pack`; choose another name, or remove it"
+            f"--output {path} exists and is not an archive of `q8trt pack`; choose another name, or remove it"
         )
     if folder.resolve() in path.resolve().parents:
         raise ConfigError(f"--output {path} is inside the engine folder {folder}; give a path outside it")
 
 
 def _is_archive(path: Path) -> bool:
-    """Return whether the file begins as `pack` begins one: with the manifest, stored."""
+    """Return whether the file begins like an archive of `pack`, whose first member is the manifest."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -184,9 +184,9 @@ def _card(folder: Path, manifest: Manifest, licence: str | None) -> bytes:
     if not os.path.lexists(card):
         return make_card(folder, manifest, licence).encode()
     if licence is not None:
-        raise ConfigError(f"--license is for a card to be made, and {card} is there; edit it, or remove it")
+        raise ConfigError(f"--license is for a new card, but {card} exists; edit it, or remove it")
     if card.resolve().parent != folder.resolve():
-        raise EngineError(f"{card} is a link that leaves the folder; put the card itself there, or remove the link")
+        raise EngineError(f"{card} is a link to another folder; replace it with a copy of the card, or remove it")
     try:
         return files.read_limited(card, files.Limits(size=_UNLISTED[CARD_FILE]))
     except files.MalformedError as error:
@@ -194,18 +194,18 @@ def _card(folder: Path, manifest: Manifest, licence: str | None) -> bytes:
 
 
 def _member(name: str, size: int) -> zipfile.ZipInfo:
-    """Return a member that depends on neither machine nor time."""
+    """Return a member whose entry depends on neither machine nor time."""
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system, info.external_attr, info.file_size = 3, (stat.S_IFREG | 0o644) << 16, size  # 3: Unix
     return info
 
 
 def _refusal(name: str) -> str | None:
-    """Return why a file may not have this name; None if it may."""
+    """Return the reason why a file may not have this name; None if it may."""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         return "leaves the folder"
     if "/" in name or "\\" in name:
-        return "lies in a subfolder, and an engine folder has none"
+        return "is in a subfolder, and an engine folder has none"
     if not _PLAIN.fullmatch(name) or _DEVICE.fullmatch(name):
         return "is not a plain file name (letters, digits, and _ . + - within)"
     return None
@@ -223,19 +223,19 @@ def _unpack(path: Path, archive: zipfile.ZipFile, folder: Path, overwrite: bool)
                 f"{path}: {SUMS_FILE} and {MANIFEST_FILE} disagree on {name[:_SHOWN]!r}; get the archive again"
             )
     with files.exclusive(folder), files.atomic_folder(folder) as temporary:
-        files.replaceable_folder(folder, ENGINE_FOLDER, overwrite=overwrite)  # nothing was put there meanwhile
+        files.replaceable_folder(folder, ENGINE_FOLDER, overwrite=overwrite)  # again, now under the lock
         for name, member in members.items():
             with archive.open(member) as source, (temporary / name).open("xb") as target:
                 digest = _copy(source, target)
             if name != SUMS_FILE and digest != sums[name]:
                 raise EngineError(
-                    f"{path}: {name} has SHA-256 {digest[:12]}…, the archive says {sums[name][:12]}…: it is damaged or was "
-                    "changed; get it again"
+                    f"{path}: {name} has SHA-256 {digest[:12]}…, expected {sums[name][:12]}…: it is damaged or was changed; "
+                    "get the archive again"
                 )
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by name, each judged by its entry in the archive's directory; nothing is read yet."""
+    """Return the members by name after a check of their entries in the directory. No member is read."""
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         name = info.orig_filename
@@ -243,27 +243,27 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
             raise EngineError(f"{path} is refused: its member {name[:_SHOWN]!r} {reason}; nothing was unpacked")
         members[name] = info
     if missing := [name for name in _UNLISTED if name not in members]:
-        raise EngineError(f"{path} has no {missing[0]}, so it is no archive of `q8trt pack`, or is incomplete")
+        raise EngineError(f"{path} has no {missing[0]}, so it is not an archive of `q8trt pack`, or is incomplete")
     return members
 
 
 def _entry_refusal(info: zipfile.ZipInfo, others: set[str]) -> str | None:
-    """Return why the entry of a member is refused; None if it is not. `others`: names before it, in lower case."""
+    """Return the reason why a member's entry is refused, or None. `others` are the earlier names in lower case."""
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         return "is a link or a device, not a file"
     if info.orig_filename.casefold() in others:
-        return "is there twice"
+        return "occurs twice"
     if info.flag_bits & 1:
         return "is encrypted"
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        return "is compressed, and `q8trt pack` stores members as they are"
+        return "is compressed, and `q8trt pack` does not compress"
     if info.file_size > (allowed := _UNLISTED.get(info.orig_filename, info.file_size)):
-        return f"would take {info.file_size:,} bytes, of {allowed:,} allowed"
+        return f"has {info.file_size:,} bytes, expected at most {allowed:,}"
     return None
 
 
 def _sums(path: Path, data: bytes) -> dict[str, str]:
-    """Return file name -> SHA-256, of a file in the format of `sha256sum`."""
+    """Return file name -> SHA-256 from the contents of a file in the format of `sha256sum`."""
     lines = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in data.decode("utf-8").splitlines()]
     if not all(lines):
         raise EngineError(f"{path}: {SUMS_FILE} is damaged; expected lines of a SHA-256 and a name; get it again")
@@ -280,13 +280,13 @@ def _compare_with_manifest(path: Path, members: Mapping[str, zipfile.ZipInfo], m
             raise EngineError(f"{path} has no {name}, which its manifest lists: it is incomplete; get it again")
         if members[name].file_size != info.bytes:
             raise EngineError(
-                f"{path} is refused: its member {name!r} would take {members[name].file_size:,} bytes, the manifest says "
+                f"{path} is refused: its member {name!r} has {members[name].file_size:,} bytes, the manifest says "
                 f"{info.bytes:,}; nothing was unpacked"
             )
 
 
 def _copy(source: IO[bytes], target: IO[bytes]) -> str:
-    """Copy to the end of `source`; returns the SHA-256 of the copied bytes."""
+    """Copy `source` to its end, and return the SHA-256 of the copied bytes."""
     digest = hashlib.sha256()
     while block := source.read(2**20):
         digest.update(block)

@@ -1,6 +1,6 @@
-"""``MODEL_CARD.md``, the description of a packed engine for a reader who has the archive alone.
+"""The model card of an archive, ``MODEL_CARD.md``, which describes the engine.
 
-All of it comes from the manifest, the run and the benchmark beside the engine, so the same folder gives the same card.
+Its facts come from the manifest, the run and the benchmark beside the engine, so the same folder gives the same card.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quan
 
 
 def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
-    """Return the card of an engine folder, Markdown; its run and ``benchmark.json`` are looked for above it.
+    """Return the card of an engine folder, in Markdown. Its run and ``benchmark.json`` are read from the parent folder.
 
-    `licence` is the base model's; None for what `base_licence` finds.
+    `licence` is the license of the base model; None for the result of `base_licence`.
     """
     licence = licence or base_licence(folder) or NOT_STATED
     row, origin = measured(folder, manifest)
@@ -40,13 +40,13 @@ def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> s
         "## Latency\n\n" + _latency(row, origin),
         "## How it was made\n\n" + _table(("", ""), _origin(manifest)),
         "## Files\n\n" + _table(("file", "bytes", "SHA-256"), _files(manifest)),
-        f"## Licence\n\nOf the base model {markdown_code(manifest.model.name)}: {markdown_text(licence)}.",
+        f"## License\n\nOf the base model {markdown_code(manifest.model.name)}: {markdown_text(licence)}.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def base_licence(folder: Path) -> str | None:
-    """Return the licence in the base model's own card; None if the engine is in no run or the model is missing."""
+    """Return the license in the base model's card; None if the engine is in no run, or the card or its license is missing."""
     run = Run(folder.absolute().parent)
     if not (run.path / RUN_FILE).is_file():
         return None
@@ -61,7 +61,7 @@ def base_licence(folder: Path) -> str | None:
 
 
 def _stated(card: Path) -> str | None:
-    """Return ``license`` of a model card's front matter, as Hugging Face has it."""
+    """Return ``license`` in the front matter of a Hugging Face model card, or None."""
     try:
         text = card.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -72,9 +72,9 @@ def _stated(card: Path) -> str | None:
 
 
 def measured(folder: Path, manifest: Manifest) -> tuple[StoredRow | None, StoredOrigin | None]:
-    """Return the engine's row of the ``benchmark.json`` beside it, and that report's provenance.
+    """Return the engine's row in the ``benchmark.json`` beside the folder, and the provenance of that report.
 
-    Both are None if there is no report, a damaged one, or only one of an earlier engine of the same name.
+    Both are None if the report is missing, damaged or older than the engine, or has no such row.
     """
     folder = folder.absolute()
     try:
@@ -93,9 +93,8 @@ def _head(manifest: Manifest, licence: str) -> str:
     kind = "sentence-similarity" if embeds else "regression" if manifest.task.is_regression else "text-classification"
     precision = manifest.precision.label
     sample = f" ({SAMPLE_LABEL})" if manifest.record.is_sample else ""
-    front = (
-        f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""
-    )  # Hugging Face's identifiers
+    # Hugging Face accepts only its identifiers of licenses.
+    front = f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""
     return (
         f"---\n{front}tags: [q8trt, tensorrt, {kind}]\n---\n\n"
         f"# {markdown_text(manifest.model.name)} on {markdown_text(manifest.task.name)}{sample}, {precision}\n\n"
@@ -129,7 +128,7 @@ def _answers(manifest: Manifest) -> str:
 
 
 def _scores(manifest: Manifest, row: StoredRow | None) -> str:
-    """Return a table of every metric of the manifest and of the benchmark, each with its source."""
+    """Return a table of the metrics in the manifest and in the benchmark, each with its source."""
     lines = [
         (f"torch, {name.removeprefix('torch_')} checkpoint" if name.startswith("torch_") else name, metric, value)
         for name, scores in manifest.metrics.items()
@@ -145,7 +144,7 @@ def _scores(manifest: Manifest, row: StoredRow | None) -> str:
 
 
 def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield each number under nested names, as ("dev.pearson", number)."""
+    """Yield each number in nested dicts with its path, such as ("dev.pearson", 0.87)."""
     for name, value in scores.items() if isinstance(scores, dict) else ():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{name}.")
@@ -155,7 +154,7 @@ def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 def _latency(row: StoredRow | None, origin: StoredOrigin | None) -> str:
     if row is None or origin is None or not row.latencies:
-        return f"Not measured: no `{BENCHMARK_FILE}` of this engine lay beside it when it was packed."
+        return f"Not measured: there was no `{BENCHMARK_FILE}` of this engine beside it when it was packed."
     hardware = f"{origin.hardware.get('cpu')}, {origin.hardware.get('cores')} cores"
     where = f"{row.label}; {hardware}; {origin.date_utc}; commit {str(origin.git_commit)[:12]}."
     columns = ("batch x sequence", "median ms", "p99 ms", "samples/s")

@@ -1,4 +1,4 @@
-"""An engine folder as a model repository of NVIDIA's Triton Inference Server: texts in, scores or labels out."""
+"""Model repositories of NVIDIA's Triton Inference Server from engine folders: texts in, scores or labels out."""
 
 from q8trt.deployment.triton.config import TritonConfig
 from q8trt.deployment.triton.repository import write_repository

@@ -1,4 +1,4 @@
-"""The options of serving an engine."""
+"""The options of serving an engine with Triton."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from q8trt.errors import ConfigError, nearest
 from q8trt.runtime import RUNTIMES, EngineRuntime
 from q8trt.runtime.tensorrt import TENSORRT
 
-#: Triton's backend that runs the encoder in the model that tokenizes.
+#: Triton's Python backend, in which the model that tokenizes also runs the encoder.
 PYTHON = "python"
-#: Triton's backends that run the encoder as a model of its own -> the runtimes that they share a model file with.
+#: Triton's backends that run the encoder as a separate model -> the runtime with the same model file.
 ENCODERS = {runtime.name: runtime for runtime in RUNTIMES if runtime.triton}
 BACKENDS = (*ENCODERS, PYTHON)
 DEVICES = ("cuda", "cpu")
@@ -20,10 +20,10 @@ DEVICES = ("cuda", "cpu")
 
 @dataclass(frozen=True)
 class TritonConfig:
-    """Options of serving an engine.
+    """Options of serving an engine with Triton.
 
     Raises:
-        ConfigError: a value is out of its range, unknown, or does not go with the others.
+        ConfigError: a value is unknown or out of range, or options exclude each other.
     """
 
     backend: str = option(
@@ -33,7 +33,7 @@ class TritonConfig:
         metavar="NAME",
     )
     device: str | None = option(
-        None, "cuda or cpu", metavar="NAME", unset="cuda for tensorrt, cpu for the others; onnxruntime takes either"
+        None, "cuda or cpu", metavar="NAME", unset="cuda for tensorrt, cpu for the others; onnxruntime runs on both"
     )
     model_name: str | None = option(
         None, "name of the model for clients", metavar="NAME", unset="from the task, such as sts_b"
@@ -46,19 +46,19 @@ class TritonConfig:
     )
     text_instances: int | None = option(
         None,
-        "processes that tokenize and wait for the encoder; not with python, which runs the encoder in the same process",
+        "processes that tokenize and wait for the encoder; not for --backend python, which runs the encoder in the same process",
         values=at_least(1),
         unset="one more than the encoders on the --gpus",
     )
     gpus: tuple[int, ...] | None = option(None, "numbers of the GPUs to serve on", unset="every GPU")
     threshold: float | None = option(
         None,
-        "probability above which a text has a label, of a multi-label classifier",
+        "probability above which a text has a label (multi-label classification)",
         unset="0.5",
         values=between(0, 1),
     )
     max_queue_delay_microseconds: int = option(
-        100, "longest time that a request waits for others to share a batch, in microseconds", values=at_least(0)
+        100, "maximum microseconds that a request waits for others to share a batch", values=at_least(0)
     )
     cuda_graphs: bool = option(True, "capture a CUDA graph for each length and the usual batch sizes (tensorrt)")
     threads: int | None = option(
@@ -101,16 +101,18 @@ class TritonConfig:
             if getattr(self, name) and self.runs_on == "cuda":
                 raise ConfigError(f"--{name} is for an encoder on the CPU; leave it out, or serve on --device cpu")
         if self.text_instances is not None and self.backend == PYTHON:
-            raise ConfigError("--text_instances is not for --backend python, whose encoder is in them: use --instances")
+            raise ConfigError(
+                "--text_instances is not for --backend python, which has no other instances; use --instances"
+            )
 
     @property
     def runtime(self) -> EngineRuntime | None:
-        """The runtime of the encoder; None if the model that tokenizes runs it."""
+        """The runtime of the encoder; None if the model that tokenizes runs the encoder."""
         return ENCODERS.get(self.backend)
 
     @property
     def runs_plan(self) -> bool:
-        """Return whether the encoder is a plan, which takes the shapes of its profiles alone."""
+        """True if the encoder is a plan, which accepts only the shapes of its profiles."""
         return self.runtime is not None and self.runtime.capabilities.fixed_shapes
 
     @property

@@ -1,11 +1,11 @@
 """The Python-backend model of a Triton repository: texts in, scores, labels or embeddings out.
 
-This file is copied into the repository and runs inside the server, beside a copy of `q8trt.tasks.data.encoding`. It imports
-numpy, tokenizers and the server's own module, nothing of q8trt; onnxruntime only if it runs the encoder itself. Its settings
-are parameters of its config.pbtxt, as JSON (`q8trt.deployment.triton.model_config` writes them).
+This file is copied into the repository and runs in the server, beside a copy of `q8trt.tasks.data.encoding`. It imports numpy,
+tokenizers and the server's module, but not q8trt. It imports onnxruntime only if it runs the encoder itself. Its settings are
+parameters of its config.pbtxt, as JSON (`q8trt.deployment.triton.model_config` writes them).
 
-A request holds ``text`` and, for a task of pairs, ``text_pair``: (rows, 1) strings. The dynamic batcher gives several requests
-at once; their rows go through the encoder together, and each request gets its own rows back, or its own error.
+A request has the input ``text`` and, for a task of pairs, ``text_pair``: strings (rows, 1). The dynamic batcher passes several
+requests at once. Their rows run through the encoder together, and each request gets a response with its rows, or an error.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _ONNX_TYPES = {"TYPE_INT32": np.int32, "TYPE_INT64": np.int64}
 
 
 class TextError(ValueError):
-    """A request cannot be answered; the message goes to the client."""
+    """A request that cannot be answered. The client gets the message."""
 
 
 class TritonPythonModel:
-    """The life of a model instance, as the Python backend calls it. An instance is a process and runs one batch at a time."""
+    """A model instance of the Python backend: a process that runs one batch at a time."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the settings, the tokenizer and, where the encoder runs here, its graph."""
+        """Load the settings, the tokenizer and, if this model runs the encoder, its graph."""
         from tokenizers import Tokenizer
 
         config = json.loads(args["model_config"])
@@ -44,13 +44,13 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         self.names = [each["name"] for each in config["input"]]
         self.labels: list[str] = settings["labels"]
-        #: Text before each text of an embedding model; None for a model that answers otherwise.
+        #: The prompt before each text of an embedding model; None for other models.
         self.prompt: str | None = settings["prompt"]
         self.inputs: list[str] = settings["inputs"]
         self.type = _ONNX_TYPES[settings["input_type"]]
         self.buckets, self.apart, self.pad_token_id = settings["buckets"], settings["apart"], settings["pad_token_id"]
         self.activation: str = settings["activation"]
-        #: The probability above which a text has a label; None if it has one label, or a score.
+        #: The probability above which a text has a label; None if it has one label or a score.
         self.threshold: float | None = settings["threshold"]
         self.encoding = _module(folder / "encoding.py")
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -64,7 +64,7 @@ class TritonPythonModel:
             self.encode = OnnxEncoder(folder / "model.onnx", settings["threads"] or (os.cpu_count() or 1) // instances)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Return one response for each request; a request that cannot be answered does not keep the others from theirs."""
+        """Return one response for each request: its answers, or an error for a request that cannot be answered."""
         rows: list[Any] = []
         spans: list[slice | TextError] = []
         for request in requests:
@@ -99,14 +99,14 @@ class TritonPythonModel:
             columns.append([_text(text, name, index) for index, text in enumerate(texts)])
         if len({len(column) for column in columns}) != 1:
             counts = " and ".join(f"{len(column)} in {name}" for name, column in zip(self.names, columns, strict=True))
-            raise TextError(f"as many texts are expected in each input, got {counts}")
+            raise TextError(f"expected the same number of texts in each input, got {counts}")
         return list(zip(*columns, strict=True))
 
     def _logits(self, rows: list[Any]) -> np.ndarray:
-        """Return the logits, (rows, labels) float32, in the order of `rows`.
+        """Return the logits of `rows` in order, float32 (rows, labels).
 
-        Rows of one bucket run together. Where time goes with the number of tokens (a CPU), the buckets run `apart`; where a
-        call costs more than the padding (a GPU), all rows run in the bucket of the longest.
+        With `apart`, the rows of each bucket run separately, because time depends on the number of tokens (on a CPU). Otherwise,
+        all rows run in the bucket of the longest, because a call costs more than the padding (on a GPU).
         """
         encoded = self.encoder.encode(
             [tuple(self.prompt + text for text in row) for row in rows] if self.prompt else rows
@@ -123,7 +123,7 @@ class TritonPythonModel:
         return logits
 
     def _padded(self, name: str, encoded: Any, indices: np.ndarray, length: int) -> np.ndarray:
-        """Return the model input `name` of the rows at `indices`: (rows, length)."""
+        """Return the model input `name` of the rows at `indices`, padded to (rows, length)."""
         array = np.full((len(indices), length), self.pad_token_id if name == "input_ids" else 0, self.type)
         for target, index in zip(array, indices, strict=True):
             ids = encoded.ids[index]
@@ -132,9 +132,9 @@ class TritonPythonModel:
         return array
 
     def _answer(self, logits: np.ndarray) -> list[Any]:
-        """Return the outputs for (rows, labels) logits: ``score``, ``embedding``, or ``label`` and ``probabilities``.
+        """Return the outputs for logits (rows, labels): ``score``, ``embedding``, or ``label`` and ``probabilities``.
 
-        If a text has any number of labels, ``labels`` is a JSON list of those whose probability is above the threshold.
+        A multi-label classifier returns ``labels`` instead of ``label``: a JSON list of the labels above the threshold.
         """
         if self.prompt is not None:
             return [pb_utils.Tensor("embedding", logits)]
@@ -156,14 +156,14 @@ class TritonPythonModel:
 
 
 class TritonEncoder:
-    """The encoder as another model of this server (business logic scripting), which holds the GPU."""
+    """The encoder as another model of this server, called by business logic scripting."""
 
     def __init__(self, model_name: str) -> None:
         self.model_name = model_name
         self.memory = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
 
     def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the logits (rows, labels). Raises TritonModelException with the text of the encoder's error."""
+        """Return the logits, float32 (rows, labels). Raises TritonModelException with the encoder's error."""
         request = pb_utils.InferenceRequest(
             model_name=self.model_name,
             requested_output_names=["logits"],
@@ -177,20 +177,20 @@ class TritonEncoder:
 
 
 class OnnxEncoder:
-    """The encoder on the CPU, in this process, by ONNX Runtime."""
+    """The encoder in this process, on the CPU with ONNX Runtime."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; its warnings speak of the graph's own nodes
+        options.log_severity_level = 3  # only errors, because its warnings are about nodes of the graph
         options.intra_op_num_threads = max(1, threads)
-        # Threads that spin for work take the cores from the other instances and from the server.
+        # Spinning threads would slow other instances and the server.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, arrays: dict[str, np.ndarray]) -> np.ndarray:
-        """Return the logits (rows, labels). Raises TritonModelException with the text of ONNX Runtime's error."""
+        """Return the logits, float32 (rows, labels). Raises TritonModelException with ONNX Runtime's error."""
         try:
             return np.asarray(self.session.run(["logits"], arrays)[0], np.float32)
         except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
@@ -198,18 +198,18 @@ class OnnxEncoder:
 
 
 def _module(path: Path) -> Any:
-    """Return the module of a file beside this one."""
+    """Import the file `path` as a module."""
     spec = importlib.util.spec_from_file_location(f"q8trt_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise pb_utils.TritonModelException(f"{path} is no Python file; write the repository again")
+        raise pb_utils.TritonModelException(f"{path} is not a Python file; write the repository again")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses looks its module up
+    sys.modules[spec.name] = module  # dataclasses needs the module there
     spec.loader.exec_module(module)
     return module
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Return the sigmoid of float32 logits, as torch has it; large ones do not overflow."""
+    """Return the float32 sigmoid of logits. Large logits do not overflow."""
     powers = np.exp(-np.abs(logits.astype(np.float64)))
     return np.where(logits >= 0, 1 / (1 + powers), powers / (1 + powers)).astype(np.float32)
 

@@ -1,7 +1,7 @@
-"""The config.pbtxt of each model of a repository, which follows from the options, the manifest and the encoder's graph.
+"""The config.pbtxt of each model of a repository, from the options, the manifest and the encoder's graph.
 
-Fields and their meaning: ``model_config.proto`` of triton-inference-server/common. With max_batch_size, ``dims`` leave the
-batch out.
+``model_config.proto`` of triton-inference-server/common defines the fields. With max_batch_size, ``dims`` do not include the
+batch.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from q8trt.inference.batching import BatchLimits
 from q8trt.tasks.heads import HeadKind
 
 WARMUP_TEXT = "text"
-"""File of a model's warmup folder that holds a text: 4 bytes of length, then UTF-8."""
+"""File with a text in a model's warmup folder: its length in 4 bytes, then UTF-8."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The encoder's tensors, as its graph has them.
+    """The inputs and the output of the encoder's graph.
 
     Attributes:
-        inputs: names, each (batch, sequence).
-        input_type: their type, "TYPE_INT32" or "TYPE_INT64".
-        output_type: the type of ``logits`` (batch, labels), such as "TYPE_FP32".
+        inputs: names of the inputs, each (batch, sequence).
+        input_type: type of the inputs, "TYPE_INT32" or "TYPE_INT64".
+        output_type: type of ``logits`` (batch, labels), such as "TYPE_FP32".
         labels: the last dimension of ``logits``.
     """
 
@@ -43,10 +43,13 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Served:
-    """An engine as a repository serves it.
+    """A served engine.
 
     Attributes:
-        name: the name of the model that clients call.
+        name: name of the model that clients call.
+        config: options of serving.
+        manifest: the engine's manifest.
+        tensors: inputs and output of the encoder.
         limits: lengths and batch sizes.
         side: the side on which texts are cut, "left" or "right".
     """
@@ -60,27 +63,27 @@ class Served:
 
     @property
     def encoder_name(self) -> str:
-        """The name of the encoder where it is a model of its own."""
+        """The name of the encoder if it is a separate model."""
         return f"{self.name}_encoder"
 
     @property
     def profiles(self) -> Sequence[ShapeProfile]:
-        """The plan's profiles; [] where the encoder is not a plan."""
+        """The plan's profiles; [] if the encoder is not a plan."""
         return self.manifest.profiles if self.config.runs_plan else []
 
     @property
     def batches(self) -> list[int]:
-        """The batch sizes of a warmup: one row, and as many as there may be."""
+        """The batch sizes of the warmup: 1 and the maximum."""
         return sorted({1, self.limits.batch_size})
 
     def encoder_config(self) -> Message:
-        """Return the config.pbtxt of the encoder as a model of its own: token arrays in, logits out."""
+        """Return the config.pbtxt of the encoder as a separate model: token arrays in, logits out."""
         config, tensors, limits = self.config, self.tensors, self.limits
         runtime = ENCODERS[config.backend]
         assert runtime.triton is not None
         group: dict[str, Any] = {"count": config.instances, "kind": Symbol("KIND_CPU")}
         if config.runs_on == "cuda":
-            # Triton takes, of the profiles that an instance has, the one whose best shape is nearest to the batch's.
+            # An instance uses the profile whose optimal shape is nearest to that of the batch.
             group |= {"kind": Symbol("KIND_GPU"), "gpus": list(config.gpus or ())}
             group |= {"profile": [str(index) for index in range(len(self.profiles))]}
         return {
@@ -92,7 +95,7 @@ class Served:
             "input": [_tensor(each, tensors.input_type, -1) for each in tensors.inputs],
             "output": [_tensor("logits", tensors.output_type, tensors.labels)],
             "instance_group": [group],
-            **self._batching(0),  # texts have waited for others before their tokens come here
+            **self._batching(0),  # the texts have already waited for others
             "optimization": self._optimization(),
             "parameters": [] if config.threads is None else _parameters({"intra_op_thread_count": config.threads}),
             "model_warmup": [
@@ -100,17 +103,17 @@ class Served:
                     each: {"data_type": Symbol(tensors.input_type), "dims": length, "zero_data": True}
                     for each in tensors.inputs
                 })
-                # Only a plan has kernels, and a CUDA graph, of each length.
+                # Only a plan has kernels and CUDA graphs for each length.
                 for length in (limits.buckets if self.profiles else limits.buckets[-1:])
                 for batch in self.batches
             ],
         }  # fmt: skip
 
     def text_config(self) -> Message:
-        """Return the config.pbtxt of the model that clients call: texts in, and out ``score``, ``embedding``, or ``label``
-        (``labels``, a JSON list, where a text may have several) and ``probabilities``.
+        """Return the config.pbtxt of the model that clients call.
 
-        Its parameters are the settings of model.py, each as JSON; ``engine`` names the engine for a reader.
+        Its inputs are texts. Its outputs are ``score``, ``embedding``, or ``probabilities`` and ``label`` (``labels``, a JSON
+        list, of a multi-label classifier). Its parameters are the settings of model.py as JSON, and ``engine`` for readers.
         """
         config, tensors, task = self.config, self.tensors, self.manifest.task
         has_encoder = config.runtime is None
@@ -155,12 +158,12 @@ class Served:
             "instance_group": [{"count": config.instances if has_encoder else count, "kind": Symbol("KIND_CPU")}],
             **self._batching(config.max_queue_delay_microseconds),
             "parameters": [*_parameters(settings), *(entries(environment) if config.execution_env_path else [])],
-            # Another model of the server may not be ready when this one is warmed up.
+            # Without the encoder in this model there is no warmup, because the encoder may not be ready yet.
             "model_warmup": [_warmup(str(batch), batch, warmup) for batch in self.batches] if has_encoder else [],
         }
 
     def _batching(self, delay: int) -> Message:
-        """Return the batcher, which waits `delay` microseconds; a plan prefers the batches that it is tuned for."""
+        """Return the dynamic batcher, which waits `delay` microseconds. A plan prefers the batches for which it is tuned."""
         largest = self.limits.batch_size
         if largest == 1:
             return {}
@@ -169,10 +172,10 @@ class Served:
         return {"dynamic_batching": {"preferred_batch_size": preferred, "max_queue_delay_microseconds": delay}}
 
     def _optimization(self) -> Message | None:
-        """Return the CUDA graphs of the shapes that are run: every length, with batches of powers of two and the plan's own.
+        """Return the CUDA graphs: one for each length, with batches of powers of two and those of the plan.
 
-        A graph for a range of shapes (``graph_lower_bound``) would leave the rest of its input as it was, which as token ids
-        may be outside the table: each graph is for one shape.
+        Each graph has one shape. A graph for a range of shapes (``graph_lower_bound``) would not overwrite the rest of its
+        input, whose values may be outside the embedding table.
         """
         config, largest = self.config, self.limits.batch_size
         if not (config.cuda_graphs and config.runtime and config.runtime.capabilities.cuda_graphs):
@@ -189,7 +192,7 @@ class Served:
 
 
 def default_name(manifest: Manifest) -> str:
-    """Return the model's name where none is given: of the task ``"STS-B"``, ``"sts_b"``."""
+    """Return the default name of the model: ``"sts_b"`` for the task ``"STS-B"``."""
     return re.sub(r"[^a-z0-9]+", "_", manifest.task.name.casefold()).strip("_") or "model"
 
 

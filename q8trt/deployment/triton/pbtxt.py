@@ -1,7 +1,7 @@
-"""Protobuf's text format, as far as a config.pbtxt needs it.
+"""Protobuf's text format, limited to the needs of a config.pbtxt.
 
-https://protobuf.dev/reference/protobuf/textformat-spec/ . Writing it needs no protobuf, so the light install can; tests parse
-what comes out into tritonclient's own ``ModelConfig``.
+The format is specified at https://protobuf.dev/reference/protobuf/textformat-spec/ . Tests parse the text with tritonclient's
+``ModelConfig``.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 Message = Mapping[str, Any]
-"""Field -> a value, a message, or a list of either (a repeated field). None leaves a field out."""
+"""Field -> a value, a message, or a list of either (a repeated field). A field that is None is not written."""
 
 
 class Symbol(str):
-    """The name of an enum's value, which is written without quotes."""
+    """A value of an enum, written as its name without quotes."""
 
 
 def entries(values: Mapping[str, Any]) -> list[Message]:
-    """Return a map field, whose entries are messages of a key and a value."""
+    """Return a map field: a list of messages with a key and a value."""
     return [{"key": key, "value": value} for key, value in values.items()]
 
 
 def render(message: Message) -> str:
-    """Return `message` as text, a field a line, with a newline at its end."""
+    """Return `message` as text with one field on each line, and a newline at the end."""
     return "".join(f"{line}\n" for line in _lines(message))
 
 
@@ -44,5 +44,5 @@ def _scalar(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, Symbol):
         return str(value)
-    # JSON's quotes and escapes are also the text format's; other characters it takes as UTF-8.
+    # The text format has the quotes and escapes of JSON. Other characters are UTF-8.
     return json.dumps(value, ensure_ascii=False)

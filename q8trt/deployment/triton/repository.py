@@ -1,9 +1,9 @@
-"""An engine folder -> a Triton model repository, whole or not at all.
+"""Triton model repositories from engine folders, written completely or not at all.
 
     <output>/<name>/            config.pbtxt, 1/model.py, 1/encoding.py, 1/tokenizer.json: texts in, scores or labels out
     <output>/<name>_encoder/    config.pbtxt, 1/model.plan or 1/model.onnx: token arrays in, logits out
 
-With the backend "python" there is no encoder model: 1/model.onnx is beside model.py, which runs it.
+With the backend "python", there is no encoder model. 1/model.onnx is beside model.py, which runs it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from q8trt.tasks.heads import HeadKind
 
 VERSION = "1"
 _DEFAULT_BATCH = 32
-#: Without a plan any length runs. Rows of about one length share a call: fewer calls, and hardly more padding.
+#: Step of the buckets in tokens without a plan. Rows of similar length share a call, which makes fewer calls.
 _STEP = 8
 _OTHERS = "or serve model.onnx: --backend onnxruntime (in NVIDIA's container) or --backend python (CPU)"
 
@@ -45,10 +45,10 @@ class Repository:
     """A model repository on disk.
 
     Attributes:
-        path: the model repository.
-        models: its models; the first is the one that clients call.
+        path: folder of the model repository.
+        models: names of its models; clients call the first.
         limits: lengths and batch sizes.
-        manifest: the engine's.
+        manifest: the engine's manifest.
     """
 
     path: Path
@@ -60,11 +60,15 @@ class Repository:
 def write_repository(engine: str | Path, output_dir: str | Path, config: TritonConfig | None = None) -> Repository:
     """Write the model repository of an engine folder.
 
-    `output_dir`, the repository, must not exist, or be empty.
+    Args:
+        engine: the engine folder.
+        output_dir: folder of the repository, which must be missing or empty.
+        config: options of serving; None for the defaults.
 
     Raises:
-        ConfigError: the output exists and is not empty, the batch is beyond the plan's, or the folder is not to be written.
-        EngineError: the engine folder is missing or damaged, or has not what the backend runs.
+        ConfigError: the output is not empty or cannot be written, the batch exceeds the plan, or an option does not fit the
+            engine's head.
+        EngineError: the engine folder is missing or damaged, or lacks the file that the backend runs.
         BackendError: onnx is not installed.
     """
     config, engine, output = config or TritonConfig(), Path(engine), Path(output_dir)
@@ -96,11 +100,11 @@ def write_repository(engine: str | Path, output_dir: str | Path, config: TritonC
 
 
 def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> None:
-    """Refuse an engine that has not what the backend runs. Triton's tensorrt backend is linked to nvinfer, TensorRT's library.
+    """Check that the backend can serve the engine. Triton's tensorrt backend is linked to nvinfer, TensorRT's library.
 
     Raises:
-        ConfigError: the head answers each token, or takes no threshold.
-        EngineError: the plan is missing, TensorRT-RTX's, or takes no single row; or there is no graph.
+        ConfigError: the head is for tokens, or has no threshold.
+        EngineError: the plan is missing, is of another runtime, or does not accept single rows; or the graph is missing.
     """
     if manifest.head.kind.per_token:
         raise ConfigError(
@@ -127,12 +131,12 @@ def _check_servable(engine: Path, manifest: Manifest, config: TritonConfig) -> N
     if any(profile.min[0] > 1 for profile in manifest.profiles):
         shapes = show_profiles(manifest.profiles)
         raise EngineError(
-            f"{engine / PLAN_FILE} takes {shapes}, but a request may be a single row; rebuild it with 1 as the smallest batch"
+            f"{engine / PLAN_FILE} accepts {shapes}, but a request may have one row; rebuild it with 1 as the smallest batch"
         )
 
 
 def _limits(manifest: Manifest, config: TritonConfig) -> BatchLimits:
-    """Return the engine's lengths and batch sizes; texts are cut where `q8trt.Engine` cuts them."""
+    """Return the lengths and batch sizes. Texts are cut at the same length as in `q8trt.Engine`."""
     plan, wanted = config.runs_plan, config.max_batch_size
     largest = manifest.largest_shape
     sizes = batch_limits(manifest, plan, None, wanted or (largest[0] if largest else _DEFAULT_BATCH))
@@ -142,7 +146,7 @@ def _limits(manifest: Manifest, config: TritonConfig) -> BatchLimits:
     if wanted is not None and sizes.batch_size < wanted:
         shapes = show_profiles(manifest.profiles)
         raise ConfigError(
-            f"--max_batch_size {wanted} is beyond the plan, which takes {shapes}; give {sizes.batch_size} or less"
+            f"--max_batch_size {wanted} exceeds the plan, which accepts {shapes}; give {sizes.batch_size} or less"
         )
     return sizes
 
@@ -152,12 +156,12 @@ def read_tensors(path: Path, manifest: Manifest) -> Tensors:
 
     Raises:
         BackendError: onnx is not installed.
-        EngineError: the graph cannot be read, or its tensors are not what the manifest says.
+        EngineError: the graph cannot be read, or its tensors differ from the manifest.
     """
     try:
         import onnx
     except ImportError:
-        raise MissingPackageError("onnx is not installed, which reads the graph", install_command("triton")) from None
+        raise MissingPackageError("onnx, which reads the graph, is not installed", install_command("triton")) from None
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as error:  # protobuf's exceptions share no base with OSError
@@ -179,7 +183,7 @@ def read_tensors(path: Path, manifest: Manifest) -> Tensors:
 
 
 def _write_model(repository: Path, name: str, config: str) -> Path:
-    """Make the folder of a model with its config.pbtxt; returns that of its version."""
+    """Make the folder of a model with its config.pbtxt, and return the folder of its version."""
     version = repository / name / VERSION
     version.mkdir(parents=True)
     (version.parent / "config.pbtxt").write_text(config, encoding="utf-8")
@@ -187,9 +191,9 @@ def _write_model(repository: Path, name: str, config: str) -> Path:
 
 
 def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonConfig) -> None:
-    """Write the graph as it is or, for the CPU, in the form that ONNX Runtime's kernels run fastest.
+    """Copy the graph or, for the CPU, write it in the form that is fastest in ONNX Runtime.
 
-    Without --vnni weights are unsigned whatever CPU this is: the one that serves may have no VNNI.
+    Without --vnni, weights are unsigned on every CPU, because the serving CPU may have no VNNI.
     """
     if config.runs_on == "cuda" or not (manifest.precision.is_quantized or manifest.precision.is_half):
         check_file(engine / ONNX_FILE)
@@ -206,7 +210,7 @@ def _write_graph(engine: Path, path: Path, manifest: Manifest, config: TritonCon
 
 
 def _write_warmup(folder: Path, max_length: int) -> None:
-    """Write a text that fills the longest bucket, so that the first request finds memory and kernels ready."""
+    """Write a warmup text that fills the longest bucket, so that memory is allocated before the first request."""
     text = ("plane " * max_length).encode()
     folder.mkdir()
     (folder / WARMUP_TEXT).write_bytes(struct.pack("<I", len(text)) + text)
