@@ -232,10 +232,10 @@ def test_packing_replaces_archives_only(packable: Path, tmp_path: Path, name: st
 
 def test_packing_does_not_replace_a_device(packable: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="is no archive"):
+    with pytest.raises(ConfigError, match="is not an archive"):
         pack(packable, tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(ConfigError, match="is no archive"):
+    with pytest.raises(ConfigError, match="is not an archive"):
         pack(packable, tmp_path / "loop")
     assert (tmp_path / "loop").is_symlink()
 

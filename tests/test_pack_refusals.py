@@ -170,7 +170,7 @@ def test_a_file_exchanged_for_one_of_the_same_size(
         assert "manifest.json was edited or damaged: its digest does not match" in line
     else:
         assert f"{name} has SHA-256 " in line
-        assert "it is damaged or was changed; get it again" in line
+        assert "it is damaged or was changed; get the archive again" in line
 
 
 def test_hashes_that_contradict_the_manifest(packable: Path, tmp_path: Path, refuses: Refuses) -> None:
@@ -207,7 +207,7 @@ def test_a_directory_that_lies_outside_the_file(
     data = bytearray(path.read_bytes())
     data[-6:-2] = struct.pack("<I", offset)
     path.write_bytes(data)
-    assert "x.q8trt is damaged: a position in it lies outside the file" in refuses(path)
+    assert "x.q8trt is damaged: a position in it is outside the file" in refuses(path)
 
 
 @pytest.mark.parametrize("limit", [zipfile.ZIP64_LIMIT, 1000])

@@ -214,7 +214,7 @@ def test_no_plan(built: Path, tmp_path: Path) -> None:
 
 def test_a_plan_that_takes_no_single_row(engine: Path, tmp_path: Path) -> None:
     changed(engine, profiles=[ShapeProfile((2, 1), (4, MAX_LENGTH), (8, MAX_LENGTH))])
-    assert "takes 2x1 to 8x16, best at 4x16, but a request may be a single row" in refused(engine, tmp_path)
+    assert "accepts 2x1 to 8x16, best at 4x16, but a request may have one row" in refused(engine, tmp_path)
 
 
 def test_no_graph(engine: Path, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def _flat(scores: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 def _latency(row: StoredRow | None, origin: StoredOrigin | None) -> str:
     if row is None or origin is None or not row.latencies:
-        return f"Not measured: there was no `{BENCHMARK_FILE}` of this engine beside it when it was packed."
+        return f"Not measured: no `{BENCHMARK_FILE}` of this engine was beside it when it was packed."
     hardware = f"{origin.hardware.get('cpu')}, {origin.hardware.get('cores')} cores"
     where = f"{row.label}; {hardware}; {origin.date_utc}; commit {str(origin.git_commit)[:12]}."
     columns = ("batch x sequence", "median ms", "p99 ms", "samples/s")
