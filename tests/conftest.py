@@ -104,7 +104,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @functools.cache
 def gpu_obstacle() -> str | None:
-    """Why tests that load a plan on a GPU cannot run here; None where they can."""
+    """Return the reason why tests that load a plan on a GPU cannot run here; None if they can."""
     from q8trt.engine.backend import find_backend
     from q8trt.errors import BackendError
     from q8trt.hardware.gpu import gpus

@@ -92,7 +92,7 @@ def write_real_engine(folder: Path, labels: Sequence[str] = (), is_pair: bool = 
 
 
 def real_logits(*texts: str) -> Any:
-    """What the real engine computes for one example, in NumPy."""
+    """Return the real engine's logits for one example, computed in NumPy."""
     import numpy as np
     from engine_fixtures import SCALE, TABLE, WEIGHT
 

@@ -311,7 +311,7 @@ def _of(owner: Any, name: str) -> Any:
 
 @functools.cache
 def has_driver() -> bool:
-    """Whether CUDA calls would reach a GPU."""
+    """Return whether CUDA calls would reach a GPU."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -383,6 +383,6 @@ def check(runner: Runner, rows: int = 3, length: int = 5) -> None:
 
 
 def nothing_left(fake: types.SimpleNamespace) -> bool:
-    """Whether all memory, handles, contexts and runtimes were given back."""
+    """Return whether all memory, handles, contexts and runtimes are released."""
     contexts = len(fake.engine.contexts) if fake.engine else 0
     return not (fake.cuda.memory or fake.cuda.handles or contexts or len(fake.runtimes))

@@ -36,7 +36,7 @@ def panels(plot: SensitivityPlot) -> dict[str, Any]:
 
 
 def lengths(axes: Any) -> list[float]:
-    """What the bars stand for."""
+    """Return the lengths of the bars."""
     horizontal = axes.get_label() != "layers"
     return [bar.get_width() if horizontal else bar.get_height() for bar in axes.patches]
 

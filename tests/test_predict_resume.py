@@ -89,7 +89,7 @@ def test_interrupted_after_every_chunk_in_turn(source: Path) -> None:
 @pytest.mark.parametrize("place", ["note", "answers", "rejected"])
 @pytest.mark.parametrize("at", [2, 3, 6])
 def test_a_crash_between_any_two_writes(source: Path, monkeypatch: pytest.MonkeyPatch, place: str, at: int) -> None:
-    """What was written and not noted is dropped; half a line is."""
+    """Data after the last write of the journal are dropped, including half a line."""
     run(source, "whole.csv")
     calls = 0
 

@@ -110,10 +110,10 @@ def one_node(dtype: int, ndim: int, scales: np.ndarray, axis: int | None) -> onn
 
 
 def onnx_says(values: np.ndarray, scales: np.ndarray, axis: int | None) -> list[np.ndarray]:
-    """What the reference evaluator and ONNX Runtime make of `values`.
+    """Return `values` after Q/DQ in the reference evaluator and in ONNX Runtime.
 
-    ONNX leaves the precision of FP16's division open before opset 23: ONNX Runtime divides in FP32, the reference
-    evaluator in FP16 unless its input is widened first, as here.
+    Before opset 23, ONNX does not specify the precision of FP16's division. ONNX Runtime divides in FP32. The reference
+    evaluator divides in FP16, so its input is widened here.
     """
     answers = []
     for dtype in (np.float32, values.dtype):

@@ -288,7 +288,7 @@ def test_ctrl_c_is_continued_to_the_engines_and_the_report(
 def test_a_run_goes_on_with_its_own_copy_of_the_model(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the folder got another tokenizer or is gone, its finished FP32 stage has the model that was read."""
+    """The finished FP32 stage has the model that was read, even if the folder has another tokenizer now or is gone."""
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What training does to amax: formulas of the papers, NumPy and finite differences as the reference."""
+"""Training of amax, compared with formulas of the papers, NumPy and finite differences."""
 
 from __future__ import annotations
 

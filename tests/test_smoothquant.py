@@ -259,7 +259,7 @@ def test_values_that_are_not_finite(tiny_model: Callable[..., Any], tiny_batch: 
 
 
 def test_the_state_dict_holds_the_scale(tiny_model: Callable[..., Any], tiny_batch: Callable[..., Any]) -> None:
-    """What load_quantized has to put back: one buffer beside amax."""
+    """load_quantized must restore one buffer beside amax."""
     model, recipe, batches = tiny_model(), recipe_of(0.5), [tiny_batch("bert")]
     insert_quantizers(model, recipe)
     calibrate(model, recipe, batches)

@@ -1,4 +1,4 @@
-"""What the summary says of a recipe, word for word."""
+"""The summary of a recipe, word for word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runner does on TensorRT-RTX alone, over the stand-ins of `tensorrt_fakes`."""
+"""The runner's behavior on TensorRT-RTX only, with the stand-ins of `tensorrt_fakes`."""
 
 import types
 from pathlib import Path

@@ -195,7 +195,7 @@ def test_float_training_leaves_ranges_alone(qat: Any, trainers: list[Any]) -> No
 
 
 class _States:
-    """Whether the quantizers were on, and in training mode, at each call of the model."""
+    """A record of the state of the quantizers at each call of the model, in training and in evaluation."""
 
     def __init__(self, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
         self.training: list[bool] = []
@@ -435,7 +435,7 @@ def test_fp16_without_a_gpu_is_refused_in_one_line(stage: TrainingStage) -> None
 
 
 class _TokenizerStub:
-    """What `train_stage` asks of a tokenizer."""
+    """The attributes of a tokenizer that `train_stage` reads."""
 
     pad_token_id = 0
     sep_token_id = 3

@@ -1,4 +1,4 @@
-"""What `q8trt triton` writes for each variant, and what it refuses."""
+"""The files that `q8trt triton` writes for each variant, and its errors."""
 
 from __future__ import annotations
 

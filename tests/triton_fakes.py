@@ -28,7 +28,7 @@ class Tensor:
 
 
 class TritonError:
-    """What a client is told."""
+    """An error of a response."""
 
     INVALID_ARG, INTERNAL = "invalid", "internal"
 
@@ -74,7 +74,7 @@ class InferenceRequest:
 
 
 class Request:
-    """What the server hands to `execute`: (rows, 1) arrays of bytes by name."""
+    """A request as the server passes it to `execute`: arrays of bytes (rows, 1) by name."""
 
     def __init__(self, **texts: Sequence[str | bytes]) -> None:
         raw = {
@@ -115,7 +115,7 @@ def parse_config(path: Path) -> Any:
 
 
 def model_arguments(model: Path) -> dict[str, str]:
-    """What the server gives to `initialize` of the model in this folder of a repository."""
+    """Return the arguments of `initialize` for the model in this folder of a repository."""
     from google.protobuf import json_format
 
     config = json_format.MessageToDict(parse_config(model / "config.pbtxt"), preserving_proto_field_name=True)

@@ -34,7 +34,7 @@ _SECONDS_TO_STOP = 20
 
 @dataclass(frozen=True)
 class Address:
-    """Where a server listens: "127.0.0.1:PORT" for each protocol, and the file that its log goes to."""
+    """The addresses of a server, "127.0.0.1:PORT" for each protocol, and the file of its log."""
 
     http: str
     grpc: str
@@ -164,7 +164,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, timeout: floa
 
 
 def _errors(log: Path) -> str:
-    """What the server logged as errors, in one line and without the stack of a Python model."""
+    """Return the errors in the server's log in one line, without the stack of a Python model."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if re.match(r"E\d{4} ", line)]
     told = [line.partition("] ")[2].strip('"').partition(r"\n\nAt:")[0] for line in lines]
     # Without a driver the server says so as an error, and goes on.
