@@ -18,7 +18,7 @@ def show(progress: JobProgress) -> None:
 
 
 def main() -> int:
-    """Score the file; after an interruption, the same command goes on."""
+    """Score the file; after an interruption, the same command continues the job."""
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     folder, source, output = map(Path, sys.argv[1:])

@@ -246,7 +246,7 @@ def test_a_file_size_limit_keeps_what_is_done(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2, err
     assert err.splitlines()[-1].startswith(f"predict: error: {tmp_path / 'out.csv.partial'}: File too large; ")
-    assert err.endswith(" rows are kept, and the same command goes on from there\n")
+    assert err.endswith(" rows are kept, and the same command continues from there\n")
     with slow(arguments) as process:
         _, err = process.communicate(timeout=PATIENCE)
     assert "going on after" in err
@@ -271,7 +271,7 @@ def test_a_full_disk_keeps_what_is_done(job: Job, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "fsync", full)
     config = ScoringConfig(job.source, job.path(), chunk_rows=4)
     monkeypatch.setattr("q8trt.inference.files.job._NOTE_SECONDS", 0.0)
-    with pytest.raises(DataError, match=r"No space left on device; \d+ rows are kept, and the same command goes on"):
+    with pytest.raises(DataError, match=r"No space left on device; \d+ rows are kept, and the same command continues"):
         score_file(StandIn(job.folder / "engine"), config)  # type: ignore[arg-type]
     monkeypatch.setattr(os, "fsync", real)
     assert job.run().resumed > 0

@@ -50,7 +50,7 @@ def results(source: Path, output: str) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("fail_at", [2, 3, 7, 10])
 def test_ctrl_c_between_two_chunks(source: Path, fail_at: int) -> None:
     whole = run(source, "whole.csv")
-    with pytest.raises(InterruptedRunError, match=r"stopped after \d+ rows; the same command goes on from there"):
+    with pytest.raises(InterruptedRunError, match=r"stopped after \d+ rows; the same command continues from there"):
         run(source, "out.csv", fail_at)
     assert not source.with_name("out.csv").exists()
     summary = run(source, "out.csv")
@@ -240,7 +240,7 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
     assert output.read_text() == "sentence1,score\nof an earlier job,1\n"
     command = shlex.join([sys.executable, "-m", "q8trt", "predict", *options])
     if code > 0:
-        said, _, command = err.splitlines()[-1].partition(" rows; the same command goes on from there: ")
+        said, _, command = err.splitlines()[-1].partition(" rows; the same command continues from there: ")
         assert said.startswith("predict: stopped after ")
         assert shlex.split(command)[-len(options) :] == options
     done = subprocess.run(

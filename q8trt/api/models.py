@@ -64,7 +64,7 @@ def finetune(
         if config or options or output_dir:
             raise ConfigError("resume continues a run with its own options; leave all other options out")
         run = unfinished_run(resume, runs_dir)
-        stored = config_of_run(run, "restore them to go on with this run, or start a new one")
+        stored = config_of_run(run, "restore them to continue this run, or start a new one")
         return execute(stored, say, words, unfinished=run)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _CHUNK_BYTES = 16 * 2**20
 #: Minimum seconds between two writes of the journal. A flush to the disk takes as long as a chunk of a fast engine.
 _NOTE_SECONDS = 0.5
-_GOES_ON = "the same command goes on from there"
+_CONTINUES = "the same command continues from there"
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,10 @@ class _Job:
         except BaseException as error:
             safe = self._secure()
             if safe and isinstance(error, KeyboardInterrupt):
-                raise InterruptedRunError(f"stopped after {safe}; {_GOES_ON}") from error
+                raise InterruptedRunError(f"stopped after {safe}; {_CONTINUES}") from error
             if isinstance(error, OSError):
                 problem = f"{error.filename or config.partial}: {error.strerror or error}"
-                raise DataError(f"{problem}; {safe} are kept, and {_GOES_ON}" if safe else problem) from error
+                raise DataError(f"{problem}; {safe} are kept, and {_CONTINUES}" if safe else problem) from error
             raise
         finally:
             self.outputs.close()
