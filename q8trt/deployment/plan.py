@@ -1,4 +1,4 @@
-"""The engines that `q8trt quantize` makes of a run. run.json stores them, so that `--resume` builds the same ones."""
+"""The engines that `q8trt quantize` builds from a run. run.json records them, so that `--resume` builds the same engines."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class EnginePlan:
 
     Attributes:
         build: options of the builder, with the profiles of the plans; None builds no engine.
-        baseline: whether the engines to compare with are built too.
+        baseline: whether to build the engines to compare with, too.
     """
 
     build: BuildConfig | None
     baseline: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan ready for JSON, with an absolute path of the timing cache; `plan_of_run` reads it back."""
+        """Return the plan as JSON-ready data, with an absolute path of the timing cache. `plan_of_run` reads it."""
         build = self.build
         if build is not None and build.timing_cache is not None:
             build = replace(build, timing_cache=str(Path(build.timing_cache).absolute()))
@@ -35,10 +35,10 @@ class EnginePlan:
 
 
 def plan_of_run(run: Run, config: FinetuneConfig) -> EnginePlan:
-    """Return the plan that run.json holds; the defaults for a run of an earlier version, which stored none.
+    """Return the plan in run.json, or the defaults for a run of an earlier version without a plan.
 
     Raises:
-        ConfigError: run.json is damaged, or the run is not one of `q8trt quantize`.
+        ConfigError: run.json is damaged, or the run is not of `q8trt quantize`.
     """
     record = run.record
     if record.engines is None:

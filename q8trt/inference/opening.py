@@ -1,4 +1,4 @@
-"""Choose the runtime of an engine folder, and open its runners."""
+"""The choice of an engine folder's runtime, and the opening of its runners."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ _CPU = 'or run the same graph on the CPU: device="cpu"'
 def open_runners(
     folder: Path, manifest: Manifest, device: str | None, backend: str | None, threads: int | None, contexts: int
 ) -> list[Runner]:
-    """Return the runners of an engine folder: one that serves all threads, or `contexts`. Arguments as `Engine.load`.
+    """Return the runners of an engine folder: one that serves all threads, or `contexts` runners.
+
+    The arguments are those of `Engine.load`.
 
     Raises:
-        ConfigError: device or backend is unknown, they contradict each other, or a number is below 1.
-        EngineError: a file of the folder is missing or changed, or it has no plan.
-        BackendError: the backend cannot be used here.
+        ConfigError: `device` or `backend` is unknown, they contradict each other, or a number is below 1.
+        EngineError: a file of the folder is missing or changed, or the GPU is chosen and there is no plan.
+        BackendError: the runtime cannot be used on this machine.
     """
     for name, number in (("threads", threads), ("contexts", contexts)):
         if number is not None and number < 1:
@@ -46,7 +48,7 @@ def open_runners(
 
 
 def choose(manifest: Manifest, device: str | None, backend: str | None) -> EngineRuntime:
-    """Return the runtime that `Engine.load` documents. Raises as `open_runners`."""
+    """Return the runtime for `device` and `backend`, see `Engine.load`. Raises the errors of `open_runners`."""
     if device not in (None, *DEVICES):
         raise ConfigError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
     if wanted := parse_runtime(backend):

@@ -126,7 +126,7 @@ class Tagger:
         return start > 0 and not any(character.isspace() for character in text[start - 1 : start + 1])
 
     def _merged(self, text: str, words: Iterable[_Word]) -> list[Span]:
-        """Return the spans of words. Neighbors in one entity form one span. Blanks and words outside are left out."""
+        """Return the spans of words. Neighbors in one entity form one span. Blanks and words outside entities are left out."""
         spans: list[tuple[str, list[_Word]]] = []
         for word in words:
             begins, name = parse_tag(self.labels[int(word.scores.argmax())])
@@ -135,7 +135,7 @@ class Tagger:
             else:
                 spans.append((name, [word]))
         named = (_span(text, name, group) for name, group in spans if name != OUTSIDE)
-        return [span for span in named if span.text]  # byte-level BPE has tokens of blanks alone
+        return [span for span in named if span.text]  # byte-level BPE has tokens that are only blanks
 
 
 def check_aggregation(aggregation: str) -> None:

@@ -296,9 +296,9 @@ def new_run(
 
 
 def new_folder(runs_dir: str | Path, task: str, model: str) -> str:
-    """Return a folder for a new run, named from task, model and time: ``"runs/sts-b-minilm-20261122-160512"``.
+    """Return a folder for a new run, named by task, model and time, such as ``"runs/sts-b-minilm-20261122-160512"``.
 
-    A second run in the same second, such as one of a loop over seeds, gets "-2" at its end.
+    If the folder exists, as in a loop over seeds, "-2" or a higher number is appended.
     """
     folder = Path(runs_dir) / f"{task}-{model}-{time.strftime('%Y%m%d-%H%M%S')}".casefold()
     others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))

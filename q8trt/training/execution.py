@@ -27,9 +27,15 @@ from q8trt.training.finetuning import Finetuning, load_inputs
 
 
 def unfinished_run(run: Run | str | Path, runs_dir: str | Path, of_quantize: bool = False) -> Run:
-    """Return the run, named by its folder or by its name in `runs_dir`; for "newest" the newest that is not finished.
+    """Return the run `run`; for "newest", the newest unfinished run in `runs_dir`.
 
-    `of_quantize` looks for a run of `q8trt quantize`, which is finished when its engines are compared.
+    Args:
+        run: a run, its folder, its name in `runs_dir`, or "newest".
+        runs_dir: folder of the runs.
+        of_quantize: whether only runs of `q8trt quantize` count, which are finished when their report is written.
+
+    Raises:
+        ConfigError: there is no such run.
     """
     if run != "newest":
         if isinstance(run, Run):
@@ -179,7 +185,7 @@ def execute(
 
 
 def _source(config: FinetuneConfig, unfinished: Run | None) -> FinetuneConfig:
-    """Return `config` with the model to read: that of the run once its FP32 stage is finished, because the other may change."""
+    """Return `config` with the run's FP32 checkpoint if it is finished, because the original model may have changed."""
     checkpoint = unfinished.checkpoint("fp32") if unfinished else None
     return config if checkpoint is None else replace(config, from_fp32=str(checkpoint))
 
