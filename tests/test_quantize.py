@@ -310,6 +310,25 @@ def test_a_run_goes_on_with_its_own_copy_of_the_model(
         assert [(path / "ptq" / name).read_bytes() == expected for path in (run, tmp_path / "changed")] == [True, True]
 
 
+def test_changed_texts_are_refused_before_engines_are_built(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("q8trt.deployment.quantizing.find_backend", lambda name: None)
+    monkeypatch.setattr("q8trt.deployment.quantizing.build_engine", interrupted)
+    inside, run = Path(shutil.copy(texts, tmp_path / "texts.txt")), tmp_path / "run"
+    options = {**OPTIONS, "build_engines": True, "output_dir": run}
+    with pytest.raises(InterruptedRunError, match="stopped before the engines"):
+        q8trt.quantize(write_embedding_folder(tmp_path / "model"), texts=inside, **options)
+    with pytest.raises(InterruptedRunError, match="stopped before the engines"):
+        q8trt.quantize(resume=run)
+    inside.write_text(inside.read_text().replace("dog", "cat"))
+    with pytest.raises(q8trt.Q8TRTError, match=r"have changed since the run.*restore them"):
+        q8trt.quantize(resume=run)
+
+
 def test_paths_are_checked_before_torch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config: dict[str, Any] = {"format": 1, "config": {}, "stages": {"ptq": {"checkpoint": "ptq"}}}
     (tmp_path / "run.json").write_text(json.dumps(config))

@@ -30,6 +30,7 @@ from q8trt.runs.config import config_of_run, last_stage
 from q8trt.runs.quantize_config import QuantizeConfig, check_paths
 from q8trt.runs.run import RUN_FILE, STAGES
 from q8trt.runtime.timing.config import TimingConfig
+from q8trt.tasks.data import load_dev, load_train
 from q8trt.training.execution import execute
 from q8trt.training.quantizing import quantization_of
 
@@ -125,6 +126,7 @@ def resume_quantization(run: Run, say: Callable[[str], object], command: Sequenc
         execute(config, say, command, unfinished=run)
     else:
         say(f"run: {run.path}, whose stages are finished")
+        load_train(config.data), load_dev(config.data)  # rows that changed are refused before engines are built
     return _with_engines(run, config, plan, say, command)
 
 

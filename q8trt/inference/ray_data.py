@@ -7,7 +7,7 @@ same to the last digit.
     from q8trt.inference.ray_data import score
 
     rows = ray.data.read_parquet("rows/")
-    score(rows, "runs/NAME/engine", workers=2, threads=1).write_parquet("answers/")
+    score(rows, "runs/NAME/engine", workers=2, threads=1).write_parquet("answers/", mode="error")
 """
 
 from __future__ import annotations
