@@ -60,7 +60,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def options(tiny_checkpoint: Path, data: Path) -> list[str]:
-    """What a good fine-tuning takes."""
+    """Return the options of a short fine-tuning that succeeds."""
     return ["--task", "STS-B", "--data_dir", str(data), "--model_name_or_path", str(tiny_checkpoint), *SHORT]
 
 

@@ -56,7 +56,7 @@ def tiny_onnx(
 
 
 def tiny_logits(input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-    """What `tiny_onnx` computes, in NumPy."""
+    """Return the logits of `tiny_onnx`, computed by NumPy."""
     masked = TABLE[input_ids] * attention_mask[..., None]
     quantized = np.clip(np.rint(masked / SCALE), -128, 127) * SCALE
     return (quantized @ (WEIGHT * SCALE)).mean(1).astype(np.float32)

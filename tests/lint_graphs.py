@@ -17,7 +17,7 @@ SITES = ("table", "weight", "qkv", "q", "k", "softmax", "v", "context", "residua
 
 @dataclass(frozen=True)
 class Options:
-    """How the encoder is made; the defaults are a graph without fault."""
+    """The options of the encoder; the defaults make a graph without faults."""
 
     layers: int = 2
     half: bool = True

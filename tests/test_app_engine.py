@@ -243,7 +243,7 @@ def test_run_answers_logits_of_token_arrays(engine: Engine, dtype: type) -> None
 
 
 class OnGpu:
-    """What torch and CuPy show of an array on the GPU."""
+    """An array on the GPU with the attributes of torch's and CuPy's."""
 
     __cuda_array_interface__ = {"shape": (3, 7), "typestr": "<i4", "data": (1, True), "version": 3}  # noqa: RUF012
 

@@ -198,9 +198,13 @@ def test_deberta_quantizes_its_tables_of_positions_as_queries_and_keys(tiny_mode
 @pytest.mark.parametrize(
     ("architecture", "change", "words"),
     [
-        ("albert", {"num_hidden_groups": 2}, "num_hidden_groups is 2: q8trt knows ALBERT with one layer's parameters"),
+        (
+            "albert",
+            {"num_hidden_groups": 2},
+            "num_hidden_groups is 2: q8trt supports ALBERT only with one layer's parameters",
+        ),
         ("albert", {"inner_group_num": True}, "inner_group_num is True"),
-        ("deberta-v2", {"conv_kernel_size": 3}, "conv_kernel_size is 3: q8trt lacks the convolution"),
+        ("deberta-v2", {"conv_kernel_size": 3}, "conv_kernel_size is 3: q8trt does not support the convolution"),
         ("deberta-v2", {"relative_attention": False}, "relative_attention is False"),
         ("deberta-v2", {"position_biased_input": True}, "position_biased_input is True"),
         ("deberta-v2", {"pos_att_type": "p2p"}, "pos_att_type is 'p2p': expected c2p, p2c or both"),

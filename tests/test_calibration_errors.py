@@ -1,4 +1,4 @@
-"""What calibration refuses: each message names the site."""
+"""Errors of calibration, whose messages name the site."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_another_recipe_than_the_models(model: Any, batches: list[Any]) -> None:
     with pytest.raises(
         QuantizationError,
         match=r"^embeddings\.word has a quantizer, but the recipe 'linear' leaves it in floating point; calibrate with the "
-        r"recipe that the model was quantized with$",
+        r"recipe of the model's quantizers$",
     ):
         calibrate(model, LINEAR, batches)
 
@@ -53,7 +53,7 @@ def test_a_librarys_refusal_comes_before_any_work(model: Any) -> None:
 def test_weights_that_are_not_finite_are_named(model: Any, batches: list[Any], value: float) -> None:
     model.bert.encoder.layer[1].intermediate.dense.weight.data[3, 4] = value
     insert_quantizers(model, LINEAR)
-    with pytest.raises(QuantizationError, match=r"^layer\.1\.ffn_intermediate\.weight carries NaN or infinity"):
+    with pytest.raises(QuantizationError, match=r"^layer\.1\.ffn_intermediate\.weight has NaN or infinity"):
         calibrate(model, LINEAR, batches)
 
 
@@ -62,7 +62,7 @@ def test_activations_that_are_not_finite_are_named(model: Any, batches: list[Any
     model.bert.encoder.layer[0].intermediate.dense.bias.data[0] = float("nan")
     recipe = recipe_of(calibrator=calibrator)
     insert_quantizers(model, recipe)
-    with pytest.raises(QuantizationError, match=r"^layer\.0\.gelu_out carries NaN or infinity; check the checkpoint"):
+    with pytest.raises(QuantizationError, match=r"^layer\.0\.gelu_out has NaN or infinity; check the checkpoint"):
         calibrate(model, recipe, batches)
 
 

@@ -175,7 +175,7 @@ def test_two_bits_reach_further_below_zero() -> None:
 @pytest.mark.parametrize("num_bits", [8, 4, 2])
 @pytest.mark.parametrize("axis", [None, 0])
 def test_the_error_is_that_of_the_quantizer(num_bits: int, axis: int | None) -> None:
-    """What the search minimizes is what ModelOpt's TensorQuantizer does to the weight."""
+    """The error that the search minimizes is that of ModelOpt's TensorQuantizer."""
     spec = QuantizerSpec(num_bits=num_bits, axis=axis, calibrator="mse")
     values = weight()[3:]
     calibrator = WeightMseCalibrator(num_bits, axis)
@@ -216,5 +216,5 @@ def test_a_recipe_can_name_whatever_is_registered(
 
 
 def test_a_fixed_range_is_not_calibrated() -> None:
-    with pytest.raises(ConfigError, match=r"^no calibrator 'fixed': a fixed range is taken as the recipe gives it$"):
+    with pytest.raises(ConfigError, match=r"^no calibrator 'fixed': the recipe has the fixed range$"):
         MODELOPT.new_calibrator(replace(QuantizerSpec(), calibrator="fixed", amax=1.0))

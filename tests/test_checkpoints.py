@@ -203,7 +203,7 @@ def test_not_bert_like(tmp_path: Path) -> None:
     assert message.startswith(
         f"{tmp_path} is of type 'gpt2', a decoder that generates text, not BERT-like; q8trt quantizes "
     )
-    assert message.endswith("give a model of one of those")
+    assert message.endswith("give a model of one of these types")
 
 
 def test_only_a_pickle(folder: Path, tiny_model: Callable[..., Any]) -> None:

@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(spoil: Any, message: str, tmp_
 def test_a_dense_layer_of_another_shape_is_one_line(tmp_path: Path) -> None:
     folder = write_embedding_folder(tmp_path / "model", pooling=("cls", "mean"), dense=DENSE)
     (folder / "2_Dense" / "model.safetensors").write_bytes((folder / "3_Dense" / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="does not hold a layer of 12x64"):
+    with pytest.raises(CheckpointError, match="has no layer of the shape 12x64"):
         load_embedding(folder, read_head(str(folder)).embedding)  # type: ignore[arg-type]
 
 

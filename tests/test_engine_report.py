@@ -1,4 +1,4 @@
-"""What an engine is said to hold: samples of both texts that TensorRT writes, and a build whose log is really read."""
+"""The reported layers of an engine: samples of both texts that TensorRT writes, and a build whose log is really read."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_every_int8_product_of_the_graph_runs_in_int8(
 def test_the_fused_qkv_gemm_runs_in_int8_in_fewer_layers(
     rtx: Backend, exported: Callable[..., Path], tmp_path: Path, recipe: str
 ) -> None:
-    """Where its result is split matters: split before the heads are, the builder takes the wide GEMM in float."""
+    """The place of the split matters: if Q, K and V are split before the heads, the builder runs the wide GEMM in float."""
     config = BuildConfig("rtx", (SMALL,))
     plain, fused = (
         build_here(exported(recipe, fuse_qkv), tmp_path / "m.plan", config).report for fuse_qkv in (False, True)

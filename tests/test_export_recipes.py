@@ -95,7 +95,7 @@ def _graph(path: Path) -> tuple[onnx.GraphProto, dict[str, onnx.NodeProto], dict
 
 
 def _is_dequantized(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Whether a tensor comes from a DequantizeLinear, past what only moves it."""
+    """Return whether a tensor comes from a DequantizeLinear, through operations that only move data."""
     node = producers.get(name)
     while node is not None and node.op_type in ("Transpose", "Reshape"):
         node = producers.get(node.input[0])

@@ -1,4 +1,4 @@
-"""What finetune.py refuses before it makes a run: a teacher that does not fit, a library or a GPU that is not there."""
+"""Options that finetune.py refuses before it makes a run: an unsuitable teacher, or a missing library or GPU."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_neither_batches_nor_their_order_change_it(values: np.ndarray, order: in
 
 @pytest.mark.parametrize("first", [0.0, 1e-38, 1e-6])
 def test_a_range_far_from_the_first_batches(first: float) -> None:
-    """Where ModelOpt's histogram would take bins without end."""
+    """A case in which ModelOpt's histogram would add bins without end."""
     histogram = histogram_of(np.full((2, 3), first, np.float32), np.full(5, 300.0, np.float32))
     assert histogram.counts.shape == (BINS,)
     assert (int(histogram.counts[0]), histogram.total) == (6, 11)

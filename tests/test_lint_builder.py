@@ -21,7 +21,7 @@ def backend() -> Backend:
 
 
 def builds(backend: Backend, path: Path) -> bool:
-    """Whether a plan for the machine's default targets comes out."""
+    """Return whether the builder makes a plan for the machine's default targets."""
     trt = backend.module
     builder = trt.Builder(backend.logger())
     network = builder.create_network(0)

@@ -33,7 +33,7 @@ OTHERS = (
 def reference_logits(
     state: State, batch: dict[str, torch.Tensor], observed: dict[str, float] | None = None
 ) -> torch.Tensor:
-    """What QDQBertForSequenceClassification (2 layers, 2 heads) computes from its own state dict.
+    """Return the logits of QDQBertForSequenceClassification (2 layers, 2 heads) with this state dict.
 
     A quantizer whose `_amax` the state lacks lets its tensor through; `observed` collects the largest magnitudes.
     """
@@ -205,7 +205,11 @@ def test_q_k_and_v_share_the_largest_of_their_ranges() -> None:
 
 def test_notes_say_what_was_changed_and_assumed() -> None:
     _, notes = read_amax(quantized_state(names_of(everything=True)), make_model())
-    assert [note.partition(":")[0].partition(",")[0] for note in notes] == ["bmm_q", "no range", "taken as 8 bits"]
+    assert [note.partition(":")[0].partition(",")[0] for note in notes] == [
+        "bmm_q",
+        "in floating point in some or all layers",
+        "assumed to be 8 bits",
+    ]
     assert "divided by sqrt(16)" in notes[0]
     assert notes[1].endswith("embeddings.token_type, pooler.input, pooler.weight, classifier.input, classifier.weight")
 
@@ -232,7 +236,7 @@ def test_leave_out_keeps_sites_in_float() -> None:
         "layer.1.gelu_out",
     }  # fmt: skip
     assert "bmm_k, ffn_residual.branch, ffn_residual.skip, gelu_out, pooler.input" in next(
-        note for note in notes if note.startswith("no range")
+        note for note in notes if note.startswith("in floating point")
     )
     with pytest.raises(ConfigError, match=r"cannot leave out 'gelu': unknown site .did you mean 'gelu_out'.."):
         read_amax(state, model, leave_out=("gelu",))
@@ -245,7 +249,7 @@ def test_unknown_quantizers_are_refused_or_named() -> None:
     with pytest.raises(QuantizationError, match=f"^1 ranges belong to no site of q8trt: {re.escape(extra)};"):
         read_amax(state, make_model())
     _, notes = read_amax(state, make_model(), strict=False)
-    assert f"ignored, for they belong to no site: {extra}" in notes
+    assert f"ignored, because they belong to no site: {extra}" in notes
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -259,10 +263,10 @@ def test_what_changes_the_computation_is_not_dropped(strict: bool, buffer: str) 
 @pytest.mark.parametrize(
     ("buffers", "message"),
     [
-        ({}, "the state dict holds no _amax for a site of q8trt: calibrate, and save it after that"),
+        ({}, "the state dict has no _amax for a site of q8trt; calibrate the model, then save it"),
         (
             {"attention.self.query._input_quantizer": torch.tensor(1.0)},
-            r"layer\.0\.qkv_input: .*query\._input_quantizer\._amax is there, .*key\._input_quantizer\._amax is not; Q, K",
+            r"layer\.0\.qkv_input: .*query\._input_quantizer\._amax exists, .*key\._input_quantizer\._amax does not; Q, K",
         ),
         (
             {"output.dense._input_quantizer": torch.ones(64)},
@@ -315,7 +319,7 @@ def test_pickles_only_when_allowed(nested: str | None, tmp_path: Path) -> None:
     state = {"module.classifier.weight": torch.ones(1, 2), "epoch": 3}
     path = tmp_path / "pytorch_model.bin"
     torch.save(state if nested is None else {nested: state, "step": 7}, path)
-    with pytest.raises(CheckpointError, match=r"is a pickle, .*: allow it with --allow_pickle"):
+    with pytest.raises(CheckpointError, match=r"is a pickle, .*; allow it with --allow_pickle"):
         read_state(tmp_path)
     read = read_state(tmp_path, allow_pickle=True)
     assert list(read) == ["classifier.weight"]
@@ -339,15 +343,15 @@ def test_a_pickle_runs_no_code_even_when_allowed(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
         read_state(tmp_path)
-    with pytest.raises(CheckpointError, match=r"absent does not exist; give a checkpoint of pytorch-quantization"):
+    with pytest.raises(CheckpointError, match=r"absent does not exist; give a folder or file of pytorch-quantization"):
         read_state(tmp_path / "absent")
     (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read: "):
         read_state(tmp_path)
     torch.save({"epoch": 3}, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"model\.pt holds no state dict: expected names and tensors"):
+    with pytest.raises(CheckpointError, match=r"model\.pt has no state dict; expected names and tensors"):
         read_state(tmp_path / "model.pt", allow_pickle=True)
 
 

@@ -159,7 +159,7 @@ def test_wide_sites_are_named_with_their_remedy(run: Run, monkeypatch: pytest.Mo
     engine = check(run.path / "engine-ptq")
     assert engine.agrees
     [gelu] = [line for line in engine.wide_sites if "smooth_gelu in the recipe" in line]
-    assert "2 sites have a channel beyond 1.01 times the median one's range" in gelu
+    assert "2 sites have a channel beyond 1.01 times the median channel's range" in gelu
     assert gelu in [phrase.text for phrase in verdict(engine)]
     assert check(run.path / "engine-fp32").wide_sites == []
 

@@ -67,7 +67,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library_module, "find_spec", lambda name: None)
     with pytest.raises(
-        ConfigError, match=r"^pytorch-quantization is not installed: the package index holds only a place"
+        ConfigError, match=r"^pytorch-quantization is not installed: the package index has only a place"
     ):
         library("pytorch-quantization")
     with pytest.raises(ConfigError) as caught:
@@ -281,7 +281,7 @@ def test_calibrators_that_it_lacks(theirs: PytorchQuantization, calibrator: str)
 
 
 def test_histograms_per_channel_that_it_lacks(theirs: PytorchQuantization) -> None:
-    with pytest.raises(ConfigError, match=r"calibrates per channel \(axis: 0\) by 'max' only, not by 'mse'"):
+    with pytest.raises(ConfigError, match=r"calibrates per channel \(axis: 0\) only by 'max', not by 'mse'"):
         theirs.new_calibrator(QuantizerSpec(calibrator="mse", axis=0))
     theirs.new_quantizer(QuantizerSpec(calibrator="mse", axis=0))  # a checkpoint of ModelOpt's may say so
 

@@ -114,15 +114,15 @@ def test_a_recipe_is_frozen() -> None:
         (changed("sites", "layer.0.embeddings.word", value={}), ["unknown site 'layer.0.embeddings.word'"]),
         (changed("sites", "layer.x.context", value={}), ["unknown site 'layer.x.context'"]),
         (changed("sites", "bmm_q", value={"calibrator": "fixed"}), ["bmm_q", "'fixed' needs amax"]),
-        (changed("sites", "bmm_q", value={"amax": 1.0}), ["bmm_q", "no other calibrator takes it"]),
+        (changed("sites", "bmm_q", value={"amax": 1.0}), ["bmm_q", "no other calibrator reads it"]),
         (changed("sites", "bmm_q", value={"calibrator": "fixed", "amax": 0}), ["amax must be a number above 0, got 0"]),
         (changed("qat", value={"ranges": "learned"}), ["qat", "unknown ranges 'learned'", "frozen, ema, lsq, pact"]),
-        (changed("qat", value={"ema_decay": 1}), ["ema_decay must lie in [0, 1), got 1"]),
+        (changed("qat", value={"ema_decay": 1}), ["ema_decay must be in [0, 1), got 1"]),
         (changed("qat", value={"decay": 0.9}), ["qat", "unknown key 'decay'", "ema_decay"]),
         (changed("qat", value="ema"), ["expected a mapping", "got 'ema'"]),
-        (changed("smoothquant", value=1.5), ["smoothquant must lie in [0, 1], got 1.5"]),
-        (changed("smooth_residuals", value=-0.1), ["smooth_residuals must lie in [0, 1], got -0.1"]),
-        (changed("smoothquant", value=True), ["smoothquant must lie in [0, 1], got True"]),
+        (changed("smoothquant", value=1.5), ["smoothquant must be in [0, 1], got 1.5"]),
+        (changed("smooth_residuals", value=-0.1), ["smooth_residuals must be in [0, 1], got -0.1"]),
+        (changed("smoothquant", value=True), ["smoothquant must be in [0, 1], got True"]),
         (changed("sites", value={"gelu_out": {"enabled": False}}), ["'mine' quantizes no site"]),
         (
             changed("sites", "gelu_out", value={"calibrator": "percent"}),
@@ -130,7 +130,7 @@ def test_a_recipe_is_frozen() -> None:
         ),
         (changed("sites", "gelu_out", value={"calibrator": 7}), ["unknown calibrator 7"]),
         (changed("sites", "gelu_out", value={"calibrator": ["max"]}), ["unknown calibrator ['max']"]),
-        (changed("sites", "gelu_out", value={"percentile": 50}), ["percentile must lie in (50, 100], got 50"]),
+        (changed("sites", "gelu_out", value={"percentile": 50}), ["percentile must be in (50, 100], got 50"]),
         (changed("sites", "gelu_out", value={"percentile": 100.1}), ["(50, 100], got 100.1"]),
         (changed("sites", "gelu_out", value={"percentile": "99.9"}), ["(50, 100], got '99.9'"]),
         (changed("sites", "gelu_out", value={"percentile": None}), ["(50, 100], got None"]),
@@ -325,8 +325,8 @@ def test_packaged_recipes_choose_and_leave_qat_its_own_start(name: str) -> None:
     ("alternatives", "message"),
     [
         ({"smoothquant": None}, r"recipe: alternatives must be a list of mappings, got \{'smoothquant': None\}"),
-        ([{"smoothquant": 3}], r"smoothquant must lie in \[0, 1\], got 3"),
-        ([{}, {"sites": {"gelu_out": None}}], "recipe, alternative 2: other sites than the recipe has"),
+        ([{"smoothquant": 3}], r"smoothquant must be in \[0, 1\], got 3"),
+        ([{}, {"sites": {"gelu_out": None}}], "recipe, alternative 2: the sites differ from the recipe's"),
         ([{"qat": {}}], "recipe, alternative 1: unknown key 'qat'"),
     ],
 )
@@ -340,8 +340,8 @@ def test_alternatives_that_do_not_fit_are_refused(alternatives: Any, message: st
     [
         ({"name": "x"}, "recipe, qat start: unknown key 'name'; known: activations, weights, sites, smoothquant"),
         ([], r"recipe, qat start: expected a mapping such as \{calibrator: max\}, got \[\]"),
-        ({"sites": {"gelu_out": None}}, "recipe, qat start: other sites than the recipe has; leave 'sites' out"),
-        ({"smoothquant": 2}, r"smoothquant must lie in \[0, 1\], got 2"),
+        ({"sites": {"gelu_out": None}}, "recipe, qat start: the sites differ from the recipe's; leave 'sites' out"),
+        ({"smoothquant": 2}, r"smoothquant must be in \[0, 1\], got 2"),
     ],
 )  # fmt: skip
 def test_a_start_that_does_not_fit_is_refused(start: Any, message: str) -> None:

@@ -253,7 +253,7 @@ def test_q_k_v_share_one_input_quantizer(
 def test_inserting_twice(architecture: str, tiny_quantized: Callable[..., Any]) -> None:
     model, recipe = tiny_quantized(architecture)
     before = list(model.state_dict())
-    with pytest.raises(QuantizationError, match="quantized already; start from its floating-point checkpoint"):
+    with pytest.raises(QuantizationError, match="is already quantized; start from its floating-point checkpoint"):
         insert_quantizers(model, recipe)
     assert list(model.state_dict()) == before
 
@@ -278,7 +278,7 @@ def test_a_deep_copy_works_and_is_its_own(
 def test_a_place_that_is_no_linear(tiny_model: Callable[..., Any]) -> None:
     model = tiny_model()
     model.bert.encoder.layer[1].output.dense = torch.nn.Identity()
-    with pytest.raises(QuantizationError, match=r"^layer\.1\.gelu_out: .* is a Identity, which takes no quant"):
+    with pytest.raises(QuantizationError, match=r"^layer\.1\.gelu_out: .* is a Identity, which cannot have quant"):
         insert_quantizers(model, LINEAR)
 
 

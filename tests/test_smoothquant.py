@@ -231,8 +231,8 @@ def test_a_library_that_cannot(tiny_model: Callable[..., Any], tiny_batch: Calla
     model.bert.encoder.layer[0].attention.self.input_quantizer = TensorQuantizer()
     with pytest.raises(
         QuantizationError,
-        match=r"^layer\.0\.qkv_input: SmoothQuant needs a quantizer with a pre_quant_scale, which this library's "
-        r"TensorQuantizer has not; use --quantizer modelopt, or drop smoothquant and smooth_residuals from the recipe$",
+        match=r"^layer\.0\.qkv_input: smoothing needs a quantizer with a pre_quant_scale, which this library's "
+        r"TensorQuantizer lacks; use --quantizer modelopt, or drop smoothquant, smooth_gelu, smooth_residuals from the recipe$",
     ):
         calibrate(model, recipe_of(0.5), [tiny_batch("bert")])
 
@@ -248,13 +248,13 @@ def test_values_that_are_not_finite(tiny_model: Callable[..., Any], tiny_batch: 
     model = tiny_model()
     model.bert.encoder.layer[0].attention.output.LayerNorm.bias.data[3] = float("nan")
     insert_quantizers(model, LINEAR)
-    with pytest.raises(QuantizationError, match=r"^layer\.0\.ffn_input carries NaN or infinity"):
+    with pytest.raises(QuantizationError, match=r"^layer\.0\.ffn_input has NaN or infinity"):
         calibrate(model, recipe_of(0.5), [tiny_batch("bert")])
     # Also of a weight that has no quantizer, and is looked at by nobody else.
     model = tiny_model()
     model.bert.encoder.layer[1].attention.self.value.weight.data[3, 3] = float("inf")
     insert_quantizers(model, recipe_of(0.5, qkv_input={}))
-    with pytest.raises(QuantizationError, match=r"^layer\.1\.value\.weight carries NaN or infinity"):
+    with pytest.raises(QuantizationError, match=r"^layer\.1\.value\.weight has NaN or infinity"):
         smooth_by(model, recipe_of(0.5, qkv_input={}), [tiny_batch("bert")])
 
 

@@ -11,7 +11,7 @@ from q8trt.quantization.recipe import Recipe, load_recipe
 from q8trt.quantization.sites import encoder_sites
 from q8trt.quantization.summary import summary_lines
 
-FLOAT = "  in float: LayerNorm, softmax, GELU and the Add of the mask: TensorRT computes them in floating point"
+FLOAT = "  in float: LayerNorm, softmax, GELU and the Add of the mask, which TensorRT computes in floating point"
 
 
 def test_full(tiny_model: Callable[..., Any]) -> None:

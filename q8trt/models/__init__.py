@@ -1,6 +1,6 @@
 """Checkpoints: find and check them, read their heads and tokenizers, load and save them (`checkpoints`).
 
-All modules except `checkpoints` and `embedding` work without weights, so they run before training starts.
+Heads, labels, configurations and tokenizers are checked without weights, before training starts.
 """
 
 from q8trt.models.config import check_rows, load_config, positions, takes_token_types

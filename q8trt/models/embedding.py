@@ -175,7 +175,7 @@ class EmbeddingModel(nn.Module):
                 linear.load_state_dict({name.removeprefix(_DENSE_PREFIX): tensor for name, tensor in state.items()})
             except RuntimeError:
                 shape = "x".join(map(str, linear.weight.shape))
-                raise CheckpointError(f"{path} does not hold a layer of {shape}; copy the model again") from None
+                raise CheckpointError(f"{path} has no layer of the shape {shape}; copy the model again") from None
 
     def full_state(self, state: State) -> State:
         """Return the state of the whole model: `state` of the encoder under this model's names, and the Dense layers'."""

@@ -1,8 +1,8 @@
-"""The architectures that q8trt quantizes: one entry each, which holds everything that differs between them.
+"""The architectures that q8trt quantizes, one entry each with all differences between them.
 
-A new architecture is an entry here, a tiny configuration in tests/conftest.py and a row in docs/architectures.md. It also
-needs a class in `q8trt.quantization.modules` if it adds its residuals as none of the others does, or computes attention
-without transformers' registry.
+A new architecture needs an entry here, a tiny configuration in tests/conftest.py and a row in docs/architectures.md. It also
+needs a class in `q8trt.quantization.layers` if it adds its residuals in a new way, or computes attention without transformers'
+registry.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Requirement(NamedTuple):
     """The values of a field of config.json that q8trt can run.
 
     Attributes:
-        default: transformers' value where the field is missing.
-        values: those that q8trt can run; beside a range of numbers, the default as well.
+        default: transformers' value if the field is missing.
+        values: the values that q8trt can run; if they are a range, the default is also allowed.
         reason: the rest of the message "FIELD is VALUE: ...".
     """
 
@@ -30,49 +30,51 @@ class Requirement(NamedTuple):
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture of transformers.
+    """An architecture of transformers.
+
+    Paths of modules are relative to a layer, unless an attribute names another module. None for a module means that the
+    architecture has no such module.
 
     Attributes:
         model_type: transformers' name, ``config.model_type``.
         label: the name in messages.
-        embeddings: the module that computes the first hidden states. This path, the three tables and `layers` are within
-            the encoder (``model.bert``).
+        embeddings: the module that computes the first hidden states; this path, the three tables and `layers` are relative
+            to the encoder (``model.bert``).
         word_embeddings: the table of tokens.
-        position_embeddings: the table of positions; None for an architecture without one.
-        token_type_embeddings: the table of token types; None for an architecture without them.
+        position_embeddings: the table of positions, or None.
+        token_type_embeddings: the table of token types, or None.
         layers: the list of encoder layers.
-        self_attention: the module that calls transformers' attention function. This path and those up to `ffn_residual`
-            are within a layer; "" is the layer itself.
-        query: the projection of Q; `key` and `value` likewise. Where these are None, `query` projects all three.
-        attention_dropout: the dropout of the attention probabilities; None if it is a number of the self-attention.
+        self_attention: the module that calls transformers' attention function; "" is the layer itself.
+        query: the projection of Q, or of Q, K and V if `key` and `value` are None.
+        key, value: the projections of K and V, or None.
+        attention_dropout: the dropout of the attention probabilities; None if it is a number in the self-attention.
         attention_output: the projection after attention.
-        attention_residual: the module that adds what attention computed to the residual.
+        attention_residual: the module that adds the output of attention to the residual.
         ffn_intermediate: the first feed-forward projection.
         ffn_output: the second feed-forward projection.
-        ffn_residual: the module that adds what the feed-forward network computed to the residual.
-        attention_residual_class: the class of `q8trt.quantization.modules` that `attention_residual` turns into.
-        ffn_residual_class: the class there that `ffn_residual` turns into.
-        attention_class: the class there that `self_attention` turns into; None if its own calls an attention function of
-            transformers' registry and nothing else reads what it reads.
+        ffn_residual: the module that adds the output of the feed-forward network to the residual.
+        attention_residual_class: the class of `q8trt.quantization.modules` for `attention_residual`.
+        ffn_residual_class: the class for `ffn_residual`.
+        attention_class: the class for `self_attention`; None if the original calls an attention function of transformers'
+            registry and no other module reads its input.
         attention_registry: attention is a function of transformers' registry.
-        position_bias: the module that computes a bias of relative positions, within the encoder, which every layer adds to
-            its scores; None for an architecture without.
-        position_attention: the module that multiplies Q and K with tables of relative positions, within a layer; None for an
-            architecture without.
-        rotary: the module that computes rotary positions, within the encoder; None for an architecture without.
-        norm_first: LayerNorms come before attention and before the feed-forward network, so what leaves a layer is a sum.
-        gated_ffn: the first feed-forward projection is of twice the width, and one half gates the other.
-        pooler: the linear layer over the first token, within the encoder if `pooler_in_encoder`, else within the model.
+        position_bias: the module of the encoder that computes a bias of relative positions, which every layer adds to its
+            scores; or None.
+        position_attention: the module that multiplies Q and K by tables of relative positions, or None.
+        rotary: the module of the encoder that computes rotary positions, or None.
+        norm_first: LayerNorms are before attention and before the feed-forward network, so the output of a layer is a sum.
+        gated_ffn: the first feed-forward projection has twice the width, and one half of its output gates the other.
+        pooler: the linear layer over the first token, relative to the encoder if `pooler_in_encoder`, else to the model.
         pooler_in_encoder: see `pooler`.
-        classifier: the last linear layer of the classification head, within the model.
-        positions_after_padding: positions count from ``padding_index(pad_token_id) + 1``, over the tokens that are not it.
-        fixed_padding_index: the token id from which positions count, whatever config.json says; None: ``pad_token_id``.
-        embedding_size: the field of ModelShape that is the width of the embedding tables.
-        shared_layers: one layer's parameters compute all layers, so each site has one range over all passes.
-        requirements: the name here of a field of config.json -> the values that q8trt can run.
-        config_names: BERT's name of a field of config.json -> the name here.
-        config_defaults: BERT's name of a field -> transformers' default, where it differs from BERT's.
-        quantized_types: `model_type` of pytorch-quantization's own version of the architecture, if there is one.
+        classifier: the last linear layer of the classification head, relative to the model.
+        positions_after_padding: positions start at ``padding_index(pad_token_id) + 1`` and count only tokens with other ids.
+        fixed_padding_index: the token id of `padding_index`, independent of config.json; None for ``pad_token_id``.
+        embedding_size: the field of ModelShape with the width of the embedding tables.
+        shared_layers: all layers share the parameters of one, so each site has one range over all passes.
+        requirements: this architecture's name of a field of config.json -> the values that q8trt can run.
+        config_names: BERT's name of a field of config.json -> this architecture's name.
+        config_defaults: BERT's name of a field -> transformers' default, if it differs from BERT's.
+        quantized_types: `model_type` of the architecture's versions in pytorch-quantization.
     """
 
     model_type: str
@@ -114,15 +116,15 @@ class Architecture:
     quantized_types: tuple[str, ...] = ()
 
     def config_name(self, name: str) -> str:
-        """Return the name in config.json of the field that BERT calls `name`."""
+        """Return this architecture's name in config.json of BERT's field `name`."""
         return self.config_names.get(name, name)
 
     def padding_index(self, pad_token_id: Any) -> Any:
-        """Return the token id that positions skip and count from, where they do."""
+        """Return the token id that positions skip, if `positions_after_padding`; they start at the number after it."""
         return pad_token_id if self.fixed_padding_index is None else self.fixed_padding_index
 
 
-#: Functions of a head's hidden layer.
+#: Supported activations of a head's hidden layer.
 _ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "tanh", "relu", "silu")
 _ALL = (
     Architecture(
@@ -220,7 +222,7 @@ _ALL = (
         embedding_size="embedding_size",
         shared_layers=True,
         requirements={
-            name: Requirement(1, (1,), "q8trt knows ALBERT with one layer's parameters for all layers")
+            name: Requirement(1, (1,), "q8trt supports ALBERT only with one layer's parameters for all layers")
             for name in ("num_hidden_groups", "inner_group_num")
         },
         config_names={"classifier_dropout": "classifier_dropout_prob"},
@@ -248,10 +250,14 @@ _ALL = (
         pooler="pooler.dense",
         classifier="classifier",
         requirements={
-            "relative_attention": Requirement(False, (True,), "q8trt knows DeBERTa with relative positions"),
-            "position_biased_input": Requirement(True, (False,), "q8trt knows DeBERTa with relative positions alone"),
-            "conv_kernel_size": Requirement(0, (0,), "q8trt lacks the convolution after the first layer"),
-            "attention_head_size": Requirement(None, (None,), "q8trt knows heads of hidden_size / num_attention_heads"),
+            "relative_attention": Requirement(False, (True,), "q8trt supports DeBERTa only with relative positions"),
+            "position_biased_input": Requirement(
+                True, (False,), "q8trt supports DeBERTa only without absolute positions"
+            ),
+            "conv_kernel_size": Requirement(0, (0,), "q8trt does not support the convolution after the first layer"),
+            "attention_head_size": Requirement(
+                None, (None,), "q8trt supports only heads of hidden_size / num_attention_heads"
+            ),
             "pos_att_type": Requirement(
                 None,
                 ("c2p|p2c", "p2c|c2p", ["c2p", "p2c"], ["p2c", "c2p"], "c2p", "p2c", ["c2p"], ["p2c"]),
@@ -261,7 +267,7 @@ _ALL = (
             "max_relative_positions": Requirement(-1, range(-1, 65_537), "expected -1 to 65,536"),
             "norm_rel_ebd": Requirement("none", ("none", "layer_norm"), "expected none or layer_norm"),
             "share_att_key": Requirement(False, (False, True), "expected true or false"),
-            "pooler_hidden_act": Requirement("gelu", _ACTIVATIONS, "q8trt does not know it"),
+            "pooler_hidden_act": Requirement("gelu", _ACTIVATIONS, "q8trt does not support it"),
         },
         config_names={"classifier_dropout": "cls_dropout"},
         config_defaults={
@@ -303,10 +309,10 @@ _ALL = (
             "global_attn_every_n_layers": Requirement(3, range(1, 513), "expected 1 to 512"),
             "local_attention": Requirement(128, range(2, 1_048_577), "expected 2 to 1,048,576 tokens"),
             "rope_scaling": Requirement(
-                None, (None,), "q8trt knows rotary positions that do not change with the length"
+                None, (None,), "q8trt supports only rotary positions that do not depend on the length"
             ),
             "classifier_pooling": Requirement("cls", ("cls", "mean"), "expected cls or mean"),
-            "classifier_activation": Requirement("gelu", _ACTIVATIONS, "q8trt does not know it"),
+            "classifier_activation": Requirement("gelu", _ACTIVATIONS, "q8trt does not support it"),
         },
         config_names={
             "hidden_act": "hidden_activation",
@@ -331,27 +337,27 @@ _ALL = (
 
 #: transformers' ``config.model_type`` -> architecture.
 ARCHITECTURES: Mapping[str, Architecture] = {entry.model_type: entry for entry in _ALL}
-#: ``model_type`` of a checkpoint of pytorch-quantization that is not transformers' own -> that of its architecture.
+#: ``model_type`` of a checkpoint of pytorch-quantization that transformers lacks -> ``model_type`` of its architecture.
 QUANTIZED_TYPES: Mapping[str, str] = {alias: entry.model_type for entry in _ALL for alias in entry.quantized_types}
 
 
 def architecture_named(model_type: Any, where: str) -> Architecture:
-    """Return the architecture that transformers calls `model_type`.
+    """Return the architecture of transformers' `model_type`.
 
     Raises:
-        CheckpointError: q8trt has no such architecture; the message names the checkpoint as `where`.
+        CheckpointError: q8trt does not support it; the message names the checkpoint as `where`.
     """
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         shown = repr(model_type) if len(repr(model_type)) <= 60 else f"{model_type!r:.57}..."
         raise CheckpointError(
-            f"{where} is of type {shown}, {_generator(model_type)}not BERT-like; q8trt quantizes {', '.join(ARCHITECTURES)}: "
-            "give a model of one of those"
+            f"{where} is of type {shown}, {_generator(model_type)}not BERT-like; q8trt quantizes {', '.join(ARCHITECTURES)}; "
+            "give a model of one of these types"
         )
     return ARCHITECTURES[model_type]
 
 
 def _generator(model_type: Any) -> str:
-    """Return "an encoder-decoder, " or "a decoder that generates text, " for a type that transformers has as such, else ""."""
+    """Return "an encoder-decoder, " or "a decoder that generates text, " if transformers lists the type so, else ""."""
     from transformers.models.auto import modeling_auto as tables
 
     if not isinstance(model_type, str):

@@ -1,6 +1,6 @@
-"""The attention function with quantizers, and helpers that all modules with quantizers share.
+"""The attention function with quantizers, and helpers for all modules with quantizers.
 
-A quantizer that is None, absent or disabled does not change a result by a bit.
+With a quantizer that is None, absent or disabled, results are bit-identical to the original's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.masking_utils import eager_mask
 
 #: Name of the attention function in transformers' registry.
 ATTENTION = "q8trt"
-#: Sites whose quantizer is read by the attention function.
+#: Sites whose quantizers are in the attention function.
 BMM_SITES = ("bmm_q", "bmm_k", "softmax_out", "bmm_v", "position_key", "position_query")
 
 
@@ -26,9 +26,10 @@ def quantized(module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tenso
 
 
 def quantized_sum(module: nn.Module, residual: str, branch: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """Return the residual sum of both inputs, quantized. The sum itself, which LayerNorm reads, is not.
+    """Return the sum of both quantized inputs of a residual Add; the sum, which LayerNorm reads, is not quantized.
 
-    If the inputs are smoothed (`smoothquant.smooth_residuals`), both quantizers divide by s, and the sum is multiplied by s.
+    `residual` is "attention" or "ffn". If the inputs are smoothed (`Recipe.smooth_residuals`), both quantizers divide by s,
+    and the sum is multiplied by s.
     """
     names = (f"{residual}_branch_quantizer", f"{residual}_skip_quantizer")
     total = quantized(module, names[0], branch) + quantized(module, names[1], skip)
@@ -38,7 +39,7 @@ def quantized_sum(module: nn.Module, residual: str, branch: torch.Tensor, skip: 
 
 
 def is_active(module: nn.Module) -> bool:
-    """Return whether a quantizer that the attention function reads is enabled in the self-attention `module`."""
+    """Return whether a quantizer of the attention function is enabled in the self-attention `module`."""
     quantizers: list[Any] = [module._modules.get(f"{site}_quantizer") for site in BMM_SITES]
     return any(quantizer is not None and not quantizer._disabled for quantizer in quantizers)
 
@@ -56,15 +57,15 @@ def quantized_attention(
     """Compute attention whose two products read quantized tensors.
 
     Q is scaled before its quantizer, instead of the scores after the product. TensorRT then fuses the product with the
-    operations behind it. The Add of the mask and softmax stay in floating point. If no quantizer is active, the model's eager
+    operations after it. The Add of the mask and softmax stay in floating point. If no quantizer is active, the model's eager
     attention is used, except while the export traces the module.
 
     Args:
-        module: the self-attention module, which holds the quantizers.
-        query: (B, A, S, D); `key` and `value` likewise.
-        attention_mask: added to the scores, (B, 1, S, S) or broadcastable; None for none.
-        scaling: of Q; 1 / sqrt(D) if None.
-        dropout: probability for the attention probabilities while training.
+        module: the self-attention module, which has the quantizers.
+        query, key, value: (B, A, S, D), floating point.
+        attention_mask: added to the scores, (B, 1, S, S) or broadcastable; None for no mask.
+        scaling: factor of Q; None for 1 / sqrt(D).
+        dropout: dropout probability of the attention probabilities in training.
 
     Returns:
         context (B, S, A, D) and probabilities (B, A, S, S).

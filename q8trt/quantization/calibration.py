@@ -1,7 +1,7 @@
-"""Batches -> amax.
+"""Calibration: the amax of every quantizer from the weights and from calibration batches.
 
-Activations are observed on calibration batches while the model computes in floating point. Weights need no batches. A
-calibrator stores a number or a histogram, so memory does not grow with the number of batches.
+Activations are observed on the batches while the model computes in floating point. Weights need no batches. A calibrator
+stores a number or a histogram, so memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Calibration:
 
     Attributes:
         amax: site key -> its largest amax, in the order of computation of the sites.
-        percentiles: site key -> the percentile that the search chose; empty if no site asks for one.
-        spreads: site key -> the range of its widest channel divided by that of the median channel, as it is quantized; only
-            for sites that a recipe can smooth.
+        percentiles: site key -> the percentile that the search chose; empty if no site uses the search.
+        spreads: site key -> the range of its widest channel divided by that of the median channel, after smoothing; only for
+            sites that a recipe can smooth.
     """
 
     amax: Mapping[str, float]
@@ -86,7 +86,7 @@ def _specs(recipe: Recipe, sites: Mapping[str, Site]) -> dict[str, QuantizerSpec
         if spec is None:
             raise QuantizationError(
                 f"{key} has a quantizer, but the recipe {recipe.name!r} leaves it in floating point; calibrate with the "
-                "recipe that the model was quantized with"
+                "recipe of the model's quantizers"
             )
         specs[key] = spec
     return specs
@@ -100,14 +100,14 @@ def _amax(site: Site, spec: QuantizerSpec, calibrator: Calibrator | None) -> tor
     if amax is None:
         raise QuantizationError(f"{site.key} was not calibrated: no batch reached it; give more calibration data")
     if site.name.startswith("embeddings.") and amax.ndim and (amax > 0).any():
-        # Rows of zeros have no scale, such as the row of a padding token that was never trained. Zero is zero at any
-        # scale; the smallest one does not widen the range of scales in the file.
+        # Rows of zeros, such as that of an untrained padding token, have no scale. Zero is exact at any scale; the
+        # smallest one does not widen the range of scales in the file.
         amax = torch.where(amax == 0, amax[amax > 0].min(), amax)
     return amax.float()
 
 
 def _shared(calibrators: Iterable[Calibrator]) -> list[Calibrator]:
-    """Let calibrators of one tensor share a histogram; return the calibrators that must see the tensor."""
+    """Make the calibrators of one tensor share a histogram; return the calibrators that must observe the tensor."""
     collecting: list[Calibrator] = []
     first: HistogramCalibrator | None = None
     for calibrator in calibrators:
@@ -121,26 +121,26 @@ def _shared(calibrators: Iterable[Calibrator]) -> list[Calibrator]:
     return collecting
 
 
-#: The key of a site, its options, and the alpha of its smoothing.
+#: The key of a site, its options, and the alpha of its smoothing or None.
 _Variant = tuple[str, QuantizerSpec, float | None]
 
 
 class Statistics:
-    """The observations of calibration. They calibrate a model by any of several recipes with the same sites.
+    """The observations of calibration, by which any of several recipes with the same sites can calibrate the model.
 
     If a recipe smooths, one pass over the batches measures the channels. One more pass serves all calibrators of all recipes.
 
     Args:
         model: quantized by `insert_quantizers`; left in evaluation mode with its quantizers on.
-        recipes: the recipes that can calibrate it.
+        recipes: the recipes that `calibrate` may use.
         batches: keyword arguments of the model: input_ids, attention_mask (and token_type_ids), int64 (batch, sequence).
-            Positions of padding do not count. If there are two passes, an iterator is stored as a list.
+            Padding is ignored. If there are two passes, an iterator is stored as a list.
         on_progress: called with the number of rows after each batch of each pass.
-        library: library of the calibrators; None: ModelOpt, with q8trt's calibrators.
+        library: library of the calibrators; None for ModelOpt, with q8trt's calibrators.
 
     Raises:
-        ConfigError: the library has no such calibrator.
-        QuantizationError: a site carries values that are not finite.
+        ConfigError: the library lacks a calibrator of a recipe.
+        QuantizationError: the values of a site are not finite, or a recipe leaves a quantized site in floating point.
     """
 
     def __init__(
@@ -178,12 +178,12 @@ class Statistics:
         self._observe(batches, on_progress)
 
     def _variants(self, recipe: Recipe) -> dict[str, _Variant]:
-        """Return site key -> how `recipe` calibrates it."""
+        """Return site key -> its options and the alpha of its smoothing in `recipe`."""
         specs = _specs(recipe, self.sites)
         return {key: (key, spec, alpha_of(recipe, self.sites[key].name)) for key, spec in specs.items()}
 
     def _new(self, spec: QuantizerSpec) -> Calibrator | None:
-        """Return a new calibrator; None for a site whose range is fixed."""
+        """Return a new calibrator; None for a fixed range."""
         if CALIBRATORS[spec.calibrator].new is None:
             return None
         # The search needs q8trt's histogram with every library.
@@ -222,14 +222,14 @@ class Statistics:
 
     @torch.no_grad()
     def calibrate(self, recipe: Recipe, on_search: Callable[[int], None] | None = None) -> Calibration:
-        """Smooth the model and set the amax of every quantizer by `recipe`, instead of what an earlier call did.
+        """Smooth the model and set the amax of every quantizer by `recipe`; this undoes an earlier call.
 
         Args:
             recipe: one of the recipes of these statistics.
             on_search: called with 1 after each of `searched_sites(model, recipe)`.
 
         Raises:
-            QuantizationError: a site saw no data, or only zeros.
+            QuantizationError: a site had no data, or only zeros.
         """
         unsmooth(self.model, self._applied)
         self._applied = next(scales for each, scales in self._scales if each == recipe)
@@ -250,7 +250,7 @@ class Statistics:
         """Return the range of a site, float32: () per tensor, (n, 1) per index of axis 0."""
         key, spec, _ = variant
         site = self.sites[key]
-        if site.kind == WEIGHT:  # as it is now: smoothed
+        if site.kind == WEIGHT:  # not cached, because smoothing changes the weight
             calibrator = self._new(spec)
             if calibrator is not None:
                 calibrator.collect(self.model.get_parameter(site.parameter))
@@ -282,21 +282,21 @@ def calibrate(
 
     Args:
         model: quantized by `insert_quantizers(model, recipe)`; left in evaluation mode with its quantizers on.
-        recipe: the recipe of its quantizers; alternatives are not tried.
+        recipe: the recipe of its quantizers; its alternatives are ignored.
         batches: see `Statistics`.
         on_progress: called with the number of rows after each batch of each pass.
-        library: library of the calibrators; None: ModelOpt, with q8trt's calibrators.
-        on_search: called with 1 after each of `searched_sites(model, recipe)`, whose search follows the batches.
+        library: library of the calibrators; None for ModelOpt, with q8trt's calibrators.
+        on_search: called with 1 after each of `searched_sites(model, recipe)`; the search is after the last batch.
 
     Raises:
-        ConfigError: the library has no such calibrator.
-        QuantizationError: a site saw no data, or only zeros, or values that are not finite.
+        ConfigError: the library lacks a calibrator of the recipe.
+        QuantizationError: a site had no data, only zeros, or values that are not finite.
     """
     return Statistics(model, [recipe], batches, on_progress, library).calibrate(recipe, on_search)
 
 
 def passes(recipes: Sequence[Recipe]) -> int:
-    """Return how often `Statistics` reads the batches for these recipes, at most."""
+    """Return the maximum number of passes of `Statistics` over the batches for these recipes."""
     return 1 + any(recipe.smooths for recipe in recipes)
 
 

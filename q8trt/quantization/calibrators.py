@@ -1,7 +1,7 @@
-"""Calibrators, which see tensors batch by batch and choose a range, and their names in recipes.
+"""Calibrators, which observe tensors batch by batch and choose a range, and their names in recipes.
 
-The integers are -2^(b-1) .. 2^(b-1) - 1 with b = num_bits, and scale = amax / (2^(b-1) - 1): for 2 bits, the four values
--2, -1, 0 and 1 times amax. Importing this module does not import torch: recipes read the names.
+The integers are -2^(b-1) .. 2^(b-1) - 1 with b = num_bits, and scale = amax / (2^(b-1) - 1). With 2 bits, the values are
+-2, -1, 0 and 1 times amax. This module does not import torch when it is imported, because recipes read its names.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
     from q8trt.quantization.histogram import Histogram
 
-#: Share of the old average that each batch leaves. Q8BERT (arXiv 1910.06188, section 2.1) trains with such an average;
-#: over the few dozens of batches of a calibration, 0.99 is close to the mean of their largest magnitudes.
+#: Weight of the old average at each batch. Q8BERT (arXiv 1910.06188, section 2.1) trains with such an average. Over the few
+#: dozen batches of a calibration, 0.99 is close to the mean of their largest magnitudes.
 EMA_DECAY = 0.99
-#: The percentile from which the search starts: the best single one on BERT.
+#: The percentile from which the search starts, the best single one on BERT.
 SEARCH_START = 99.99
 
 
 class Calibrator(Protocol):
-    """Sees tensors, chooses a range."""
+    """An observer of tensors that chooses a range."""
 
     def collect(self, tensor: torch.Tensor) -> None:
-        """Look at one batch of the tensor, any shape, floating point; or at a weight, whole."""
+        """Observe one batch of an activation, or a whole weight: any shape, floating point."""
 
     def compute_amax(self) -> torch.Tensor | None:
-        """Return the range, float32: (), or for axis 0 (n, 1, ...); None if nothing was collected."""
+        """Return the range, float32, () per tensor or (n, 1, ...) for axis 0; None if nothing was collected."""
 
 
 @dataclass
 class MaxCalibrator:
-    """The largest magnitude seen: per tensor, or for axis 0 per index of the first axis."""
+    """The largest magnitude: of the tensor, or of each index of the first axis for axis 0."""
 
     axis: int | None = None
     _amax: torch.Tensor | None = None
@@ -54,8 +54,8 @@ class MaxCalibrator:
 class EmaCalibrator:
     """Exponential moving average of the batches' largest magnitudes, m_t = decay * m_(t-1) + (1 - decay) * max|x_t|.
 
-    It starts at zero and is divided by 1 - decay^t, the sum of its weights, so that the first batch counts no more than
-    those after it (Kingma and Ba, arXiv 1412.6980, section 3).
+    It starts at zero and is divided by 1 - decay^t, the sum of its weights, which removes the bias of the start (Kingma and
+    Ba, arXiv 1412.6980, section 3).
     """
 
     decay: float = EMA_DECAY
@@ -94,9 +94,9 @@ class HistogramCalibrator:
 
 @dataclass
 class WeightMseCalibrator:
-    """The amax, up to the largest magnitude, at which quantization changes the weight least: by the sum of squares.
+    """The amax, up to the largest magnitude, with the smallest sum of squared quantization errors of the weight.
 
-    A second weight replaces the first. `axis` is as in `MaxCalibrator`.
+    A second weight replaces the first. For `axis` see `MaxCalibrator`.
     """
 
     num_bits: int
@@ -109,12 +109,12 @@ class WeightMseCalibrator:
 
         weight = tensor.detach().float()
         largest = _magnitudes(weight, self.axis)
-        # Shares of the largest magnitude an eighth apart, then a fiftieth apart around the best of each row.
+        # Shares of the largest magnitude with the ratio 1.125, then with the ratio 1.02 around the best one of each row.
         best = self._search(weight, largest, 1.125 ** -torch.arange(32.0))
         self._amax = self._search(weight, best, 1.02 ** torch.arange(-6.0, 7.0)).minimum(largest)
 
     def _search(self, weight: torch.Tensor, amax: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Return the one of `shares` * `amax` that has the least error, for each amax: its shape."""
+        """Return for each element of `amax` the product with the one of `shares` that has the least error."""
         best, least = amax, amax.new_full(amax.shape, float("inf"))
         for share in shares.tolist():
             error = self._error(weight, amax * share)
@@ -122,7 +122,7 @@ class WeightMseCalibrator:
         return best
 
     def _error(self, weight: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-        """Return the sum of squares of what quantization changes, per amax: its shape."""
+        """Return the sum of squared quantization errors, in the shape of `amax`."""
         import torch
 
         levels = 2 ** (self.num_bits - 1)
@@ -140,7 +140,7 @@ def _other_axes(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _magnitudes(tensor: torch.Tensor, axis: int | None) -> torch.Tensor:
-    """Return the largest magnitude: (), or for axis 0 (n, 1, ...)."""
+    """Return the largest magnitude, () per tensor or (n, 1, ...) for axis 0."""
     magnitudes = tensor.detach().abs()
     return magnitudes.max() if axis is None else magnitudes.amax(_other_axes(tensor), keepdim=True)
 
@@ -160,7 +160,7 @@ def _entropy(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
 def _mse(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
     from q8trt.quantization.histogram import Histogram, mse_amax
 
-    # A weight: activations have 8 bits and one scale. With few bits the grid is not symmetric, nor the histogram fine.
+    # Only weights have fewer bits or an axis. With few bits the grid is asymmetric, and the histogram is too coarse.
     if num_bits < 8 or axis is not None:
         return WeightMseCalibrator(num_bits, axis)
     return HistogramCalibrator(Histogram(), partial(mse_amax, num_bits=num_bits))
@@ -168,11 +168,11 @@ def _mse(num_bits: int, axis: int | None, percentile: float) -> Calibrator:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose a range.
+    """A method to choose a range.
 
     Attributes:
-        new: return a new calibrator for the (num_bits, axis, percentile) of a site; None if the recipe gives the range.
-        for_weights: whether weights can have it too, and not only activations.
+        new: function of (num_bits, axis, percentile) that returns a new calibrator; None if the recipe has the range.
+        for_weights: the method is also for weights, not only for activations.
     """
 
     new: Callable[[int, int | None, float], Calibrator] | None
@@ -181,12 +181,12 @@ class Method:
 
 #: Name in recipes -> method. A new calibrator is an entry here.
 CALIBRATORS: Mapping[str, Method] = {
-    "max": Method(lambda num_bits, axis, _: MaxCalibrator(axis), for_weights=True),  # the largest magnitude seen
+    "max": Method(lambda num_bits, axis, _: MaxCalibrator(axis), for_weights=True),  # the largest magnitude
     "percentile": Method(_percentile),  # of a histogram of magnitudes
     "entropy": Method(_entropy),  # least KL divergence
     "mse": Method(_mse, for_weights=True),  # least squared error
     "ema": Method(lambda *_: EmaCalibrator()),  # moving average of the batches' largest magnitudes
-    # The percentile that changes the model's logits least, site by site: `percentile_search`.
+    # The percentile that changes the model's logits least, searched site by site, see `percentile_search`.
     "search": Method(lambda num_bits, axis, _: _percentile(num_bits, axis, SEARCH_START)),
     "fixed": Method(None),  # the recipe's `amax`
 }

@@ -24,10 +24,10 @@ class Choice:
     """A calibrated model.
 
     Attributes:
-        recipe: the recipe that was used, without alternatives.
+        recipe: the chosen recipe, without alternatives.
         calibration: its ranges.
-        trials: all candidates, in order, if they were measured.
-        in_float: the operations that `float_sites` of the recipe left in floating point; None if it left none.
+        trials: the candidates in order; () if they were not measured.
+        in_float: the operations that stay in floating point because of the recipe's `float_sites`; None if there are none.
     """
 
     recipe: Recipe
@@ -43,14 +43,14 @@ def choose(
     on_progress: Callable[[int], None] | None = None,
     measured: bool = False,
 ) -> Choice:
-    """Calibrate the model of `statistics` by the candidate whose answers drift least; the first one of equals.
+    """Calibrate the model of `statistics` by the candidate whose answers drift least, the first one if several are equal.
 
     Args:
-        statistics: made for `candidates`.
+        statistics: the statistics of `candidates`.
         candidates: recipes with the same sites; a single one is used without a measurement.
         batches: held-out rows, keyword arguments of the model.
         on_progress: called with 1 after each searched percentile, and with the number of rows after each measured candidate.
-        measured: measure a single candidate, too.
+        measured: also measure a single candidate.
 
     Raises:
         QuantizationError: a site could not be calibrated.

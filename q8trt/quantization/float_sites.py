@@ -1,9 +1,9 @@
 """The choice of operations that stay in floating point, because no range makes their INT8 error acceptable.
 
-An operation runs in INT8 only if all of its sites are quantized, so these sites go to floating point together. Operations are
+An operation runs in INT8 only if all of its sites are quantized, so these sites are switched off together. Operations are
 ranked by the drift of the answers with only that operation in INT8. They are switched off one after another, the most harmful
 first, until the drift is within the recipe's bound. Then each one is tried in INT8 again, and stays there if the drift hardly
-changes. Sometimes the drift falls only after several are off: V and the context share their outliers.
+changes. Sometimes the drift falls only after several are off, because V and the context share their outliers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from q8trt.quantization.recipe import FloatSites
 from q8trt.quantization.sites import encoder_sites
 from q8trt.quantization.trial import InFloat
 
-#: The sites that one operation reads. The two products of an attention are one, because TensorRT fuses them.
+#: The sites that each operation reads. The two products of an attention are one operation, because TensorRT fuses them.
 OPERATIONS = (
     ("qkv_input", "query.weight", "key.weight", "value.weight"),
     BMM_SITES,
@@ -59,12 +59,12 @@ def leave_in_float(
     batches: Sequence[Batch],
     on_progress: Callable[[int], None] | None = None,
 ) -> Choice:
-    """Return `choice` with a recipe that leaves as many operations in floating point as its drift needs, within `bound`.
+    """Return `choice` with up to `bound.max` operations in floating point, which lower its drift to `bound.drift` if they can.
 
     Args:
         model: calibrated by `choice`. Afterwards all of its quantizers are on, including those of the operations.
-        choice: a measured choice; returned unchanged if its drift is within the bound.
-        bound: of the recipe.
+        choice: a measured choice; returned unchanged if its drift is within the bound, or hardly falls.
+        bound: the limits of the recipe.
         batches: held-out rows, keyword arguments of the model.
         on_progress: called with 1 after each operation that is measured.
     """
@@ -72,7 +72,7 @@ def leave_in_float(
     if current <= bound.drift:
         return choice
     quantizers, few = model_quantizers(model), batches[::RANKING_STEP]
-    set_quantization(model, True)  # attention must use its quantizers, of which some are off
+    set_quantization(model, True)  # attention must use its quantizers, although some of them are off
 
     def measure(on: Collection[str], rows: Sequence[Batch], reference: Any) -> float:
         for key, quantizer in quantizers.items():
@@ -112,5 +112,5 @@ def leave_in_float(
 
 
 def steps(model: Any, bound: FloatSites) -> int:
-    """Return how many operations `leave_in_float` measures, at most."""
+    """Return the maximum number of measurements of `leave_in_float`."""
     return len(operations(model)) + 2 * bound.max

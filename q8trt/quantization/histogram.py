@@ -1,8 +1,8 @@
-"""Histogram of magnitudes -> amax: pure arithmetic.
+"""Histograms of magnitudes, and the amax that each method reads from them.
 
-The range of a histogram is the smallest power of two above every magnitude seen. When a larger one comes, the range
-doubles and neighboring bins merge. Doubling is exact in floating point, so a histogram depends only on the values and not
-on their order. Its memory does not grow.
+The range of a histogram is the smallest power of two above every magnitude so far. For a larger magnitude, the range is
+doubled and neighboring bins are merged. Doubling is exact in floating point, so a histogram depends only on the values and
+not on their order. Its memory does not grow.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import math
 
 import torch
 
-#: Bins of a histogram; between half of them and all are in use. 128 KB a site.
+#: Bins of a histogram, of which at least half are in use. 128 KB a site.
 BINS = 1 << 14
-#: KL divergence is measured with at most this number of bins for all but a thousandth of the values, as TensorRT does:
-#: finer bins hold so few values that noise is compared, and coarser bins do not separate the body from its outliers.
+#: KL divergence uses at most this number of bins for all but a thousandth of the values, as TensorRT does. Finer bins have too
+#: few values, so noise is compared; coarser bins do not separate the body from its outliers.
 ENTROPY_BINS = 1 << 11
 #: Counts are float32, which is exact up to 2^24.
 _CHUNK = 1 << 23
@@ -25,8 +25,8 @@ class Histogram:
 
     Attributes:
         counts: int64 (BINS,); bin i counts the magnitudes in [i, i + 1) * width.
-        width: of a bin, a power of two; 0 until a value above zero has come.
-        largest: the largest magnitude seen, exactly; 0 until then.
+        width: the width of a bin, a power of two; 0 while all values are zero.
+        largest: the exact largest magnitude.
     """
 
     def __init__(self) -> None:
@@ -45,18 +45,18 @@ class Histogram:
             return
         magnitudes = tensor.detach().abs().float().flatten()
         self._reach(float(magnitudes.max()))
-        if not self.width:  # nothing but zeros so far
+        if not self.width:  # only zeros so far
             self.counts[0] += magnitudes.numel()
             return
         for chunk in magnitudes.mul_(1 / self.width).split(_CHUNK):
             self.counts += torch.histc(chunk, bins=BINS, min=0, max=BINS).to("cpu", torch.int64)
 
     def _reach(self, largest: float) -> None:
-        """Make the range hold `largest`, merging neighboring bins."""
+        """Extend the range to `largest`, and merge neighboring bins."""
         self.largest = max(self.largest, largest)
         if not self.largest:
             return
-        # frexp: largest = m * 2^e with m in [0.5, 1). Below 2^-100 magnitudes share the first bins: no scale is as small.
+        # frexp: largest = m * 2^e with m in [0.5, 1). Magnitudes below 2^-100 share the first bins; no scale is that small.
         exponent = max(math.frexp(self.largest)[1], -100)
         width = math.ldexp(1.0, exponent) / BINS
         if self.width and width > self.width:
@@ -70,7 +70,7 @@ class Histogram:
 
 
 def merge(counts: torch.Tensor, factor: int) -> torch.Tensor:
-    """Return the counts in bins `factor` times as wide, of the same number: (bins,) -> (bins,). `factor` divides bins."""
+    """Return the counts (bins,) in bins that are `factor` times as wide; the number of bins is unchanged, a multiple of it."""
     merged = torch.zeros_like(counts)
     merged[: len(counts) // factor] = counts.view(-1, factor).sum(1)
     return merged
@@ -79,10 +79,10 @@ def merge(counts: torch.Tensor, factor: int) -> torch.Tensor:
 def percentile_amax(histogram: Histogram, percentile: float) -> float:
     """Return the smallest upper edge of a bin below which at least `percentile` percent of the magnitudes are.
 
-    No more than one bin above the order statistic; 100 is the largest magnitude itself.
+    It is at most one bin above the order statistic. 100 returns the largest magnitude.
     """
     counts = histogram.used()
-    # Rounded first: 99.9 percent of 1000 values are 999, not a little more.
+    # Rounded first, so that 99.9 percent of 1000 values are exactly 999.
     wanted = math.ceil(round(histogram.total * percentile / 100, 6))
     index = int(torch.searchsorted(counts.cumsum(0), max(wanted, 1)))
     return min((index + 1) * histogram.width, histogram.largest)
@@ -91,7 +91,7 @@ def percentile_amax(histogram: Histogram, percentile: float) -> float:
 def mse_amax(histogram: Histogram, num_bits: int) -> float:
     """Return the amax with the smallest mean squared error of quantization. Values are assumed to be uniform within a bin.
 
-    The grid is symmetric: levels 0 .. 2^(num_bits-1) - 1 times amax / (2^(num_bits-1) - 1), for magnitudes.
+    The grid is symmetric: magnitudes have the levels 0 .. 2^(num_bits-1) - 1 times amax / (2^(num_bits-1) - 1).
     """
     if not histogram.largest:
         return 0.0
@@ -103,7 +103,7 @@ def mse_amax(histogram: Histogram, num_bits: int) -> float:
         errors = [float((counts * _squared_error(edges, amax, levels).diff()).sum()) for amax in candidates.tolist()]
         return min(range(len(errors)), key=errors.__getitem__)
 
-    # 8 % apart over the whole histogram, then a quarter of a percent apart around the best of these.
+    # Candidates up to 8 % apart over the whole histogram, then a quarter of a percent apart around the best of these.
     low, high = min(histogram.width, histogram.largest), histogram.largest
     candidates = torch.logspace(math.log2(low), math.log2(high), 129, base=2, dtype=torch.float64)
     index = best(candidates)
@@ -113,7 +113,7 @@ def mse_amax(histogram: Histogram, num_bits: int) -> float:
 
 
 def _squared_error(x: torch.Tensor, amax: float, levels: int) -> torch.Tensor:
-    """Return the integral from 0 to x of (t - quantized(t))^2 dt, the exact error of a bin: float64 (n,) -> (n,)."""
+    """Return the integral from 0 to x of (t - quantized(t))^2 dt, float64 (n,); its differences are the errors of bins."""
     step = amax / levels
     inside = x.clamp(max=amax)
     nearest = (inside / step).round()
@@ -145,8 +145,8 @@ def entropy_bins(counts: torch.Tensor, num_bits: int) -> int:
     cumulative sums: KL = (sum P log P - sum P log Q) / N - log N + log(sum Q).
 
     Args:
-        counts: int64 (bins,), the last one not zero.
-        num_bits: of the integers.
+        counts: int64 (bins,), of which the last is not zero.
+        num_bits: the width of the integers.
     """
     levels, bins = 2 ** (num_bits - 1), len(counts)
     if bins <= levels:
@@ -170,5 +170,5 @@ def entropy_bins(counts: torch.Tensor, num_bits: int) -> int:
     divergence = (p_log_p - p_log_q) / total + torch.log(sums[sizes] / total)
     # Q is zero if the last bin is empty: the clipped counts have no place in Q.
     divergence[(last == 0) & (clipped > 0)] = math.inf
-    # The last of equals, up to rounding, because it clips least.
+    # The last one of those that are equal up to rounding, because it clips least.
     return int(sizes[torch.nonzero(divergence <= divergence.min() + 1e-12)[-1]])

@@ -1,7 +1,7 @@
 """Insertion of TensorQuantizers at the sites of a recipe.
 
-A fake-quantized tensor is x_q = clamp(round(x * s), -128, 127) / s with s = 127 / amax. It holds the values of INT8 in floating
-point, with straight-through gradients inside the range (Q8BERT, arXiv 1910.06188, section 2). The quantizer is NVIDIA
+A fake-quantized tensor is x_q = clamp(round(x * s), -128, 127) / s with s = 127 / amax. It has the values of INT8 in floating
+point, and straight-through gradients inside the range (Q8BERT, arXiv 1910.06188, section 2). The quantizer is NVIDIA
 ModelOpt's `TensorQuantizer`, or that of its predecessor, pytorch-quantization.
 """
 
@@ -28,35 +28,37 @@ def _place(model: Any, site: Site, quantizer: nn.Module) -> None:
     from q8trt.quantization.modules import BMM_SITES, quantize_first_argument, quantized_class
 
     module, architecture = model.get_submodule(site.module), architecture_of(model.config)
-    # A module that also adds the residual reads its input twice; only the projections read it quantized.
+    # A module that also adds the residual reads its input twice, and only the projections must read it quantized.
     if site.name == "qkv_input" and architecture.self_attention != architecture.attention_residual:
         module.register_forward_pre_hook(quantize_first_argument, with_kwargs=True)
     elif site.name not in BMM_SITES or architecture.attention_class is not None:
         quantized = quantized_class(module, site.name, architecture)
         if quantized is None:
-            raise QuantizationError(f"{site.key}: {site.module} is a {type(module).__name__}, which takes no quantizer")
+            raise QuantizationError(
+                f"{site.key}: {site.module} is a {type(module).__name__}, which cannot have quantizers"
+            )
         module.__class__ = quantized
     setattr(module, site.attribute, quantizer)
 
 
 def insert_quantizers(model: nn.Module, recipe: Recipe, library: Library | None = None) -> dict[str, TensorQuantizer]:
-    """Put a quantizer at each of the recipe's sites, in place.
+    """Insert a quantizer at each of the recipe's sites, in place.
 
     Args:
-        model: a transformers model of the BERT family, in float; parameters are kept and shared.
+        model: a floating-point transformers model of the BERT family; its parameters stay the same objects.
         recipe: the sites and their options.
-        library: library of the quantizers; None: ModelOpt.
+        library: library of the quantizers; None for ModelOpt.
 
     Returns:
-        site key ("layer.0.qkv_input") -> its quantizer, uncalibrated, in the order of computation.
+        site key ("layer.0.qkv_input") -> its uncalibrated quantizer, in the order of computation.
 
     Raises:
         CheckpointError: the model is not of the BERT family.
         ConfigError: the recipe names a layer that the model does not have.
-        QuantizationError: the model carries quantizers already, or the recipe quantizes none of its sites.
+        QuantizationError: the model already has quantizers, or the recipe quantizes none of its sites.
     """
     if model_quantizers(model):
-        raise QuantizationError("the model is quantized already; start from its floating-point checkpoint")
+        raise QuantizationError("the model is already quantized; start from its floating-point checkpoint")
     sites = encoder_sites(model)
     recipe.check_layers(sites)
     source: Library = library or MODELOPT
@@ -90,13 +92,13 @@ def _route_attention(model: Any, quantized: bool) -> None:
 
 
 def model_quantizers(model: nn.Module) -> dict[str, TensorQuantizer]:
-    """Return site key -> quantizer of the quantizers that `model` carries, in the order of computation."""
+    """Return site key -> quantizer for all quantizers of `model`, in the order of computation."""
     modules = dict(model.named_modules())
     return {site.key: modules[site.quantizer] for site in encoder_sites(model) if site.quantizer in modules}
 
 
 def set_quantization(model: nn.Module, enabled: bool) -> None:
-    """Switch every quantizer on or off. With all off, the model computes exactly the same as before its quantization."""
+    """Switch every quantizer on or off. With all off, the model computes exactly what it did before quantization."""
     for quantizer in model_quantizers(model).values():
         if enabled:
             quantizer.enable()
@@ -108,7 +110,7 @@ def set_quantization(model: nn.Module, enabled: bool) -> None:
 
 @contextlib.contextmanager
 def answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
-    """Let modules return stored outputs instead of computing them, within this context."""
+    """Make modules return stored outputs instead of computing them, within this context."""
     for module, answer in answers.items():
         module.forward = lambda *args, answer=answer, **kwargs: answer
     try:
@@ -120,7 +122,7 @@ def answering(answers: Mapping[nn.Module, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def weights_quantized_once(model: nn.Module) -> Iterator[None]:
-    """Quantize weights once instead of in each call. Use it for inference, while weights and ranges do not change."""
+    """Quantize weights once instead of in each call, within this context; for inference with constant weights and ranges."""
     quantizers = model_quantizers(model)
     weights = [site for site in encoder_sites(model) if site.kind == WEIGHT and site.key in quantizers]
     with torch.no_grad():

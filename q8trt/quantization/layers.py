@@ -1,6 +1,6 @@
 """Modules with quantizers for architectures whose residual Adds or attention differ from BERT's.
 
-`architectures` names them. Each computes the same as its original in transformers, with quantizers.
+`architectures` names them. Each computes the same as its original in transformers, and has quantizers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from q8trt.quantization.attention import is_active, quantized, quantized_attenti
 
 
 class QuantMPNetAttention(nn.Module):
-    """A module that computes attention with its output projection, and adds the residual: MPNet's MPNetAttention."""
+    """MPNet's MPNetAttention, which calls the self-attention with its output projection and adds the residual."""
 
     residual: str
     attn: nn.Module
@@ -25,13 +25,13 @@ class QuantMPNetAttention(nn.Module):
     LayerNorm: nn.Module
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Map (B, S, H), and the other arguments of the self-attention, to (B, S, H) and its other results."""
+        """Map (B, S, H) to (B, S, H) and the other results of the self-attention."""
         attended, *rest = self.attn(hidden_states, *args, **kwargs)
         return (self.LayerNorm(quantized_sum(self, self.residual, self.dropout(attended), hidden_states)), *rest)
 
 
 class QuantMPNetSelfAttention(nn.Module):
-    """A self-attention without the registry of attention functions, which adds a position bias: MPNetSelfAttention."""
+    """MPNet's MPNetSelfAttention, which adds a position bias and does not use transformers' attention functions."""
 
     attention_head_size: int
     q: nn.Module
@@ -48,10 +48,10 @@ class QuantMPNetSelfAttention(nn.Module):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor | None, ...]:
-        """Map (B, S, H) to (B, S, H), and the probabilities (B, A, S, S) if asked for.
+        """Map (B, S, H) to (B, S, H), and the probabilities (B, A, S, S) with `output_attentions`.
 
-        The bias, (B, A, S, S), is added to the mask, and the sum to the scores. So one Add follows the product, as a fused
-        attention requires.
+        The bias, (B, A, S, S), is added to the mask, and the sum to the scores, because a fused attention requires a single
+        Add after the product.
         """
         if not is_active(self):
             original: Any = super().forward
@@ -70,7 +70,7 @@ class QuantMPNetSelfAttention(nn.Module):
 
 
 class QuantAlbertAttention(nn.Module):
-    """A self-attention with its output projection, that also adds the residual: ALBERT's AlbertAttention."""
+    """ALBERT's AlbertAttention: a self-attention with its output projection, which also adds the residual."""
 
     config: Any
     attention_head_size: int
@@ -102,7 +102,7 @@ class QuantAlbertAttention(nn.Module):
 
 
 class QuantAlbertLayer(nn.Module):
-    """A layer that adds the residual of its feed-forward network: ALBERT's AlbertLayer."""
+    """ALBERT's AlbertLayer, which adds the residual of its feed-forward network."""
 
     attention: nn.Module
     ff_chunk: Callable[[torch.Tensor], torch.Tensor]
@@ -117,10 +117,10 @@ class QuantAlbertLayer(nn.Module):
 
 
 class QuantDisentangledSelfAttention(nn.Module):
-    """DeBERTa-v2's DisentangledSelfAttention, whose scores add up content and relative positions.
+    """DeBERTa-v2's DisentangledSelfAttention, whose scores are sums over content and relative positions.
 
-    score(i, j) = (Q_i K_j + Q_i PK_b + PQ_b K_j) / sqrt(3 D), b the bucket of i - j (He et al., arXiv 2006.03654, section 3.1).
-    The tables PK and PQ depend only on parameters, so an exported file holds them as constants.
+    score(i, j) = (Q_i K_j + Q_i PK_b + PQ_b K_j) / sqrt(3 D), where b is the bucket of i - j (He et al., arXiv 2006.03654,
+    section 3.1). The tables PK and PQ depend only on parameters, so an exported file has them as constants.
     """
 
     num_attention_heads: int
@@ -133,7 +133,7 @@ class QuantDisentangledSelfAttention(nn.Module):
     value_proj: nn.Module
     pos_dropout: nn.Module
     dropout: nn.Dropout
-    #: Set by the export: tables are buffers, `relative_pos` is their index and `attention_mask` is added to the scores.
+    #: True in an export, where tables are buffers, `relative_pos` is their index and `attention_mask` is added to the scores.
     is_traced = False
 
     def forward(
@@ -145,7 +145,7 @@ class QuantDisentangledSelfAttention(nn.Module):
         relative_pos: torch.Tensor | None = None,
         rel_embeddings: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map (B, S, H) to (B, S, H), and the probabilities (B, A, S, S) if asked for, else None."""
+        """Map (B, S, H) to (B, S, H), and the probabilities (B, A, S, S) with `output_attentions`, else None."""
         if not (self.is_traced or is_active(self)):
             original: Any = super().forward
             return original(
@@ -174,7 +174,7 @@ class QuantDisentangledSelfAttention(nn.Module):
         return context.reshape(*shape, -1), probabilities if output_attentions else None
 
     def position_tables(self, rel_embeddings: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return K's table (A, D, 2 * span), Q's (A, 2 * span, D), scaled, or the one that the model has."""
+        """Return the tables that the model has: "position_key" (A, D, 2 * span), "position_query" (A, 2 * span, D), scaled."""
         embeddings, tables = rel_embeddings[: 2 * self.pos_ebd_size], {}
         if "c2p" in self.pos_att_type:
             projection = self.key_proj if self.share_att_key else self.get_submodule("pos_key_proj")
@@ -185,7 +185,7 @@ class QuantDisentangledSelfAttention(nn.Module):
         return tables
 
     def position_index(self, relative_pos: torch.Tensor) -> torch.Tensor:
-        """Return the row of the tables for the buckets (1, S, S) of the distances from a query to a key."""
+        """Return the rows of the tables, int64 (1, S, S), for the buckets (1, S, S) of the distances from query to key."""
         return (relative_pos + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
 
     @property
@@ -197,14 +197,14 @@ class QuantDisentangledSelfAttention(nn.Module):
 
 
 class QuantModernBertAttention(nn.Module):
-    """ModernBERT's ModernBertAttention: one projection for Q, K and V, and rotary positions."""
+    """ModernBERT's ModernBertAttention, with one projection for Q, K and V, and rotary positions."""
 
     head_dim: int
     attention_dropout: float
     Wqkv: nn.Module
     Wo: nn.Linear
     out_drop: nn.Module
-    #: Set by the export, which needs the heads split before Q, K and V, also without quantizers.
+    #: True in an export, which needs the split into heads before that into Q, K and V, also without quantizers.
     is_traced = False
 
     def forward(
@@ -214,7 +214,7 @@ class QuantModernBertAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map (B, S, H) to (B, S, H), and return the probabilities (B, A, S, S) as well."""
+        """Map (B, S, H) to (B, S, H) and the probabilities (B, A, S, S)."""
         if not (self.is_traced or is_active(self)):
             original: Any = super().forward
             return original(hidden_states, position_embeddings, attention_mask, **kwargs)
@@ -242,7 +242,7 @@ class QuantModernBertAttention(nn.Module):
 
 
 class QuantPreNormLayer(nn.Module):
-    """A layer with its LayerNorms before attention and before the feed-forward network: ModernBERT's ModernBertEncoderLayer."""
+    """ModernBERT's ModernBertEncoderLayer, with LayerNorms before attention and before the feed-forward network."""
 
     attn: nn.Module
     attn_norm: nn.Module
@@ -268,12 +268,12 @@ class QuantPreNormLayer(nn.Module):
 
 
 def smoothed_positions(module: Any, rel_embeddings: torch.Tensor) -> torch.Tensor:
-    """Return DeBERTa's embeddings of positions (R, H). If SmoothQuant scaled the weights of Q and K, they are divided by s."""
+    """Return DeBERTa's embeddings of positions (R, H), divided by s if SmoothQuant multiplied the weights of Q and K by s."""
     scale = getattr(module._modules.get("input_quantizer"), "pre_quant_scale", None)
     return rel_embeddings if scale is None or not module.share_att_key else rel_embeddings * scale
 
 
-#: All of the above classes.
+#: All classes of this module.
 CLASSES: tuple[type[nn.Module], ...] = (
     QuantMPNetAttention,
     QuantMPNetSelfAttention,

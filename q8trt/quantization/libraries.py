@@ -1,6 +1,6 @@
-"""The libraries of quantizers: NVIDIA ModelOpt, and its predecessor pytorch-quantization, behind one interface.
+"""The libraries of quantizers, NVIDIA ModelOpt and its predecessor pytorch-quantization, behind one interface.
 
-Both keep amax in a buffer `_amax` of the quantizer, in the same shapes, so a checkpoint does not depend on the library.
+Both store amax in a buffer `_amax` of the quantizer, in the same shapes, so a checkpoint does not depend on the library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Library(Protocol):
 
     @property
     def smooths(self) -> bool:
-        """True if its quantizers have a pre_quant_scale, by which inputs are smoothed."""
+        """True if the library's quantizers have a pre_quant_scale, which smoothing needs."""
 
     def version(self) -> str:
         """Return the installed version."""
@@ -46,7 +46,7 @@ class Library(Protocol):
 
 @dataclass(frozen=True)
 class ModelOpt:
-    """NVIDIA ModelOpt's TensorQuantizer, with q8trt's own calibrators."""
+    """NVIDIA ModelOpt's TensorQuantizer, with q8trt's calibrators."""
 
     name: str = "modelopt"
     smooths: bool = True
@@ -69,15 +69,15 @@ class ModelOpt:
             num_bits=spec.num_bits,
             axis=spec.axis,
             narrow_range=False,
-            pass_through_bwd=False,  # ModelOpt's default lets gradients through to clipped values too
+            pass_through_bwd=False,  # ModelOpt's default also passes gradients to clipped values
         )
         return TensorQuantizer(attributes)
 
     def new_calibrator(self, spec: QuantizerSpec) -> Calibrator:
-        """Return one of `q8trt.quantization.calibrators`."""
+        """Return a new calibrator of `q8trt.quantization.calibrators`. Raises ConfigError for a fixed range."""
         new = CALIBRATORS[spec.calibrator].new
         if new is None:
-            raise ConfigError(f"no calibrator {spec.calibrator!r}: a fixed range is taken as the recipe gives it")
+            raise ConfigError(f"no calibrator {spec.calibrator!r}: the recipe has the fixed range")
         return new(spec.num_bits, spec.axis, spec.percentile)
 
 
@@ -85,10 +85,10 @@ MODELOPT = ModelOpt()
 
 
 def library(name: str = "modelopt") -> Library:
-    """Return the library called `name`.
+    """Return the library `name`.
 
     Raises:
-        ConfigError: no such library, or it is not installed.
+        ConfigError: the library is unknown or not installed.
     """
     if name == "modelopt":
         return MODELOPT
@@ -100,6 +100,6 @@ def library(name: str = "modelopt") -> Library:
 
 
 def made_by(quantizer: object) -> Library:
-    """Return the library that a quantizer comes from."""
+    """Return the library of a quantizer."""
     package = type(quantizer).__module__.partition(".")[0]
     return library("pytorch-quantization" if package == "pytorch_quantization" else "modelopt")

@@ -1,11 +1,11 @@
-"""Migration from pytorch-quantization: the `_amax` buffers of its checkpoints -> the sites of q8trt.
+"""Migration from pytorch-quantization: the `_amax` buffers of its checkpoints become the ranges of q8trt's sites.
 
-Two kinds of checkpoint have them: a model built after `quant_modules.initialize()`, whose linears became QuantLinear, and
-transformers' QDQBERT (supported up to 4.40), which also quantizes the attention products and the residual adds.
+Two kinds of checkpoint have these buffers: a model built after `quant_modules.initialize()`, whose linears are QuantLinear, and
+transformers' QDQBERT (supported up to 4.40), which also quantizes the attention products and the residual Adds.
 
-    there, below encoder.layer.N                                   here
+    pytorch-quantization, below encoder.layer.N                    q8trt
     attention.self.{query,key,value}._input_quantizer              qkv_input: the largest of the three
-    X._weight_quantizer, X._input_quantizer                        the weight and input site of the linear X
+    X._weight_quantizer, X._input_quantizer                        the weight and the input site of the linear X
     attention.self.matmul_q_input_quantizer                        bmm_q, divided by sqrt(head size): see `read_amax`
     attention.self.matmul_{k,a,v}_input_quantizer                  bmm_k, softmax_out, bmm_v
     attention.output.add_{local,residual}_input_quantizer          attention_residual.branch, .skip
@@ -39,7 +39,7 @@ from q8trt.quantization.weights import State, load_weights, read_safetensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Sites whose quantizer has another name in QDQBERT, in the same module.
+#: Site -> name of its quantizer in QDQBERT, in the same module, if it differs.
 _QDQBERT = {
     "bmm_q": "matmul_q_input_quantizer",
     "bmm_k": "matmul_k_input_quantizer",
@@ -50,60 +50,58 @@ _QDQBERT = {
     "ffn_residual.branch": "add_local_input_quantizer",
     "ffn_residual.skip": "add_residual_input_quantizer",
 }
-#: Buffers that older transformers saved; the model makes them itself.
+#: Buffers that earlier versions of transformers saved, which a model computes itself.
 _OLD_BUFFERS = ("position_ids", "token_type_ids")
 #: Keys under which a training script may store the state dict in its file.
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 
 def read_state(path: str | Path, allow_pickle: bool = False) -> State:
-    """Return the tensors of a checkpoint folder or file, on the CPU; "module." (DataParallel) is taken off their names.
+    """Return the tensors of a checkpoint folder or file, on the CPU, without the prefix "module." of DataParallel.
 
     Args:
         path: a folder with model.safetensors or pytorch_model.bin, or such a file.
-        allow_pickle: also read files other than safetensors (with `weights_only`). A pickle can run code when it is loaded.
+        allow_pickle: also read files other than safetensors (with `weights_only`). Loading a pickle can run code.
 
     Raises:
-        CheckpointError: missing, damaged, a pickle that is not allowed, or a file without tensors.
+        CheckpointError: the file is missing, damaged, a pickle that is not allowed, or has no tensors.
     """
     path = Path(path)
     if path.is_dir():
         present = [path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()]
         if not present:
-            raise CheckpointError(f"{path} holds neither model.safetensors nor pytorch_model.bin; give the file itself")
+            raise CheckpointError(f"{path} has neither model.safetensors nor pytorch_model.bin; give the file itself")
         path = present[0]
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; give a checkpoint of pytorch-quantization, folder or file")
+        raise CheckpointError(f"{path} does not exist; give a folder or file of pytorch-quantization")
     is_pickle = path.suffix != ".safetensors"
     data = _read_pickle(path, allow_pickle) if is_pickle else read_safetensors(path, "save it again")
     if isinstance(data, Mapping):
         data = next((data[name] for name in _NESTED if isinstance(data.get(name), Mapping)), data)
     if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
-        raise CheckpointError(
-            f"{path} holds no state dict: expected names and tensors, as model.state_dict() gives them"
-        )
+        raise CheckpointError(f"{path} has no state dict; expected names and tensors, as from model.state_dict()")
     return {str(name).removeprefix("module."): value for name, value in data.items() if isinstance(value, torch.Tensor)}
 
 
 def _read_pickle(path: Path, allowed: bool) -> Any:
     if not allowed:
         raise CheckpointError(
-            f"{path} is a pickle, which can run code when it is loaded: allow it with --allow_pickle if you trust it, or "
+            f"{path} is a pickle, which can run code when it is loaded; allow it with --allow_pickle if you trust it, or "
             "save it as model.safetensors"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise a dozen types for a file that is not theirs
+    except Exception as error:  # pickle, zip and torch raise a dozen types for a damaged file
         raise CheckpointError(
             f"{path} cannot be read: {one_line(error)[:200]}; save model.state_dict() again"
         ) from None
 
 
 def read_config(folder: str | Path) -> Any:
-    """Return the transformers configuration of a checkpoint folder; a QDQBERT's is read as BERT's, to which it adds nothing.
+    """Return the transformers configuration of a checkpoint folder; QDQBERT has the same fields as BERT and is read as it.
 
     Raises:
-        CheckpointError: no config.json, damaged, or not of the BERT family.
+        CheckpointError: config.json is missing or damaged, or the model is not of the BERT family.
     """
     from transformers import AutoConfig
 
@@ -112,14 +110,14 @@ def read_config(folder: str | Path) -> Any:
         data = files.read_json(path)
         kind = data.pop("model_type")
         config = AutoConfig.for_model(QUANTIZED_TYPES.get(kind, kind), **data)
-    except Exception as error:  # transformers raises a dozen types for a field that it does not take
+    except Exception as error:  # transformers raises a dozen types for a field that it refuses
         raise CheckpointError(f"{path} cannot be read as a transformers configuration: {error}") from None
     architecture_of(config, str(folder))
     return config
 
 
 def _sources(site: Site, layer: Mapping[str, Site]) -> tuple[str, ...]:
-    """Return the paths of the quantizers that hold the range of `site` there. `layer`: the sites of its layer, by name."""
+    """Return the paths of pytorch-quantization's quantizers for `site`; `layer` has the sites of its layer by name."""
     if site.name == "qkv_input":
         return tuple(f"{layer[f'{name}.weight'].module}._input_quantizer" for name in ("query", "key", "value"))
     return (f"{site.module}.{_QDQBERT.get(site.name, f'_{site.attribute}')}",)
@@ -153,26 +151,26 @@ def _range_of(site: Site, buffers: State, model: nn.Module) -> torch.Tensor:
 def read_amax(
     state: State, model: nn.Module, *, strict: bool = True, leave_out: Collection[str] = ()
 ) -> tuple[State, tuple[str, ...]]:
-    """Map the quantizer buffers of a pytorch-quantization state dict onto the sites of `model`.
+    """Map the quantizer buffers of a pytorch-quantization state dict to the sites of `model`.
 
-    There, Q, K and V have one input quantizer each for the same tensor. Here they share one, with the largest range.
-    QDQBERT quantizes Q and then divides the scores by sqrt(D). q8trt divides Q first, so the range of `bmm_q` is also divided,
-    and the integers are the same.
+    In pytorch-quantization, Q, K and V each have an input quantizer for the same tensor. In q8trt they share one, with the
+    largest range. QDQBERT quantizes Q and then divides the scores by sqrt(D). q8trt divides Q first, so the range of `bmm_q`
+    is also divided, and the integers are the same.
 
     Args:
         state: see `read_state`.
-        model: the matching transformers model of the BERT family, in float.
-        strict: refuse an amax that belongs to no site; otherwise the notes name it.
-        leave_out: sites, groups or keys to leave in floating point, such as those whose quantizer was disabled there.
+        model: the matching floating-point transformers model of the BERT family.
+        strict: raise an error for an amax that belongs to no site; otherwise the notes name it.
+        leave_out: sites, groups or keys to leave in floating point, such as those whose quantizer was disabled.
 
     Returns:
         site key -> amax, float32, () per tensor or (out, 1) per output channel, in the order of computation; and notes,
         sentences for the user.
 
     Raises:
-        ConfigError: `leave_out` names no site.
-        QuantizationError: no amax, one of no site or of the wrong shape, only some of Q, K and V, or another buffer than
-            an amax.
+        ConfigError: a name in `leave_out` is not a site.
+        QuantizationError: there is no amax, an amax belongs to no site or has the wrong shape, only some of Q, K and V have
+            one, or there is a quantizer buffer other than an amax.
     """
     sites, config = encoder_sites(model), cast(Any, model.config)
     _check_leave_out(leave_out, sites)
@@ -196,7 +194,7 @@ def read_amax(
     unknown = sorted(set(buffers) - taken)
     _check_unknown(unknown, strict)
     if not amax:
-        raise QuantizationError("the state dict holds no _amax for a site of q8trt: calibrate, and save it after that")
+        raise QuantizationError("the state dict has no _amax for a site of q8trt; calibrate the model, then save it")
     return amax, (*notes, *_summary(amax, sites, head, unknown))
 
 
@@ -204,7 +202,7 @@ def _check_shared(site: Site, names: list[str], sources: State) -> None:
     lacking = [name for name in names if name not in sources]
     if lacking:
         raise QuantizationError(
-            f"{site.key}: {next(iter(sources))} is there, {lacking[0]} is not; Q, K and V share one quantizer in q8trt: "
+            f"{site.key}: {next(iter(sources))} exists, {lacking[0]} does not; Q, K and V share one quantizer in q8trt, so "
             f"quantize the input of all three, or leave out {site.name!r}"
         )
 
@@ -214,12 +212,12 @@ def _check_unknown(unknown: list[str], strict: bool) -> None:
         if not name.endswith("._amax"):
             raise QuantizationError(
                 f"{name} changes what the model computes (SmoothQuant, learned clipping), and no site of q8trt reads it; "
-                "save a checkpoint without it, or calibrate its float weights here"
+                "save a checkpoint without it, or calibrate its float weights with q8trt"
             )
     if unknown and strict:
         raise QuantizationError(
             f"{len(unknown)} ranges belong to no site of q8trt: {', '.join(unknown[:3])}"
-            f"{', ...' if len(unknown) > 3 else ''}; read the others alone with strict=False"
+            f"{', ...' if len(unknown) > 3 else ''}; strict=False ignores them"
         )
 
 
@@ -229,15 +227,15 @@ def _summary(amax: State, sites: Iterable[Site], head: int, unknown: list[str]) 
         notes.append(f"bmm_q: ranges divided by sqrt({head}), because q8trt scales Q before its quantizer")
     floating = list(dict.fromkeys(site.name for site in sites if site.key not in amax))
     if floating:
-        notes.append(f"no range, so in floating point, in one layer or all: {', '.join(floating)}")
+        notes.append(f"in floating point in some or all layers, because they have no range: {', '.join(floating)}")
     if unknown:
-        notes.append(f"ignored, for they belong to no site: {', '.join(unknown)}")
-    notes.append("taken as 8 bits, signed and switched on, for a state dict does not say")
+        notes.append(f"ignored, because they belong to no site: {', '.join(unknown)}")
+    notes.append("assumed to be 8 bits, signed and enabled, because a state dict does not store these facts")
     return notes
 
 
 def recipe_of(amax: Mapping[str, torch.Tensor], model: nn.Module, name: str) -> Recipe:
-    """Return the recipe with a quantizer for each range of `amax`, per channel if the range is per channel.
+    """Return the recipe with a quantizer for each range in `amax`, per channel if the range is per channel.
 
     Raises:
         ConfigError: `amax` is empty.
@@ -270,18 +268,19 @@ def import_checkpoint(
 
     Args:
         path: folder or file, see `read_state`.
-        model: a float model of the same architecture and head, changed in place; None: made from the folder's config.json.
-        name: of the recipe.
-        library: whose quantizers to insert; None: ModelOpt's.
-        allow_pickle: see `read_state`; `strict` and `leave_out`: see `read_amax`.
+        model: a float model of the same architecture and head, changed in place; None makes one from the folder's config.json.
+        name: the name of the recipe.
+        library: the library of the quantizers; None for ModelOpt.
+        allow_pickle: see `read_state`.
+        strict, leave_out: see `read_amax`.
 
     Returns:
-        the calibrated model on the device that it was on, in evaluation mode; its recipe; notes for the user.
+        the calibrated model on its device, in evaluation mode; its recipe; notes for the user.
 
     Raises:
         CheckpointError: the file cannot be read, or its weights do not fit.
-        ConfigError: as `read_amax`.
-        QuantizationError: as `read_amax`; also for a range that is zero, infinite or NaN.
+        ConfigError: see `read_amax`.
+        QuantizationError: see `read_amax`; also, a range is zero, infinite or NaN.
     """
     from transformers import AutoModelForSequenceClassification
 

@@ -1,7 +1,7 @@
-"""Modules with quantizers. Each computes the same as its original, with quantizers.
+"""Classes of modules with quantizers. Each computes the same as its original, and has quantizers.
 
-They replace the class of a module in place (``module.__class__``). Parameters keep their names, and transformers opens the
-checkpoint as before. A quantizer that is None, absent or disabled does not change a result by a bit.
+They replace the class of a module in place (``module.__class__``). Parameters keep their names, so transformers still opens
+the checkpoint. With a quantizer that is None, absent or disabled, results are bit-identical to the original's.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class QuantEmbedding(nn.Embedding):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map integers (...) to (..., embedding_dim).
 
-        In training with a frozen range, only the rows that are looked up are quantized. The values are the same, for a
-        thousandth of the work. Otherwise the whole table is quantized, so the exported file can hold it in INT8.
+        In training with a frozen range, only the rows that are looked up are quantized. This gives the same values with a
+        thousandth of the work. Otherwise the whole table is quantized, so that an exported file can store it in INT8.
         """
         quantizer: Any = self._modules.get("weight_quantizer")
         if quantizer is None or not (self.training and _is_frozen(quantizer)):
@@ -49,19 +49,19 @@ class QuantEmbedding(nn.Embedding):
         amax = quantizer.amax
         if amax.numel() > 1:
             amax = nn.functional.embedding(input, amax)
-        # In order: bias, num_bits, unsigned, narrow_range, dtype of the exported scale, pass_through_bwd.
+        # The arguments after amax: bias, num_bits, unsigned, narrow_range, dtype of the exported scale, pass_through_bwd.
         return fake_tensor_quant(super().forward(input), amax, None, quantizer._num_bits, False, False, None, False)
 
 
 def _is_frozen(quantizer: Any) -> bool:
-    """Return whether the range of the quantizer is neither learned nor observed in this step."""
+    """Return whether the quantizer is active and its range is neither learned nor observed in this step."""
     watched = quantizer._forward_pre_hooks or quantizer._forward_hooks or quantizer._if_calib
     active = quantizer._if_quant and not quantizer._disabled
     return active and not watched and quantizer.amax is not None and "_amax" in quantizer._buffers
 
 
 class QuantOutput(nn.Module):
-    """A module that adds a residual after a projection: dense, dropout, Add & LayerNorm, as BERT's SelfOutput and Output."""
+    """A module that adds a residual after a projection (dense, dropout, Add, LayerNorm), such as BERT's SelfOutput and Output."""
 
     residual: str
     dense: nn.Module
@@ -75,7 +75,7 @@ class QuantOutput(nn.Module):
 
 
 class QuantTransformerBlock(nn.Module):
-    """A layer that adds both residuals itself, as DistilBERT's."""
+    """DistilBERT's TransformerBlock, a layer that adds both residuals itself."""
 
     attention: nn.Module
     ffn: nn.Module
@@ -91,19 +91,19 @@ class QuantTransformerBlock(nn.Module):
         return self.output_layer_norm(quantized_sum(self, "ffn", self.ffn(attended), attended))
 
 
-#: All classes with quantizers, by name. A module of such a class has its quantizers.
+#: Name -> class, for all classes with quantizers.
 _CLASSES = {
     each.__name__: each for each in (QuantLinear, QuantEmbedding, QuantOutput, QuantTransformerBlock, *layers.CLASSES)
 }
 
 
 def quantized_class(module: nn.Module, site: str, architecture: Architecture) -> type[nn.Module] | None:
-    """Return the class that gives `module` quantizers and keeps it an instance of its own class; None if there is none.
+    """Return a class with quantizers for `module`, so that it stays an instance of its original class; None if none exists.
 
     Args:
         module: the module of the site.
-        site: the site's name; that of a residual says which one the module adds.
-        architecture: names the classes for modules that add a residual or compute attention.
+        site: the site's name, which also determines the residual that the module adds.
+        architecture: the architecture, which has the classes of modules that add a residual or compute attention.
     """
     original = type(module)
     if isinstance(module, tuple(_CLASSES.values())):
@@ -119,7 +119,7 @@ def quantized_class(module: nn.Module, site: str, architecture: Architecture) ->
         name = architecture.attention_class if site in ("qkv_input", *BMM_SITES) else None
     if name is None:
         return None
-    # Functions of the original's file are looked up by `__module__`.
+    # Functions of the original's file are looked up by its `__module__`.
     body = {"residual": residual, "__module__": original.__module__}
     return type(f"Quant{original.__name__}", (_CLASSES[name], original), body)
 

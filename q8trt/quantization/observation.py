@@ -16,20 +16,20 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def check_finite(key: str, tensor: torch.Tensor) -> None:
-    """Raise a QuantizationError that names the site `key` if `tensor` holds NaN or infinity."""
+    """Raise a QuantizationError that names the site `key` if `tensor` has NaN or infinity."""
     if not torch.isfinite(tensor).all():
-        raise QuantizationError(f"{key} carries NaN or infinity; check the checkpoint that is being quantized")
+        raise QuantizationError(f"{key} has NaN or infinity; check the checkpoint that is being quantized")
 
 
 def text_of(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the elements at positions of text. Positions of padding do not affect the logits.
+    """Return the elements of `tensor` at positions of text, without padding, which does not affect the logits.
 
     Args:
         tensor: (batch, sequence, H), (batch, heads, sequence, D), or (batch, H), which has no padding.
         mask: bool (batch, sequence), True for text; None for no padding.
 
     Returns:
-        (positions, ...) if there is padding, else `tensor`.
+        (positions, H) or (positions, heads, D); `tensor` if it has no padding or `mask` is None.
     """
     if mask is None or tensor.ndim < 3:
         return tensor
@@ -37,7 +37,7 @@ def text_of(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def answers(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the logits of a batch: (batch, outputs), or of a head that answers each token (tokens, outputs), without padding."""
+    """Return the logits of a batch, (batch, outputs), or (tokens, outputs) without padding for a head that answers each token."""
     mask = batch.get("attention_mask")
     return text_of(model(**batch).logits, None if mask is None else mask.bool())
 
@@ -46,10 +46,12 @@ def answers(model: Any, batch: Batch) -> torch.Tensor:
 def _watched(
     quantizers: Mapping[str, Any], watched: Mapping[str, Any], see: Callable[[str, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Let quantizers return their inputs unchanged and report them, within this context."""
+    """Make quantizers return their inputs unchanged, and pass those of `watched` to `see`, within this context."""
 
     def look(key: str, quantizer: Any, tensor: torch.Tensor) -> None:
-        scale = getattr(quantizer, "pre_quant_scale", None)  # SmoothQuant's: applied before anything else
+        scale = getattr(
+            quantizer, "pre_quant_scale", None
+        )  # the factor of SmoothQuant, which the quantizer applies first
         see(key, tensor if scale is None else tensor * scale)
 
     with contextlib.ExitStack() as stack:
@@ -58,7 +60,7 @@ def _watched(
             stack.enter_context(hook)
         for quantizer in quantizers.values():
             stack.callback(quantizer.enable_quant)
-            quantizer.disable_quant()  # not disable(): attention passes by quantizers that are disabled
+            quantizer.disable_quant()  # not disable(), because attention does not call disabled quantizers
         yield
 
 
@@ -71,18 +73,18 @@ def observe(
     see: Callable[[str, torch.Tensor], None],
     on_batch: Callable[[Batch], None] | None = None,
 ) -> None:
-    """Run `batches` through `model` in floating point and report the inputs of its activation quantizers.
+    """Run `batches` through `model` in floating point, and pass the inputs of activation quantizers to `see`.
 
     Args:
-        model: quantized, in evaluation mode, its quantizers enabled.
-        quantizers: site key -> quantizer, all of them.
+        model: quantized, in evaluation mode, with its quantizers enabled.
+        quantizers: site key -> quantizer, all of the model.
         watched: keys of the quantizers to watch.
         batches: keyword arguments of the model.
-        see: called with a site's key and its input, without padding.
+        see: called with a site's key and its input, without padding and after smoothing.
         on_batch: called after each batch.
 
     Raises:
-        QuantizationError: a watched site carries NaN or infinity.
+        QuantizationError: the input of a watched site has NaN or infinity.
     """
     device = next(model.parameters()).device
     mask: torch.Tensor | None = None

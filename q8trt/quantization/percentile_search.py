@@ -1,8 +1,8 @@
 """The search for the percentile of each site that changes the model's logits least.
 
 The ranges come from the histograms of calibration. The logits are computed on a limited number of calibration rows, stored as
-token ids. The search follows the order of computation: earlier sites have their chosen percentile, later ones
-`SEARCH_START`. A candidate does not affect earlier layers, so these are computed once for each layer.
+token ids. Sites are searched in the order of computation: earlier ones have their chosen percentile, later ones
+`SEARCH_START`. A candidate does not affect earlier layers, so these are computed only once for all sites of a layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from q8trt.quantization.insertion import answering, model_quantizers, set_quanti
 from q8trt.quantization.observation import Batch, answers
 from q8trt.quantization.sites import encoder_sites
 
-#: The percentiles that a site may take; 100 is the largest magnitude.
+#: The candidates of a site; 100 is the largest magnitude.
 CANDIDATES = (99.9, 99.99, 99.999, 100.0)
 #: Rows that the search runs on.
 ROWS = 64
@@ -29,10 +29,10 @@ _BATCH_SIZE = 32
 
 
 class RowSample:
-    """A sample of at most `limit` rows, spread evenly over all rows; at least half of `limit` after that many rows.
+    """A sample of at most `limit` rows, spread evenly over all rows; at least half of `limit` if there are enough rows.
 
-    At first every row is stored. If there are too many, every second one is dropped, and from then on only every second row is
-    added. So the sample depends only on the rows.
+    At first every row is stored. Each time there are too many, every second one is dropped, and later rows are added half as
+    often. So the sample depends only on the rows.
     """
 
     def __init__(self, limit: int = ROWS) -> None:
@@ -42,7 +42,7 @@ class RowSample:
         self._seen = 0
 
     def add(self, batch: Batch) -> None:
-        """Look at the rows of a batch: int64 tensors (batch, sequence)."""
+        """Add rows of a batch, int64 tensors (batch, sequence)."""
         batch = {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
         text = batch["attention_mask"].bool()
         for number in range(len(text)):
@@ -54,7 +54,7 @@ class RowSample:
             self._seen += 1
 
     def batches(self, pad_token_id: int) -> list[dict[str, torch.Tensor]]:
-        """Return the rows kept, as batches of rows of like length: int64 tensors (batch, sequence)."""
+        """Return the sample as batches of rows with similar lengths: int64 tensors (batch, sequence)."""
         rows = sorted(self.rows, key=lambda row: len(row["input_ids"]))
         padding = {"input_ids": pad_token_id}
         return [
@@ -67,10 +67,10 @@ class RowSample:
 
 
 class _Tail:
-    """Computes the logits of some batches. Layers before a chosen one are computed only once.
+    """The computation of the logits of some batches, in which the layers before a chosen one are computed only once.
 
     Attributes:
-        stages: the embeddings and the layers; stage n computes what layer n reads.
+        stages: the embeddings and the layers; the output of stage n is the input of layer n.
     """
 
     def __init__(self, model: Any, batches: Sequence[Batch]) -> None:
@@ -93,11 +93,11 @@ class _Tail:
 
             with first.register_forward_hook(note), last.register_forward_hook(note):
                 self._run(index, batch)
-            # The outputs of the layers in between are read only by stages whose output is already stored.
+            # Only stages whose output is stored read the outputs of the layers in between, so any value does.
             self._known[index] = {first: outputs[first], **dict.fromkeys(self.stages[1 : layer + 1], outputs[last])}
 
     def logits(self) -> list[torch.Tensor]:
-        """Return what the model answers to each batch, see `answers`."""
+        """Return the logits of each batch, see `answers`."""
         return [self._run(index, batch) for index, batch in enumerate(self.batches)]
 
     def _run(self, index: int, batch: Batch) -> torch.Tensor:
@@ -116,15 +116,15 @@ def search_percentiles(
     batches: Sequence[Batch],
     on_site: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Choose a percentile for each of some sites and set its quantizer's amax.
+    """Choose a percentile for each site of `histograms`, and set the amax of its quantizer.
 
     The criterion is the mean squared difference between the logits and those with all quantizers off. A candidate replaces the
     current percentile only if it is better.
 
     Args:
-        model: quantized and calibrated, in evaluation mode; the sites of `histograms` at `SEARCH_START`.
-        histograms: site key -> what calibration counted there; not zero.
-        batches: what to compute logits of, such as `RowSample.batches`.
+        model: quantized and calibrated, in evaluation mode, with the sites of `histograms` at `SEARCH_START`.
+        histograms: site key -> its histogram from calibration, which is not only of zeros.
+        batches: the rows on which the logits are computed, such as `RowSample.batches`.
         on_site: called with 1 after each site.
 
     Returns:

@@ -1,6 +1,6 @@
 """Number formats of a model: the quantized format of its sites, and the float type elsewhere.
 
-Two tables, `FORMATS` and the members of `Precision`, hold every fact of a format that the rest of q8trt asks for.
+Two tables, `FORMATS` and the members of `Precision`, have all facts about formats that the rest of q8trt needs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Format:
 
     Attributes:
         name: the format's option on the command line, without dashes, and its part of a precision's name.
-        num_bits: width of its integers, or (exponent, mantissa) bits of a float, as `TensorQuantizer.num_bits` has it.
-        onnx_type: its element type in ONNX files, of `onnx.TensorProto.DataType`.
+        num_bits: width of its integers, or (exponent, mantissa) bits of a float, as in `TensorQuantizer.num_bits`.
+        onnx_type: its element type in ONNX files, a name of `onnx.TensorProto.DataType`.
         lowest: the smallest value, to which QuantizeLinear saturates.
         largest: the largest value; scale = amax / largest.
     """
@@ -36,25 +36,25 @@ FORMATS = {each.name: each for each in (_INT8,)}
 
 
 def format_of(num_bits: int | tuple[int, int]) -> Format:
-    """Return the format in which a quantizer of `num_bits` is exported; fewer bits than 8 are INT8 with few values."""
+    """Return the format in which a quantizer of `num_bits` is exported; fewer than 8 bits are exported as INT8."""
     return next((each for each in FORMATS.values() if each.num_bits == num_bits), _INT8)
 
 
 class Precision(StrEnum):
-    """The precision of a model or an engine. Its value is its name, on the command line and in JSON files.
+    """The precision of a model or an engine. Its value is its name on the command line and in JSON files.
 
     Attributes:
-        quantized: the format of what passes a quantizer; None for a model without quantizers.
-        is_half: whether everything else is FP16; False for FP32.
-        rounding: relative error that a layer may add by rounding alone.
+        quantized: the format of quantized tensors; None for a model without quantizers.
+        is_half: everything else is FP16; False for FP32.
+        rounding: relative error that a layer may have because of rounding.
     """
 
     quantized: Format | None
     is_half: bool
     rounding: float
 
-    # Rounding is measured on MiniLM, recipes `linear` and `full`: FP32 1e-6; INT8 up to 0.013; INT8 with FP16 elsewhere
-    # 0.15, where every value is a little off before it is rounded.
+    # Rounding as measured on MiniLM, recipes `linear` and `full`: FP32 1e-6; INT8 up to 0.013; INT8 with FP16 elsewhere
+    # 0.15, because values have an FP16 error before they are rounded to INT8.
     FP32 = "fp32", None, False, 0.005
     FP16 = "fp16", None, True, 0.02
     INT8 = "int8", _INT8, False, 0.05
@@ -63,7 +63,7 @@ class Precision(StrEnum):
     def __new__(
         cls, name: str, quantized: Format | None = None, is_half: bool = False, rounding: float = 0
     ) -> Precision:
-        """Return a member with its facts; the enumeration calls this once for each row of the table."""
+        """Return a member with its attributes; Enum calls this once for each row of the table."""
         member = str.__new__(cls, name)
         member._value_ = name
         member.quantized, member.is_half, member.rounding = quantized, is_half, rounding
@@ -71,10 +71,10 @@ class Precision(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> Precision:
-        """Return the precision of a name, such as "int8+fp16".
+        """Return the precision with the name `text`, such as "int8+fp16".
 
         Raises:
-            ConfigError: there is no such precision.
+            ConfigError: the precision is unknown.
         """
         try:
             return cls(text)
@@ -93,10 +93,10 @@ class Precision(StrEnum):
 
     @property
     def elsewhere(self) -> Precision:
-        """The precision of what passes no quantizer: FP16 or FP32."""
+        """The precision of tensors that are not quantized: FP16 or FP32."""
         return Precision.FP16 if self.is_half else Precision.FP32
 
     @property
     def options(self) -> list[str]:
-        """The options of `build_engine.py` that ask for it, whatever the target: ["--int8", "--fp16"]."""
+        """The options of `build_engine.py` for this precision, independent of the target, such as ["--int8", "--fp16"]."""
         return [f"--{name}" for name in (self.quantized and self.quantized.name, self.elsewhere) if name]

@@ -1,4 +1,4 @@
-"""pytorch-quantization's own TensorQuantizer and calibrators, for `--quantizer pytorch-quantization`.
+"""pytorch-quantization's TensorQuantizer and calibrators, for `--quantizer pytorch-quantization`.
 
 NVIDIA archived the library in favor of ModelOpt; its source is in NVIDIA/TensorRT, tools/pytorch-quantization. The
 fake-quantized value is x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 1) / s with s = (2^(b-1) - 1) / amax. The gradient passes
@@ -31,22 +31,22 @@ from q8trt.quantization.recipe import QuantizerSpec
 
 NAME = "pytorch-quantization"
 PACKAGE = "pytorch_quantization"
-#: Methods of the library's calibrators. All but "max" use a histogram, which exists only per tensor.
+#: Methods of the library's calibrators. All except "max" use a histogram, which exists only per tensor.
 HISTOGRAM_METHODS = ("percentile", "entropy", "mse")
 CALIBRATORS = ("max", *HISTOGRAM_METHODS)
-#: Its histogram sets the width of its 2048 bins by the first batch, and grows with the largest value, up to 8 MB.
+#: Maximum number of bins of a histogram, 8 MB. The first batch sets the width of 2048 bins; larger values add bins.
 MOST_BINS = 1 << 20
 #: Functions of cuda_ext that the library calls.
 _KERNELS = ("fake_tensor_quant", "fake_tensor_quant_", "fake_tensor_quant_with_axis", "fake_e4m3fy")
 
 
 def _no_kernel(*args: Any, **kwargs: Any) -> Any:
-    # A RuntimeError is what FakeTensorQuantFunction catches to fall back on torch's operations.
+    # FakeTensorQuantFunction catches a RuntimeError and falls back to torch's operations.
     raise RuntimeError(f"{NAME} was installed without its compiled CUDA kernels ({PACKAGE}.cuda_ext)")
 
 
 def _stand_ins(folder: Path) -> dict[str, ModuleType]:
-    """Return stand-ins for the modules that only the library's setup.py makes, if the package in `folder` lacks them."""
+    """Return name -> stand-in for the modules that the library's setup.py generates, if the package in `folder` lacks them."""
     cuda_ext, version = ModuleType(f"{PACKAGE}.cuda_ext"), ModuleType(f"{PACKAGE}.version")
     for kernel in _KERNELS:
         setattr(cuda_ext, kernel, _no_kernel)
@@ -80,28 +80,28 @@ def load() -> ModuleType:
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ConfigError(
-            f"{NAME} is not installed: the package index holds only a placeholder of that name; its source is the folder "
-            "tools/pytorch-quantization of https://github.com/NVIDIA/TensorRT: run 'pip install --no-build-isolation .' "
+            f"{NAME} is not installed: the package index has only a placeholder of that name; its source is the folder "
+            "tools/pytorch-quantization of https://github.com/NVIDIA/TensorRT; run 'pip install --no-build-isolation .' "
             "in it (needs the CUDA compiler) or, for the CPU, put it on PYTHONPATH; or use --quantizer modelopt"
         )
     stand_ins = _stand_ins(Path(spec.origin).parent)
     sys.modules.update(stand_ins)
     try:
         with _logging_kept():
-            package = importlib.import_module(PACKAGE)  # and with it its submodules calib, nn and tensor_quant
-    except Exception as error:  # a missing dependency, kernels built for another torch, a torch it does not know
+            package = importlib.import_module(PACKAGE)  # this also imports its submodules calib, nn and tensor_quant
+    except Exception as error:  # a missing dependency, kernels built for another torch, an unsupported torch
         for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
             del sys.modules[name]
         raise ConfigError(
             f"{NAME} at {spec.origin} cannot be imported: {type(error).__name__}: {one_line(error)}; it needs absl-py, scipy and "
-            "pyyaml, and kernels built for the torch that is installed; or use --quantizer modelopt"
+            "pyyaml, and kernels built for the installed torch; or use --quantizer modelopt"
         ) from None
     _quieten()
     return package
 
 
 def _quieten() -> None:
-    """Suppress the warning at every amax that is set or loaded, hundreds of lines for one model."""
+    """Suppress the warnings about every amax that is set or loaded, hundreds of lines for one model."""
     from absl import logging as absl_logging
 
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -110,7 +110,7 @@ def _quieten() -> None:
 
 @contextlib.contextmanager
 def _mse_on_the_cpu() -> Iterator[None]:
-    """Keep the histogram of the library's MSE search on the CPU without CUDA; the library always moves it to the GPU."""
+    """Keep the histogram of the library's MSE search on the CPU if CUDA is missing; the library always moves it to the GPU."""
     if torch.cuda.is_available():
         yield
         return
@@ -123,11 +123,11 @@ def _mse_on_the_cpu() -> Iterator[None]:
 
 
 class LibraryCalibrator:
-    """A calibrator of the library with q8trt's two methods.
+    """A calibrator of the library with the interface of `q8trt.quantization.calibrators.Calibrator`.
 
     Args:
         calibrator: pytorch-quantization's MaxCalibrator or HistogramCalibrator.
-        arguments: of its `compute_amax`.
+        arguments: the arguments of its `compute_amax`; empty for MaxCalibrator.
     """
 
     def __init__(self, calibrator: Any, arguments: Mapping[str, Any]) -> None:
@@ -139,17 +139,17 @@ class LibraryCalibrator:
         """Observe one batch or weight: any shape, floating point.
 
         Raises:
-            QuantizationError: the magnitudes of batches differ so much that the library's histogram would exceed the memory.
+            QuantizationError: the magnitudes of batches differ so much that the histogram would exceed `MOST_BINS`.
         """
         tensor = tensor.detach()
         if self.arguments:
             edges, largest = self.calibrator._calib_bin_edges, float(tensor.abs().max())
             if edges is None and not largest:
-                self._only_zeros = True  # a histogram cannot start from zeros: its bins would have no width
+                self._only_zeros = True  # a histogram cannot start with zeros, because its bins would have no width
                 return
             if edges is not None and largest > float(edges[1]) * MOST_BINS:
                 raise QuantizationError(
-                    f"a batch reaches {largest:.3g}, the first one only {float(edges[-1]):.3g}: too far apart for a "
+                    f"a batch reaches {largest:.3g}, the first one only {float(edges[-1]):.3g}, which is too far apart for a "
                     f"histogram of {NAME}; check the checkpoint, or use the calibrator 'max'"
                 )
         self.calibrator.collect(tensor)
@@ -164,7 +164,7 @@ class LibraryCalibrator:
 
 
 class PytorchQuantization:
-    """The library as q8trt uses it; see `q8trt.quantization.libraries`.
+    """The `q8trt.quantization.libraries.Library` of pytorch-quantization.
 
     Raises:
         ConfigError: it is not installed, or its import fails.
@@ -207,7 +207,7 @@ class PytorchQuantization:
             )
         if spec.axis is not None:
             raise ConfigError(
-                f"{NAME} calibrates per channel (axis: {spec.axis}) by 'max' only, not by {spec.calibrator!r}; set the "
+                f"{NAME} calibrates per channel (axis: {spec.axis}) only by 'max', not by {spec.calibrator!r}; set the "
                 "recipe's axis to null, or use --quantizer modelopt"
             )
         arguments: dict[str, Any] = {"method": spec.calibrator}

@@ -9,7 +9,8 @@ gradient of x passes unchanged inside the range, [-Qn * s, Qp * s], and is zero 
     lsq      the step size is learned (Esser et al., arXiv 1902.08153, equation 3 and section 2.2):
              dy/ds = round(x / s) - x / s inside, -Qn or Qp outside; the sum is multiplied by 1 / sqrt(N * Qp).
     pact     the clipping value is learned, for activations: dy/d(amax) = sign(x) outside, 0 inside (Choi et al., arXiv
-             1805.06085, section 3; -Qn / Qp below, where signed integers reach one step further). Weights as with ema.
+             1805.06085, section 3; below the range -Qn / Qp, because signed integers reach one step further). Weights as
+             with ema.
 
 A fixed range (``calibrator: fixed``) never changes. In the paper, weights use their largest magnitude. Weights whose recipe
 has a tighter range (``calibrator: mse``) keep that range.
@@ -35,7 +36,7 @@ SMALLEST = 1e-6
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """The forward of the quantizer, with the gradients of the module's docstring."""
+    """The forward of the quantizer with the gradients in the module's docstring."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, amax: torch.Tensor, quantizer: _Learned) -> torch.Tensor:
@@ -47,7 +48,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """Return the gradients, by y: inside, s * (round(x / s) - x / s) is y - x; outside, y is the bound."""
+        """Return the gradients, computed from y: inside, s * (round(x / s) - x / s) is y - x; outside, y is the bound."""
         inputs, outputs, amax = ctx.saved_tensors
         inside = (inputs <= amax) & (inputs >= amax * (-(ctx.largest + 1) / ctx.largest))
         moved = outputs - inputs.where(inside, 0) if ctx.learns_step else outputs.masked_fill(inside, 0)
@@ -58,7 +59,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class _Unquantized(torch.autograd.Function):
-    """The identity with amax as a second input: DDP requires that every parameter takes part in every step."""
+    """The identity with amax as a second input, because DDP requires that every parameter is used in every step."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
@@ -67,7 +68,7 @@ class _Unquantized(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the gradient, and none for amax."""
+        """Return the gradient, and None for amax."""
         return gradient, None
 
 
@@ -81,7 +82,7 @@ class _Learned(nn.Module):
     _if_quant: bool
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map a tensor of any shape to the same shape; the values are those of the original quantizer, to the bit."""
+        """Map a tensor of any shape to the same shape; the values are bit-identical to the original quantizer's."""
         if self._disabled or not self.training:
             outputs: torch.Tensor = super().forward(inputs)
             return outputs
@@ -101,7 +102,7 @@ class _Learned(nn.Module):
 
 
 def _smoothed(quantizer: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """Return the tensor that the quantizer rounds: `inputs` times SmoothQuant's scale, if there is one."""
+    """Return the tensor that the quantizer rounds: `inputs` times SmoothQuant's scale, if it has one."""
     scale = getattr(quantizer, "pre_quant_scale", None)
     return inputs if scale is None else inputs * scale
 
@@ -112,7 +113,7 @@ def _learned_class(original: type, learns_step: bool) -> type:
 
 
 def _learn(quantizer: Any, learns_step: bool) -> nn.Parameter:
-    """Make `_amax` a parameter of the same name; the keys of the state dict do not change."""
+    """Make `_amax` a parameter of the same name, so the keys of the state dict do not change, and return it."""
     amax = quantizer._buffers.pop("_amax")
     quantizer.register_parameter("_amax", nn.Parameter(amax.detach().clone()))
     original: Any = type(quantizer)
@@ -129,7 +130,7 @@ def _unlearn(quantizer: Any) -> None:
 
 
 class _Batch:
-    """The attention mask of a batch, int64 (B, S) or None. The model shares it with its observed quantizers."""
+    """The attention mask of a batch, int64 (B, S) or None, which the model shares with its observed quantizers."""
 
     mask: torch.Tensor | None = None
 
@@ -142,7 +143,7 @@ def _keep_mask(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
 def _observe(quantizer: Any, args: tuple[torch.Tensor, ...]) -> None:
     """Record the largest magnitude since the last step, without padding. A forward pre-hook of a quantizer.
 
-    The quantizer holds the value, not a closure, so a copy of the model has a separate one.
+    The value is an attribute of the quantizer, not of a closure, so a copy of the model has its own value.
     """
     if not quantizer.training:
         return
@@ -162,11 +163,11 @@ def _largest(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 class Ranges:
-    """The treatment of each amax while `model` trains; see the module's docstring. `end` restores everything.
+    """The treatment of each amax while `model` trains, see the module's docstring. `end` restores the quantizers.
 
     Args:
         model: quantized by `recipe` and calibrated.
-        recipe: has the treatment, ``recipe.qat``, and the fixed ranges.
+        recipe: the recipe, with the treatment ``recipe.qat`` and the fixed ranges.
     """
 
     def __init__(self, model: Any, recipe: Recipe) -> None:
@@ -197,14 +198,14 @@ class Ranges:
             self._handles.append(model.register_forward_pre_hook(_keep_mask, with_kwargs=True))
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the learned amax. They belong in a separate optimizer group without weight decay; see `attach`."""
+        """Return the learned amax, which need a separate optimizer group without weight decay; see `attach`."""
         return [quantizer._amax for quantizer in self._learned]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let `optimizer` move the ranges whenever it steps.
+        """Update the ranges at each step of `optimizer`.
 
         The step of the optimizer is applied to log(amax): amax <- amax * exp(step). Ranges are between 0.05 and 200, and
-        Adam's steps are about as large as the learning rate. A relative step lets one rate fit all ranges, and amax stays
+        Adam's steps are about as large as the learning rate. With a relative step, one rate fits all ranges, and amax stays
         positive. (Jain et al., arXiv 1903.08066, section 3, also train thresholds in the log domain.)
         """
         self._handles.append(optimizer.register_step_pre_hook(lambda *_: self._before_step()))
@@ -238,7 +239,7 @@ class Ranges:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         amax = torch.stack([quantizer._amax.reshape(()) for quantizer in seen])
-        # An overflow of mixed precision must not enter the average: it would stay there.
+        # An overflow of mixed precision must not enter the average, because it would stay there.
         averaged = amax.lerp(largest, 1 - self.decay).where(largest.isfinite(), amax)
         for quantizer, value in zip(seen, averaged.unbind(), strict=True):
             quantizer._amax.fill_(value)
@@ -259,7 +260,7 @@ class Ranges:
 
 @contextlib.contextmanager
 def apply_ranges(model: nn.Module, recipe: Recipe) -> Iterator[Ranges]:
-    """Apply `Ranges` while the model trains, and end them also after an error."""
+    """Apply `Ranges` within this context, and end them also after an error."""
     ranges = Ranges(model, recipe)
     try:
         yield ranges

@@ -24,7 +24,7 @@ SMOOTHINGS = ("smoothquant", "smooth_gelu", "smooth_residuals")
 #: Keys that `qat: {start: ...}` and an alternative may replace.
 _VARIANT_KEYS = ("activations", "weights", "sites", *SMOOTHINGS)
 _KEYS = ("name", "description", *_VARIANT_KEYS, "alternatives", "float_sites", "qat")
-#: Limits of a file. A recipe that names every site of every layer of BERT-large needs less than a fifth of them.
+#: Limits of a file. A recipe with every site of every layer of BERT-large has less than a fifth of them.
 _LIMITS = Limits(size=2**18, depth=16, values=50_000)
 _LAYER_KEY = re.compile(r"layer\.([0-9]{1,4})\.(.+)")
 #: The output of softmax is between 0 and 1 for any data.
@@ -43,8 +43,8 @@ class QuantizerSpec:
         num_bits: width of the integers; 8 for activations, 8, 4 or 2 for weights and embeddings.
         axis: None for one scale per tensor, 0 for one per output channel of a weight or row of a table.
         calibrator: a name of `q8trt.quantization.calibrators.CALIBRATORS`.
-        percentile: share of magnitudes kept inside the range, in percent; read by the "percentile" calibrator only.
-        amax: the range, for the "fixed" calibrator only.
+        percentile: share of magnitudes inside the range, in percent; only for the calibrator "percentile".
+        amax: the range; only for the calibrator "fixed".
         enabled: False leaves the site in floating point.
         layers: numbers of the layers where the site is quantized, from 0; None for all.
     """
@@ -68,11 +68,11 @@ class QuantizerSpec:
                 f"known: {', '.join(CALIBRATORS)}"
             )
         if not _is_number(self.percentile) or not 50 < self.percentile <= 100:
-            raise ConfigError(f"percentile must lie in (50, 100], got {self.percentile!r}")
+            raise ConfigError(f"percentile must be in (50, 100], got {self.percentile!r}")
         if self.amax is not None and (not _is_number(self.amax) or not 0 < self.amax < float("inf")):
             raise ConfigError(f"amax must be a number above 0, got {self.amax!r}")
         if (self.calibrator == "fixed") != (self.amax is not None):
-            raise ConfigError("the calibrator 'fixed' needs amax, and no other calibrator takes it")
+            raise ConfigError("the calibrator 'fixed' needs amax, and no other calibrator reads it")
         if type(self.enabled) is not bool:
             raise ConfigError(f"enabled must be true or false, got {self.enabled!r}")
         if self.layers is not None and (
@@ -86,9 +86,9 @@ class QatSpec:
     """The treatment of amax during quantization-aware fine-tuning.
 
     Attributes:
-        ranges: "frozen" (as calibrated), "ema" (moving average of what training sees, Q8BERT), "lsq" (the step size is
+        ranges: "frozen" (as calibrated), "ema" (moving average of the training batches, Q8BERT), "lsq" (the step size is
             learned, arXiv 1902.08153) or "pact" (the clipping value is learned, arXiv 1805.06085).
-        ema_decay: share of the old value that the moving average keeps at each step.
+        ema_decay: weight of the old value in the moving average at each step.
     """
 
     ranges: str = "frozen"
@@ -100,7 +100,7 @@ class QatSpec:
                 f"unknown ranges {self.ranges!r}{nearest(str(self.ranges), RANGES)}; known: {', '.join(RANGES)}"
             )
         if not _is_number(self.ema_decay) or not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay must lie in [0, 1), got {self.ema_decay!r}")
+            raise ConfigError(f"ema_decay must be in [0, 1), got {self.ema_decay!r}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class FloatSites:
 
     Attributes:
         max: maximum number of such operations; a GEMM with its input and weight is one.
-        drift: drift from FP32 on held-out rows, see `Trial`, above which calibration leaves any.
+        drift: highest drift from FP32 on held-out rows, see `Trial`, at which all operations stay in INT8.
     """
 
     max: int = 4
@@ -123,7 +123,7 @@ class FloatSites:
 
 
 def _split(key: str) -> tuple[int | None, str]:
-    """Return the layer of a recipe's key, None for all layers, and its site."""
+    """Return the layer of a recipe's key (None for all layers) and its site."""
     match = _LAYER_KEY.fullmatch(key)
     return (int(match[1]), match[2]) if match else (None, key)
 
@@ -135,21 +135,21 @@ class Recipe:
     Attributes:
         name: name of the recipe in reports and manifests.
         description: one sentence about the recipe.
-        sites: site name, or key of one site of one layer -> its options; all other sites stay in floating point.
+        sites: name of a site, or key of a site in one layer -> its options; all other sites stay in floating point.
         qat: treatment of the ranges during QAT.
         smoothquant: SmoothQuant's alpha, the share of the difficulty that moves from activations to weights, for the
-            linears behind a LayerNorm; None: off.
-        smooth_gelu: alpha for the linear behind GELU. It applies to channels above the median; 1 gives them the median's
-            range. None: off.
-        smooth_residuals: alpha for residual Adds whose inputs are both quantized. 1 gives all channels one range. Each Add
-            needs one more multiplication. None: off.
-        qat_start: recipe from which QAT starts, with the same sites; None: this recipe. In YAML it is ``qat: {start: {...}}``
-            and has only the keys that differ. Calibration alone and QAT need different ranges: clipping costs accuracy at
-            once, but QAT then ends with a higher score.
-        alternatives: recipes with the same sites that calibration alone tries too. It keeps the one whose answers drift
-            least from floating point. Empty: calibration uses this recipe as it is. In YAML a list of mappings, each with
-            the keys that differ.
-        float_sites: limits within which calibration leaves operations in floating point; None: every site is quantized.
+            linears after a LayerNorm; None for off.
+        smooth_gelu: alpha for the linear after GELU. It applies to channels above the median; 1 gives them the median's
+            range. None for off.
+        smooth_residuals: alpha for residual Adds with two quantized inputs. 1 gives all channels the same range. Each Add
+            needs one more multiplication. None for off.
+        qat_start: recipe from which QAT starts, with the same sites; None for this recipe. In YAML it is
+            ``qat: {start: {...}}`` with only the keys that differ. Calibration alone and QAT need different ranges, because
+            clipping costs accuracy at once, but QAT then ends with a higher score.
+        alternatives: recipes with the same sites that calibration alone also tries. It keeps the one whose answers drift
+            least from floating point. If empty, calibration uses this recipe unchanged. In YAML they are a list of mappings,
+            each with the keys that differ.
+        float_sites: limits within which calibration leaves operations in floating point; None quantizes every site.
     """
 
     name: str
@@ -169,7 +169,7 @@ class Recipe:
         for option in SMOOTHINGS:
             alpha = getattr(self, option)
             if alpha is not None and (not _is_number(alpha) or not 0 <= alpha <= 1):
-                raise ConfigError(f"recipe {self.name!r}: {option} must lie in [0, 1], got {alpha!r}")
+                raise ConfigError(f"recipe {self.name!r}: {option} must be in [0, 1], got {alpha!r}")
         for key, spec in self.sites.items():
             self._check(key, spec)
 
@@ -185,7 +185,7 @@ class Recipe:
             raise ConfigError(f"{where}: activations are quantized per tensor (axis: null)")
         if kind == ACTIVATION and spec.num_bits != 8:
             raise ConfigError(
-                f"{where}: activations have 8 bits, got num_bits: {spec.num_bits}; TensorRT has no others"
+                f"{where}: activations have 8 bits, got num_bits: {spec.num_bits}; TensorRT supports no other width"
             )
         if kind != ACTIVATION and not CALIBRATORS[spec.calibrator].for_weights:
             names = " or ".join(repr(name) for name, method in CALIBRATORS.items() if method.for_weights)
@@ -195,14 +195,14 @@ class Recipe:
 
     @property
     def candidates(self) -> tuple[Recipe, ...]:
-        """The recipe and its alternatives; each has no `alternatives` and no `float_sites`."""
+        """The recipe and its alternatives, all without `alternatives` and `float_sites`."""
         shared: dict[str, Any] = {name: getattr(self, name) for name in ("name", "description", "qat", "qat_start")}
         plain = {**shared, "alternatives": (), "float_sites": None}
         return tuple(replace(each, **plain) for each in (self, *self.alternatives))
 
     @property
     def smooths(self) -> bool:
-        """True if anything is smoothed."""
+        """True if the recipe smooths any site."""
         return any(getattr(self, option) is not None for option in SMOOTHINGS)
 
     def spec(self, site: Site) -> QuantizerSpec | None:
@@ -229,7 +229,7 @@ class Recipe:
         )
 
     def check_layers(self, sites: Iterable[Site]) -> None:
-        """Check that the model has every layer that the recipe names.
+        """Check that the model has every layer in the recipe.
 
         Raises:
             ConfigError: the model lacks a layer; the message names the first one.
@@ -244,7 +244,7 @@ class Recipe:
                     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as JSON data with all options of every site; `from_dict` reads it."""
+        """Return the recipe as JSON data with all options of every site, which `from_dict` reads."""
         sites = {
             key: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(spec).items()}
             for key, spec in self.sites.items()
@@ -266,16 +266,16 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, data: Any, where: str = "recipe") -> Recipe:
-        """Check and build a recipe from parsed YAML or JSON.
+        """Return the recipe in parsed YAML or JSON.
 
         Args:
             data: ``{name, description, activations, weights, sites, qat, alternatives, float_sites}`` and SMOOTHINGS;
-                `activations` and `weights` are the defaults of their kind, `sites` maps a site, group or key to what
-                differs from them.
+                `activations` and `weights` are the defaults of their kind, and `sites` maps a site, group or key to the
+                options that differ.
             where: name of the source in messages.
 
         Raises:
-            ConfigError: a key, site or value that is not known.
+            ConfigError: a key, site or value is unknown or invalid.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where}: expected a mapping with 'name' and 'sites', got {type(data).__name__}")
@@ -307,12 +307,12 @@ class Recipe:
 
 
 def _variant(data: Mapping[str, Any], changes: Any, where: str) -> Recipe:
-    """Return the recipe with the keys of `changes` instead of its own."""
+    """Return the recipe in `data` with the keys of `changes` replaced."""
     _check_keys(_mapping(changes, where), _VARIANT_KEYS, where)
     variant = Recipe.from_dict({**data, **changes}, where)
     here = _specs(data, data["sites"], where)
     if [key for key in here if here[key].enabled] != [key for key in variant.sites if variant.sites[key].enabled]:
-        raise ConfigError(f"{where}: other sites than the recipe has; leave 'sites' out, or name the same")
+        raise ConfigError(f"{where}: the sites differ from the recipe's; leave 'sites' out, or list the same sites")
     return variant
 
 
@@ -322,7 +322,7 @@ def _variant_dict(variant: Recipe) -> dict[str, Any]:
 
 
 def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dict[str, QuantizerSpec]:
-    """Return the specification of every key. A group becomes its sites; the key of a site takes precedence over its group."""
+    """Return key -> specification. A group is replaced by its sites; the key of a site takes precedence over its group."""
     groups = {name: options for key, options in sites.items() for name in GROUPS.get(str(key), ())}
     by_site = {str(key): options for key, options in sites.items() if key not in GROUPS}
     options: dict[str, Mapping[str, Any]] = {}
@@ -333,7 +333,7 @@ def _specs(data: Mapping[str, Any], sites: Mapping[Any, Any], where: str) -> dic
         layer, name = _split(key)
         kind = "activations" if SITE_KINDS.get(name) == ACTIVATION else "weights"
         defaults = {**_mapping(data.get(kind) or {}, where)}
-        # A calibrator that the recipe names replaces the default of a site. Keys of one layer inherit the options of their site.
+        # A calibrator in the recipe replaces a site's default. Keys of one layer inherit the options of their site.
         inherited = {} if layer is None else {k: v for k, v in options.get(name, {}).items() if k != "layers"}
         named = {**inherited, **overrides}
         if "calibrator" not in named:
@@ -367,16 +367,16 @@ def _build(kind: Any, data: Any, where: str) -> Any:
 
 
 def builtin_recipes() -> tuple[str, ...]:
-    """Return the names of the recipes that come with q8trt."""
+    """Return the names of the built-in recipes, sorted."""
     folder = resources.files("q8trt") / "recipes"
     return tuple(sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Load a built-in recipe by name, or a user's by the path of its YAML file.
+    """Return a built-in recipe by name, or a user's recipe by the path of its YAML file.
 
     Raises:
-        ConfigError: no such recipe, not YAML, or a value that is not known.
+        ConfigError: the recipe does not exist, is not YAML, or has an unknown or invalid key or value.
     """
     try:
         data = parse_yaml(_recipe_text(name_or_path), _LIMITS)

@@ -1,33 +1,34 @@
 """The sites of an encoder: named tensors that can have a quantizer.
 
 A site has the same name in recipes, reports and checkpoints. `architectures` has the module in which each architecture
-computes it. B: batch, S: sequence, H: hidden size, A: heads, D: head size,
-I: intermediate size, R: rows of a table of relative positions.
+computes it. B: batch, S: sequence, H: hidden size, A: heads, D: head size, I: intermediate size, R: rows of a table of
+relative positions.
 
     site                         tensor                                            shape
-    embeddings.word              and .position, .token_type: the tables            (rows, H)
+    embeddings.word              the tables of embeddings, also .position and      (rows, H)
+                                 .token_type
     qkv_input                    input of the Q, K and V projections, one amax     (B, S, H)
-    query.weight                 and key.weight, value.weight                      (H, H)
+    query.weight                 also key.weight and value.weight                  (H, H)
     bmm_q                        Q, already multiplied by 1 / sqrt(D)              (B, A, S, D)
     bmm_k                        K                                                 (B, A, S, D)
     softmax_out                  attention probabilities, range fixed at 1         (B, A, S, S)
     bmm_v                        V                                                 (B, A, S, D)
-    position_key                 DeBERTa's tables of positions, projected as K     (A, D, R)
-    position_query               and as Q, already scaled; default: the options    (A, R, D)
-                                 of bmm_k and bmm_q
+    position_key                 DeBERTa's table of positions, projected as K      (A, D, R)
+    position_query               and as Q, already scaled; by default they have    (A, R, D)
+                                 the options of bmm_k and bmm_q
     context                      input of the attention output projection          (B, S, H)
     attention_output.weight                                                        (H, H)
-    attention_residual.branch    inputs of the Add: the output of attention,       (B, S, H)
-    attention_residual.skip      and its input, which skips it                     (B, S, H)
+    attention_residual.branch    first input of the Add: the output of attention   (B, S, H)
+    attention_residual.skip      second input of the Add: the input of attention   (B, S, H)
     ffn_input                    input of the first feed-forward projection        (B, S, H)
     ffn_intermediate.weight                                                        (I, H)
     gelu_out                     input of the second feed-forward projection       (B, S, I)
     ffn_output.weight                                                              (H, I)
-    ffn_residual.branch          and .skip: as of attention_residual               (B, S, H)
+    ffn_residual.branch, .skip   inputs of the Add after the feed-forward network  (B, S, H)
     pooler.input, .weight        the layer over the first token                    (B, H), (H, H)
-    classifier.input, .weight    the head; of tokens its input is (B, S, H)        (B, H), (num_labels, H)
+    classifier.input, .weight    the head; a token head has the input (B, S, H)    (B, H), (num_labels, H)
 
-LayerNorm's input, softmax and GELU themselves, and the Add of the mask stay in floating point.
+The input of LayerNorm, softmax, GELU and the Add of the mask stay in floating point.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Site:
-    """One site of one model.
+    """A site of a model.
 
     Attributes:
         name: the site's name in recipes, such as "gelu_out" or "query.weight".
         kind: ACTIVATION or WEIGHT.
         layer: number of the encoder layer, from 0; None for embeddings, pooler and classifier.
-        module: dotted path, from the model's root, of the module that holds the quantizer.
+        module: dotted path, from the model's root, of the module with the quantizer.
         attribute: the quantizer's name in that module.
     """
 
@@ -64,7 +65,7 @@ class Site:
 
     @property
     def key(self) -> str:
-        """``"layer.3.gelu_out"``, ``"embeddings.word"``: the site's name in messages, reports and checkpoints."""
+        """The site's name in messages, reports and checkpoints, such as ``"layer.3.gelu_out"`` or ``"embeddings.word"``."""
         return self.name if self.layer is None else f"layer.{self.layer}.{self.name}"
 
     @property
@@ -74,7 +75,7 @@ class Site:
 
     @property
     def parameter(self) -> str:
-        """Dotted path of the tensor that a site of kind WEIGHT quantizes."""
+        """Dotted path of the tensor of a site of kind WEIGHT."""
         return f"{self.module}.weight"
 
 
@@ -95,7 +96,7 @@ _EMBEDDINGS = (
     _Row("embeddings.position", WEIGHT, "position_embeddings", _WEIGHT),
     _Row("embeddings.token_type", WEIGHT, "token_type_embeddings", _WEIGHT),
 )
-#: In the order in which a layer computes.
+#: Sites of a layer in the order of computation.
 _LAYER = (
     _Row("qkv_input", ACTIVATION, "self_attention", _INPUT),
     _Row("query.weight", WEIGHT, "query", _WEIGHT),
@@ -126,18 +127,18 @@ _CLASSIFIER = (
 
 #: Site name -> kind, in the order of computation.
 SITE_KINDS: dict[str, str] = {row.site: row.kind for row in (*_EMBEDDINGS, *_LAYER, *_POOLER, *_CLASSIFIER)}
-#: Groups: names for several sites in a recipe.
+#: Name of a group of sites in a recipe -> the sites.
 GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in SITE_KINDS if name.startswith(f"{group}."))
     for group in ("embeddings", "attention_residual", "ffn_residual", "pooler", "classifier")
 }
 #: Sites of tables that depend only on parameters -> the site whose options are their default.
 POSITION_SITES = {"position_key": "bmm_k", "position_query": "bmm_q"}
-#: Sites outside the encoder layers: their key is their name.
+#: Sites outside the encoder layers, whose key is their name.
 OUTSIDE_LAYERS = frozenset(row.site for row in (*_EMBEDDINGS, *_POOLER, *_CLASSIFIER))
 
 
-#: The last linear layer of a head with an answer for each token. All architectures of transformers use this name.
+#: Names of the last linear layer of heads that answer each token, the same for all architectures of transformers.
 _TOKEN_HEADS = ("classifier", "qa_outputs")
 
 
@@ -149,9 +150,9 @@ def classifier_of(model: Any) -> str | None:
 
 
 def encoder_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Return all sites of a transformers model of the BERT family, in the order in which it computes.
+    """Return all sites of a transformers model of the BERT family, in the order of computation.
 
-    A model without a head (``BertModel``), or without a pooler, has fewer.
+    A model without a head (``BertModel``) or without a pooler has fewer sites.
 
     Raises:
         CheckpointError: the architecture is not of the BERT family.

@@ -1,4 +1,4 @@
-"""Sites with massive channels: one channel's range leaves few integer levels for all others."""
+"""Sites with massive channels, whose range leaves few integer levels for all other channels."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def spread_of(maxima: torch.Tensor) -> float:
     """Return the range of the widest channel divided by that of the median one; 1 if the median channel is always zero.
 
     Args:
-        maxima: float (H,): the largest magnitude of each channel.
+        maxima: float (H,), the largest magnitude of each channel.
     """
     typical = float(maxima.median())
     return float(maxima.max()) / typical if typical > 0 else 1.0
 
 
 def measure_spreads(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
-    """Return site key -> `spread_of` its tensor with the current smoothing, for sites that a recipe can smooth.
+    """Return site key -> `spread_of` its channels with the current smoothing, for sites that a recipe can smooth.
 
     Args:
-        model: quantized, in evaluation mode, its quantizers on.
+        model: quantized, in evaluation mode, with its quantizers on.
         batches: keyword arguments of the model.
     """
     quantizers = model_quantizers(model)
@@ -40,13 +40,13 @@ def measure_spreads(model: Any, batches: Iterable[Batch]) -> dict[str, float]:
 
 
 def wide_sites(spreads: Mapping[str, float]) -> list[str]:
-    """Return a line for each smoothing that a recipe lacks, with the sites that have massive channels."""
+    """Return a line for each smoothing option that would help, with the number of sites that have massive channels."""
     wide: dict[str, list[str]] = {}
     for key, spread in sorted(spreads.items(), key=lambda item: -item[1]):
         if spread > WIDE:
             wide.setdefault(remedy(key.split(".", 2)[-1]), []).append(f"{key} ({spread:,.0f} times)")
     return [
-        f"{len(sites)} sites have a channel beyond {WIDE} times the median one's range, and one scale leaves little for the "
-        f"others; the widest is {sites[0]}; set or raise {option} in the recipe"
+        f"{len(sites)} sites have a channel beyond {WIDE} times the median channel's range, so one scale leaves few levels for "
+        f"the others; the widest is {sites[0]}; set or raise {option} in the recipe"
         for option, sites in wide.items()
     ]

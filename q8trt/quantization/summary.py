@@ -1,4 +1,4 @@
-"""A summary of what a recipe does to a model: the number of quantized sites, the others, and the reasons."""
+"""A summary of a recipe's effect on a model: the number of quantized sites, and the other sites with their reasons."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _numbers(layers: list[int]) -> str:
 
 
 def _names(sites: list[Site], every_layer: int) -> str:
-    """Return site names, those of a whole group by the group's name, with the layers where they are not all layers."""
+    """Return the names of sites, or of a group if all of its sites are listed, with the layers if they are not all."""
     layers: dict[str, list[int]] = {}
     for site in sites:
         layers.setdefault(site.name, []).extend([] if site.layer is None else [site.layer])
@@ -50,7 +50,7 @@ def _names(sites: list[Site], every_layer: int) -> str:
 
 
 def _idle_options(recipe: Recipe, quantized: set[str]) -> list[str]:
-    """Return a line for each option of the recipe that has no site to work on."""
+    """Return a line for each option of the recipe that applies to no site."""
     pairs = [{f"{add}.branch", f"{add}.skip"} for add in ("attention_residual", "ffn_residual")]
     idle = []
     if recipe.smoothquant is not None and not quantized & {"qkv_input", "ffn_input"}:
@@ -63,11 +63,11 @@ def _idle_options(recipe: Recipe, quantized: set[str]) -> list[str]:
 
 
 def summary_lines(model: nn.Module, recipe: Recipe) -> list[str]:
-    """Return lines for people: the count of quantized sites, and the others with their reasons.
+    """Return the number of quantized sites, and the other sites with their reasons, as lines for the terminal.
 
     Args:
-        model: of the BERT family, quantized or not.
-        recipe: what is, or would be, quantized.
+        model: a model of the BERT family, quantized or not.
+        recipe: the recipe of the model, or one to try.
     """
     sites = encoder_sites(model)
     quantized = [site for site in sites if recipe.spec(site)]
@@ -83,6 +83,6 @@ def summary_lines(model: nn.Module, recipe: Recipe) -> list[str]:
         lines.append(f"  the model has no {', '.join(absent)}")
     lines += _idle_options(recipe, {site.name for site in quantized})
     lines.append(
-        "  in float: LayerNorm, softmax, GELU and the Add of the mask: TensorRT computes them in floating point"
+        "  in float: LayerNorm, softmax, GELU and the Add of the mask, which TensorRT computes in floating point"
     )
     return lines

@@ -1,4 +1,4 @@
-"""The devices that engines are made for, and the defaults that suit each."""
+"""The devices that engines are built for, with the defaults of each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from q8trt.quantization.precision import Precision
 
 
 class Target(StrEnum):
-    """A device that engines are made for. Its value is its name, on the command line and in JSON files.
+    """A device that engines are built for. Its value is its name on the command line and in JSON files.
 
-    A target decides only what no option says.
+    The attributes are defaults; an option takes precedence.
 
     Attributes:
         recipe: the name of the recipe.
         int8: the precision of an INT8 engine.
-        fuse_qkv: whether Q, K and V are computed with one GEMM.
+        fuse_qkv: compute Q, K and V with one GEMM.
         baselines: the precisions that an INT8 engine is compared with.
     """
 
@@ -26,13 +26,13 @@ class Target(StrEnum):
     fuse_qkv: bool
     baselines: tuple[Precision, ...]
 
-    # TensorRT: what a recipe leaves in float costs least in FP16, and residual Adds in INT8 leave the layers as they are.
+    # TensorRT: float operations are cheapest in FP16, and INT8 residual Adds do not change the layers of the plan.
     GPU = "gpu", "gpu", Precision.INT8_FP16, True, (Precision.FP32, Precision.FP16)
-    # ONNX Runtime on a CPU has no arithmetic in FP16, and no gain from INT8 attention products.
+    # ONNX Runtime on a CPU has no FP16 arithmetic and does not gain from INT8 attention products.
     CPU = "cpu", "linear", Precision.INT8, False, (Precision.FP32,)
 
     def __new__(cls, name: str, *defaults: Any) -> Target:
-        """Return a member with its defaults; the enumeration calls this once for each row of the table."""
+        """Return a member with its attributes; Enum calls this once for each row of the table."""
         member = str.__new__(cls, name)
         member._value_ = name
         if defaults:
@@ -41,10 +41,10 @@ class Target(StrEnum):
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Return the target of a name.
+        """Return the target with the name `text`.
 
         Raises:
-            ConfigError: there is no such target.
+            ConfigError: the target is unknown.
         """
         try:
             return cls(text)

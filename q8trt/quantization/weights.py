@@ -1,4 +1,4 @@
-"""State dicts: reading them, and giving them to a model."""
+"""Reading of state dicts, and loading of them into a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ State = dict[str, torch.Tensor]
 
 
 def read_safetensors(path: Path, remedy: str) -> State:
-    """Return the tensors of a file, on the CPU; a CheckpointError about it ends with `remedy`."""
+    """Return the tensors of a file, on the CPU. Raises CheckpointError, which ends with `remedy`, if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -25,7 +25,7 @@ def read_safetensors(path: Path, remedy: str) -> State:
 
 
 def load_weights(model: nn.Module, state: State, problem: str) -> None:
-    """Give `model` the tensors of `state`, all of its own and no others; a CheckpointError about it begins with `problem`."""
+    """Load `state` into `model`. Raises CheckpointError, which begins with `problem`, if names or shapes differ."""
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -26,7 +26,7 @@ PER_TOKEN = 16
 BLUNT = 2**17
 #: Maximum number of characters that are read of a text. This limit matters only for texts with few tokens, such as blanks.
 MOST = 2**20
-#: Longest text of a pair whose length is compared in tokens; longer ones are compared in characters.
+#: Characters up to which the texts of a pair are compared by their number of tokens; longer ones by their characters.
 COUNTED = 2**17
 #: Approximate number of characters for one call of `tokenizers`, whose memory grows with it.
 _GROUP = 2**18

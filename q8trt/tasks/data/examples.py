@@ -126,7 +126,7 @@ class Features(TokenRows, Origin):
 
     Attributes:
         labels: see `Examples`. For question answering (N, 2) int64, the first and the last token of the answer. For token
-            classification N int64 arrays, a label id for each token or IGNORED.
+            classification (N,) objects, int64 arrays with a label id or IGNORED for each token.
     """
 
     labels: Labels | None

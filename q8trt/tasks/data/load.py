@@ -168,7 +168,7 @@ class DataConfig:
 
     @property
     def dev_splits(self) -> tuple[str, ...]:
-        """The development splits of this source; MNLI has two, except in the user's own files."""
+        """The development splits; MNLI has two, except in the user's own files and for a model with `head`."""
         return ("dev",) if self.has_files or self.head else tuple(self.resolved_task.dev_splits)
 
     @property
