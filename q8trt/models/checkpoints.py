@@ -262,7 +262,7 @@ def new_model(config: Any, name_or_path: str | Path, head: Head | None = None) -
 
 
 def load_recipe_of(folder: str | Path) -> Recipe:
-    """Return the recipe that a quantized checkpoint was made with.
+    """Return the recipe of a quantized checkpoint.
 
     Raises:
         CheckpointError: quantization.json is missing, damaged or of another format.

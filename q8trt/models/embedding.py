@@ -21,7 +21,7 @@ from q8trt.tasks.heads import Embedding
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: The file of a Dense layer's weights, and their names in it.
+#: The file of a Dense layer's weights, and the prefix of their names.
 _DENSE_FILE = "model.safetensors"
 _DENSE_PREFIX = "linear."
 

@@ -23,7 +23,7 @@ def label_order(config: Any, task: Task, where: str) -> tuple[int, ...] | None:
     in the task's order.
 
     Raises:
-        CheckpointError: the outputs have other names than the labels.
+        CheckpointError: the names of the outputs and of the labels differ.
     """
     if not task.labels:
         return None

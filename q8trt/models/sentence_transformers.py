@@ -19,7 +19,7 @@ from q8trt.tasks.heads import POOLING_MODES, DenseLayer, Embedding
 
 MODULES_FILE = "modules.json"
 _SETTINGS_FILE, _LENGTH_FILE = "config_sentence_transformers.json", "sentence_bert_config.json"
-#: The names of `_LENGTH_FILE` in folders of early versions, in the library's order; the first file that exists counts.
+#: Names of `_LENGTH_FILE` in folders of early versions, in the library's order; the first file that exists is read.
 _EARLIER_TYPES = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _LENGTH_FILES = (_LENGTH_FILE, *(f"sentence_{kind}_config.json" for kind in _EARLIER_TYPES))
 #: Keys of `_LENGTH_FILE` that change the tokens of a text. Only `max_seq_length` and `do_lower_case` are read.
@@ -192,13 +192,13 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     path, transformer = _transformer_settings(folder)
     if name := next((name for name in _TOKEN_SETTINGS if transformer.get(name)), None):
         raise CheckpointError(
-            f"{path} has {name}, which changes the tokens of a text, and q8trt does not read it; remove it if the model works "
-            "without it, or give another model"
+            f"{path} has {name}, which changes the tokens of a text and which q8trt does not support; remove it if the model "
+            "works without it, or give another model"
         )
 
 
 def read_max_length(folder: str | Path) -> int | None:
-    """Return the longest text of the model in tokens; None if the folder does not say it. Raises CheckpointError."""
+    """Return the maximum number of tokens of a text; None if the folder does not state it. Raises CheckpointError."""
     path, settings = _transformer_settings(Path(folder))
     length = settings.get("max_seq_length")
     if length is None:
@@ -209,7 +209,7 @@ def read_max_length(folder: str | Path) -> int | None:
 
 
 def lowers_texts(folder: str | Path) -> bool:
-    """Return whether texts are put into lower case before the tokenizer reads them. Raises CheckpointError."""
+    """Return whether texts are lowercased before the tokenizer reads them. Raises CheckpointError."""
     return _transformer_settings(Path(folder))[1].get("do_lower_case") is True
 
 
@@ -224,7 +224,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def dense_paths(folder: str | Path) -> list[Path]:
-    """Return the folders of the Dense layers, in order. Raises CheckpointError as `read_embedding` does."""
+    """Return the folders of the Dense layers, in order. Raises CheckpointError, see `read_embedding`."""
     return [path for kind, path in _modules(Path(folder)) if kind == "Dense"]
 
 

@@ -81,7 +81,7 @@ def _quantizes_attention(quantizers: Mapping[str, Any]) -> bool:
 
 
 def _route_attention(model: Any, quantized: bool) -> None:
-    """Let the model's attention use its quantizers, or restore the attention that it was loaded with."""
+    """Make the model's attention use its quantizers, or restore the attention that the model was loaded with."""
     from q8trt.quantization.modules import ATTENTION
 
     if quantized and model.config._attn_implementation != ATTENTION:

@@ -2,7 +2,7 @@
 
 NVIDIA archived the library in favor of ModelOpt; its source is in NVIDIA/TensorRT, tools/pytorch-quantization. The
 fake-quantized value is x_q = clamp(round(x * s), -2^(b-1), 2^(b-1) - 1) / s with s = (2^(b-1) - 1) / amax. The gradient passes
-where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2). Both equal ModelOpt's on the CPU, to the bit.
+where |x| <= amax (Wu et al., arXiv 2004.09602, sections 3.1 and 5.2). On the CPU, both are bit-identical to ModelOpt's.
 
 If the CUDA kernels (`pytorch_quantization.cuda_ext`) are not compiled, a stand-in raises an error. The library catches it and
 computes with torch's operations instead.

@@ -103,7 +103,7 @@ def _read_line(file: BinaryIO, name: str) -> bytes:
 
 
 class Allowance:
-    """A bound on what one file may expand to in memory, so that a small file cannot exhaust it.
+    """A limit on the memory that a file may expand to, so that a small file cannot exhaust it.
 
     Args:
         name: the name of the file in the error.
