@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_batch
+from conftest import make_batch, make_tokenizer
 from embedding_fixtures import TEXTS, write_embedding_folder
 
 import q8trt
@@ -134,6 +134,21 @@ def test_a_classifier_keeps_its_labels_and_their_order(tiny_checkpoint_of: Any, 
     original, kept = (load_finetuned(path, data.resolved_task) for path in (folder, run.path / "fp32"))
     np.testing.assert_array_equal(original(**make_batch()).logits.detach(), kept(**make_batch()).logits.detach())
     assert json.loads((run.path / "ptq" / "config.json").read_text())["id2label"] == names
+
+
+def test_texts_that_are_cut_are_counted(tiny_checkpoint_of: Any, texts: Path, tmp_path: Path) -> None:
+    """A classifier's folder names no length of its texts, and the default may be shorter than they are."""
+    model, lines = tiny_checkpoint_of(num_labels=3), {}
+    for length in (12, 64):
+        lines[length] = [""]
+        options = {**OPTIONS, "max_seq_length": length, "runs_dir": tmp_path / str(length)}
+        q8trt.quantize(model, texts=texts, on_message=lines[length].append, **options)
+    tokens = [len(make_tokenizer()(line)["input_ids"]) for line in texts.read_text().splitlines()]
+    full = sum(count >= 12 for count in tokens)
+    assert 0 < full < len(tokens)
+    remedy = "the model reads up to 64: --max_seq_length 64"
+    assert f"texts: {full} of {len(tokens)} have 12 tokens or more and are cut there; {remedy}" in lines[12]
+    assert "are cut" not in "".join(lines[64])
 
 
 def test_a_regression_of_pairs(tiny_checkpoint_of: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from q8trt.runs.run import RUN_FILE, Run, check_new_run, make_a_run, new_folder,
 from q8trt.runs.search import newest_run, sound_runs
 from q8trt.tasks.data import DataConfig, counted
 from q8trt.training.calibrating import import_ranges
-from q8trt.training.finetuning import Finetuning, load_inputs
+from q8trt.training.finetuning import Finetuning, Inputs, load_inputs
 
 
 def unfinished_run(run: Run | str | Path, runs_dir: str | Path, of_quantize: bool = False) -> Run:
@@ -176,6 +176,8 @@ def execute(
             train, dev = len(inputs.train), sum(map(len, inputs.dev.values()))
             chosen = min(config.calibration_samples, train)
             say(f"{train + dev:,} texts: {chosen:,} to calibrate on, {dev:,} to compare answers on")
+        if line := _cut_line(config, inputs):
+            say(line)
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
         if config.data.has_files and inputs.data.text_columns:
@@ -188,6 +190,22 @@ def _source(config: FinetuneConfig, unfinished: Run | None) -> FinetuneConfig:
     """Return `config` with the run's FP32 checkpoint if it is finished, because the original model may have changed."""
     checkpoint = unfinished.checkpoint("fp32") if unfinished else None
     return config if checkpoint is None else replace(config, from_fp32=str(checkpoint))
+
+
+def _cut_line(config: FinetuneConfig, inputs: Inputs) -> str | None:
+    """Return a line on the texts that are cut although the user's model reads longer ones; None if there are none."""
+    head, length = config.data.head, config.data.max_seq_length
+    if head is None or head.kind.per_token:  # a tagger has its own warning, and questions have windows
+        return None
+    longest = min(inputs.tokenizer.model_max_length, head.max_length or inputs.tokenizer.model_max_length)
+    parts = inputs.train, *inputs.dev.values()
+    full = sum(int((part.lengths >= length).sum()) for part in parts)
+    if longest <= length or not full:
+        return None
+    return (
+        f"texts: {full:,} of {sum(map(len, parts)):,} have {length} tokens or more and are cut there; the model reads up to "
+        f"{longest}: --max_seq_length {longest}"
+    )
 
 
 def _check_place(config: FinetuneConfig, output_dir: str | Path | None, runs_dir: str | Path) -> None:
