@@ -176,8 +176,8 @@ def execute(
             train, dev = len(inputs.train), sum(map(len, inputs.dev.values()))
             chosen = min(config.calibration_samples, train)
             say(f"{train + dev:,} texts: {chosen:,} to calibrate on, {dev:,} to compare answers on")
-        if line := _cut_line(config, inputs):
-            say(line)
+        if cut := _cut_line(config, inputs):
+            say(cut)
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
         if config.data.has_files and inputs.data.text_columns:
