@@ -56,16 +56,19 @@ def built(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("output", "says"),
     [
-        ("documents", "is not replaced: it holds 'thesis.tex' and is not an engine folder of q8trt; give a new folder"),
-        ("link", "is not replaced: it holds 'thesis.tex'"),
+        (
+            "documents",
+            "is not replaced: it contains 'thesis.tex' and is not an engine folder of q8trt; give a new folder",
+        ),
+        ("link", "is not replaced: it contains 'thesis.tex'"),
         ("documents/thesis.tex", "documents/thesis.tex is a file"),
-        ("runs/mine", "is not replaced: it holds 'fp32'"),
-        ("runs", "is not replaced: it holds 'mine'"),
+        ("runs/mine", "is not replaced: it contains 'fp32'"),
+        ("runs", "is not replaced: it contains 'mine'"),
         ("runs/mine/fp32", "runs/mine/fp32, which belongs to a run; give a folder outside it"),
         ("runs/mine/ptq/engine", "runs/mine/ptq, which belongs to a run; give a folder outside it"),
-        (".", "is the current folder or holds it"),
-        ("runs/..", "is the current folder or holds it"),
-        ("/", "is the current folder or holds it"),
+        (".", "is the current folder or contains it"),
+        ("runs/..", "is the current folder or contains it"),
+        ("/", "is the current folder or contains it"),
     ],
 )
 def test_build_engine_replaces_nothing_of_the_users(
@@ -86,7 +89,7 @@ def test_an_engine_is_replaced_by_default_in_its_run_and_elsewhere_with_overwrit
     engine = shutil.copytree(run / "engine-ptq", tmp_path / "elsewhere")
     (run / "engine-ptq" / "notes.txt").write_text("mine")
     line = refused("build-engine", "--checkpoint", "run")
-    assert "run/engine-ptq is not replaced: it holds 'notes.txt', which q8trt did not write; move that away" in line
+    assert "run/engine-ptq is not replaced: it contains 'notes.txt', which q8trt did not write; move that away" in line
     (run / "engine-ptq" / "notes.txt").unlink()
     for name in ("benchmark.json", "MODEL_CARD.md", ".runtime-1.cache"):
         (run / "engine-ptq" / name).write_text("{}")
@@ -134,7 +137,7 @@ def test_a_new_run_replaces_nothing_of_the_users(
         options = options[:at] + options[at + 2 :]
     before = contents(tmp_path)
     line = refused(command, *options, "--output_dir", "mine")
-    assert f"--output_dir mine holds '{name}' already, which the run would write; give a new folder" in line
+    assert f"--output_dir mine contains '{name}' already, which the run would write; give a new folder" in line
     assert contents(tmp_path) == before
 
 
@@ -324,8 +327,8 @@ def test_a_damaged_run_blocks_no_command(
         ("link", "is the model's own folder"),
         ("models/mine/new", "is inside the model"),
         ("link/new/run", "is inside the model"),
-        ("models", "holds the model"),
-        ("up", "holds the model"),
+        ("models", "contains the model"),
+        ("up", "contains the model"),
     ],
 )
 @pytest.mark.parametrize("model", ["models/mine", "link"])
@@ -344,8 +347,8 @@ def test_no_output_is_the_folder_of_a_model_or_inside_it_or_around_it(
     assert says in refused(*finetune, "--teacher_model_name_or_path", model)
     assert says in refused("calibrate", *task, "--model_name_or_path", model, "--output_dir", output)
     build = ["build-engine", "--checkpoint", model, "--fp32"]
-    if "holds" in says:  # runs and reports beside a model are usual
-        assert "is not replaced: it holds 'mine'" in refused(*build, "--output_dir", output)
+    if "contains" in says:  # runs and reports beside a model are usual
+        assert "is not replaced: it contains 'mine'" in refused(*build, "--output_dir", output)
     else:
         sensitivity = ["calibrate", "--sensitivity", *task, "--model_name_or_path", model]
         assert says in refused(*build, "--output_dir", output)
@@ -358,7 +361,10 @@ def test_no_output_is_the_folder_of_a_model_or_inside_it_or_around_it(
 def test_quantize_replaces_no_report_and_no_engine_of_the_users(
     tiny_checkpoint: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    for name, says in (("benchmark.html", "benchmark.html exists already"), ("engine-ptq/notes", "holds 'engine-ptq'")):
+    for name, says in (
+        ("benchmark.html", "benchmark.html exists already"),
+        ("engine-ptq/notes", "contains 'engine-ptq'"),
+    ):
         path = tmp_path / name.replace("/", "-") / name
         path.parent.mkdir(parents=True)
         path.write_text("mine")
@@ -373,4 +379,4 @@ def test_build_engine_makes_no_run_for_a_folder_that_it_may_not_write(
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "thesis.tex").write_text("mine")
     line = refused("build-engine", "--checkpoint", str(tiny_checkpoint), "--fp32", "--output_dir", "documents")
-    assert "is not replaced: it holds 'thesis.tex'" in line
+    assert "is not replaced: it contains 'thesis.tex'" in line

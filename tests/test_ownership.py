@@ -42,7 +42,7 @@ def test_an_engine_is_replaced_with_overwrite_only(tmp_path: Path) -> None:
     folder = engine(tmp_path / "engine")
     assert "is an engine folder already; add --overwrite to replace it" in refusal(folder)
     assert files.replaceable_folder(folder, ENGINE_FOLDER, overwrite=True) == folder
-    with pytest.raises(ConfigError, match=r"is not replaced: it holds 'manifest\.json'; give a new folder"):
+    with pytest.raises(ConfigError, match=r"is not replaced: it contains 'manifest\.json'; give a new folder"):
         files.new_folder(folder)
 
 
@@ -59,7 +59,7 @@ def test_reports_caches_and_the_card_are_ours(tmp_path: Path) -> None:
 def test_a_file_of_the_users_is_named_and_kept(tmp_path: Path, name: str) -> None:
     folder = engine(tmp_path / "engine", name)
     for overwrite in (False, True):
-        assert f"is not replaced: it holds {name!r}, which q8trt did not write; move" in refusal(folder, overwrite)
+        assert f"is not replaced: it contains {name!r}, which q8trt did not write; move" in refusal(folder, overwrite)
 
 
 @pytest.mark.parametrize("name", ["docs", "model.plan", "benchmark.json"])
@@ -67,7 +67,7 @@ def test_a_folder_within_is_the_users_whatever_its_name(tmp_path: Path, name: st
     folder = engine(tmp_path / "engine")
     (folder / name).unlink(missing_ok=True)
     (folder / name).mkdir()
-    assert f"holds {name!r}" in refusal(folder, overwrite=True)
+    assert f"contains {name!r}" in refusal(folder, overwrite=True)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_an_engine_whose_manifest_is_damaged_may_be_rebuilt(tmp_path: Path) -> N
     (folder / "manifest.json").write_text('{"q8trt_version": "1", "fil')
     assert files.replaceable_folder(folder, ENGINE_FOLDER, overwrite=True) == folder
     (folder / "thesis.tex").touch()
-    assert "holds 'thesis.tex'" in refusal(folder, overwrite=True)
+    assert "contains 'thesis.tex'" in refusal(folder, overwrite=True)
     (folder / "thesis.tex").unlink()
     (folder / "model.onnx").unlink()
     assert "is not an engine folder" in refusal(folder, overwrite=True)
@@ -100,7 +100,7 @@ def test_the_current_folder_and_those_above_it(tmp_path: Path, path: str, monkey
     (tmp_path / "here" / "sub").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for overwrite in (False, True):
-        assert "is the current folder or holds it" in refusal(path, overwrite)
+        assert "is the current folder or contains it" in refusal(path, overwrite)
 
 
 def test_a_mount_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

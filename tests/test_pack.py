@@ -368,7 +368,7 @@ def test_unpack_refuses_in_one_line(refused: Refused, packable: Path, tmp_path: 
     assert run_command("unpack", [packed, "--output_dir", engine, "--overwrite"]) == 0
     (packable / "notes.txt").write_text("mine")
     line = refused("unpack", packed, "--output_dir", engine, "--overwrite")
-    assert "is not replaced: it holds 'notes.txt', which q8trt did not write" in line
+    assert "is not replaced: it contains 'notes.txt', which q8trt did not write" in line
     line = refused("unpack", packed, "--sha256", "00")
     assert "expected 00: it is not the archive that was published" in line
     (tmp_path / "folder").write_text("a file")

@@ -447,7 +447,7 @@ def test_engine_is_judged_by_its_logits(run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_engine_that_cannot_run_says_why(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run.path / "engine-fp32"
-    assert list(check(folder).not_run.items()) == [("TensorRT", f"{folder} holds no plan")]
+    assert list(check(folder).not_run.items()) == [("TensorRT", f"{folder} has no plan")]
     with_plan(folder, smallest=(4, 16))
     assert "leaves out single short rows; build with --min_shapes 1x1" in check(folder).not_run["TensorRT-RTX"]
     with_plan(folder)

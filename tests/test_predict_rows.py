@@ -180,7 +180,7 @@ def extra(value: str) -> str:
     [
         (extra("NaN"), "not JSON: invalid character"),
         (extra("1e400"), "number out of range"),
-        (extra("9" * 30), "it holds a whole number that does not fit 64 bits"),
+        (extra("9" * 30), "it contains a whole number that does not fit 64 bits"),
         (extra("9" * 5000), "integer value out of range"),
         ('{"sentence1": "a", "sentence2": "b", "sentence1": "c"}', "key 'sentence1' occurs twice"),
         (extra('[{"y": 1, "y": 2}]'), "key 'y' occurs twice"),
@@ -188,7 +188,7 @@ def extra(value: str) -> str:
         ('{"sentence1": "\\ude00", "sentence2": "b"}', "half of a surrogate pair, which is not a character"),
         (extra("[" * 70 + "]" * 70), "it is nested more than 64 levels deep"),
         (extra("[" * 100_000), "it is nested more than 64 levels deep"),
-        (extra(f"[{'0,' * 100_000}0]"), "it holds more than 100,000 values"),
+        (extra(f"[{'0,' * 100_000}0]"), "it contains more than 100,000 values"),
     ],
     ids=range(11),
 )

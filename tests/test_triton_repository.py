@@ -255,7 +255,7 @@ def test_an_output_that_is_taken(engine: Path, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "kept").write_text("mine")
     message = refused(engine, tmp_path, ConfigError)
-    taken = f"--output_dir {tmp_path / 'models'} is not replaced: it holds 'kept'; "
+    taken = f"--output_dir {tmp_path / 'models'} is not replaced: it contains 'kept'; "
     assert message == f"{taken}give a new folder, or an empty one"
     assert (tmp_path / "models" / "kept").read_text() == "mine"
     shutil.rmtree(tmp_path / "models")

@@ -163,7 +163,7 @@ def _check_room(folder: Path) -> None:
     check_files(folder / "benchmark")
     if engine := next(folder.glob("engine*"), None):
         raise ConfigError(
-            f"--output_dir {folder} holds {engine.name!r} already, which an engine might replace; give a new folder"
+            f"--output_dir {folder} contains {engine.name!r} already, which an engine might replace; give a new folder"
         )
 
 

@@ -37,7 +37,7 @@ def target_of(name: str) -> str | None:
 
 
 def umask_permissions(path: Path, mode: int) -> None:
-    """Set the permissions of `path` to `mode` without the umask; `tempfile` and safetensors make files only for the owner."""
+    """Set the permissions of `path` to `mode` without the umask, because `tempfile` and safetensors make private files."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(mode & ~umask)

@@ -146,7 +146,7 @@ def _check_text(value: Any) -> None:
     try:
         msgspec.json.encode(value)
     except UnicodeError:
-        raise MalformedError("it holds a surrogate, which is not a character; write the character itself") from None
+        raise MalformedError("it contains a surrogate, which is not a character; write the character itself") from None
 
 
 def _check_limits(value: Any, limits: Limits) -> None:
@@ -158,7 +158,7 @@ def _check_limits(value: Any, limits: Limits) -> None:
         if depth > limits.depth:
             raise MalformedError(f"it is nested more than {limits.depth} levels deep")
         if count > limits.values:
-            raise MalformedError(f"it holds more than {limits.values:,} values")
+            raise MalformedError(f"it contains more than {limits.values:,} values")
         if isinstance(each, dict):
             if wrong := [key for key in each if not isinstance(key, str)]:
                 raise MalformedError(f"key {wrong[0]!r} is not a string; put it in quotes")
@@ -166,9 +166,9 @@ def _check_limits(value: Any, limits: Limits) -> None:
         elif isinstance(each, list):
             waiting += [(item, depth + 1) for item in each]
         elif isinstance(each, int) and not -(2 ** (limits.bits - 1)) <= each < 2**limits.bits:
-            raise MalformedError(f"it holds a whole number that does not fit {limits.bits} bits")
+            raise MalformedError(f"it contains a whole number that does not fit {limits.bits} bits")
         elif each is not None and not isinstance(each, bool | int | float | str):
-            raise MalformedError(f"it holds a value of type {type(each).__name__} ({each}); put it in quotes")
+            raise MalformedError(f"it contains a value of type {type(each).__name__} ({each}); put it in quotes")
 
 
 def decode(cls: type[_T], data: Any, *, partial: bool = False) -> _T:

@@ -86,7 +86,7 @@ def check_apart(
         elif folder in target.parents:
             relation = f"is inside the model {model}"
         elif target in folder.parents and not holds:
-            relation = f"holds the model {model}"
+            relation = f"contains the model {model}"
         else:
             continue
         raise ConfigError(f"{option} {path} {relation}; give a folder apart from it, such as runs/NAME")
@@ -120,7 +120,7 @@ def _room(path: str | Path, option: str, kind: FolderKind | None, overwrite: boo
     target, current = resolved(path, option), Path.cwd().resolve()
     check_folder(path, option)
     if target == current or target in current.parents:
-        raise ConfigError(f"{option} {path} is the current folder or holds it; give a new folder")
+        raise ConfigError(f"{option} {path} is the current folder or contains it; give a new folder")
     if os.path.ismount(target):
         raise ConfigError(f"{option} {path} is a mount point, which cannot be replaced; give a folder inside it")
     if Path(path).is_symlink() and not target.exists():
@@ -143,10 +143,10 @@ def _check_old(
     if kind is None or listed is None:
         other_kind = f" and is not {kind.title} of q8trt" if kind else ""
         advice = hint or "give a new folder, or an empty one"
-        raise ConfigError(f"{option} {path} is not replaced: it holds {first!r}{other_kind}; {advice}")
+        raise ConfigError(f"{option} {path} is not replaced: it contains {first!r}{other_kind}; {advice}")
     if foreign := kind.foreign(target, listed):
         advice = hint or f"move that away, or give another {option}"
-        raise ConfigError(f"{path} is not replaced: it holds {foreign[0]!r}, which q8trt did not write; {advice}")
+        raise ConfigError(f"{path} is not replaced: it contains {foreign[0]!r}, which q8trt did not write; {advice}")
     if not overwrite:
         raise ConfigError(
             f"{option} {path} is {kind.title} already; add --overwrite to replace it, or give another {option}"

@@ -86,8 +86,8 @@ def batch_limits(
         raise ConfigError(f"buckets must be ascending lengths in tokens, such as (32, 64, 128); got {chosen}")
     for bucket in chosen:
         if bucket > longest or (profiles and covering(profiles, (batch_size, bucket)) is None):
-            taken = f"the plan takes {show_profiles(profiles)}" if profiles else f"the engine takes up to {longest}"
-            raise ConfigError(f"bucket {bucket} cannot run: {taken}, and the model was trained at {longest}")
+            limit = f"the plan takes {show_profiles(profiles)}" if profiles else f"the engine takes up to {longest}"
+            raise ConfigError(f"bucket {bucket} cannot run: {limit}, and the model was trained at {longest}")
     return BatchLimits(chosen[-1], chosen, batch_size, min_batch)
 
 

@@ -248,7 +248,7 @@ def check_new_run(path: str | Path) -> None:
     for name in WRITTEN:
         if (folder / name).exists() or (folder / name).is_symlink():
             raise ConfigError(
-                f"--output_dir {path} holds {name!r} already, which the run would write; give a new folder, or move it away"
+                f"--output_dir {path} contains {name!r} already, which the run would write; give a new folder, or move it away"
             )
     check_outside_checkpoints(folder)
 

@@ -151,7 +151,7 @@ class _Trainer(transformers.Trainer):
         best = self._checkpoint_at(self.state.best_global_step)
         if damage := files.find_damage(best):
             raise CheckpointError(
-                f"{best}/{damage}; continue the run with --resume, which takes the newest checkpoint that is sound"
+                f"{best}/{damage}; continue the run with --resume, which starts from the newest sound checkpoint"
             )
         self.state.best_model_checkpoint = str(best)
         super()._load_best_model()

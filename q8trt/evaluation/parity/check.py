@@ -146,7 +146,7 @@ class _Comparison:
         return {place: modules[-1] for place, modules in self.places.items()}
 
     def run(self, stage: ParityStage) -> None:
-        """Run `stage`, and compare it with the previous one and at each batch size."""
+        """Run `stage` at each batch size, and compare it with the previous stage and its batch sizes with each other."""
         with stage.open() as runner:
             outputs = self._look(stage, runner)
             if stage.kind == "quantization" and isinstance(runner, ProbedTorch):

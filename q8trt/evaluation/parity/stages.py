@@ -133,7 +133,7 @@ def stages_of(engine: EngineFolder, rows: Rows) -> tuple[list[ParityStage], dict
     stages.append(ParityStage(ONNX_RUNTIME.label, "export", lambda: ProbedOnnxRuntime(onnx, manifest.precision)))
     built, profiles = manifest.backend, manifest.profiles
     if built is None or not profiles:
-        return stages, {TENSORRT.label: f"{engine.folder} holds no plan"}
+        return stages, {TENSORRT.label: f"{engine.folder} has no plan"}
     title = label_of(built.name)
     if covering(profiles, (1, int(rows.features.lengths.min()))) is None:
         shown = show_profiles(profiles)

@@ -131,7 +131,7 @@ def _check_tensor(tensor: Any, path: Path | None) -> None:
     field, entries = _FIELDS.get(tensor.data_type, ("int32_data", 1))
     if tensor.HasField("raw_data") and tensor.raw_data:
         if bits is None:
-            raise MalformedError(f"tensor {name} holds strings as raw bytes")
+            raise MalformedError(f"tensor {name} stores strings as raw bytes")
         stored, needed, unit = len(tensor.raw_data), _bytes(count, bits), "bytes"
     else:
         packed = 8 // bits if bits is not None and bits < 8 else 1
@@ -167,7 +167,7 @@ def locate(tensor: Any, path: Path) -> External:
     offset, length = (_number(entries, key, name) for key in ("offset", "length"))
     bits = TYPES[tensor.data_type][1]
     if bits is None:
-        raise MalformedError(f"tensor {name} holds strings in another file")
+        raise MalformedError(f"tensor {name} stores strings in another file")
     needed = _bytes(elements(tensor), bits)
     if length not in (None, needed):
         raise MalformedError(f"tensor {name} needs {needed:,} bytes, but claims {length:,} of {_shown(location)}")

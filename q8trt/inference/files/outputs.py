@@ -71,7 +71,7 @@ class Growing:
         self.prefix.add(data)
 
     def trim(self) -> None:
-        """Cut off the bytes after the valid ones, in case that nothing is appended."""
+        """Cut off the bytes after the valid ones, in case nothing is appended."""
         if self.path.exists():
             self._file = self._file or self._open()
 

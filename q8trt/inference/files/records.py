@@ -118,7 +118,7 @@ class Records:
                     yield Record(line, lines.taken, values)
 
     def _header(self) -> list[str]:
-        """Return the columns. The reader then stands behind the header, if there is one."""
+        """Return the columns. The next record is the first one after the header, if there is one."""
         if self.kind == ".txt":
             return [TEXT_COLUMN]
         if self.kind == ".jsonl":
