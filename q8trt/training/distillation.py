@@ -62,7 +62,7 @@ def logit_distance(
     """Return the distance of logits (batch, num_labels): mean squared error for regression, else KL divergence.
 
     The KL divergence of softmax(logits / temperature) is summed over labels, averaged over the batch, and multiplied by
-    temperature^2, so that the scale of its gradient does not depend on the temperature (Hinton et al., arXiv 1503.02531, 2.1).
+    temperature^2, so that the temperature does not scale its gradient (Hinton et al., arXiv 1503.02531, section 2.1).
     """
     if is_regression:
         return nn.functional.mse_loss(student.float(), teacher.float())

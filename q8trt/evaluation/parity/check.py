@@ -26,7 +26,7 @@ from q8trt.tasks.scoring import score
 
 #: Rows whose hidden states are compared.
 LAYER_ROWS = 32
-#: The part of a module's path that contains the number of its layer, in `q8trt.quantization.architectures`.
+#: The part of a module's path that contains the number of its layer, in every supported architecture.
 _LAYER = re.compile(r"\.\w*layers?\.(\d+)(?:\.|$)")
 
 States = dict[str, np.ndarray]
