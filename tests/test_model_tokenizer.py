@@ -91,6 +91,7 @@ def test_files_that_are_no_json_objects(
     [
         ({"auto_map": {"AutoTokenizer": ["x.Y", None]}}, "its own Python code (auto_map in tokenizer_config.json)"),
         ({"pad_token": None}, "no padding token"),
+        ({"split_special_tokens": True}, "splits special tokens in texts"),
         ({"model_max_length": "x"}, "model_max_length is 'x'"),
         ({"model_max_length": -1}, "model_max_length is -1"),
     ],

@@ -118,6 +118,11 @@ def _check_usable(tokenizer: Any, where: str) -> None:
             f"{where}: model_max_length is {tokenizer.model_max_length!r} in tokenizer_config.json; expected the number of "
             "tokens that the model reads"
         )
+    if tokenizer.split_special_tokens:
+        raise CheckpointError(
+            f"{where}: the tokenizer splits special tokens in texts, such as {tokenizer.all_special_tokens[0]} "
+            "(split_special_tokens in tokenizer_config.json), and an engine does not; set it to false"
+        )
     if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 1:
         raise CheckpointError(f"{where}: the tokenizer has no words; the file of its vocabulary is missing or damaged")
     try:
