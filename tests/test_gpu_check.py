@@ -66,7 +66,7 @@ class Rehearsed(OnnxRuntimeRunner):
 
 
 class CpuBench:
-    """See `q8trt.gpu_check.bench.Bench`; labelled as the rehearsal that it is."""
+    """See `q8trt.gpu_check.bench.Bench`; labeled as the rehearsal that it is."""
 
     title, device, captures_graphs = "ONNX Runtime in TensorRT's place (rehearsal)", "cpu", True
 

@@ -282,7 +282,7 @@ def test_what_is_no_transformer_is_said_so(tmp_path: Path) -> None:
         helper.make_node("Relu", ["c"], ["y"]),
     ]
     report = lint(small_graph(tmp_path, nodes, values))
-    (finding,) = (each for each in report.findings if each.rule == "not-recognised")
+    (finding,) = (each for each in report.findings if each.rule == "not-recognized")
     assert "no attention" in finding.text
     assert "Conv x1, Relu x1" in finding.text
     assert [(item.label, item.text) for item in report.blocks[0].items] == [("GEMM 1", "FP32 x FP32"), ("Relu", "FP32")]

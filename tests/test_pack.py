@@ -167,7 +167,7 @@ def test_a_damaged_benchmark_is_not_quoted(packable: Path) -> None:
     assert "Not measured" in card(packable)
 
 
-def test_the_licence_is_the_one_given_or_the_base_models_own(packable: Path, tmp_path: Path) -> None:
+def test_the_license_is_the_one_given_or_the_base_models_own(packable: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text('---\nlanguage: en\nlicense: "cc-by-4.0"\n---\n# base\nlicense: no\n')
@@ -177,13 +177,13 @@ def test_the_licence_is_the_one_given_or_the_base_models_own(packable: Path, tmp
     )
     assert "Of the base model `tiny`: cc-by-4.0." in card(packable)
     assert card(packable).startswith("---\nlicense: cc-by-4.0\n")
-    assert "Of the base model `tiny`: MIT, see below." in card(packable, licence="MIT, see below")
+    assert "Of the base model `tiny`: MIT, see below." in card(packable, license="MIT, see below")
     (base / "README.md").write_text("# base\nlicense: no\n")
     assert "Of the base model `tiny`: not stated." in card(packable)
 
 
 @pytest.mark.parametrize("record", ["[]", "{", '{"stages": {}}', '{"stages": {"fp32": 1}, "config": 3}'])
-def test_a_run_that_cannot_be_read_states_no_licence(packable: Path, record: str) -> None:
+def test_a_run_that_cannot_be_read_states_no_license(packable: Path, record: str) -> None:
     (packable.parent / "run.json").write_text(record)
     assert "not stated" in card(packable)
 
@@ -193,7 +193,7 @@ def test_a_card_of_ones_own_is_kept(packable: Path, tmp_path: Path) -> None:
     assert card(packable) == "# mine\n"
     assert (unpack(packable.with_name("card.q8trt"), tmp_path / "out") / "MODEL_CARD.md").read_text() == "# mine\n"
     with pytest.raises(ConfigError, match=r"--license is for a new card, but .*MODEL_CARD\.md exists"):
-        pack(packable, licence="mit")
+        pack(packable, license="mit")
 
 
 def test_a_card_that_is_a_link_out_of_the_folder_is_not_packed(packable: Path, tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_names_in_a_card_are_no_markup(tmp_path: Path) -> None:
     model = replace(MANIFEST.model, name=HOSTILE)
     changes = {"head": None, "recipe": {"name": HOSTILE, "description": HOSTILE}, "metrics": {HOSTILE: {HOSTILE: 1}}}
     packable = write_engine(tmp_path / "run" / "engine", task=task, model=model, created=HOSTILE, **changes)
-    text = card(packable, licence=HOSTILE)
+    text = card(packable, license=HOSTILE)
     outside = re.sub(r"``? [^\n]*? ``?(?!`)", "", text)  # code spans show what is in them
     assert "<img" not in outside
     assert "\x1b" not in text

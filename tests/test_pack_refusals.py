@@ -93,7 +93,7 @@ def test_a_name_that_is_there_twice(packable: Path, tmp_path: Path, refuses: Ref
     path = forge(packable, tmp_path / "x.q8trt")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(name, b"second")
-    assert f"its member {name!r} occurs twice" in refuses(path)
+    assert f"its member {name!r} appears twice" in refuses(path)
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFDIR])

@@ -569,11 +569,11 @@ def test_stage_that_is_gone_and_rows_without_labels_are_refused(run: Run, monkey
 
     from q8trt.tasks.data import load_dev
 
-    def unlabelled(config: Any) -> dict[str, Any]:
+    def unlabeled(config: Any) -> dict[str, Any]:
         return {split: replace(rows, labels=None) for split, rows in load_dev(config).items()}
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "load_dev", unlabelled)
+        patch.setattr(stages, "load_dev", unlabeled)
         with pytest.raises(DataError, match="dev has no labels, so nothing can be scored on it"):
             check(run.path / "engine-ptq")
     record = run.record

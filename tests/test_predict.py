@@ -227,7 +227,7 @@ def test_every_row_once_and_in_order_whatever_the_chunk(engine: StandIn, number:
         ("\na,b\n", "in.csv", "in.csv:1: empty; expected a header"),
         ('"a', "in.csv", "in.csv:1: not CSV: unexpected end of data; expected a header"),
         (b"\xff", "in.tsv", "in.tsv:1: not UTF-8: invalid start byte; expected a header"),
-        ("a,a\n", "in.csv", "in.csv:1: column 'a' occurs twice"),
+        ("a,a\n", "in.csv", "in.csv:1: column 'a' appears twice"),
         (
             "a,b\n1,2\n",
             "in.csv",

@@ -1,4 +1,4 @@
-"""Reports: every figure labelled, none compared across backends, none cut off."""
+"""Reports: every figure labeled, none compared across backends, none cut off."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_a_gpus_long_name_and_many_shapes_fit(report: Report, width: int) -> Non
     assert "H100" in text
 
 
-def test_sample_is_labelled_everywhere(report: Report) -> None:
+def test_sample_is_labeled_everywhere(report: Report) -> None:
     sample = replace(report, is_sample=True)
     label = "built-in sample, not GLUE"
     for text in (printed(sample, 80), printed(sample, 100), markdown(sample)):

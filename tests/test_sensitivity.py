@@ -208,10 +208,10 @@ def test_rows_are_chosen_by_the_seed_and_stay_whole(prepared: Callable[..., Any]
 
 def test_rows_without_labels_of_a_task_that_has_them_cannot_be_scored(prepared: Callable[..., Any]) -> None:
     config, inputs, _, quantized = prepared()
-    unlabelled = replace(inputs.dev["dev"], labels=None)
-    for rows in (unlabelled, inputs.dev["dev"].take(0)):
+    unlabeled = replace(inputs.dev["dev"], labels=None)
+    for rows in (unlabeled, inputs.dev["dev"].take(0)):
         with pytest.raises(
-            DataError, match=r"^dev has no labelled rows to score on; give development data with labels$"
+            DataError, match=r"^dev has no labeled rows to score on; give development data with labels$"
         ):
             Probe(quantized, rows, config.data.resolved_task, 0, 32)
 

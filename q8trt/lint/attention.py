@@ -45,7 +45,7 @@ def judge(graph: Graph, attention: Attention, sequence: int | None) -> Verdict:
     """Compare one attention to the documented conditions, for sequences of up to `sequence` tokens (None: not known)."""
     scores, context = attention.scores, attention.context
     if scores is None or context is None:
-        return Verdict("", (Obstacle("not-recognised"),))
+        return Verdict("", (Obstacle("not-recognized"),))
     size = head_size(graph, scores.node.inputs[0])
     feeds = (scores.left, scores.right, context.left, context.right)
     if any(feed.dequantize is not None for feed in feeds):

@@ -16,7 +16,7 @@ from q8trt.lint.structure import ACTIVATIONS, Attention, Embedding, Product, Res
 _UNKNOWN = "an unknown type"
 #: Rule -> the words for an `Obstacle`.
 _OBSTACLES = {
-    "not-recognised": "no pair of BMMs around Softmax",
+    "not-recognized": "no pair of BMMs around Softmax",
     "attention-float-type": "the BMMs are in {}",
     "attention-head-size": "head size {}",
     "attention-sequence": "up to {} tokens",

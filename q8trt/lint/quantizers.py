@@ -117,7 +117,7 @@ def feed(graph: Graph, value: Value) -> Feed:
         return Feed(dtype, node, dequantized, between)
     quantize = quantizer_of(graph, node)
     axis = dequantized.axis
-    for move in reversed(moves):  # from the DequantizeLinear towards the op
+    for move in reversed(moves):  # from the DequantizeLinear toward the op
         if axis is not None and op_of(move) == "Transpose":
             order = attribute(move, "perm", ()) or (1, 0)
             axis = order.index(axis) if axis in order else axis

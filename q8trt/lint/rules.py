@@ -284,7 +284,7 @@ RULES = {
         "give min, opt and max (batch x sequence) to the build; --max_shapes lets the linter judge by them",
         'TRT "Working with Dynamic Shapes"; T#1166; built: refused without one',
     ),
-    "not-recognised": Rule(
+    "not-recognized": Rule(
         "the linter recognizes transformer encoders, and cannot judge other graphs",
         "none needed; the rules for Q/DQ, types and ops apply to any graph",
         "this linter",
@@ -299,7 +299,7 @@ _ERRORS = (
 )  # fmt: skip
 _NOTES = (
     "scales-unchecked", "not-quantized", "weights-per-tensor", "decomposed-gelu", "embedding-float", "int64-input",
-    "dynamic-shapes", "not-recognised", "attention-float-type", "residual-not-int8",
+    "dynamic-shapes", "not-recognized", "attention-float-type", "residual-not-int8",
 )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def plot_sensitivity(path: str | Path, plot: SensitivityPlot) -> None:
 
 
 def sensitivity_figure(plot: SensitivityPlot) -> Figure:
-    """Return the figure of `plot_sensitivity`; its axes are labelled "layers", "sites", "names", "scale" and "outside".
+    """Return the figure of `plot_sensitivity`; its axes are labeled "layers", "sites", "names", "scale" and "outside".
 
     A recipe without sites in the layers has the last panel only, one without sites outside them all but the last.
     """

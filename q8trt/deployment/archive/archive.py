@@ -58,7 +58,7 @@ class Packed:
     members: Mapping[str, int]
 
 
-def pack(folder: str | Path, output: str | Path | None = None, licence: str | None = None) -> Packed:
+def pack(folder: str | Path, output: str | Path | None = None, license: str | None = None) -> Packed:
     """Write an engine folder to one archive. The same folder gives the same bytes.
 
     A ``MODEL_CARD.md`` in the folder is packed unchanged. Without one, a card is made.
@@ -66,11 +66,11 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
     Args:
         folder: the engine folder, whose files are all verified first.
         output: the archive, which is replaced when complete; None for a file beside the folder, with `SUFFIX`.
-        licence: license of the base model, for the card; None to read it from the base model's card.
+        license: license of the base model, for the card; None to read it from the base model's card.
 
     Raises:
         ConfigError: the output is a folder, is inside the engine folder, or is a file that is not an archive of `pack`; or
-            `licence` is set for a folder with a card.
+            `license` is set for a folder with a card.
         EngineError: the folder is damaged, its card is a link to another folder, or a file has a name that cannot be packed.
     """
     folder = Path(folder)
@@ -83,7 +83,7 @@ def pack(folder: str | Path, output: str | Path | None = None, licence: str | No
             raise EngineError(f"{folder / name} cannot be packed: its name {reason}")
     if SUMS_FILE in manifest.files:
         raise EngineError(f"{folder / MANIFEST_FILE} lists {SUMS_FILE}, a name that packing needs; rebuild the engine")
-    texts = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes(), CARD_FILE: _card(folder, manifest, licence)}
+    texts = {MANIFEST_FILE: (folder / MANIFEST_FILE).read_bytes(), CARD_FILE: _card(folder, manifest, license)}
     sums = {name: info.sha256 for name, info in manifest.files.items()}
     sums |= {name: hashlib.sha256(data).hexdigest() for name, data in texts.items()}
     texts[SUMS_FILE] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
@@ -179,11 +179,11 @@ def _is_archive(path: Path) -> bool:
     return header.startswith(b"PK\x03\x04") and name == MANIFEST_FILE.encode()
 
 
-def _card(folder: Path, manifest: Manifest, licence: str | None) -> bytes:
+def _card(folder: Path, manifest: Manifest, license: str | None) -> bytes:
     card = folder / CARD_FILE
     if not os.path.lexists(card):
-        return make_card(folder, manifest, licence).encode()
-    if licence is not None:
+        return make_card(folder, manifest, license).encode()
+    if license is not None:
         raise ConfigError(f"--license is for a new card, but {card} exists; edit it, or remove it")
     if card.resolve().parent != folder.resolve():
         raise EngineError(f"{card} is a link to another folder; replace it with a copy of the card, or remove it")
@@ -252,7 +252,7 @@ def _entry_refusal(info: zipfile.ZipInfo, others: set[str]) -> str | None:
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
         return "is a link or a device, not a file"
     if info.orig_filename.casefold() in others:
-        return "occurs twice"
+        return "appears twice"
     if info.flag_bits & 1:
         return "is encrypted"
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:

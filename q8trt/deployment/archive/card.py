@@ -26,26 +26,26 @@ NOT_STATED = "not stated"
 _STAGES = {"fp32": "fine-tuned", "ptq": "calibrated", "int8": "trained with quantization in the loop"}
 
 
-def make_card(folder: Path, manifest: Manifest, licence: str | None = None) -> str:
+def make_card(folder: Path, manifest: Manifest, license: str | None = None) -> str:
     """Return the card of an engine folder, in Markdown. Its run and ``benchmark.json`` are read from the parent folder.
 
-    `licence` is the license of the base model; None for the result of `base_licence`.
+    `license` is the license of the base model; None for the result of `base_license`.
     """
-    licence = licence or base_licence(folder) or NOT_STATED
+    license = license or base_license(folder) or NOT_STATED
     row, origin = measured(folder, manifest)
     sections = [
-        _head(manifest, licence),
+        _head(manifest, license),
         "## What it answers\n\n" + _answers(manifest),
         "## Scores\n\n" + _scores(manifest, row),
         "## Latency\n\n" + _latency(row, origin),
         "## How it was made\n\n" + _table(("", ""), _origin(manifest)),
         "## Files\n\n" + _table(("file", "bytes", "SHA-256"), _files(manifest)),
-        f"## License\n\nOf the base model {markdown_code(manifest.model.name)}: {markdown_text(licence)}.",
+        f"## License\n\nOf the base model {markdown_code(manifest.model.name)}: {markdown_text(license)}.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def base_licence(folder: Path) -> str | None:
+def base_license(folder: Path) -> str | None:
     """Return the license in the base model's card; None if the engine is in no run, or the card or its license is missing."""
     run = Run(folder.absolute().parent)
     if not (run.path / RUN_FILE).is_file():
@@ -57,7 +57,7 @@ def base_licence(folder: Path) -> str | None:
             places += [Path(resolve_model(name))] if isinstance(name, str) and name else []
     except (Q8TRTError, OSError, ValueError):
         return None
-    return next((licence for place in places if (licence := _stated(place / "README.md"))), None)
+    return next((license for place in places if (license := _stated(place / "README.md"))), None)
 
 
 def _stated(card: Path) -> str | None:
@@ -88,13 +88,13 @@ def measured(folder: Path, manifest: Manifest) -> tuple[StoredRow | None, Stored
     return (rows[0], report.provenance) if rows else (None, None)
 
 
-def _head(manifest: Manifest, licence: str) -> str:
+def _head(manifest: Manifest, license: str) -> str:
     embeds = manifest.head.embedding is not None
     kind = "sentence-similarity" if embeds else "regression" if manifest.task.is_regression else "text-classification"
     precision = manifest.precision.label
     sample = f" ({SAMPLE_LABEL})" if manifest.record.is_sample else ""
     # Hugging Face accepts only its identifiers of licenses.
-    front = f"license: {licence}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else ""
+    front = f"license: {license}\n" if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) else ""
     return (
         f"---\n{front}tags: [q8trt, tensorrt, {kind}]\n---\n\n"
         f"# {markdown_text(manifest.model.name)} on {markdown_text(manifest.task.name)}{sample}, {precision}\n\n"

@@ -84,7 +84,7 @@ class Probe:
         self, model: Any, rows: Features, task: Task, pad_token_id: int, max_length: int, batch_size: int = 32
     ) -> None:
         if not len(rows) or (rows.labels is None and task.has_labels):
-            raise DataError(f"{rows.split} has no labelled rows to score on; give development data with labels")
+            raise DataError(f"{rows.split} has no labeled rows to score on; give development data with labels")
         self._quantizers = model_quantizers(model)
         sites = encoder_sites(model)
         self.sites = tuple(site for site in sites if site.key in self._quantizers)

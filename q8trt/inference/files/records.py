@@ -137,7 +137,7 @@ class Records:
             raise DataError(f"{self.path}:1: empty; expected a header with the names of the columns")
         twice = _duplicate(columns)
         if twice is not None:
-            raise DataError(f"{self.path}:1: column {twice!r} occurs twice; rename one")
+            raise DataError(f"{self.path}:1: column {twice!r} appears twice; rename one")
         return list(columns)
 
     def _fields(self) -> Sequence[str]:
@@ -244,7 +244,7 @@ def _duplicate(names: Sequence[str]) -> str | None:
 def _check_keys(pairs: Sequence[tuple[str, Any]]) -> None:
     """Raise ValueError if an object has a key twice, because parsers silently keep only one value."""
     if len(dict(pairs)) < len(pairs):
-        raise ValueError(f"key {_duplicate([name for name, _ in pairs])!r} occurs twice")
+        raise ValueError(f"key {_duplicate([name for name, _ in pairs])!r} appears twice")
 
 
 def _reason(error: Exception, line: bytes = b"") -> str:

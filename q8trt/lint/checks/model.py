@@ -142,7 +142,7 @@ def check_inputs(context: Context) -> None:
 
 
 def check_recognition(context: Context) -> None:
-    """Check not-recognised: the graph does not look like a transformer encoder."""
+    """Check not-recognized: the graph does not look like a transformer encoder."""
     parts = context.parts
     expected = (
         ("no attention (Softmax between two BMMs)", parts.attentions),
@@ -152,4 +152,4 @@ def check_recognition(context: Context) -> None:
     if missing := [text for text, members in expected if not members]:
         ops = Counter(op_of(node) for node in context.types)
         listed = ", ".join(f"{op} x{count}" for op, count in ops.most_common(6)) or "none"
-        context.report("not-recognised", f"{'; '.join(missing)}. Compute ops: {listed}")
+        context.report("not-recognized", f"{'; '.join(missing)}. Compute ops: {listed}")

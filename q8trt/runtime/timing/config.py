@@ -30,7 +30,7 @@ def parse_sizes(flag: str, text: str) -> tuple[int, ...]:
     """Read sizes: ``"1,8,16"`` -> ``(1, 8, 16)``; `flag` is the option that the error names.
 
     Raises:
-        ConfigError: an item is not a positive whole number, or is there twice.
+        ConfigError: an item is not a positive whole number, or appears twice.
     """
     items = [item.strip() for item in text.split(",")]
     if not all(re.fullmatch(r"[1-9][0-9]*", item) for item in items) or len(set(items)) < len(items):

@@ -23,13 +23,13 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
     Raises:
         DataError: a column is missing, there are no examples, or a row cannot be read; the message names file and line.
     """
-    labelled, name = split not in task.test_splits, path_name(path)
+    labeled, name = split not in task.test_splits, path_name(path)
     lines = tsv_rows(path)
     columns, header = list(task.positional), ""
-    if not (columns and labelled):
+    if not (columns and labeled):
         columns, header = next(lines, ("", [""]))[1], " as in the header"
     check_unique(columns, f"{name}:1")
-    wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
+    wanted = (*task.text_columns, task.label_column) if labeled else task.text_columns
     if missing := [column for column in wanted if column not in columns]:
         raise DataError(
             f"{name}:1: no column {', '.join(map(repr, missing))}; found {shown_names(columns)}{nearest(missing[0], columns)}"
@@ -41,7 +41,7 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
             if len(fields) != len(columns):
                 raise DataError(f"{where}: {len(fields)} tab-separated fields, expected {len(columns)}{header}")
             values = [fields[columns.index(column)] for column in wanted]
-            texts, label = values[: len(task.text_columns)], values[-1] if labelled else None
+            texts, label = values[: len(task.text_columns)], values[-1] if labeled else None
             rows.append(check_row(texts, label, task, where))
         except DataError as error:
             if not task.has_broken_rows:
@@ -54,7 +54,7 @@ def read_tsv(path: Path, task: Task, split: str) -> Examples:
         log.warning("%s: skipped %d broken rows of %d", name, len(broken), len(broken) + len(rows))
     if not rows:
         raise DataError(f"{name}: no examples; expected {task.name}'s official file with {', '.join(wanted)}")
-    columns_taken = {"text_columns": task.text_columns, "label_column": task.label_column if labelled else ""}
+    columns_taken = {"text_columns": task.text_columns, "label_column": task.label_column if labeled else ""}
     return collect(rows, task=task, split=split, source="GLUE folder", **columns_taken)
 
 
