@@ -156,6 +156,23 @@ def test_the_side_that_the_tokenizer_cuts_is_kept(folders: dict[str, Path], tmp_
         np.testing.assert_allclose(engine.logits([LONG]), engine.logits([end]), atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", TASKS)
+def test_an_answer_that_is_not_finite_is_an_error(
+    engines: dict[str, Engine], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A label of NaN would look like any other: an FP16 graph may overflow on some texts."""
+    engine, items = engines[kind], ITEMS[kind][:2]
+    logits = np.zeros((2, len(TASKS[kind].labels) or 1), np.float32)
+    logits[1, 0] = np.nan
+    monkeypatch.setattr(engine._model, "logits", lambda tokens: logits[: len(tokens.input_ids)])
+    message = "the answer to item 1 is NaN or infinite"
+    with pytest.raises(BackendError, match=message):
+        engine.predict(items)
+    with pytest.raises(BackendError, match=message):
+        asyncio.run(engine.apredict(items))
+    assert len(engine.predict(items[:1])) == len(asyncio.run(engine.apredict(items[:1]))) == 1
+
+
 def test_no_items_have_no_answers(engine: Engine) -> None:
     assert engine.predict([]) == engine.predict(iter(())) == asyncio.run(engine.apredict([])) == []
     assert engine.logits([]).shape == (0, engine.manifest.model.num_labels)

@@ -95,8 +95,8 @@ def test_text_columns_of_a_glue_task(engine: StandIn) -> None:
 
 def test_the_order_of_given_columns_is_the_order_of_the_texts(engine: StandIn) -> None:
     seen: list[Any] = []
-    predict = engine.predict
-    engine.predict = lambda items: seen.extend(items) or predict(items)  # type: ignore[method-assign]
+    logits = engine.logits
+    engine.logits = lambda items: seen.extend(items) or logits(items)  # type: ignore[method-assign]
     score(engine, "a,b\n1,2\n", text_columns=("b", "a"))
     assert seen == [("2", "1")]
 
@@ -292,15 +292,15 @@ def test_an_output_that_is_there_is_kept_unless_told(engine: StandIn) -> None:
 
 def test_an_input_that_changes_meanwhile(engine: StandIn) -> None:
     path = engine.folder.parent / "in.csv"
-    predict = engine.predict
+    logits = engine.logits
 
     def append(items: Any) -> Any:
         with path.open("a") as file:
             file.write("3,more,rows\n")
         os.utime(path, (0, 0))
-        return predict(items)
+        return logits(items)
 
-    engine.predict = append  # type: ignore[method-assign]
+    engine.logits = append  # type: ignore[method-assign]
     with pytest.raises(DataError, match=r"in\.csv changed while it was scored"):
         score(engine, PAIRS)
     assert not (engine.folder.parent / "out.csv").exists()

@@ -212,14 +212,14 @@ def test_an_output_that_appeared_meanwhile_is_kept(stopped: Job) -> None:
 def test_an_output_that_appears_while_the_job_runs_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scoring_fixtures import StandIn
 
-    job, predict = Job(tmp_path), StandIn.predict
+    job, logits = Job(tmp_path), StandIn.logits
     job.run("whole.csv")
 
     def write(engine: StandIn, items: list[str]) -> list[float]:
         job.path().write_text("mine")
-        return predict(engine, items)
+        return logits(engine, items)
 
-    monkeypatch.setattr(StandIn, "predict", write)
+    monkeypatch.setattr(StandIn, "logits", write)
     assert "out.csv exists and is not an output of q8trt predict" in message(job)
     assert job.path().read_text() == "mine"
     monkeypatch.undo()

@@ -211,8 +211,8 @@ sys.argv[0] = os.path.join(os.path.dirname(q8trt.__file__), "__main__.py")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from q8trt.inference import Engine
 from q8trt.cli.main import run_command
-predict = Engine.predict
-Engine.predict = lambda self, items: time.sleep(0.2) or predict(self, items)
+logits = Engine.logits
+Engine.logits = lambda self, items: time.sleep(0.2) or logits(self, items)
 sys.exit(run_command("predict", sys.argv[1:]))
 """
 

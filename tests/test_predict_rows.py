@@ -8,11 +8,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scoring_fixtures import LABELS, StandIn, manifest
 
 from q8trt.errors import ConfigError, DataError, InputError
-from q8trt.inference.answers import Answer
 from q8trt.inference.files import ScoringConfig, Summary, score_file
 
 
@@ -87,7 +87,7 @@ def test_guessed_columns_are_told(engine: StandIn, caplog: pytest.LogCaptureFixt
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("output", ["out.csv", "out.jsonl"])
 def test_an_answer_that_is_no_number_rejects_its_row(engine: StandIn, value: float, output: str) -> None:
-    engine.predict = lambda items: [value if "bad" in item else 1.0 for item in items]  # type: ignore[method-assign]
+    engine.logits = lambda items: np.float32([[value if "bad" in item else 1] for item in items])  # type: ignore[method-assign]
     summary = score(engine, "sentence1,sentence2\na,b\nbad,c\n,\nd,bad\n", output=output)
     assert (summary.rows, summary.rejected) == (1, 3)
     assert reasons(summary) == [
@@ -100,7 +100,7 @@ def test_an_answer_that_is_no_number_rejects_its_row(engine: StandIn, value: flo
 
 def test_a_probability_that_is_no_number_rejects_its_row(engine: StandIn) -> None:
     engine.manifest = manifest(LABELS)
-    engine.predict = lambda items: [Answer("no", dict.fromkeys(LABELS, math.nan)) for _ in items]  # type: ignore[method-assign]
+    engine.logits = lambda items: np.full((len(items), 3), math.nan, np.float32)  # type: ignore[method-assign]
     summary = score(engine, "sentence1,sentence2\na,b\n")
     assert (summary.rows, summary.rejected) == (0, 1)
     assert not summary.output.exists()
@@ -116,14 +116,14 @@ def test_no_output_is_replaced_where_every_row_is_rejected(engine: StandIn) -> N
 
 
 def test_a_text_that_the_engine_refuses_rejects_its_row_alone(engine: StandIn) -> None:
-    predict = engine.predict
+    logits = engine.logits
 
-    def refuse(items: list[Any]) -> list[Any]:
+    def refuse(items: list[Any]) -> np.ndarray:
         if bad := [index for index, item in enumerate(items) if "bad" in item]:
             raise InputError(f"item {bad[0]} is too long", bad[0])
-        return predict(items)
+        return logits(items)
 
-    engine.predict = refuse  # type: ignore[method-assign,assignment]
+    engine.logits = refuse  # type: ignore[method-assign,assignment]
     summary = score(engine, "sentence1,sentence2\na,b\nbad,c\nd,bad\ne,f\n")
     assert rows(summary.output)[1:] == [["a", "b", "2.002"], ["e", "f", "2.002"]]
     assert reasons(summary) == [("3", "item 1 is too long"), ("4", "item 1 is too long")]
@@ -149,7 +149,7 @@ def test_safe_csv_marks_what_a_spreadsheet_would_run(engine: StandIn, text: str)
 
 
 def test_safe_csv_marks_rejected_rows_and_numbers_stay(engine: StandIn) -> None:
-    engine.predict = lambda items: [-1.5 for _ in items]  # type: ignore[method-assign]
+    engine.logits = lambda items: np.full((len(items), 1), -1.5, np.float32)  # type: ignore[method-assign]
     summary = score(engine, "sentence1,sentence2\n=1\na,b\n", safe_csv=True)
     assert summary.rejected_file is not None
     assert rows(summary.rejected_file)[1][2] == "'=1"
@@ -209,14 +209,14 @@ def test_a_label_that_tsv_cannot_hold(engine: StandIn) -> None:
 
 
 def test_an_input_that_grows_is_noticed_at_the_next_chunk(engine: StandIn) -> None:
-    path, predict = engine.folder.parent / "in.csv", engine.predict
+    path, logits = engine.folder.parent / "in.csv", engine.logits
 
     def append(items: Any) -> Any:
         with path.open("a") as file:
             file.write("more,rows\n" * 50)
-        return predict(items)
+        return logits(items)
 
-    engine.predict = append  # type: ignore[method-assign]
+    engine.logits = append  # type: ignore[method-assign]
     with pytest.raises(DataError, match=r"in\.csv changed while it was scored; score it again with --overwrite"):
         score(engine, "sentence1,sentence2\n" + "a,b\n" * 100, chunk_rows=10)
     assert engine.calls == 1

@@ -16,7 +16,6 @@ from scoring_fixtures import LABELS, manifest, write_real_engine
 
 from q8trt.errors import ConfigError, DataError
 from q8trt.inference import Engine
-from q8trt.inference.answers import LabelSet
 from q8trt.inference.files import ScoringConfig, score_file
 from q8trt.inference.ray_data import CHUNK_ROWS, EngineActor, chunked, score
 from q8trt.inference.tagging import Span
@@ -84,11 +83,9 @@ class HeadOf:
         self.options = options
         return [self._answer for _ in rows]
 
-    def predict(self, rows: Any, threshold: Any = None) -> list[Any]:
-        return self._answers(rows, threshold=threshold)
-
-    def logits(self, rows: Any, prompt: str) -> list[Any]:
-        return self._answers(rows, prompt=prompt)
+    def logits(self, rows: Any, prompt: str | None = None) -> np.ndarray:
+        options = {} if prompt is None else {"prompt": prompt}
+        return np.array(self._answers(rows, **options), np.float32).reshape(len(rows), -1)
 
     def tag(self, rows: Any) -> list[Any]:
         return self._answers(rows)
@@ -103,11 +100,11 @@ SPAN = pyarrow.struct(
 )
 OF_HEADS: dict[str, tuple[Head, Any, dict[str, Any], dict[str, Any], dict[str, str]]] = {
     "reranker": (
-        Head(HeadKind.RERANKER), 0.5, {}, {"threshold": None}, {"score": "double"},
+        Head(HeadKind.RERANKER), [0.5], {}, {}, {"score": "double"},
     ),
     "multi-label": (
-        Head(HeadKind.MULTI_LABEL_CLASSIFICATION, ("joy", "fear")), LabelSet({"joy": 0.8, "fear": 0.4}, 0.3),
-        {"threshold": 0.3}, {"threshold": 0.3},
+        Head(HeadKind.MULTI_LABEL_CLASSIFICATION, ("joy", "fear")), [1.4, -0.4],  # probabilities of 0.8 and 0.4
+        {"threshold": 0.3}, {},
         {"labels": "list<item: string>", "probability_joy": "double", "probability_fear": "double"},
     ),
     "embedding": (
@@ -142,6 +139,8 @@ def test_each_head_has_its_columns_and_options(name: str, monkeypatch: pytest.Mo
     assert engine.options == options
     first, second = (dict(row) for row in rows.select(list(columns)).to_pylist())
     assert None not in first.values()
+    if name == "multi-label":
+        assert first["labels"] == ["joy", "fear"]
     assert set(second.values()) == {None}
     nothing = pyarrow.table({each: pyarrow.array([None], pyarrow.string()) for each in texts})
     assert actor(nothing).schema == rows.schema

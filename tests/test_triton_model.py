@@ -160,6 +160,24 @@ def test_the_encoders_error_reaches_the_client(start_calling: Callable[..., Any]
     assert responses[0].error().code == TritonError.INTERNAL
 
 
+def test_an_answer_that_is_not_finite_is_an_error_of_its_request(start: Callable[..., Any], kind: str) -> None:
+    model, items = start(backend="python"), ITEMS[kind][:3]
+    encode = model.encode
+
+    def overflow(arrays: dict[str, np.ndarray]) -> np.ndarray:
+        logits = encode(arrays)
+        last = model.encoder.encode([tuple([items[2]] if isinstance(items[2], str) else items[2])]).ids[0]
+        is_last = [row[: len(last)].tolist() == last for row in arrays["input_ids"]]
+        logits[is_last, -1] = np.nan
+        return logits
+
+    model.encode = overflow
+    good, bad = model.execute([request_of(items[:2]), request_of(items[2:])])
+    check(good, items[:2], kind)
+    assert bad.error().message().startswith("an answer of the encoder is NaN or infinite")
+    assert bad.error().code == TritonError.INTERNAL
+
+
 @pytest.mark.parametrize("kind", ["single"], indirect=True)
 def test_onnx_runtimes_error_reaches_the_client(start: Callable[..., Any]) -> None:
     model = start(backend="python")

@@ -36,6 +36,8 @@ from q8trt.inference.token_methods import TokenMethods
 from q8trt.tasks.heads import HeadKind
 
 _log = logging.getLogger(__name__)
+#: Name of an item in the error of an answer that is not finite.
+_ITEM = "the answer to item"
 #: Rows that `predict` encodes and runs at a time, because the token ids of a million texts need gigabytes.
 _WINDOW = 8192
 #: Maximum characters of a request that is encoded in the event loop (less than a millisecond) instead of in its executor.
@@ -158,11 +160,12 @@ class Engine(TokenMethods):
             InputError: an item is not a text, or is empty; `index` is its position.
             PairError: a text was given for a task of pairs, or a pair for a task of texts.
             ClosedError: the engine is closed.
-            BackendError: the backend refused a batch.
+            BackendError: the backend refused a batch, or an answer is not finite.
         """
         self._check_head("predict")
         threshold = check_threshold(threshold, self.manifest.head.kind)
-        return answers(self.logits(items), self.manifest.task, self.manifest.head.kind, threshold)
+        logits = self._finite(self.logits(items), _ITEM)
+        return answers(logits, self.manifest.task, self.manifest.head.kind, threshold)
 
     def rank(self, query: str, documents: Sequence[str], top_k: int | None = None) -> list[Ranked]:
         """Return documents in the order of their relevance to `query`, the most relevant first.
@@ -253,6 +256,8 @@ class Engine(TokenMethods):
         threshold, task = check_threshold(threshold, self.manifest.head.kind), self.manifest.task
         single = isinstance(items, str | tuple)
         replies = await self._batched([items] if single else items)
+        numbers = np.array([_numbers(reply) for reply in replies], np.float32)
+        self._finite(numbers.reshape(len(replies), self.manifest.model.num_labels), _ITEM)
         if task.is_regression:
             replies = scores_of(np.array(replies, np.float32).reshape(-1), task)
         elif threshold != THRESHOLD:
@@ -358,6 +363,11 @@ class Engine(TokenMethods):
                 "question" if self._questions else "text",
                 self.cut_length,
             )
+
+
+def _numbers(reply: Any) -> Any:
+    """Return the probabilities of an answer of a classifier, or the logit of a score as it is."""
+    return list(reply.probabilities.values()) if isinstance(reply, Answer | LabelSet) else reply
 
 
 def _prompted(rows: list[tuple[str, ...]], prompt: str) -> list[tuple[str, ...]]:

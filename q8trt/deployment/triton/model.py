@@ -83,9 +83,16 @@ class TritonPythonModel:
         return [
             _failed(str(span), pb_utils.TritonError.INVALID_ARG)
             if isinstance(span, TextError)
-            else pb_utils.InferenceResponse(self._answer(logits[span]))
+            else self._response(logits[span])
             for span in spans
         ]
+
+    def _response(self, logits: np.ndarray) -> Any:
+        """Return the response of a request with (rows, labels) logits: its answers, or an error if one is not finite."""
+        if not np.isfinite(logits).all():
+            message = "an answer of the encoder is NaN or infinite; build the engine at another precision"
+            return _failed(message, pb_utils.TritonError.INTERNAL)
+        return pb_utils.InferenceResponse(self._answer(logits))
 
     def _rows(self, request: Any) -> list[Any]:
         """Return the texts of a request: a tuple of one or two strings for each row.

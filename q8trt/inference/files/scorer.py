@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from q8trt.errors import InputError
+from q8trt.inference.answers import THRESHOLD, answers
 from q8trt.inference.files.columns import Columns, Reply, is_finite
 from q8trt.tasks.heads import HeadKind
 
@@ -69,7 +70,7 @@ class RowScorer:
         return outcomes
 
     def _replies(self, items: list[Any]) -> Sequence[Reply]:
-        """Return the engine's answers, including embeddings that are not finite."""
+        """Return the engine's answers, including embeddings, scores and probabilities that are not finite."""
         embedding = self.engine.manifest.head.embedding
         if embedding:
             return list(self.engine.logits(items, embedding.prompt(self.prompt_name)))
@@ -79,6 +80,5 @@ class RowScorer:
         if kind is HeadKind.QUESTION_ANSWERING:
             questions, contexts = zip(*items, strict=True)
             return self.engine.answer(questions, contexts, null_score_diff_threshold=self.null_score_diff_threshold)
-        if self.threshold is not None:
-            return self.engine.predict(items, self.threshold)
-        return self.engine.predict(items)
+        threshold = THRESHOLD if self.threshold is None else self.threshold
+        return answers(self.engine.logits(items), self.engine.manifest.task, kind, threshold)
