@@ -1,8 +1,8 @@
-"""The console: options and commands, names made fit for a terminal, progress, warnings and signals.
+"""The console: options and commands, safe printing of names, progress, warnings and signals.
 
-`options` declares options at dataclass fields, `keywords` reads them from keyword arguments; `commands` writes the command
-lines that q8trt prints; `children` starts Python processes; `names` makes text of others harmless; `progress`, `quiet` and
-`signals` are what their names say.
+`options` declares options as dataclass fields, and `keywords` reads them from keyword arguments. `commands` writes the command
+lines that q8trt prints. `children` describes Python processes that q8trt starts. `names` makes text from files safe to print.
+`progress` shows progress, `quiet` silences libraries, and `signals` handles SIGINT and SIGTERM.
 """
 
 __all__ = ["children", "commands", "keywords", "names", "options", "progress", "quiet", "signals"]

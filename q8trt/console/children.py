@@ -1,4 +1,4 @@
-"""Python processes that this one starts: their import paths, and the words for how they ended."""
+"""Python processes that q8trt starts: their commands, their import paths, and the description of their end."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from q8trt.console.names import one_line
 
 
 def python_module(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module in this Python; the working directory is not an import path of it."""
+    """Return the command that runs a module in this Python. ``-P`` keeps the working directory off the import path."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def import_paths() -> dict[str, str]:
-    """Return this process's environment with its import paths, for a process that is to import the same packages."""
+    """Return this process's environment with its import paths as PYTHONPATH, so that a child imports the same packages."""
     paths = [str(Path(__file__).parents[2]), *(path or str(Path.cwd()) for path in sys.path)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def end_of(code: int) -> str:
-    """Describe the end of a process that left no answer: ``"crashed (SIGSEGV)"``."""
+    """Describe the end of a process that gave no answer, such as ``"crashed (SIGSEGV)"``, from its return code."""
     if code == -getattr(signal, "SIGKILL", 9):
         return "was killed (SIGKILL)"
     if code < 0:
@@ -33,7 +33,7 @@ def end_of(code: int) -> str:
 
 
 def last_words(stderr: IO[bytes]) -> str:
-    """Return ``": <last line>"`` of what a process wrote to its standard error; "" when that is nothing."""
+    """Return ``": "`` and the last line, blank lines aside, of a process's standard error; "" if there is none."""
     stderr.seek(0)
     lines = [line for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
     return f": {one_line(lines[-1])}" if lines else ""

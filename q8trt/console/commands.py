@@ -1,4 +1,7 @@
-"""Command lines that q8trt prints. Each works as printed, in the folder where the command before it was typed."""
+"""Command lines that q8trt prints. Each works as printed, in the folder where the previous command was typed.
+
+If q8trt is used as a library, the commands name the scripts of a checkout.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-#: Scripts of a checkout, one for a command each.
+#: Scripts of a checkout. Each runs one command.
 _SCRIPTS = ("finetune.py", "calibrate.py", "build_engine.py", "benchmark.py")
 
 
@@ -16,7 +19,7 @@ def command(name: str, *arguments: str | Path) -> str:
 
     Args:
         name: a command of `q8trt`, such as "build-engine".
-        arguments: its options, each word by itself.
+        arguments: the words of its options.
     """
     return shlex.join([*_program(name), *map(str, arguments)])
 
@@ -37,7 +40,7 @@ def _program(name: str) -> list[str]:
 
 
 def _python() -> str:
-    """Return the name of the running interpreter: "python" where the shell finds the same one."""
+    """Return the command of the running interpreter: "python" if the shell finds it, else its path."""
     on_path, running = shutil.which("python"), Path(sys.executable)
     if on_path and Path(on_path).parent == running.parent:
         return "python"

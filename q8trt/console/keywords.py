@@ -1,4 +1,4 @@
-"""Options as keyword arguments of Python functions: the fields of dataclasses that `q8trt.console.options` declares."""
+"""Options as keyword arguments of Python functions. `q8trt.console.options` declares the fields."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ _T = TypeVar("_T")
 
 
 def take(cls: type[_T], config: _T | None, keywords: dict[str, Any]) -> _T | None:
-    """Return `config`, or the dataclass `cls` of those `keywords` that are its options, taken out; None without either.
+    """Take the options of the dataclass `cls` out of `keywords` and return them as a `cls`.
 
-    A keyword that is None counts as left out.
+    A keyword that is None counts as left out. Without any such keyword, `config` is returned.
+
+    Raises:
+        ConfigError: `config` is not a `cls`, an option is given beside it, or an option has a value that it does not accept.
     """
     if config is not None and not isinstance(config, cls):
         raise ConfigError(f"{config!r} is not a {cls.__name__}; give options by keyword, such as name=value")
@@ -29,7 +32,7 @@ def take(cls: type[_T], config: _T | None, keywords: dict[str, Any]) -> _T | Non
 
 
 def _value(option: Option, value: Any) -> Any:
-    """Return the value of an option; a text is read as the command line reads it."""
+    """Return the value of an option. If the option has a function `read`, text is read as on the command line."""
     if isinstance(value, str) and option.read:
         return option.read(value)
     if option.count is None:
@@ -40,7 +43,7 @@ def _value(option: Option, value: Any) -> Any:
 
 
 def _single(option: Option, value: Any) -> Any:
-    """Return one value of an option."""
+    """Return one value of an option, with its type checked."""
     kind = typing.get_origin(option.kind) or option.kind
     if isinstance(value, os.PathLike) and kind is str:
         return os.fspath(value)
@@ -54,7 +57,7 @@ def _single(option: Option, value: Any) -> Any:
 
 
 def check_known(keywords: Mapping[str, Any], *classes: type) -> None:
-    """Raise ConfigError for a keyword that is an option of no class."""
+    """Raise ConfigError if a keyword is not an option of any of `classes`."""
     options = [each for cls in classes for each in options_in(cls)]
     names = [each.name for each in options]
     if unknown := [name for name in keywords if name not in names and name not in {each.flag for each in options}]:

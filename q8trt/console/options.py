@@ -24,14 +24,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Values:
-    """The numbers that an option takes: `text` completes "expected ..."."""
+    """The numbers that an option accepts. `text` completes "expected ...", `contain` checks a number."""
 
     text: str
     contain: Callable[[Any], bool]
 
 
 def at_least(least: float) -> Values:
-    """Return the numbers from `least` on."""
+    """Return the numbers that are `least` or more."""
     return Values(f"{least} or more", lambda value: value >= least)
 
 
@@ -41,7 +41,7 @@ def more_than(bound: float) -> Values:
 
 
 def between(least: int, most: int) -> Values:
-    """Return the numbers from `least` to `most`."""
+    """Return the numbers from `least` to `most`, both included."""
     return Values(f"{least} to {most}", lambda value: least <= value <= most)
 
 
@@ -54,23 +54,23 @@ class Option:
     """An option, as its field declares it.
 
     Attributes:
-        help: what the value does: one sentence without its full stop, the unit included and the default left out.
-        default: MISSING if the option is required.
-        group: heading in the help; "" for that of the dataclass.
-        flag: name on the command line; "" for that of the field.
-        metavar: stands for the value in the help.
-        unset: what happens without the option, where the default does not say it.
-        values: the numbers that it takes.
-        choices: the words that it takes.
-        read: makes the value from the text of the command line; raises ConfigError.
-        show: makes a text of the default, the reverse of `read`.
-        bare: the value of the option without a value.
-        missing: what to give where a required option is missing.
+        help: the effect of the value: one sentence without its full stop, with the unit and without the default.
+        default: the default value; MISSING if the option is required.
+        group: heading in the help; "" for the heading of its group.
+        flag: name on the command line without dashes; "" for the name of the field.
+        metavar: placeholder of the value in the help.
+        unset: the effect of leaving the option out, if the default does not show it.
+        values: the numbers that it accepts.
+        choices: the words that it accepts.
+        read: function that reads the value from the text of the command line; raises ConfigError.
+        show: function that writes a value as text, the inverse of `read`.
+        bare: text of the value if the flag is given without a value.
+        missing: the remedy if a required option is missing.
         positional: the value has no flag.
-        repeat: the option is given once for each value.
-        name: of the field.
-        kind: type of one value: bool, int, float, str or Path.
-        count: how many values it takes: a number, "+" for one or more, None for one that is not a tuple.
+        repeat: the flag is given once for each value.
+        name: name of the field.
+        kind: type of one value, such as bool, int, float, str or Path.
+        count: number of values: "+" for one or more, None for one that is not a tuple.
     """
 
     help: str
@@ -93,13 +93,13 @@ class Option:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The option strings; a switch that is on, or undecided, has one to turn it off."""
+        """The flags. A switch that is not off by default also has one to turn it off."""
         has_negative = self.kind is bool and self.default is not False
         return (f"--{self.flag}", *([f"--no_{self.flag}"] if has_negative else []))
 
     @property
     def default_text(self) -> str:
-        """The value without the option; "" for none."""
+        """The text of the default in the help; "" if there is none to show."""
         if self.unset or self.default == () or any(self.default is each for each in (MISSING, None, False)):
             return self.unset
         if self.show:
@@ -109,7 +109,7 @@ class Option:
         return "on" if self.default is True else f"{self.default:g}" if self.kind is float else str(self.default)
 
     def words(self, value: Any) -> list[str]:
-        """Return the words of a command line that give the option `value`."""
+        """Return the words of a command line that set the option to `value`."""
         if isinstance(value, bool):
             return [f"--{self.flag}" if value else f"--no_{self.flag}"]
         if isinstance(value, tuple) and not self.show:
@@ -122,10 +122,10 @@ def option(default: Any = MISSING, help: str = "", *, default_factory: Any = MIS
     """Return a dataclass field that is an option.
 
     Args:
-        default: the value without the option; MISSING if the option is required.
+        default: the default value; MISSING if the option is required.
         help: see `Option`.
-        default_factory: a function that makes the default, instead of `default`.
-        details: further attributes of `Option`.
+        default_factory: a function that returns the default, instead of `default`.
+        details: other attributes of `Option`.
     """
     return _field(Option(help, default, **details), default_factory)
 
@@ -137,7 +137,7 @@ def _field(declared: Option, default_factory: Any = MISSING) -> Any:
 
 
 def same_option(cls: Any, name: str, **changes: Any) -> Any:
-    """Return a field that is the option `name` of the dataclass `cls`, with some details or the default changed."""
+    """Return a field with the option `name` of the dataclass `cls`, in which `changes` replace attributes of `Option`."""
     original = cls.__dataclass_fields__[name]
     factory = MISSING if "default" in changes else original.default_factory
     return _field(replace(original.metadata["option"], **changes), factory)
@@ -148,9 +148,9 @@ def group(title: str, *, only: Sequence[str] = (), unset: str = "", needs: str =
 
     Args:
         title: heading of the options in the help.
-        only: names of the options that the command takes; () for all.
-        unset: what the command takes where none of the options is given; the field is then None.
-        needs: the switch without which the options have no meaning.
+        only: names of the options that the command has; () for all.
+        unset: what the command uses if none of the options is given; the field is then None.
+        needs: the switch that the options require.
         default: `default` or `default_factory` of the field.
     """
     return field(metadata={"group": title, "only": tuple(only), "unset": unset, "needs": needs}, **default)
@@ -161,8 +161,8 @@ def options_in(cls: Any, title: str = "", only: Sequence[str] = ()) -> tuple[Opt
 
     Args:
         cls: the dataclass.
-        title: heading of the options that name no other.
-        only: names of the options to take; () for all.
+        title: heading of the options that do not name another.
+        only: names of the options to return, of those of its own fields; () for all.
     """
     hints = typing.get_type_hints(cls)
     direct = [
@@ -179,7 +179,7 @@ def options_in(cls: Any, title: str = "", only: Sequence[str] = ()) -> tuple[Opt
 
 
 def groups_in(cls: Any) -> Iterator[Any]:
-    """Yield the dataclasses that hold options of `cls`, with theirs."""
+    """Yield the dataclass of each group of `cls`, followed by those of its own groups."""
     hints = typing.get_type_hints(cls)
     for each in _groups(cls):
         inner = _plain(hints[each.name])
@@ -191,7 +191,7 @@ def from_values(cls: type[_T], values: Mapping[str, Any]) -> _T:
     """Return the dataclass `cls` with `values`, option -> value, in its own fields and in those of its groups.
 
     Raises:
-        ConfigError: an option is unknown, missing, or has a value that it does not take.
+        ConfigError: an option is unknown or missing, has a value that it does not accept, or lacks the switch that it needs.
     """
     names = [each.name for each in options_in(cls)]
     if unknown := [name for name in values if name not in names]:
@@ -226,7 +226,7 @@ def _build(cls: type[_T], values: Mapping[str, Any], unset: str = "") -> _T:
 
 
 def check_options(config: Any) -> None:
-    """Check the values of a dataclass against what its options take. For `__post_init__`.
+    """Check the values of the options of a dataclass. `__post_init__` calls it.
 
     Raises:
         ConfigError: a value is not one of the choices, is not finite, or is out of its range.
@@ -245,7 +245,10 @@ def check_options(config: Any) -> None:
 
 
 def options_of(config: Any) -> list[str]:
-    """Return the words of a command line that make the dataclass `config`: its options that are not at their default."""
+    """Return the words of a command line that recreate the dataclass `config`: its options that differ from their default.
+
+    An option that is None is left out.
+    """
     words: list[str] = []
     for each in options_in(type(config)):
         if each.name in config.__dataclass_fields__:
@@ -269,7 +272,7 @@ def _option(each: Field[Any], annotation: Any, title: str) -> Option:
 
 
 def _kind(annotation: Any) -> tuple[Any, Any]:
-    """Return the type of one value of an annotation, and how many values it stands for."""
+    """Return the type of one value of an annotation, and `Option.count`."""
     plain = _plain(annotation)
     if typing.get_origin(plain) is not tuple:
         return plain, None

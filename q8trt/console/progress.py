@@ -1,4 +1,4 @@
-"""Progress: bars on stderr where it is a terminal and lines where it is a file, a function of the caller's, or nothing."""
+"""Progress: bars on stderr if it is a terminal, else lines; or a function of the caller, or nothing."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
-#: Function that shows progress: (what is done, how much of it, of how much).
+#: Function that shows progress, called as (description, done, total).
 Display = Callable[[str, int, int], object]
-#: Where stderr is not a terminal, a line of progress each so many seconds.
+#: Seconds between two lines of progress, if stderr is not a terminal.
 LINE_SECONDS = 10.0
-#: True: bars or lines on stderr; False: nothing.
+#: True: bars or lines on stderr; False: nothing; or a function.
 _display: ContextVar[bool | Display] = ContextVar("display", default=True)
 
 
 class _LastLine:
-    """The time of the last line, which the works of a command share: many short ones are no silence."""
+    """The time of the last line. All steps of a command share it, so a series of short steps prints lines, too."""
 
     def __init__(self) -> None:
         self.at = time.monotonic()
@@ -29,13 +29,13 @@ _last_line: ContextVar[_LastLine | None] = ContextVar("last_line", default=None)
 
 
 def is_main_process() -> bool:
-    """Return whether this process prints and writes: the first one under torchrun, or the only one."""
+    """Return whether this process prints and writes files: the first process under torchrun, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def shown_by(display: bool | Display) -> Iterator[None]:
-    """Let `display` show the progress of the block: True for stderr, False for nothing, or a function."""
+    """Set `display` to show the progress of the block: True for stderr, False for nothing, or a function."""
     token, last = _display.set(display), _last_line.set(_LastLine())
     try:
         yield
@@ -45,18 +45,18 @@ def shown_by(display: bool | Display) -> Iterator[None]:
 
 
 def display() -> bool | Display:
-    """Return what shows progress in this process: only the main one shows any."""
+    """Return the display of this process; False in all processes but the main one."""
     return is_main_process() and _display.get()
 
 
 @contextlib.contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Show the progress of the block; yields a function that advances it by a number of rows.
+    """Show the progress of the block. Yields a function that advances it by a number of rows.
 
     Args:
-        description: of the work.
-        total: rows in all.
-        done: rows that an earlier process did.
+        description: the name of the work.
+        total: number of all rows.
+        done: number of rows that were finished before.
     """
     shown = display()
     if callable(shown):
@@ -72,7 +72,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[
     try:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:  # a machine that only runs engines
+    except ImportError:  # the light install
         try:
             yield _counter(description, total, _write, done)
         finally:
@@ -86,7 +86,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[[
 
 
 def _counter(description: str, total: int, show: Display, done: int) -> Callable[[int], None]:
-    """Return a function that adds rows to those that are done, and shows how many they are."""
+    """Return a function that adds to the number of finished rows and shows it."""
 
     def advance(rows: int) -> None:
         nonlocal done
@@ -97,13 +97,13 @@ def _counter(description: str, total: int, show: Display, done: int) -> Callable
 
 
 def _write(description: str, done: int, total: int) -> None:
-    """Show progress as a line that counts."""
+    """Write progress over the current line of stderr."""
     sys.stderr.write(f"\r{description} {done}/{total}")
     sys.stderr.flush()
 
 
 class _Lines:
-    """Lines of progress, from a thread of their own: a step may take longer than the time between two lines."""
+    """Lines of progress, printed by a thread, because a step may take longer than the time between two lines."""
 
     def __init__(self, description: str, done: int, total: int) -> None:
         self.description, self._first, self._done, self.total = description, done, done, total
@@ -121,7 +121,7 @@ class _Lines:
         self._thread.join()
 
     def advance(self, rows: int) -> None:
-        """Add rows to those that are done."""
+        """Add to the number of finished rows."""
         self._done += rows
 
     def show_phase(self, description: str, done: int, total: int) -> None:
@@ -129,17 +129,17 @@ class _Lines:
         self.description, self._done, self.total = description, done, total
 
     def line(self, seconds: float) -> str:
-        """Return the line after `seconds` of work: done, in all, and an estimate of the time left."""
+        """Return the line after `seconds` of work: rows done, all rows, and the estimated time left or the time so far."""
         here = self._done - self._first
         counts = f" {self._done:,}/{self.total:,}" if self.total else ""
-        if not 0 < here < self.total - self._first:  # not begun, or finishing what is not counted
+        if not 0 < here < self.total - self._first:  # no row is finished, or all are
             return f"{self.description}{counts}, {clock(seconds)} so far"
         return f"{self.description}{counts}, about {clock(seconds / here * (self.total - self._done))} left"
 
     def _print(self) -> None:
         while not self._ended.wait(max(self._last.at + LINE_SECONDS - time.monotonic(), 0.0)):
             self._last.at = time.monotonic()
-            with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk full
+            with contextlib.suppress(OSError, ValueError):  # stderr is closed, or its disk is full
                 print(self.line(time.monotonic() - self._started), file=sys.stderr, flush=True)
 
 
@@ -151,7 +151,7 @@ def clock(seconds: float) -> str:
 
 @contextlib.contextmanager
 def phases(description: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show the phases of a build; yields a function that takes (phase, step, steps)."""
+    """Show the phases of a build. Yields a function that is called as (phase, step, steps)."""
     shown = display()
     if callable(shown):
 

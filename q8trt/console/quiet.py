@@ -1,4 +1,4 @@
-"""Standing warnings of libraries, which no user can act on."""
+"""Warnings of libraries that users cannot act on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Ignore the warnings, within `warnings.catch_warnings` or for the rest of the process."""
+    """Ignore these warnings, within `warnings.catch_warnings` or for the rest of the process.
+
+    TOKENIZERS_PARALLELISM, if unset, becomes "false" in the environment. Otherwise tokenizers warns after a fork.
+    """
     warnings.filterwarnings("ignore", message="transformers .* is not tested with current version of modelopt")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

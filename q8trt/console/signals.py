@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: SIGINT, which is Ctrl-C, and SIGTERM, which clusters and service managers send."""
+"""Signals that ask a command to stop: SIGINT (Ctrl-C), and SIGTERM, which clusters and service managers send."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM, as an exception: code that tidies up after Ctrl-C tidies up after SIGTERM too."""
+    """SIGTERM as an exception, so that code that cleans up after Ctrl-C also cleans up after SIGTERM."""
 
 
 def interrupt(number: int) -> KeyboardInterrupt:
-    """Return the exception that stands for a signal."""
+    """Return the exception for a signal."""
     return TerminatedError() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code of a command that a signal stopped: 128 and the signal's number, as a shell reports it.
+    """Return the exit code of a command that a signal stopped: 128 plus the signal's number, as a shell reports it.
 
     Args:
-        error: the exception that ended it; SIGTERM has a `TerminatedError` among its causes.
+        error: the exception that ended it. The signal is SIGTERM if this or one of its causes is a `TerminatedError`.
     """
     link: BaseException | None = error
     while link is not None and not isinstance(link, TerminatedError):
@@ -35,10 +35,10 @@ def exit_code(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Call `handler` for the signals while the block runs; then the earlier handlers are back.
+    """Call `handler` for SIGNALS while the block runs, and restore the previous handlers after it.
 
-    A signal that the process ignores stays ignored, as a shell's background job expects. In another thread than the main
-    one, where Python installs no handlers, nothing changes.
+    A signal that the process ignores stays ignored, as a shell's background job expects. Outside the main thread nothing
+    changes, because Python allows no handlers there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,3 +1,3 @@
-"""This machine: its GPUs (`gpu`), installed packages, reach of the model hub, and the provenance of a result."""
+"""This machine: its GPUs (`gpu`), its packages, whether it reaches the model hub, and the provenance of a result."""
 
 __all__ = ["gpu", "hub", "packages", "provenance"]

@@ -1,6 +1,6 @@
-"""The NVIDIA GPUs of this machine, as the driver reports them: no CUDA context is made.
+"""The NVIDIA GPUs of this machine, as the driver reports them. No CUDA context is created.
 
-NVML (package nvidia-ml-py) is asked, or the driver's program ``nvidia-smi`` where that package is missing.
+The source is NVML (package nvidia-ml-py), or the driver's program ``nvidia-smi`` if that package is missing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: "NVIDIA L40S".
-        sm: compute capability, "8.9".
-        memory_mib: memory in MiB; 0 if the driver does not report it.
-        driver: the driver's version, "570.86.15".
+        name: the product name, such as "NVIDIA L40S".
+        sm: compute capability, such as "8.9".
+        memory_mib: total memory in MiB; 0 if the driver does not report it.
+        driver: version of the driver, such as "570.86.15".
     """
 
     name: str
@@ -38,7 +38,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuState:
-    """A GPU at one moment; None for what the driver does not report. Memory is the whole GPU's."""
+    """The state of a GPU at one moment. A value is None if the driver does not report it.
+
+    `memory_used_mib` counts all processes on the GPU.
+    """
 
     name: str
     driver: str
@@ -57,17 +60,20 @@ class _Card:
 
 
 def gpus() -> list[Gpu]:
-    """Return the GPUs that CUDA programs started here can use, CUDA_VISIBLE_DEVICES applied; [] without a GPU or driver."""
+    """Return the GPUs that CUDA_VISIBLE_DEVICES allows; [] if there is no GPU or no driver, or if the driver fails.
+
+    The order is the driver's, by PCI bus. CUDA uses it with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``; its default is the fastest first.
+    """
     return _visible({card.uuid: card.gpu for card in _cards()}, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def gpu_states() -> list[GpuState]:
-    """Return the present state of every GPU of the machine; [] without a GPU or driver."""
+    """Return the current state of every GPU of the machine, also of hidden ones; [] as for `gpus`."""
     return [card.state for card in _cards()]
 
 
 def gpu_names() -> list[str]:
-    """Return the name of every GPU of the machine, hidden ones included."""
+    """Return the name of every GPU of the machine, also of hidden ones; [] as for `gpus`."""
     return [card.gpu.name for card in _cards()]
 
 
@@ -127,7 +133,10 @@ def _smi_card(uuid: str, driver: str, name: str, sm: str, total: str, *state: st
 
 
 def _visible(cards: dict[str, Gpu], mask: str | None) -> list[Gpu]:
-    """Apply CUDA_VISIBLE_DEVICES: indices or UUID prefixes; the first one that names no GPU hides it and the rest."""
+    """Apply CUDA_VISIBLE_DEVICES: indices, or UUIDs that may be shortened. The first item that matches no GPU ends the list.
+
+    The UUID of a MIG instance matches no GPU.
+    """
     listed = list(cards.values())
     if mask is None:
         return listed

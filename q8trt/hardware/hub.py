@@ -1,4 +1,4 @@
-"""The reach of the model hub, found out in seconds rather than in its client's minute of retries."""
+"""A check that the model hub can be reached. It takes seconds, while the retries of the hub's client take a minute."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ _PROBE_SECONDS = 5.0
 
 @functools.cache
 def hub_answers() -> bool:
-    """Return whether the Hugging Face hub answers at all, through the proxy of its client; asked once."""
+    """Return whether the Hugging Face hub answers, with any status. The request is sent once per process.
+
+    It uses the session of the hub's client, and so its proxy. The result is also False if huggingface_hub is not installed.
+    """
     try:
         import huggingface_hub
 
         huggingface_hub.utils.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_PROBE_SECONDS)
-    except Exception:  # not installed, offline mode, no route, timeout: any failure is the answer "no"
+    except Exception:  # such as a missing package, offline mode, no route or a timeout
         return False
     return True

@@ -1,13 +1,13 @@
 """The optional packages that q8trt uses, by extra of pyproject.toml, and the commands that install them.
 
-q8trt is on no package index, so a message names the packages themselves: a command that is printed works as printed.
+q8trt is not on a package index, so the commands list the packages themselves instead of an extra.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-#: extra -> packages; the same as in pyproject.toml, which says what versions (a test compares the two).
+#: Extra -> its packages, as in pyproject.toml, which also has their versions (a test compares the two).
 EXTRAS: dict[str, tuple[str, ...]] = {
     "cpu": ("onnxruntime", "protobuf"),
     "train": (
@@ -29,7 +29,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 #: Packages of the runtimes that run engines.
 RUNTIME_PACKAGES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
-#: Packages whose module has another name.
+#: Module -> package, where the names differ.
 _PACKAGES = {
     "google": "protobuf",
     "modelopt": "nvidia-modelopt",
@@ -49,12 +49,12 @@ def installed_version(package: str) -> str | None:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs the packages of an extra: ``pip install tensorrt-rtx cuda-python``."""
+    """Return the command that installs all packages of an extra: "examples" -> ``pip install fastapi uvicorn``."""
     return pip_install(*EXTRAS[extra])
 
 
 def install_missing(extra: str) -> str:
-    """Return the command that installs those packages of an extra that are missing here; all of them if none is."""
+    """Return the command that installs the missing packages of an extra, or all of its packages if none is missing."""
     packages = EXTRAS[extra]
     missing = [package for package in packages if installed_version(package.partition("<")[0]) is None]
     return pip_install(*(missing or packages))
@@ -66,7 +66,10 @@ def install_module(module: str) -> str:
 
 
 def install_with_extra(module: str, extra: str = "train") -> str:
-    """Return the command that installs a module's package and, where that is missing, all else that its extra lacks."""
+    """Return the command that installs a module's package.
+
+    If the package belongs to the extra and is missing, the command installs all missing packages of the extra.
+    """
     package = _package(module)
     is_missing = package in EXTRAS[extra] and installed_version(package) is None
     return install_missing(extra) if is_missing else pip_install(package)
@@ -78,5 +81,5 @@ def _package(module: str) -> str:
 
 
 def pip_install(*packages: str) -> str:
-    """Return ``pip install ...``; a package with a version is in quotes, because < and > have a meaning to a shell."""
+    """Return ``pip install ...``. A package with < or > in its version is in quotes, because a shell would redirect."""
     return " ".join(["pip install", *(f'"{each}"' if {*"<>"} & {*each} else each for each in packages)])

@@ -1,4 +1,4 @@
-"""The origin of a figure: command, commit, versions and hardware, without a path of the machine."""
+"""The origin of a figure: command, commit, versions and hardware, without absolute paths."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ DISTRIBUTIONS = (
 
 
 def portable(path: str | Path) -> str:
-    """Return `path` without the machine in it.
+    """Return `path` without the folders of this machine.
 
-    An absolute path under the current folder becomes relative to it, any other keeps its last two parts; what is not
-    an absolute path is returned as it is.
+    An absolute path under the current folder becomes relative to it. Any other absolute path keeps its last two parts. A
+    relative path does not change.
     """
     pure = _absolute(path)
     if pure is None:
@@ -40,14 +40,14 @@ def portable(path: str | Path) -> str:
 
 
 def _absolute(path: str | Path) -> PurePath | None:
-    """Return an absolute path of any system; None for what is none."""
+    """Return an absolute POSIX or Windows path, or one in a ``file://`` URL; None for any other text."""
     text = str(path).removeprefix("file://")
     flavors: tuple[type[PurePath], ...] = (PurePosixPath, PureWindowsPath)
     return next((pure for pure in (flavor(text) for flavor in flavors) if pure.is_absolute()), None)
 
 
 def _below_here(pure: PurePath) -> str | None:
-    """Return an absolute path relative to the current folder; None for one outside it."""
+    """Return an absolute path relative to the current folder; None if it is outside that folder."""
     for folder in (Path.cwd(), Path.cwd().resolve()):
         if pure.is_relative_to(folder):
             return pure.relative_to(folder).as_posix()
@@ -55,20 +55,20 @@ def _below_here(pure: PurePath) -> str | None:
 
 
 def _shortened(path: str) -> str:
-    """Return `path` as a word of a command: ``.../name`` for an absolute path outside the current folder."""
+    """Return `path` for a command line: ``.../name`` if it is absolute and outside the current folder."""
     pure = _absolute(path)
     return path if pure is None else _below_here(pure) or f".../{pure.name}"
 
 
 def _shortened_argument(argument: str) -> str:
-    """Return `argument` with every path in it shortened: ``--a=/x``, ``/x,/y`` and ``name:/x`` too, but not a URL."""
+    """Return `argument` with every path in it shortened, also in ``--a=/x``, ``/x,/y`` and ``name:/x``, but not in a URL."""
     return "".join(_shortened(piece) for piece in re.split(r"([=,]|:(?=/(?!/)))", argument))
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """Return `argv`, program first, as a user would type it: ``python benchmark.py --data_dir data``.
+    """Return the command line of `argv`, program first, as a user would type it: ``python benchmark.py --data_dir data``.
 
-    An absolute path outside the current folder is ``.../name``, which is plainly shortened.
+    An absolute path outside the current folder is shortened to ``.../name``.
     """
     program, *arguments = argv
     if Path(program).name == "__main__.py":
@@ -81,7 +81,7 @@ def command_line(argv: Sequence[str]) -> str:
 
 
 def _output(*command: str) -> str | None:
-    """Return the stripped standard output of `command`; None when it is absent, fails or hangs."""
+    """Return the stripped standard output of `command`; None if it is missing, fails or takes over 10 seconds."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -90,10 +90,10 @@ def _output(*command: str) -> str | None:
 
 
 def _git(root: Path) -> tuple[str | None, bool | None]:
-    """Return the commit of the checkout at `root` and whether tracked files differ from it; (None, None) if it is none.
+    """Return the commit of the checkout at `root`, and whether tracked files differ from it; None for what is not known.
 
-    `root` must be the top of the checkout: q8trt installed in an environment inside another project's checkout must
-    not report that project's commit.
+    `root` must be the top folder of the checkout. Otherwise q8trt in an environment inside another project's checkout would
+    report that project's commit.
     """
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root.resolve():
@@ -104,7 +104,7 @@ def _git(root: Path) -> tuple[str | None, bool | None]:
 
 
 def _versions() -> dict[str, str]:
-    """Return distribution -> version, for those of `DISTRIBUTIONS` that are installed."""
+    """Return distribution -> version for the installed ones of `DISTRIBUTIONS`."""
     versions = {name: installed_version(name) for name in DISTRIBUTIONS}
     return {"q8trt": q8trt.__version__} | {name: version for name, version in versions.items() if version}
 
@@ -117,12 +117,12 @@ def _cpu_model() -> str:
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
-#: What INT8 on a CPU depends on, as /proc/cpuinfo spells it: without a VNNI, ONNX Runtime's INT8 gains little.
+#: CPU features that the speed of INT8 depends on, as in /proc/cpuinfo. Without VNNI, ONNX Runtime's INT8 gains little.
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def _cpu_features(cpuinfo: str = "/proc/cpuinfo") -> list[str] | None:
-    """Return those of CPU_FEATURES that the CPU has; None if the system does not say."""
+    """Return the CPU_FEATURES that the CPU has; None if the system does not report them."""
     try:
         flags = re.search(r"^flags\s*:(.*)$", Path(cpuinfo).read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -131,7 +131,7 @@ def _cpu_features(cpuinfo: str = "/proc/cpuinfo") -> list[str] | None:
 
 
 def _memory_gib() -> float | None:
-    """Return the physical memory, GiB; None if the system does not say."""
+    """Return the physical memory in GiB; None if the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, OSError, ValueError):
@@ -139,7 +139,10 @@ def _memory_gib() -> float | None:
 
 
 def _cores() -> int | None:
-    """Return the cores that this process may use, which in a container or under ``taskset`` is fewer than the machine has."""
+    """Return the number of logical CPUs that this process may use; None if it is not known.
+
+    ``taskset`` and a container's set of CPUs reduce it. A container's quota of CPU time does not.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -152,7 +155,7 @@ def _os_name() -> str:
 
 
 def provenance(argv: Sequence[str]) -> dict[str, Any]:
-    """Return the facts that a reader needs to repeat a figure, JSON-ready.
+    """Return the facts that a reader needs to reproduce a figure, as JSON-ready data.
 
     Args:
         argv: ``sys.argv`` of the run, program first.
@@ -160,7 +163,8 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
     Returns:
         ``command``, ``git_commit`` and ``git_dirty`` (None outside a checkout of q8trt), ``date_utc`` (ISO 8601),
         ``versions``, ``hardware`` (``cpu``, ``cpu_features``, ``cores``, ``memory_gib``, ``gpus``) and
-        ``platform`` (``os``, ``python``). No absolute path of the machine is in it.
+        ``platform`` (``os``, ``python``). ``cores`` counts the logical CPUs that the process may use, ``gpus`` lists names.
+        The data contain no absolute path of this machine.
     """
     commit, dirty = _git(Path(q8trt.__file__).resolve().parents[1])
     return {
