@@ -93,7 +93,7 @@ def test_one_run_leaves_three_files_and_json_as_its_last_line(
     said = out[: out.rindex("\n{")].splitlines()
     assert said[-1].startswith("report: ")
     assert " ".join(said[said.index("Verdict") + 1 : -1]).endswith("they do not forecast a GPU's")
-    assert "Timed is the " not in out
+    assert "Times are the " not in out
 
 
 def test_layers_are_profiled_at_the_largest_shape(

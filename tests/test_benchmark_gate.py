@@ -58,7 +58,7 @@ def test_what_was_not_measured_does_not_pass_the_gate(report: Report) -> None:
         "speed at 1x128 is unknown: no FP32 row has the same backend and device",
         "speed at 16x128 is unknown: no FP32 row has the same backend and device",
     ]
-    assert Gate(1.0).failures(replace(report, rows=[FP32])) == ["no row but FP32's to judge"]
+    assert Gate(1.0).failures(replace(report, rows=[FP32])) == ["the report has only FP32 rows, and no row to judge"]
 
 
 @pytest.mark.parametrize("values", [(float("nan"), None), (None, 0.0), (None, -1.0), (None, float("inf"))])

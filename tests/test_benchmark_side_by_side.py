@@ -185,11 +185,11 @@ def test_command_refuses(files: tuple[Path, Path], tmp_path: Path, capsys: pytes
     for name, says in (
         ("absent.json", "absent.json does not exist; expected a benchmark.json"),
         ("old.json", "has schema 1, this q8trt reads 2; run benchmark.py again"),
-        ("text.json", "is no JSON file (not JSON: invalid character"),
-        ("rows.json", "is no benchmark report"),
+        ("text.json", "is not a JSON file (not JSON: invalid character"),
+        ("rows.json", "is not a benchmark report"),
         ("cut.json", "cut.json is damaged: missing key in rows[0]: precision; run benchmark.py again"),
         ("untitled.json", "untitled.json is damaged: missing key: title"),
-        ("list.json", "is no benchmark report"),
+        ("list.json", "is not a benchmark report"),
     ):
         assert run_command("benchmark", ["--compare", good, str(tmp_path / name)]) == 2
         error = capsys.readouterr().err

@@ -116,6 +116,6 @@ def test_png_and_svg_and_nothing_else(tmp_path: Path) -> None:
     assert picture.shape[1] > 800
     assert picture.std() > 0.05  # not an empty page
     assert "<svg" in (tmp_path / "plot.SVG").read_text(encoding="utf-8")[:500]
-    with pytest.raises(ConfigError, match=r"plot\.pdf: a plot is written as \.png or \.svg"):
+    with pytest.raises(ConfigError, match=r"plot\.pdf: a plot must end in \.png or \.svg"):
         plot_sensitivity(tmp_path / "plot.pdf", PLOT)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plot.SVG", "plot.png"]

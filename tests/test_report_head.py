@@ -91,7 +91,7 @@ def test_engines_of_two_runs_are_told_apart(report: Report) -> None:
 
 def test_definitions_of_columns_are_for_the_verbose(report: Report) -> None:
     short, long = printed(report), printed(report, verbose=True)
-    for definition in ("above 1 is faster than FP32", "Timed is the wall time", "samples/s: rows over host wall time"):
+    for definition in ("above 1 is faster than FP32", "Times are the wall time", "samples/s: rows over host wall time"):
         assert definition not in short
         assert definition in long
     assert "Length buckets 16, 128 against fixed 128" in short

@@ -106,9 +106,9 @@ def test_neighbors_are_beside_the_cosine(report: Report) -> None:
 
 
 def test_few_texts_behind_neighbors_have_a_note(report: Report) -> None:
-    assert any("among 66 texts only" in note for note in report.all_notes)
-    assert not any("texts only" in note for note in replace(report, rows_evaluated=500).all_notes)
-    assert not any("texts only" in note for note in make_report().all_notes)
+    assert any("on only 66 texts" in note for note in report.all_notes)
+    assert not any("neighbors_10 was" in note for note in replace(report, rows_evaluated=500).all_notes)
+    assert not any("neighbors_10 was" in note for note in make_report().all_notes)
 
 
 def test_torchs_scores_are_those_that_torch_computed(report: Report) -> None:

@@ -101,7 +101,7 @@ def test_a_cell_may_be_markdown_already() -> None:
 
 
 def test_a_row_has_a_cell_for_each_column() -> None:
-    with pytest.raises(ValueError, match="A title: a row has not one cell for each of 6 columns"):
+    with pytest.raises(ValueError, match="A title: a row does not have one cell for each of 6 columns"):
         Table(COLUMNS, (("a", "b"),), title="A title")
 
 

@@ -1,4 +1,4 @@
-"""Plots of a benchmark. A plot shows one backend on one device: figures of different places never share axes."""
+"""Plots of a benchmark. A plot shows one backend on one device, so figures of different places never share axes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from q8trt.reporting.scores import axis_unit, on_axis, score_text
 from q8trt.runtime.timing.latency import Latency
 from q8trt.runtime.timing.layers import LayerTimes, by_kind
 
-#: Bars of a plot of layers; the rest is one bar more.
+#: Bars of a plot of layers; all other kinds share one more bar.
 _LAYERS = 9
 #: Rows of one place with their numbers, which choose color and marker.
 Rows = Sequence[tuple[int, Row]]
@@ -30,7 +30,7 @@ class PlacePlots:
 
 
 def plots(report: Measurements, place: str) -> PlacePlots:
-    """Return the plots of the rows of one place, each of two points or more; a row that repeats FP32 is in none."""
+    """Return the plots of the rows of one place, without rows that repeat FP32. A line plot has at least two values of x."""
     rows = [each for each in enumerate(row for row in report.rows if row.place == place) if not each[1].repeats_fp32]
     shapes = {(latency.batch, latency.sequence) for _, row in rows for latency in row.latencies}
     batches, sequences = sorted({batch for batch, _ in shapes}), sorted({sequence for _, sequence in shapes})
@@ -48,7 +48,7 @@ def plots(report: Measurements, place: str) -> PlacePlots:
         not_drawn.append("Throughput against sequence: needs two lengths, see --seq_lengths.")
     figures += _accuracy(report, rows, place)
     charts = {f"{length} tokens": _over_batches(rows, length, _share) for length in sequences}
-    if any(charts.values()):  # without a second batch size there is no figure, and that was said above
+    if any(charts.values()):  # one batch size makes no figure, which `not_drawn` already says
         labels = "batch", "% of the peak at the precision of the row"
         figures += _family("Share of the GPU's peak against batch", charts, place, labels, whole=100.0)
     elif any(row.device != "cpu" for _, row in rows):
@@ -58,7 +58,7 @@ def plots(report: Measurements, place: str) -> PlacePlots:
     return PlacePlots(place, figures + layers, not_drawn if layers else [*not_drawn, "Time by layer: not profiled."])
 
 
-#: A value, the end of its whisker (None: it has none), and both as text.
+#: A value, the end of its whisker (None for no whisker), and both as text.
 Reading = tuple[float, float | None, str]
 
 
@@ -86,7 +86,7 @@ def _over_sequences(rows: Rows, batch: int, read: Callable[[Latency], Reading | 
 def _curves(
     rows: Rows, x_of: Callable[[Latency], int | None], read: Callable[[Latency], Reading | None]
 ) -> list[Series]:
-    """Return a series for each row that has a point: latencies without an x or a reading have none."""
+    """Return a series for each row that has a point. Latencies without an x or a reading have no point."""
     series = []
     for index, row in rows:
         points = [
@@ -106,9 +106,9 @@ def _legend(series: Sequence[Series]) -> tuple[tuple[int, str], ...]:
 def _family(
     title: str, charts: Mapping[str, list[Series]], place: str, labels: tuple[str, str], whole: float | None = None
 ) -> list[Figure]:
-    """Return a figure for each chart of two points or more, all on the same axes, so that they can be compared.
+    """Return a figure for each chart with two values of x or more, all on the same axes, so that they can be compared.
 
-    With `whole`, the vertical axis is linear from 0 to at least there.
+    With `whole`, the vertical axis is linear and reaches from 0 to at least `whole`.
     """
     points = [point for series in charts.values() for each in series for point in each.points]
     x = tuple(point.x for point in points)
@@ -160,7 +160,7 @@ def _buckets(rows: Rows, place: str) -> list[Figure]:
 
 
 def _layers(rows: Rows, place: str) -> list[Figure]:
-    """Return where the time of a batch goes: a figure for each row, all on one scale."""
+    """Return a figure of the time by kind of layer for each profiled row, all on one scale."""
     profiled = [(row, row.layer_times, _layer_bars(index, row.layer_times)) for index, row in rows if row.layer_times]
     limit = max((bar.value for _, _, bars in profiled for bar in bars), default=0.0)
     return [
@@ -174,7 +174,7 @@ def _layers(rows: Rows, place: str) -> list[Figure]:
 
 
 def _layer_bars(index: int, measured: LayerTimes) -> tuple[Bar, ...]:
-    """Return the kinds of layer that take longest, and all others as one."""
+    """Return a bar for each of the slowest kinds of layer, and one bar for all others."""
     kinds = by_kind(measured)
     rest = kinds[_LAYERS:]
     if rest:

@@ -20,15 +20,16 @@ LENGTHS_LEGEND = (
     "samples/s: rows over host wall time, batches of both kinds taking turns; vs fixed length: samples/s with buckets over "
     "those of the same row at the fixed length"
 )
-#: With more shapes than this, a document leaves the times to the latency table.
+#: With more shapes than this, a document shows times only in the latency table.
 SUMMARY_SHAPES = 4
-_NO_FP32 = "no FP32 row on the same backend and device, or FP16 computed in FP32"
+_NO_FP32_SCORE = "not scored, or no scored FP32 row on the same backend and device"
+_NO_FP32_TIME = "not timed, no FP32 row timed on the same backend and device, or FP16 computed in FP32"
 _ROW = (words(""), words(PLACE, wraps=True))
 _SHAPE = Column("batch x\nsequence")
 
 
 def summary(report: Measurements, with_times: bool = True) -> Table:
-    """Return a line per row: score, sizes and, `with_times`, median and speed at each shape."""
+    """Return a line per row: score, difference to FP32's score, sizes and, `with_times`, median and speed at each shape."""
     shapes = report.shapes if with_times else []
     return _summary(report, _ROW, "", shapes, SPEED_LEGEND if shapes else "")
 
@@ -44,14 +45,14 @@ def document_summary(report: Measurements) -> Table:
 def _summary(report: Measurements, names: tuple[Column, ...], sample: str, shapes: Sequence[str], legend: str) -> Table:
     main, other = report.main_metric, beside(report.main_metric)
     columns = [_score_column(main, "", sample), *([_score_column(other)] if other else [])]
-    if not report.is_drift:  # a drift is from FP32 already
-        columns.append(Column("vs", "FP32", format="+.2f", missing=_NO_FP32))
+    if not report.is_drift:  # a drift already compares with FP32
+        columns.append(Column("vs", "FP32", format="+.2f", missing=_NO_FP32_SCORE))
     columns += [
         Column("ONNX", "MiB", format=".1f", missing="no ONNX file"),
         Column("plan", "MiB", format=".1f", missing="no plan"),
     ]
     for shape in shapes:
-        columns += [Column(shape, "ms", format=ms), Column(shape, "speed", format=times, missing=_NO_FP32)]
+        columns += [Column(shape, "ms", format=ms), Column(shape, "speed", format=times, missing=_NO_FP32_TIME)]
 
     def cells(row: Row) -> list[Cell]:
         figures: list[Cell] = [row.metrics.get(name) for name in (main, other) if name]
@@ -71,7 +72,7 @@ def _score_column(metric: str, prefix: str = "", sample: str = "", missing: str 
 
 
 def engines(report: Measurements) -> Table:
-    """Return the model, recipe and folder of each row; no row where all share one run."""
+    """Return the model, recipe and folder of each row; an empty table if all rows share one model, recipe and run."""
     columns = (*_ROW, words("model", wraps=True), words("recipe", wraps=True), words("engine folder", wraps=True))
     rows = [(row.name, row.runs_on, row.model, row.recipe or "none", row.folder) for row in report.rows]
     head = report.head
@@ -80,7 +81,7 @@ def engines(report: Measurements) -> Table:
 
 
 def scores(report: Measurements) -> Table:
-    """Return every metric, of each row and of the torch model that it was exported from."""
+    """Return every metric of each row and of the torch model that the row was exported from."""
     names = list(dict.fromkeys(name for row in report.rows for name in row.metrics))
     columns = [_score_column(name) for name in names]
     torch = any(_torch_scores(report, row) for row in report.rows)
@@ -95,9 +96,9 @@ def scores(report: Measurements) -> Table:
 
 
 def _torch_scores(report: Measurements, row: Row) -> Mapping[str, float]:
-    """Return the scores in torch of the checkpoint behind a row; none of FP16, which torch did not compute.
+    """Return the scores of a row's checkpoint in torch; {} for FP16, which torch did not compute.
 
-    Without labels, FP32's are left out too: it is compared with itself.
+    Without labels, FP32 has none either, because it would be compared with itself.
     """
     is_left_out = row.precision == Precision.FP16 or (report.is_drift and not row.precision.is_quantized)
     return {} if is_left_out else row.torch_metrics or {}
@@ -113,7 +114,7 @@ _STATISTICS: tuple[tuple[Column, Callable[[Latency], Cell]], ...] = (
     (Column("queries", "/s", format=rate, rank=2), lambda each: each.queries_per_s),
     (Column("samples", "/s", format=rate, rank=1), lambda each: each.samples_per_s),
 )
-#: Statistics of a row on a GPU; a CPU's say nothing of TensorRT.
+#: Statistics that only rows on a GPU have, because a CPU's say nothing about TensorRT.
 _ARITHMETIC: tuple[tuple[Column, Callable[[Latency], Cell]], ...] = (
     (
         Column("GEMM", "TOPS", format=tops, missing="the model's work is not known, or the row ran on a CPU", rank=1),
@@ -127,11 +128,11 @@ _ARITHMETIC: tuple[tuple[Column, Callable[[Latency], Cell]], ...] = (
 
 
 def latencies(report: Measurements) -> Table:
-    """Return percentiles, throughput and, on a GPU, arithmetic, a line per row and shape."""
+    """Return a line per row and shape: percentiles, throughput and, on a GPU, TOPS and the share of the peak."""
     arithmetic = _ARITHMETIC if any(row.device != "cpu" for row in report.rows) else ()
     columns = (
         *_ROW, _SHAPE, *(column for column, _ in (*_STATISTICS, *arithmetic)),
-        Column("speed", format=times, missing=_NO_FP32), Column("iterations", format="d", rank=4),
+        Column("speed", format=times, missing=_NO_FP32_TIME), Column("iterations", format="d", rank=4),
     )  # fmt: skip
 
     def cells(row: Row, each: Latency) -> list[Cell]:
@@ -143,7 +144,7 @@ def latencies(report: Measurements) -> Table:
         for row in report.rows
         for each in row.latencies
     ]
-    return Table(columns, tuple(rows), f"Timed is the {report.what_is_timed}.", "Latency and throughput")
+    return Table(columns, tuple(rows), f"Times are the {report.what_is_timed}.", "Latency and throughput")
 
 
 _PART_TITLES = {"h2d": "H2D", "gpu": "GPU", "d2h": "D2H", "enqueue": "enqueue", "host": "host wall"}
@@ -190,7 +191,7 @@ def lengths(report: Measurements) -> Table:
 
 
 def _lengths_title(measured: Lengths, report: Measurements) -> str:
-    """Return which lengths are compared, the padding at the fixed length, and which rows were run."""
+    """Return the title: the lengths that are compared, the padding at the fixed length, and the rows that were run."""
     unit, total = "rows" if report.questions_evaluated is None else "windows", report.rows_evaluated
     share = f"all {unit}"
     if measured.rows != total:
@@ -201,6 +202,6 @@ def _lengths_title(measured: Lengths, report: Measurements) -> str:
 
 
 def detail_tables(report: Measurements) -> Sequence[Table]:
-    """Return the tables below the summary that have a row."""
+    """Return the tables below the summary, without empty ones."""
     tables = (engines(report), scores(report), latencies(report), parts(report), lengths(report))
     return [table for table in tables if table.rows]

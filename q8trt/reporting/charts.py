@@ -1,4 +1,4 @@
-"""Charts of a page, drawn by matplotlib as SVG whose colors are variables of the stylesheet: one picture for light and dark.
+"""Charts of a page, drawn by matplotlib as SVG. Colors are variables of the stylesheet, so light and dark share one picture.
 
 Marks have tooltips with their figures. Titles and legends may be long, so the page draws them and wraps their lines.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 20, 24, 40
 _BAR_PITCH = 38
-#: Ratio of the largest to the smallest value from which an axis is logarithmic.
+#: Ratio of the largest to the smallest value above which an axis is logarithmic.
 _LOG_FROM = 12
 #: Shapes and sizes of series, as the legend of templates/parts.html.j2 draws them.
 _MARKERS = (("o", 9), ("s", 8), ("^", 10.5), ("D", 7.5))
@@ -50,7 +50,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one color and marker, which `index` chooses, the same in every chart of a page."""
+    """Points of one color and marker. `index` chooses them, the same in every chart of a page."""
 
     name: str
     index: int
@@ -62,14 +62,14 @@ class LineChart:
     """Series over two axes.
 
     Attributes:
-        series: at least one point in all.
+        series: they have at least one point in total.
         labels: of the horizontal and of the vertical axis.
-        x_values: values that the horizontal axis must hold.
-        y_values: the same of the vertical axis; charts with the same values have the same axes.
-        x_is_choice: whether x has a tick at each value (batches, lengths) on a logarithmic axis.
-        y_from_zero: whether the vertical axis begins at 0 or is logarithmic; else it is linear around its values.
+        x_values: values that the horizontal axis must include.
+        y_values: the same for the vertical axis; charts with the same values have the same axes.
+        x_is_choice: whether x has a tick at each value (batches, lengths) on a logarithmic axis; otherwise it has round ticks.
+        y_from_zero: whether the vertical axis begins at 0 or is logarithmic; otherwise it is linear around its values.
         joined: whether lines join the points of a series.
-        reference: height of a dashed line.
+        reference: height of a dashed line; None for no line.
     """
 
     series: tuple[Series, ...]
@@ -150,7 +150,7 @@ def _inlined(drawn: bytes, title: str, tips: Sequence[str]) -> str:
 
 
 def line_figure(chart: LineChart) -> tuple[Figure, list[str]]:
-    """Return the figure of a chart, and the tooltip of each mark: artist ``tip-N`` has the N-th."""
+    """Return the figure of a chart, and the tooltips of its marks; the N-th belongs to the artist ``tip-N``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
@@ -197,7 +197,10 @@ def _choices(axes: Axes, axis: str, values: Sequence[float]) -> None:
 
 
 def _scale(axes: Axes, axis: str, values: Sequence[float], from_zero: bool = True) -> bool:
-    """Give `axis` round ticks over `values`; return whether it is logarithmic, as for a range of a factor of 12."""
+    """Give `axis` round ticks over `values`; return whether it is logarithmic.
+
+    It is if `from_zero` is set and `values` are above 0 and span more than a factor of 12.
+    """
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     low, high = min(values), max(values)
@@ -208,7 +211,7 @@ def _scale(axes: Axes, axis: str, values: Sequence[float], from_zero: bool = Tru
         marks = LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=12).tick_values(low, high)
         ticks = [float(mark) for mark in marks if low <= mark <= high]
     else:
-        # Half a percent at least, so that noise does not fill the axis, in whatever unit the values are.
+        # At least half a percent of the values, whatever their unit, so that noise does not fill the axis.
         middle, half = (low + high) / 2, max(0.6 * (high - low), 0.005 * max(abs(low), abs(high))) or 0.5
         ends = (0.0, high or 1.0) if from_zero else (middle - half, middle + half)
         ticks = list(map(float, MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends)))
@@ -223,7 +226,7 @@ def _set(axes: Axes, axis: str, **properties: Any) -> None:
 
 
 def tick_labels(ticks: Sequence[float], is_log: bool = False) -> list[str]:
-    """Return ``"0.5"``, ``"20k"``; on a linear axis all ticks have the same number of decimals."""
+    """Return ``"0.5"``, or ``"20k"`` from 10,000 on; below that, all ticks of a linear axis have as many decimals."""
     if max(map(abs, ticks)) >= 10_000:
         return [f"{tick / 1000:g}k" for tick in ticks]
     if is_log:
@@ -233,7 +236,7 @@ def tick_labels(ticks: Sequence[float], is_log: bool = False) -> list[str]:
 
 
 def bar_figure(chart: BarChart) -> tuple[Figure, list[str]]:
-    """Return the figure of bars, in units of the view box; see `line_figure`."""
+    """Return the figure of a bar chart, drawn in units of the view box, and its tooltips as `line_figure` does."""
     from matplotlib.figure import Figure
 
     height = 24 + _BAR_PITCH * len(chart.bars)

@@ -1,6 +1,6 @@
 """Two benchmark reports side by side: two machines, two backends or two versions.
 
-A ratio between different machines or backends compares more than the rows' names say, so each such row carries what differs.
+A ratio between different machines or backends compares more than the two engines, so each pair of rows lists what differs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from q8trt.reporting.stored import StoredReport, StoredRow
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two rows beside their figures: the `name` of what differs, and what it is in A and in B."""
+    """A difference between two rows other than their figures: the `name` of what differs, and its value in A and in B."""
 
     name: str
     a: str
@@ -29,8 +29,8 @@ class TimePair:
     """The median time of two matched rows at one shape.
 
     Attributes:
-        b_median_ms: None where B has not timed the shape.
-        across: what differs beside the figures; if it is not empty, the ratio compares that and not the models.
+        b_median_ms: None if B did not time the shape.
+        across: what differs besides the figures; if it is not empty, the ratio compares that and not the models.
     """
 
     name: str
@@ -50,7 +50,7 @@ class TimePair:
 
 @dataclass(frozen=True)
 class ScorePair:
-    """The score of two matched rows; `across` says that they were scored on different rows."""
+    """The scores of two matched rows, times 100; `across` is not empty if they were scored on different data."""
 
     name: str
     metric: str
@@ -60,7 +60,7 @@ class ScorePair:
 
     @property
     def points(self) -> float | None:
-        """B's score less A's; None on different data, or without a score."""
+        """B's score minus A's, times 100; None on different data, or without a score."""
         if self.across or self.a_score_x100 is None or self.b_score_x100 is None:
             return None
         return self.b_score_x100 - self.a_score_x100
@@ -74,7 +74,7 @@ class SideBySide:
         a: the first report, and `b` the second.
         times: one for each matched row and shape of A.
         scores: one for each matched row.
-        only_in_a: names of the rows without a partner, and `only_in_b`.
+        only_in_a: names of the rows of A without a partner; `only_in_b` is the same for B.
     """
 
     a: StoredReport
@@ -85,7 +85,7 @@ class SideBySide:
     only_in_b: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``compare.json`` holds (docs/reference/benchmark-schema.md)."""
+        """Return the content of ``compare.json`` (docs/reference/benchmark-schema.md)."""
         return {
             "a": _about(self.a),
             "b": _about(self.b),
@@ -121,7 +121,7 @@ def side_by_side(a: StoredReport, b: StoredReport) -> SideBySide:
 
 
 def _pairs(a: Sequence[StoredRow], b: Sequence[StoredRow]) -> list[tuple[StoredRow, StoredRow]]:
-    """Return rows of one name and precision, in the order of `a`: first those of one backend and device, then the others."""
+    """Return pairs of rows of one name and precision, in the order of `a`; equal backends and devices are matched first."""
     partners: dict[int, int] = {}
     for keys in (("name", "precision", "backend", "device"), ("name", "precision")):
         for index, row in enumerate(a):
@@ -137,7 +137,7 @@ def _differing(name: str, a: str, b: str) -> tuple[Difference, ...]:
 
 
 def _times(a: StoredReport, b: StoredReport, first: StoredRow, second: StoredRow) -> list[TimePair]:
-    """Return one for each shape of `first`. Versions are what one compares, so they are not among the differences."""
+    """Return a pair for each shape of `first`. A different version is not listed, because users compare versions this way."""
     across = _differing("backend", first.backend, second.backend)
     across += _differing("device", a.machine(first), b.machine(second))
     others = {latency.shape: latency for latency in second.latencies}

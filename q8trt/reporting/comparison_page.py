@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 TITLE = "Two benchmarks side by side"
 _LEGEND = (
-    "speed: A's median time over B's; above 1, B is faster. If backend or device differ, the ratio "
-    "compares those and not the models."
+    "speed: A's median time over B's; above 1, B is faster. If the backend, device or clock differs, the ratio "
+    "compares that and not the models."
 )
 
 
@@ -51,7 +51,7 @@ def comparison_html(both: SideBySide) -> str:
 
 
 def write_side_by_side(folder: str | Path, both: SideBySide, name: str = "compare") -> tuple[Path, Path]:
-    """Write ``<name>.html`` and ``.json`` into `folder`, each whole or not at all; returns the two paths.
+    """Write ``<name>.html`` and ``.json`` into `folder`, each whole or not at all, and return the two paths.
 
     Raises:
         OSError: the folder cannot be written.
@@ -77,7 +77,7 @@ def _without_partner(both: SideBySide) -> list[Phrase]:
 
 
 def _tables(both: SideBySide) -> list[Table]:
-    """Return the times and, where a report has any, the scores."""
+    """Return the table of times and, if a report has scores, the table of scores."""
     scored = any(each.a_score_x100 is not None or each.b_score_x100 is not None for each in both.scores)
     return [_time_table(both.times), _score_table(both.scores)] if scored else [_time_table(both.times)]
 
@@ -104,7 +104,9 @@ def _score_table(pairs: Sequence[ScorePair]) -> Table:
     columns = (
         words(""), Column("A", with_unit(metric), format=shown, missing="not scored"),
         Column("B", with_unit(metric), format=shown, missing="not scored"),
-        Column("B - A", format=lambda points: difference_text(metric, points / 100), missing="scored on different rows"),
+        Column(
+            "B - A", format=lambda points: difference_text(metric, points / 100), missing="not scored, or on different rows"
+        ),
         words("data", wraps=True),
     )  # fmt: skip
     rows = [
@@ -122,19 +124,19 @@ def _score_table(pairs: Sequence[ScorePair]) -> Table:
 
 
 def _across(pair: TimePair) -> str:
-    """Return the names of what differs; "like for like" where nothing does."""
+    """Return the names of what differs, or "like for like" if nothing differs."""
     if pair.b_median_ms is None:
         return "not timed in B"
     return enumeration([each.name for each in pair.across] or ["like for like"])
 
 
 def _place(pair: TimePair) -> str:
-    """Return the place of both rows, once where it is the same."""
+    """Return the place of both rows, once if it is the same."""
     return pair.a_place if pair.a_place == pair.b_place else f"A: {pair.a_place}; B: {pair.b_place}"
 
 
 def _figures(pairs: Sequence[TimePair]) -> list[Figure]:
-    """Return both medians at each shape, a figure for each row, with its place and what the ratio is across."""
+    """Return a figure for each row: both medians at each shape, with the places and what differs."""
     rows: dict[tuple[str, str, str], list[tuple[TimePair, float, float]]] = {}
     for pair in pairs:
         if pair.b_median_ms is not None and pair.speed is not None:

@@ -17,7 +17,7 @@ _TYPES = ("int8", "fp16", "fp32")
 
 
 def file_lines(folder: Path, manifest: Manifest) -> list[str]:
-    """Return the folder, and its files with sizes, backend and profiles."""
+    """Return the precision and folder of an engine that has a plan, then its files with sizes, backend and profiles."""
     onnx, plan = (f"  {name}  {manifest.files[name].bytes / 2**20:8.1f} MiB" for name in (ONNX_FILE, PLAN_FILE))
     built = manifest.backend
     target = (
@@ -45,7 +45,7 @@ def remark_lines(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def engine_table(record: EngineRecord) -> Table:
-    """Return the table of a manifest's `record`, of which the plan must be known."""
+    """Return a table that compares the linter's forecast of the graph with the engine that was built."""
     forecast, engine, build = record.forecast, record.engine or EngineReport(), record.build
     ops, layers = forecast["compute_ops_by_type"], engine.layers_by_precision
     rows: list[tuple[Cell, ...]] = [

@@ -36,7 +36,7 @@ class DataInfo:
         files: option -> file or folder.
         rows: split -> number of rows; {} if not recorded.
         columns: description of the text and label columns; "" if the source has none.
-        max_seq_length: tokens in a row, at most.
+        max_seq_length: the most tokens in a row.
     """
 
     source: str
@@ -51,21 +51,21 @@ class RunInfo:
     """The facts of a run, and of one of its checkpoints.
 
     Attributes:
-        entry: the facts that a list shows.
+        entry: the facts of the run that a list shows.
         kind: "run" or "checkpoint".
         folder: the run or the checkpoint.
-        head: kind of the model's head, where it was read from the model; "" else.
-        precision: of the run: FP32, or INT8 for one that quantizes.
+        head: kind of the model's head, if it was read from the model; otherwise "".
+        precision: of the run; FP32 for a run that does not quantize.
         quantizer: library of the quantizers.
         data: the rows.
         options: options of the training that are not at their default, as words of a command line.
         settings: name of q8trt's settings that were applied; "" for none.
-        scores: stage -> split -> metric -> value; those of the checkpoint's stage alone.
+        scores: stage -> split -> metric -> value; for a checkpoint, only those of its stage.
         details: of the checkpoint's stage, such as steps and seconds; {} for a run.
-        command: words that made the run; "" if not recorded, as `commit`, of q8trt.
-        commit: of q8trt's source.
-        versions: package -> version.
-        sizes: name in the folder -> bytes.
+        command: the command line that made the run; "" if not recorded.
+        commit: of q8trt's source; "" if not recorded.
+        versions: package -> version; {} if not recorded.
+        sizes: name in the folder -> bytes, without hidden entries.
     """
 
     entry: RunEntry
@@ -98,11 +98,11 @@ class EngineInfo:
 
     Attributes:
         folder: its path.
-        manifest: its description.
-        run: the run that holds it; None for an engine that is in none.
-        command: words that made the run; "" if unknown.
+        manifest: its manifest.
+        run: the run that contains it; None for an engine outside a run.
+        command: the command line that made the run; "" if unknown.
         commit: of q8trt's source when the run was made; "" if unknown.
-        sizes: file -> bytes, of the manifest.
+        sizes: file -> bytes, as the manifest lists them.
     """
 
     folder: str
@@ -113,7 +113,7 @@ class EngineInfo:
     sizes: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts ready for JSON: those of the manifest but hashes, and of the run."""
+        """Return the facts ready for JSON: those of the run and of the manifest, without hashes, recipe content and report."""
         facts = dataclasses.asdict(self.manifest)
         left_out = ("files", "digest", "recipe", "format", "report")
         return {
@@ -135,7 +135,7 @@ def read_info(path: str | Path) -> RunInfo | EngineInfo:
     """Return the facts of a folder.
 
     Raises:
-        ConfigError: the folder is none that q8trt describes, or run.json is damaged.
+        ConfigError: the folder is missing, is not a run, checkpoint of a run or engine folder, or its run.json is damaged.
         EngineError: the manifest is damaged.
     """
     folder = Path(path)
@@ -150,7 +150,7 @@ def read_info(path: str | Path) -> RunInfo | EngineInfo:
                 return _run_info(folder, run, name)
     problem = "is not a folder" if folder.exists() and not folder.is_dir() else "does not exist"
     if folder.is_dir():
-        problem = f"has no {RUN_FILE} and no {MANIFEST_FILE}, and is no finished stage of a run"
+        problem = f"has no {RUN_FILE} and no {MANIFEST_FILE}, and is not a finished stage of a run"
     raise ConfigError(
         f"{folder} {problem}; expected a run (runs/NAME), a checkpoint of a run (runs/NAME/int8) or an engine folder "
         "(runs/NAME/engine); q8trt runs lists them"
@@ -158,7 +158,7 @@ def read_info(path: str | Path) -> RunInfo | EngineInfo:
 
 
 def _parent(folder: Path) -> Path:
-    """Return the folder above, as short as `folder` is given."""
+    """Return the parent folder, relative if `folder` is."""
     return folder.parent if folder.name not in ("", "..") else folder.resolve().parent
 
 
@@ -201,13 +201,13 @@ def _data_info(record: RunRecord, config: FinetuneConfig) -> DataInfo:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of each entry of `folder` except hidden ones; a subfolder counts with its content."""
+    """Return the bytes of each entry of `folder` except hidden ones; a subfolder has the bytes of all its files."""
     entries = (path for path in sorted(folder.iterdir()) if not path.name.startswith("."))
     return {path.name: sum(map(_bytes, (path, *path.rglob("*")))) for path in entries}
 
 
 def _bytes(path: Path) -> int:
-    """Return the size of a file; 0 for a folder, and for a file that disappeared because a run is in training."""
+    """Return the size of a file; 0 for a folder, and for a file that a training run removed meanwhile."""
     try:
         return path.stat().st_size if path.is_file() else 0
     except OSError:
@@ -290,7 +290,7 @@ def _engine_facts(info: EngineInfo) -> list[tuple[str, str]]:
 
 
 def _score_facts(stages: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return a fact for each split of each stage: its metrics, see `score_text`."""
+    """Return a fact for each split of each stage, with its metrics as `score_text` shows them."""
     return [
         (
             f"{stage.replace('_', ' ')} {split}",
@@ -313,5 +313,5 @@ def _origin_facts(commit: str, created: str, versions: Mapping[str, Any]) -> lis
 
 
 def _size_text(sizes: Mapping[str, int]) -> str:
-    """Return names and sizes; those that would round to 0 are left out."""
+    """Return names and sizes, without those below 0.1 MiB."""
     return ", ".join(f"{name} {mib(size)}" for name, size in sizes.items() if size >= _LEAST)

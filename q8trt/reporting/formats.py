@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def number(value: float, spec: str) -> str:
-    """Return `value` formatted by `spec`; a zero that rounding leaves with a minus sign loses it."""
+    """Return `value` formatted by `spec`; a value that rounds to zero has no minus sign."""
     text = format(value, spec)
     return text.replace("-", "+" if "+" in spec else "") if float(text) == 0 else text
 
@@ -17,12 +17,12 @@ def ms(value: float) -> str:
 
 
 def x100(fraction: float) -> str:
-    """Return a fraction times 100, two decimals."""
+    """Return a fraction times 100 with two decimals."""
     return number(100 * fraction, ".2f")
 
 
 def rate(value: float) -> str:
-    """Return events per second, three digits or more."""
+    """Return events per second: two decimals below 10, one below 100, else none."""
     return number(value, ".0f" if value >= 100 else ".1f" if value >= 10 else ".2f")
 
 
@@ -37,14 +37,14 @@ def percent(fraction: float) -> str:
 
 
 def error_percent(fraction: float) -> str:
-    """Return a relative error to two significant digits: ``"13%"``, ``"0.32%"``, ``"<0.001%"``; ``"0"`` for zero."""
+    """Return a relative error: ``"13%"``, below 10% with two significant digits ``"0.32%"``, ``"<0.001%"``, or ``"0"``."""
     if fraction == 0:
         return "0"
     return "<0.001%" if fraction < 1e-5 else f"{100 * fraction:.2g}%" if fraction < 0.1 else percent(fraction)
 
 
 def times(ratio: float) -> str:
-    """Return ``"1.52x"``; two significant digits below 0.1, as of a CPU over a GPU."""
+    """Return ``"1.52x"``; below 0.1 (such as a CPU over a GPU) two significant digits, ``"0.012x"``."""
     return f"{ratio:.2f}x" if ratio >= 0.1 else f"{ratio:.2g}x"
 
 

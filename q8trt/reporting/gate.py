@@ -18,10 +18,11 @@ from q8trt.tasks.metrics import direction
 class Gate:
     """The bounds that every INT8 row must keep, or every FP16 row of a report without INT8.
 
-    They compare with the FP32 engine of the same report on the same backend and device.
+    A row is compared with the FP32 row of the same report on the same backend and device. If that row has no score, the drop
+    is measured from the score of torch FP32 that the run recorded.
 
     Raises:
-        ConfigError: a value that is not finite, or a speedup that is not positive.
+        ConfigError: a value is not finite, or the speedup is not positive.
     """
 
     max_drop: float | None = option(
@@ -43,9 +44,9 @@ class Gate:
         return self.max_drop is not None or self.min_speedup is not None
 
     def failures(self, report: Measurements) -> list[str]:
-        """Return a clause for each requirement that `report` misses. A figure that was not measured misses it."""
+        """Return a clause for each requirement that `report` misses. A figure that was not measured is a miss."""
         judged = _judged(report)
-        failed = [] if judged else ["no row but FP32's to judge"]
+        failed = [] if judged else ["the report has only FP32 rows, and no row to judge"]
         for row in judged:
             if self.max_drop is not None:
                 failed += _dropped(report, row, self.max_drop)
@@ -56,7 +57,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate's judgment of a report: it passes without `failures`, a clause for each requirement that is missed."""
+    """A gate's judgment of a report. `failures` has a clause for each requirement that is missed."""
 
     gate: Gate
     metric: str
@@ -95,7 +96,7 @@ def _judged(report: Measurements) -> list[Row]:
 
 
 def _reference_x100(report: Measurements, row: Row) -> tuple[float, str] | None:
-    """Return the FP32 score (x100) that a drop is counted from and whose it is; None if none is known."""
+    """Return the FP32 score (x100) from which a drop is measured, and its source; None if no score is known."""
     baseline = report.baseline(row)
     if baseline and (score := report.score_x100(baseline)) is not None:
         return score, "the FP32 engine"
@@ -111,7 +112,7 @@ def _dropped(report: Measurements, row: Row, max_drop: float) -> list[str]:
             f"{where}: drop of {report.main_metric} is unknown: {'the row' if score is None else 'FP32'} has no score"
         ]
     drop = direction(report.main_metric) * (reference[0] - score)
-    if drop <= max_drop + 1e-9:  # 86.76 - 85.76 is a hair above 1
+    if drop <= max_drop + 1e-9:  # 86.76 - 85.76 is slightly above 1 in binary
         return []
     return [
         f"{where} loses {drop:.2f} points of {report.main_metric} against {reference[1]} "

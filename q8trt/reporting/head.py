@@ -24,13 +24,13 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True)
 class Head:
-    """The facts that a reader needs before the figures. Each tuple holds a name once, in the order of the rows.
+    """The facts that a reader needs before the figures. Each tuple has a name once, in the order of the rows.
 
     Attributes:
         models: names of the models.
         recipes: names of the quantization recipes; () if no row is quantized.
-        precisions: as `Precision`.
-        runs: the runs, or the engine folders of engines that are in none.
+        precisions: values of `Precision`.
+        runs: the runs, or the engine folders of engines outside a run.
         data: task, split, rows and source.
         devices: names of the GPUs, or of the CPU with its cores.
         backends: labels of the runtimes, with their versions.
@@ -82,7 +82,7 @@ def head_of(rows: Sequence[Row | StoredRow], data: str, provenance: Mapping[str,
 
 
 def _minute(date_utc: str) -> str:
-    """Return ``"2026-11-28 03:19 UTC"``; what is not ISO 8601 as it is."""
+    """Return ``"2026-11-28 03:19 UTC"``; text that is not ISO 8601 is returned as it is."""
     try:
         return datetime.fromisoformat(date_utc).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
     except ValueError:
@@ -110,7 +110,7 @@ def _backend(name: str, versions: Mapping[str, Any]) -> str:
 
 
 def heading(models: Sequence[str], task: str, is_sample: bool) -> str:
-    """Return ``"minilm on STS-B"``; the built-in sample always says that it is not GLUE."""
+    """Return ``"minilm on STS-B"``; for the built-in sample the text also says that it is not GLUE."""
     return f"{', '.join(models)} on {task}{f', {SAMPLE_LABEL}' if is_sample else ''}"
 
 

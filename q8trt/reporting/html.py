@@ -1,4 +1,4 @@
-"""Pages from the templates of this folder: self-contained, without a script, for light and dark."""
+"""Pages from the templates of this folder. A page is self-contained, has no script, and has light and dark colors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Figure:
     """A chart under its title.
 
     Attributes:
-        title: what it shows.
-        place: where its figures were taken.
-        chart: what to draw.
+        title: title of the figure.
+        place: backend and device of its figures.
+        chart: the chart to draw.
         legend: index and name of each series.
-        reference: name of the dashed line; "" for none.
+        reference: name of the dashed line; "" for no line.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Figure:
 
     @property
     def svg(self) -> str:
-        """The drawing, which has escaped its texts."""
+        """The chart as an ``<svg>`` element, whose texts are escaped."""
         return svg(self.chart, f"{self.title}, {self.place}")
 
 

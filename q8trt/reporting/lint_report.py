@@ -1,4 +1,4 @@
-"""A lint report on the terminal: blocks, equal layers in one line; findings by rule; one line of verdict."""
+"""A lint report on the terminal: a table of blocks, in which equal layers share a line, the findings by rule, and a verdict."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-_SHOWN = 3  # of the different facts that a rule has
-_ALL_NAMED = ("fp32-leftover",)  # rules that name every node, not the first alone
+_SHOWN = 3  # different facts of a rule that are printed
+_ALL_NAMED = ("fp32-leftover",)  # rules whose findings name every node, not only the first
 
 
 def print_report(report: LintReport, console: Console) -> None:
@@ -93,7 +93,7 @@ def _notes(block: Block) -> list[str]:
 
 
 def names_of(places: Sequence[Place]) -> str:
-    """Return "layer 0-1 attention" for layers 0 and 1; the names of other places joined by commas, the head last."""
+    """Return the names of places, joined by commas: "layer 0-1 attention" for layers 0 and 1, the head last."""
     layers: dict[str, list[int]] = {}
     for place in places:
         if place.layer is not None:
@@ -117,7 +117,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Print findings by rule and level, the worst first: how many, what, where, why it matters, how to fix it."""
+    """Print findings by rule and level, the worst first: their number, facts and places, why they matter and the fix."""
     from rich.padding import Padding
     from rich.text import Text
 

@@ -26,13 +26,13 @@ class EngineEntry:
 
     Attributes:
         name: of the folder.
-        label: how the model came about and its precision, such as "QAT INT8+FP16".
-        precision: as `Precision`.
+        label: how the model was made and its precision, such as "QAT INT8+FP16".
+        precision: a value of `Precision`.
         bytes: size of the plan; of the ONNX file if there is no plan.
         has_plan: whether there is a plan.
         backend: builder of the plan, with its version; "" without a plan.
         score: the task's main metric in the run's benchmark.json, as a fraction; None without a score of this build.
-        problem: why the folder cannot be read; all other fields are then empty.
+        problem: why the folder cannot be read; all other fields but `name` are then empty. "" if it can be read.
     """
 
     name: str
@@ -53,15 +53,15 @@ class RunEntry:
         name: of the folder.
         folder: the path.
         created: ISO 8601, UTC; "" if unknown.
-        model: the model that the run began with.
+        model: name of the model that the run began with.
         task: task of the data; the kind of the head if a model was quantized without a task.
         recipe: name of the quantization recipe; "" for a run that ends with FP32.
         target: the device that engines are made for.
         state: "finished", or "unfinished" while the last stage, or the engines of `q8trt quantize`, are missing.
         main_metric: name of the metric of `scores`.
-        scores: finished stage -> main metric on the first development split, as a fraction; None if it was not measured.
+        scores: finished stage -> main metric on the first split that has it, as a fraction; None if it was not measured.
         engines: in the order of their names.
-        problem: why run.json cannot be read; all other fields are then empty.
+        problem: why run.json cannot be read; all other fields but `name` and `folder` are then empty. "" if it can be read.
     """
 
     name: str
@@ -79,7 +79,7 @@ class RunEntry:
 
 
 def list_runs(root: str | Path) -> tuple[RunEntry, ...]:
-    """Return the runs under `root`, the one written last first; one that cannot be read has its problem."""
+    """Return the runs directly in `root`, the one written last first; a run that cannot be read has a problem."""
     return tuple(run_entry(run) for run in find_runs(root))
 
 
@@ -107,7 +107,7 @@ def run_entry(run: Run) -> RunEntry:
 
 
 def _benchmark(run: Run) -> StoredReport | None:
-    """Return the report that `benchmark.py` wrote into the run; None without a sound one."""
+    """Return the report that `benchmark.py` wrote into the run; None if it is missing or damaged."""
     try:
         return read_report(run.path / "benchmark.json")
     except Q8TRTError:
@@ -176,17 +176,17 @@ def _joined(columns: tuple[Column, ...], left: Sequence[tuple[Any, ...]], right:
 
 
 def _stacked(*lines: str) -> str:
-    """Return lines of a cell, the second of which is indented; names may come from a file of someone else's."""
+    """Return the lines of a cell, indented from the second on. Names may come from a foreign file, so they are escaped."""
     return "\n  ".join(map(one_line, lines))
 
 
 def _names(heading: str, rank: int = 0) -> Column:
-    """Return a column of names. They may come from a foreign file."""
+    """Return a column of names, which are escaped because they may come from a foreign file."""
     return replace(words(heading), format=one_line, rank=rank)
 
 
 def engines_tables(runs: Iterable[RunEntry]) -> tuple[Table, Table]:
-    """Return a row for each engine that can be read, in the order of the runs: as `runs_tables`."""
+    """Return a row for each engine that can be read, in the order of the runs: a wide and a narrow table."""
     pairs = [(run, each) for run in runs for each in run.engines if not each.problem]
     size, score = Column("size", "MiB", format=lambda size: f"{size / 2**20:.1f}"), Column("score")
     facts = [

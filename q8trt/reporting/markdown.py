@@ -14,7 +14,7 @@ class Markdown(str):
 
 
 def markdown_table(table: Table) -> list[str]:
-    """Return the lines of a table and its legend, an empty one at the end."""
+    """Return the lines of a table and its legend, with an empty line at the end."""
 
     def line(cells: Iterable[str]) -> str:
         texts = (" ".join(cell.split()) if isinstance(cell, Markdown) else markdown_text(cell) for cell in cells)

@@ -1,6 +1,6 @@
 """The figures of a benchmark.
 
-A time is only divided by a time taken on the same backend and device; everywhere else the ratio is None.
+A time is only divided by a time taken on the same backend and device; any other ratio of times is None.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Row:
     Attributes:
         name: such as ``"FP32"``, ``"PTQ INT8"``, ``"QAT INT8"``.
         place: `Runner.place`, such as ``"ONNX Runtime, CPU"``; `backend`, `device` and `precision` are the runner's as well.
-        metrics: scores on this backend, as fractions; empty if nothing was scored.
+        metrics: scores on this backend, as fractions; {} if nothing was scored.
         onnx_mib: size of the ONNX file with its external data, in MiB; None if there is none.
         plan_mib: size of the engine plan, in MiB; None if there is none.
         latencies: one per shape.
@@ -56,9 +56,9 @@ class Row:
         folder: the engine folder, without machine paths.
         model: name of the model; "" if it is not known.
         recipe: name of the quantization recipe; "" for a model without quantizers.
-        run: the run that holds the engine, without the machine in it; `folder` for an engine that is in none.
+        run: the run that contains the engine, without machine paths; `folder` for an engine outside a run.
         findings: errors and warnings of the linter on this graph, "rule: text", the worst first.
-        layer_times: by the backend's profiler; None if there was none.
+        layer_times: by the backend's profiler; None if the row was not profiled.
         in_float: products and residual Adds in floating point that other layers run in INT8, by the linter.
     """
 
@@ -95,23 +95,23 @@ class Row:
 
     @property
     def is_widened(self) -> bool:
-        """True if the runtime computed in FP32 what the graph has in FP16; such a row measures no FP16."""
+        """True if the runtime computed the FP16 parts of the graph in FP32, so the row does not measure FP16."""
         runtime = find_runtime(self.backend)
         widens = runtime is not None and runtime.capabilities.widens_half
         return widens and self.device == "cpu" and self.precision.is_half
 
     @property
     def repeats_fp32(self) -> bool:
-        """True for an FP16 row that was computed in FP32: its times are FP32's."""
+        """True for an FP16 row that was computed in FP32, so its times are those of FP32."""
         return self.is_widened and not self.precision.is_quantized
 
     @property
     def runs_on(self) -> str:
-        """The place, and that FP16 was computed in FP32 where it was."""
+        """The place, with "FP16 as FP32" if FP16 was computed in FP32."""
         return f"{self.place}, FP16 as FP32" if self.is_widened else self.place
 
     def is_comparable(self, other: Row) -> bool:
-        """Return whether times of the two may be divided: same backend, same device."""
+        """Return whether the times of both rows may be divided, because backend and device are the same."""
         return (self.backend, self.device) == (other.backend, other.device)
 
     def median_ms(self, shape: str) -> float | None:
@@ -121,7 +121,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A row's figures over its baseline's: below 1 is faster or smaller, None is missing or not comparable.
+    """A row's figures over its baseline's. Below 1 is faster or smaller; None means missing or not comparable.
 
     Attributes:
         row: name of the row.
@@ -139,7 +139,7 @@ class Ratio:
 
     @property
     def speeds(self) -> dict[str, float]:
-        """Shape -> how many times as fast as the baseline; shapes that both were timed at."""
+        """Shape -> how many times as fast as the baseline, for shapes at which both were timed."""
         return {shape: 1 / ratio for shape, ratio in self.latency.items() if ratio is not None}
 
     def speed(self, shape: str) -> float | None:
@@ -160,12 +160,12 @@ class Measurements:
         data_source: source of the rows for readers, without an absolute path.
         is_sample: whether the data are the built-in sample, which then labels every score.
         rows_evaluated: number of rows scored.
-        questions_evaluated: number of questions whose windows the rows are; None for rows that are no windows.
-        data_fingerprint: hash of those rows.
+        questions_evaluated: number of questions whose windows the rows are; None for rows that are not windows.
+        data_fingerprint: hash of the rows scored.
         main_metric: the metric of the tables; a key of ``Row.metrics``.
         rows: one per model, precision and device; the first FP32 row of a backend and device is its baseline.
         provenance: see `q8trt.hardware.provenance.provenance`.
-        gpus: the machine's GPUs as they were right after timing; [] without a driver or nvidia-ml-py.
+        gpus: the machine's GPUs as they were right after timing; [] without a driver.
         notes: remarks; `Report.all_notes` adds those that follow from the rows.
     """
 
@@ -190,7 +190,7 @@ class Measurements:
 
     @property
     def title(self) -> str:
-        """``"STS-B dev, 1500 rows, <where from>"``; the built-in sample always says that it is not a GLUE score."""
+        """``"STS-B dev, 1500 rows, <source>"``, or ``"STS-B, timing only"``; the built-in sample is called "not GLUE"."""
         if not self.rows_evaluated:
             return f"{self.task}, timing only"
         return f"{self.task} {self.split}, {counted(self.rows_evaluated, self.questions_evaluated)}, {self.data_label}"
@@ -202,7 +202,7 @@ class Measurements:
 
     @property
     def heading(self) -> str:
-        """``"minilm on STS-B"``, or `title` where no model is known; the built-in sample always says that it is not GLUE."""
+        """``"minilm on STS-B"``, or `title` if no model is known; the built-in sample is called "not GLUE"."""
         models = self.head.models
         return heading(models, self.task, self.is_sample) if models else self.title
 
@@ -218,7 +218,7 @@ class Measurements:
 
     @property
     def largest_shape(self) -> str:
-        """The timed shape of most tokens; "" if none was timed."""
+        """The timed shape with the most tokens; "" if none was timed."""
         latencies = [latency for row in self.rows for latency in row.latencies]
         return max(latencies, key=lambda each: each.batch * each.sequence).shape if latencies else ""
 
@@ -259,13 +259,16 @@ class Measurements:
         return None if score is None else 100 * score
 
     def score_delta_x100(self, row: Row, baseline: Row | None = None) -> float | None:
-        """Return `score_x100` less that of `baseline`, by default `baseline(row)`; None if either is missing."""
+        """Return `score_x100` minus that of `baseline`, by default `baseline(row)`; None if either is missing."""
         baseline = baseline or self.baseline(row)
         score, base = self.score_x100(row), self.score_x100(baseline) if baseline else None
         return None if score is None or base is None else score - base
 
     def ratio(self, row: Row, baseline: Row) -> Ratio:
-        """Return `row` over `baseline`; times and plans only when backend and device are the same."""
+        """Return `row` over `baseline`.
+
+        Times and plan sizes are None if backend or device differ, and times also if `row` repeats FP32.
+        """
         comparable = row.is_comparable(baseline)
         is_timed = comparable and not row.repeats_fp32
         return Ratio(
@@ -285,6 +288,6 @@ class Measurements:
         return self.ratio(row, baseline).speed(shape) if baseline else None
 
     def torch_fp32_x100(self, row: Row) -> float | None:
-        """Return the main metric of the torch FP32 model, times 100, as recorded in the run of `row`; None if none is."""
+        """Return the main metric (x100) of the torch FP32 model as the run of `row` recorded it; None if it did not."""
         score = (row.fp32_metrics or {}).get(self.main_metric)
         return None if score is None else 100 * score

@@ -12,12 +12,12 @@ from q8trt.runtime.registry import label_of, runs_plans
 from q8trt.runtime.timing.hardware import peak_source
 from q8trt.runtime.timing.latency import TimingWarning
 
-#: Texts below which the share of nearest neighbors has a note.
+#: With fewer texts than this, the share of nearest neighbors has a note.
 NEIGHBOR_TEXTS = 500
 
 
 def all_notes(report: Measurements) -> list[str]:
-    """Return the report's notes, torch's score, parity, doubtful times and the sources of peaks."""
+    """Return the report's notes, and notes on torch's scores, few texts, floats, parity, doubtful times and peaks."""
     notes = [*report.notes, *_torch_notes(report), *_neighbor_notes(report)]
     notes += [f"{row.name}: {in_float_text(row.in_float)}" for row in report.rows if row.in_float]
     notes += [_parity_note(row, row.parity) for row in report.rows if row.parity]
@@ -31,7 +31,7 @@ def in_float_text(parts: Sequence[str]) -> str:
 
 
 def place_note(report: Measurements) -> str:
-    """Return a sentence where no figure was taken on TensorRT; "" if one was."""
+    """Return a sentence if no figure was taken on TensorRT; "" if one was, or if there are no rows."""
     if not report.rows or any(runs_plans(row.backend) for row in report.rows):
         return ""
     labels = " and ".join(dict.fromkeys(label_of(row.backend) for row in report.rows))
@@ -41,7 +41,7 @@ def place_note(report: Measurements) -> str:
 
 
 def _torch_notes(report: Measurements) -> list[str]:
-    """Return what torch FP32 scored, the reference of every engine."""
+    """Return a note on the score of torch FP32, the reference of every engine."""
     if report.is_drift or not any(row.metrics for row in report.rows):  # without labels it is compared with itself
         return []
     scores = {report.torch_fp32_x100(row) for row in report.rows} - {None}
@@ -52,13 +52,13 @@ def _torch_notes(report: Measurements) -> list[str]:
 
 
 def _neighbor_notes(report: Measurements) -> list[str]:
-    """Return that few texts stand behind the share of neighbors."""
+    """Return a note if the share of neighbors was measured on few texts."""
     texts = report.rows_evaluated
     if texts >= NEIGHBOR_TEXTS or not any("neighbors_10" in row.metrics for row in report.rows):
         return []
     return [
-        f"neighbors_10 is a share among {texts} texts only; give {NEIGHBOR_TEXTS} or more for a figure that means something for "
-        "a search"
+        f"neighbors_10 was measured on only {texts} texts; use {NEIGHBOR_TEXTS} or more for a figure that is meaningful for "
+        "search"
     ]
 
 
@@ -87,7 +87,7 @@ def _timing_notes(row: Row) -> list[str]:
 
 
 def _peak_notes(report: Measurements) -> list[str]:
-    """Return the sources of the peaks that shares are of."""
+    """Return a note on the source of each device's peak, of which the rows show a share."""
     devices = dict.fromkeys(
         row.device for row in report.rows if any(each.peak_share is not None for each in row.latencies)
     )

@@ -3,7 +3,7 @@
 Stages are compared by their logits, as absolute differences, and by their hidden states, as relative errors (norm of the
 difference over norm of the earlier stage's). A layer has two errors. For `alone` it starts from the hidden states of the earlier
 stage, for `so_far` from those of its own stage. Only `alone` shows the layer at fault, because rounding differences grow from
-layer to layer: a value between two INT8 steps may be rounded either way.
+layer to layer when a value between two INT8 steps is rounded to the other step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Difference:
-    """Absolute difference of logits: the `largest` and the `mean` one, over all rows and labels."""
+    """Absolute difference of logits: the `largest` and the `mean`, over all rows and outputs."""
 
     largest: float
     mean: float
@@ -50,8 +50,8 @@ class StageFigures:
         rows: rows scored: the first ones of the split.
         device: "cpu" or the name of the GPU.
         metrics: the task's metrics on these rows, as fractions.
-        before: logits against those of the stage before it; None for the first stage.
-        fp32: logits against those of torch FP32; None for torch FP32 itself.
+        before: difference of the logits to those of the previous stage; None for the first stage.
+        fp32: difference of the logits to those of torch FP32; None for torch FP32 itself.
     """
 
     stage: str
@@ -68,8 +68,8 @@ class Pair:
     """Two stages at one batch size, or one stage at two batch sizes.
 
     Attributes:
-        first: the earlier one's name.
-        second: the later one's.
+        first: name of the earlier stage.
+        second: name of the later stage.
         kind: the step between them: "training", "quantization", "export", "engine" or "padding".
         batch_size: rows a batch of the second.
         tolerance: largest relative error that counts as agreement; None without a judgment (training).
@@ -78,8 +78,9 @@ class Pair:
         alone: place ("embeddings", "layer.3", "head") -> relative error if it starts from the first stage's hidden states;
             empty for an engine, which returns only logits.
         so_far: the same if it starts from the hidden states of its own stage.
-        parts_at: the first place whose error exceeds the tolerance, or "logits" for an engine; None if they agree.
-        module: the first module within that place whose error exceeds it; None without a search.
+        parts_at: the first place whose error exceeds the tolerance, or "logits" for an engine; None if they agree or are not
+            judged.
+        module: the first module within that place whose error exceeds the tolerance; None if no module was searched for.
     """
 
     first: str
@@ -96,7 +97,7 @@ class Pair:
 
     @property
     def judged_errors(self) -> dict[str, float]:
-        """Place -> the error that the tolerance is for."""
+        """Place -> the error that is compared with the tolerance."""
         return self.alone or {"logits": self.logits_error}
 
 
@@ -108,8 +109,10 @@ class EngineParity:
         name: such as "QAT INT8".
         folder: the engine folder, without machine paths.
         precision: of the engine.
-        task: its name, and `main_metric` the metric that is shown.
-        split: of the data, from `data_source`.
+        task: its name.
+        main_metric: the metric that is shown.
+        split: split of the data, such as "dev".
+        data_source: source of the rows for readers.
         layer_rows: rows whose hidden states were compared.
         stages: in the order in which a model becomes an engine, each at every batch size.
         pairs: consecutive stages, then each stage at two batch sizes.
@@ -117,7 +120,7 @@ class EngineParity:
         model: its name.
         recipe: name of the quantization recipe; "" for a model without quantizers.
         wide_sites: sentences about sites with massive channels, with the recipe key that helps.
-        questions: number of questions whose windows the rows are; None for rows that are no windows.
+        questions: number of questions whose windows the rows are; None for rows that are not windows.
     """
 
     name: str
@@ -137,7 +140,7 @@ class EngineParity:
     questions: int | None = None
 
     def facts(self, hardware: Mapping[str, Any]) -> Facts:
-        """Return the head of the result; `hardware` is a provenance's."""
+        """Return the head of the result; `hardware` is that of a provenance."""
         rows = max((each.rows for each in self.stages), default=0)
         devices = dict.fromkeys(device_of(each.device, hardware) for each in self.stages)
         return [
@@ -151,7 +154,7 @@ class EngineParity:
 
     @property
     def agrees(self) -> bool:
-        """True if no judged pair parts."""
+        """True if every judged pair agrees."""
         return all(pair.parts_at is None for pair in self.pairs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,7 +173,10 @@ def parity_dict(engines: Sequence[EngineParity], provenance: dict[str, Any]) -> 
 
 
 def verdict(engine: EngineParity) -> list[Phrase]:
-    """Return a sentence for each two stages at every batch size where they differ, else at that of the largest error."""
+    """Return a sentence for each pair of stages at each batch size at which they part, and one for each wide site.
+
+    A pair that agrees at every batch size has one sentence, at the batch size with the largest error.
+    """
     phrases: list[Phrase] = []
     for names in dict.fromkeys((pair.first, pair.second) for pair in engine.pairs):
         same = [pair for pair in engine.pairs if (pair.first, pair.second) == names]
@@ -201,7 +207,7 @@ def _sentence(pair: Pair) -> Phrase:
 
 def _module(pair: Pair) -> str:
     if pair.kind == "engine":
-        return "; a plan shows nothing but its logits, so no layer can be named"
+        return "; a plan returns only its logits, so no layer can be named"
     return f", first at the output of {pair.module}" if pair.module else ""
 
 
@@ -238,14 +244,14 @@ def layer_table(engine: EngineParity) -> Table | None:
     columns = (words(""), *(Column(pair.second, "alone / so far") for pair in pairs))
     rows = [(place, *(cell(pair, place) for pair in pairs)) for place in pairs[0].alone]
     legend = (
-        f"relative error of hidden states to the stage before, {engine.layer_rows} rows at batch {largest}; alone: where "
-        "the layer starts from that stage's hidden states; *: where they part"
+        f"relative error of hidden states to the stage before, {engine.layer_rows} rows at batch {largest}; alone: the "
+        "layer starts from that stage's hidden states; *: the first layer above the tolerance"
     )
     return Table(columns, tuple(rows), legend)
 
 
 def print_parity(engine: EngineParity, console: Console, hardware: Mapping[str, Any]) -> None:
-    """Print head, stages, layers at the largest batch size, and the verdict; `hardware` is a provenance's."""
+    """Print head, stages, layers at the largest batch size, and the verdict; `hardware` is that of a provenance."""
     say(console, f"{engine.name}, stage by stage", "bold")
     print_facts(console, engine.facts(hardware))
     say(console)

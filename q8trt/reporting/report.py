@@ -45,7 +45,7 @@ class Report(Measurements):
     def to_dict(self, gate: Gate | None = None) -> dict[str, Any]:
         """Return the content of ``benchmark.json``, with the verdict and, if one was set, the gate.
 
-        Units are in the keys; metrics are fractions, ``*_ratio`` is below 1 where a row is faster or smaller.
+        Units are in the keys. Metrics are fractions, and ``*_ratio`` is below 1 if a row is faster or smaller.
         """
         return {
             "schema": self.schema,
@@ -132,7 +132,7 @@ def _gate_dict(report: Report, gate: Gate) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PageSections:
-    """The content of a report's page as the templates read it, provenance apart."""
+    """The content of a report's page as the templates read it, without provenance."""
 
     title: str
     gate: GateResult | None
@@ -160,7 +160,7 @@ def page_sections(report: Report, gate: Gate | None = None) -> PageSections:
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
-    """Print head, figures, notes and, last, the verdict, in the widest layout that `console` holds without cutting a number.
+    """Print head, figures, notes and the verdict, in the widest layout that fits `console` without cutting a number.
 
     `verbose` also prints the definitions of the columns.
     """
@@ -190,7 +190,7 @@ def check_files(stem: Path) -> None:
 def write_report(
     folder: str | Path, report: Report, name: str = "benchmark", gate: Gate | None = None
 ) -> tuple[Path, Path, Path]:
-    """Write ``<name>.json``, ``.md`` and ``.html`` into `folder`, each whole or not at all; returns the three paths.
+    """Write ``<name>.json``, ``.md`` and ``.html`` into `folder`, each whole or not at all, and return the three paths.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Scores as text: a metric of labels times 100, a share of answers in percent, a cosine and a distance as they are."""
+"""Scores as text. Metrics of labels are times 100, shares of answers in percent, cosines and distances as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from q8trt.reporting.formats import number, x100
 from q8trt.tasks.metrics import Scale, direction, scale_of
 
-#: Metric without labels -> a clause on a row's figure, which is measured against the FP32 model.
+#: Main metric of a task without labels -> a clause on a row's figure, which compares with the FP32 model.
 _DRIFT: Mapping[str, str] = {
     "agreement": "{} of its labels are those of FP32",
     "label_agreement": "{} of its decisions are those of FP32",
@@ -36,7 +36,7 @@ def score_text(metric: str, value: float) -> str:
 
 
 def difference_text(metric: str, value: float) -> str:
-    """Return ``"+0.35 points"``, of a metric that is shown times 100 or in percent, or ``"-0.0012"``."""
+    """Return ``"+0.35 points"`` for a metric that is shown times 100 or in percent, otherwise ``"-0.0012"``."""
     return number(value, "+.4f") if scale_of(metric) is Scale.PLAIN else f"{number(100 * value, '+.2f')} points"
 
 
@@ -61,7 +61,7 @@ def with_unit(metric: str) -> str:
 
 
 def beside(main_metric: str) -> str | None:
-    """Return the metric that the main table shows beside `main_metric`; None for none."""
+    """Return the metric that the main table shows beside `main_metric`; None if there is none."""
     return _BESIDE[main_metric][0] if main_metric in _BESIDE else None
 
 

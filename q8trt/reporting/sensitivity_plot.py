@@ -26,7 +26,7 @@ class SensitivityPlot:
 
     Attributes:
         title: the first line.
-        subtitle: the second, smaller: task, rows, what everything together costs.
+        subtitle: the second line, in a smaller font: task, rows, and the cost of all sites together.
         unit: of the costs, for the color bar.
         cells: (site name, layer) -> cost of that site alone; a pair that is absent is drawn as not quantized.
         layers: layer -> cost of all its sites together.
@@ -54,20 +54,21 @@ def plot_sensitivity(path: str | Path, plot: SensitivityPlot) -> None:
         plot: the figures.
 
     Raises:
-        ConfigError: another ending.
+        ConfigError: `path` has another ending.
     """
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
-        raise ConfigError(f"{path}: a plot is written as {' or '.join(FORMATS)}")
+        raise ConfigError(f"{path}: a plot must end in {' or '.join(FORMATS)}")
     figure = sensitivity_figure(plot)
     with files.atomic_file(path) as temporary:
         figure.savefig(temporary, format=ending[1:], dpi=150)
 
 
 def sensitivity_figure(plot: SensitivityPlot) -> Figure:
-    """Return the figure of `plot_sensitivity`; its axes are labeled "layers", "sites", "names", "scale" and "outside".
+    """Return the figure of `plot_sensitivity`, whose axes are labeled "layers", "sites", "names", "legend" and "outside".
 
-    A recipe without sites in the layers has the last panel only, one without sites outside them all but the last.
+    The color bar is an inset of "legend", labeled "scale". A recipe without sites in the layers has only "outside", and one
+    without other sites has all but "outside".
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -100,7 +101,7 @@ def sensitivity_figure(plot: SensitivityPlot) -> Figure:
 
 
 def _scale(figure: Figure, corner: Axes, image: Any, unit: str) -> None:
-    """Draw the color bar in the corner that the three panels leave free."""
+    """Draw the color bar in the corner beside the bars of the layers."""
     corner.set_axis_off()
     bar = figure.colorbar(
         image, cax=corner.inset_axes((0.04, 0.35, 0.92, 0.16), label="scale"), orientation="horizontal"
@@ -122,7 +123,7 @@ def _norm(plot: SensitivityPlot) -> LogNorm:
 
 
 def _heat_map(axes: Axes, plot: SensitivityPlot, norm: LogNorm) -> Any:
-    """Draw cells with their cost in figures, so that the picture can be read without its colors."""
+    """Draw the cells with their costs as text, so that the picture can be read without its colors."""
     import numpy as np
     from matplotlib import colormaps
 
@@ -177,7 +178,7 @@ def _colors(costs: Sequence[float], norm: LogNorm) -> Any:
 
 
 def _log(axes: Axes, axis: Literal["x", "y"], norm: LogNorm) -> None:
-    """Make an axis logarithmic over the common scale. Bars begin a little below the smallest cost, so it stays visible."""
+    """Make an axis logarithmic over the common scale. It begins below the smallest cost, so that cost has a visible bar."""
     low, high = float(norm.vmin or 1.0), float(norm.vmax or 1.0)
     room = (high / low) ** 0.25  # for the figures at the ends of the bars
     limits = (low / room**0.2, high * room)

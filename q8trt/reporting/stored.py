@@ -94,7 +94,7 @@ def read_report(path: str | Path) -> StoredReport:
     """Return a report that `benchmark.py` wrote.
 
     Raises:
-        DataError: the file is missing, no JSON, no benchmark report, or one of another schema.
+        DataError: the file is missing, damaged, not JSON, not a benchmark report, or a report of another schema.
     """
     expected = "expected a benchmark.json that benchmark.py wrote"
     if not Path(path).is_file():
@@ -102,7 +102,7 @@ def read_report(path: str | Path) -> StoredReport:
     try:
         return stored_report(read_json(path), str(path))
     except ValueError as error:
-        raise DataError(f"{path} is no JSON file ({error}); {expected}") from error
+        raise DataError(f"{path} is not a JSON file ({error}); {expected}") from error
 
 
 def stored_report(data: Any, path: str) -> StoredReport:
@@ -112,7 +112,7 @@ def stored_report(data: Any, path: str) -> StoredReport:
         or not {"schema", "rows", "provenance"} <= set(data)
         or not isinstance(data["rows"], list)
     ):
-        raise DataError(f"{path} is no benchmark report; expected a benchmark.json that benchmark.py wrote")
+        raise DataError(f"{path} is not a benchmark report; expected a benchmark.json that benchmark.py wrote")
     if data["schema"] != SCHEMA:
         raise DataError(f"{path} has schema {data['schema']}, this q8trt reads {SCHEMA}; run benchmark.py again")
     try:

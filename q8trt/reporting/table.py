@@ -85,12 +85,12 @@ class Table:
 
     Attributes:
         columns: the first one names the row.
-        rows: as many cells each as there are columns.
+        rows: the cells of each row, one for each column.
         legend: explanation below the table.
         title: heading above it.
 
     Raises:
-        ValueError: a row has another number of cells.
+        ValueError: a row does not have one cell for each column.
     """
 
     columns: tuple[Column, ...]
@@ -100,14 +100,16 @@ class Table:
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"{self.title or 'table'}: a row has not one cell for each of {len(self.columns)} columns")
+            raise ValueError(
+                f"{self.title or 'table'}: a row does not have one cell for each of {len(self.columns)} columns"
+            )
 
     def texts(self) -> list[list[str]]:
         """Return the rows as text."""
         return [[column.text(cell) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows]
 
     def without_constant(self, heading: str) -> Table:
-        """Return the table without the columns of this heading whose cells are all the same."""
+        """Return the table without the columns that have this heading and equal cells."""
         if not self.rows:
             return self
         cells = zip(*self.rows, strict=True)

@@ -23,7 +23,7 @@ def say(console: Console, text: str | Phrase = "", style: str = "") -> None:
 
 
 def print_lines(console: Console, lines: Iterable[str | Phrase]) -> None:
-    """Print sentences, one a line."""
+    """Print sentences, one per line."""
     for line in lines:
         say(console, line)
 
@@ -42,16 +42,16 @@ def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
 
 
 def print_table(console: Console, table: Table, optional: bool = False, legend: bool = True) -> bool:
-    """Print title, table and `legend` in the widest layout that `console` holds without cutting a figure.
+    """Print title, table and legend in the widest layout that fits `console` without cutting a figure.
 
     Args:
         console: rich's console.
         table: the table; if there is no room, columns of a high rank are left out, and a line names them.
-        optional: whether to print nothing if no layout fits; otherwise lines are as long as necessary.
+        optional: if no layout fits, print nothing instead of lines that are too long.
         legend: whether to print the legend.
 
     Returns:
-        whether it is printed.
+        True if the table was printed.
     """
     fitting = _fitting(console, table)
     if fitting is None and optional:
@@ -69,12 +69,15 @@ def print_table(console: Console, table: Table, optional: bool = False, legend: 
 
 
 def _fitting(console: Console, table: Table) -> tuple[int, RichTable] | None:
-    """Return the first layout that needs no wrapping, else the first that cuts no figure, else None; with its highest rank."""
+    """Return the first layout that needs no wrapping, or else the first that cuts no figure, with its highest rank.
+
+    Return None if every layout cuts a figure.
+    """
     from rich.measure import Measurement
 
     ranks = sorted({column.rank for column in table.columns}, reverse=True)
     layouts = [(rank, rich_table(table.up_to(rank), padding)) for rank in ranks for padding in (1, 0)]
-    # The console's own width would clamp the measure to itself, and everything would seem to fit.
+    # With the console's own width as the limit, every layout would seem to fit.
     unbounded = console.options.update(max_width=10_000)
     widths = [Measurement.get(console, unbounded, layout) for _, layout in layouts]
     whole = [layout for layout, width in zip(layouts, widths, strict=True) if width.maximum <= console.width]
@@ -83,7 +86,7 @@ def _fitting(console: Console, table: Table) -> tuple[int, RichTable] | None:
 
 
 def rich_table(table: Table, padding: int = 1) -> RichTable:
-    """Return `table` as rich's; only columns that may wrap do."""
+    """Return `table` as a rich table, in which only columns with `wraps` wrap."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text

@@ -31,10 +31,10 @@ class Verdict:
     Attributes:
         row: the row that is judged.
         baseline: the row that it is compared with.
-        ratio: the times of the one over those of the other.
+        ratio: the figures of the row over those of the baseline.
         metric: the metric of the scores.
-        score_x100: of the row; None if it was not scored.
-        baseline_x100: score of the baseline.
+        score_x100: score of the row; None if it was not scored.
+        baseline_x100: score of the baseline; None if it was not scored.
     """
 
     row: Row
@@ -46,12 +46,12 @@ class Verdict:
 
     @property
     def faster(self) -> dict[str, float]:
-        """Shape -> speed, for shapes at which the row is faster."""
+        """Shape -> speed, for shapes at which the row is faster, by 2% or more."""
         return {shape: speed for shape, speed in self.ratio.speeds.items() if speed >= FASTER_FROM}
 
     @property
     def even(self) -> dict[str, float]:
-        """Shape -> speed, for shapes without a significant difference."""
+        """Shape -> speed, for shapes at which the difference is less than 2%."""
         return {shape: speed for shape, speed in self.ratio.speeds.items() if 1 / FASTER_FROM < speed < FASTER_FROM}
 
     @property
@@ -61,12 +61,12 @@ class Verdict:
 
     @property
     def slower(self) -> dict[str, float]:
-        """Shape -> speed, for shapes at which the row is slower."""
+        """Shape -> speed, for shapes at which the row is slower, by 2% or more."""
         return {shape: speed for shape, speed in self.ratio.speeds.items() if speed <= 1 / FASTER_FROM}
 
 
 def verdicts(report: Measurements) -> list[Verdict]:
-    """Return the verdicts: quantized rows against FP16, quantized rows against FP32, then FP16 against FP32."""
+    """Return the verdicts: quantized rows against FP16, quantized rows against FP32, then the other rows against FP32."""
     quantized = [row for row in report.rows if row.precision.is_quantized]
     pairs = [(row, report.fp16_row(row)) for row in quantized]
     others = [row for row in report.rows if not row.precision.is_quantized and row is not report.baseline(row)]
@@ -81,7 +81,7 @@ def _verdict(report: Measurements, row: Row, baseline: Row) -> Verdict:
 
 
 def verdict(report: Measurements) -> list[Phrase]:
-    """Return a sentence on each verdict, the linter's reasons, what was not compared, and whether a GPU was measured."""
+    """Return a sentence on each verdict, on the linter's reasons, on missing baselines, and on missing TensorRT figures."""
     judged = verdicts(report)
     phrases = [_sentence(each, report.places) for each in judged]
     for row in report.rows:
@@ -132,9 +132,9 @@ def _range(speeds: Mapping[str, float]) -> str:
 
 
 def _accuracy(judged: Verdict) -> str:
-    """Return ``", and loses 0.12 points of pearson (from 91.00 to 90.88)"``, a clause that ends the sentence on the speed.
+    """Return ``", and loses 0.12 points of pearson (from 91.00 to 90.88)"``, the end of the sentence on the speed.
 
-    Without labels it is on the distance to the FP32 model: ``"; its embeddings have a mean cosine of 0.9973 to FP32's"``.
+    Without labels, it gives the distance to the FP32 model: ``"; its embeddings have a mean cosine of 0.9973 to FP32's"``.
     """
     if is_drift(judged.metric) and judged.metric in judged.row.metrics:
         return f"; {drift_clause(judged.metric, judged.row.metrics)}"
@@ -149,7 +149,7 @@ def _accuracy(judged: Verdict) -> str:
 
 
 def _reasons(row: Row) -> Phrase:
-    """Return the linter's worst finding on a row that is not faster at every shape."""
+    """Return a sentence with the linter's worst finding on a row that is not faster at every shape, if it has one."""
     lint = shlex.join(["q8trt", "lint", *([row.folder] if row.folder else [])])
     if not row.findings:
         return Phrase(f"The linter finds no reason why {row.name} is not faster everywhere ({lint})")
@@ -159,7 +159,7 @@ def _reasons(row: Row) -> Phrase:
 
 
 def _not_compared(report: Measurements, row: Row, is_judged: bool) -> list[Phrase]:
-    """Return the baselines that a timed row lacks: FP32, and FP16 for a quantized row on a GPU."""
+    """Return a sentence if a timed row has no baseline: FP32, or FP16 for a quantized row on a GPU."""
     is_baseline = row is report.baseline(row) or row.repeats_fp32
     if not row.latencies or is_baseline:
         return []
