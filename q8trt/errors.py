@@ -37,6 +37,10 @@ class BackendError(Q8TRTError):
     """A backend (TensorRT, TensorRT-RTX, ONNX Runtime, CUDA) is absent or refused the work."""
 
 
+class NotFiniteError(BackendError):
+    """A model answered NaN or infinity, for example because an FP16 graph overflows on a text."""
+
+
 class BusyError(Q8TRTError):
     """Another process writes the same run, engine folder or output. Names its pid."""
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from scoring_fixtures import LABELS, manifest, write_real_engine
 
-from q8trt.errors import ConfigError, DataError
+from q8trt.errors import ConfigError, DataError, NotFiniteError
 from q8trt.inference import Engine
 from q8trt.inference.files import ScoringConfig, score_file
 from q8trt.inference.ray_data import CHUNK_ROWS, EngineActor, chunked, score
@@ -144,6 +144,28 @@ def test_each_head_has_its_columns_and_options(name: str, monkeypatch: pytest.Mo
     assert set(second.values()) == {None}
     nothing = pyarrow.table({each: pyarrow.array([None], pyarrow.string()) for each in texts})
     assert actor(nothing).schema == rows.schema
+
+
+@pytest.mark.parametrize("name", ["tagger", "question-answering"])
+def test_a_row_whose_logits_overflow_is_rejected_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One such text does not stop the scoring of all rows behind it."""
+    head, answer, _, _, columns = OF_HEADS[name]
+    engine = HeadOf(head, name != "tagger", answer)
+    answers = engine._answers
+
+    def overflow(rows: Any, **options: Any) -> list[Any]:
+        if "dog" in rows:
+            raise NotFiniteError("the logits of token 2 is NaN or infinite")
+        return answers(rows, **options)
+
+    monkeypatch.setattr(engine, "_answers", overflow)
+    monkeypatch.setattr(Engine, "load", lambda *_, **__: engine)
+    texts = {"sentence": ["cat", "dog", "a"]}
+    if name != "tagger":
+        texts = {"sentence1": texts["sentence"], "sentence2": ["x", "x", "x"]}
+    rows = EngineActor("engine", tuple(texts))(pyarrow.table(texts)).to_pylist()
+    assert [row["rejected"] for row in rows] == [None, "the answer of the engine is NaN or infinite", None]
+    assert [row[min(columns)] is None for row in rows] == [False, True, False]
 
 
 def test_options_of_another_head_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from q8trt.engine.manifest import Manifest
 from q8trt.engine.manifest_file import load_manifest
-from q8trt.errors import ArrayError, BackendError, ConfigError, DataError
+from q8trt.errors import ArrayError, ConfigError, DataError, NotFiniteError
 from q8trt.inference.answering import WindowedPairs
 from q8trt.inference.answers import THRESHOLD, Answer, LabelSet, answers, check_threshold, scores_of
 from q8trt.inference.batching import BatchedModel, BatchLimits, batch_limits
@@ -331,10 +331,10 @@ class Engine(TokenMethods):
         return self.manifest.head.embedding.prompt(prompt_name) if prompt is None else prompt
 
     def _finite(self, vectors: np.ndarray, name: str = "the embedding of text") -> np.ndarray:
-        """Return `vectors` (N, D). Raises BackendError if one is not finite; the message names it by `name` and its number."""
+        """Return `vectors` (N, D). Raises NotFiniteError if one is not finite; the message names it by `name` and its number."""
         if not np.isfinite(vectors).all():
             bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise BackendError(
+            raise NotFiniteError(
                 f"{name} {bad} is NaN or infinite; build the engine again at another precision: {self.folder}"
             )
         return vectors

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from q8trt.errors import InputError
+from q8trt.errors import InputError, NotFiniteError
 from q8trt.inference.answers import THRESHOLD, answers
 from q8trt.inference.files.columns import Columns, Reply, is_finite
 from q8trt.tasks.heads import HeadKind
@@ -75,10 +76,19 @@ class RowScorer:
         if embedding:
             return list(self.engine.logits(items, embedding.prompt(self.prompt_name)))
         kind = self.engine.manifest.head.kind
-        if kind is HeadKind.TOKEN_CLASSIFICATION:
-            return self.engine.tag(items)
-        if kind is HeadKind.QUESTION_ANSWERING:
-            questions, contexts = zip(*items, strict=True)
-            return self.engine.answer(questions, contexts, null_score_diff_threshold=self.null_score_diff_threshold)
+        if kind.per_token:
+            return self._of_tokens(items)
         threshold = THRESHOLD if self.threshold is None else self.threshold
         return answers(self.engine.logits(items), self.engine.manifest.task, kind, threshold)
+
+    def _of_tokens(self, items: list[Any]) -> Sequence[Reply]:
+        """Return the answers of a head that answers each token; NaN for an item with logits that are not finite."""
+        try:
+            if self.engine.manifest.head.kind is HeadKind.TOKEN_CLASSIFICATION:
+                return self.engine.tag(items)
+            questions, contexts = zip(*items, strict=True)
+            return self.engine.answer(questions, contexts, null_score_diff_threshold=self.null_score_diff_threshold)
+        except NotFiniteError:
+            if len(items) == 1:
+                return [math.nan]
+            return [self._of_tokens([item])[0] for item in items]
