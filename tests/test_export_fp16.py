@@ -144,10 +144,12 @@ def test_a_scale_below_fp16_keeps_its_site_in_fp32(
         expected = model(**batch).logits.numpy()
     result = export(model, tmp_path / "model.onnx", "int8+fp16", [batch])
     assert np.abs(run(result.path, batch) - expected).max() < 0.2
-    (first, *_) = result.kept_fp32
-    assert first.name == "layer.1.ffn_input/DequantizeLinear"
-    assert first.reason == "the scale 7.87e-09 of layer.1.ffn_input/DequantizeLinear is below what FP16 holds in full"
-    assert {op.op_type for op in result.kept_fp32} == {"DequantizeLinear", "MatMul"}
+    pair = [op for op in result.kept_fp32 if op.name.startswith("layer.1.ffn_input/")]
+    assert [op.op_type for op in pair] == ["QuantizeLinear", "DequantizeLinear"]
+    assert pair[0].reason == "the scale 7.87e-09 of layer.1.ffn_input/DequantizeLinear is below what FP16 holds in full"
+    assert {op.op_type for op in result.kept_fp32} == {"QuantizeLinear", "DequantizeLinear", "MatMul"}
+    graph = ir.load(result.path).graph
+    assert all((constant(node.inputs[1]) > 0).all() for node in nodes(graph, "QuantizeLinear", "DequantizeLinear"))
 
 
 def test_small_scales_of_weights_are_raised(
@@ -188,6 +190,15 @@ def test_ranges_are_numpys(tmp_path: Path, tiny_model: Callable[..., Any], tiny_
     last = "bert.encoder.layer.1.output.LayerNorm/LayerNormalization"
     assert ranges[last] == pytest.approx(float(max(hidden)), rel=1e-5)
     assert ranges["logits"] == pytest.approx(float(max(logits)), rel=1e-5)
+
+
+def test_a_tensor_with_nan_stays_in_fp32() -> None:
+    x, y = (ir.val(name, dtype=ir.DataType.FLOAT, shape=[2]) for name in "xy")
+    graph = ir.Graph([x], [y], nodes=[ir.Node("", "Sqrt", [x], outputs=[y], name="root")], opset_imports={"": 20})
+    model = ir.Model(graph, ir_version=9)
+    ranges = tensor_ranges(model, [{"x": np.array([4, sign], np.float32)} for sign in (1, -1, 1)])
+    assert np.isnan(ranges["y"])
+    assert [op.reason for op in ops_to_keep(model, ranges)] == ["y reaches nan; FP16 ends at 65504"]
 
 
 def test_constants_are_judged_without_data() -> None:

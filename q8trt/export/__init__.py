@@ -1,7 +1,8 @@
 """Export of a torch model, quantized or not, to an ONNX file with Q/DQ.
 
-`onnx` exports, with the `options` of a build; `trace` makes the raw graph, `passes` turn it into the file, `overflow` finds
-what FP16 cannot hold, `graph` is what passes and others need to read and change an `onnx_ir` graph.
+`onnx` exports a model with `options`. `trace` makes the raw graph, with `positions` as constants. `passes` transform it into
+the graph of the file, and `overflow` finds the values that FP16 cannot represent. `graph` has the functions that read and change
+an `onnx_ir` graph, and `report` the facts for the manifest.
 """
 
 __all__ = ["graph", "onnx", "options", "overflow", "passes", "report", "trace"]

@@ -1,4 +1,4 @@
-"""A torch model, float or fake-quantized, to an ONNX file.
+"""The export of a torch model, float or fake-quantized, to an ONNX file.
 
 TensorRT networks are strongly typed, so only the graph decides the precision. Tensors are FP32 or FP16, and INT8 behind a
 QuantizeLinear/DequantizeLinear pair (TensorRT documentation, "Working with Quantized Types").
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from q8trt.models.checkpoints import Model
 
-#: Of opset 20, the oldest that has it.
+#: The oldest IR version with opset 20.
 IR_VERSION = 9
-#: What one file of protobuf can hold.
+#: The size limit of protobuf, in bytes.
 LARGEST_FILE = 2**31 - 1
 
 
@@ -45,10 +45,10 @@ class ExportedModel:
     Attributes:
         path: the ONNX file.
         input_names: its inputs, int32 (batch, sequence), both dynamic.
-        folded_weights: weights stored as INT8 constants.
-        quantize_nodes: QuantizeLinear nodes left, all on activations.
-        passes: what each graph pass changed, in order.
-        kept_fp32: with FP16, the nodes left in FP32, and why.
+        folded_weights: quantizers of weights that became INT8 constants. One weight of several layers counts once per layer.
+        quantize_nodes: quantizers of activations that became QuantizeLinear, before those with equal scales are shared.
+        passes: the number of changes of each graph pass, in order.
+        kept_fp32: with FP16, the nodes that stay in FP32, and the reasons.
     """
 
     path: Path
@@ -67,21 +67,22 @@ def export_onnx(
     options: ExportOptions | None = None,
     batches: Iterable[Mapping[str, np.ndarray]] = (),
 ) -> ExportedModel:
-    """Export `model` with dynamic batch and sequence; weights behind a quantizer are stored as INT8.
+    """Export `model` with dynamic batch and sequence. Weights behind a quantizer are stored as INT8.
 
     Args:
-        model: a transformers model with a head, or an embedding model; left as it was. The file has one output, `logits`,
-            float32: (batch, outputs), or (batch, sequence, outputs) of a head that answers each token.
-        path: the ONNX file to write, whole or not at all.
-        precision: the precision, or its name. A quantized one needs a calibrated model, the others one without quantizers.
+        model: a transformers model with a head, or an embedding model; it is not changed. The file has one output, `logits`,
+            float32: (batch, outputs), or (batch, sequence, outputs) for a head that answers each token.
+        path: the ONNX file to write. It is written completely or not at all.
+        precision: the precision, or its name. A quantized one needs a calibrated model, the others a model without quantizers.
         input_names: the inputs that the tokenizer makes, such as input_ids, attention_mask, token_type_ids.
-        options: exporter and optional passes.
-        batches: with FP16, rows to look for overflow on: input name -> int32 (batch, sequence). Without any, only
-            constants are judged.
+        options: exporter and optional passes; default: `ExportOptions()`.
+        batches: with FP16, the rows that are searched for overflow: input name -> int32 (batch, sequence). Without rows, only
+            constants are checked.
 
     Raises:
         ConfigError: the precision is unknown or does not fit the model, some of the model's quantizers do not take part when it
-            computes, or the file would exceed 2 GiB.
+            computes, torch's exporter gives no graph, or the file would exceed 2 GiB.
+        OSError: the file cannot be written.
     """
     precision = Precision.parse(precision)
     _check_precision(model, precision)
@@ -112,7 +113,7 @@ def _check_precision(model: Model, precision: Precision) -> None:
 
 
 def _check_quantizers(model: Model, graph: ir.Model) -> None:
-    """Check that each quantizer of the model has its node. A file that lacks some would look like a smaller recipe."""
+    """Check that each quantizer of the model has a node. Without some, the file would look like that of a smaller recipe."""
     traced = {attribute(node, "site", "") for node in nodes(graph.graph, QUANTIZE_DEQUANTIZE)}
     missing = [key for key in model_quantizers(model) if key not in traced]
     if missing:
@@ -152,11 +153,11 @@ def _write(graph: ir.Model, path: Path, precision: Precision) -> None:
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     if size > LARGEST_FILE:
         raise ConfigError(
-            f"the {precision} graph holds {size / 2**30:.1f} GiB of weights, but an ONNX file no more than 2; "
+            f"the {precision} graph has {size / 2**30:.1f} GiB of weights, more than the 2 GiB of an ONNX file; "
             "export it with --int8 or --fp16"
         )
     proto = ir.to_proto(graph)
-    del proto.graph.value_info[:]  # of constants, which say their types themselves
+    del proto.graph.value_info[:]  # only types of constants, which the constants repeat
     with files.atomic_file(path) as temporary:
         onnx.save(proto, temporary)
         del proto

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from q8trt.console.options import check_options, option
 from q8trt.quantization.target import Target
 
-#: torch's exporter of today, and the one before it.
+#: torch's current exporter, and its predecessor.
 EXPORTERS = ("dynamo", "torchscript")
 
 
@@ -31,5 +31,5 @@ class ExportOptions:
 
     @property
     def passes(self) -> frozenset[str]:
-        """The optional passes to run."""
+        """The names of the optional passes to run. `fuse_qkv` does not run if its option is None."""
         return frozenset({"fuse_qkv"} if self.fuse_qkv else ())

@@ -1,4 +1,4 @@
-"""The parts of a graph that FP16 cannot hold, measured on data: tensors beyond its range, scales below it.
+"""The parts of a graph that FP16 cannot represent: tensors beyond its range, measured on data, and scales below it.
 
 A residual stream or feed-forward output may exceed 65504 for some tokens, and one infinity turns the logits into NaN. So ONNX
 Runtime runs the FP32 graph on calibration rows, and the range of every float tensor is recorded.
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from q8trt.export.graph import constant, nodes, readers
+from q8trt.export.graph import constant, nodes, producer, readers
 from q8trt.export.passes.half import LARGEST, SMALLEST_NORMAL
 from q8trt.export.report import KeptOp
 
-#: Other rows may have larger values, so tensors that exceed half of FP16's range stay in FP32.
+#: Tensors that exceed FP16's largest number divided by this stay in FP32, because other rows may have larger values.
 MARGIN = 2.0
 
 
@@ -25,11 +25,11 @@ def tensor_ranges(model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) 
     """Run an FP32 graph on ONNX Runtime and record the ranges of its tensors.
 
     Args:
-        model: float32, its tensors named and typed; left as it was.
+        model: float32, its tensors named and typed; it is not changed.
         batches: input name -> int32 (batch, sequence).
 
     Returns:
-        tensor -> the largest magnitude seen, for each float tensor that a node computes.
+        tensor -> the largest magnitude in all batches, for each float tensor that a node computes; NaN if it contains one.
     """
     import onnx
     import onnxruntime
@@ -54,16 +54,18 @@ def tensor_ranges(model: ir.Model, batches: Iterable[Mapping[str, np.ndarray]]) 
         for batch in batches:
             for name, array in zip(names, session.run(names, dict(batch)), strict=True):
                 if array.size:
-                    largest[name] = max(largest[name], float(np.max(np.abs(array))))
+                    largest[name] = float(np.maximum(largest[name], np.max(np.abs(array))))  # unlike max, keeps NaN
     return largest
 
 
 def ops_to_keep(model: ir.Model, ranges: Mapping[str, float]) -> list[KeptOp]:
-    """Return the nodes that FP16 would break: they compute or read values that it cannot represent.
+    """Return the nodes that must stay in FP32, in order: they compute or read values that FP16 cannot represent.
+
+    A QuantizeLinear that reads such a value is not listed, because it takes the type of its input.
 
     Args:
         model: the graph, in FP32.
-        ranges: from `tensor_ranges`; empty without data, and then only constants are checked.
+        ranges: from `tensor_ranges`. If it is empty, only constants and scales are checked.
     """
     ops: dict[str, KeptOp] = {}
 
@@ -88,18 +90,18 @@ def ops_to_keep(model: ir.Model, ranges: Mapping[str, float]) -> list[KeptOp]:
 
 
 def _keep_tiny_scale(node: ir.Node, keep: Callable[[ir.Node, str], None]) -> None:
-    """Keep the Q/DQ pair of an activation and its readers in FP32 if the scale is below FP16's normal numbers."""
+    """Keep the Q/DQ pair of an activation and its readers in FP32 if a scale is below FP16's normal numbers."""
     scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
     if scale is None or constant(node.inputs[0]) is not None or (scale >= SMALLEST_NORMAL).all():
         return
     reason = f"the scale {float(scale.min()):.3g} of {node.name} is below what FP16 holds in full"
-    keep(node, reason)
-    for reader in readers(node.outputs[0]):
-        keep(reader, reason)
+    quantize = producer(node.inputs[0], "QuantizeLinear")
+    for each in (*([] if quantize is None else [quantize]), node, *readers(node.outputs[0])):
+        keep(each, reason)
 
 
 def _keep_weights(model: ir.Model, ops: dict[str, KeptOp]) -> None:
-    """Keep the DequantizeLinear of a weight together with its only reader: a Cast between them would prevent the fusion."""
+    """Keep the DequantizeLinear of a weight in FP32 if all of its readers are: a Cast between them would prevent the fusion."""
     for node in nodes(model.graph):
         if node.op_type != "DequantizeLinear" or constant(node.inputs[0]) is None:
             continue

@@ -15,23 +15,23 @@ from q8trt.models import positions
 from q8trt.quantization.architectures import Architecture, architecture_of
 from q8trt.quantization.modules import BMM_SITES, quantized_class, smoothed_positions
 
-#: Added to the scores of padding. FP16 can represent it, and exp(MASKED + any score) is zero in FP32 and in FP16. transformers
-#: uses the smallest float, which becomes -infinity when a score is added in FP16.
+#: Added to the scores of padding. FP16 can represent it, and the exponential of the sum is zero in FP32 and in FP16.
+#: transformers uses the smallest float, which becomes -infinity when a score is added in FP16.
 MASKED = -10000.0
 
 
 def additive_mask(mask: torch.Tensor) -> torch.Tensor:
-    """Return the summand (B, 1, 1, S) of the scores for a mask (B, S) of 1 for tokens and 0 for padding."""
+    """Return the float32 (B, 1, 1, S) that is added to the scores, for a mask (B, S) of 1 for tokens and 0 for padding."""
     return (1.0 - mask.unsqueeze(1).unsqueeze(2).float()) * MASKED
 
 
 def makes_own_masks(architecture: Architecture) -> bool:
-    """Return whether the traced model takes the mask (B, S), because other modules than attention read it, too."""
+    """Return whether the traced model reads the mask (B, S) itself and makes the masks of its attention from it."""
     return architecture.position_attention is not None or architecture.rotary is not None
 
 
 def tabulate_positions(model: Any) -> None:
-    """Let an encoder read its relative or rotary positions from constants, and make its masks here. In place."""
+    """Change an encoder in place so that it reads relative or rotary positions from constants and makes masks as here."""
     architecture = architecture_of(model.config)
     if architecture.position_attention is not None:
         _tabulate_buckets(model.base_model, architecture)
@@ -43,11 +43,11 @@ def take_position_biases(encoder: Any, positions: int) -> torch.Tensor:
     """Return the bias of each distance from a query to a key, and remove the bias from `encoder` in place.
 
     Args:
-        encoder: computes a bias of relative positions as T5 does, by buckets.
-        positions: maximum tokens in a row.
+        encoder: an encoder with a bias of relative positions by buckets, as in T5.
+        positions: the maximum number of tokens in a row.
 
     Returns:
-        float32 (2 * positions - 1, A), of distances from 1 - positions to positions - 1.
+        float32 (2 * positions - 1, A), for the distances from 1 - positions to positions - 1.
     """
     buckets = encoder.relative_position_bucket(torch.arange(1 - positions, positions))
     encoder.compute_position_bias = lambda *args, **kwargs: None
@@ -56,7 +56,7 @@ def take_position_biases(encoder: Any, positions: int) -> torch.Tensor:
 
 
 def position_bias(ids: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-    """Return the summand of the score of each query and key, (A, S, S), from `take_position_biases`."""
+    """Return the bias of the score of each query and key, (A, S, S), for `ids` (B, S) and the `biases` (2 * P - 1, A)."""
     order = torch.cumsum(ids[:1] * 0 + 1, 1, dtype=torch.int32)
     distances = order - order.transpose(0, 1) + len(biases) // 2
     return nn.functional.embedding(distances, biases).permute(2, 0, 1)
@@ -125,7 +125,7 @@ def _gated(mlp: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def _with_windows(base: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    """Replace the mask (B, S) by one for each kind of layer: forward pre-hook."""
+    """Replace the mask (B, S) by one mask for each kind of layer. This is a forward pre-hook."""
     mask = kwargs["attention_mask"]
     everywhere = additive_mask(mask)
     near = everywhere + position_bias(mask, base.outside_window)

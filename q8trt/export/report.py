@@ -1,4 +1,4 @@
-"""The facts of an export that an engine's manifest keeps."""
+"""The facts of an export that are stored in an engine's manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PassReport:
-    """A graph pass: its `name` and the number of places that it `changed`."""
+    """A graph pass: its `name` and the number of places that it `changed`; for `to_fp16` the number of Casts added."""
 
     name: str
     changed: int
@@ -15,7 +15,7 @@ class PassReport:
 
 @dataclass(frozen=True)
 class KeptOp:
-    """An operation left in FP32: the node's `name`, its `op_type`, and the `reason`."""
+    """An operation that stays in FP32: the node's `name`, its `op_type`, and the `reason`."""
 
     name: str
     op_type: str

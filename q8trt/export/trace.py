@@ -1,4 +1,4 @@
-"""A torch model, float or fake-quantized, to a raw ONNX graph, by either of torch's exporters.
+"""The conversion of a torch model, float or fake-quantized, to a raw ONNX graph by either of torch's exporters.
 
 During the export, a module replaces each quantizer and makes one node, ``q8trt.QuantizeDequantize(x, scale)``, because
 torch.export does not use ModelOpt's symbolic function. `q8trt.export.passes` turns the node into QuantizeLinear and
@@ -44,14 +44,14 @@ if TYPE_CHECKING:
 
     from q8trt.models.checkpoints import Model
 
-#: LayerNormalization is one op from 17 on, FP16 scales exist from 19 on, Gelu is one op from 20 on.
+#: LayerNormalization exists since opset 17, FP16 scales since 19, Gelu since 20.
 OPSET = 20
 #: Domain and name of the node of a quantizer. Its attributes are `axis` (-1 for one scale), `site` (its key) and `format`.
 DOMAIN, QUANTIZE_DEQUANTIZE = "q8trt", "QuantizeDequantize"
 
 
 class _Emitter(torch.autograd.Function):
-    """The node, for the TorchScript exporter."""
+    """The node of a quantizer, for the TorchScript exporter."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, axis: int, site: str, format: str) -> torch.Tensor:
@@ -64,7 +64,7 @@ class _Emitter(torch.autograd.Function):
 
 
 def _emit_dynamo(x: torch.Tensor, scale: torch.Tensor, axis: int, site: str, format: str) -> torch.Tensor:
-    """Make the node, for torch.export."""
+    """Make the node of a quantizer, for torch.export."""
     attributes: dict[str, Any] = {"axis": axis, "site": site, "format": format}
     name = f"{DOMAIN}::{QUANTIZE_DEQUANTIZE}"
     return torch.onnx.ops.symbolic(name, (x, scale), attributes, dtype=x.dtype, shape=x.shape, version=1)
@@ -74,7 +74,7 @@ _EMITTERS: dict[str, Callable[..., torch.Tensor]] = {"dynamo": _emit_dynamo, "to
 
 
 class _ExportQuantizer(nn.Module):
-    """A module that replaces a quantizer during the export. It does not compute."""
+    """A module that replaces a quantizer during the export. It applies SmoothQuant's factors but does not quantize."""
 
     _disabled = False
     pre_quant_scale: torch.Tensor | None
@@ -142,7 +142,7 @@ class _Logits(nn.Module):
 
 
 def _widen_weights(model: Model) -> None:
-    """Let the export write weights of 4 or 2 bits as INT8 constants with the same few values. In place.
+    """Change weights of 4 or 2 bits in place, so that they are exported as INT8 constants with the same few values.
 
     TensorRT has no INT4 GEMM with per-channel scales. Such weights are not faster; they are exported to measure their accuracy.
     """
@@ -159,9 +159,9 @@ def _widen_weights(model: Model) -> None:
 
 
 def _use_gelu_op(model: Model) -> None:
-    """Let modules that spell out GELU's tanh approximation call torch's function instead. In place.
+    """Replace, in place, the modules that compute GELU's tanh approximation step by step by torch's own GELU.
 
-    The function is one op of ONNX. Spelled out, the third power overflows FP16 for inputs of 40 and more.
+    Torch's GELU is one op in ONNX. Computed step by step, the third power overflows FP16 for inputs beyond 40.3.
     """
     for module in model.modules():
         for name, child in module.named_children():
@@ -170,7 +170,10 @@ def _use_gelu_op(model: Model) -> None:
 
 
 def _prepared(model: Model, exporter: str) -> Model:
-    """Return a copy in FP32 on the CPU, in evaluation mode, with eager attention and quantizers ready to be traced."""
+    """Return a copy in FP32 on the CPU, in evaluation mode, with quantizers ready to be traced.
+
+    Its attention is eager, unless the recipe has sites in it and so uses q8trt's.
+    """
     prepared = copy.deepcopy(model).cpu().eval().float()
     if prepared.config._attn_implementation != ATTENTION:
         prepared.set_attn_implementation("eager")
@@ -248,7 +251,7 @@ def _trace_torchscript(module: _Logits, names: Sequence[str]) -> ir.Model:
 
 
 def _name_by_modules(traced: ir.Model, modules: set[str]) -> None:
-    """Note the module of the nodes that the TorchScript exporter names after a run of it: "dense_1" is the second of "dense"."""
+    """Record the module of nodes that are named after a later call of it: "dense_1" is the second call of "dense"."""
     for node in traced.graph:
         scope = (node.name or "").rpartition("/")[0].strip("/").replace("/", ".")
         module = re.sub(r"_\d+$", "", scope)
@@ -260,15 +263,15 @@ _TRACERS = {"dynamo": _trace_dynamo, "torchscript": _trace_torchscript}
 
 
 def trace(model: Model, names: Sequence[str], exporter: str) -> ir.Model:
-    """Return the raw FP32 graph of `model`, quantizers as `QuantizeDequantize` nodes, batch and sequence dynamic.
+    """Return the raw FP32 graph of `model`, with `QuantizeDequantize` nodes for quantizers and dynamic batch and sequence.
 
     Args:
-        model: a transformers model with a head, or an embedding model; left as it was.
+        model: a transformers model with a head, or an embedding model; it is not changed.
         names: its inputs, in order: int32 (batch, sequence).
         exporter: one of EXPORTERS.
 
     Raises:
-        ConfigError: unknown exporter.
+        ConfigError: the exporter is unknown, or torch's exporter gives no graph.
     """
     if exporter not in EXPORTERS:
         raise ConfigError(f"unknown exporter {exporter!r}; known: {', '.join(EXPORTERS)}")

@@ -1,7 +1,7 @@
 """The passes over an exported graph, in their declared order.
 
-A pass is a small function. It changes the model in place and returns the number of places that it changed. After an exact pass,
-the results of the graph are the same to the bit. After any other pass, they may differ by the rounding of one product.
+A pass is a small function. It changes the model in place and returns the number of places that it changed. Passes that only
+annotate, sort or name return 0.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pass:
-    """One step: `run` changes a model in place and returns the number of places that it changed.
+    """One step. `run` changes a model in place and returns the number of places that it changed.
 
-    `exact`: outputs do not change by a bit. Otherwise they may change by the rounding of a product, or of a sum in another
-    order. `optional`: the pass runs only if the export names it.
+    `exact`: the outputs of the graph stay the same to the bit. Otherwise they may change by the rounding of a product, or of a
+    sum in another order. `optional`: the pass runs only if the export names it.
     """
 
     run: Callable[[ir.Model], int]
@@ -31,7 +31,7 @@ class Pass:
 
     @property
     def name(self) -> str:
-        """The function's name, which reports and options use."""
+        """The name of the function. Reports and options use it."""
         return self.run.__name__
 
 
@@ -63,6 +63,6 @@ PASSES: tuple[Pass, ...] = (
 
 
 def run_passes(model: ir.Model, options: frozenset[str] = frozenset()) -> list[PassReport]:
-    """Run PASSES, the optional ones only if `options` names them; the model is changed in place."""
+    """Run PASSES on `model`, in place. An optional pass runs only if `options` has its name. Return one report per pass."""
     chosen = [step for step in PASSES if not step.optional or step.name in options]
     return [PassReport(step.name, step.run(model)) for step in chosen]

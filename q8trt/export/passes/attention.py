@@ -35,7 +35,7 @@ from q8trt.export.graph import (
 
 @dataclass(frozen=True)
 class Attention:
-    """The nodes of one attention: softmax, the product that it reads, and the scale between them."""
+    """The nodes of one attention: softmax, the product that it reads, and the scale between them (None without one)."""
 
     softmax: Any
     scores_scale: Any
@@ -43,7 +43,7 @@ class Attention:
 
 
 def find_attentions(graph: ir.Graph) -> list[Attention]:
-    """Return each Softmax <- [Add of the mask] <- [Mul by a constant] <- MatMul of two computed tensors."""
+    """Return each Softmax <- [Add of the mask] <- [Mul or Div with a constant] <- MatMul of two computed tensors."""
     attentions = []
     for softmax in nodes(graph, "Softmax"):
         add = producer(softmax.inputs[0], "Add")
@@ -58,7 +58,7 @@ def find_attentions(graph: ir.Graph) -> list[Attention]:
 
 
 def _projection_of(value: ir.Value, is_shared: bool = False) -> Any:
-    """Return the bias Add of the linear whose rearranged output is `value`, if nothing else reads it.
+    """Return the bias Add of the linear whose rearranged output is `value`; None if other nodes read its output.
 
     `is_shared`: other nodes may read the rearrangement, as DeBERTa's products with positions do.
     """
@@ -77,12 +77,14 @@ _READERS = ("Transpose", "Reshape", "Mul", "QuantizeLinear", "MatMul", "Div")
 
 
 def scale_linear(add: Any, factor: np.ndarray, scaled_weights: dict[ir.Value, ir.Value] | None = None) -> bool:
-    """Multiply the output of the linear MatMul(x, W) + b by `factor`, in its constants; return False for any other node.
+    """Multiply the output of the linear MatMul(x, W) + b by `factor`, in its constants.
+
+    Return False, without a change, if `add` is not such an Add or other nodes read what would change.
 
     Args:
         add: the Add of the bias.
         factor: float32, () or (out_features,).
-        scaled_weights: weight -> the weight times `factor`, which linears that share a weight share.
+        scaled_weights: float weight -> the weight times `factor`. Linears that share a weight share its product, too.
     """
     graph, summands = add.graph, operands(add)
     matmul = producer(summands[0], "MatMul") if summands is not None else None
@@ -110,15 +112,16 @@ def scale_linear(add: Any, factor: np.ndarray, scaled_weights: dict[ir.Value, ir
 
 def _scale_dequantized(graph: ir.Graph, dequantize: Any, factor: np.ndarray) -> None:
     scale = (constant(dequantize.inputs[1]) * factor).astype(np.float32)
-    if scale.ndim and not constant(dequantize.inputs[1]).ndim:  # one scale becomes one a column
+    if scale.ndim and not constant(dequantize.inputs[1]).ndim:  # one scale becomes one per column
         dequantize.attributes["axis"] = ir.AttrInt64("axis", 1)
     dequantize.replace_input_with(1, new_constant(graph, "scale", scale))
 
 
 def fold_attention_scale(model: ir.Model) -> int:
-    """Fold 1 / sqrt(head size) into the weight's scale and the bias of the Q projection, wherever it is.
+    """Fold 1 / sqrt(head size), applied to Q or to the scores, into the Q projection.
 
-    The result is as exact as a product. It is the same to the bit if the head size is a power of four, such as BERT's 64.
+    It goes into the bias and the weight, or into the scales of a quantized weight. The result differs by the rounding of one
+    product. It is the same to the bit if the head size is a power of four, such as BERT's 64.
     """
     folded, scaled_weights = 0, dict[ir.Value, ir.Value]()
     for attention in find_attentions(model.graph):
@@ -140,7 +143,7 @@ def fold_attention_scale(model: ir.Model) -> int:
 
 
 def merge_key_transposes(model: ir.Model) -> int:
-    """Transpose K once, before its quantizer: Transpose -> Q -> DQ -> Transpose -> BMM1 loses the second Transpose.
+    """Merge the second Transpose of K's Transpose -> [Q -> DQ ->] Transpose -> BMM1 into the first.
 
     DequantizeLinear then feeds the product directly, and TensorRT need not move it over a Transpose. This is exact.
     """
@@ -169,9 +172,9 @@ _CHAIN = ("Transpose", "QuantizeLinear", "DequantizeLinear", "MatMul")
 def fuse_qkv(model: ir.Model) -> int:
     """Fuse the projections of Q, K and V into one GEMM of three times the width, split after the Transpose of its heads.
 
-    With one scale per output channel, the integers and their scales are concatenated, which is exact. If Q, K and V are split
-    before the heads, TensorRT-RTX 1.7 runs the wide GEMM in floating point. Split after the heads, the GEMM runs in INT8, and one
-    kernel computes all that follows (built: MiniLM with `full` has 61 layers instead of 73).
+    Integers and their scales, one per output channel, are concatenated, which is exact. If Q, K and V are split before the
+    heads, TensorRT-RTX 1.7 runs the wide GEMM in floating point. If they are split after the heads, the GEMM runs in INT8, and
+    one kernel computes everything that follows (built: MiniLM with `full` has 61 layers instead of 73).
     """
     fused = 0
     for attention in find_attentions(model.graph):
@@ -183,7 +186,7 @@ def fuse_qkv(model: ir.Model) -> int:
 
 
 def _projections(attention: Attention) -> list[Any] | None:
-    """Return the bias Adds of Q, K and V."""
+    """Return the bias Adds of Q, K and V; None if one of them is not recognized."""
     after = attention.softmax.outputs[0]
     while (node := only_reader(after, "QuantizeLinear", "DequantizeLinear")) is not None:
         after = node.outputs[0]
@@ -236,7 +239,7 @@ def _fuse(graph: ir.Graph, adds: list[Any]) -> bool:
 
 
 def _heads_of(add: Any) -> tuple[Any, Any] | None:
-    """Return the Reshape and the Transpose that split the output of `add` into heads; None if it is split otherwise."""
+    """Return the Reshape and the Transpose that split the output of `add` into heads; None for any other split."""
     reshape = only_reader(add.outputs[0], "Reshape")
     transpose = only_reader(reshape.outputs[0], "Transpose") if reshape is not None else None
     shape = constant(reshape.inputs[1]) if reshape is not None else None
@@ -246,7 +249,7 @@ def _heads_of(add: Any) -> tuple[Any, Any] | None:
 
 
 def _side_by_side(graph: ir.Graph, weights: list[ir.Value], like: ir.Node) -> ir.Value | None:
-    """Return the three weights as one constant, or one DequantizeLinear with a scale for each column."""
+    """Return the three weights as one constant, or as one DequantizeLinear with a scale for each column; None if they differ."""
     arrays = [constant(weight) for weight in weights]
     if all(array is not None for array in arrays):
         return new_constant(graph, "qkv.weight", np.concatenate(arrays, axis=1))

@@ -1,4 +1,4 @@
-"""FP32 to FP16, except where it cannot hold the values.
+"""The conversion from FP32 to FP16, except for values that FP16 cannot represent.
 
 TensorRT networks are strongly typed, so the types of the graph decide. The scale of a quantizer becomes FP16 together with its
 tensor (opset 19). Operations that overflow stay in FP32, between Cast nodes: see `q8trt.export.overflow`.
@@ -15,22 +15,22 @@ import onnx_ir as ir
 from q8trt.export.graph import SCOPE, constant, make, new_constant, nodes
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
-#: The largest number of FP16, and the smallest with all eleven bits.
+#: The largest number of FP16, and the smallest one with all eleven bits.
 LARGEST, SMALLEST_NORMAL = 65504.0, 2.0**-14
 
 
 def to_fp16(model: ir.Model, in_fp32: Iterable[str] = ()) -> int:
     """Convert every float32 tensor to float16 in place, except for nodes of `in_fp32` and the outputs of the graph.
 
-    A QuantizeLinear takes the type of its input. A scale of weights that is too small for FP16 becomes the smallest one with
-    all bits, and its integers are rounded again. The error is at most 2^-15.
+    A QuantizeLinear takes the type of its input. A scale of weights that is too small for FP16 becomes the smallest scale with
+    all bits, and its integers are rounded again. The error of such a weight is at most 2^-15.
 
     Args:
-        model: types of all tensors known (`passes.normal.infer_shapes`).
-        in_fp32: names of the nodes to leave in FP32.
+        model: the graph, with the types of all tensors (`passes.normal.infer_shapes`).
+        in_fp32: names of the nodes that stay in FP32.
 
     Returns:
-        number of Cast nodes that were added.
+        the number of Cast nodes that were added.
     """
     converter = _Converter(model.graph, frozenset(in_fp32))
     for node in nodes(model.graph):
@@ -40,7 +40,7 @@ def to_fp16(model: ir.Model, in_fp32: Iterable[str] = ()) -> int:
 
 
 class _Converter:
-    """One conversion, and the values converted so far."""
+    """A conversion with the values that are already converted."""
 
     def __init__(self, graph: ir.Graph, in_fp32: frozenset[str]) -> None:
         self.graph, self.in_fp32 = graph, in_fp32
@@ -48,7 +48,7 @@ class _Converter:
         self._converted_values: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def convert(self, node: Any) -> None:
-        """Give `node` inputs of its type, and its outputs theirs."""
+        """Convert the float inputs of `node` to its type, and set the type of its float outputs."""
         wanted = self._type_of(node)
         if node.op_type == "Cast" and wanted is HALF and node.attributes["to"].value == FLOAT:
             node.attributes["to"] = ir.AttrInt64("to", int(HALF))

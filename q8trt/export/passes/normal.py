@@ -27,12 +27,12 @@ from q8trt.export.graph import (
     replace,
 )
 
-#: Metadata of a node: the modules that it was traced from, the outermost first, and its own name, a list in Python.
+#: Metadata of a node: a Python list of the modules that it was traced from, the outermost first, and of its own name.
 TORCH_SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def note_scopes(model: ir.Model) -> int:
-    """Record the torch module of each node, which the exporters store in different ways. Nothing else changes."""
+    """Record the torch module of each node as its only metadata. The exporters store the module in different ways."""
     for node in model.graph:
         if (text := node.metadata_props.get(TORCH_SCOPES)) is not None:
             modules = ast.literal_eval(text)[:-1]  # outermost first; the last is the node itself
@@ -46,7 +46,10 @@ def note_scopes(model: ir.Model) -> int:
 
 
 def lift_constants(model: ir.Model) -> int:
-    """Turn Constant nodes into initializers; remove Identity nodes, and unused nodes and initializers."""
+    """Turn Constant nodes into initializers, and remove Identity nodes, unused nodes and unused initializers.
+
+    Return the number of nodes that are gone.
+    """
     before = len(model.graph)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.IdentityEliminationPass()(model)
@@ -55,9 +58,9 @@ def lift_constants(model: ir.Model) -> int:
 
 
 def transpose_constants(model: ir.Model) -> int:
-    """Turn the Transpose of a constant into a constant: torch stores weights as (out, in), MatMul takes (in, out).
+    """Replace the Transpose of a constant by a constant: torch stores weights as (out, in), MatMul reads (in, out).
 
-    A weight of several layers stays one constant.
+    A weight that several layers share stays one constant.
     """
     changed, transposed = 0, dict[tuple[ir.Value, tuple[int, ...]], ir.Value]()
     for node in nodes(model.graph, "Transpose"):
@@ -74,7 +77,7 @@ def transpose_constants(model: ir.Model) -> int:
 
 
 def gemm_to_matmul(model: ir.Model) -> int:
-    """Replace Gemm(x, W, b) without factors by MatMul and Add, the form of all other linears."""
+    """Replace Gemm(x, W, b) by MatMul and Add, the form of all other linears, unless it has factors or transposes x."""
     changed = 0
     for node in nodes(model.graph, "Gemm"):
         plain = attribute(node, "alpha", 1.0) == attribute(node, "beta", 1.0) == 1.0 and not attribute(
@@ -106,7 +109,7 @@ def constants_last(model: ir.Model) -> int:
 
 
 def divisions_to_products(model: ir.Model) -> int:
-    """Replace a division by a constant power of two by a product, with the same result to the bit."""
+    """Replace a division by constant powers of two by a product, with the same result to the bit."""
     changed = 0
     for node in nodes(model.graph, "Div"):
         divisor = constant(node.inputs[1])
@@ -119,7 +122,7 @@ def divisions_to_products(model: ir.Model) -> int:
 
 
 def merge_unsqueezes(model: ir.Model) -> int:
-    """Merge an Unsqueeze of an Unsqueeze at a higher axis."""
+    """Merge two Unsqueezes in a row, if all axes of the second are higher than those of the first."""
     changed = 0
     for node in nodes(model.graph, "Unsqueeze"):
         inner = producer(node.inputs[0], "Unsqueeze")
@@ -136,22 +139,23 @@ def merge_unsqueezes(model: ir.Model) -> int:
 
 
 def _symbols(value: ir.Value | None) -> list[Any] | None:
-    """Return the dimensions of a tensor, numbers or names; None if one is unknown."""
+    """Return the dimensions of a tensor, as numbers or names; None if one is unknown."""
     if value is None or value.shape is None:
         return None
     dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
     return None if any(dim is None for dim in dims) else dims
 
 
-#: Values of batch and sequence while shapes are inferred. They are primes, so no other size has the same value.
+#: Values of batch and sequence while shapes are inferred. Primes rarely occur as other sizes, and `infer_shapes` takes the first
+#: length that is not a size of any constant.
 _BATCH, _LENGTHS = 10007, (61, 59, 53, 47, 43, 41, 37, 31)
 
 
 def infer_shapes(model: ir.Model) -> int:
-    """Record the shape of each tensor, with names for batch and sequence. Nothing else changes.
+    """Record the type and shape of each tensor, with names for batch and sequence. Nothing else changes.
 
     ONNX's inference loses symbols when positions are sliced from a table, but not numbers. So inference runs with numbers for
-    batch and sequence that no other size of the model has. Then the numbers are replaced by the names.
+    batch and sequence that no other size of the model has. Then the names replace the numbers.
     """
     sizes = {dim for value in model.graph.initializers.values() for dim in constant(value).shape}
     length = next(prime for prime in _LENGTHS if prime not in sizes)
@@ -168,7 +172,7 @@ def infer_shapes(model: ir.Model) -> int:
 
 
 def fold_casts(model: ir.Model) -> int:
-    """Remove a Cast to the type that a tensor has; give the axis of a CumSum one type."""
+    """Remove a Cast to the type that its input already has, and make the axis of a CumSum INT64."""
     changed = 0
     for node in nodes(model.graph, "Cast"):
         if node.inputs[0].dtype == attribute(node, "to", None):
@@ -183,7 +187,7 @@ def fold_casts(model: ir.Model) -> int:
 
 
 def constant_reshapes(model: ir.Model) -> int:
-    """Make the target of a Reshape a constant: 0 keeps a dimension, -1 is one more unknown."""
+    """Make the target of a Reshape a constant: 0 keeps a dimension, and -1 stands for one other unknown dimension."""
     changed = 0
     for node in nodes(model.graph, "Reshape"):
         source, target = _symbols(node.inputs[0]), _symbols(node.outputs[0])
@@ -203,7 +207,7 @@ def constant_reshapes(model: ir.Model) -> int:
 
 
 def dims_from_inputs(model: ir.Model) -> int:
-    """Compute batch and sequence from the first input in all remaining shape arithmetic: Shape(input_ids)[k:k+1]."""
+    """Compute batch and sequence from the first input in all remaining shape arithmetic, as Shape(input_ids)[k:k+1]."""
     source = model.graph.inputs[0]
     named = {name: index for index, name in enumerate(_symbols(source) or ())}
     changed = 0
@@ -238,7 +242,7 @@ def _read_dim(old: ir.Value, source: ir.Value, index: int, like: ir.Node) -> Non
 
 
 def _gathered_dim(gather: Any, dims: list[Any] | None, named: dict[Any, int], source: ir.Value) -> int:
-    """Replace Gather(Shape(x), k) -> Unsqueeze, which the TorchScript exporter writes for a dimension; return the count."""
+    """Replace Gather(Shape(x), k) -> Unsqueeze, the TorchScript exporter's form of a dimension. Return the number replaced."""
     position = constant(gather.inputs[1]) if gather.op_type == "Gather" else None
     if position is None or position.size != 1 or not dims or dims[int(position.flat[0])] not in named:
         return 0
@@ -251,14 +255,15 @@ def _gathered_dim(gather: Any, dims: list[Any] | None, named: dict[Any, int], so
     return changed
 
 
-#: Equal constants of up to this many elements are stored once: zero points, the numbers of shapes.
+#: Equal constants of up to this number of elements are stored once, such as zero points and the numbers of shapes.
 _SHARED = 65536
 
 
 def order_and_name(model: ir.Model) -> int:
-    """Sort nodes in the order in which the output needs them; name them, tensors and constants after their module.
+    """Sort nodes in the order in which the output needs them, and name nodes, tensors and constants after their module.
 
-    Default attributes are written out. After this pass, the graphs of both exporters are the same.
+    Default attributes are written out, and equal small constants are merged. After this pass, the graphs of both exporters are
+    the same (for ModernBERT, except for names and zero biases).
     """
     graph = model.graph
     common.AddDefaultAttributesPass()(model)
@@ -281,9 +286,10 @@ def order_and_name(model: ir.Model) -> int:
 
 
 def note_modules(model: ir.Model) -> int:
-    """Record the modules whose output is multiplied by a factor in this file, as `modules` of its metadata.
+    """Record the modules whose output this file multiplies by a factor or computes in a fused GEMM, as `modules` of its metadata.
 
-    All other metadata of exporters and passes are removed. Names and the shapes of inputs and outputs stay.
+    All metadata of nodes and tensors are removed. Names, and the shapes of inputs and outputs, stay. Return the number of
+    modules.
     """
     changed = _changed_modules(model.graph)
     common.ClearMetadataAndDocStringPass()(model)
@@ -298,7 +304,7 @@ def note_modules(model: ir.Model) -> int:
 
 
 def _changed_modules(graph: ir.Graph) -> dict[str, tuple[str, list[float]]]:
-    """Return module -> (tensor, factor): the tensor is the output of the module times the factor."""
+    """Return module -> (tensor, factor). The tensor is the output of the module times the factor."""
     changed: dict[str, tuple[str, list[float]]] = {}
     ops: dict[str, str] = {}
     for node in graph:
@@ -316,9 +322,9 @@ def _changed_modules(graph: ir.Graph) -> dict[str, tuple[str, list[float]]]:
 
 
 def _written(modules: dict[str, tuple[str, list[float]]]) -> str:
-    """Return JSON for the file's metadata: ``modules``: module -> [tensor, number of its factor]; ``factors``: each once.
+    """Return JSON for the file's metadata. ``modules``: module -> [tensor, index of its factor]; ``factors``: each factor once.
 
-    A factor of powers of two, one per channel, is written as ``{"log2": exponents}``, which is short.
+    A factor of powers of two is written as ``{"log2": exponents}``, which is short.
     """
     numbers: dict[tuple[float, ...], int] = {}
     entries = {
@@ -332,7 +338,7 @@ def _written(modules: dict[str, tuple[str, list[float]]]) -> str:
 
 
 def _sort(graph: ir.Graph) -> None:
-    """Sort depth first from the outputs, without recursion: BERT-large is deep."""
+    """Sort the nodes depth first from the outputs. There is no recursion, because BERT-large is deep."""
     order: list[ir.Node] = []
     seen: set[ir.Node] = set()
     stack = [(output.producer(), False) for output in reversed(graph.outputs)]
@@ -351,7 +357,7 @@ def _sort(graph: ir.Graph) -> None:
 
 
 def _name_constants(graph: ir.Graph) -> None:
-    """Name constants after their first reader: node names are unique, so these are."""
+    """Name constants after their first reader. Names of nodes are unique, so these names are unique, too."""
     graph.initializers.clear()
     named: set[ir.Value] = set()
     for node in graph:

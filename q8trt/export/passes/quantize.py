@@ -36,8 +36,11 @@ def quantize_array(
     Args:
         values: float32 or float16, any shape.
         scale: one positive scale, or one per index of `axis`.
-        axis: dimension that the scales run along; None for one scale.
+        axis: dimension that several scales run along; not read for one scale.
         format: the number format of the result.
+
+    Returns:
+        the quantized values, in the shape of `values` and the NumPy type of `format`.
 
     Source: ONNX operator QuantizeLinear, opset 19.
     """
@@ -60,11 +63,11 @@ def _format(node: ir.Node) -> Format:
 
 
 def fold_weights(model: ir.Model) -> int:
-    """Turn a quantized constant into an INT8 constant and a DequantizeLinear, and apply a following Transpose to it.
+    """Replace a quantized constant by an INT8 constant and a DequantizeLinear, and apply a following Transpose to it.
 
-    The integers are those that QuantizeLinear would compute at run time, so outputs do not change by a bit. The file holds one
-    byte a weight instead of four. An embedding table is `DequantizeLinear -> Gather`, which TensorRT keeps in INT8. A weight of
-    several layers is one constant.
+    The integers are those that QuantizeLinear would compute at run time, so the outputs stay the same to the bit. The file has
+    one byte per weight instead of four. An embedding table becomes `DequantizeLinear -> Gather`, which TensorRT keeps in INT8. A
+    weight that several layers share is one constant, and counts once for each of its quantizers.
     """
     folded, tables = 0, dict[tuple[ir.Value, bool], ir.Value]()
     for node in nodes(model.graph, _FAKE):
@@ -92,7 +95,7 @@ def fold_weights(model: ir.Model) -> int:
 
 
 def separate_weights(model: ir.Model) -> int:
-    """Give each product that reads a shared INT8 weight a separate DequantizeLinear, so TensorRT can fuse the two."""
+    """Add a separate DequantizeLinear for each further product that reads a shared INT8 weight, so TensorRT can fuse the two."""
     separated = 0
     for node in nodes(model.graph, "DequantizeLinear"):
         if constant(node.inputs[0]) is None:
@@ -106,7 +109,7 @@ def separate_weights(model: ir.Model) -> int:
 
 
 def insert_qdq(model: ir.Model) -> int:
-    """Insert a QuantizeLinear and a DequantizeLinear of constant scale and zero_point 0 on a quantized activation."""
+    """Replace the node of each quantized activation by QuantizeLinear and DequantizeLinear with constant scale, zero_point 0."""
     inserted = 0
     for node in nodes(model.graph, _FAKE):
         scale = node.inputs[1]
@@ -129,9 +132,9 @@ def insert_qdq(model: ir.Model) -> int:
 
 
 def share_quantizers(model: ir.Model) -> int:
-    """Let the readers of an activation that is quantized twice in the same way share one Q/DQ pair.
+    """Make the readers of an activation that is quantized twice in the same way share one Q/DQ pair.
 
-    That happens where the ranges of two sites are equal, as those of a projection and of the residual beside it may be. Exact.
+    The ranges of two sites may be equal, such as those of a projection and of the residual beside it. The pass is exact.
     """
     shared, first = 0, dict[tuple[Any, ...], ir.Value]()
     for node in nodes(model.graph, "QuantizeLinear"):
@@ -150,7 +153,7 @@ def share_quantizers(model: ir.Model) -> int:
 
 
 def read_shapes_before_quantization(model: ir.Model) -> int:
-    """Let Shape nodes read the input of a Q/DQ pair instead of its output, so that only GEMMs read a DQ."""
+    """Make Shape nodes read the input of a Q/DQ pair instead of its output, so that only computations read the output."""
     moved = 0
     for node in nodes(model.graph, "Shape"):
         source = above_qdq(node.inputs[0])

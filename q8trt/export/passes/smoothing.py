@@ -1,6 +1,6 @@
 """Passes that fold the per-channel factors of SmoothQuant and of smoothed residuals into constants.
 
-The factors are powers of two (`quantization.smoothquant`), so results do not change by a bit in FP32 or FP16.
+The factors are powers of two (`quantization.smoothquant`), so the results stay the same to the bit in FP32 and FP16.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from q8trt.export.passes.attention import scale_linear
 
 
 def _channel_factor(node: ir.Node) -> Any:
-    """Return the factors of a Mul by a constant per channel; None for any other node."""
+    """Return the factors (channels,) of a Mul by a constant; None for any other node."""
     factors = operands(node) if node.op_type == "Mul" else None
     return factors[1] if factors is not None and factors[1].ndim == 1 and factors[1].size > 1 else None
 
 
 def fold_branch_factors(model: ir.Model) -> int:
-    """Fold the factor per channel of linear -> Mul -> Q into the weight's scales and the bias."""
+    """Fold the per-channel factor of linear -> Mul -> Q into the weight, or the scales of a quantized weight, and the bias."""
     folded = 0
     for mul in nodes(model.graph, "Mul"):
         factor = _channel_factor(mul)
@@ -53,8 +53,8 @@ def fold_branch_factors(model: ir.Model) -> int:
 def fold_layernorm_factors(model: ir.Model) -> int:
     """Fold a factor into a LayerNorm's weight and bias if every reader of its output multiplies it by a factor.
 
-    The factor is that of the residual. Its reader then quantizes the LayerNorm's output directly, and the other readers multiply
-    by the remaining factor.
+    The folded factor is that of the residual, if there is one. Its reader then quantizes the LayerNorm's output directly, and
+    the other readers multiply it by the remaining factor.
     """
     folded = 0
     for norm in nodes(model.graph, "LayerNormalization"):
