@@ -50,6 +50,8 @@ def test_an_embedding_model_without_labels(texts: Path, tmp_path: Path) -> None:
     assert 0.9 < scores["ptq"]["dev"]["cosine_mean"] < 1
     assert set(scores["int8"]["dev"]) == {"cosine_mean", "cosine_p1", "cosine_worst", "neighbors_10"}
     assert read_head(str(run.path / "int8")) == read_head(str(folder))
+    configs = [json.loads((run.path / stage / "config.json").read_text()) for stage in ("fp32", "int8")]
+    assert configs[0]["use_cache"] == configs[1]["use_cache"]
     before, after = (load_quantized(run.path / stage)[0](**make_batch()).logits for stage in ("ptq", "int8"))
     assert not np.array_equal(before.detach(), after.detach())
 

@@ -237,7 +237,11 @@ class Finetuning:
         folder, length = self.run.path, self.config.data.max_seq_length
         dev = next(iter(self.inputs.dev.values()))
         plan = TrainingStage(stage, model, self.inputs.train, dev, epochs, rate, folder, length, **settings)
-        return asdict(train_stage(plan, self.task, self.inputs.tokenizer, self.config.training, self.resume))
+        use_cache = getattr(model.config, "use_cache", None)
+        details = asdict(train_stage(plan, self.task, self.inputs.tokenizer, self.config.training, self.resume))
+        if use_cache is not None:  # the Trainer sets it to False; a run resumed after its last step has no Trainer
+            model.config.use_cache = use_cache
+        return details
 
     def _fp32(self) -> Model:
         from transformers import set_seed
