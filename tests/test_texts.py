@@ -124,3 +124,22 @@ def test_each_text_of_a_pair_is_embedded_after_the_default_prompt(tiny_tokenizer
     assert rows.labels is not None
     np.testing.assert_array_equal(rows.labels, np.float32([1.5, 1.5, 4, 4]))
     assert load_train(data).is_sample
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "mark"),
+    [("a.csv", "id;text", "semicolons"), ("a.tsv", "id,text", "commas"), ("a.csv", "id\ttext", "tabs")],
+)
+def test_another_separator_is_not_a_text(name: str, header: str, mark: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f"{header}\n1 the chair is great\n2 the table, too\n")
+    with pytest.raises(DataError, match=rf"a\.\w+: the header .* is a single column with {mark}; a \.\w+ file has"):
+        read_texts(tmp_path / name, task(), "train")
+
+
+def test_rows_without_a_text_are_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.csv").write_text('text,id\na,1\n"",2\nb,3\n" ",4\nc,5\n')
+    rows = [read_texts(tmp_path / "a.csv", task(), split).first for split in ("train", "dev")]
+    assert sorted(rows[0] + rows[1]) == ["a", "b", "c"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'a.csv'}: skipped 2 rows without a text"
+    ]

@@ -180,7 +180,7 @@ def execute(
             say(cut)
         if config.data.sample:
             say("data: the project's built-in sample of sentence pairs, not GLUE")
-        if config.data.has_files and inputs.data.text_columns:
+        if (config.data.has_files or config.data.texts) and inputs.data.text_columns:
             say(inputs.data.columns_line())
         Finetuning(config, run, inputs, say, resume=unfinished is not None).execute()
     return run

@@ -98,7 +98,21 @@ def open_table(path: Path, nested: Collection[str] = (), others: Sequence[str] =
     if reader is None:
         expected = ", ".join((*_READERS, *others))
         raise DataError(f"{path_name(path)}: unknown extension {path.suffix!r}; expected one of {expected}")
-    return reader(path, nested)
+    table = reader(path, nested)
+    _check_separator(path, table.columns)
+    return table
+
+
+def _check_separator(path: Path, columns: Sequence[str]) -> None:
+    """Raise DataError if the single column of a header contains another separator, as a spreadsheet may write it."""
+    separator = _SEPARATORS.get(path.suffix.lower())
+    if separator is None or len(columns) != 1:
+        return
+    if other := next((name for mark, name in _MARKS.items() if mark in columns[0] and name != separator), None):
+        raise DataError(
+            f"{path_name(path)}: the header {shown(columns[0])} is a single column with {other}; a {path.suffix} file has "
+            f"{separator} between its columns: save it with {separator}, or rename the column"
+        )
 
 
 def check_unique(columns: Sequence[str], where: str) -> None:
@@ -262,6 +276,8 @@ def _parquet(path: Path, nested: Collection[str]) -> Table:
     return Table(parquet_columns(path), lambda names: parquet_rows(path, names, nested))
 
 
+_MARKS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "vertical bars"}
+_SEPARATORS = {".csv": "commas", ".tsv": "tabs"}
 _READERS: dict[str, Callable[[Path, Collection[str]], Table]] = {
     ".csv": lambda path, _: _fields_table(_csv_rows(path)), ".tsv": lambda path, _: _fields_table(tsv_rows(path)),
     ".jsonl": lambda path, _: _jsonl(path), ".json": lambda path, _: _jsonl(path), ".parquet": _parquet,

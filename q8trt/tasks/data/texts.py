@@ -6,6 +6,7 @@ algorithm R). Every row is equally likely, and only the sampled rows are in memo
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +20,8 @@ from q8trt.tasks.data.sample import sample_examples
 from q8trt.tasks.data.tabular import Table, check_unique, choose_text_columns, open_table, text_column_names
 from q8trt.tasks.glue import Task
 from q8trt.tasks.heads import HeadKind
+
+log = logging.getLogger("q8trt")
 
 #: Default maximum numbers of rows for training and for the comparison of answers.
 TRAIN_ROWS, DEV_ROWS = 10_000, 1_000
@@ -51,7 +54,9 @@ def read_texts(
     path = Path(path)
     train_rows, dev_rows = train_rows or TRAIN_ROWS, dev_rows or DEV_ROWS
     columns, rows = _open(path, task, text_columns)
-    chosen = _reservoir(rows, train_rows + dev_rows)
+    chosen, empty = _reservoir(rows, train_rows + dev_rows)
+    if empty and split == "train":  # once, although both splits read the file
+        log.warning("%s: skipped %s without a text", path_name(path), "1 row" if empty == 1 else f"{empty:,} rows")
     if not chosen:
         raise DataError(f"{path_name(path)}: no text; expected a text in each row; add rows, or give another file")
     held_out = min(dev_rows, len(chosen) // 3)  # in a small file, most rows are for calibration
@@ -72,22 +77,26 @@ def sample_texts(task: Task, split: str) -> Examples:
     return replace(examples, first=[*examples.first, *(examples.second or ())], second=None)
 
 
-def _reservoir(rows: Iterator[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
-    """Return a random sample of `count` rows, or all if there are fewer, in random order."""
-    generator, chosen = random.Random(_SEED), []
-    for number, texts in enumerate(rows):
+def _reservoir(rows: Iterator[tuple[str, ...] | None], count: int) -> tuple[list[tuple[str, ...]], int]:
+    """Return a random sample of `count` rows, or all if there are fewer, in random order, and the number of rows without text."""
+    generator, chosen, number, empty = random.Random(_SEED), [], 0, 0
+    for texts in rows:
+        if texts is None:
+            empty += 1
+            continue
         if number < count:
             chosen.append(texts)
         elif (place := generator.randrange(number + 1)) < count:
             chosen[place] = texts
+        number += 1
     generator.shuffle(chosen)
-    return chosen
+    return chosen, empty
 
 
 def _open(
     path: Path, task: Task, text_columns: Sequence[str] | None
-) -> tuple[tuple[str, ...], Iterator[tuple[str, ...]]]:
-    """Return the columns of the texts, () for plain text, and the rows that have text."""
+) -> tuple[tuple[str, ...], Iterator[tuple[str, ...] | None]]:
+    """Return the columns of the texts, () for plain text, and the rows; None for a row of a table without a text."""
     open_data(path).close()
     if path.suffix.lower() in _PLAIN:
         if task.is_pair and not task.embedding:
@@ -115,11 +124,10 @@ def _columns(path: Path, table: Table, task: Task, chosen: Sequence[str] | None)
     return choose_text_columns(path_name(path), table.columns, choices, "--text_column_names chooses others")
 
 
-def _texts(table: Table, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts of each row in which none is empty."""
+def _texts(table: Table, columns: Sequence[str]) -> Iterator[tuple[str, ...] | None]:
+    """Yield the texts of each row; None if one is empty."""
     for where, values in table.select([*columns, columns[-1]]):  # the Parquet reader expects labels in the last column
         texts = values[:-1]
         if wrong := next((text for text in texts if not isinstance(text, str | None)), None):
             raise DataError(f"{where}: text {shown(wrong)}, expected a string")
-        if all(text and text.strip() for text in texts):
-            yield tuple(texts)
+        yield tuple(texts) if all(text and text.strip() for text in texts) else None
