@@ -93,7 +93,12 @@ def test_an_engine_outside_its_run_is_scored_on_the_runs_rows(place: Path, capsy
 def test_the_baseline_is_compared_with(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("build-engine", ["--runs_dir", "my runs"]) == 0
     words = printed(capsys.readouterr().out)
-    names = ("engine-fp32", "engine-fp16", "engine-ptq")
+    names = ["engine-fp32", "engine-fp16", "engine-ptq"]
+    assert words == ["benchmark", *(word for name in names for word in ("--engine", f"my runs/first/{name}"))]
+    shutil.copytree("my runs/first/engine-ptq", "my runs/first/engine")  # as of another stage
+    assert run_command("build-engine", ["--checkpoint", "my runs/first", "--stage", "ptq"]) == 0
+    words = printed(capsys.readouterr().out)
+    names[2:2] = ["engine"]
     assert words == ["benchmark", *(word for name in names for word in ("--engine", f"my runs/first/{name}"))]
 
 

@@ -17,13 +17,14 @@ from embedding_fixtures import TEXTS, write_embedding_folder
 
 import q8trt
 from q8trt.cli.main import main
-from q8trt.cli.quantize import run
+from q8trt.cli.quantize import predict_command, run
 from q8trt.engine.manifest_file import load_manifest
 from q8trt.errors import ConfigError, DataError, InterruptedRunError
 from q8trt.models import read_head
 from q8trt.models.checkpoints import load_finetuned, load_quantized
 from q8trt.runs.config import config_of_run
-from q8trt.tasks.heads import HeadKind
+from q8trt.tasks.data import DataConfig
+from q8trt.tasks.heads import Head, HeadKind
 
 OPTIONS: dict[str, Any] = {"build_engines": False, "recipe": "linear", "calibration_samples": 16, "max_seq_length": 16}
 
@@ -292,6 +293,24 @@ def test_ctrl_c_is_continued_to_the_engines_and_the_report(
     assert f"{run} is a run already; give another --output_dir, or continue it: " in refused
     assert refused.endswith(resume)
     assert main(["quantize", "--resume", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:-1] == [
+        f"run: {run}",
+        f"engine: {run}/engine-ptq",
+        f"report: {run}/benchmark.html, benchmark.md and benchmark.json",
+    ]
+    words = f" predict --engine {run}/engine-ptq --input {texts} --output embeddings.npy"
+    assert (lines[-1].startswith("next: "), lines[-1].endswith(words)) == (True, True), lines[-1]
+    predict = [
+        "predict",
+        "--engine",
+        f"{run}/engine-ptq",
+        "--input",
+        str(texts),
+        "--output",
+        f"{tmp_path}/embeddings.npy",
+    ]
+    assert main(predict) == 0
     assert [each.name for each in run.glob("engine*")] == ["engine-ptq"]
     assert [profile.max[1] for profile in load_manifest(run / "engine-ptq").profiles] == [8, 16]
     assert (run / "benchmark.json").is_file()
@@ -385,3 +404,12 @@ def test_the_command_passes_its_profiles(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(Passed) as passed:
         run(["model", "--buckets", "16,32"])
     assert passed.value.args == ((16, 32),)
+
+
+def test_the_next_command_scores_a_file_of_the_models_kind() -> None:
+    one, pairs = Head(HeadKind.SEQUENCE_CLASSIFICATION, ("no", "yes")), Head(HeadKind.RERANKER)
+    inputs = {"x.csv": "x.csv", "x.parquet": "texts.txt", None: "texts.txt"}
+    for texts, expected in inputs.items():
+        line = predict_command(Path("run/engine-ptq"), DataConfig("custom", head=one, texts=texts))
+        assert line.endswith(f"predict --engine run/engine-ptq --input {expected} --output answers.csv")
+    assert "--input pairs.csv " in predict_command(Path("run/engine-ptq"), DataConfig("custom", head=pairs))

@@ -118,10 +118,27 @@ def test_a_narrow_terminal_shows_name_task_model_state_and_scores(
         assert lines[late + 1] == "STS-B, minilm, finished"
         engine = next(number for number, line in enumerate(lines) if line.startswith(f"{name}/ "))
         assert lines[engine + 1] == "engine-fp32"
-    else:  # names are folded
-        assert name in "".join(line.split(" ")[0] for line in lines)
+        assert "not shown at this width: recipe, target" in " ".join(lines)
+    else:  # a paragraph for each run and engine
+        assert {name, f"{name}/engine-fp32", "late", "late/engine"} <= set(out.splitlines())
+        assert not any(line.startswith("finished") for line in out.splitlines())
     assert {"89.47", "86.84", "86.31", "87.19", "99.1%", "87.24"} <= set(out.split())
-    assert "not shown at this width: recipe, target" in " ".join(lines)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_long_name_can_be_copied(
+    width: int, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    name = "multi-label-classification-paraphrase-multilingual-minilm-20261128-093012"
+    make_run(runs / name, -1, fp32=0.8947)
+    make_engine(runs / name / "engine-fp32")
+    assert run_command("runs", []) == 0
+    out = capsys.readouterr().out
+    assert {name, f"{name}/engine-fp32"} <= set(out.splitlines())
+    facts = [line for line in out.splitlines() if not line.startswith((name, "late", "early"))]
+    assert all(line.startswith("  ") for line in facts if line.strip())
+    assert max(map(len, facts)) <= width
 
 
 def test_a_run_of_quantize_without_its_report_is_unfinished(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

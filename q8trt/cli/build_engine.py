@@ -7,6 +7,7 @@ example: python build_engine.py --int8
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from q8trt.console.commands import command
 from q8trt.console.options import group, option, options_of, same_option
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeOptions
-from q8trt.errors import ConfigError
+from q8trt.errors import ConfigError, EngineError
 from q8trt.export.options import ExportOptions
 from q8trt.quantization.precision import Precision
 from q8trt.quantization.target import Target
@@ -140,9 +141,22 @@ def run(argv: list[str]) -> int:
     check_output(source, options.output_dir, options.overwrite)
     say(f"checkpoint: {source.checkpoint}")
     engine = _build(source, options, options.output_dir)
-    baselines = _baselines(source, options)
-    say(f"next: {_next([*(folder for folder in baselines if folder != engine), engine], source)}")
+    baselines = [folder for folder in _baselines(source, options) if folder != engine]
+    say(f"next: {_next([*baselines, *_siblings(engine, source), engine], source)}")
     return 0
+
+
+def _siblings(engine: Path, source: Source) -> list[Path]:
+    """Return the other engines of `engine`'s run at the same precision, such as QAT beside PTQ, if `engine` is in its run."""
+    from q8trt.engine.folder import engine_folders
+    from q8trt.engine.manifest_file import load_manifest
+
+    siblings = []
+    for folder in sorted(engine_folders(source.run.path)) if engine.parent == source.run.path else ():
+        with suppress(EngineError):
+            if folder != engine and load_manifest(folder, verify=False).precision is source.precision:
+                siblings.append(folder)
+    return siblings
 
 
 def _baselines(source: Source, options: Options) -> list[Path]:

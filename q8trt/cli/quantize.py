@@ -11,6 +11,7 @@ example: q8trt quantize my-model --texts texts.txt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from q8trt.cli.finetune import build_command, summary
 from q8trt.cli.parser import Parser
@@ -21,6 +22,7 @@ from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeOptions
 from q8trt.runs.quantize_config import QuantizeConfig, check_paths
 from q8trt.runs.run import RUNS_DIR, runs_dir
+from q8trt.tasks.data import DataConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,18 @@ def run(argv: list[str]) -> int:
     from q8trt.reporting.report import print_report
 
     print_report(quantized.report, table_console())
+    engine = quantized.engines[-1]
+    say(f"run: {quantized.run.path}")
+    say(f"engine: {engine}")
     say(f"report: {quantized.run.path / 'benchmark.html'}, benchmark.md and benchmark.json")
-    say(f"next: {command('benchmark', *(word for folder in quantized.engines for word in ('--engine', str(folder))))}")
+    say(f"next: {predict_command(engine, config.data)}")
     return 0
+
+
+def predict_command(engine: Path, data: DataConfig) -> str:
+    """Return the command that scores a file by an engine: the texts of its calibration if they suit, else a name to replace."""
+    task, texts = data.resolved_task, Path(data.texts or "")
+    if texts.suffix.lower() not in (".csv", ".tsv", ".jsonl", ".txt"):
+        texts = Path("pairs.csv" if task.is_pair and not task.embedding else "texts.txt")
+    output = "embeddings.npy" if task.embedding else "answers.csv"
+    return command("predict", "--engine", engine, "--input", texts, "--output", output)

@@ -29,7 +29,7 @@ def run(argv: list[str]) -> int:
     """Run the command; returns the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.reporting.listing import engines_tables, list_runs, problem_lines, runs_dict, runs_tables
-    from q8trt.reporting.terminal import print_table
+    from q8trt.reporting.terminal import print_rows, print_table
 
     runs = list_runs(options.runs_dir)
     if options.json:
@@ -40,8 +40,8 @@ def run(argv: list[str]) -> int:
         return 0
     console = table_console()
     for wide, narrow in (runs_tables([each for each in runs if not each.problem]), engines_tables(runs)):
-        if wide.rows and not print_table(console, wide, optional=True):
-            print_table(console, narrow)
+        if wide.rows and not any(print_table(console, each, optional=True) for each in (wide, narrow)):
+            print_rows(console, wide)
     for line in problem_lines(runs):
         say(line)
     return 0

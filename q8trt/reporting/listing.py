@@ -162,7 +162,7 @@ def runs_tables(runs: Sequence[RunEntry]) -> tuple[Table, Table]:
     names = tuple(map(_names, ("run", "model", "task", "state", "recipe", "target", "metric")))
     wide = [(run.name, run.model, run.task, run.state, *each) for run, each in zip(runs, facts, strict=True)]
     below = [_stacked(run.name, ", ".join((run.task, run.model, run.state))) for run in runs]
-    ranked = (words("run", wraps=True), _names("recipe", 2), _names("target", 3), _names("metric"))
+    ranked = (words("run"), _names("recipe", 2), _names("target", 3), _names("metric"))
     narrow = [(name, *each) for name, each in zip(below, facts, strict=True)]
     return _joined((*names, *stages), wide, scores), _joined((*ranked, *stages), narrow, scores)
 
@@ -201,7 +201,7 @@ def engines_tables(runs: Iterable[RunEntry]) -> tuple[Table, Table]:
     columns = (_names("model"), size, _names("file", 3), _names("backend", 2), _names("metric", 1), score)
     return (
         _joined((_names("engine"), *(replace(each, rank=0) for each in columns)), wide, facts),
-        _joined((words("engine", wraps=True), *columns), below, facts),
+        _joined((words("engine"), *columns), below, facts),
     )
 
 

@@ -68,6 +68,19 @@ def print_table(console: Console, table: Table, optional: bool = False, legend: 
     return True
 
 
+def print_rows(console: Console, table: Table) -> None:
+    """Print each row as a paragraph, where no layout of `table` fits: its first cell, which is never cut, then its figures."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for row, (name, *texts) in zip(table.rows, table.texts(), strict=True):
+        pairs = zip(table.columns[1:], row[1:], texts, strict=True)
+        facts = [f"{column.title} {text}" for column, cell, text in pairs if cell is not None]
+        console.print(Text(name), soft_wrap=True)
+        console.print(Padding(Text("  ".join(facts)), (0, 0, 0, 2)))
+    console.print()
+
+
 def _fitting(console: Console, table: Table) -> tuple[int, RichTable] | None:
     """Return the first layout that needs no wrapping, or else the first that cuts no figure, with its highest rank.
 
