@@ -133,7 +133,7 @@ def test_bad_input_is_one_line(refused: Refused, tmp_path: Path) -> None:  # noq
         Path(name).write_bytes(data)
         assert f"{name} is not an ONNX file, or is truncated; export it again" in refused("lint", name)
     Path("empty.onnx").write_bytes(b"")
-    assert "empty.onnx holds no ONNX graph" in refused("lint", "empty.onnx")
+    assert "empty.onnx has no ONNX graph" in refused("lint", "empty.onnx")
     Path("folder").mkdir()
     assert "folder has no manifest.json" in refused("lint", "folder")
     assert "cannot read the shape '128'" in refused("lint", "good.onnx", "--max_shapes", "128")

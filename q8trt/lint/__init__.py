@@ -54,11 +54,12 @@ def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:
     """Judge an ONNX file.
 
     Args:
-        path: the file; weights in external data are not read.
-        config: facts that the file does not hold.
+        path: the file. Large weights in external data are not read, but their files must exist.
+        config: facts that the file does not contain; default: `LintConfig()`.
 
     Raises:
-        EngineError: the file is missing, truncated or malformed, or is not an ONNX file.
+        EngineError: the file is missing, truncated or malformed, is not an ONNX file, has too many nodes, or its external data
+            are missing.
     """
     from q8trt.lint.linter import check
 
@@ -68,7 +69,7 @@ def lint(path: str | Path, config: LintConfig | None = None) -> LintReport:
 def forecast_sites(path: str | Path, config: LintConfig | None = None) -> tuple[Site, ...]:
     """Return each embedding, matrix product, attention and residual Add of an ONNX file with the forecast for it.
 
-    Arguments and errors as `lint`.
+    The arguments and errors are those of `lint`.
     """
     from q8trt.lint.linter import sites
 

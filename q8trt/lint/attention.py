@@ -1,4 +1,4 @@
-"""The conditions under which TensorRT can run an attention as one kernel, and the conditions that an attention misses.
+"""The conditions under which TensorRT can run an attention as one kernel, and those that an attention does not meet.
 
 The conditions come from the TensorRT 10 developer guide, "MHA Fusion", as quoted in issues 2981 and 4167: inputs of both
 BMMs in FP16, BF16 or INT8; for INT8 head size 16, 32 or 64, at most 512 tokens, and Q/DQ before the first BMM, after Softmax and
@@ -33,8 +33,8 @@ class Verdict:
     """The verdict on one attention.
 
     Attributes:
-        dtype: "int8" if any input is quantized, else the float type; "" if it is not known.
-        obstacles: the reasons against one fused kernel.
+        dtype: "int8" if any input is quantized, else the float type; "" if the type or the attention is not known.
+        obstacles: the reasons against one fused kernel; () if TensorRT can fuse it.
     """
 
     dtype: str
@@ -42,7 +42,7 @@ class Verdict:
 
 
 def judge(graph: Graph, attention: Attention, sequence: int | None) -> Verdict:
-    """Compare one attention to the documented conditions, for sequences of up to `sequence` tokens (None: not known)."""
+    """Compare one attention with the documented conditions, for sequences of up to `sequence` tokens (None: not known)."""
     scores, context = attention.scores, attention.context
     if scores is None or context is None:
         return Verdict("", (Obstacle("not-recognized"),))
@@ -89,7 +89,7 @@ def _scale_obstacles(attention: Attention, scores: Product) -> list[Obstacle]:
 
 
 def head_size(graph: Graph, value: Value) -> int | None:
-    """Return the size of the last dimension of Q, from shape inference or from the Reshape that splits the heads."""
+    """Return the size of Q's last dimension, from shape inference or from the Reshape that splits heads; None if not known."""
     axis = -1
     while (node := graph.producer(value)) is not None:
         shape = graph.shape(value)
@@ -109,7 +109,7 @@ def head_size(graph: Graph, value: Value) -> int | None:
 
 
 def _reshaped_to(graph: Graph, node: ir.Node, axis: int) -> int | None:
-    """Return a size of a Reshape's target: a constant, or a Concat whose end is constant."""
+    """Return the size at `axis` of a Reshape's target, which is a constant or a Concat; None if it is not a known constant."""
     target = operand(node, 1)
     sizes, producer = graph.numbers(target), graph.producer(target)
     if sizes is None and producer is not None and op_of(producer) == "Concat" and axis >= -len(producer.inputs):
@@ -121,7 +121,7 @@ def _reshaped_to(graph: Graph, node: ir.Node, axis: int) -> int | None:
 
 
 def is_key_transposed_early(graph: Graph, scores: Product) -> bool:
-    """Return whether the Transpose that turns K's rows into columns comes before K's quantizer.
+    """Return whether the Transpose that exchanges K's rows and columns comes before K's quantizer.
 
     TensorRT builds both orders. No source documents which one fusion prefers, so there is no rule for it.
     """

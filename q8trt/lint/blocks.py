@@ -1,7 +1,7 @@
 """The blocks of a model and their nodes, from the order of the residual Adds.
 
-Every residual Add closes a block: attention if a Softmax leads to it, feed-forward otherwise. What leads to both inputs of
-the first Add is before the layers (embeddings); what leads to both inputs of a later one belongs to the block before.
+Every residual Add closes a block: attention if a Softmax leads to it, else feed-forward. Nodes that lead to both inputs of the
+first Add come before the layers (embeddings). Nodes that lead to both inputs of a later Add belong to the previous block.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from q8trt.lint.structure import Structure
 
 
 def assign_blocks(graph: Graph, structure: Structure) -> tuple[list[Place], dict[ir.Node, Place]]:
-    """Return the blocks in order, and node -> block."""
+    """Return the blocks in order, and node -> block. A graph without residual Adds is one block, "model"."""
     if not structure.residuals:
         model = Place("model")
         return [model], dict.fromkeys(graph.nodes, model)
@@ -45,7 +45,7 @@ def assign_blocks(graph: Graph, structure: Structure) -> tuple[list[Place], dict
     block_of: dict[ir.Node, Place] = {}
     for index, node in enumerate(graph.nodes):
         assigned = next((place for place, group in zip(places, members, strict=True) if group >> index & 1), None)
-        if assigned is None and not useful >> index & 1:  # leads nowhere: it belongs to the block where it starts
+        if assigned is None and not useful >> index & 1:  # it leads to no output: take the block of its first producer
             producers = [producer for value in node.inputs if (producer := graph.producer(value)) is not None]
             assigned = block_of[producers[0]] if producers else None
         block_of[node] = assigned or places[-1]
@@ -53,7 +53,7 @@ def assign_blocks(graph: Graph, structure: Structure) -> tuple[list[Place], dict
 
 
 def _ancestors(graph: Graph) -> list[int]:
-    """Return for each node the nodes that it depends on, as bits."""
+    """Return the nodes that each node depends on, as the bits of an integer."""
     before: list[int] = []
     for node in graph.nodes:
         bits = 0
@@ -65,7 +65,7 @@ def _ancestors(graph: Graph) -> list[int]:
 
 
 def _closing_norm(graph: Graph, structure: Structure, before: list[int], done: int) -> int:
-    """Return the LayerNorm right after the last residual Add, which belongs to its block, and the nodes between, as bits."""
+    """Return the LayerNorm after the last residual Add, which belongs to its block, and the nodes between them, as bits."""
     last = graph.index[structure.residuals[-1].node]
     for norm in structure.norms:
         end = max(graph.index[node] for node in norm.nodes)

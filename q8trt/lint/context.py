@@ -13,25 +13,25 @@ from q8trt.lint.rules import Level, level_of
 from q8trt.lint.soundness import show
 from q8trt.lint.structure import Structure
 
-#: Characters of a finding: names in the file may be of any length.
+#: Largest number of characters of a finding, because names in the file may have any length.
 _LONGEST = 400
 
 
 @dataclass
 class Context:
-    """One model under the linter.
+    """The facts about one model.
 
     Attributes:
-        graph: the file.
+        graph: the graph of the file.
         parts: its recognized parts.
         block_of: node -> block.
         roles: GEMM or BMM -> its name in its block.
         verdicts: Softmax -> the verdict on its attention.
         types: compute op -> the type that it runs in.
-        half: whether floating point is mostly FP16 or BF16.
-        config: facts that the file does not hold.
-        findings: the reports of the checks so far.
-        purposeless: Q/DQ nodes that do nothing.
+        half: whether at least as many compute ops are in FP16 or BF16 as in FP32.
+        config: facts that the file does not contain.
+        findings: the findings of the checks so far.
+        purposeless: Q/DQ nodes without purpose.
     """
 
     graph: Graph
@@ -46,19 +46,19 @@ class Context:
     purposeless: set[ir.Node] = field(default_factory=set)
 
     def report(self, rule: str, text: str, node: ir.Node | None = None, level: Level | None = None) -> None:
-        """Add a finding; `node` None for the graph as a whole, `level` None for the rule's usual one."""
+        """Add a finding. `node` is None for the graph as a whole, `level` is None for the usual level of the rule."""
         place, name = (None, "") if node is None else (self.block_of[node], node.name or "")
         self.findings.append(Finding(rule, level or level_of(rule), place, name, show(text, _LONGEST)))
 
     @property
     def quantized(self) -> bool:
-        """Return whether the graph or a subgraph holds any Q/DQ, or an op on integers in its place."""
+        """Return whether the graph or a subgraph has any Q/DQ, or an integer op that replaces it."""
         ops = (op_of(each) for node in self.graph.nodes for each in (node, *inner_nodes(node)))
         return any("Quantize" in op or "Integer" in op or "QLinear" in op for op in ops)
 
     @property
     def sequence(self) -> int | None:
-        """Return the longest sequence: that of the configuration, or the fixed size of the first input; None if not known."""
+        """Return the longest sequence, from the configuration or from the fixed shape of the first input; None if not known."""
         if self.config.max_shapes is not None:
             return self.config.max_shapes[1]
         shape = self.graph.shape(self.graph.inputs[0]) if self.graph.inputs else None

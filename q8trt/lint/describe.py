@@ -1,4 +1,4 @@
-"""The linter's phrases for feeds, products, tables and attentions."""
+"""The texts of the linter for operands, products, tables and attentions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _OBSTACLES = {
 
 
 def feed_text(way: Feed) -> str:
-    """Return "INT8", "FP16", or what is in between, such as "UINT8" or "FP32 (Cast after DequantizeLinear)"."""
+    """Return the type of an operand in words: "INT8", "FP16", "UINT8" or "FP32 (Cast after DequantizeLinear)"."""
     dtype = way.dtype.upper() or _UNKNOWN
     if way.scheme is None:
         return dtype
@@ -41,7 +41,7 @@ def feed_text(way: Feed) -> str:
 
 
 def product_text(product: Product) -> str:
-    """Return the types of both sides, such as "INT8 x INT8"."""
+    """Return the types of both sides, such as "INT8 x INT8", and what else keeps it from INT8."""
     if not product.is_supported:
         return f"{op_of(product.node)}, which TensorRT lacks"
     note = " (scales along the summed dimension)" if product.wrong_axis else ""
@@ -55,7 +55,7 @@ def residual_text(residual: Residual) -> str:
 
 
 def table_text(graph: Graph, embedding: Embedding, several: bool = False) -> str:
-    """Return the form of an embedding table, such as "INT8 table", and its plural if there is one."""
+    """Return the form of an embedding table, such as "INT8 table". If `several`, return its plural if there is one."""
     if embedding.kind is Table.GATHERED:
         return "INT8 rows gathered before DequantizeLinear: refused"
     if embedding.kind is Table.QUANTIZED:
@@ -73,19 +73,19 @@ def obstacle_text(obstacle: Obstacle) -> str:
 
 
 def verdict_text(verdict: Verdict) -> str:
-    """Return "fusable in INT8", or why not."""
+    """Return "fusable in INT8", or "not fusable: " with the reasons."""
     if not verdict.obstacles:
         return f"fusable in {verdict.dtype.upper() or '?'}"
     return "not fusable: " + "; ".join(map(obstacle_text, verdict.obstacles))
 
 
 def float_type(graph: Graph, node: ir.Node) -> str:
-    """Return the float type that a node computes in, as "FP16"."""
+    """Return the float type that a node computes in, such as "FP16"."""
     return (graph.dtype(node.outputs[0]) or graph.dtype(node.inputs[0]) or _UNKNOWN).upper()
 
 
 def is_norm_quantized(graph: Graph, value: Value) -> bool:
-    """Return whether a LayerNorm's input comes straight from a Q/DQ pair, also behind a factor per channel."""
+    """Return whether a LayerNorm's input comes from a Q/DQ pair, directly or behind moves, a Cast or a constant factor."""
     dequantize = feed(graph, value).dequantize
     return dequantize is not None and quantizer_of(graph, dequantize) is not None
 
@@ -143,7 +143,7 @@ def _items(context: Context) -> Iterator[tuple[ir.Node, Item]]:
 
 
 def roles_of(graph: Graph, structure: Structure, block_of: dict[ir.Node, Place]) -> dict[ir.Node, str]:
-    """Return GEMM or BMM -> its name by its place: "query GEMM", "fused QKV GEMM" (one for all three), "first BMM" ..."""
+    """Return GEMM or BMM -> its name in its block: "query GEMM", "fused QKV GEMM" (one for all three), "first BMM" ..."""
     gemms = {gemm.node for gemm in structure.gemms}
     projections: dict[ir.Node, list[str]] = {}
     bmms: dict[ir.Node, str] = {}
@@ -168,7 +168,7 @@ def roles_of(graph: Graph, structure: Structure, block_of: dict[ir.Node, Place])
 
 
 def _projections(graph: Graph, attention: Attention, gemms: set[ir.Node]) -> list[tuple[str, ir.Node]]:
-    """Return the GEMMs that Q, K and V come from."""
+    """Return (role, GEMM) for each of Q, K and V that comes from a GEMM."""
     starts: list[tuple[str, Value]] = []
     if attention.scores is not None:
         starts += zip(("query", "key"), attention.scores.node.inputs[:2], strict=True)

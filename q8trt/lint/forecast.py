@@ -1,4 +1,4 @@
-"""The forecast in numbers; `q8trt.lint.report.Forecast` defines each one."""
+"""The numbers of the forecast. `q8trt.lint.report.Forecast` defines each of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from q8trt.lint.quantizers import DEQUANTIZE, MOVES, QUANTIZE
 from q8trt.lint.report import Forecast
 from q8trt.lint.structure import Structure, Table
 
-#: Ops that do no arithmetic: they move, pick, join or cast, or carry a subgraph.
+#: Ops without arithmetic. They move, select, join or cast data, or contain a subgraph.
 _NO_COMPUTE = (
     *MOVES, QUANTIZE, DEQUANTIZE, "Cast", "CastLike", "Gather", "GatherElements", "GatherND", "Concat", "Tile", "Pad",
     "ScatterElements", "ScatterND", "DynamicQuantizeLinear", "If", "Loop", "Scan", "SequenceConstruct",
@@ -18,7 +18,7 @@ _NO_COMPUTE = (
 
 
 def compute_ops(graph: Graph, parts: Structure) -> dict[ir.Node, str]:
-    """Return compute op -> the type that it runs in; see `Forecast` for what is one."""
+    """Return compute op -> the type that it runs in. `Forecast` defines the compute ops."""
     int8 = {product.node for product in (*parts.gemms, *parts.bmms) if product.int8}
     int8 |= {residual.node for residual in parts.residuals if residual.int8}
     types = {}
@@ -32,14 +32,14 @@ def compute_ops(graph: Graph, parts: Structure) -> dict[ir.Node, str]:
 
 
 def is_half(types: dict[ir.Node, str]) -> bool:
-    """Return whether the graph's floating-point arithmetic is mostly in FP16 or BF16."""
+    """Return whether at least as many compute ops run in FP16 or BF16 as in FP32, and at least one."""
     kinds = list(types.values())
     half = kinds.count("fp16") + kinds.count("bf16")
     return half > 0 and half >= kinds.count("fp32")
 
 
 def weights_behind_quantizer(graph: Graph) -> list[ir.Node]:
-    """Return the QuantizeLinear nodes that read a float constant of two dimensions or more."""
+    """Return the QuantizeLinear nodes that read a constant of two dimensions or more."""
     return [
         node
         for node in graph.nodes_of(QUANTIZE)
@@ -48,7 +48,7 @@ def weights_behind_quantizer(graph: Graph) -> list[ir.Node]:
 
 
 def make_forecast(context: Context) -> Forecast:
-    """Count what `Forecast` defines."""
+    """Return the counts that `Forecast` defines."""
     graph, parts, types = context.graph, context.parts, context.types
     kinds = list(types.values())
     stored = {graph.origin(value) for value in graph.readers if graph.is_stored(value)}

@@ -23,14 +23,14 @@ from q8trt.lint.soundness import show
 from q8trt.quantization.precision import FORMATS
 
 FLOATS = ("fp32", "fp16", "bf16", "fp64")
-#: Types to which TensorRT quantizes, and types of any quantized tensor.
+#: Types of the formats that q8trt quantizes to, and types of tensors that count as quantized.
 FORMAT_TYPES = tuple(each.onnx_type.lower() for each in FORMATS.values())
 QUANTIZED = (*FORMAT_TYPES, "uint8")
-#: ONNX element type -> its name in reports; all others have ONNX's own name.
+#: ONNX element type -> its name in reports. All other types have ONNX's own name in lower case.
 _NAMES = {"FLOAT": "fp32", "FLOAT16": "fp16", "BFLOAT16": "bf16", "DOUBLE": "fp64", "UNDEFINED": ""}
 _DTYPES = {number: _NAMES.get(name, name.lower()) for name, number in TensorProto.DataType.items()}
 _BYTES = {"int8": 1, "uint8": 1, "bool": 1, "fp16": 2, "bf16": 2, "int16": 2, "int64": 8, "fp64": 8}
-#: Limits of elements: larger arrays are not cached, and much larger ones are not read.
+#: Limits in elements. Arrays above the first are not cached, arrays above the second are not read.
 _CACHED, _LARGEST_READ = 2**18, 2**28
 _RANDOM = ("RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
@@ -40,7 +40,7 @@ Value = ir.Value | None
 
 
 def dtype_name(number: int | None) -> str:
-    """Return "fp32", "int8" ... for ONNX's number of a type; "" if ONNX does not define it."""
+    """Return the name, such as "fp32" or "int8", of an ONNX element type given by number; "" if ONNX does not define it."""
     return _DTYPES.get(number or 0, "")
 
 
@@ -50,7 +50,7 @@ def _op(domain: str, op_type: str) -> str:
 
 
 def op_of(node: ir.Node) -> str:
-    """Return a node's type, with the domain if that is not ONNX's own, such as "com.microsoft.Gelu"."""
+    """Return a node's type, with the domain if it is not ONNX's own, such as "com.microsoft.Gelu"."""
     return _op(node.domain, node.op_type)
 
 
@@ -60,14 +60,14 @@ def operand(node: ir.Node, position: int) -> Value:
 
 
 def attribute(node: ir.Node, name: str, default: T) -> T:
-    """Return an integer, or a tuple of integers if `default` is one; `default` if the node has no such attribute."""
+    """Return an attribute of the type of `default`, an integer or integers; `default` if the node has no such attribute."""
     kind = ir.AttributeType.INT if isinstance(default, int) else ir.AttributeType.INTS
     stored = node.attributes.get(name)
     return default if stored is None or stored.is_ref() or stored.type != kind else stored.value
 
 
 def inner_nodes(node: ir.Node) -> Iterator[ir.Node]:
-    """Yield the nodes of the bodies of If, Loop and Scan, those of subgraphs of subgraphs included."""
+    """Yield the nodes of all subgraphs of a node, such as the bodies of If, Loop and Scan, at every depth."""
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
             yield from attribute.as_graph().all_nodes()
@@ -81,12 +81,12 @@ class Graph:
 
     Attributes:
         source: the file as it was read.
-        nodes: in topological order, Constant nodes left out; each has a name that can be printed.
+        nodes: the nodes in topological order, without Constant nodes. Each has a printable name.
         index: node -> its position in `nodes`.
         inputs: the inputs in their order, without initializers.
         outputs: the outputs.
         constants: stored constant (initializer or output of a Constant node) -> its message, in the order of the file.
-        readers: value -> the nodes that read it, also in their subgraphs, each once.
+        readers: value -> the nodes that read it, each once, also if only a subgraph of the node reads it.
     """
 
     def __init__(self, source: Source) -> None:
@@ -118,7 +118,10 @@ class Graph:
         self._guess_types()
 
     def _guess_types(self) -> None:
-        """Give outputs without an inferred type (ops of other domains) the type of their first float input."""
+        """Guess the types of outputs without an inferred type, such as those of ops of other domains.
+
+        The output of Q has the type of the zero point, that of DQ the type of the scale, any other that of the first float input.
+        """
         for node in self.nodes:
             for value in node.outputs:
                 if not value.name or self.dtype(value):
@@ -136,21 +139,21 @@ class Graph:
         return sorted((node for op in ops for node in self._by_op.get(op, ())), key=self.index.__getitem__)
 
     def inferred_type(self, value: Value) -> str:
-        """Return "fp32", "fp16", "int8", "int64", "bool" ... from shape inference and the file; "" if it is not known."""
+        """Return the type from shape inference and the file, such as "fp32", "int8" or "bool"; "" if it is not known."""
         if value in self.constants:
             return dtype_name(self.constants[value].data_type)
         return dtype_name(value.dtype) if value is not None and isinstance(value.type, ir.TensorType) else ""
 
     def dtype(self, value: Value) -> str:
-        """Return the `inferred_type`; if there is none, guess it from the inputs of the node."""
+        """Return the `inferred_type`, or else the type that was guessed from the inputs of the node; "" if neither is known."""
         return self.inferred_type(value) or self._guessed.get(value, "")
 
     def declared_type(self, value: ir.Value) -> str:
-        """Return the type that the file gives an input or output; "" if it gives none of a tensor."""
+        """Return the type that the file declares for an input or output; "" if it declares no tensor type."""
         return dtype_name(self.source.declared.get(value.name or "", 0))
 
     def shape(self, value: Value) -> Dims | None:
-        """Return the sizes, None for a dynamic one; None if not even the rank is known."""
+        """Return the sizes, with None for a dynamic size; None if the rank is not known."""
         if value in self.constants:
             return tuple(self.constants[value].dims)
         if value is None or value.shape is None or value in self._guessed or not isinstance(value.type, ir.TensorType):
@@ -158,16 +161,16 @@ class Graph:
         return tuple(size if isinstance(size, int) and size >= 0 else None for size in value.shape)
 
     def size(self, value: Value) -> int:
-        """Return the number of elements of a tensor of known, fixed shape; 0 for any other."""
+        """Return the number of elements of a tensor with a fixed shape; 0 for any other tensor."""
         shape = self.shape(value)
         return math.prod(0 if size is None else size for size in shape) if shape is not None else 0
 
     def stored_bytes(self, value: Value) -> int:
-        """Return the bytes of a stored constant."""
+        """Return the size of a stored constant in bytes."""
         return self.size(value) * _BYTES.get(self.dtype(value), 4)
 
     def producer(self, value: Value) -> ir.Node | None:
-        """Return the node that makes a value; None for inputs and constants."""
+        """Return the node that computes a value; None for inputs and constants."""
         return None if value is None else value.producer()
 
     def reader(self, value: ir.Value) -> ir.Node | None:
@@ -176,23 +179,23 @@ class Graph:
         return readers[0] if len(readers) == 1 else None
 
     def origin(self, value: Value) -> Value:
-        """Return `value`, or the value that it copies: exporters share initializers through Identity nodes."""
+        """Return `value`, or the value that it copies. Exporters share initializers through Identity nodes."""
         return self._copies.get(value, value)
 
     @cached_property
     def _copies(self) -> dict[Value, Value]:
-        """Output of an Identity -> the end of the chain that it copies."""
+        """Output of an Identity -> the value at the start of its chain of Identities."""
         copies: dict[Value, Value] = {}
         for node in self.nodes_of("Identity"):
             copies[node.outputs[0]] = copies.get(node.inputs[0], node.inputs[0])
         return copies
 
     def is_stored(self, value: Value) -> bool:
-        """Return whether the value is a constant of the file, with nothing left to compute."""
+        """Return whether the value is a constant that is stored in the file."""
         return self.origin(value) in self.constants
 
     def is_constant(self, value: Value) -> bool:
-        """Return whether the value depends on no input of the graph."""
+        """Return whether the value is a constant, or is computed from constants only."""
         return value in self._fixed
 
     @cached_property
@@ -206,7 +209,7 @@ class Graph:
         return fixed
 
     def numbers(self, value: Value) -> np.ndarray | None:
-        """Return the numbers of a stored constant, also behind Identity or Cast; None for anything else, and for huge ones."""
+        """Return the array of a stored constant, also behind Identity or Cast; None for other values and huge constants."""
         if value in self._values:
             return self._values[value]
         array = self._load(value)
@@ -230,7 +233,7 @@ class Graph:
             return array.astype(kind) if kind.kind in "fiub" else array
 
     def scalar(self, value: Value) -> float | None:
-        """Return the number of a constant of one element."""
+        """Return the number of a constant of one element; None for any other value."""
         if not self.is_constant(value) or self.size(value) != 1:
             return None
         array = self.numbers(value)
@@ -238,7 +241,7 @@ class Graph:
 
     @cached_property
     def stream(self) -> set[Value]:
-        """The activations: all values computed from the rows of a float or INT8 table, or from a float input.
+        """The activations: all values that are computed from the rows of a float or INT8 table, or from a float input.
 
         Values computed only from the integer inputs (mask, positions, shapes) are not activations, whatever their type.
         """
@@ -265,7 +268,7 @@ def is_table_lookup(graph: Graph, node: ir.Node) -> bool:
 
 
 def _array(tensor: TensorProto, path: Path) -> np.ndarray | None:
-    """Return the values; small floats and integers that NumPy lacks as float32; None for strings and complex numbers."""
+    """Return the values. Types that NumPy lacks become float32. Return None for strings and complex numbers."""
     copied = TensorProto()
     copied.CopyFrom(tensor)
     load_external(copied, path)
@@ -276,5 +279,5 @@ def _array(tensor: TensorProto, path: Path) -> np.ndarray | None:
 
 
 def read_graph(path: str | Path) -> Graph:
-    """Read an ONNX file; see `q8trt.lint.reading.read`, also for what it raises."""
+    """Read an ONNX file. The errors are those of `q8trt.lint.reading.read`."""
     return Graph(read(Path(path)))

@@ -1,4 +1,4 @@
-"""From a file to a report: read, recognize, check, count."""
+"""The steps from a file to a report: read, recognize, check, count."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHECKS = (
 
 
 def check(path: str | Path, config: LintConfig) -> LintReport:
-    """See `q8trt.lint.lint`."""
+    """Judge an ONNX file; see `q8trt.lint.lint`."""
     context, places = _context(path, config)
     for run in CHECKS:
         run(context)
@@ -53,12 +53,12 @@ def check(path: str | Path, config: LintConfig) -> LintReport:
 
 
 def sites(path: str | Path, config: LintConfig) -> tuple[Site, ...]:
-    """See `q8trt.lint.forecast_sites`."""
+    """Return the parts of a file with their forecasts; see `q8trt.lint.forecast_sites`."""
     return tuple(forecast_of_sites(_context(path, config)[0]))
 
 
 def _context(path: str | Path, config: LintConfig) -> tuple[Context, list[Place]]:
-    """Read a file and recognize its parts; return them and the places of its blocks."""
+    """Read a file and recognize its parts. Return the context of the checks and the places of the blocks."""
     graph = read_graph(path)
     parts = find_structure(graph)
     places, block_of = assign_blocks(graph, parts)

@@ -1,4 +1,4 @@
-"""The action of a QuantizeLinear or DequantizeLinear, and the way of a tensor to an op: in INT8 or in float, and why."""
+"""The scheme of a QuantizeLinear or DequantizeLinear, and the path of an operand to an op, in INT8 or in floating point."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Scheme:
     """The quantization that one Q or DQ node applies.
 
     Attributes:
-        dtype: of the integers: "int8", "uint8", "int32" ...
+        dtype: type of the integers, such as "int8", "uint8" or "int32".
         scale: the scales, float; None if the graph computes them.
-        zero_point: the zero points; None if the graph computes them.
+        zero_point: the zero points, one 0 if the node has none; None if the graph computes them.
         axis: dimension that several scales run along; None for one scale.
     """
 
@@ -36,7 +36,7 @@ class Scheme:
 
     @property
     def is_supported(self) -> bool:
-        """Return whether TensorRT runs an op on this: a type of `FORMATS`, and every zero point is known to be 0.
+        """Return whether the type is one of `FORMATS` and every zero point is known to be 0, as TensorRT requires.
 
         Source: TensorRT documentation, "Working with Quantized Types"; its ONNX parser.
         """
@@ -61,14 +61,14 @@ def scheme(graph: Graph, node: ir.Node) -> Scheme:
 
 @dataclass(frozen=True)
 class Feed:
-    """The way of one operand to an op.
+    """The path of one operand to an op.
 
     Attributes:
-        dtype: type of the operand where the op reads it, such as "fp16"; "" if it is not known.
-        dequantize: the DequantizeLinear that it comes through, if any.
+        dtype: type of the operand that the op reads, such as "fp16"; "" if it is not known.
+        dequantize: the DequantizeLinear on the path; None without one.
         scheme: the quantization of that node; None without one.
-        between: op after that node that makes the operand float: "Cast", or "Mul" or "Div" for a scale that comes late.
-        axis: dimension of the operand, as the op sees it, that several scales run along; None for one scale.
+        between: op after that node that makes the operand float: "Cast", or "Mul" or "Div" for a scale after DequantizeLinear.
+        axis: dimension of the operand, as the op reads it, that several scales run along; None for one scale.
         float_weights: the operand is a float constant behind a QuantizeLinear.
     """
 
@@ -81,7 +81,7 @@ class Feed:
 
     @property
     def int8(self) -> bool:
-        """Return whether TensorRT can take the operand in INT8."""
+        """Return whether TensorRT can read the operand in INT8."""
         return self.scheme is not None and self.between is None and self.scheme.is_supported
 
     @property
@@ -91,10 +91,10 @@ class Feed:
 
 
 def feed(graph: Graph, value: Value) -> Feed:
-    """Follow `value` back, over ops that only move data, to a DequantizeLinear.
+    """Follow `value` back to a DequantizeLinear, over ops that only move data, Casts and products with a constant.
 
-    A Cast between DequantizeLinear and the op counts as float: the op that TensorRT sees has a float operand that no
-    DequantizeLinear makes, and whether it fuses across the Cast is not documented.
+    An operand with a Cast or product after DequantizeLinear counts as float. TensorRT reads a float operand there that no
+    DequantizeLinear makes, and no document says that it fuses across the Cast.
     """
     dtype, between = graph.dtype(value), None
     moves: list[ir.Node] = []
@@ -125,7 +125,7 @@ def feed(graph: Graph, value: Value) -> Feed:
 
 
 def quantizer_of(graph: Graph, dequantize: ir.Node) -> ir.Node | None:
-    """Return the QuantizeLinear behind a DequantizeLinear, over ops that only move data; None if there is none."""
+    """Return the QuantizeLinear that feeds a DequantizeLinear, also over ops that only move data; None if there is none."""
     node = behind_moves(graph, dequantize.inputs[0])
     return node if node is not None and op_of(node) == QUANTIZE else None
 
@@ -139,7 +139,7 @@ def behind_moves(graph: Graph, value: Value) -> ir.Node | None:
 
 
 def users(graph: Graph, value: ir.Value, passing: tuple[str, ...] = MOVES) -> list[ir.Node]:
-    """Return the nodes that read `value`, those behind ops of `passing` instead of these."""
+    """Return the nodes that read `value`. An op of `passing` is replaced by the nodes that read its outputs."""
     seen: dict[ir.Node, None] = {}
     waiting = [value]
     while waiting:
@@ -151,7 +151,10 @@ def users(graph: Graph, value: ir.Value, passing: tuple[str, ...] = MOVES) -> li
 
 
 def same_quantization(graph: Graph, first: ir.Node, second: ir.Node) -> bool:
-    """Return whether two Q or DQ nodes have equal, stored scales and zero points."""
+    """Return whether two Q or DQ nodes have equal types, axes, scales and zero points.
+
+    Scales or zero points that are not stored are equal if both nodes read the same values.
+    """
     one, two = scheme(graph, first), scheme(graph, second)
     if one.scale is None or two.scale is None or one.zero_point is None or two.zero_point is None:
         return list(first.inputs[1:]) == list(second.inputs[1:])

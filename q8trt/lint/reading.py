@@ -1,6 +1,6 @@
-"""From the bytes of an ONNX file to an `onnx_ir` graph with inferred types and shapes.
+"""The reading of an ONNX file as an `onnx_ir` graph with inferred types and shapes.
 
-The file is not trusted. Nothing is folded or computed, so time and memory are proportional to the size of the file.
+The file is not trusted. Constants are not folded, so time and memory are proportional to the size of the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from q8trt.files.onnx.storage import elements
 from q8trt.lint import soundness
 from q8trt.lint.soundness import ONNX_DOMAINS, show
 
-#: Shape inference gets only the type and shape of tensors with more elements.
+#: Shape inference receives only the type and shape of tensors with more elements than this.
 _SMALL = 4096
 _TYPES = frozenset(TensorProto.DataType.values())
 _SPARSE = (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS)
@@ -42,13 +42,13 @@ class Source:
         path: the file.
         producer: the program that wrote it, such as "pytorch 2.13.0".
         opset: version of ONNX's own operators.
-        graph: nodes in topological order without the Constant nodes of `constants`; functions inlined; large constants are
-            inputs.
-        captured: for each node the names that its subgraphs read from outside.
+        graph: the nodes in topological order, without the Constant nodes of `constants`. Functions are inlined, and large
+            constants are inputs.
+        captured: for each node, the names that its subgraphs read from outside.
         constants: name -> initializer or value of a Constant node, in the order of the file.
         declared: input or output -> the number of its type in the file.
-        contradiction: the complaint of shape inference; "" if all shapes agree.
-        invalid: the complaint of ONNX's checker; "" if it passes.
+        contradiction: the error of shape inference; "" if all shapes agree.
+        invalid: the error of ONNX's checker; "" if it passes.
         kept_fp32: node -> the reason why q8trt's exporter left it in FP32, from the file's metadata.
     """
 
@@ -65,11 +65,11 @@ class Source:
 
 
 def read(path: Path) -> Source:
-    """Read an ONNX file; local functions are inlined.
+    """Read an ONNX file. Local functions are inlined.
 
     Raises:
-        EngineError: the file is missing, truncated or malformed, is not an ONNX file, is larger than the linter reads, or lacks
-            external data.
+        EngineError: the file is missing, truncated or malformed, is not an ONNX file, has too many nodes, or its external data
+            are missing.
     """
     if not path.is_file():
         raise EngineError(f"{path} does not exist; expected an .onnx file or an engine folder")
@@ -80,7 +80,7 @@ def read(path: Path) -> Source:
     except OSError as error:
         raise EngineError(f"{path} cannot be read: {error.strerror or error}") from None
     if not model.graph.node or not model.opset_import:
-        raise EngineError(f"{path} holds no ONNX graph: it is empty, truncated or of another format; export it again")
+        raise EngineError(f"{path} has no ONNX graph: it is empty, truncated or of another format; export it again")
     try:
         return _source(path, model)
     except (ValueError, RecursionError, ir.serde.SerdeError) as error:
@@ -111,7 +111,7 @@ def _source(path: Path, model: onnx.ModelProto) -> Source:
 
 
 def _constants_of(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Yield initializers and the values of Constant nodes, each under the name of its tensor."""
+    """Yield the initializers and the values of Constant nodes, each with the name of its tensor."""
     yield from graph.initializer
     for node in graph.node:
         if node.op_type != "Constant" or node.domain not in ONNX_DOMAINS:
@@ -139,7 +139,7 @@ def _skeleton(path: Path, model: onnx.ModelProto, newest: int) -> tuple[onnx.Mod
         small.opset_import.add(domain=entry.domain, version=version)
     imported = {entry.domain for entry in small.opset_import} | set(ONNX_DOMAINS)
     for domain in sorted({node.domain for node in nodes_of(model.graph)} - imported):
-        small.opset_import.add(domain=domain, version=1)  # TensorRT reads a file that forgets it, too
+        small.opset_import.add(domain=domain, version=1)  # TensorRT accepts files without this entry
     small.functions.extend(model.functions)
     graph = small.graph
     graph.name = "skeleton"
@@ -170,10 +170,10 @@ def _skeleton(path: Path, model: onnx.ModelProto, newest: int) -> tuple[onnx.Mod
 
 
 def _infer(model: onnx.ModelProto) -> tuple[onnx.GraphProto, str]:
-    """Run shape inference; if it stops, keep the shapes that the file declares.
+    """Run shape inference. Return the graph, with the shapes that the file declares if inference fails, and the error.
 
-    A contradiction counts only if ONNX defines every op and the type of every input is known. Otherwise inference also complains
-    about ops and types that it does not know.
+    Strict inference runs only if ONNX defines every op and the type of every input is known. Otherwise it would also report ops
+    and types that it does not know.
     """
     contradiction = ""
     try:
@@ -209,7 +209,7 @@ def _has_subgraph(node: onnx.NodeProto) -> bool:
 
 
 def _complaint(small: onnx.ModelProto, opset: int) -> str:
-    """Return the complaint of ONNX's checker; ops that ONNX does not define are not checked."""
+    """Return the error of ONNX's checker, "" if there is none. Ops that ONNX does not define are not checked."""
     checked = onnx.ModelProto()
     checked.CopyFrom(small)
     for node in checked.graph.node:
@@ -224,7 +224,7 @@ def _complaint(small: onnx.ModelProto, opset: int) -> str:
 
 
 def _to_ir(graph: onnx.GraphProto) -> ir.Graph:
-    """Convert a graph, without what onnx_ir does not read: sparse tensors, and types that ONNX does not define."""
+    """Convert a graph, without sparse tensors and types that ONNX does not define, which onnx_ir does not read."""
     for sparse in graph.sparse_initializer:
         graph.input.add(name=sparse.values.name)
     for node in nodes_of(graph):
@@ -240,7 +240,7 @@ def _to_ir(graph: onnx.GraphProto) -> ir.Graph:
 
 
 def _kept_fp32(model: onnx.ModelProto) -> dict[str, str]:
-    """Return the entry of the metadata, if it is a JSON object of strings."""
+    """Return the strings of the JSON object under ``kept_fp32`` in the metadata; {} if there is no such object."""
     text = next((entry.value for entry in model.metadata_props if entry.key == "kept_fp32"), "{}")
     with contextlib.suppress(MalformedError):
         if isinstance(entries := parse_json(text), dict):

@@ -1,4 +1,4 @@
-"""The linter's configuration and its report: plain frozen dataclasses, ready for JSON."""
+"""The linter's configuration and its report, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from q8trt.lint.rules import LEVELS, RULES, Level
 
 @dataclass(frozen=True)
 class LintConfig:
-    """Facts about the engine that the file does not hold.
+    """Facts about the engine that the file does not contain.
 
     Attributes:
         max_shapes: the largest (batch, sequence) of the engine's optimization profiles; None if there is no profile.
@@ -46,7 +46,7 @@ class Place:
 
 
 class SiteKind(StrEnum):
-    """The parts of a graph, each with the linter's forecast."""
+    """The kinds of parts for which the linter makes a forecast."""
 
     EMBEDDING = "embedding"
     GEMM = "GEMM"
@@ -57,12 +57,13 @@ class SiteKind(StrEnum):
 
 @dataclass(frozen=True)
 class Site:
-    """One such part.
+    """A part of a graph, with the linter's forecast.
 
     Attributes:
-        name: "layer 0 attention: query GEMM".
-        nodes: names of the ONNX nodes that it consists of.
-        forecast: the type that it runs in, "INT8" or "FP16"; for an attention `FUSED` or `NOT_FUSED`.
+        kind: its kind.
+        name: its block and its name there, such as "layer 0 attention: query GEMM".
+        nodes: names of its ONNX nodes: one, or the two products of an attention.
+        forecast: the type that it runs in, such as "INT8" or "FP16"; for an attention `FUSED` or `NOT_FUSED`.
     """
 
     kind: SiteKind
@@ -73,7 +74,7 @@ class Site:
 
 FUSED, NOT_FUSED = "fused", "not fused"
 
-#: The kinds of parts that a block has.
+#: The kinds of parts of a block.
 Part = Enum("Part", "TABLE GEMM BMM KEY_TRANSPOSE SOFTMAX ATTENTION RESIDUAL NORM GELU ACTIVATION")
 #: The parts that TensorRT can run in INT8.
 _INT8_PARTS = (Part.GEMM, Part.BMM, Part.RESIDUAL)
@@ -86,11 +87,11 @@ class Item:
     Attributes:
         part: its kind.
         label: its name in the block, such as "query GEMM".
-        node: the node.
-        text: its action in a few words, such as "INT8 x INT8".
-        int8: whether it runs in INT8.
-        dtype: the float type that it runs in, such as "FP16"; "" for parts that may run in INT8.
-        note: its peculiarity, such as "in 9 ops".
+        node: the name of its node.
+        text: the forecast in a few words, such as "INT8 x INT8".
+        int8: whether it runs in INT8; always False except for products and residual Adds.
+        dtype: the float type of a Softmax, LayerNorm, GELU or other activation function, such as "FP16"; "" for other parts.
+        note: a detail of such a part, such as "in 9 ops".
         plural: `text` for several tables, such as "INT8 tables".
     """
 
@@ -124,8 +125,8 @@ class Finding:
     Attributes:
         rule: stable id, a key of `q8trt.lint.rules.RULES`.
         level: one of LEVELS.
-        place: the block that it is in; None for the graph as a whole.
-        node: the node; "" for the graph as a whole.
+        place: the block of the node; None for the graph as a whole.
+        node: the name of the node; "" for the graph as a whole.
         text: the facts, in a few words.
     """
 
@@ -142,12 +143,12 @@ class Finding:
 
     @property
     def why(self) -> str:
-        """Return why it matters for TensorRT."""
+        """Return the reason why it matters for TensorRT."""
         return RULES[self.rule].why
 
     @property
     def fix(self) -> str:
-        """Return how to fix it, in one line."""
+        """Return the fix, in one line."""
         return RULES[self.rule].fix
 
 
@@ -161,26 +162,26 @@ class Forecast:
     shapes) are not compute ops. An activation is a value computed from the rows of an embedding table, or from a float input.
 
     Attributes:
-        layers: attention blocks.
+        layers: attentions, one for each Softmax of activations.
         gemms: products of an activation and a constant; Conv counts as one.
-        int8_gemms: those fed INT8 on both sides: activation by one scale, weight by one or by one per output channel.
+        int8_gemms: those with INT8 on both sides: one scale for the activation, one or one per output channel for the weight.
         bmms: products of two activations.
-        int8_bmms: those fed INT8 on both sides.
-        residual_adds: Adds of two activations that a LayerNorm reads.
+        int8_bmms: those with INT8 on both sides.
+        residual_adds: Adds of two activations, at least one behind a product, that a LayerNorm reads.
         int8_residual_adds: those with two INT8 inputs.
         fusable_attentions: attentions that meet the documented conditions for one fused kernel: in INT8 if any input is
             quantized, else in FP16 or BF16.
-        embeddings: tables that rows are gathered from.
-        int8_embeddings: those stored in INT8 as TensorRT takes them, DequantizeLinear -> Gather.
+        embeddings: Gathers of rows from a table, without those that are only added to attention scores.
+        int8_embeddings: those with a table in INT8 in the form that TensorRT accepts, DequantizeLinear -> Gather.
         fp32_compute_ops: names of the compute ops in FP32.
-        compute_ops_by_type: how many compute ops run in "int8" (products and residual Adds fed INT8 on both sides), "fp16",
+        compute_ops_by_type: number of compute ops in "int8" (products and residual Adds with INT8 on both sides), "fp16",
             "fp32", and in other types if there are any.
         qdq_nodes: QuantizeLinear and DequantizeLinear nodes.
         dangling_qdq: Q/DQ nodes without purpose. Their reader cannot run in INT8, they repeat another pair, or a
             QuantizeLinear has no DequantizeLinear.
-        int8_weight_bytes: constants of 8-bit integers with two dimensions or more, as stored.
-        float_weight_bytes: floating-point constants, as stored.
-        float_weights_behind_quantizer: float constants that a QuantizeLinear reads.
+        int8_weight_bytes: bytes of the constants of 8-bit integers with two dimensions or more.
+        float_weight_bytes: bytes of the floating-point constants.
+        float_weights_behind_quantizer: constants with two dimensions or more that a QuantizeLinear reads.
     """
 
     layers: int
@@ -213,7 +214,7 @@ class LintReport:
         max_shapes: the largest (batch, sequence) that the forecast assumes; None if none was given.
         forecast: the expected work, in numbers.
         blocks: embeddings, layers and head, in order.
-        findings: the worst first, then in the order of the graph.
+        findings: the worst first, then in the order of the checks.
     """
 
     path: str
@@ -226,7 +227,10 @@ class LintReport:
 
     @property
     def in_float(self) -> tuple[str, ...]:
-        """Return the products and residual Adds in floating point that other layers run in INT8: "layer 0 attention: V GEMM"."""
+        """Return the parts in floating point that other layers run in INT8, such as "layer 0 attention: value GEMM".
+
+        These parts are products and residual Adds.
+        """
         parts = [(block, item) for block in self.blocks for item in block.items if item.part in _INT8_PARTS]
         int8 = {(block.place.kind, item.label) for block, item in parts if item.int8}
         return tuple(
@@ -241,7 +245,7 @@ class LintReport:
         return next((level for level in LEVELS if self.count(level)), None)
 
     def count(self, level: Level) -> int:
-        """Return how many findings are of this level."""
+        """Return the number of findings of this level."""
         return sum(finding.level == level for finding in self.findings)
 
     def reaches(self, level: Level) -> bool:
@@ -249,7 +253,7 @@ class LintReport:
         return any(self.count(each) for each in LEVELS[: LEVELS.index(level) + 1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain data; each finding with why it matters and how to fix it."""
+        """Return the report as plain data, with the reason and the fix of each finding and the worst level."""
         data = dataclasses.asdict(self)
         data["blocks"] = [
             {

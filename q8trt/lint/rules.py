@@ -1,7 +1,8 @@
-"""The linter's rules: stable id -> why it matters for TensorRT, how to fix it, and the source of both.
+"""The linter's rules: stable id -> the reason why it matters for TensorRT, the fix, and the source of both.
 
-Sources: TRT is NVIDIA's TensorRT documentation (docs.nvidia.com/deeplearning/tensorrt) by section; T#n is issue n of
-NVIDIA/TensorRT, MO#n of NVIDIA/Model-Optimizer. "Built" means tried with TensorRT-RTX 1.7.1. What no source states is worded so.
+Sources: TRT is NVIDIA's TensorRT documentation (docs.nvidia.com/deeplearning/tensorrt) by section. T#n is issue n of
+NVIDIA/TensorRT, MO#n of NVIDIA/Model-Optimizer. "Built" means tried with TensorRT-RTX 1.7.1. If no source states a fact, the
+text says so.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-#: error: TensorRT refuses the graph, or computes something else than it says; warning: slower, larger or less accurate than it
-#: could be; info: worth knowing.
+#: error: TensorRT refuses the graph, or computes something else than the graph says; warning: the engine is slower, larger or
+#: less accurate than it could be; info: all other facts.
 Level = Literal["error", "warning", "info"]
 #: From worst to mildest.
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")
@@ -291,7 +292,7 @@ RULES = {
     ),
 }
 
-#: Rules that are errors, and those that are for information; all others are warnings. A check may say otherwise of a case.
+#: Rules with level error, and rules with level info. All others are warnings. A check may set another level for a case.
 _ERRORS = (
     "unsupported-op", "unsupported-type", "mixed-types", "contradiction", "scale-count", "scale-axis", "zero-point-count",
     "scale-type", "quantized-type", "zero-point", "unsigned-integers", "int32-dequantize", "scale-not-positive",

@@ -1,4 +1,4 @@
-"""The forecast part by part, to be compared with a plan."""
+"""The forecast for each part of a graph, for the comparison with a plan."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ANY_OPSET = 2**31 - 1
 
 
 def show(text: str, limit: int = 80) -> str:
-    """Return a name from the file in one line, shortened if it is long."""
+    """Return a name from the file in one printable line, cut after `limit` characters."""
     return printable(text if len(text) <= limit else f"{text[:limit]}...")
 
 
@@ -40,7 +40,11 @@ def check_names(model: onnx.ModelProto) -> None:
 
 
 def captured(node: onnx.NodeProto) -> dict[str, None]:
-    """Return the names that the subgraphs of `node` read from outside, in order. protobuf bounds the depth."""
+    """Return the names that the subgraphs of `node` read from outside, in order. protobuf limits the depth.
+
+    Raises:
+        MalformedError: a subgraph makes a tensor twice.
+    """
     names: dict[str, None] = {}
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
@@ -65,10 +69,10 @@ def _undefined(graph: onnx.GraphProto) -> dict[str, None]:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> None:
-    """Put the nodes in topological order, which ONNX requires and not every tool keeps.
+    """Put the nodes in topological order, which ONNX requires but not every tool keeps.
 
     Raises:
-        MalformedError: the graph has a cycle.
+        MalformedError: the graph has a cycle, or a subgraph makes a tensor twice.
     """
     producers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     needs = [{producers[name] for name in (*node.input, *captured(node)) if name in producers} for node in graph.node]
@@ -85,11 +89,12 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
 
 
 def check_graph(graph: onnx.GraphProto, opset: int) -> None:
-    """Check a graph in topological order.
+    """Check a graph, whose nodes are in topological order.
 
     Raises:
-        MalformedError: a node reads a tensor that nothing makes, a tensor is made twice, or a node of ONNX's own ops has
-            too few or too many inputs or outputs, or an attribute of another type.
+        MalformedError: a node or an output of the graph needs a tensor that nothing makes, a tensor is made twice, a node has
+            no output, or a node of ONNX's own ops has too few or too many inputs or outputs, lacks a required one, or has an
+            attribute of another type.
     """
     known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     known |= {tensor.values.name for tensor in graph.sparse_initializer}
@@ -110,7 +115,7 @@ def check_graph(graph: onnx.GraphProto, opset: int) -> None:
 
 
 def _check_node(node: onnx.NodeProto, opset: int, label: str) -> None:
-    """Compare a node with ONNX's definition of its op, if there is one; with the newest if the opset lacks the op."""
+    """Compare a node with ONNX's definition of its op, if there is one. If the opset lacks the op, use the newest one."""
     is_onnx = node.domain in ONNX_DOMAINS
     definition = (schema(node.op_type, opset) or schema(node.op_type, ANY_OPSET)) if is_onnx else None
     if definition is None:
@@ -140,7 +145,7 @@ def _range(least: int, most: int) -> str:
 
 @lru_cache(4096)
 def schema(op: str, opset: int) -> Any:
-    """Return ONNX's definition of one of its own ops in an opset; None if it has none."""
+    """Return the definition of one of ONNX's own ops in an opset; None if the opset does not define it."""
     from onnx import defs
 
     opset = min(opset, defs.onnx_opset_version())

@@ -35,7 +35,10 @@ _PASS = (*MOVES, "Cast", QUANTIZE, DEQUANTIZE)
 
 @dataclass(frozen=True)
 class Product:
-    """A GEMM (one constant operand, `weight`; Conv counts as one) or BMM (none), and how its operands reach it."""
+    """A GEMM (one constant operand, `weight`; Conv counts as one) or BMM (none), with the paths of its operands.
+
+    `left` is the activation of a GEMM, and `right` its weight, in whichever order the op reads them.
+    """
 
     node: ir.Node
     left: Feed
@@ -73,15 +76,15 @@ class Product:
 
 @dataclass(frozen=True)
 class Attention:
-    """One Softmax and what surrounds it.
+    """One Softmax and the nodes around it.
 
     Attributes:
         softmax: the node.
-        scores: the BMM of Q and K; None if Softmax does not read one.
-        context: the BMM of the probabilities and V; None if no BMM reads Softmax.
+        scores: the BMM of Q and K; None if the input of Softmax does not come from one.
+        context: the BMM of the probabilities and V; None if the output of Softmax does not reach one.
         scales: Mul and Div nodes between the first BMM and Softmax.
-        masks: Add, Sub and Where nodes there.
-        quantized_scores: Q/DQ nodes there.
+        masks: Add, Sub and Where nodes between them.
+        quantized_scores: Q/DQ nodes between them.
     """
 
     softmax: ir.Node
@@ -94,20 +97,20 @@ class Attention:
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm: one op, or `nodes` that compute it step by step. `input` is the normalized value."""
+    """A LayerNorm: one op, or several `nodes` that compute it step by step. `input` is the value that is normalized."""
 
     nodes: tuple[ir.Node, ...]
     input: Value
 
     @property
     def decomposed(self) -> bool:
-        """Return whether it is spelled out in several ops."""
+        """Return whether it is computed in several ops."""
         return len(self.nodes) > 1
 
 
 @dataclass(frozen=True)
 class Residual:
-    """An Add of two activations that a LayerNorm reads."""
+    """An Add of two activations, at least one behind a product, that a LayerNorm reads."""
 
     node: ir.Node
     left: Feed
@@ -153,7 +156,7 @@ class Structure:
 
 
 def find_structure(graph: Graph) -> Structure:
-    """Recognize the parts of `graph`; the result has only recognized parts."""
+    """Recognize the parts of `graph`."""
     products = [_product(graph, node) for node in graph.nodes_of(*OPERANDS) if graph.streams_in(node)]
     bmms = {product.node: product for product in products if product.weight is None}
     norms = _norms(graph)
@@ -215,7 +218,7 @@ def _back_to_product(graph: Graph, value: Value, bmms: dict[ir.Node, Product]) -
 
 
 def _forward_to_product(graph: Graph, value: ir.Value, bmms: dict[ir.Node, Product]) -> Product | None:
-    """Return the first BMM that reads `value`, also behind casts, Q/DQ and the Where that clears NaN."""
+    """Return the first BMM that reads `value`, also behind moves, casts, Q/DQ, a Mul, or the Where that clears NaN."""
     waiting, seen = [value], set()
     while waiting:
         for node in graph.readers.get(waiting.pop(0), []):
@@ -238,7 +241,10 @@ def _norms(graph: Graph) -> list[Norm]:
 
 
 def _decomposed_norm(graph: Graph, divide: ir.Node) -> Norm | None:
-    """Return ReduceMean -> Sub -> Pow (or Mul) -> ReduceMean -> Add -> Sqrt -> Div (-> Mul -> Add), given the Div."""
+    """Return ReduceMean -> Sub -> Pow (or Mul) -> ReduceMean -> Add -> Sqrt -> Div (-> Mul -> Add) for its Div.
+
+    Return None if the Div is not the end of such a chain.
+    """
     center, root = (_producer(graph, value) for value in divide.inputs)
     if center is None or root is None or (op_of(center), op_of(root)) != ("Sub", "Sqrt"):
         return None
@@ -260,13 +266,13 @@ def _decomposed_norm(graph: Graph, divide: ir.Node) -> Norm | None:
 
 
 def _producer(graph: Graph, value: Value) -> ir.Node | None:
-    """Return the producer of a value, a Cast skipped."""
+    """Return the node that computes a value, or the input of the Cast that computes it."""
     node = graph.producer(value)
     return graph.producer(node.inputs[0]) if node is not None and op_of(node) == "Cast" else node
 
 
 def _gelus(graph: Graph) -> list[tuple[ir.Node, ...]]:
-    """Return GELU as one op, or the Erf or Tanh of its formula with the Add of 1 and the Mul that follow."""
+    """Return each GELU: one op, or the Erf or Tanh of its formula with the Add of 1 and the Mul that follow."""
     gelus: list[tuple[ir.Node, ...]] = []
     for node in graph.nodes_of(*GELUS, "Erf", "Tanh"):
         if not graph.streams_in(node):
@@ -297,7 +303,7 @@ def _residuals(graph: Graph, products: set[ir.Node], norms: Sequence[Norm]) -> l
 
 
 def _feeds_norm(graph: Graph, add: ir.Node, heads: dict[ir.Node, Norm]) -> bool:
-    """Return whether a LayerNorm reads the sum, directly or behind a factor per channel, a cast or Q/DQ."""
+    """Return whether a LayerNorm reads the sum, directly or behind moves, a constant factor, a cast or Q/DQ."""
     waiting, seen = [add.outputs[0]], set()
     while waiting:
         value = waiting.pop()

@@ -1,3 +1,3 @@
-"""The linter's checks, by subject: each compares one `Context` to some of the rules and reports findings."""
+"""The linter's checks, by subject. Each compares one `Context` with some of the rules and reports findings."""
 
 __all__: list[str] = []

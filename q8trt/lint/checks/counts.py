@@ -1,7 +1,7 @@
-"""Checks of the numbers of scales and zero points against their tensor, and of the types of a Q/DQ node.
+"""Checks of the numbers of scales and zero points for their tensor, and of the types of a Q/DQ node.
 
-The rules are those of TensorRT's ONNX parser, found by experiments with TensorRT-RTX 1.7.1. If the parser ignores an attribute,
-the rule is ONNX's.
+The rules are those of TensorRT's ONNX parser, as experiments with TensorRT-RTX 1.7.1 show them. If the parser ignores an
+attribute, the rule is ONNX's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from q8trt.lint.context import Context
 from q8trt.lint.graph import FLOATS, Dims, Graph, attribute, dtype_name, op_of, operand
 from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE
 
-#: Types that TensorRT's DequantizeLinear takes; uint8 and int32 have separate rules.
+#: Types that TensorRT's DequantizeLinear accepts; also uint8 and int32, which have separate rules, and "" (not known).
 _INTEGERS = ("int8", "int4", "float8e4m3fn", "float4e2m1", "uint8", "int32", "")
 
 #: A rule and the facts.
@@ -80,7 +80,7 @@ def _of_scales(graph: Graph, node: ir.Node) -> Problem | None:
 
 
 def _of_blocks(node: ir.Node, scales: Dims, data: Dims | None) -> Problem | None:
-    """Check scales of as many dimensions as the tensor: one for each block along the axis."""
+    """Check scales of several dimensions, one for each block along the axis: they must have the rank of the tensor."""
     text = f"scales of shape {_shape(scales)} for a tensor of"
     if data is None:
         return _unchecked(f"{text} unknown rank")
@@ -93,7 +93,7 @@ def _of_blocks(node: ir.Node, scales: Dims, data: Dims | None) -> Problem | None
     text = f"{text} shape {_shape(data)}"
     unequal = [size for number, size in enumerate(data) if number != dimension and size not in (None, scales[number])]
     size, blocks = data[dimension], scales[dimension]
-    assert blocks is not None  # the caller knows all
+    assert blocks is not None  # the caller checks that all sizes of `scales` are known
     if unequal or math.prod(size or 0 for size in scales) == 1 or scales == data:
         return "scale-count", text
     block_size = attribute(node, "block_size", 0)

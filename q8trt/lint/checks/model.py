@@ -19,7 +19,7 @@ FP16_MAX = 65504.0
 
 
 def check_products(context: Context) -> None:
-    """Check gemm-not-int8, bmm-not-int8, weight-axis, weights-per-tensor and activation-per-channel; not-quantized for all."""
+    """Check not-quantized, or else gemm-not-int8, bmm-not-int8, weight-axis, weights-per-tensor and activation-per-channel."""
     if not context.quantized:
         context.report("not-quantized", "no Q/DQ in the graph")
         return
@@ -56,14 +56,14 @@ def _report_axes(context: Context, product: Product) -> bool:
 
 
 def check_attention(context: Context) -> None:
-    """Check the attention-* rules: one finding for each obstacle."""
+    """Check the attention-* rules, and not-recognized for an attention. Each obstacle is one finding."""
     for attention in context.parts.attentions:
         for obstacle in context.verdicts[attention.softmax].obstacles:
             context.report(obstacle.rule, obstacle_text(obstacle), attention.softmax)
 
 
 def check_residuals(context: Context) -> None:
-    """Check residual-not-int8, layernorm-input-quantized, decomposed-layernorm and decomposed-gelu."""
+    """Check residual-not-int8, layernorm-input-quantized, decomposed-layernorm, opset-too-low and decomposed-gelu."""
     opset = context.graph.source.opset
     for residual in context.parts.residuals if context.quantized else ():
         if not residual.int8:

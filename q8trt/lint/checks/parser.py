@@ -1,4 +1,4 @@
-"""Checks for ops, types, impossible shapes and subgraphs that TensorRT's ONNX parser refuses in any graph."""
+"""Checks for ops, types and shapes that TensorRT's ONNX parser refuses in any graph, and for subgraphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from q8trt.lint.graph import FLOATS, Graph, attribute, dtype_name, inner_nodes, 
 from q8trt.lint.quantizers import DEQUANTIZE, QUANTIZE
 from q8trt.lint.soundness import ANY_OPSET, ONNX_DOMAINS, schema, show
 
-#: ONNX's own ops that the parser has no importer for, of all that onnx 1.23 defines.
+#: The ops of ONNX, as of onnx 1.23, that the parser has no importer for.
 _UNSUPPORTED = (
     "AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
     "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "DeformConv",
@@ -25,7 +25,7 @@ _UNSUPPORTED = (
 )  # fmt: skip
 #: Before this opset, ONNX infers FP32 for every DequantizeLinear, while TensorRT uses the type of its scale.
 _TYPED_SCALES = 19
-#: Domains whose ops the parser supports: TensorRT's and ONNX's.
+#: Domains other than ONNX's whose ops the parser supports.
 _KNOWN_DOMAINS = ("trt",)
 #: The parser looks up an op by its name only, so these ops of other domains pass.
 _NAMED_LIKE_ONNX = ("com.microsoft.Gelu", "com.microsoft.QuantizeLinear", "com.microsoft.DequantizeLinear")
@@ -34,7 +34,7 @@ _TYPES = (*FLOATS, "int8", "int32", "int64", "bool", "int4", "float8e4m3fn", "fl
 
 
 def check_ops(context: Context) -> None:
-    """Check unsupported-op, in subgraphs, too; subgraph-not-read."""
+    """Check unsupported-op, also in subgraphs, and subgraph-not-read."""
     for node in context.graph.nodes:
         if reason := _refusal(node):
             context.report("unsupported-op", f"{op_of(node)} {reason}", node)
@@ -59,7 +59,7 @@ def _refusal(node: ir.Node) -> str:
 
 
 def check_soundness(context: Context) -> None:
-    """Check contradiction, invalid-onnx, and opset-too-low for what the parser refuses."""
+    """Check contradiction, invalid-onnx, and opset-too-low for opsets that the parser refuses."""
     source = context.graph.source
     if source.opset < 7:
         context.report("opset-too-low", f"opset {source.opset}: the parser refuses what broadcasts before 7")
@@ -73,7 +73,7 @@ def check_soundness(context: Context) -> None:
 
 
 def _impossible(graph: Graph, node: ir.Node) -> str:
-    """Return a fault that shape inference ignores (an axis out of range, a Reshape to another size); "" if there is none."""
+    """Return an error that shape inference ignores (an axis out of range, a Reshape to another size); "" if there is none."""
     data = operand(node, 0)
     shape = graph.shape(data)
     if shape is None:
@@ -118,7 +118,10 @@ def _report_type(context: Context, kind: str, owner: str, node: ir.Node | None) 
 
 
 def _mixed(graph: Graph, node: ir.Node) -> list[str]:
-    """Return the types of inputs that ONNX defines to have one type, if they have several; TensorRT makes 32 bits of 64."""
+    """Return the types of inputs that must have one type according to ONNX, if they have several; else [].
+
+    INT64 counts as INT32, and FP64 as FP32, because TensorRT converts them.
+    """
     opset = graph.source.opset
     definition = schema(node.op_type, opset) if node.domain in ONNX_DOMAINS else None
     if definition is None or op_of(node) in (QUANTIZE, DEQUANTIZE) or opset < _TYPED_SCALES:

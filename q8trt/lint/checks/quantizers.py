@@ -24,12 +24,16 @@ from q8trt.lint.quantizers import (
 )
 from q8trt.lint.structure import OPERANDS
 
-#: Beside products and Adds of two activations: ops that TensorRT can run on INT8.
+#: Ops that TensorRT can run on INT8, besides Adds of two activations, and products of any kind.
 _RUNS_INT8 = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Concat", "Resize", *OPERANDS, QUANTIZE)
 
 
 def check_schemes(context: Context) -> None:
-    """Check zero-point, unsigned-integers, int32-dequantize and the scale-* rules: on the Q, or the DQ of a constant."""
+    """Check the integers and scales of each Q, and of each DQ without a Q.
+
+    The rules are zero-point, unsigned-integers, int32-dequantize, scale-not-constant, scale-not-positive, scale-fp32 and, for
+    FP16 scales, opset-too-low.
+    """
     graph = context.graph
     for node in graph.nodes_of(QUANTIZE, DEQUANTIZE):
         if op_of(node) == QUANTIZE or quantizer_of(graph, node) is None:
@@ -74,7 +78,7 @@ def check_weights(context: Context) -> None:
 
 
 def check_purpose(context: Context) -> None:
-    """Check dangling-qdq, quantize-alone, requantized and duplicate-qdq; fills `context.purposeless`."""
+    """Check dangling-qdq, quantize-alone, requantized and duplicate-qdq, and fill `context.purposeless`."""
     graph = context.graph
     residuals = {residual.node for residual in context.parts.residuals}
     for node in graph.nodes_of(QUANTIZE):
@@ -104,7 +108,7 @@ def _runs_int8(graph: Graph, user: ir.Node, residuals: set[ir.Node]) -> bool:
 
 
 def _has_rule(context: Context, readers: Sequence[ir.Node]) -> bool:
-    """Return whether the reader is a LayerNorm, leads to a Softmax, or is Q's late scale; separate rules cover these."""
+    """Return whether separate rules cover all `readers`: a LayerNorm, a mask or Softmax, or a scale before a product."""
     covered = {node for norm in context.parts.norms for node in norm.nodes}
     covered |= {node for each in context.parts.attentions for node in (*each.masks, each.softmax)}
     covered |= {
