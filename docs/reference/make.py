@@ -14,21 +14,23 @@ from q8trt.api import engines, models
 from q8trt.cli.main import COMMANDS, command_module
 from q8trt.console.options import Option, groups_in, options_in
 
+#: For developers: the site does not show it.
+_ORIGIN = "<!-- `python docs/reference/make.py` writes this page. -->\n"
 _COMMANDS = """# Commands
 
 Every command and its options. The exit code is 0 on success, 1 if a check failed, 2 for bad input or a missing
-requirement, 130 after Ctrl-C and 143 after SIGTERM. `python docs/reference/make.py` writes this page.
+requirement, 130 after Ctrl-C and 143 after SIGTERM.
 """
 _CONFIGURATIONS = """# Configurations
 
 These dataclasses hold the options of the commands and of the Python API. All are frozen, and raise a `ConfigError` for
-bad values. `python docs/reference/make.py` writes this page.
+bad values.
 """
 _PYTHON = """# Python API
 
 {text}
 
-The keywords are the fields of the [configurations](configurations.md). `python docs/reference/make.py` writes this page.
+The keywords are the fields of the [configurations](configurations.md).
 """
 #: A line of a docstring that begins a section, and one that begins an item of it.
 _SECTION, _ITEM = re.compile(r"([A-Z][a-z]+):"), re.compile(r"    ([*\w]+): (.+)")
@@ -48,7 +50,8 @@ def pages() -> dict[str, str]:
         classes |= dict.fromkeys(groups_in(command_module(name).PARSER.options))
     public = [each for each in classes if not each.__module__.startswith("q8trt.cli.")]
     configurations = "\n".join([_CONFIGURATIONS, *map(_configuration, sorted(public, key=lambda cls: cls.__name__))])
-    return {"commands.md": commands, "configurations.md": configurations, "python.md": python}
+    texts = {"commands.md": commands, "configurations.md": configurations, "python.md": python}
+    return {name: f"{text}\n{_ORIGIN}" for name, text in texts.items()}
 
 
 def _functions(module: Any) -> list[Any]:

@@ -11,7 +11,7 @@ functions print nothing. Several functions have these parameters:
     runs_dir: folder for new runs, in which the newest run is also looked up.
     progress: True shows progress bars on stderr if it is a terminal; a function receives (description, done, total).
     on_message: function that receives each message about progress, such as `print`.
-    command: words of the command line to record instead of the call.
+    command: the words of the command line, for the record of the run or the report; by default the call is recorded.
 
 All functions raise:
     Q8TRTError: an error that the caller can fix, in one line; a `MissingPackageError` has the command that installs it.
