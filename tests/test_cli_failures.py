@@ -74,7 +74,7 @@ def test_recipe_that_does_not_match(
         (["--sm", "9.0"], "has no SM 9.0; it builds for 7.5, 8.0, 8.6"),
         (["--sm", "sm89"], "cannot read --sm 'sm89': write compute capabilities, as 8.6,8.9,12.0"),
         (["--builder_optimization_level", "9"], "--builder_optimization_level 9, expected 0 to 5"),
-        (["--version_compatible"], "makes no version-compatible plans"),
+        (["--version_compatible"], "cannot build version-compatible plans"),
         (["--hardware_compatibility_level", "ampere+"], "has no --hardware_compatibility_level ampere+"),
         (["--fp32", "--stage", "ptq"], "the ptq checkpoint cannot make an engine of precision fp32"),
         (["--stage", "int8"], "no finished int8 checkpoint"),

@@ -111,13 +111,13 @@ def test_version_and_hardware_compatibility_of_tensorrt(
     ("backend", "options", "message"),
     [
         ("rtx", {"sm": ("9.0",)}, r"TensorRT-RTX \S+ has no SM 9\.0; it builds for 7\.5, 8\.0, 8\.6, 8\.9, 12\.0"),
-        ("rtx", {"version_compatible": True}, "makes no version-compatible plans: leave --version_compatible out"),
+        ("rtx", {"version_compatible": True}, "cannot build version-compatible plans: leave --version_compatible out"),
         (
             "rtx",
             {"hardware_compatibility_level": "ampere+"},
             r"no --hardware_compatibility_level ampere\+: its plans run",
         ),
-        ("tensorrt", {"sm": ("8.9",)}, r"--sm is TensorRT-RTX's; TensorRT \S+ builds for the GPU at hand"),
+        ("tensorrt", {"sm": ("8.9",)}, r"--sm needs TensorRT-RTX; TensorRT \S+ builds for this machine's GPU"),
     ],
 )
 def test_an_option_that_the_backend_lacks(
@@ -140,7 +140,7 @@ def test_an_old_tensorrt_lacks_a_level() -> None:
         ConfigError, match=r"TensorRT 10\.0 has no --hardware_compatibility_level same_compute_capability"
     ):
         small(hardware_compatibility_level="same_compute_capability").check_supported(backend)
-    with pytest.raises(ConfigError, match=r"TensorRT 10\.0 makes no version-compatible plans"):
+    with pytest.raises(ConfigError, match=r"TensorRT 10\.0 cannot build version-compatible plans"):
         small(version_compatible=True).check_supported(backend)
 
 

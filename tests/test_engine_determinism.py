@@ -64,6 +64,6 @@ def test_names_are_told_from_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_sizes_are_named(tmp_path: Path) -> None:
     longer = compared(tmp_path, DATA, DATA + b"x")
     assert not longer.identical
-    assert str(longer) == "5,000 and 5,001 bytes; the shorter is the beginning of the longer"
+    assert str(longer) == "5,000 and 5,001 bytes; the shorter plan is the beginning of the longer"
     both = compared(tmp_path, DATA, changed(DATA, 1) + b"x")
     assert str(both).startswith("5,000 and 5,001 bytes; 1 bytes (0.02%) differ in 1 regions")

@@ -129,7 +129,7 @@ def test_a_node_is_int8_only_where_every_profile_runs_it_so() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (json.dumps({"Layers": ["conv + relu", "softmax"]}), "names of its layers only"),
+        (json.dumps({"Layers": ["conv + relu", "softmax"]}), "has only the names of its layers"),
         (json.dumps({"Nodes": []}), 'no list "Layers"'),
         ("[]", 'no list "Layers"'),
         ("not JSON", "the layers are not known: not JSON: "),

@@ -1,10 +1,10 @@
-"""Engines: plans and the folders that hold them.
+"""Engines: plans and the folders that contain them.
 
-`backend` is the seam to TensorRT and TensorRT-RTX, `driver` compares it with CUDA's driver. `build_process` builds a plan by
-the options in `config` for the `shapes` that it takes, `builder` does so in this process; `layers`, `report`, `record` and
-`determinism` hold the facts of it. `manifest` describes an engine folder and `manifest_file` reads and writes the description,
-`folder` finds it, `preflight` reports what keeps its plan from running on this machine, and `rebuild` has the command that
-builds it again.
+`backend` imports TensorRT or TensorRT-RTX, and `driver` compares it with CUDA's driver. `build_process` builds a plan with the
+options in `config` for the `shapes` that it accepts. `builder` does so in the current process. `layers`, `report`, `record` and
+`determinism` have the facts of a build. `manifest` describes an engine folder, and `manifest_file` reads and writes the
+description. `folder` finds engine folders, `preflight` reports the problems that keep a plan from running on this machine, and
+`rebuild` makes the command that builds it again.
 """
 
 __all__ = [

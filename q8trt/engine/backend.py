@@ -1,7 +1,7 @@
 """The only module that imports `tensorrt`, `tensorrt_lean` or `tensorrt_rtx`.
 
 The packages have the same Python API under different module names. All other code of q8trt uses a `Backend`, and
-distinguishes the packages only for real differences (timing caches, portability over GPU architectures).
+distinguishes the packages only for real differences, such as timing caches or the GPU architectures of a plan.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from q8trt.hardware.packages import install_command, installed_version
 
 BACKENDS = TENSORRT, TENSORRT_RTX = ("tensorrt", "tensorrt_rtx")
 TITLES = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
-#: TensorRT's lean runtime runs version-compatible plans and builds none ("Version Compatibility" in its documentation).
+#: TensorRT's lean runtime runs version-compatible plans and does not build ("Version Compatibility" in its documentation).
 LEAN, LEAN_TITLE = "tensorrt_lean", "TensorRT's lean runtime"
 INSTALL = {TENSORRT: install_command("tensorrt"), TENSORRT_RTX: install_command("rtx")}
-#: The names that `--backend` takes, with the short one where it is common.
+#: The names that `--backend` accepts, with the common short name.
 BACKEND_NAMES = TENSORRT, f"{TENSORRT_RTX} (or rtx)"
 _ALIASES = {"trt": TENSORRT, "rtx": TENSORRT_RTX, "trt_rtx": TENSORRT_RTX}
 
@@ -44,9 +44,9 @@ class Backend:
 
     Attributes:
         name: one of `BACKENDS`.
-        module: the imported module, called `trt` where it is used.
+        module: the imported module. Code that uses it calls it `trt`.
         version: the module's version, such as "10.13.2.6".
-        is_lean: whether this is TensorRT's lean runtime, which builds nothing.
+        is_lean: whether this is TensorRT's lean runtime, which cannot build.
     """
 
     name: str
@@ -70,20 +70,20 @@ class Backend:
         return self.name == TENSORRT_RTX
 
     def logger(self) -> Any:
-        """Return the process's one `trt.ILogger` of this package (TensorRT keeps the first that it gets).
+        """Return the only `trt.ILogger` of this package in the process (TensorRT keeps the first one that it receives).
 
-        It forwards to the Python logger "q8trt.tensorrt" and to the callable `listener`, if one is set, and remembers
-        errors: see `last_error`, `forget_errors`.
+        It forwards messages to the Python logger "q8trt.tensorrt" and to the callable `listener`, if one is set. It stores the
+        last 32 errors; see `last_error` and `forget_errors`.
         """
         if self.name not in _loggers:
             _loggers[self.name] = _make_logger(self.module)
         return _loggers[self.name]
 
     def check_driver(self) -> None:
-        """Compare the package's CUDA version with the driver's before any object of the package is constructed.
+        """Compare the package's CUDA version with the driver's, before any object of the package is constructed.
 
         Raises:
-            BackendError: the driver is too old; the line names the package that fits it.
+            BackendError: the driver is too old. The message names the package for this driver.
         """
         if problem := self.driver_problem:
             raise BackendError(str(problem))
@@ -114,7 +114,7 @@ class Backend:
         self.forget_errors()
         try:
             runtime = self.module.Runtime(self.logger())
-        except TypeError as error:  # pybind11's word for TensorRT's null pointer
+        except TypeError as error:  # pybind11 turns TensorRT's null pointer into this
             raise BackendError(f"{self.title} cannot start: {self.last_error()}") from error
         if self.logger().errors:
             # TensorRT 11 returns an object around null. Its destructor would end the process, so it must not run.
@@ -123,33 +123,36 @@ class Backend:
         return runtime
 
     def forget_errors(self) -> None:
-        """Delete logged errors, so `last_error` is about the following work."""
+        """Delete the stored errors, so that `last_error` returns only later ones."""
         self.logger().errors.clear()
 
     def last_error(self) -> str:
-        """Return the newest error line that TensorRT logged since `forget_errors`."""
+        """Return the newest error, in one line, that TensorRT logged since `forget_errors`, or "no reason was logged"."""
         errors = self.logger().errors
         return errors[-1] if errors else "no reason was logged"
 
     def supported_sms(self) -> list[str]:
-        """Return the compute capabilities that a plan can be built for, such as ["7.5", "8.0"]; [] if only the present GPU's."""
+        """Return the compute capabilities that a plan can be built for, such as ["7.5", "8.0"].
+
+        The list is empty for TensorRT, which builds only for the GPU of this machine.
+        """
         if not self.is_rtx:
             return []
         return [sm for name in self.module.ComputeCapability.__members__ if (sm := sm_name(name))]
 
     def portable_sms(self) -> list[str]:
-        """Return the compute capabilities that a plan covers when none is asked for, such as ["8.0", "8.6"]; [] if only one.
+        """Return the compute capabilities of a plan that is built without --sm, such as ["8.0", "8.6"]; [] for TensorRT.
 
-        A plan of TensorRT-RTX covers every architecture that it names except Turing (7.5), which needs a separate plan; see
-        "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU of this machine.
+        Such a plan of TensorRT-RTX covers every architecture that the package names except Turing (7.5), which needs a separate
+        plan; see "CPU-Only AOT and TensorRT-RTX Engines" in its documentation. TensorRT builds for the GPU of this machine.
         """
         return [sm for sm in self.supported_sms() if sm != "7.5"]
 
     def refusal(self, card: Gpu) -> str | None:
-        """Return why no plan of this package runs on `card`; None if some plan does.
+        """Return the reason why no plan of this package runs on `card`; None if plans run on it.
 
-        TensorRT-RTX runs on the architectures that it names and on newer ones, but not on those in between: 1.7 loads no
-        plan on an H100 (9.0), see `benchmarks/results/tensorrt-rtx-on-h100.json`.
+        TensorRT-RTX runs on the architectures that it names and on newer ones, but not on others in between. Version 1.7 loads
+        no plan on an H100 (9.0); see `benchmarks/results/tensorrt-rtx-on-h100.json`.
         """
         named = self.supported_sms()
         if not named or card.sm in named or numbers(card.sm) > max(map(numbers, named)):
@@ -167,7 +170,7 @@ class BackendState:
     Attributes:
         name: one of `BACKENDS`.
         backend: the package; None if it cannot be used.
-        problem: why it cannot be used, with the remedy; "" if it can.
+        problem: the reason why it cannot be used; "" if it can.
         installed: False only if the package is missing.
     """
 
@@ -178,12 +181,12 @@ class BackendState:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Return a version as numbers, which have an order: ``"12.0"`` -> ``(12, 0)``."""
+    """Return a version as numbers, which can be compared: ``"12.0"`` -> ``(12, 0)``. Parts that are not numbers are left out."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def sm_name(member: str) -> str | None:
-    """Return ``"12.0"`` for ``"SM120"``; None for the members of `trt.ComputeCapability` that name no architecture."""
+    """Return ``"12.0"`` for ``"SM120"``; None for members of `trt.ComputeCapability` that are not architectures."""
     match = re.fullmatch(r"SM(\d+)(\d)", member)
     return f"{match[1]}.{match[2]}" if match else None
 
@@ -220,17 +223,21 @@ def find_backend(name: str | None = None) -> Backend:
     """Import a TensorRT package.
 
     Args:
-        name: one of `BACKENDS`, or "trt", "rtx", "tensorrt-rtx" in any case; None takes the first of `builders`.
+        name: one of `BACKENDS`, or "trt", "rtx", "tensorrt-rtx" in any case; None for the first of `builders`.
 
     Raises:
         ConfigError: the name is unknown.
-        BackendError: the package is not installed, or its import failed (the reason is quoted).
+        BackendError: the package is not installed (`MissingPackageError` if `name` is given), or its import fails. The message
+            quotes the reason.
     """
     return builders(name)[0]
 
 
 def builders(name: str | None = None) -> list[Backend]:
-    """Return the packages to build plans with here, the best first: that of a name, or all. Raises as `find_backend`."""
+    """Return the packages that can build plans here, the best one first: the package of `name`, or all that are installed.
+
+    The errors are those of `find_backend`.
+    """
     if name is not None:
         return [_load(backend_name(name))]
     states = backend_states()
@@ -246,7 +253,7 @@ def builders(name: str | None = None) -> list[Backend]:
 def in_order(backends: Sequence[Backend], cards: Sequence[Gpu]) -> list[Backend]:
     """Return `backends` with the best one first for a machine with these GPUs.
 
-    TensorRT is first if there is a GPU with a driver, which its builder needs. Otherwise TensorRT-RTX is first.
+    TensorRT is first if there is a GPU and the driver is new enough for it. Otherwise TensorRT-RTX is first.
     """
 
     def is_unable(backend: Backend) -> bool:
@@ -258,7 +265,7 @@ def in_order(backends: Sequence[Backend], cards: Sequence[Gpu]) -> list[Backend]
 def plan_runtime(name: str, version_compatible: bool) -> Backend:
     """Import the package that loads plans of the backend `name`: the package itself, or TensorRT's lean runtime.
 
-    The lean runtime loads version-compatible plans if the package is missing. Raises as `find_backend`.
+    The lean runtime loads version-compatible plans if the package is missing. The errors are those of `find_backend`.
     """
     try:
         return _load(backend_name(name))
@@ -279,7 +286,7 @@ def lean_runtime() -> Backend | None:
 
 
 def backend_name(name: str) -> str:
-    """Return `name` as `BACKENDS` spells it. Raises ConfigError when it is unknown."""
+    """Return the name in `BACKENDS` for `name`. Raises ConfigError if it is unknown."""
     key = name.strip().casefold().replace("-", "_")
     key = _ALIASES.get(key, key)
     if key not in BACKENDS:

@@ -1,4 +1,4 @@
-"""The request and the messages between the two processes of a build: each message is one line of JSON."""
+"""The request and the messages between the two processes of a build. Each message is one line of JSON."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class BuildFiles:
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """The work of a building process: without files it starts the builder and ends.
+    """The work of a building process. Without files, it only starts the builder.
 
-    `log_levels` are those of the loggers that it forwards.
+    `log_levels`: logger -> level, for the loggers whose records the process forwards.
     """
 
     files: BuildFiles | None
@@ -31,7 +31,7 @@ class BuildRequest:
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """A step of the build."""
+    """A step of the build: `done` of `total` steps of a phase."""
 
     phase: str
     done: int
@@ -39,7 +39,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, tag=True):
-    """A line of a logger."""
+    """A record of a logger."""
 
     logger: str
     level: int
@@ -57,7 +57,7 @@ class Built(msgspec.Struct, frozen=True, tag=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The end by an error of q8trt: its class in `q8trt.errors`, and its line."""
+    """The end by an error of q8trt: its class in `q8trt.errors`, and its message."""
 
     error: str
     text: str
@@ -72,7 +72,7 @@ class SystemFailure(msgspec.Struct, frozen=True, tag=True):
 
 
 class Defect(msgspec.Struct, frozen=True, tag=True):
-    """The end by an exception that nobody expected."""
+    """The end by any other exception."""
 
     traceback: str
 

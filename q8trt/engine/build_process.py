@@ -1,7 +1,7 @@
 """Builds of plans in a separate process, so that a crash of the builder does not end the caller.
 
-TensorRT is native code. A fault in it, or the out-of-memory killer of the system, ends its process. Here that becomes an error of
-one line. Ctrl-C ends a build immediately, because there is no state to clean up.
+TensorRT is native code. A fault in it, or the system's out-of-memory killer, ends its process. This module turns that end into an
+error of one line. Ctrl-C ends a build immediately, because there is no state to clean up.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _LOGGERS = ("q8trt", "q8trt.tensorrt")
 def build_plan(
     onnx_path: str | Path, plan_path: str | Path, config: BuildConfig, on_progress: PhaseCallback | None = None
 ) -> PlanInfo:
-    """Build `plan_path` from `onnx_path`; the plan is written completely or not at all.
+    """Build `plan_path` from `onnx_path`. The plan is written completely or not at all.
 
-    The inputs are the network's own, each (batch, sequence). TensorRT needs a GPU to build, TensorRT-RTX does not. See
+    Each input of the network must be (batch, sequence), both dynamic. TensorRT needs a GPU to build, TensorRT-RTX does not. See
     "The Build Phase" (Python API documentation) in TensorRT's documentation.
 
-    `on_progress` is called during the build; an exception in it ends the build.
+    `on_progress` is called during the build. An exception in it ends the build and is raised.
 
     Raises:
         ConfigError: `config.backend` is unknown, or does not support an option of `config`.
@@ -64,7 +64,7 @@ def build_plan(
 def started_backend(config: BuildConfig) -> Backend:
     """Return the first backend for `config` whose builder starts here. Each is tried in a separate process.
 
-    So a build fails before an export of minutes, instead of when the builder ends the process.
+    So a machine that cannot build reports it before an export, which may take minutes.
 
     Raises:
         ConfigError: `config.backend` is unknown, or the backend does not support an option of `config`.
@@ -86,7 +86,7 @@ def started_backend(config: BuildConfig) -> Backend:
 def _in_child(
     files: messages.BuildFiles | None, config: BuildConfig, moment: str, on_progress: PhaseCallback | None = None
 ) -> messages.Started | messages.Built:
-    """Start a building process and return its answer. Raises its error, or EngineError if there is no answer."""
+    """Start a building process and return its answer. Raises its error, or EngineError if it ends without an answer."""
     levels = {name: logging.getLogger(name).getEffectiveLevel() for name in _LOGGERS}
     request = messages.BuildRequest(files, config, on_progress is not None, levels)
     with tempfile.TemporaryFile() as stderr, _child(msgspec.json.encode(request).decode(), stderr) as child:
@@ -117,9 +117,9 @@ def _in_child(
 
 @contextlib.contextmanager
 def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `q8trt.engine.build_worker` with this process's import paths, and end it also after an error.
+    """Start `q8trt.engine.build_worker` with this process's import paths, and kill it at the end, also after an error.
 
-    Its standard input is a pipe without input. If this process dies, the pipe closes and the child ends.
+    Its standard input is a pipe to which nothing is written. If this process dies, the pipe closes and the child ends.
     """
     command, pipe = python_module("q8trt.engine.build_worker", request), subprocess.PIPE
     try:
@@ -134,7 +134,7 @@ def _child(request: str, stderr: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
 
 def _hint(code: int) -> str:
-    """Return what to do about a builder that ended so."""
+    """Return the remedy for a builder that ended with this return code."""
     if code == -getattr(signal, "SIGKILL", 9):
         return "most likely memory ran out: free some and try again"
     return "try another --builder_optimization_level or version of TensorRT"

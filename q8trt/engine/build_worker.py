@@ -1,9 +1,7 @@
 """The process that builds a plan, or only starts a builder: ``python -m q8trt.engine.build_worker REQUEST``.
 
-`build_process` starts it.
-
-It writes messages (`build_messages`) to its standard output; the plan itself goes straight to its file. Only `q8trt.engine`
-and its requirements are imported here, so the process is small and starts in a tenth of a second.
+`build_process` starts it. It writes messages (`build_messages`) to its standard output, and the plan to its file. It imports only
+`q8trt.engine` and its requirements, so the process is small and starts in a tenth of a second.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from q8trt.errors import Q8TRTError
 
 
 class _Output(logging.Handler):
-    """Messages to the waiting process, and log records as messages; whole lines from any thread."""
+    """A logging handler that sends messages, and log records as messages. Any thread may send; lines stay whole."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -43,7 +41,7 @@ class _Output(logging.Handler):
 
 
 def _claim_stdout() -> TextIO:
-    """Keep the standard output for messages; what native code prints goes to the standard error."""
+    """Return the standard output for messages, and redirect the output of native code to the standard error."""
     sys.stdout.flush()
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -51,7 +49,7 @@ def _claim_stdout() -> TextIO:
 
 
 def _end_with_parent() -> None:
-    """End this process when the waiting one is gone: its end of the standard input is closed then."""
+    """End this process when the process that started it ends, which closes the pipe of the standard input."""
 
     def watch() -> None:
         os.read(0, 1)  # not sys.stdin: its lock must be free when the interpreter ends
@@ -69,7 +67,7 @@ def _answer(request: messages.BuildRequest, on_progress: PhaseCallback | None) -
 
 
 def main() -> None:
-    """Build the plan of the request."""
+    """Do the work of the request in the first argument, and write the answer to the standard output."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the builder at once, wherever in C++ it is
     output = _Output(_claim_stdout())
     request = msgspec.json.decode(sys.argv[1], type=messages.BuildRequest)

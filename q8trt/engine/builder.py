@@ -1,4 +1,4 @@
-"""The build of a TensorRT plan from ONNX with Q/DQ in this process; `build_process` uses a separate one.
+"""The build of a TensorRT plan from ONNX with Q/DQ in the current process. `build_process` uses a separate one.
 
 Networks are strongly typed: every tensor has the type of the ONNX file, and only the file decides which operations run in INT8.
 TensorRT 11 and TensorRT-RTX have only this mode; TensorRT 10 needs a flag.
@@ -30,13 +30,14 @@ def build_here(
 ) -> PlanInfo:
     """Build `plan_path` from `onnx_path` in this process. A crash of the builder ends it; Ctrl-C waits for the builder.
 
-    Each input of the network is (batch, sequence), both dynamic. The plan is not written atomically. `on_progress` is called
-    from the building thread; an exception in it stops the build and is raised.
+    Each input of the network must be (batch, sequence), both dynamic. The plan is not written atomically. `on_progress` is
+    called from the building thread. An exception in it stops the build and is raised.
 
     Raises:
         ConfigError: `config.backend` is unknown, or does not support an option of `config`.
         BackendError: the backend is not installed or cannot start (TensorRT without a GPU).
-        EngineError: the ONNX file is damaged or not supported, or the plan cannot be built.
+        EngineError: the ONNX file is damaged or not supported, the plan cannot be built, or the timing cache cannot be read or
+            written.
         OSError: the plan cannot be written.
     """
     backend = find_backend(config.backend)
@@ -53,9 +54,9 @@ def build_here(
 
 
 def peak_memory_mib() -> float | None:
-    """Return the peak resident memory of this process, in MiB; None if the system does not report it.
+    """Return the peak resident memory of this process in MiB; None if the system does not report it.
 
-    Linux's `ru_maxrss` is not usable, because a process inherits it from its parent.
+    `ru_maxrss` is not used on Linux, because there a process inherits it from its parent.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -70,7 +71,11 @@ def peak_memory_mib() -> float | None:
 
 
 def new_builder(backend: Backend) -> Any:
-    """Construct a `trt.Builder`. Without CUDA, TensorRT 10 aborts the process, and 11 ends with SIGSEGV."""
+    """Construct a `trt.Builder`. Without CUDA, TensorRT 10 aborts the process, and 11 ends it with SIGSEGV.
+
+    Raises:
+        BackendError: the builder does not start.
+    """
     backend.forget_errors()
     try:
         return backend.module.Builder(backend.logger())
@@ -79,7 +84,7 @@ def new_builder(backend: Backend) -> Any:
 
 
 class _Build:
-    """One build: the steps share the builder and its objects, which must outlive each other in TensorRT's order."""
+    """One build. Its steps share the builder and its objects, because TensorRT requires that some outlive others."""
 
     def __init__(self, backend: Backend, onnx_path: Path, options: BuildConfig, monitor: Any) -> None:
         self.backend, self.trt = backend, backend.module
@@ -113,7 +118,7 @@ class _Build:
         return plan
 
     def report(self, plan: Any) -> EngineReport:
-        """Return the contents of `plan`: from the inspector if a GPU can load it, else from the builder's log."""
+        """Return the contents of `plan`, from the inspector if a GPU can load the plan, else from the builder's log."""
         inspected = inspect_plan(self.backend, plan) if gpus() else None
         return engine_report(self.log, inspected, self.sites, len(self.options.profiles))
 
@@ -125,7 +130,7 @@ class _Build:
         if not self.parser.parse_from_file(str(self.onnx_path)):
             raise EngineError(_parser_message(self.onnx_path, self.parser, self.backend))
         if not network.num_outputs or not network.num_inputs:
-            raise EngineError(f"{self.onnx_path} holds no model: it is empty or truncated; export it again")
+            raise EngineError(f"{self.onnx_path} has no model: it is empty or truncated; export it again")
         return network
 
     def _config(self) -> Any:
@@ -188,12 +193,12 @@ class _Build:
 
 
 def inspect_plan(backend: Backend, plan: Any) -> str | None:
-    """Return the JSON that the inspector writes of a serialized plan; None if the plan cannot be loaded on this GPU.
+    """Return the inspector's JSON for a serialized plan; None if the plan cannot be loaded on this GPU.
 
     Raises:
-        BackendError: CUDA does not start.
+        BackendError: CUDA does not start, or the driver is too old.
     """
-    runtime = backend.runtime()  # a name: the engine needs it until it is gone
+    runtime = backend.runtime()  # kept in a variable, because it must outlive the engine
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:  # such as a plan for other GPUs than this one
         _log.info("the plan cannot be inspected here: %s", backend.last_error())
@@ -203,7 +208,7 @@ def inspect_plan(backend: Backend, plan: Any) -> str | None:
 
 
 def _hint(reason: str) -> str:
-    """Return the remedy for a refusal of TensorRT-RTX 1.7; "" for any other."""
+    """Return the remedy for a reason in the words of TensorRT-RTX 1.7; "" for any other reason."""
     if "OutOfMemory" in reason or "workspace limit" in reason:
         return "; give it more --workspace_mib, or smaller shapes"
     if "Turing" in reason:
@@ -219,7 +224,7 @@ def _using_cache(step: Callable[[], _T]) -> _T:
 
 
 def graph_sites(trt: Any, network: Any) -> GraphSites:
-    """Return the matrix products and quantized additions of a parsed `trt.INetworkDefinition`, under their ONNX names.
+    """Return the ONNX names of the matrix products and quantized additions of a parsed `trt.INetworkDefinition`.
 
     An elementwise layer of two dequantized tensors counts as an addition, because BERT's graph has no other.
     """
@@ -245,7 +250,7 @@ def graph_sites(trt: Any, network: Any) -> GraphSites:
 
 
 def _parser_message(path: Path, parser: Any, backend: Backend) -> str:
-    """Return one line for the parser's errors, with the node of the first one if it is known."""
+    """Return one line about the parser's errors: the first error, its node if it is known, and the number of others."""
     if not parser.num_errors:
         return f"{path} cannot be parsed: {backend.last_error()}"
     first = parser.get_error(0)
@@ -258,7 +263,7 @@ def _parser_message(path: Path, parser: Any, backend: Backend) -> str:
 
 
 def _progress_monitor(backend: Backend, on_progress: PhaseCallback | None) -> Any:
-    """Return a `trt.IProgressMonitor` that reports to `on_progress`; None without it, and before TensorRT 8.6."""
+    """Return a `trt.IProgressMonitor` that calls `on_progress`; None without a function, or if TensorRT has no monitor."""
     base: Any = getattr(backend.module, "IProgressMonitor", None)
     if base is None or on_progress is None:
         return None
@@ -271,7 +276,7 @@ def _progress_monitor(backend: Backend, on_progress: PhaseCallback | None) -> An
             self.totals: dict[str, int] = {}
 
         def report(self, phase: str, done: int) -> None:
-            # An exception must not cross the C++ frames between here and `run`: store it, stop, and raise it later.
+            # An exception must not cross the C++ frames between this method and `run`: store it, stop, and raise it later.
             try:
                 if self.failure is None:
                     callback(phase, done, self.totals[phase])

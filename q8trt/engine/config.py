@@ -1,4 +1,4 @@
-"""The options and the result of a build: plain data, which crosses from one process to another."""
+"""The options and the result of a build, as plain data that one process sends to another."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from q8trt.errors import ConfigError
 
 COMPATIBILITY_LEVELS = ("none", "ampere+", "same_compute_capability")
 
-#: The timing cache of a build; "none" where none was asked for, "unsupported" by TensorRT-RTX.
+#: State of the timing cache of a build: "none" without one, "new" or "loaded", and "unsupported" with TensorRT-RTX.
 TimingCacheState = Literal["none", "new", "loaded", "unsupported"]
 PhaseCallback = Callable[[str, int, int], None]
-"""Called as (phase, steps done, steps in all); phases nest."""
+"""Function that is called as (phase, finished steps, all steps of the phase). Phases nest."""
 
 
 def parse_sms(text: str) -> tuple[str, ...]:
@@ -34,10 +34,10 @@ class BuildConfig:
     """Options of the build of a plan.
 
     Attributes:
-        profiles: optimization profiles, the (batch, sequence) shapes that the plan takes.
+        profiles: optimization profiles, the (batch, sequence) shapes that the plan accepts.
 
     Raises:
-        ConfigError: a value is out of its range or not one of those known.
+        ConfigError: there is no profile, a compute capability is named twice, or a value is unknown or out of its range.
     """
 
     backend: str | None = option(
@@ -64,7 +64,7 @@ class BuildConfig:
         unset="all of the GPU's",
     )
     builder_optimization_level: int | None = option(
-        None, "effort of the build: 5 tries most kernels", values=between(0, 5), unset="TensorRT's own, 3"
+        None, "effort of the build: 5 tries the most kernels", values=between(0, 5), unset="TensorRT's own, 3"
     )
     version_compatible: bool = option(
         False, "the plan also runs on newer TensorRT of the same major version (TensorRT only)"
@@ -86,25 +86,25 @@ class BuildConfig:
         return self.hardware_compatibility_level.upper().replace("+", "_PLUS")
 
     def check_supported(self, backend: Backend) -> None:
-        """Refuse what `backend` does not have, before the minutes that an export may take.
+        """Refuse options that `backend` does not support, before an export that may take minutes.
 
-        TensorRT-RTX 1.7 has `setHardwareCompatibilityLevel` but only warns that it is unsupported, and accepts
-        `VERSION_COMPATIBLE` but its packages lack the lean runtime which that needs.
+        TensorRT-RTX 1.7 has `setHardwareCompatibilityLevel` but only warns that it is unsupported. It accepts
+        `VERSION_COMPATIBLE`, but its packages lack the lean runtime that such a plan needs.
 
         Raises:
-            ConfigError: an option is not the backend's; the line says so.
+            ConfigError: the backend does not support an option.
             BackendError: the backend cannot build here.
         """
         trt, rtx = backend.module, backend.is_rtx
         if self.sm and not rtx:
-            raise ConfigError(f"--sm is TensorRT-RTX's; {backend.title} builds for the GPU at hand: leave --sm out")
+            raise ConfigError(f"--sm needs TensorRT-RTX; {backend.title} builds for this machine's GPU: leave --sm out")
         if unknown := [sm for sm in self.sm if sm not in backend.supported_sms()]:
             raise ConfigError(
                 f"{backend.title} has no SM {unknown[0]}; it builds for {', '.join(backend.supported_sms())}: name one of "
                 "them, or build with TensorRT on that GPU (--backend tensorrt)"
             )
         if self.version_compatible and (rtx or not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE")):
-            raise ConfigError(f"{backend.title} makes no version-compatible plans: leave --version_compatible out")
+            raise ConfigError(f"{backend.title} cannot build version-compatible plans: leave --version_compatible out")
         levels = getattr(trt, "HardwareCompatibilityLevel", None)
         if self.hardware_compatibility_level != "none" and (rtx or not hasattr(levels, self.compatibility_member)):
             hint = "its plans run on every GPU from SM 8.0 on, or those of --sm" if rtx else "use a newer TensorRT"
@@ -121,13 +121,12 @@ class PlanInfo:
     Attributes:
         backend: "tensorrt" or "tensorrt_rtx".
         version: the backend's version.
-        sm_targets: the compute capabilities the plan is for, such as ["8.6", "8.9"]; [] when unknown.
-        seconds: wall time of parsing and building, without the start of the process that does it.
+        sm_targets: the compute capabilities of the plan, such as ["8.6", "8.9"]; [] if they are not known.
+        seconds: wall time of parsing and building, without the start of the building process.
         bytes: size of the plan.
-        timing_cache: its use.
-        peak_memory_mib: the most memory, in MiB, that the building process held at once, host only; None if the system
-            does not report it.
-        report: what the engine holds.
+        timing_cache: state of the timing cache.
+        peak_memory_mib: peak host memory of the building process in MiB; None if the system does not report it.
+        report: the contents of the engine.
     """
 
     backend: str

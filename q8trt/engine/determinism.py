@@ -1,7 +1,7 @@
-"""Two builds of the same input, and where their plans differ.
+"""The difference between the plans of two builds of the same input.
 
-Plans may differ in nothing but names: TensorRT-RTX's compiler numbers its temporary tensors ("__mye25748") as its threads
-come to them, and writes the names into the plan. So text is counted apart, with an example.
+Plans may differ only in names: the threads of TensorRT-RTX's compiler number its temporary tensors ("__mye25748") in varying
+order, and the names are in the plan. So differences in text are counted separately, with an example.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     import numpy as np
 
 _CHUNK = 1 << 24
-#: Differing bytes closer to each other than this are of one region.
+#: Differing bytes whose offsets differ by less than this belong to one region.
 GAP = 64
 _TEXT = bytes(range(32, 127)) + b"\t\n\r"
 
 
 @dataclass(frozen=True)
 class PlanDifference:
-    """The difference of two plans; offsets and sizes in bytes.
+    """The difference between two plans, with offsets and sizes in bytes.
 
     Attributes:
-        sizes: of the two plans.
-        differing_bytes: positions, of the shorter plan's, that hold another value.
-        regions: runs of differing bytes, with less than GAP equal bytes between two of a run.
-        text_regions: those of them where both plans hold ASCII text from the first to the last differing byte.
-        first_offset: of the first differing byte; None if the shorter plan is the longer one's beginning.
-        last_offset: of the last one.
-        example: the words at the first text region, of the one plan and of the other; None without one.
+        sizes: the sizes of the two plans.
+        differing_bytes: number of bytes that differ, within the length of the shorter plan.
+        regions: number of regions. The offsets of neighboring differing bytes of a region differ by less than GAP.
+        text_regions: number of regions where both plans have ASCII text from the first to the last differing byte.
+        first_offset: offset of the first differing byte; None if there is none.
+        last_offset: offset of the last differing byte; None if there is none.
+        example: the words at the first text region in the first and the second plan; None without such a region.
     """
 
     sizes: tuple[int, int]
@@ -52,7 +52,7 @@ class PlanDifference:
             return "identical"
         sizes = "" if self.sizes[0] == self.sizes[1] else f"{self.sizes[0]:,} and {self.sizes[1]:,} bytes; "
         if self.first_offset is None:
-            return f"{sizes}the shorter is the beginning of the longer"
+            return f"{sizes}the shorter plan is the beginning of the longer"
         share = 100 * self.differing_bytes / max(1, min(self.sizes))
         text = f"{sizes}{self.differing_bytes:,} bytes ({share:.2g}%) differ in {self.regions} regions"
         if self.example:
@@ -62,7 +62,7 @@ class PlanDifference:
 
 
 def compare_plans(first: str | Path, second: str | Path) -> PlanDifference:
-    """Compare two files byte by byte; they are mapped, not read into memory. Raises OSError if one cannot be read."""
+    """Compare two files byte by byte. They are memory-mapped. Raises OSError if one cannot be read."""
     import numpy as np
 
     paths = Path(first), Path(second)
@@ -95,7 +95,7 @@ def _is_text(data: np.ndarray) -> bool:
 
 
 def _word(plan: np.ndarray, offset: int) -> str:
-    """Return the name that the byte at `offset` is part of."""
+    """Return the word that contains the byte at `offset`, or else the next word within 64 bytes; "" if there is none."""
     start = max(0, offset - 64)
     text = plan[start : start + 128].tobytes().decode("ascii", errors="replace")
     words = (match for match in re.finditer(r"[\w./+-]+", text, re.ASCII) if match.end() > offset - start)

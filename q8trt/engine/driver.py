@@ -1,8 +1,8 @@
 """The CUDA driver, and the TensorRT packages that run on it.
 
-A TensorRT package is built for one major version of CUDA. Where the driver is older, TensorRT 11 returns objects around a
-null pointer, and every call of them, their destructor included, ends the process. So the two are compared before anything
-of TensorRT is constructed (TensorRT documentation, "Prerequisites": drivers and CUDA versions).
+A TensorRT package is built for one major version of CUDA. If the driver is older, TensorRT 11 returns objects around a null
+pointer, and every call of them, also of their destructor, ends the process. So the versions are compared before any object of
+TensorRT is constructed (TensorRT documentation, "Prerequisites": drivers and CUDA versions).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.metadata import distributions
 
 from q8trt.hardware.packages import installed_version, pip_install
 
-#: Newest major version of CUDA that a package name is looked for.
+#: Newest major version of CUDA that is tried in package names.
 _NEWEST = 19
 
 
@@ -24,7 +24,7 @@ class DriverProblem:
 
     Attributes:
         title: the package in words, such as "TensorRT 11.4.0".
-        package: its distribution, "tensorrt" or "tensorrt-rtx".
+        package: its distribution: "tensorrt", "tensorrt-rtx" or "tensorrt-lean".
         built_for: the major CUDA version of the package.
         driver: the newest CUDA version that the driver supports, such as (12, 4).
     """
@@ -36,7 +36,7 @@ class DriverProblem:
 
     @property
     def remedy(self) -> str:
-        """The command or the change that fixes it."""
+        """The remedy: a newer driver, or the command that installs the package for this driver."""
         major = self.driver[0]
         install = pip_install(f"{self.package}-cu{major}", f"cuda-python<{major + 1}", "nvidia-ml-py")
         return (
@@ -55,7 +55,7 @@ class DriverProblem:
 def driver_cuda() -> tuple[int, int] | None:
     """Return the newest CUDA version that the driver supports, such as (12, 4); None without a driver.
 
-    No CUDA context is made: `cuDriverGetVersion` needs no initialization.
+    No CUDA context is created, because `cuDriverGetVersion` needs no initialization.
     """
     name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     number = ctypes.c_int()
@@ -67,7 +67,7 @@ def driver_cuda() -> tuple[int, int] | None:
 
 
 def package_cuda(module: str) -> int | None:
-    """Return the major CUDA version that an installed TensorRT package was built for; None if its name has none."""
+    """Return the major CUDA version in the name of an installed TensorRT package; None if no installed name has one."""
     package = module.replace("_", "-")
     for major in range(_NEWEST, 10, -1):
         if any(installed_version(f"{package}-cu{major}{part}") for part in ("-libs", "-bindings", "")):
@@ -76,7 +76,10 @@ def package_cuda(module: str) -> int | None:
 
 
 def driver_problem(module: str, title: str) -> DriverProblem | None:
-    """Return why the driver cannot run the TensorRT package `title` of a module; None if it can, or without a driver."""
+    """Return the reason why the driver cannot run a TensorRT package. `title` names the package in the message.
+
+    Return None if the driver can run it, there is no driver, or the CUDA version of the package is not known.
+    """
     driver, built_for = driver_cuda(), package_cuda(module)
     if driver is None or built_for is None or driver[0] >= built_for:
         return None

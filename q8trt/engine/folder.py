@@ -1,4 +1,4 @@
-"""Engine folders: how they are found, the run that each belongs to, and the names in them that q8trt wrote."""
+"""Engine folders: the search for them, the run of each, and the names of files that q8trt writes to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from q8trt.quantization.precision import Precision
 from q8trt.runs.run import RUN_FILE, Run, runs_dir_option
 from q8trt.runs.search import is_sound
 
-#: Stage of a run -> what its rows are called, in the order in which a reader compares them.
+#: Stage of a run -> the name of its rows in reports, in the order of the rows.
 _NAMES = {"fp32": "FP32", "ptq": "PTQ", "int8": "QAT", "": ""}
 
 
@@ -29,24 +29,25 @@ class EngineFolder:
 
     @property
     def name(self) -> str:
-        """``"QAT INT8"``: how the model came about, if that is known, and the engine's precision."""
+        """The stage of the model, if it is known, and the engine's precision, such as ``"QAT INT8"``."""
         precision = self.manifest.precision.label
         return precision if self.manifest.stage == "fp32" else f"{_NAMES[self.manifest.stage]} {precision}".strip()
 
     @property
     def run(self) -> Run | None:
-        """Return the run that holds the engine folder, or None."""
+        """Return the run that contains the engine folder; None if it is not in a run."""
         return Run(self.folder.parent) if (self.folder.parent / RUN_FILE).is_file() else None
 
 
 def find_engines(folders: Sequence[EngineFolder | str | Path], runs_dir: str | Path) -> list[EngineFolder]:
-    """Return the engines given, or those of the run whose engine is the newest. A run that cannot be read is skipped.
+    """Return the engines in `folders`, in order. If there are none, return those of the run with the newest engine.
 
-    An `EngineFolder` is returned as it is.
+    An `EngineFolder` is returned as it is. A run that cannot be read is skipped. The engines of a run are sorted by stage and
+    precision.
 
     Raises:
-        ConfigError: no engine was built yet.
-        EngineError: a folder is damaged or is not an engine.
+        ConfigError: `folders` is empty, and no run under `runs_dir` has an engine.
+        EngineError: a folder is damaged or is not an engine folder.
     """
     if folders:
         return [
@@ -63,7 +64,7 @@ def find_engines(folders: Sequence[EngineFolder | str | Path], runs_dir: str | P
 
 
 def _order(engine: EngineFolder) -> tuple[int, int, str]:
-    """Return the place of an engine among those of its run: FP32 and FP16 first, QAT last."""
+    """Return the sort key of an engine among those of its run: FP32 and FP16 first, QAT last."""
     stage, precision = engine.manifest.stage, engine.manifest.precision
     return list(_NAMES).index(stage), list(Precision).index(precision), engine.folder.name
 
@@ -74,7 +75,7 @@ def engine_folders(run: Path) -> list[Path]:
 
 
 def _by_newest_engine(runs_dir: Path) -> list[Path]:
-    """Return the folders under `runs_dir` that hold engines, the one whose engine is the newest first."""
+    """Return the folders under `runs_dir` that contain engines. The folder with the newest engine is first."""
     newest = {}
     for run in runs_dir.glob("*"):
         if not run.name.startswith(".") and (folders := engine_folders(run)):
@@ -82,7 +83,7 @@ def _by_newest_engine(runs_dir: Path) -> list[Path]:
     return sorted(newest, key=lambda run: newest[run], reverse=True)
 
 
-#: Names that builds give their files, the tokenizer's included: by these a folder is known whose manifest is damaged.
+#: Names of the files that builds write. They identify an engine folder whose manifest is damaged.
 _USUAL = frozenset({
     MANIFEST_FILE, ONNX_FILE, PLAN_FILE, f"{ONNX_FILE}.data", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
@@ -98,12 +99,12 @@ class _Listing:
 
 
 def _listed(folder: Path) -> frozenset[str] | None:
-    """Return the names that the manifest of `folder` lists, and its own; None if it is not a manifest of q8trt."""
+    """Return the names that the manifest of `folder` lists, and the manifest's name; None without a manifest of q8trt."""
     try:
         data = read_json(folder / MANIFEST_FILE)
     except OSError:
         return None
-    except MalformedError:  # damaged, and an engine folder all the same if it holds what engine folders hold
+    except MalformedError:  # damaged, but an engine folder if it also has a graph
         return _USUAL if (folder / ONNX_FILE).is_file() else None
     try:
         return frozenset({MANIFEST_FILE, *decode(_Listing, data, partial=True).files})

@@ -5,10 +5,11 @@ Both need a plan built with ``ProfilingVerbosity.DETAILED``:
 - JSON from `trt.EngineInspector`, which needs a deserialized engine and so a GPU. TensorRT 8 to 10 write a tensor's type
   into "Format/Datatype" ("Row major linear FP16 format"), 11 splits it into "Datatype" and "Format" ("Engine Inspector",
   and "Migrating IEngineInspector Usage from TensorRT 10.x to 11.x", in TensorRT's documentation).
-- the message that begins with "Layers:" in the builder's VERBOSE log, one line a layer. TensorRT-RTX 1.7 writes it
-  without a GPU, too.
+- the message that begins with "Layers:" in the builder's VERBOSE log, with one line per layer. TensorRT-RTX 1.7 also writes
+  it without a GPU.
 
-The second was run against tensorrt_rtx 1.7.1; the first follows NVIDIA's documentation and published samples, untested on a GPU.
+The second was tested with tensorrt_rtx 1.7.1. The first follows NVIDIA's documentation and published samples, and was not tested
+on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from q8trt.files import parse_json
 
 LOG_PREFIX = "Layers:"
-#: From narrow to wide; a kernel that reads several types computes in the widest.
+#: Types from narrow to wide. A kernel that reads several types computes in the widest.
 TYPES = ("INT4", "FP4", "INT8", "FP8", "BF16", "FP16", "FP32")
 _SPELLINGS = {
     "int4": "INT4", "fp4": "FP4", "int8": "INT8", "fp8": "FP8", "bf16": "BF16", "bfloat16": "BF16",
@@ -30,7 +31,7 @@ _SPELLINGS = {
 }  # fmt: skip
 _TYPE_WORD = re.compile(rf"\b({'|'.join(_SPELLINGS)})\b", re.IGNORECASE)
 _MATRIX_KINDS = re.compile(r"gemm|matrixmultiply|matmul|convolution|fullyconnected", re.IGNORECASE)
-# Myelin names a generated kernel after its operations, "__myl_FcAddMul_myl1_7": four letters each, "Etc" when cut short.
+# Myelin names a generated kernel after its operations, up to four letters each: "__myl_FcAddMul_myl1_7". Long names end in "Etc".
 _MYELIN_NAME = re.compile(r"__myl_([A-Za-z]+)_myl\d+_\d+$")
 _MYELIN_MATRIX = {"Fc", "Gemm", "Bmm", "Conv"}
 _MYELIN_MOVES = {"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast"}
@@ -38,7 +39,7 @@ _MYELIN_MOVES = {"Move", "Tran", "Resh", "Slic", "Conc", "Repl", "Cast"}
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of a layer: its type, one of TYPES (None for integers of shapes, or without a type in the text), and its dims."""
+    """A tensor of a layer: its type, one of TYPES, and its dims. The type is None for integers of shapes or if it is missing."""
 
     datatype: str | None
     dims: tuple[int, ...]
@@ -49,7 +50,7 @@ class Layer:
     """A layer of an engine: one kernel, or one step of its schedule.
 
     Attributes:
-        name: TensorRT's name of it.
+        name: its name in TensorRT.
         kind: its "LayerType", such as "gemm", "kgen" (a generated kernel), "Reformat", "wait".
         inputs: activations that it reads.
         constants: weights that it reads.
@@ -91,7 +92,7 @@ class Layer:
         """The type it computes in, one of TYPES; None for steps of the schedule and for shapes.
 
         A matrix product computes in the wider type of its two operands, a fused attention in the widest of Q, K and V
-        (its mask may be wider). Any other layer computes in the widest type that it reads, or, reading none, writes.
+        (its mask may be wider). Any other layer computes in the widest type that it reads, or writes if it reads none.
         """
         read = [tensor.datatype for tensor in self.inputs if tensor.datatype]
         if self.is_matrix and read:
@@ -104,7 +105,10 @@ class Layer:
 
 
 def _is_matrix_shape(dims: tuple[int, ...]) -> bool:
-    """Return whether these are the dims of weights, not of a bias or a scale; a flat count (old inspectors) is of weights."""
+    """Return whether these are the dims of weights, and not of a bias or a scale.
+
+    One dimension is the number of weights, as older inspectors report it.
+    """
     return (len(dims) > 1 and sum(size > 1 for size in dims) > 1) or (len(dims) == 1 and dims[0] > 1)
 
 
@@ -113,30 +117,28 @@ def _widest(types: Iterable[str | None]) -> str | None:
 
 
 def layers_of_inspector(text: str) -> list[Layer]:
-    """Return the layers in what `EngineInspector.get_engine_information(LayerInformationFormat.JSON)` returned.
+    """Return the layers in the JSON of `EngineInspector.get_engine_information(LayerInformationFormat.JSON)`.
 
     Raises:
-        ValueError: it is no such JSON, or the plan was built without detailed layer information.
+        ValueError: the text is not such JSON, or the plan was built without detailed layer information.
     """
     data = parse_json(text)
     entries = data.get("Layers") if isinstance(data, dict) else None
     if not isinstance(entries, list):
         raise ValueError('the inspector\'s JSON has no list "Layers"')
     if not all(isinstance(entry, dict) and "LayerType" in entry for entry in entries):
-        raise ValueError(
-            "the plan holds the names of its layers only: it was not built with detailed layer information"
-        )
+        raise ValueError("the plan has only the names of its layers: it was not built with detailed layer information")
     return [_layer(entry) for entry in entries]
 
 
 def layers_of_log(message: str) -> list[Layer]:
-    """Return the layers in the builder's message that begins with LOG_PREFIX; lines that are no layers are passed over.
+    """Return the layers in the builder's message that begins with LOG_PREFIX. Other lines of the message are skipped.
 
     Raises:
         ValueError: no line of the message describes a layer.
     """
     entries = []
-    for line in message.split("\n"):  # not splitlines: control characters part the metadata
+    for line in message.split("\n"):  # not splitlines: the metadata contain control characters
         match = re.match(r"Name: (.*?), LayerType: ([^,]*),", line)
         if match:
             tensors = {key: _tensors(_section(line, key)) for key in ("Inputs", "Constants", "Outputs")}
@@ -182,7 +184,7 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
 
 
 def _listed(entry: Mapping[str, Any], key: str) -> tuple[Tensor, ...]:
-    """Return the tensors of one of a layer's lists. Raises `ValueError` if there is something else in its place."""
+    """Return the tensors of one of a layer's lists. Raises `ValueError` if it is not a list of objects."""
     tensors = entry.get(key, [])
     if not isinstance(tensors, list) or not all(isinstance(each, dict) for each in tensors):
         raise ValueError(f'"{key}" of a layer is not a list of tensors')

@@ -1,7 +1,7 @@
-"""``manifest.json``: the description of an engine folder, with the hashes that prove that it is whole.
+"""``manifest.json``: the description of an engine folder, with the hashes of its files.
 
-An engine folder can be copied to another machine and used with nothing else. The manifest's keys are the fields of
-`Manifest`, no more and no fewer.
+An engine folder can be copied to another machine and used without other files. The manifest has exactly the fields of `Manifest`
+as keys.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLAN_FILE = "model.plan"
 SAMPLE_LABEL = "built-in sample, not GLUE"
 #: The inputs of BERT-like models.
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-#: A count that sizes memory: a manifest must not ask for gigabytes.
+#: A count that decides the size of arrays. The bound keeps a damaged manifest from using gigabytes.
 Count = Annotated[int, Meta(ge=1, le=2**20)]
 
 
@@ -38,13 +38,13 @@ class TaskInfo:
     """The question that the model answers.
 
     Attributes:
-        name: the GLUE task, or "custom".
-        labels: names in the order of the logits; [] for a score or an embedding.
-        is_regression: whether the answer is a score: of a regression or a reranker.
-        is_pair: whether an example is two texts.
-        main_metric: the metric that chooses between checkpoints.
-        text_columns: the columns of the data that hold the text; [] if unknown.
-        activation: "sigmoid" if a regression's score is the sigmoid of its logit, "identity" if it is the logit.
+        name: the GLUE task, or the name of another task, such as "custom".
+        labels: names in the order of the logits; [] for heads whose outputs have no names.
+        is_regression: whether the answer is one score, as of a regression or a reranker.
+        is_pair: whether an example has two texts.
+        main_metric: the metric that selects the best checkpoint.
+        text_columns: the columns of the data with the texts; [] if they are not known.
+        activation: "sigmoid" if a score is the sigmoid of the logit, "identity" if it is the logit.
     """
 
     name: str
@@ -61,8 +61,9 @@ class ModelInfo:
     """The encoder.
 
     Attributes:
-        num_labels: width of the output: labels, features of an embedding, or 1 for a score.
-        max_seq_length: the length in tokens at which it was fine-tuned.
+        num_labels: width of the output: the number of labels or of features of an embedding, 1 for a score, 2 for the start
+            and end of an answer.
+        max_seq_length: the maximum length of its training rows, in tokens.
     """
 
     name: str
@@ -75,7 +76,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """The builder of the plan: `name` and `version` of the backend, `sm_targets` as compute capabilities ("8.9")."""
+    """The backend that built the plan: its `name` and `version`, and the plan's compute capabilities, such as "8.9"."""
 
     name: str
     version: str
@@ -91,7 +92,7 @@ class FileInfo:
 
 
 def head_of_labels(labels: Sequence[str]) -> Head:
-    """Return the head of a classifier with `labels`, or of a regression without any."""
+    """Return the head of a classifier with `labels`, or of a regression if there are none."""
     return Head(HeadKind.SEQUENCE_CLASSIFICATION if labels else HeadKind.REGRESSION, tuple(labels))
 
 
@@ -110,14 +111,15 @@ class Manifest:
         opset: the ONNX opset of ``model.onnx``.
         stage: the stage of the run that the model comes from: "fp32", "ptq" or "int8"; "" if there is none.
         profiles: the plan's optimization profiles, shortest sequences first; [] without a plan.
-        backend: what built the plan; None without a plan.
+        backend: the backend that built the plan; None without a plan.
         metrics: numbers under nested names, such as {"dev": {"pearson": 0.8739}}.
-        report: the facts that are known before the engine runs, as plain data; `record` reads them. {} without a plan.
-        files: every file of the folder but the manifest; filled in by `write_manifest`.
-        created: ISO 8601, UTC.
+        report: the facts of the export and the build, as plain data; `record` reads them.
+        files: the files of the folder, without the manifest and hidden files; `write_manifest` sets it.
+        created: time of creation, ISO 8601, UTC.
         q8trt_version: the version of q8trt that wrote the folder.
-        digest: SHA-256 of the manifest's other keys, see `digest_of`; filled in by `write_manifest`.
-        head: the last part of the model, which decides what an engine answers; default: that of the task's labels.
+        format: the version of the manifest's format.
+        digest: SHA-256 of the manifest's other keys, see `digest_of`; `write_manifest` sets it.
+        head: the head of the model, which determines the answers of an engine; default: the head of the task's labels.
     """
 
     task: TaskInfo
@@ -144,7 +146,7 @@ class Manifest:
 
     @functools.cached_property
     def record(self) -> EngineRecord:
-        """The facts that are known before the engine runs; a fact that `report` lacks has its default.
+        """The facts that are known before the engine runs. A fact that is missing in `report` has its default.
 
         Raises:
             MalformedError: a fact in `report` has another type.
@@ -162,12 +164,12 @@ class Manifest:
 
     @property
     def largest_shape(self) -> Shape | None:
-        """The largest batch and the longest sequence that the plan takes; None without a plan."""
+        """The largest batch and the longest sequence that the plan accepts; None without a plan."""
         return largest(self.profiles) if self.profiles else None
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
-    """Yield what contradicts itself in a manifest, one line each."""
+    """Yield the contradictions in a manifest, one line each."""
     yield from _task(manifest.task, manifest.model, manifest.head)
     yield from _head(manifest.head, manifest.task, manifest.model)
     yield from _shapes(manifest)

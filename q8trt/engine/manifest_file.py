@@ -1,7 +1,7 @@
-"""``manifest.json`` on the disk: written as the last step of a build, and read by every command before anything else.
+"""``manifest.json`` on disk. It is the last file that a build writes, and the first one that other commands read.
 
-Formats 2 to 4 are still read. 4 lacks fields of the head; 2 and 3 lack the head; 2 also lacks the columns, the activation and
-the manifest's own hash.
+Formats 2 to 4 are still read. Format 4 lacks fields of the head. Formats 2 and 3 lack the head. Format 2 also lacks the columns,
+the activation and the digest.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _LIMITS = Limits(size=64 * 2**20)
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
-    """Write ``manifest.json``, the last step of a build, and return `manifest` with its `files` and `digest` filled in.
+    """Write ``manifest.json``, the last step of a build, and return `manifest` with its `files` and `digest`.
 
-    The files are those of `folder`, without hidden ones and subfolders.
+    `files` lists the files of `folder`, without hidden files and subfolders.
 
     Raises:
         EngineError: the folder is missing or cannot be written, or a metric is not a finite number.
@@ -50,20 +50,20 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> Manifest:
 
 
 def digest_of(data: dict[str, Any]) -> str:
-    """Return the SHA-256 of a manifest's JSON data without the key ``digest``: any edit of a fact changes it.
+    """Return the SHA-256 of a manifest's JSON data without the key ``digest``. Any edit of a fact changes it.
 
-    Raises ValueError for NaN and infinity.
+    Raises ValueError if a number is NaN or infinite, and TypeError for values that are not JSON.
     """
     facts = json.loads(json.dumps({key: value for key, value in data.items() if key != "digest"}, allow_nan=False))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
-    """Read ``manifest.json`` of an engine folder; `verify` also checks each file's size and SHA-256 (reads all of it once).
+    """Read ``manifest.json`` of an engine folder. `verify` also checks each file's size and SHA-256 (reads all files once).
 
     Raises:
-        EngineError: the folder or its manifest is missing, the manifest is malformed or of another format, or a file is
-            missing, truncated or changed.
+        EngineError: the folder or its manifest is missing, the manifest is not valid (see `parse_manifest`), or, with `verify`,
+            a file is missing, truncated or changed.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -96,7 +96,7 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
 
 
 def _engines_beside(folder: Path) -> list[Path]:
-    """Return the engine folders of the run that holds the checkpoint `folder`; [] if it is none."""
+    """Return the engine folders of the run that contains the checkpoint `folder`; [] if it is not a run's checkpoint."""
     run = folder.parent
     if folder.name not in STAGES or not (run / RUN_FILE).is_file():
         return []
@@ -104,10 +104,11 @@ def _engines_beside(folder: Path) -> list[Path]:
 
 
 def parse_manifest(where: str | Path, text: bytes) -> Manifest:
-    """Return the manifest in the JSON `text`; `where` names it in errors.
+    """Return the manifest in the JSON `text`. `where` names it in errors.
 
     Raises:
-        EngineError: it is not JSON, malformed, of another format, was edited, or names a file outside the folder.
+        EngineError: it is not JSON, is malformed or of another format, contradicts itself, was edited, or names a file outside
+            the folder.
     """
     try:
         data = parse_json(text, _LIMITS)
@@ -121,7 +122,7 @@ def parse_manifest(where: str | Path, text: bytes) -> Manifest:
 
 
 def file_problem(path: Path, expected: FileInfo) -> str:
-    """Return how a file differs from its entry in the manifest; "" if it does not."""
+    """Return the difference between a file and its entry in the manifest, in words; "" if there is none."""
     if not path.is_file():
         return f"{path} is missing, but the manifest lists it"
     if (size := path.stat().st_size) != expected.bytes:
@@ -158,14 +159,14 @@ def _parse(path: str | Path, data: Any) -> Manifest:
 
 
 def _with(manifest: str | Path) -> str:
-    """Return the command that builds the folder of a manifest; "" for one that is in no folder, as in an archive."""
+    """Return " with" and the command that builds the folder of a manifest; "" if it has no path, as in an archive."""
     return f" with {rebuild_command(manifest.parent)}" if isinstance(manifest, Path) else ""
 
 
 def _upgraded(data: Any, written: Any) -> Any:
-    """Return the data of a manifest of an earlier format as one of today's.
+    """Return the data of a manifest of an earlier format in the current format.
 
-    Raises MalformedError if a manifest of format 2 holds a key of format 3, whose digest it lacks.
+    Raises MalformedError if a manifest of format 2 has a key of format 3, because it has no digest that covers the key.
     """
     if written == 2:
         data = _with_columns(data)

@@ -1,4 +1,4 @@
-"""The problems that keep a plan from running on this machine. They are found before it is loaded.
+"""The problems that keep a plan from running on this machine. They are detected before the plan is loaded.
 
 A plan that cannot run fails to load with an obscure message. Each problem here has a remedy. If the remedy is a rebuild, the
 command repeats the build options of the manifest, and changes only those that the problems require.
@@ -29,12 +29,12 @@ _ON_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doct
 
 @dataclass(frozen=True)
 class Problem:
-    """An obstacle for a plan on this machine.
+    """A problem that keeps a plan from running on this machine.
 
     Attributes:
         cause: the problem.
         remedy: the fix.
-        rebuild: if the remedy is a rebuild, the options that it changes, as arguments of `rebuild_command`.
+        rebuild: if the remedy is a rebuild, the options that it changes, as arguments of `rebuild_command`; else None.
         only_other_runtime: True if the only remedy is to run the ONNX file on ONNX Runtime.
     """
 
@@ -56,18 +56,18 @@ def preflight(
 ) -> list[Problem]:
     """Return the problems that keep the plan of an engine folder from running on this machine.
 
-    Nothing is loaded and no GPU is touched. Sources: "Engine Compatibility" in TensorRT's and TensorRT-RTX's
-    documentation.
+    The package of the plan's backend is imported, but the plan is not loaded, and no CUDA context is created. Sources: "Engine
+    Compatibility" in TensorRT's and TensorRT-RTX's documentation.
 
     Args:
         folder: the engine folder.
         backend: "tensorrt" or "tensorrt_rtx", if the plan must run on it.
-        shapes: the (batch, sequence) that the plan must accept.
+        shapes: the (batch, sequence) shapes that the plan must accept.
         cards: the GPUs of the machine, of which the first is used; default: those that the driver reports.
         verify: also check each file's presence, size and SHA-256 (reads the whole folder once).
 
     Raises:
-        EngineError: the folder or its manifest is missing, or the manifest is malformed or of another format.
+        EngineError: the folder or its manifest is missing, or the manifest is not valid.
     """
     folder = Path(folder)
     manifest = load_manifest(folder, verify=False)
@@ -86,13 +86,13 @@ def preflight(
 
 
 def damage(folder: Path, manifest: Manifest) -> list[Problem]:
-    """Return a problem for each file of the manifest that is missing or differs from it."""
+    """Return a problem for each file that is missing or differs from its entry in the manifest."""
     causes = [file_problem(folder / name, info) for name, info in manifest.files.items()]
     return _with_command([Problem(cause, rebuild={}) for cause in causes if cause], folder, manifest)
 
 
 def _with_command(problems: Sequence[Problem], folder: Path, manifest: Manifest) -> list[Problem]:
-    """Add the command that solves all problems to each problem that a rebuild solves."""
+    """Return `problems`. The remedy of each one that a rebuild solves becomes the command that solves all of them."""
     changes: dict[str, Any] = {}
     for problem in problems:
         changes |= problem.rebuild or {}
@@ -101,7 +101,7 @@ def _with_command(problems: Sequence[Problem], folder: Path, manifest: Manifest)
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """Return all of `problems` in one line; a remedy of several problems appears once, after the last of them."""
+    """Return all `problems` in one line. A remedy of several problems appears once, after the last of them."""
     last = {problem.remedy: index for index, problem in enumerate(problems)}
     return "; ".join(
         str(problem) if last[problem.remedy] == index else problem.cause for index, problem in enumerate(problems)
@@ -128,7 +128,7 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
 
 
 def _loads(options: BuildConfig, built: BackendInfo, backend: Backend) -> bool:
-    """Return whether `backend` is a version that loads the plan."""
+    """Return whether the version of `backend` loads the plan."""
     theirs, ours = numbers(built.version)[:3], numbers(backend.version)[:3]
     if options.version_compatible and not backend.is_rtx:
         return ours >= theirs and ours[:1] == theirs[:1]
@@ -136,7 +136,7 @@ def _loads(options: BuildConfig, built: BackendInfo, backend: Backend) -> bool:
 
 
 def _version_rule(manifest: Manifest, built: BackendInfo) -> str:
-    """Return the documentation's rule of versions."""
+    """Return the rule of TensorRT's documentation about the versions that load this plan."""
     if built.name == TENSORRT_RTX:
         return "TensorRT-RTX plans load in the release that built them, no other"
     if manifest.record.build.options.version_compatible:
@@ -145,7 +145,7 @@ def _version_rule(manifest: Manifest, built: BackendInfo) -> str:
 
 
 def needs_host_code(manifest: Manifest) -> bool:
-    """Return whether the plan brings code for the host: the lean runtime of a version-compatible plan."""
+    """Return whether the plan contains host code, which is the lean runtime of a version-compatible plan."""
     return manifest.record.build.options.version_compatible
 
 
@@ -166,7 +166,7 @@ def _gpu_problems(manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu]) 
         return [Problem(cause, rebuild={})]
     try:
         backend = plan_runtime(built.name, version_compatible=False)
-    except BackendError:  # which `_backend_problems` reports
+    except BackendError:  # `_backend_problems` reports it
         return [Problem(cause, rebuild={"sm": _targets(card, options.sm)})]
     if backend.refusal(card):
         return [Problem(f"{cause}, for which {TITLES[built.name]} cannot build", _OTHER_BACKEND)]
@@ -175,13 +175,17 @@ def _gpu_problems(manifest: Manifest, built: BackendInfo, cards: Sequence[Gpu]) 
 
 
 def _targets(card: Gpu, asked: Sequence[str]) -> list[str]:
-    """Return the compute capabilities to ask for; Turing (7.5) shares no plan with others."""
+    """Return the compute capabilities for --sm: those of `asked` and of `card`. Turing (7.5) cannot share a plan with others."""
     together = {*asked, card.sm}
     return sorted(together if asked and "7.5" not in together else {card.sm}, key=numbers)
 
 
 def _fits(card: Gpu, options: BuildConfig, built: BackendInfo) -> bool:
-    """Return whether the plan may run on `card`; one of TensorRT-RTX covers newer architectures unless --sm named some."""
+    """Return whether the plan may run on `card`, also if its compute capability is not among the plan's.
+
+    A plan of TensorRT-RTX that was built without --sm also runs on newer architectures, and a plan of TensorRT with ampere+ on
+    every one from 8.0.
+    """
     targets = [numbers(sm) for sm in built.sm_targets]
     sm = numbers(card.sm)
     if not targets or sm in targets:
@@ -203,7 +207,7 @@ def _shape_problems(manifest: Manifest, shapes: Sequence[Shape]) -> list[Problem
 
 
 def _widened(profiles: Sequence[ShapeProfile], shapes: Sequence[Shape]) -> tuple[ShapeProfile, ...]:
-    """Return `profiles` as large as `shapes` need: with larger batches and a further bucket, or a wider single profile."""
+    """Return `profiles` enlarged for `shapes`: larger batches and another bucket, or a wider single profile."""
     first = profiles[0]
     buckets = {profile.max[1] for profile in profiles}
     if len(profiles) > 1 or first == bucket_profiles((first.max[1],), first.opt[0], first.max[0])[0]:

@@ -22,8 +22,8 @@ from q8trt.runs.run import RUN_FILE, STAGES, Run
 def default_folder_name(stage: str, precision: Precision, target: Target) -> str:
     """Return the name of an engine's folder in its run, whose target is `target`.
 
-    `engine` is QAT's in the INT8 precision of the target, `engine-ptq` that of calibration alone. Engines of the other INT8
-    precision name it (`engine-int8-fp32`), and those without quantizers have no stage (`engine-fp16`).
+    In the INT8 precision of the target, `engine` is the engine of QAT, and `engine-ptq` that of calibration alone. Engines of the
+    other INT8 precision have it in their name (`engine-int8-fp32`). Those without quantizers have no stage (`engine-fp16`).
     """
     if not precision.is_quantized:
         return f"engine-{precision}"
@@ -33,7 +33,11 @@ def default_folder_name(stage: str, precision: Precision, target: Target) -> str
 
 
 def build_command(folder: Path) -> str:
-    """Return the command that makes an engine where `folder` is none: of its run or model, else the newest run's."""
+    """Return the command, in backticks, that builds an engine for a `folder` that is not an engine folder.
+
+    It builds from `folder` if that is a run, a run's checkpoint or a model, or from the run that contains it, else from the
+    newest run.
+    """
     if (folder / RUN_FILE).is_file():
         return f"`{command('build-engine', _best_precision(folder), '--checkpoint', folder)}`"
     in_run = (folder.absolute().parent / RUN_FILE).is_file()
@@ -46,7 +50,7 @@ def build_command(folder: Path) -> str:
 
 
 def _best_precision(run: Path) -> str:
-    """Return the option that the finished stages of a run allow; --int8 for a run that cannot be read."""
+    """Return --int8 if a run has a quantized stage, or cannot be read, else --fp32."""
     try:
         return "--int8" if Run(run).best_quantized() else "--fp32"
     except ConfigError:
@@ -60,16 +64,16 @@ def rebuild_command(
     backend: str | None = None,
     sm: Sequence[str] | None = None,
 ) -> str:
-    """Return the `build_engine.py` command that makes `folder` again on this machine, in backticks.
+    """Return the command, in backticks, that builds the engine of `folder` again on this machine.
 
-    A manifest has no paths of the machine that wrote it. The checkpoint is the run that holds the folder. Without such a run,
-    the command has the placeholder RUN and an explanation.
+    A manifest has no paths of the machine that wrote it. The checkpoint is the run that contains the folder. Without such a run,
+    the command has the placeholder RUN, and an explanation follows it.
 
     Args:
         folder: the engine folder.
         manifest: its manifest; None if it is missing or damaged. Then only the place and name of the folder are used.
         profiles: profiles that replace the manifest's.
-        backend: backend that replaces the manifest's; options of the former backend are left out.
+        backend: backend that replaces the manifest's. The build options of the former backend are then left out.
         sm: compute capabilities that replace the manifest's; () for none.
     """
     if manifest is None:
@@ -90,7 +94,7 @@ def rebuild_command(
 
 
 def _command_by_name(folder: Path) -> str:
-    """Return the command for a folder without a readable manifest, of which place and name are known."""
+    """Return the command for a folder without a readable manifest, from its path and name."""
     run = folder.absolute().parent
     if not (run / RUN_FILE).is_file():
         line = command("build-engine", "--int8", "--checkpoint", "RUN", "--output_dir", folder, "--overwrite")
@@ -107,7 +111,7 @@ def _command_by_name(folder: Path) -> str:
 
 
 def _target(run: Path) -> Target:
-    """Return the target of a run; the default one's for a run that cannot be read."""
+    """Return the target of a run; the default target if the run cannot be read."""
     try:
         return config_of_run(Run(run)).target
     except ConfigError:

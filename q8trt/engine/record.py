@@ -1,4 +1,4 @@
-"""The facts of a build that a manifest keeps under ``report``."""
+"""The facts of a build that a manifest stores under ``report``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ExportRecord:
     Attributes:
         passes: the graph passes, in order.
         kept_fp32: with FP16, the operations that stay in FP32.
-        overflow_rows: the rows that FP16's range was tried on, in words; "" without FP16.
-        options: how the graph was written.
+        overflow_rows: the rows that were searched for overflow, in words; "" without FP16.
+        options: the options of the export.
     """
 
     passes: tuple[PassReport, ...] = ()
@@ -34,11 +34,11 @@ class BuildRecord:
     """The build of the plan.
 
     Attributes:
-        seconds: wall time.
-        peak_memory_mib: the most memory of the building process, in MiB; None if the system does not report it.
-        timing_cache: see `PlanInfo`.
-        options: how the plan was built; its backend and profiles are the manifest's.
-        built_twice: the difference from a second build; None without one.
+        seconds: wall time, see `PlanInfo`.
+        peak_memory_mib: peak host memory of the building process in MiB; None if the system does not report it.
+        timing_cache: state of the timing cache.
+        options: the options of the build. The manifest has its backend and profiles.
+        built_twice: the difference from a second build; None without a second build.
     """
 
     seconds: float = 0.0
@@ -54,11 +54,11 @@ class EngineRecord:
 
     Attributes:
         is_sample: whether the model was trained and scored on the built-in sample.
-        export: the graph.
-        forecast: the linter's forecast of the graph, `q8trt.lint.report.Forecast` as plain data.
+        export: the export of the graph.
+        forecast: the linter's forecast for the graph, `q8trt.lint.report.Forecast` as plain data.
         findings: the number of the linter's errors and warnings.
-        in_float: products and residual Adds that the linter expects in floating point, and in INT8 in other layers: the
-            cost in speed of a recipe that leaves sites of single layers in floating point.
+        in_float: products and residual Adds that the linter expects in floating point here and in INT8 in other layers. A
+            recipe that leaves sites of single layers in floating point loses this speed.
         engine: the contents of the plan; None without a plan.
         build: the build of the plan.
     """
@@ -72,7 +72,7 @@ class EngineRecord:
     build: BuildRecord = field(default_factory=BuildRecord)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as ``manifest.json`` holds it."""
+        """Return the record as plain data, as ``manifest.json`` has it."""
         data = asdict(self)
         build = data["build"]
         build["options"] = {key: value for key, value in build["options"].items() if key not in ("backend", "profiles")}

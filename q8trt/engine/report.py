@@ -1,6 +1,6 @@
-"""The contents of a built engine: the types of its layers, the treatment of the graph's INT8 sites, and its size.
+"""The contents of a built engine: the types of its layers, the types in which the graph's INT8 sites run, and its memory.
 
-`layers` reads TensorRT's reports. This module counts, and records why a count is missing.
+`layers` reads TensorRT's reports. This module counts, and records the reason if a count is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MEMORY = {
 
 @dataclass(frozen=True)
 class GraphSites:
-    """The names of the ONNX nodes that can run in INT8, from the parser.
+    """The names of the ONNX nodes that may run in INT8, from the parsed network.
 
     Attributes:
         gemms: matrix products with a weight.
@@ -42,22 +42,22 @@ class EngineReport:
 
     Attributes:
         source: "inspector" (the deserialized engine) or "builder log".
-        profiles: optimization profiles; layers of all of them are counted, because each has its own.
+        profiles: number of optimization profiles. The layers of all profiles are counted, because each profile has its own.
         layers: layers that compute or move data, without steps of the schedule and of shapes.
-        layers_by_type: every layer by TensorRT's "LayerType".
-        layers_by_precision: `layers` by the type they compute in: see `Layer.precision`.
+        layers_by_type: all layers by TensorRT's "LayerType".
+        layers_by_precision: `layers` by the type they compute in; see `Layer.precision`.
         reformats: layers that only move or convert data.
-        gemms: matrix products with a weight in the graph; one layer may compute several (Q, K and V).
-        int8_gemms: those of them that run as INT8 x INT8.
+        gemms: matrix products with a weight in the graph. One layer may compute several (Q, K and V).
+        int8_gemms: those of them that run as INT8 x INT8 in every profile.
         bmms: matrix products of two activations in the graph.
-        int8_bmms: those of them that run as INT8 x INT8.
-        fused_attentions: pairs of BMMs that one layer computes.
-        int8_residual_adds: additions of two dequantized tensors whose layer reads no float activation.
+        int8_bmms: those of them that run as INT8 x INT8 in every profile.
+        fused_attentions: groups of BMMs that one layer computes together.
         residual_adds: additions of two dequantized tensors in the graph.
-        weights_bytes: the engine's weights.
-        activation_bytes: device memory of a context at the largest shape of its largest profile.
-        scratch_bytes: the part of it that single layers need for themselves.
-        notes: remarks, and why something is None.
+        int8_residual_adds: those of them whose layers read only INT8 activations, in every profile.
+        weights_bytes: bytes of the engine's weights.
+        activation_bytes: bytes of device memory of a context at the largest shape of its largest profile.
+        scratch_bytes: bytes of scratch memory of the layer that needs the most.
+        notes: remarks, and the reasons why fields are None.
     """
 
     source: str = ""
@@ -80,14 +80,14 @@ class EngineReport:
 
 
 class BuildLog:
-    """Collects the lines of the builder's log that the report needs."""
+    """The lines of the builder's log that the report needs."""
 
     def __init__(self) -> None:
         self.layers = ""
         self.memory: dict[str, int] = {}
 
     def add(self, message: str) -> None:
-        """Take a message of any severity. Of several profiles the largest memory counts."""
+        """Store the facts of a message of any severity. For several profiles, the largest memory counts."""
         if message.startswith(parsing.LOG_PREFIX):
             self.layers = message
             return
@@ -97,9 +97,9 @@ class BuildLog:
 
 
 def engine_report(log: BuildLog, inspected: str | None, sites: GraphSites, profiles: int) -> EngineReport:
-    """Count what an engine of `profiles` optimization profiles holds.
+    """Return the counts of an engine with `profiles` optimization profiles.
 
-    `inspected` is the inspector's JSON; None if the engine cannot be loaded, and then the log is used.
+    `inspected` is the inspector's JSON. If it is None, because the engine cannot be loaded, the log is used.
     """
     source = "builder log" if inspected is None else "inspector"
     notes = [f"{name} is not in the builder's log" for name in _MEMORY if name not in log.memory]
@@ -142,7 +142,7 @@ def _counts(layers: Sequence[Layer], sites: GraphSites) -> dict[str, Any]:
 
 
 def _count(names: Collection[str], layers: Sequence[Layer], fits: Callable[[Layer], bool]) -> int:
-    """Return how many of the ONNX nodes `names` are computed, in every profile, by layers that all fit."""
+    """Return the number of ONNX nodes among `names` that some layer computes, and whose layers all satisfy `fits`."""
     sources = ([layer for layer in layers if name in layer.sources] for name in names)
     return sum(bool(holders) and all(map(fits, holders)) for holders in sources)
 

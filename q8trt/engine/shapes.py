@@ -13,7 +13,7 @@ from msgspec import Meta
 from q8trt.console.options import option
 from q8trt.errors import ConfigError
 
-#: A dimension of a shape; the bound keeps a damaged manifest from sizing memory.
+#: A dimension of a shape. The bound keeps a damaged manifest from using gigabytes.
 Dimension = Annotated[int, Meta(le=2**20)]
 Shape = tuple[Dimension, Dimension]
 _EXAMPLE = 'write "16x128" or "input_ids:16x128,attention_mask:16x128" (batch x sequence)'
@@ -21,7 +21,7 @@ _EXAMPLE = 'write "16x128" or "input_ids:16x128,attention_mask:16x128" (batch x 
 
 @dataclass(frozen=True)
 class ShapeProfile:
-    """An optimization profile: any shape from `min` to `max` runs, `opt` is the one TensorRT tunes for.
+    """An optimization profile. Any shape from `min` to `max` runs, and TensorRT tunes for `opt`.
 
     Each is (batch in sequences, sequence length in tokens). See "Working with Dynamic Shapes" in TensorRT's
     documentation.
@@ -63,7 +63,7 @@ def parse_shapes(text: str) -> Shape:
     """Read a (batch, sequence) shape in trtexec's notation: "16x128", or "input_ids:16x128,attention_mask:16x128".
 
     Raises:
-        ConfigError: the text is none of these, a size is below 1, or the inputs disagree.
+        ConfigError: the text is not in this notation, a size is below 1, or the inputs have different shapes.
     """
     shapes: list[Shape] = []
     for part in text.split(","):
@@ -79,10 +79,10 @@ def parse_shapes(text: str) -> Shape:
 
 
 def parse_buckets(text: str) -> tuple[int, ...]:
-    """Read sequence lengths such as "32,64,128".
+    """Read sequence lengths such as "32,64,128". `bucket_profiles` checks their order.
 
     Raises:
-        ConfigError: an entry is not a positive number, or the lengths do not ascend.
+        ConfigError: an entry is not a positive whole number.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d*", part) for part in parts):
@@ -98,8 +98,8 @@ def _profile_option(word: str) -> Any:
 def bucket_profiles(buckets: Sequence[int], opt_batch: int, max_batch: int) -> tuple[ShapeProfile, ...]:
     """Return one profile for each bucket (its longest sequence, tokens), tuned for `opt_batch` sequences of that length.
 
-    A profile begins behind the end of the previous one, so each shape has exactly one profile. TensorRT tunes a profile only for
-    its `opt` (TensorRT documentation, "Optimization Profiles"), so a shape runs in the profile that is tuned closest to it.
+    A profile begins after the end of the previous one, so each shape has exactly one profile: the one with the shortest bucket
+    that fits. TensorRT tunes a profile only for its `opt` (TensorRT documentation, "Optimization Profiles").
 
     Raises:
         ConfigError: there is no bucket, the buckets do not ascend, or the batches are not 1 <= opt <= max.
@@ -135,10 +135,12 @@ class ShapeOptions:
         metavar="N,N,...",
         read=parse_buckets,
         show=lambda buckets: ",".join(map(str, buckets)),
-        unset="one, as long as the rows of the training",
+        unset="one, up to the training's --max_seq_length",
     )
-    opt_batch: int | None = option(None, "batch that the profiles are tuned for", unset="16")
-    max_batch: int | None = option(None, "largest batch of the profiles", unset="32")
+    opt_batch: int | None = option(
+        None, "batch that the profiles are tuned for", unset="16, or --max_batch if that is smaller"
+    )
+    max_batch: int | None = option(None, "largest batch of the profiles", unset="32, or --opt_batch if that is larger")
     min_shapes: Shape | None = _profile_option("smallest")
     opt_shapes: Shape | None = _profile_option("tuned")
     max_shapes: Shape | None = _profile_option("largest")
@@ -156,12 +158,12 @@ class ShapeOptions:
         return {name: shape for name, shape in shapes.items() if shape}
 
     def profiles(self, length: int) -> tuple[ShapeProfile, ...]:
-        """Return the profiles; without buckets a single one of `length` tokens.
+        """Return the profiles. Without buckets there is one, of up to `length` tokens.
 
-        A default shape is cut or enlarged to fit the shapes that are set.
+        A default shape is reduced or enlarged to fit the shapes that are set.
 
         Raises:
-            ConfigError: the buckets do not ascend, or the shapes that are set are not min <= opt <= max.
+            ConfigError: the buckets do not ascend, or the batches or shapes that are set are not min <= opt <= max.
         """
         most = max(32, self.opt_batch or 1) if self.max_batch is None else self.max_batch
         best = min(16, most) if self.opt_batch is None else self.opt_batch
@@ -175,26 +177,29 @@ class ShapeOptions:
 
 
 def largest(profiles: Iterable[ShapeProfile]) -> Shape:
-    """Return the largest batch and the longest sequence of `profiles`; one profile need not take both at once."""
+    """Return the largest batch and the longest sequence of `profiles`, which may be from different profiles."""
     return _largest(*(profile.max for profile in profiles))
 
 
 def covering(profiles: Sequence[ShapeProfile], shape: tuple[int, ...]) -> int | None:
-    """Return the index of the smallest of `profiles` that accepts a (batch, sequence) shape; None if none does."""
+    """Return the index of the profile that accepts a (batch, sequence) shape; None if there is none.
+
+    If there are several, it is the one with the shortest maximum sequence, then the smallest maximum batch.
+    """
     fitting = [index for index, profile in enumerate(profiles) if profile.covers(shape)]
     return min(fitting, key=lambda index: profiles[index].max[::-1], default=None)
 
 
 def show_profiles(profiles: Sequence[ShapeProfile]) -> str:
-    """Return ``"1x1 to 32x32, best at 16x32; 1x33 to 32x64, best at 16x64"``."""
+    """Return the profiles as text: ``"1x1 to 32x32, best at 16x32; 1x33 to 32x64, best at 16x64"``."""
     return "; ".join(map(str, profiles))
 
 
 def check_positions(profiles: Iterable[ShapeProfile], max_positions: int) -> None:
-    """Refuse profiles that reach beyond the model's position table of `max_positions` rows.
+    """Refuse profiles with sequences that are longer than `max_positions`, the rows of the model's position table.
 
     Raises:
-        ConfigError: a `max` has a longer sequence; such a token would read outside the table.
+        ConfigError: the `max` of a profile has a longer sequence. Its last tokens would read outside the table.
     """
     for profile in profiles:
         if profile.max[1] > max_positions:

@@ -1,8 +1,7 @@
-"""Kernel timings kept between builds, one file for each backend, version and GPU.
+"""Kernel timings that are stored between builds, one file for each backend, version and GPU model.
 
-Timings of another GPU or version would make TensorRT choose wrong kernels. TensorRT refuses most such caches itself. Here they
-are never opened, because the name of the file has backend, version and GPU. See "Timing Cache" in
-TensorRT's documentation.
+Timings of another GPU or version would make TensorRT choose wrong kernels. TensorRT refuses most such caches itself. q8trt never
+opens them, because the name of the file has backend, version and GPU model. See "Timing Cache" in TensorRT's documentation.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _log = logging.getLogger(__name__)
 def timing_cache_path(path: str | Path, backend: Backend, gpu: Gpu | None) -> Path:
     """Return the file of the timings for this backend and GPU (None: no driver reports one).
 
-    `path` is a folder, as is any path without suffix, or a file whose name the key is added to: ``timings.cache`` ->
+    `path` is a folder or a file. A path without suffix is a folder. The key is added to the name of a file: ``timings.cache`` ->
     ``timings-<key>.cache``.
     """
     where = (f"sm{gpu.sm}", gpu.name) if gpu else ("unknown-gpu",)
@@ -34,14 +33,18 @@ def timing_cache_path(path: str | Path, backend: Backend, gpu: Gpu | None) -> Pa
 
 
 class TimingCache:
-    """The timings of one build: read before it, written after it.
+    """The timing cache of one build. It is read before the build and written after it.
 
     Attributes:
-        state: "new" or "loaded".
+        state: "loaded" if the build uses the timings of the file, else "new".
     """
 
     def __init__(self, config: Any, path: Path) -> None:
-        """Attach the cache in `path` to the `trt.IBuilderConfig` `config`; an empty cache if the file is not usable."""
+        """Attach the cache in `path` to the `trt.IBuilderConfig` `config`, or an empty cache if TensorRT refuses the file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         self._config, self._path = config, path
         self._loaded = path.read_bytes() if path.is_file() else b""
         self.state: Literal["new", "loaded"] = "new"
@@ -53,10 +56,10 @@ class TimingCache:
         attach(config, b"")
 
     def save(self) -> None:
-        """Write the timings, merged with those that another build has written in the meantime.
+        """Write the timings, combined with those that another build has written in the meantime.
 
-        The file is replaced atomically, so parallel builds never see half of it. If two builds end at the same moment, one may
-        lose its new timings, but the file stays sound.
+        The file is replaced atomically, so parallel builds never read an incomplete file. If two builds end at the same moment,
+        one may lose its new timings, but the file is valid.
 
         Raises:
             OSError: the file cannot be written.
@@ -71,7 +74,7 @@ class TimingCache:
 
 
 def attach(config: Any, data: bytes) -> Any:
-    """Return the cache made from `data` and used by `config`; None if TensorRT refuses it (null, False or an exception)."""
+    """Make a cache from `data`, set it in `config` and return it; None if TensorRT refuses it."""
     try:
         cache = config.create_timing_cache(data)
         return cache if cache is not None and config.set_timing_cache(cache, False) else None
@@ -81,7 +84,7 @@ def attach(config: Any, data: bytes) -> Any:
 
 
 def _combine(config: Any, cache: Any, data: bytes) -> None:
-    """Add the timings of `data` to `cache`; existing timings of `cache` stay."""
+    """Add the timings of `data` to `cache`. Existing timings of `cache` stay."""
     try:
         other = config.create_timing_cache(data)
         if other is None or not cache.combine(other, False):
