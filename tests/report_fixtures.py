@@ -16,7 +16,7 @@ def row(name: str, precision: str, score: float, medians_ms: tuple[float, ...], 
     backend, device = ("tensorrt", H100) if tensorrt else ("onnxruntime", "cpu")
     place = f"TensorRT, {H100}" if tensorrt else "ONNX Runtime, CPU"
     latencies = [
-        summarize(*shape, [ms / 1000 * factor for factor in (0.9, 1.0, 1.3)])
+        summarize(*shape, [ms / 1000 * factor for factor in (0.9, 1.0, 1.1)])
         for shape, ms in zip(SHAPES, medians_ms, strict=False)
     ]
     return Row(

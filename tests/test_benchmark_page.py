@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import pytest
 
 from q8trt.quantization.precision import Precision
 from q8trt.reporting import Report, Row
+from q8trt.reporting.benchmark_plots import plots
 from q8trt.reporting.charts import Bar, BarChart, LineChart, Point, Series, bar_figure, line_figure, svg, tick_labels
 from q8trt.runtime.timing.latency import summarize
 from q8trt.runtime.timing.layers import LayerTime, LayerTimes, by_kind
@@ -252,6 +254,22 @@ def test_every_value_lies_on_its_axis(values: list[float]) -> None:
         low, high = axes.get_ylim()
         assert all(low <= value <= high for value in values)
         assert 2 <= len(axes.get_yticks()) <= 9
+
+
+@pytest.mark.parametrize("values", [[99.1, 100.0], [100.0], [63.2, 99.9]])
+def test_an_axis_of_percent_ends_at_100(values: list[float]) -> None:
+    axes = line_axes(values, y_from_zero=False, y_most=100.0)
+    assert axes.get_ylim()[1] == max(axes.get_yticks()) == 100
+    assert axes.get_ylim()[0] < min(values)
+
+
+def test_only_a_distance_may_exceed_one(report: Report) -> None:
+    for metric, most in {"agreement": 100.0, "pearson": 100.0, "cosine_mean": 1.0, "logit_worst": math.inf}.items():
+        rows = [replace(each, metrics={metric: 0.99}) for each in report.rows]
+        (place, *_) = [plots(replace(report, main_metric=metric, rows=rows), each) for each in report.places]
+        (chart,) = [each.chart for each in place.figures if each.title.startswith("Accuracy against")]
+        assert isinstance(chart, LineChart)
+        assert chart.y_most == most
 
 
 def test_tick_labels_agree_in_decimals() -> None:

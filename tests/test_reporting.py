@@ -23,7 +23,7 @@ from q8trt.reporting import (
     write_report,
 )
 from q8trt.reporting import verdict as verdict_phrases
-from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, summarize
+from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, TimingWarning, summarize
 from q8trt.runtime.timing.layers import LayerTime, LayerTimes
 from q8trt.tasks.metrics import METRICS
 
@@ -294,9 +294,9 @@ def test_markdown(report: Report) -> None:
         "| QAT INT8 | ONNX Runtime, CPU | int8 | 87.39 | +0.63 | 21.7 | 25.0 | 10.31 | 0.97x | 1000.0 | 1.52x |" in text
     )
     assert "| QAT INT8 | ONNX Runtime, CPU | 87.39 | 86.39 | 87.49 | - |" in text
-    # Percentiles of 0.9, 1 and 1.3 s: p90 is 0.8 of the way from the second to the third. 3 queries in 3.2 s.
-    percentiles = "1000.0 | 1066.7 | 1240.0 | 1270.0 | 1294.0"
-    assert f"| QAT INT8 | ONNX Runtime, CPU | 16x128 | {percentiles} | 0.94 | 15.0 | 1.52x | 3 |" in text
+    # Percentiles of 0.9, 1 and 1.1 s: p90 is 0.8 of the way from the second to the third. 3 queries in 3 s.
+    percentiles = "1000.0 | 1000.0 | 1080.0 | 1090.0 | 1098.0"
+    assert f"| QAT INT8 | ONNX Runtime, CPU | 16x128 | {percentiles} | 1.00 | 16.0 | 1.52x | 3 |" in text
     assert "## Length buckets 16, 128 against fixed 128 (75% padding), all rows" in text
     assert "| QAT INT8 | ONNX Runtime, CPU | 1500 | 32 | 31.5 | 300 | 100 | 3.00x |" in text
     assert WHAT_IS_TIMED in text
@@ -400,10 +400,10 @@ def test_doubtful_times_peaks_and_the_gpus_state_are_told(on_gpu: Report) -> Non
     state = f"{H100} right after timing: driver 570.1, SM clock 1755 of 1980 MHz, memory used 2300 MiB (all processes)"
     assert state in unwrapped(printed(on_gpu, 160))
     assert state in markdown(on_gpu)
-    # Both shapes of the CPU's rows have a p95 of 1.27 medians.
-    assert (
-        "FP32 on ONNX Runtime, CPU: unstable at every shape: at 1x128, p95 is 1.27 times the median" in on_gpu.all_notes
-    )
+    uneven = [summarize(batch, 128, [0.009, 0.01, 0.013]) for batch in (1, 16)]  # a p95 of 1.27 medians
+    shaken = replace(on_gpu, rows=[replace(FP32, latencies=uneven), *on_gpu.rows[1:]])
+    note = "FP32 on ONNX Runtime, CPU: unstable at every shape: at 1x128, p95 is 1.27 times the median"
+    assert note in shaken.all_notes
 
 
 def test_many_shapes_leave_the_summary(report: Report) -> None:
@@ -466,3 +466,34 @@ def test_torchs_score_stands_beside_the_engines(report: Report) -> None:
 
 def test_a_report_without_scores_is_called_timing_only(report: Report) -> None:
     assert replace(report, rows_evaluated=0, split="-").title == "STS-B, timing only"
+
+
+def test_a_ratio_of_unstable_times_is_no_plain_success(report: Report) -> None:
+    fast, slow = row("QAT INT8", "int8", 0.87, (5.0, 760.0)), FP32
+    shaken = [
+        replace(each, warnings=(TimingWarning("unstable", "p95 is 1.85 times the median"),)) for each in slow.latencies
+    ]
+    (sentence, *_) = verdict_phrases(
+        replace(report, rows=[replace(slow, latencies=[shaken[0], slow.latencies[1]]), fast])
+    )
+    assert sentence.text.endswith("; these ratios are doubtful: unstable times of FP32 at 1x128")
+    assert sentence.tone == "warning"
+    both = [replace(slow, latencies=shaken), replace(fast, latencies=[shaken[0], fast.latencies[1]])]
+    assert verdict(replace(report, rows=both))[0].endswith(
+        ": unstable times of FP32 at every shape and QAT INT8 at 1x128"
+    )
+    bound = replace(
+        fast, latencies=[replace(each, warnings=(TimingWarning("enqueue-bound", "."),)) for each in fast.latencies]
+    )
+    assert verdict_phrases(replace(report, rows=[slow, bound]))[0].tone == "good"
+
+
+def test_sums_of_figures_add_up(report: Report) -> None:
+    """The scores differ by 0.1396 points, but a reader subtracts 90.87 from 91.00."""
+    near = replace(
+        report, rows=[replace(FP32, metrics={"pearson": 0.910049}), replace(INT8, metrics={"pearson": 0.908653})]
+    )
+    assert ", and loses 0.13 points of pearson (from 91.00 to 90.87)" in verdict(near)[0]
+    assert "| -0.13 |" in near.to_markdown()
+    (failure,) = Gate(max_drop=0.1).failures(near)
+    assert "loses 0.13 points of pearson against the FP32 engine (90.87 of 91.00)" in failure

@@ -94,6 +94,11 @@ def test_the_verdict_speaks_of_labels(report: Report) -> None:
     assert "39.75" not in labels.to_markdown()
 
 
+def test_without_a_baseline_the_distance_is_still_stated(report: Report) -> None:
+    alone = replace(report, rows=[scored(INT8, {"cosine_mean": 0.99727})])
+    assert verdict(alone)[0].text.endswith("to compare with; its embeddings have a mean cosine of 0.9973 to FP32's")
+
+
 def test_neighbors_are_beside_the_cosine(report: Report) -> None:
     markdown, text = report.to_markdown(), printed(report)
     for page in (markdown, text):

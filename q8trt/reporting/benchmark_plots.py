@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from q8trt.reporting.measurements import Measurements, Row
 from q8trt.reporting.scores import axis_unit, on_axis, score_text
 from q8trt.runtime.timing.latency import Latency
 from q8trt.runtime.timing.layers import LayerTimes, by_kind
+from q8trt.tasks.metrics import direction
 
 #: Bars of a plot of layers; all other kinds share one more bar.
 _LAYERS = 9
@@ -143,6 +145,7 @@ def _accuracy(report: Measurements, rows: Rows, place: str) -> list[Figure]:
         y_from_zero=False,
         joined=False,
         reference=torch,
+        y_most=on_axis(metric, 1.0) if direction(metric) > 0 else math.inf,
     )
     title, reference = f"Accuracy against latency, {shape}", "" if torch is None else "torch FP32, recorded in the run"
     return [Figure(title, place, chart, _legend(series), reference)]

@@ -9,7 +9,7 @@ from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.formats import ms, percent, rate, switch, times, tops
 from q8trt.reporting.measurements import Measurements, Row
-from q8trt.reporting.scores import beside, score_text, unit_of
+from q8trt.reporting.scores import beside, score_text, shown_difference, unit_of
 from q8trt.reporting.table import DASH, PLACE, Cell, Column, Table, words
 from q8trt.runtime.timing.latency import PARTS, Latency
 from q8trt.runtime.timing.lengths import Lengths
@@ -56,13 +56,20 @@ def _summary(report: Measurements, names: tuple[Column, ...], sample: str, shape
 
     def cells(row: Row) -> list[Cell]:
         figures: list[Cell] = [row.metrics.get(name) for name in (main, other) if name]
-        figures += [] if report.is_drift else [report.score_delta_x100(row)]
+        figures += [] if report.is_drift else [_difference(report, row)]
         figures += [row.onnx_mib, row.plan_mib]
         return figures + [cell for shape in shapes for cell in (row.median_ms(shape), report.speed(row, shape))]
 
     rows = tuple((*(row.name, row.runs_on, row.precision)[: len(names)], *cells(row)) for row in report.rows)
     lower = f"{main}: lower is better" if direction(main) < 0 else ""
     return Table((*names, *columns), rows, "; ".join(part for part in (lower, legend) if part))
+
+
+def _difference(report: Measurements, row: Row) -> float | None:
+    """Return the difference (x100) of the scores that the table shows of a row and of its baseline; None if one is missing."""
+    baseline = report.baseline(row)
+    score, base = report.score_x100(row), report.score_x100(baseline) if baseline else None
+    return None if score is None or base is None else shown_difference(report.main_metric, score, base)
 
 
 def _score_column(metric: str, prefix: str = "", sample: str = "", missing: str = "not scored") -> Column:

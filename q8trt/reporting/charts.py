@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,8 @@ class LineChart:
         y_from_zero: whether the vertical axis begins at 0 or is logarithmic; otherwise it is linear around its values.
         joined: whether lines join the points of a series.
         reference: height of a dashed line; None for no line.
+        y_most: the largest value that is possible, such as 100 for percent, at which a linear vertical axis ends at
+            the latest. Round ticks meet 1 and 100.
     """
 
     series: tuple[Series, ...]
@@ -80,6 +83,7 @@ class LineChart:
     y_from_zero: bool = True
     joined: bool = True
     reference: float | None = None
+    y_most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def line_figure(chart: LineChart) -> tuple[Figure, list[str]]:
         (_LEFT / WIDTH, _BOTTOM / HEIGHT, 1 - (_LEFT + _RIGHT) / WIDTH, 1 - (_TOP + _BOTTOM) / HEIGHT)
     )
     (_choices if chart.x_is_choice else _scale)(axes, "x", chart.x_values)
-    is_log = _scale(axes, "y", chart.y_values, chart.y_from_zero)
+    is_log = _scale(axes, "y", chart.y_values, chart.y_from_zero, chart.y_most)
     _style(axes)
     axes.set_xlabel(chart.labels[0], color=_FAINT)
     figure.text(4 / WIDTH, 1 - 12 / HEIGHT, chart.labels[1] + (", logarithmic" if is_log else ""))
@@ -196,7 +200,7 @@ def _choices(axes: Axes, axis: str, values: Sequence[float]) -> None:
     _set(axes, axis, ticks=ticks, ticklabels=[f"{tick:g}" for tick in ticks])
 
 
-def _scale(axes: Axes, axis: str, values: Sequence[float], from_zero: bool = True) -> bool:
+def _scale(axes: Axes, axis: str, values: Sequence[float], from_zero: bool = True, most: float = math.inf) -> bool:
     """Give `axis` round ticks over `values`; return whether it is logarithmic.
 
     It is if `from_zero` is set and `values` are above 0 and span more than a factor of 12.
@@ -214,7 +218,8 @@ def _scale(axes: Axes, axis: str, values: Sequence[float], from_zero: bool = Tru
         # At least half a percent of the values, whatever their unit, so that noise does not fill the axis.
         middle, half = (low + high) / 2, max(0.6 * (high - low), 0.005 * max(abs(low), abs(high))) or 0.5
         ends = (0.0, high or 1.0) if from_zero else (middle - half, middle + half)
-        ticks = list(map(float, MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(*ends)))
+        locator = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+        ticks = list(map(float, locator.tick_values(ends[0], min(ends[1], most))))
         low, high = ticks[0], ticks[-1]
     _set(axes, axis, scale="log" if is_log else "linear", lim=(low, high))
     _set(axes, axis, ticks=ticks, ticklabels=tick_labels(ticks, is_log))

@@ -12,7 +12,7 @@ from q8trt.reporting.comparison import ScorePair, SideBySide, TimePair
 from q8trt.reporting.formats import enumeration, ms, times
 from q8trt.reporting.head import NOT_RECORDED, Facts, facts_table
 from q8trt.reporting.html import Figure, render
-from q8trt.reporting.scores import difference_text, score_text, with_unit
+from q8trt.reporting.scores import difference_text, score_text, shown_difference, with_unit
 from q8trt.reporting.stored import StoredReport
 from q8trt.reporting.table import PLACE, Column, Phrase, Table, words
 from q8trt.reporting.terminal import print_lines, print_table
@@ -114,13 +114,20 @@ def _score_table(pairs: Sequence[ScorePair]) -> Table:
             each.name,
             each.a_score_x100,
             each.b_score_x100,
-            each.points,
+            _points(each),
             "; ".join(map(str, each.across)) or "the same rows",
         )
         for each in pairs
     ]
     legend = f"{metric}: lower is better" if direction(metric) < 0 else ""
     return Table(columns, tuple(rows), legend, "Scores")
+
+
+def _points(pair: ScorePair) -> float | None:
+    """Return the difference of the scores as the table shows them; None where `ScorePair.points` is None."""
+    if pair.points is None or pair.a_score_x100 is None or pair.b_score_x100 is None:
+        return None
+    return shown_difference(pair.metric, pair.b_score_x100, pair.a_score_x100)
 
 
 def _across(pair: TimePair) -> str:

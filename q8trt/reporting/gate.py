@@ -114,8 +114,9 @@ def _dropped(report: Measurements, row: Row, max_drop: float) -> list[str]:
     drop = direction(report.main_metric) * (reference[0] - score)
     if drop <= max_drop + 1e-9:  # 86.76 - 85.76 is slightly above 1 in binary
         return []
+    shown = abs(round(score, 2) - round(reference[0], 2))  # the difference of the two figures in the sentence
     return [
-        f"{where} loses {drop:.2f} points of {report.main_metric} against {reference[1]} "
+        f"{where} loses {shown:.2f} points of {report.main_metric} against {reference[1]} "
         f"({score:.2f} of {reference[0]:.2f}), more than --max_drop {max_drop:g}"
     ]
 

@@ -40,6 +40,12 @@ def difference_text(metric: str, value: float) -> str:
     return number(value, "+.4f") if scale_of(metric) is Scale.PLAIN else f"{number(100 * value, '+.2f')} points"
 
 
+def shown_difference(metric: str, score_x100: float, base_x100: float) -> float:
+    """Return the difference (x100) of two scores, rounded as `score_text` shows them, so that a reader's sum is the same."""
+    decimals = 1 if scale_of(metric) is Scale.PERCENT else 2
+    return round(score_x100, decimals) - round(base_x100, decimals)
+
+
 def on_axis(metric: str, value: float) -> float:
     """Return the figure that a plot draws, in the unit of `score_text`."""
     return value if scale_of(metric) is Scale.PLAIN else 100 * value

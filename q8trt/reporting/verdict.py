@@ -13,7 +13,7 @@ from q8trt.console.commands import command
 from q8trt.reporting.formats import enumeration, number
 from q8trt.reporting.measurements import Measurements, Ratio, Row
 from q8trt.reporting.notes import place_note
-from q8trt.reporting.scores import drift_clause, is_drift
+from q8trt.reporting.scores import drift_clause, is_drift, shown_difference
 from q8trt.reporting.table import Phrase, Tone
 from q8trt.runtime.registry import runs_plans
 from q8trt.tasks.metrics import direction
@@ -60,6 +60,17 @@ class Verdict:
         return bool(self.faster) and not self.even and not self.slower
 
     @property
+    def unstable(self) -> tuple[str, ...]:
+        """The judged shapes at which a warning calls the times of a row unstable, such as ``"FP32 at 1x64"``."""
+        places = []
+        for row in (self.baseline, self.row):
+            shapes = [each.shape for each in row.latencies if each.is_unstable and each.shape in self.ratio.speeds]
+            if shapes:
+                everywhere = len(shapes) == len(self.ratio.speeds) > 1
+                places.append(f"{row.name} at {'every shape' if everywhere else enumeration(shapes)}")
+        return tuple(places)
+
+    @property
     def slower(self) -> dict[str, float]:
         """Shape -> speed, for shapes at which the row is slower, by 2% or more."""
         return {shape: speed for shape, speed in self.ratio.speeds.items() if speed <= 1 / FASTER_FROM}
@@ -104,7 +115,9 @@ def _sentence(judged: Verdict, places: Sequence[str]) -> Phrase:
     if judged.slower:
         clauses.append(f"slower{'' if clauses else f' than {base}'} {_at(judged.slower, total)}")
     tone: Tone = "good" if judged.is_faster else "warning" if judged.faster or judged.even else "bad"
-    return Phrase(f"{name}{where} is {' but '.join(clauses)}{_accuracy(judged)}", tone)
+    doubt = f"; these ratios are doubtful: unstable times of {enumeration(judged.unstable)}" if judged.unstable else ""
+    text = f"{name}{where} is {' but '.join(clauses)}{_accuracy(judged)}{doubt}"
+    return Phrase(text, "warning" if doubt else tone)
 
 
 def _faster(speeds: Mapping[str, float], base: str, total: int) -> str:
@@ -141,7 +154,7 @@ def _accuracy(judged: Verdict) -> str:
     score, base = judged.score_x100, judged.baseline_x100
     if score is None or base is None:
         return "; its accuracy was not measured"
-    points = number(score - base, ".2f")
+    points = number(shown_difference(judged.metric, score, base), ".2f")
     if float(points) == 0:
         return f", and has the same {judged.metric} ({score:.2f})"
     verb = "gains" if direction(judged.metric) * (score - base) > 0 else "loses"
@@ -164,7 +177,12 @@ def _not_compared(report: Measurements, row: Row, is_judged: bool) -> list[Phras
     if not row.latencies or is_baseline:
         return []
     if not is_judged:
-        return [Phrase(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with")]
+        drift = ""
+        if report.is_drift and report.main_metric in row.metrics:
+            drift = f"; {drift_clause(report.main_metric, row.metrics)}"
+        return [
+            Phrase(f"{row.name} on {row.place} has no FP32 row on the same backend and device to compare with{drift}")
+        ]
     if row.precision.is_quantized and runs_plans(row.backend) and report.fp16_row(row) is None:
         build = command("build-engine", "--fp16")
         return [Phrase(f"{row.name} was not compared with FP16, its alternative on a GPU; build that engine: {build}")]

@@ -36,6 +36,7 @@ PARTS = ("h2d", "gpu", "d2h", "enqueue", "host")
 _ENQUEUE_BOUND = 0.8
 _UNSTABLE_GPU_VARIATION = 0.01
 _UNSTABLE_SPREAD = 1.2
+_UNSTABLE = "unstable"
 
 Clock = Callable[[], float]
 Inputs = Mapping[str, np.ndarray]
@@ -100,6 +101,11 @@ class Latency(Spread):
     def shape(self) -> str:
         """``"16x128"``: batch x sequence."""
         return f"{self.batch}x{self.sequence}"
+
+    @property
+    def is_unstable(self) -> bool:
+        """True if the times vary so much that a ratio of them is doubtful."""
+        return any(each.kind == _UNSTABLE for each in self.warnings)
 
     @property
     def compute_ms(self) -> float:
@@ -167,9 +173,9 @@ def _warnings(latency: Spread, parts: Mapping[str, Spread]) -> Iterator[TimingWa
             yield TimingWarning("transfer-bound", "the copies take longer than the computation")
         if gpu.mean_ms and gpu.std_ms / gpu.mean_ms > _UNSTABLE_GPU_VARIATION:
             variation = 100 * gpu.std_ms / gpu.mean_ms
-            yield TimingWarning("unstable", f"GPU compute varies by {variation:.1f}% (standard deviation over mean)")
+            yield TimingWarning(_UNSTABLE, f"GPU compute varies by {variation:.1f}% (standard deviation over mean)")
     elif latency.p95_ms > _UNSTABLE_SPREAD * latency.median_ms:
-        yield TimingWarning("unstable", f"p95 is {latency.p95_ms / latency.median_ms:.2f} times the median")
+        yield TimingWarning(_UNSTABLE, f"p95 is {latency.p95_ms / latency.median_ms:.2f} times the median")
 
 
 def random_inputs(
