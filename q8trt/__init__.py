@@ -26,7 +26,7 @@ from q8trt.errors import (
     Q8TRTError,
 )
 
-TYPE_CHECKING = False  # the module typing takes longer to import than all that is here
+TYPE_CHECKING = False  # importing typing takes longer than importing this package
 if TYPE_CHECKING:
     from typing import Any
 
@@ -52,7 +52,7 @@ __all__ = [
     "LabelSet", "MissingPackageError", "PairError", "Precision", "Q8TRTError", "Ranked", "Run", "Span", "SpanAnswer", "benchmark",
     "build_engine", "calibrate", "finetune", "lint_model", "pack", "parity", "predict", "quantize", "sensitivity", "unpack",
 ]  # fmt: skip
-#: Name -> the module that has it, imported when the name is first asked for: the commands start without them.
+#: Name -> its module, which is imported when the name is first used, so that commands start quickly. Others are in `q8trt.api`.
 _MODULES = {
     **dict.fromkeys(("Answer", "Engine", "LabelSet", "Ranked", "Span", "SpanAnswer"), "q8trt.inference"),
     **dict.fromkeys(("pack", "unpack"), "q8trt.deployment.archive"),
@@ -62,13 +62,13 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name of `__all__` that is not imported yet."""
+    """Import and return a name of `__all__`."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
     import logging
 
     log = logging.getLogger(__name__)
-    if not log.handlers:  # else warnings would be printed
+    if not log.handlers:  # without a handler, logging prints warnings
         log.addHandler(logging.NullHandler())
     return getattr(importlib.import_module(_MODULES.get(name, "q8trt.api")), name)

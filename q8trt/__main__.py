@@ -1,4 +1,4 @@
-"""`python -m q8trt`, the command `q8trt`, and the scripts beside the package: import, parse, run."""
+"""The entry points of `python -m q8trt`, the command `q8trt`, and the scripts beside the package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def main() -> int:
-    """Run `q8trt` with the arguments of the process; returns the exit code."""
+    """Run `q8trt` with the arguments of the process and return the exit code."""
     _silence_interrupts()
     from q8trt.cli.main import main
 
@@ -15,7 +15,7 @@ def main() -> int:
 
 
 def run(command: str) -> int:
-    """Run one command with the arguments of the process; returns the exit code."""
+    """Run one command with the arguments of the process and return the exit code."""
     _silence_interrupts()
     from q8trt.cli.main import run_command
 
@@ -23,7 +23,7 @@ def run(command: str) -> int:
 
 
 def _silence_interrupts() -> None:
-    """Let Ctrl-C end the process without a traceback until `run_command` can print a line for it."""
+    """Let Ctrl-C end the process without a traceback until `q8trt.cli.main` handles it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -1,7 +1,7 @@
-"""The facts of this machine, and the work that q8trt can do on it: the substance of ``q8trt doctor``.
+"""The facts of this machine and the work that q8trt can do on it, for ``q8trt doctor``.
 
-`probe` collects the facts, `checks` and `steps` judge them, `render` prints them. Versions come from package metadata;
-torch, transformers and ModelOpt are never imported, so the answer takes a second.
+`probe` collects the facts, `checks` and `steps` judge them, and `render` formats them. Versions come from package metadata.
+torch, transformers and ModelOpt are never imported, so the command takes about a second.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Machine:
 
     Attributes:
         python: Python's version.
-        gpus: those that CUDA programs can use.
-        backends: TensorRT and TensorRT-RTX.
-        packages: the version of each of the packages above that is installed.
+        gpus: the GPUs that CUDA programs can use.
+        backends: the states of TensorRT and TensorRT-RTX.
+        packages: installed package of `_PACKAGES` -> its version.
         cpu_runtimes: the runtimes that run engines on the CPU, and their states.
-        torch_cuda: the CUDA version that torch was built with; None for a CPU build.
+        torch_cuda: the CUDA version that torch was built with; None for a CPU build, or without torch.
         lean: TensorRT's lean runtime; None if it is missing.
     """
 
@@ -62,13 +62,13 @@ class Machine:
 
     @property
     def backend(self) -> Backend | None:
-        """The backend that is taken where none is named, as in `q8trt.engine.backend.builders`."""
+        """The backend that is used if none is named, as in `q8trt.engine.backend.builders`; None if none is usable."""
         return next(iter(in_order([state.backend for state in self.backends if state.backend], self.gpus)), None)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A requirement: its present `value`, whether that is `ok`, and a `hint` on how to get it ("" when ok)."""
+    """A requirement: its current `value`, whether that is `ok`, and a `hint` on how to meet it ("" if ok)."""
 
     name: str
     value: str
@@ -78,7 +78,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the work: whether it `runs` here, and `how`, or what it lacks."""
+    """A step of the work: whether it `runs` here, and `how`, or what is missing."""
 
     name: str
     runs: bool
@@ -86,7 +86,7 @@ class Step:
 
 
 def probe() -> Machine:
-    """Return the facts of this machine; nothing raises."""
+    """Return the facts of this machine. A part that is missing or broken does not raise."""
     versions = {package: installed_version(package) for package in _PACKAGES}
     return Machine(
         python=platform.python_version(),
@@ -100,7 +100,7 @@ def probe() -> Machine:
 
 
 def _torch_cuda() -> str | None:
-    """Read torch's version file: importing torch takes seconds."""
+    """Return the CUDA version in torch's version file, because importing torch takes seconds; None for a CPU build."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -113,7 +113,7 @@ def _torch_cuda() -> str | None:
 
 
 def checks(machine: Machine) -> list[Check]:
-    """Return everything that q8trt can use, and whether the machine has it."""
+    """Return a check for each part that q8trt can use."""
     python = tuple(int(part) for part in machine.python.split(".")[:2]) >= _MINIMUM_PYTHON
     return [
         Check("Python", machine.python, python, "" if python else "q8trt needs Python 3.11 or newer"),
@@ -169,7 +169,7 @@ def _torch(machine: Machine) -> Check:
 
 
 def steps(machine: Machine) -> list[Step]:
-    """Return which steps of the work run on the machine, and on what."""
+    """Return the steps of the work, with the device and library that run them."""
     return [_finetune(machine), _build(machine), _benchmark(machine)]
 
 
@@ -197,7 +197,9 @@ def _build(machine: Machine) -> Step:
 
 def _benchmark(machine: Machine) -> Step:
     if "rich" not in machine.packages:
-        return Step("benchmark", False, f"needs rich: {pip_install('rich')}; to run engines in an app it is not needed")
+        return Step(
+            "benchmark", False, f"needs rich: {pip_install('rich')}; running engines in an app does not need it"
+        )
     obstacle, backend = _plan_obstacle(machine), machine.backend or machine.lean
     if obstacle is None and backend:
         plans = ", version-compatible plans only" if backend.is_lean else ""
@@ -210,7 +212,7 @@ def _benchmark(machine: Machine) -> Step:
 
 
 def _plan_obstacle(machine: Machine) -> str | None:
-    """Return why a plan built by the machine's backend does not run on it; None when it should."""
+    """Return the reason why a plan of the machine's backend cannot run on it; None if it can."""
     if not machine.gpus:
         return "the plan needs an NVIDIA GPU"
     card, backend = machine.gpus[0], machine.backend or machine.lean

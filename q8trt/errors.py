@@ -1,7 +1,7 @@
-"""The exceptions that q8trt raises for what a user can put right.
+"""The exceptions that q8trt raises for problems that a user can fix.
 
-Each carries one line: what was wrong, what was expected, how to fix it. The command line prints that line on stderr
-and exits with code 2; anything else that escapes is a defect of q8trt and keeps its traceback.
+Each has one line: the problem, the expected value and the remedy. The command line prints this line on stderr and exits with
+code 2, or with 130 or 143 for `InterruptedRunError`. `q8trt.cli.failures` explains errors of libraries and the system.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 
 class Q8TRTError(Exception):
-    """Root of q8trt's exceptions. ``str(error)`` is one line, fit for a terminal."""
+    """Base class of q8trt's exceptions. ``str(error)`` is one line that is safe to print on a terminal."""
 
 
 class ConfigError(Q8TRTError):
@@ -18,7 +18,7 @@ class ConfigError(Q8TRTError):
 
 
 class DataError(Q8TRTError):
-    """A data set is missing, empty or malformed. Names the file and, if there is one, the line."""
+    """A data set is missing, empty or malformed, or a batch does not fit. A message on a file names it and its line."""
 
 
 class CheckpointError(Q8TRTError):
@@ -26,7 +26,7 @@ class CheckpointError(Q8TRTError):
 
 
 class QuantizationError(Q8TRTError):
-    """A quantizer cannot be placed, calibrated or exported. Names the site."""
+    """A quantizer cannot be placed, calibrated or exported. The message names the site."""
 
 
 class EngineError(Q8TRTError):
@@ -34,7 +34,7 @@ class EngineError(Q8TRTError):
 
 
 class BackendError(Q8TRTError):
-    """A backend (TensorRT, TensorRT-RTX, ONNX Runtime, CUDA) is absent or refused the work."""
+    """A backend (TensorRT, TensorRT-RTX, ONNX Runtime, CUDA, torch) is missing or refused the work."""
 
 
 class NotFiniteError(BackendError):
@@ -42,7 +42,7 @@ class NotFiniteError(BackendError):
 
 
 class BusyError(Q8TRTError):
-    """Another process writes the same run, engine folder or output. Names its pid."""
+    """Another process writes the same run, engine folder or output. The message names its process id."""
 
 
 class MissingPackageError(BackendError):
@@ -50,7 +50,7 @@ class MissingPackageError(BackendError):
 
     Attributes:
         problem: what is missing.
-        command: the command that installs it.
+        command: the command that installs it; "" if none is known.
     """
 
     def __init__(self, problem: str, command: str = "") -> None:
@@ -62,7 +62,7 @@ class InputError(Q8TRTError):
     """An input of an `Engine` that has no answer: an empty text, something other than text.
 
     Attributes:
-        index: the position of the item in the list that was given; None if it is not about one item.
+        index: the position of the item in the list that the caller passed; None if the error is not about one item.
     """
 
     def __init__(self, message: str, index: int | None = None) -> None:
@@ -71,15 +71,15 @@ class InputError(Q8TRTError):
 
 
 class PairError(InputError):
-    """One text was given to a task of pairs, or a pair to a task of single texts."""
+    """An input is one text for a task of pairs, or a pair for a task of single texts."""
 
 
 class ArrayError(InputError):
-    """A token array is missing, or has a type, shape, device or values that the engine does not take."""
+    """A token array is missing, or has a type, shape, device or values that the engine does not accept."""
 
 
 class ClosedError(Q8TRTError):
-    """An `Engine` was used after it was closed."""
+    """An `Engine` was used after it was closed, or in a process that was forked after it was opened."""
 
 
 class InterruptedRunError(Q8TRTError):
@@ -90,8 +90,8 @@ class InterruptedRunError(Q8TRTError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'STS-B'?)"`` for the known name nearest to `word`, or ``""`` when none is near."""
-    from difflib import get_close_matches  # takes longer to import than all else that `import q8trt` needs
+    """Return ``" (did you mean 'STS-B'?)"`` with the known name nearest to `word`, or ``""`` if none is near."""
+    from difflib import get_close_matches  # slow to import, and needed only here
 
     names = {name.casefold(): name for name in known}
     match = get_close_matches(word.casefold(), names, n=1, cutoff=0.5)

@@ -122,7 +122,7 @@ def test_layers_are_profiled_at_the_largest_shape(
     assert run_command("benchmark", [*argv, "--no_accuracy", "--no_layer_times"]) == 0
     said = capsys.readouterr().out
     assert "layer times" not in said
-    assert "replacing the report that is there already, " in said
+    assert "replacing the existing report " in said
     data = json.loads((tmp_path / "out/benchmark.json").read_text())
     assert {row["layer_times"] for row in data["rows"]} == {None}
     assert not any("VNNI" in note for note in data["notes"])

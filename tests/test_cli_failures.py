@@ -216,4 +216,4 @@ def test_a_pickle_that_torch_refuses_is_one_line() -> None:
     from q8trt.cli.failures import explain
 
     line = explain(pickle.UnpicklingError("Weights only load failed.\nRe-running with weights_only=False ..."))
-    assert line == "a file of torch holds more than tensors and states, so it is not read: it could run code"
+    assert line == "a file of torch has more than tensors and states; it is not read, because it could run code"

@@ -57,7 +57,7 @@ def _surrogate() -> Exception:
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), "not enough memory"),
         (RecursionError("maximum recursion depth exceeded"), "the input is nested too deep"),
         (_surrogate(), "a text or a name is not valid utf-8"),
-        (ValueError("embedded null byte"), "a path holds a NUL character"),
+        (ValueError("embedded null byte"), "a path has a NUL character"),
     ],
 )  # fmt: skip
 def test_errors_of_input_and_machine(

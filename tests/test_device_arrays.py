@@ -164,12 +164,14 @@ def test_the_device_must_be_the_engine_s(fake: types.SimpleNamespace, runner: Te
     fake.cuda.device_of = 1
     with pytest.raises(DataError, match="input_ids is on GPU 1, the engine on GPU 0: copy it there first"):
         runner.infer(arrays | {"input_ids": Interface(fake.cuda, arrays["input_ids"])})
-    with pytest.raises(DataError, match="input_ids is on a device of DLPack's type 10; give it on the host or on an"):
+    with pytest.raises(
+        DataError, match="input_ids is on a device of DLPack's type 10; pass an array on the host or on an"
+    ):
         runner.infer(arrays | {"input_ids": Dlpack(arrays["input_ids"], kind=10)})
     fake.cuda.memory.pop(arrays["input_ids"].ctypes.data)
     liar = Interface(fake.cuda, arrays["input_ids"])
     del fake.cuda.memory[arrays["input_ids"].ctypes.data]
-    with pytest.raises(DataError, match="input_ids says that it is on a GPU, but its memory is the host's"):
+    with pytest.raises(DataError, match="input_ids reports that it is on a GPU, but its memory is on the host"):
         runner.infer(arrays | {"input_ids": liar})
 
 

@@ -130,7 +130,7 @@ def test_the_build_needs_a_driver_that_fits(monkeypatch: pytest.MonkeyPatch) -> 
 def test_benchmarking_in_a_light_install_lacks_its_tables() -> None:
     assert how("benchmark", without(RTX, "rich")) == (
         False,
-        "needs rich: pip install rich; to run engines in an app it is not needed",
+        "needs rich: pip install rich; running engines in an app does not need it",
     )
 
 

@@ -336,7 +336,10 @@ def test_without_a_run_the_demo_makes_one(calibrated: Path, tmp_path: Path, monk
 def test_no_gpu_is_one_line_that_says_what_would_be_run(refused: Callable[..., str], monkeypatch: Any) -> None:
     monkeypatch.setattr(bench_module, "gpus", lambda: [])
     line = refused("gpu-check")
-    assert "no NVIDIA GPU here (the driver lists none); nothing was run; where it can: fp32, fp16, int8+fp16" in line
+    assert (
+        "no NVIDIA GPU here (the driver lists none); nothing was run; on a machine with a GPU: fp32, fp16, int8+fp16"
+        in line
+    )
     assert "minilm, bert-base, bert-large" in line
     assert "128x32" in line
     assert "8 threads over one engine, 100 loads" in line
@@ -352,7 +355,7 @@ def test_bad_input_is_one_line(refused: Callable[..., str], monkeypatch: Any, ca
     assert "unknown backend 'tensort'" in refused("gpu-check", "--backend", "tensort")
     monkeypatch.setattr(bench_module, "find_backend", absent)
     assert "TensorRT is not installed: pip install it; nothing was run" in refused("gpu-check")
-    assert "--data_dir nowhere is no folder" in refused("gpu-check", "--data_dir", "nowhere")
+    assert "--data_dir nowhere is not a folder" in refused("gpu-check", "--data_dir", "nowhere")
     assert "test_gpu_check.py is a file" in refused("gpu-check", "--output_dir", __file__)
     assert "nowhere is not a run folder" in refused("gpu-check", "--run", "nowhere")
 
@@ -364,7 +367,7 @@ def test_an_unfinished_run_is_refused(refused: Callable[..., str], calibrated: P
     assert "run has no finished quantized checkpoint" in refused("gpu-check", "--run", "run")
     record["config"]["data"]["task"] = "MRPC"
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    assert "run answers MRPC, and the built-in sample is STS-B's; give --data_dir" in refused(
+    assert "run has the task MRPC, and the built-in sample is STS-B's; give --data_dir" in refused(
         "gpu-check", "--run", "run"
     )
 

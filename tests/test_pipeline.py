@@ -206,7 +206,7 @@ def test_forecast_and_engine_are_told_and_kept(
     capsys.readouterr()
     assert run_command("build-engine", [*options, "--buckets", "8,16", "--max_batch", "8", "--sm", "8.9"]) == 0
     out, err = capsys.readouterr()
-    assert "the plan takes 16 tokens at most; the model was trained with 32: longer rows are cut" in err
+    assert "the plan accepts at most 16 tokens; the model was trained with 32, so longer rows are cut" in err
     manifest = load_manifest(tmp_path / "engine")
     assert [str(each) for each in manifest.profiles] == ["1x1 to 8x8, best at 8x8", "1x9 to 8x16, best at 8x16"]
     assert manifest.backend is not None

@@ -154,13 +154,13 @@ def test_progress_on_a_terminal_and_in_a_log(
     shown(end)
     err = capsys.readouterr().err
     assert err.startswith(
-        "going on after 500 rows of an earlier run\n\r 50%  1,500 rows, 100 rows/s, 3 rejected, 0:00:20 left"
+        "continuing after 500 rows of an earlier run\n\r 50%  1,500 rows, 100 rows/s, 3 rejected, 0:00:20 left"
     )
     assert err.endswith("100%  2,500 rows, 100 rows/s, 3 rejected, 0:00:00 left\x1b[K\n")
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
     shown = predict._Shown()
     shown(half)
-    assert capsys.readouterr().err == "going on after 500 rows of an earlier run\n"
+    assert capsys.readouterr().err == "continuing after 500 rows of an earlier run\n"
     shown._next = 0.0
     shown(half)
     shown(half)

@@ -249,7 +249,7 @@ def test_a_file_size_limit_keeps_what_is_done(tmp_path: Path) -> None:
     assert err.endswith(" rows are kept, and the same command continues from there\n")
     with slow(arguments) as process:
         _, err = process.communicate(timeout=PATIENCE)
-    assert "going on after" in err
+    assert "continuing after" in err
     with slow([*arguments[:-1], str(tmp_path / "whole.csv")]) as process:
         process.communicate(timeout=PATIENCE)
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -247,7 +247,7 @@ def test_a_real_command_stopped_by_a_signal(tmp_path: Path, number: int, code: i
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "going on after " in done.stderr
+    assert "continuing after " in done.stderr
     for ending in ("", ".rejected.csv"):
         assert output.with_name(f"out.csv{ending}").read_bytes() == (folder / f"whole.csv{ending}").read_bytes()
     assert not state.exists()

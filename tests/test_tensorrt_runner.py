@@ -143,12 +143,12 @@ def test_inputs_are_checked(fake: types.SimpleNamespace, plan: Path) -> None:
     with TensorRTRunner(plan, "int8") as runner:
         with pytest.raises(DataError) as caught:
             runner.infer(batch(5, 16))
-        assert "shape (5, 16); the plan takes (batch, sequence) from 1x1 to 4x16, best at 2x8" in str(caught.value)
+        assert "shape (5, 16); the plan accepts (batch, sequence) from 1x1 to 4x16, best at 2x8" in str(caught.value)
         with pytest.raises(DataError, match=r"\['attention_mask'\] missing from the batch"):
             runner.infer({"input_ids": np.ones((1, 2), int)})
         with pytest.raises(DataError, match="inputs must share one"):
             runner.infer({"input_ids": np.ones((1, 2), int), "attention_mask": np.ones((1, 3), int)})
-        with pytest.raises(DataError, match="input_ids is float64; the engine takes integers"):
+        with pytest.raises(DataError, match="input_ids is float64; the engine accepts integers"):
             runner.infer(batch() | {"input_ids": np.ones((3, 5))})
         check(runner)
 
@@ -240,7 +240,7 @@ def test_layers_are_timed_in_a_context_of_their_own(fake: types.SimpleNamespace,
         assert "cudaStreamBeginCapture" not in fake.cuda.calls[-20:]
         assert len(fake.engine.contexts) == 1  # the other one is gone
         check(runner)
-        with pytest.raises(DataError, match=r"shape \(5, 16\); the plan takes"):
+        with pytest.raises(DataError, match=r"shape \(5, 16\); the plan accepts"):
             runner.layer_times(batch(5, 16))
         fake.engine.layers.clear()
         with pytest.raises(BackendError, match=r"^TensorRT 10\.13\.2\.6's profiler reported no layer"):

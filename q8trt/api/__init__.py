@@ -5,8 +5,8 @@
     report = q8trt.benchmark(engine_dir)
     engine = q8trt.Engine.load(engine_dir)
 
-Keyword arguments have the names of the commands' options. `config` takes the dataclass that holds these options instead. The
-functions print nothing. Several functions have these parameters:
+Keyword arguments have the names of the commands' options. `config` accepts a dataclass with these options instead. The functions
+print nothing. Several functions have these parameters:
 
     runs_dir: folder for new runs, in which the newest run is also looked up.
     progress: True shows progress bars on stderr if it is a terminal; a function receives (description, done, total).

@@ -1,4 +1,4 @@
-"""Engines: building, scoring and timing, comparing, and reading them."""
+"""Functions that build, measure, compare and use engines, and that lint ONNX files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def build_engine(
         export: the options of the export, instead of keywords.
         output_dir: the engine folder; default: `engine`, or `engine-<stage and precision>`, in the run.
         overwrite: replace an engine in `output_dir`; the default folder is replaced without this argument.
-        verify_deterministic: build twice, and note in the manifest whether the plans are the same.
+        verify_deterministic: build twice, and record in the manifest whether the plans are the same.
         **options: fields of `ShapeOptions`, `ExportOptions` and `BuildConfig`: buckets, fuse_qkv, backend, sm ...
 
     Returns:
@@ -87,7 +87,7 @@ def build_engine(
 
 
 def _run_path(run: Run | AnyPath | None, runs_dir: AnyPath) -> str | None:
-    """Return the path of a run, of its name, or of a checkpoint."""
+    """Return the path of a run or checkpoint, or of the run in `runs_dir` with this name; None for None."""
     if run is None:
         return None
     path = Path(os.fspath(run))

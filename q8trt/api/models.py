@@ -1,4 +1,4 @@
-"""From a model to a run: fine-tuning, calibration, the cost of each site, and all steps for your own model."""
+"""Functions that make runs: fine-tuning, calibration, the cost of each site, and all steps for your own model."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def sensitivity(
         **options: fields of `SensitivityConfig`, `CalibrationConfig` and `DataConfig`.
 
     Returns:
-        the costs, the files that hold them, and the placement that keeps the bound.
+        the costs, their files, and the placement that keeps the bound (None without `max_drop`).
     """
     with session(progress):
         say, words = on_message or silent, words_of(command, "sensitivity", options)
@@ -142,7 +142,7 @@ def sensitivity(
         rows = take(DataConfig, data, options)
         if how.from_pytorch_quantization:
             raise ConfigError("--sensitivity and --from_pytorch_quantization exclude each other; give one")
-        import matplotlib  # noqa: F401 - so that its absence is noticed before the work, not after it
+        import matplotlib  # noqa: F401 - raises before the work if it is missing
 
         from q8trt.evaluation.sensitivity.analysis import analyze
         from q8trt.training.execution import calibration_of
@@ -175,7 +175,7 @@ def quantize(
         build: the options of the builder, instead of keywords.
         shapes: the options of the profiles, instead of keywords.
         build_engines: False stops after the calibrated or trained checkpoint.
-        baseline: False builds the INT8 engine alone.
+        baseline: False builds only the INT8 engine.
         output_dir: folder of the new run; default: one in `runs_dir`.
         resume: the unfinished run of this function to continue with its own options; "newest" for the newest one.
         **options: fields of `QuantizeConfig`, `ShapeOptions` and `BuildConfig`: texts, validation_file, distill, target ...

@@ -1,4 +1,4 @@
-"""Parts of each function of the API: its progress, warnings, errors and the words for the record."""
+"""Parts that all functions of the API share: progress, warnings, errors and the command line for the record."""
 
 from __future__ import annotations
 
@@ -36,4 +36,4 @@ def words_of(command: Sequence[str], name: str, keywords: Mapping[str, Any]) -> 
 
 
 def silent(_: str) -> None:
-    """Take a message and print nothing."""
+    """Ignore a message."""

@@ -1,3 +1,3 @@
-"""The command line: each command parses, calls and prints."""
+"""The command line. Each command parses its options, calls the API and prints the result."""
 
 __all__ = ["main"]

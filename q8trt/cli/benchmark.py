@@ -40,7 +40,11 @@ class Options:
     """Options of the command."""
 
     engine: tuple[str, ...] = option(
-        (), "engine folder; repeat to compare several", metavar="DIR", repeat=True, unset="the newest run's engines"
+        (),
+        "engine folder; repeat to compare several",
+        metavar="DIR",
+        repeat=True,
+        unset="the engines of the run with the newest engine",
     )
     runs_dir: str = runs_dir()
     output_dir: str | None = option(
@@ -111,7 +115,7 @@ def _compare(options: Options, reports: Sequence[str]) -> int:
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     typed = PARSER.typed_options(argv)
     options = from_values(Options, typed)
     if options.compare:
@@ -138,7 +142,7 @@ def run(argv: list[str]) -> int:
 
 
 def _answer(report: Report, engines: Sequence[EngineFolder], options: Options) -> int:
-    """Print the report, write its files, and judge it; returns the exit code."""
+    """Print the report, write its files, judge it, and return the exit code."""
     from q8trt.engine.manifest import PLAN_FILE
     from q8trt.reporting.report import check_files, print_report, write_report
 
@@ -146,9 +150,9 @@ def _answer(report: Report, engines: Sequence[EngineFolder], options: Options) -
     stem, gate = options.stem(engines), options.gate
     check_files(stem)
     if Path(f"{stem}.json").exists():
-        say(f"replacing the report that is there already, {stem}.json, .md and .html; --name NAME keeps it")
+        say(f"replacing the existing report {stem}.json, .md and .html; --name NAME keeps it")
     paths = write_report(stem.parent, report, stem.name, gate)
-    # The plan to deploy: a QAT engine's before a calibrated one's before FP32's.
+    # The plan to deploy is that of a QAT engine, else of a calibrated one, else of FP32.
     best = max(engines, key=lambda engine: ("fp32", "", "ptq", "int8").index(engine.manifest.stage))
     plan = best.folder / PLAN_FILE
     if plan.is_file():

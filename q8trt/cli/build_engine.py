@@ -50,7 +50,7 @@ class PrecisionFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options of the command; names are trtexec's where it has one."""
+    """Options of the command, with the names of trtexec if it has the option."""
 
     checkpoint: str | None = option(
         None,
@@ -70,7 +70,9 @@ class Options:
     runs_dir: str = runs_dir()
     target: str | None = same_option(FinetuneConfig, "target", default=None, unset="the run's")
     baseline: bool = option(
-        True, "with --int8: also build the baseline engines of the run: FP32 and, for the target gpu, FP16"
+        True,
+        "after an INT8 engine in its default folder: also build the missing baseline engines of the run: FP32 and, for the "
+        "target gpu, FP16",
     )
     verify_deterministic: bool = option(False, "build twice, and report whether the plans are the same")
     flags: PrecisionFlags = group("precision (default: --int8)")
@@ -83,7 +85,7 @@ PARSER = Parser(Options, "build_engine.py", __doc__)
 
 
 def _build(source: Source, options: Options, output_dir: str | None) -> Path:
-    """Build an engine and print its summary; returns its folder."""
+    """Build an engine, print its summary, and return its folder."""
     from q8trt import api
     from q8trt.console.progress import is_main_process
     from q8trt.engine.manifest_file import load_manifest
@@ -107,14 +109,14 @@ def _build(source: Source, options: Options, output_dir: str | None) -> Path:
 
 
 def _next(engines: Sequence[Path], source: Source) -> str:
-    """Return the command that scores and times `engines`; it names the data for those outside the run."""
+    """Return the command that scores and times `engines`. If all of them are outside a run, it names the data."""
     words = [word for engine in engines for word in ("--engine", str(engine))]
     in_run = any((engine.parent / RUN_FILE).is_file() for engine in engines)
     return command("benchmark", *words, *([] if in_run else options_of(source.config.data)))
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.deployment.engine_folder import check_output
     from q8trt.deployment.quantizing import run_of_folder
@@ -132,10 +134,10 @@ def run(argv: list[str]) -> int:
     )
     source = find_source(precision, checkpoint, options.runs_dir, options.stage, target)
     length = source.config.data.max_seq_length
-    options.shapes.profiles(length)  # what makes no profile is refused before a checkpoint is read
+    options.shapes.profiles(length)  # refuses bad shapes before a checkpoint is read
     if options.shapes.buckets and options.shapes.buckets[-1] < length:
         warn(
-            f"the plan takes {options.shapes.buckets[-1]} tokens at most; the model was trained with {length}: longer rows "
+            f"the plan accepts at most {options.shapes.buckets[-1]} tokens; the model was trained with {length}, so longer rows "
             "are cut"
         )
     check_output(source, options.output_dir, options.overwrite)
@@ -160,7 +162,10 @@ def _siblings(engine: Path, source: Source) -> list[Path]:
 
 
 def _baselines(source: Source, options: Options) -> list[Path]:
-    """Build the engines to compare an INT8 engine with that the run lacks, and return the folders of those that it has."""
+    """Build the missing baseline engines of an INT8 engine in its default folder, and return the folders of all baselines.
+
+    With --no_baseline or --output_dir, or after a float engine, nothing is built.
+    """
     from q8trt.deployment.engine_folder import default_folder
     from q8trt.deployment.source import find_source
 

@@ -55,7 +55,7 @@ PARSER = Parser(Options, "calibrate.py", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     say(f"quantizing {options.model_name_or_path or 'the newest run'}: loading PyTorch, the model and the rows")
     from q8trt import api
@@ -92,7 +92,7 @@ def _show_sensitivity(analysis: Analysis, options: Options) -> None:
 
 
 def _calibration_command(config: FinetuneConfig, recipe: str, runs_dir: str) -> str:
-    """Return the command that quantizes the model of `config` by the recipe of a file."""
+    """Return the command that quantizes the model of `config` with a recipe file."""
     words = ["--recipe", recipe, *options_of(CalibrationConfig(target=config.target)), *runs_dir_option(runs_dir)]
     if config.data.head is None:
         return command("calibrate", *words, "--model_name_or_path", str(config.from_fp32), *options_of(config.data))

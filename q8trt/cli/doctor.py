@@ -17,7 +17,7 @@ PARSER = Parser(Options, "q8trt doctor", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns 0 when every step will run, else 1."""
+    """Run the command and return 0 if every step will run, else 1."""
     PARSER.read(argv)
     from q8trt.doctor import checks, probe, render, steps
 

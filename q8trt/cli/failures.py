@@ -1,4 +1,4 @@
-"""Errors that input or the machine caused, in one line each. Any other error is a defect of q8trt and keeps its traceback."""
+"""One-line messages for errors that input or the machine caused. Any other error is a defect and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-#: Words of torch, safetensors, Arrow and others for a write that failed, in exceptions of their own types.
+#: Words in exceptions of torch, safetensors, Arrow and other libraries for a failed write or too little memory.
 _DISK_FULL = ("No space left on device", "os error 28")
 _WRITE_FAILED = ("] . unexpected pos ", "basic_ios::clear: iostream error")
 _FILE_TOO_LARGE = ("File too large", "os error 27")
@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"(^|/)\.[^/]*\.(tmp|old|lock)$")
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the line for an error that input or the machine caused; None for a defect of q8trt."""
+    """Return the message for an error that input or the machine caused; None for a defect of q8trt."""
     chain = list(_chain(error))
     if _has_errno(chain, errno.ENOSPC, errno.EDQUOT) or _says(chain, _DISK_FULL):
         return "no space is left on the disk; free some space and run the command again"
@@ -41,19 +41,19 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UnicodeError):
         return f"a text or a name is not valid {error.encoding if hasattr(error, 'encoding') else 'Unicode'}: {error}"
     if isinstance(error, pickle.UnpicklingError):
-        return "a file of torch holds more than tensors and states, so it is not read: it could run code"
+        return "a file of torch has more than tensors and states; it is not read, because it could run code"
     if isinstance(error, OSError):
         return _of_system(error)
     if isinstance(error, ValueError) and "embedded null" in str(error):
-        return "a path holds a NUL character; give a path without it"
+        return "a path has a NUL character; give a path without it"
     return None
 
 
 def _of_system(error: OSError) -> str:
-    if error.strerror is None:  # of a library, in its own words
+    if error.strerror is None:  # raised by a library with its own message
         return " ".join(str(error).split()) or type(error).__name__
     place = _place([error])
-    if place and _TEMPORARY.search(place):  # a name of q8trt's own says nothing to a user
+    if place and _TEMPORARY.search(place):  # users do not know the names of q8trt's temporary files
         place = str(Path(place).parent)
     return f"{place or 'a file'} cannot be used: {error.strerror}"
 

@@ -19,7 +19,7 @@ from q8trt.quantization.trial import trial_lines
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run, runs_dir
 
-#: The options that --demo stands for: the model of a pip package and the built-in sample; a few minutes on two cores.
+#: The options that --demo sets: the model of a pip package and the built-in sample. The demo takes a few minutes on two cores.
 DEMO: dict[str, Any] = {
     "task": "STS-B",
     "sample": True,
@@ -28,7 +28,7 @@ DEMO: dict[str, Any] = {
     "eval_steps": 100,
     "save_steps": 100,
 }
-#: What the demo's figures are worth on a machine without a GPU.
+#: A remark on the demo's figures on a machine without a GPU.
 _NO_GPU = (
     "no GPU here: the benchmark runs the graphs in ONNX Runtime on the CPU, which widens FP16 to FP32; its figures are not "
     "TensorRT's"
@@ -62,7 +62,7 @@ PARSER = Parser(Options, "finetune.py", __doc__)
 
 
 def summary(run: Any, task: Any, is_sample: bool) -> str:
-    """Return the scores of the finished stages, a line each."""
+    """Return the scores of the finished stages, a line for each stage and split, and the trial of calibrations if any."""
     from q8trt.reporting.scores import score_text
 
     names = {"fp32": "FP32", "ptq": "PTQ INT8 (calibrated)", "int8": "QAT INT8"}
@@ -77,14 +77,14 @@ def summary(run: Any, task: Any, is_sample: bool) -> str:
 
 
 def build_command(run: Run, config: FinetuneConfig) -> str:
-    """Return the command that builds the engine of a finished run, or all that `q8trt quantize` has left."""
+    """Return the command that builds the engine of a finished run, or that resumes a run of `q8trt quantize`."""
     if run.lacks_engines:
         return run.resume_command
     return command("build-engine", "--int8" if config.precision.is_quantized else "--fp32", "--checkpoint", run.path)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     typed = PARSER.typed_options(argv)
     words = ["finetune.py", *argv]
     if "resume" in typed:

@@ -27,7 +27,7 @@ from q8trt.errors import BackendError, ConfigError
 from q8trt.files import check_folder
 
 RESULTS = Path("benchmarks") / "results"
-#: The `Machine` of --prepared, "module:class"; None for the GPU, and tests put another one here.
+#: The `Machine` of --prepared, "module:class"; None for the GPU. Tests set another one.
 MACHINE: str | None = None
 
 
@@ -41,7 +41,9 @@ class Options:
     data_dir: str | None = option(None, "GLUE folder", metavar="DIR", unset="the built-in sample, not GLUE")
     backend: str | None = same_option(BuildConfig, "backend")
     sm: tuple[str, ...] = same_option(BuildConfig, "sm")
-    quick: bool = option(False, "check only MiniLM at two shapes; takes a few minutes")
+    quick: bool = option(
+        False, "check only MiniLM at two shapes, in a few minutes; with --prepare: leave out only BERT-large"
+    )
     prepare: str | None = option(
         None, "make all files of a check in this folder, on any machine, for --prepared", metavar="DIR", unset="no"
     )
@@ -62,13 +64,16 @@ class Options:
         "with --prepared: keep the finished steps of an earlier call with the same --output_dir, and run the others",
     )
     output_dir: str | None = option(
-        None, "folder of the results", metavar="DIR", unset=f"{RESULTS.as_posix()}/<gpu>-<date>"
+        None,
+        "folder of the results",
+        metavar="DIR",
+        unset=f"{RESULTS.as_posix()}/<gpu>-<date>, or prepared-<date> with --prepared",
     )
 
     def __post_init__(self) -> None:
         check_options(self)
         if self.data_dir is not None and not Path(self.data_dir).is_dir():
-            raise ConfigError(f"--data_dir {self.data_dir} is no folder; expected the GLUE folder")
+            raise ConfigError(f"--data_dir {self.data_dir} is not a folder; expected the GLUE folder")
         if self.output_dir is not None:
             check_folder(self.output_dir)
         if self.prepare is not None and self.prepared is not None:
@@ -81,12 +86,12 @@ PARSER = Parser(Options, "q8trt gpu-check", __doc__)
 
 
 def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
-    """Run the command; returns the exit code.
+    """Run the command and return the exit code.
 
     Args:
         argv: its arguments.
-        bench: where engines are built and run; None for the GPU (see `q8trt.gpu_check.bench.Bench`).
-        config: what is run; None for what --quick says.
+        bench: the machine that builds and runs engines; None for the GPU (see `q8trt.gpu_check.bench.Bench`).
+        config: the parts of the check; None for the full check, or the short one with --quick.
     """
     options: Options = PARSER.read(argv)
     if options.prepare is not None:
@@ -104,7 +109,7 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
     try:
         bench = bench or GpuBench(options.backend, options.sm)
     except BackendError as error:
-        raise BackendError(f"{error}; nothing was run; where it can: {config}") from error
+        raise BackendError(f"{error}; nothing was run; on a machine with a GPU: {config}") from error
     origin = provenance(["q8trt", "gpu-check", *argv])
     folder = Path(options.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
     journal = check_gpu(bench, config, lambda: _run(options.run), options.data_dir, folder, origin, say)
@@ -149,7 +154,7 @@ def _run_prepared(options: Options, argv: list[str]) -> int:
 
 
 def _check_run(options: Options) -> None:
-    """Check the run before the minutes that a check takes. Raises ConfigError."""
+    """Raise ConfigError if the run of --run cannot be checked, before the work of minutes begins."""
     if options.run is not None:
         from q8trt.gpu_check.models import dev_data, finished_checkpoints
         from q8trt.runs.run import open_run
@@ -160,7 +165,7 @@ def _check_run(options: Options) -> None:
 
 
 def _run(path: str | None) -> Any:
-    """Return the run in `path`; for None that of the demo, which is made now."""
+    """Return the run in `path`; for None, make the run of the demo with recipe "full" and return it."""
     from q8trt import api
     from q8trt.cli.finetune import DEMO
     from q8trt.runs.run import RUNS_DIR, new_folder, open_run

@@ -27,7 +27,7 @@ PARSER = Parser(Options, "q8trt info", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.reporting.folder_info import info_facts, read_info
     from q8trt.reporting.terminal import print_facts

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM that are neither lost nor answered with a traceback."""
+"""Handling of Ctrl-C and SIGTERM, so that no signal is lost and none prints a traceback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 
 from q8trt.console.signals import exit_code, handled, interrupt
 
-#: Seconds after which an interrupt that was swallowed comes again.
+#: Seconds after which an interrupt that was dropped or postponed is sent again.
 _AGAIN_SECONDS = 0.02
 
 
@@ -20,9 +20,8 @@ _AGAIN_SECONDS = 0.02
 def raised() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt in the block, and SIGTERM its subclass `TerminatedError`.
 
-    Python drops an exception that is raised in a ``__del__`` or a callback, where a signal may arrive as well: the
-    interrupt is then delivered once more. While a module is imported it waits: C++ code that is being loaded may end the
-    process for an exception.
+    A signal may arrive in a ``__del__`` or a callback, where Python drops exceptions. The signal is then sent again. While a
+    module is imported, the signal is postponed, because C++ code that is being loaded may end the process on an exception.
     """
     previous = sys.unraisablehook
 
@@ -57,7 +56,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _send(number: int) -> None:
-    """Send a signal to the main thread: a signal ends a wait in the system, a flag of the interpreter does not."""
+    """Send a signal to the main thread. A signal interrupts a system call, which the interpreter's flag does not."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, number)
     else:

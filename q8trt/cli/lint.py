@@ -42,7 +42,7 @@ PARSER = Parser(Options, "q8trt lint", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns 1 when a finding is at `--level` or worse, else 0."""
+    """Run the command and return 1 if a finding is at `--level` or worse, else 0."""
     options: Options = PARSER.read(argv)
     import json
 

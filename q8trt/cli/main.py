@@ -1,7 +1,7 @@
 """`q8trt COMMAND ...`, and the one place where errors become a line on stderr and an exit code.
 
-Exit codes: 0 done; 1 a check failed (doctor, lint, parity, gpu-check, the gate of benchmark); 2 bad input or a machine that
-lacks something; 130 stopped by Ctrl-C; 143 stopped by SIGTERM, which stops a command as Ctrl-C does.
+Exit codes: 0 done; 1 a check failed (doctor, lint, parity, gpu-check, the gate of benchmark); 2 bad input, or something that
+this machine lacks; 130 stopped by Ctrl-C; 143 stopped by SIGTERM, which stops a command as Ctrl-C does.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from q8trt.console.signals import exit_code
 from q8trt.errors import InterruptedRunError, Q8TRTError, nearest
 from q8trt.hardware.packages import install_module
 
-#: Command -> what it does. The module is `q8trt.cli.<command>`, with "_" for "-".
+#: Command -> summary. The module is `q8trt.cli.<command>`, with "_" for "-".
 COMMANDS = {
-    "finetune": "fine-tune in FP32, calibrate, fine-tune with quantizers in -> runs/<name>/",
+    "finetune": "fine-tune in FP32, calibrate, and fine-tune with quantizers",
     "calibrate": "quantize a fine-tuned FP32 checkpoint without training",
-    "quantize": "a fine-tuned model of your own, labels or not -> run, INT8 engine, engine to compare with, report",
-    "build-engine": "newest run -> ONNX with Q/DQ, TensorRT plan, manifest",
-    "benchmark": "newest engine -> GLUE accuracy, latency, throughput",
-    "parity": "newest engine -> its difference from the torch model, stage by stage and layer by layer",
-    "lint": "an ONNX file -> a forecast: the parts that TensorRT runs in INT8, those it fuses, and the obstacles",
-    "predict": "a file of rows and an engine -> the same rows with their answers",
-    "pack": "an engine folder -> one archive with hashes and a model card",
-    "unpack": "an archive of q8trt pack -> the engine folder, every hash verified",
-    "triton": "engine folder -> model repository of NVIDIA's Triton Inference Server: strings in, scores out",
-    "runs": "the runs of a folder and their engines, newest first, with scores",
-    "info": "the facts of a run, a checkpoint of a run, or an engine folder",
-    "gpu-check": "on a machine with a GPU: build, check and time everything there -> JSON and one page",
-    "doctor": "report what this machine can do, and which steps will run",
+    "quantize": "quantize your own fine-tuned model, with or without labels, and build and compare its engines",
+    "build-engine": "export the newest run to ONNX with Q/DQ and build its TensorRT engine",
+    "benchmark": "measure the accuracy, latency and throughput of a run's engines",
+    "parity": "compare a run's engines with the torch model, stage by stage and layer by layer",
+    "lint": "forecast what TensorRT runs in INT8 and fuses in an ONNX file, and what prevents it",
+    "predict": "score a file of rows with an engine",
+    "pack": "write an engine folder as one archive with hashes and a model card",
+    "unpack": "restore an engine folder from an archive of q8trt pack and verify every hash",
+    "triton": "write a model repository for NVIDIA's Triton Inference Server",
+    "runs": "list the runs of a folder and their engines, newest first, with scores",
+    "info": "show the facts of a run, a checkpoint of a run, or an engine folder",
+    "gpu-check": "build, check and time all kinds of engines on a machine with a GPU",
+    "doctor": "report what this machine can do and which steps run on it",
 }
 
-#: torchrun ends all processes when one ends; the others wait this long for the first one to print the error and to clean up.
+#: torchrun ends all processes when one ends, so the others wait this long for the first to print the error and clean up.
 _GRACE_SECONDS = 3
 
 
@@ -59,7 +59,7 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `q8trt` with the arguments `argv` (default: those of the process); returns the exit code."""
+    """Run `q8trt` with the arguments `argv` (default: those of the process) and return the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         return _answer("q8trt", lambda: print(_usage()))
@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run one command; every error that a user can fix becomes one line on stderr.
+    """Run one command and return its exit code. Every error that a user can fix becomes one line on stderr.
 
     Args:
-        name: a key of COMMANDS.
+        name: a key of `COMMANDS`.
         argv: its arguments; default: those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -121,7 +121,7 @@ def _answer(prog: str, run: Callable[[], int | None]) -> int:
 
 
 def _stopped(prog: str, error: BaseException) -> int:
-    """Report a command that a signal stopped; returns the exit code."""
+    """Report a command that a signal stopped, and return the exit code."""
     code = exit_code(error)
     return _fail(prog, f"stopped by {'Ctrl-C' if code == 130 else 'SIGTERM'}; nothing half-written was left", code)
 
@@ -136,13 +136,13 @@ def _fail(prog: str, message: str, code: int) -> int:
 
 
 def _quiet() -> None:
-    """Print the remarks of q8trt on stderr, and no warnings of libraries that no user can act on."""
+    """Print q8trt's log messages on stderr, and hide warnings of libraries that users cannot act on."""
     log = logging.getLogger("q8trt")
     log.setLevel(logging.INFO)
     if not any(isinstance(each, terminal.StderrHandler) for each in log.handlers):
         log.addHandler(terminal.StderrHandler())
         log.propagate = False
-    # An error that TensorRT logs becomes the one line of our own error.
+    # q8trt's own error quotes what TensorRT logs.
     logging.getLogger("q8trt.tensorrt").setLevel(logging.CRITICAL)
     if not is_main_process():
         log.setLevel(logging.ERROR)

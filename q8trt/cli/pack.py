@@ -32,7 +32,7 @@ PARSER = Parser(Options, "q8trt pack", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.deployment.archive import pack
 

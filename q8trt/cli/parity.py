@@ -24,7 +24,11 @@ class Options:
     """Options of the command."""
 
     paths: tuple[str, ...] = option(
-        (), "runs or engine folders", metavar="RUN_OR_ENGINE", positional=True, unset="the newest run's engines"
+        (),
+        "runs or engine folders",
+        metavar="RUN_OR_ENGINE",
+        positional=True,
+        unset="the engines of the run with the newest engine",
     )
     engine: tuple[str, ...] = option((), "engine folder, as for benchmark.py", metavar="DIR", repeat=True)
     runs_dir: str = runs_dir()
@@ -37,7 +41,7 @@ PARSER = Parser(Options, "q8trt parity", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns 0 when all stages agree, 1 when two of them part."""
+    """Run the command and return 0 if all stages agree, 1 if two of them part."""
     options: Options = PARSER.read(argv)
     from q8trt import api
     from q8trt.evaluation.data import data_config

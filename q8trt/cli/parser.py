@@ -14,12 +14,12 @@ from q8trt.errors import ConfigError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are a ConfigError, and which never guesses at abbreviated options.
+    """A parser that raises ConfigError for errors and does not accept abbreviated options.
 
     Args:
         options: the dataclass of the options, see `q8trt.console.options`.
         prog: the command, as typed.
-        text: a paragraph on what the command does and, after an empty line, examples.
+        text: a paragraph that describes the command and, after an empty line, examples.
     """
 
     def __init__(self, options: type, prog: str, text: str | None) -> None:
@@ -40,14 +40,14 @@ class Parser(argparse.ArgumentParser):
             _add(groups[each.group], each)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage."""
+        """Raise ConfigError with `message`, instead of printing the usage and exiting."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
     def typed_options(self, argv: Sequence[str]) -> dict[str, Any]:
         """Return the options that `argv` gives, name -> value.
 
         Raises:
-            ConfigError: an option is unknown, or a value cannot be read.
+            ConfigError: an option is unknown or missing, or a value cannot be read.
         """
         parsed, unknown = self.parse_known_args(argv)
         if unknown:
@@ -59,12 +59,12 @@ class Parser(argparse.ArgumentParser):
         """Return the dataclass of the options that `argv` gives.
 
         Raises:
-            ConfigError: an option is unknown, missing, or has a value that it does not take.
+            ConfigError: an option is unknown or missing, or has a value that it does not accept.
         """
         return from_values(self.options, self.typed_options(argv))
 
     def check_alone(self, typed: Mapping[str, Any], allowed: Collection[str], reason: str) -> None:
-        """Raise ConfigError, with `reason`, if an option other than `allowed` is typed."""
+        """Raise ConfigError with `reason` if an option that is not in `allowed` is typed."""
         for each in sorted(options_in(self.options), key=lambda each: each.flag):
             if each.name in typed and each.name not in allowed:
                 flag = each.flags[0 if typed[each.name] else -1]
@@ -72,7 +72,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _add(parser: Any, option: Option) -> None:
-    """Give `parser`, or a group of it, an option."""
+    """Add an option to `parser` or to one of its groups."""
     details: dict[str, Any] = {"help": _help(option).replace("%", "%%")}
     if option.kind is bool:
         parser.add_argument(*option.flags, dest=option.name, action=_Switch, **details)
@@ -97,7 +97,7 @@ def _add(parser: Any, option: Option) -> None:
 
 
 def _help(option: Option) -> str:
-    """Return the help text with the default, in the parentheses that end the text if there are any."""
+    """Return the help text with the default in parentheses, inside those that already end the text."""
     if not option.default_text:
         return option.help
     text, end = (option.help[:-1], "; ") if option.help.endswith(")") else (option.help, " (")
@@ -105,7 +105,7 @@ def _help(option: Option) -> str:
 
 
 class _Switch(argparse.Action):
-    """``--flag`` and, for a switch that is on, ``--no_flag``."""
+    """The action of ``--flag`` and, for a switch that is not off by default, ``--no_flag``."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **details: Any) -> None:
         super().__init__(option_strings, dest, nargs=0, **details)
@@ -115,5 +115,5 @@ class _Switch(argparse.Action):
         return " | ".join(self.option_strings)
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Store what the flag says."""
+        """Store False for ``--no_flag`` of a switch with two flags, otherwise True."""
         setattr(namespace, self.dest, not (option_string or "").startswith("--no_") or len(self.option_strings) == 1)

@@ -33,7 +33,7 @@ class Options:
     device: str | None = option(
         None, "device that runs the engine", choices=("cuda", "cpu"), unset="the GPU if there is one, else the CPU"
     )
-    batch_size: int = option(32, "most rows in a batch")
+    batch_size: int = option(32, "maximum rows in a batch")
     buckets: tuple[int, ...] | None = option(
         None, "lengths in tokens that batches are padded to, such as 32,64,128", metavar="N,...", read=parse_buckets
     )
@@ -44,7 +44,7 @@ PARSER = Parser(Options, "q8trt predict", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.console.commands import command
     from q8trt.errors import DataError, InterruptedRunError
@@ -87,7 +87,7 @@ def _figures(progress: JobProgress) -> str:
 
 
 class _Shown:
-    """Shows progress on stderr: one line that changes on a terminal, a line now and then in a file."""
+    """A display of progress on stderr: one line that changes on a terminal, or a line every few seconds in a file."""
 
     def __init__(self) -> None:
         self._terminal = sys.stderr.isatty()
@@ -96,7 +96,7 @@ class _Shown:
 
     def __call__(self, progress: JobProgress) -> None:
         if progress.resumed and not self._resumed:
-            warn(f"going on after {progress.resumed:,} rows of an earlier run")
+            warn(f"continuing after {progress.resumed:,} rows of an earlier run")
         self._resumed = True
         left = progress.seconds_left
         text = f"{progress.done:4.0%}  {_figures(progress)}, {progress.rejected:,} rejected, {_clock(left)} left"

@@ -1,6 +1,6 @@
 """Quantize your own fine-tuned model: a folder of Hugging Face or sentence-transformers with a classifier of one or several
 labels, a regression, an embedding model, a reranker, a tagger, or question answering. The command needs no labels. It makes a
-run with an INT8 engine, a baseline engine, and a report.
+run with an INT8 engine, its baseline engines, and a report.
 
 example: q8trt quantize my-model --texts texts.txt
          q8trt quantize my-model --texts texts.parquet --validation_file dev.csv --distill 1
@@ -55,7 +55,7 @@ PARSER = Parser(Options, "q8trt quantize", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     typed, words = PARSER.typed_options(argv), ["q8trt", "quantize", *argv]
     if "resume" in typed:
         PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run with its own options")

@@ -26,7 +26,7 @@ PARSER = Parser(Options, "q8trt runs", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.reporting.listing import engines_tables, list_runs, problem_lines, runs_dict, runs_tables
     from q8trt.reporting.terminal import print_rows, print_table

@@ -1,4 +1,4 @@
-"""Standard streams that take any text, and the lines and tables that a command prints."""
+"""Standard streams that accept any text, and the lines and tables that a command prints."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def open_streams() -> None:
-    """Give the process the standard streams that it lacks, and let them print any character.
+    """Open the standard streams that the process lacks, and let them print any character.
 
-    A file that is opened while descriptor 1 or 2 is free would get what is printed.
+    Otherwise the next file that is opened could get descriptor 1 or 2, and printed text would go into it.
     """
     while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -36,7 +36,7 @@ def open_streams() -> None:
 
 @contextlib.contextmanager
 def flushed_output() -> Iterator[None]:
-    """Flush stdout after the block, --help included. Raises OSError, as for a full disk behind a redirection."""
+    """Flush stdout after the block, also after --help. Raises OSError, for example if stdout is a file on a full disk."""
     try:
         yield
     except SystemExit:
@@ -46,7 +46,7 @@ def flushed_output() -> Iterator[None]:
 
 
 def discard_output() -> None:
-    """Drop what stdout cannot write, so that the interpreter does not try again when it ends."""
+    """Flush stdout, and drop the text that it cannot write, so that the interpreter does not try again when it ends."""
     with contextlib.suppress(OSError, ValueError):
         try:
             sys.stdout.flush()
@@ -61,7 +61,7 @@ def say(text: str = "") -> None:
 
 
 def say_json(data: Any) -> None:
-    """Print data as JSON, in ASCII and with escapes of JSON for what a terminal would obey."""
+    """Print data as JSON in ASCII, with control characters escaped."""
     say(json.dumps(data, indent=2, allow_nan=False).replace("\x7f", "\\u007f"))
 
 
@@ -71,13 +71,13 @@ def warn(text: str) -> None:
 
 
 def fail(text: str) -> None:
-    """Print the one line of an error on stderr, where there still is a stderr."""
+    """Print an error in one line on stderr, if stderr still exists."""
     with contextlib.suppress(OSError, ValueError):
         print(printable(" ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
 def table_console(**options: Any) -> Console:
-    """Return a console of rich that prints names as they are: no markup, no emoji codes, no escape sequences."""
+    """Return a rich console without markup and emoji codes, which escapes control characters in names."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
@@ -90,7 +90,7 @@ def table_console(**options: Any) -> Console:
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):
-    """A handler of log records that writes to the present `sys.stderr`, not to the one of the first command."""
+    """A handler of log records that writes to the current `sys.stderr`, which may change between commands."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -98,9 +98,9 @@ class StderrHandler(logging.StreamHandler[TextIO]):
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        """The stream of the moment."""
+        """The current `sys.stderr`."""
         return sys.stderr
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record's message, fit for a terminal."""
+        """Return the record's message with control characters escaped."""
         return printable(super().format(record), "\n\t")

@@ -1,4 +1,4 @@
-"""Write a Triton model repository. It has a model that takes texts and returns a score, labels with probabilities or an
+"""Write a Triton model repository. It has a model that accepts texts and returns a score, labels with probabilities or an
 embedding, and the encoder that this model calls.
 
 example: q8trt triton runs/NAME/engine --output_dir models
@@ -37,7 +37,7 @@ PARSER = Parser(Options, "q8trt triton", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     config = options.config
     from q8trt.deployment.triton.repository import write_repository
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
 
 
 def _next(written: Repository, config: TritonConfig) -> list[str]:
-    """Return lines that show how to serve it."""
+    """Return lines with the commands that serve the repository."""
     packages = "tokenizers onnxruntime" if config.runtime is None else "tokenizers"
     serve = "tritonserver --model-repository=/models"
     built, plan = written.manifest.backend, config.runs_plan

@@ -1,5 +1,5 @@
 """Verify an archive of `q8trt pack` and write its engine folder, completely or not at all. The command refuses an archive that is
-damaged or incomplete, or that holds a file outside its manifest.
+damaged or incomplete, or that has a file outside its manifest.
 
 example: q8trt unpack engine.q8trt --output_dir engine
 """
@@ -27,7 +27,7 @@ PARSER = Parser(Options, "q8trt unpack", __doc__)
 
 
 def run(argv: list[str]) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
     from q8trt.deployment.archive import unpack
 

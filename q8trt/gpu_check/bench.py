@@ -29,7 +29,7 @@ CUDA = "CUDAExecutionProvider"
 
 
 class Bench(Protocol):
-    """A machine as the checks use it. An engine folder holds `ONNX_FILE` and, once built, `PLAN_FILE`.
+    """A machine that the checks use. An engine folder has `ONNX_FILE` and, once built, `PLAN_FILE`.
 
     Attributes:
         title: the library that runs the engines, such as "TensorRT-RTX 1.7.1.116".
@@ -45,10 +45,10 @@ class Bench(Protocol):
         """Build the plan of an engine folder. Raises as `build_plan` does."""
 
     def open(self, folder: Path, precision: Precision, cuda_graph: bool) -> Runner:
-        """The plan, loaded; its runner has ``fork``, see `TensorRTRunner`. Raises EngineError, BackendError."""
+        """Return a runner of the loaded plan, which has ``fork``, see `TensorRTRunner`. Raises EngineError, BackendError."""
 
     def free_bytes(self) -> int:
-        """Free device memory."""
+        """Return the free device memory, in bytes."""
 
     def references(self, subject: Subject, folders: dict[Precision, Path]) -> dict[str, Callable[[], Runner]]:
         """Return the references on the same GPU: row name -> function that opens the runner or raises a Q8TRTError."""
@@ -58,11 +58,11 @@ class GpuBench:
     """The first GPU, on TensorRT or TensorRT-RTX; see `Bench`.
 
     Args:
-        backend: the name of a TensorRT package; None for TensorRT, else TensorRT-RTX.
+        backend: the name of a TensorRT package; None for the package that `find_backend` chooses.
         sm: see `BuildConfig.sm`.
 
     Raises:
-        ConfigError: the backend is unknown, or builds for no such `sm`.
+        ConfigError: the backend is unknown, or cannot build for `sm`.
         BackendError: the GPU, the backend or cuda-python is missing, or the backend does not support this GPU.
     """
 

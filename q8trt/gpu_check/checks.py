@@ -1,4 +1,4 @@
-"""The steps, model by model: build, load, logits, score, threads, loads, latency."""
+"""The steps for each model: build, load, logits, score, threads, loads, latency."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OVERFLOW_BATCHES = 4
 
 
 class ModelCheck:
-    """The steps with one model; each needs those before it, and skips what failed in them."""
+    """The steps with one model. Each step needs the previous ones, and skips the engines that failed in them."""
 
     def __init__(
         self, bench: Bench, name: str, config: CheckConfig, journal: Journal, work: Path, stack: contextlib.ExitStack
@@ -50,12 +50,12 @@ class ModelCheck:
 
     @property
     def subject(self) -> Subject:
-        """The model; there from `prepare` on."""
+        """The model, which `prepare` makes."""
         assert self._subject is not None
         return self._subject
 
     def run(self, make: Callable[[], Subject], loads_done: bool, provenance: dict[str, Any]) -> bool:
-        """Run all steps; return whether the loop of loads is done. One model is enough for it."""
+        """Run all steps, and return whether the loop of loads is done, which only one model runs."""
         if self.prepare(make):
             self.build()
             self.logits()
@@ -68,7 +68,7 @@ class ModelCheck:
         return self._journal.attempt(f"{self._name}: {what}", partial(step, *arguments), optional)
 
     def prepare(self, make: Callable[[], Subject]) -> bool:
-        """Make the model and its logits in torch; False if that failed."""
+        """Make the model and its logits in torch; return False if that failed."""
 
         def load() -> Outcome[Subject]:
             subject = make()
@@ -99,7 +99,7 @@ class ModelCheck:
         return Outcome(figure, details=details, value=logits)
 
     def _predict(self, runner: Runner) -> np.ndarray:
-        """Logits of every row, (rows, num_labels). Raises DataError if one is not finite."""
+        """Return the logits of every row, (rows, num_labels) float32. Raises DataError if one is not finite."""
         most, length = self._config.largest
         size = min(self._config.batch_size, most)
         logits, _ = predict(runner, self.subject.features, self.subject.pad_token_id, length, size)
@@ -129,7 +129,7 @@ class ModelCheck:
             subject.model(precision), folder / ONNX_FILE, precision, subject.input_names, batches=batches
         )
         self._findings[precision] = findings_of(exported.path, precision, self._config.largest)
-        self._folders[precision] = folder  # from here on, references have a graph to run
+        self._folders[precision] = folder  # references run this graph even if the build fails
         plan = self._bench.build(folder, self._config.profiles)
         self._plans[precision] = plan.bytes / MIB
         details: dict[str, Any] = {"onnx_bytes": exported.path.stat().st_size, "findings": self._findings[precision]}
@@ -189,7 +189,7 @@ class ModelCheck:
         return Outcome(figure, drop <= self._config.max_drop_points, details)
 
     def threads(self) -> None:
-        """Several threads, each with its fork, over one engine."""
+        """Run one engine in several threads, each with its own fork."""
         precision, runner = self._last_running()
         what = f"{self._config.threads} threads over one engine"
         if runner is None:
@@ -199,7 +199,7 @@ class ModelCheck:
             self._step(what, share, runner, batches, self._config.threads)
 
     def loads(self, done: bool) -> bool:
-        """Load an engine repeatedly, unless this was `done` with another model; return whether it is done."""
+        """Load the engine of the last precision repeatedly, unless another model did (`done`); return whether it is done."""
         precision, runner = self._last_running()
         if done or runner is None:
             return done
@@ -226,7 +226,7 @@ class ModelCheck:
         return precision, self._running.get(precision)
 
     def latency(self, provenance: dict[str, Any]) -> None:
-        """Time engines with and without CUDA graph and the references in turn, a step for each shape."""
+        """Time engines with and without CUDA graphs, and the references, in turn: a step for each shape, then by layer."""
         entries = [self._entry(precision, runner, True) for precision, runner in self._running.items()]
         for precision in self._running:
             name = f"load {precision.label} without CUDA graph"
@@ -256,7 +256,7 @@ class ModelCheck:
 
     def _reference(self, make: Callable[[], Runner]) -> Outcome[Runner]:
         runner = self._stack.enter_context(make())
-        runner.infer(self.subject.batches(1, 1)[0])  # one that opens but cannot run must not spoil the grid
+        runner.infer(self.subject.batches(1, 1)[0])  # fails here, not in the grid, if it opens but cannot run
         return Outcome(f"on {runner.label}", value=runner)
 
     def _entry(self, precision: Precision, runner: Runner, graph: bool) -> Entry:
@@ -264,7 +264,7 @@ class ModelCheck:
         row = replace(
             new_row(precision.label, runner),
             place=runner.place + how,
-            device=runner.device + how,  # another device: ratios hold within one way of launching
+            device=runner.device + how,  # another device, so that ratios compare one way of launching
             metrics=self._metrics.get(precision, {}) if graph else {},
             onnx_mib=onnx.stat().st_size / MIB,
             plan_mib=self._plans[precision],

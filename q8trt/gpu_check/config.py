@@ -11,14 +11,14 @@ from q8trt.runtime.timing.config import TimingConfig, grid
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest and mean absolute difference of logits that is let pass."""
+    """The largest and the mean absolute difference of logits that are allowed."""
 
     largest: float
     mean: float
 
 
 #: weights -> precision -> tolerance, against the torch model that the engine was exported from (INT8: the fake-quantized one).
-#: Two to ten times what benchmarks/results/export-*-full.json measured on ONNX Runtime's CPU, where FP32 is exact: MiniLM
+#: Two to ten times the figures of benchmarks/results/export-*-full.json on ONNX Runtime's CPU, where FP32 is exact: MiniLM
 #: 0.0028 (mean 0.0004) in FP16 and 0.76 (0.044) in INT8 with FP16, over logits to 5; BERT-base and -large 0.0005 (0.0001) and
 #: 0.056 (0.020), over logits to 0.3. FP32 has FP16's, because GPUs multiply FP32 in TF32, whose mantissa is as short as FP16's.
 TOLERANCES = {
@@ -40,13 +40,14 @@ class CheckConfig:
     """The parts of a check. The defaults are the full check.
 
     Attributes:
-        models: names of the models, in order; the loop of loads takes the first whose engine runs.
+        models: names of the models, in order; the loop of loads uses the first whose engine of the last precision runs.
         precisions: precisions of the engines; the engine of the last one is shared by threads and loaded repeatedly.
-        shapes: (batch, sequence) to time, each with and without CUDA graph.
-        warmup: untimed iterations a shape and runner; `iterations` timed ones, ended after `max_seconds` a shape.
+        shapes: (batch, sequence) to time, each with and without CUDA graphs.
+        warmup: untimed iterations of each shape and runner. `iterations` timed ones follow, which end after `max_seconds` per
+            shape.
         max_rows: development rows of a model with real weights; None for all.
         random_rows: development rows of a model with random weights.
-        batch_size: rows a batch while scoring.
+        batch_size: rows in a batch while scoring, at most the largest batch of `shapes`.
         threads: number of threads that share one engine.
         loads: number of times that an engine is loaded, run and closed.
         memory_growth_mib: growth of device memory that is allowed after the first ten loads: CUDA allocates pages of 2 MiB.
@@ -69,17 +70,17 @@ class CheckConfig:
 
     @property
     def profiles(self) -> tuple[ShapeProfile, ...]:
-        """One optimization profile for each sequence length, tuned for batch 32."""
+        """One optimization profile for each sequence length, tuned for batch 32 or the largest batch if that is smaller."""
         most = max(batch for batch, _ in self.shapes)
         return bucket_profiles(sorted({sequence for _, sequence in self.shapes}), min(32, most), most)
 
     @property
     def largest(self) -> Shape:
-        """The largest batch and the longest sequence that the plans take."""
+        """The largest batch and the longest sequence that the plans accept."""
         return largest(self.profiles)
 
     def timing(self, shape: Shape) -> TimingConfig:
-        """Return how to time one shape."""
+        """Return the configuration that times one shape."""
         return TimingConfig((shape,), self.warmup, self.iterations, max_seconds=self.max_seconds)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Latencies of one model's engines and references, shape by shape, all taking turns."""
+"""Latencies of one model's engines and references, which take turns at each shape."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Entry:
 
     Attributes:
         row: its row, without times.
-        graph: whether it was asked for a CUDA graph; None for a reference, which is not.
+        graph: whether it is an engine with CUDA graphs; None for a reference.
         onnx: the engine's graph, whose matrix products are counted; None for a reference.
     """
 
@@ -38,14 +38,14 @@ class Entry:
 
 
 class LatencyGrid:
-    """Times `entries` at one shape after another; `measure` returns the report of all shapes so far.
+    """The times of `entries` at one shape after another. `measure` returns the report of all shapes so far.
 
     Args:
         subject: the model.
         config: iterations and time.
-        entries: what takes turns; at least one.
+        entries: the runners that take turns; at least one.
         provenance: of the report.
-        must_capture: whether a runner that was asked for a CUDA graph must say that it launched one.
+        must_capture: whether an entry with `graph` must report that it launched CUDA graphs.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LatencyGrid:
         return replace(row, model=self._subject.title, recipe=recipe, run=self._subject.run)
 
     def measure(self, shape: Shape) -> Outcome[Report]:
-        """Time one shape, (batch, sequence); fails if a requested CUDA graph was not launched."""
+        """Time one shape, (batch, sequence). The step fails if a requested CUDA graph was not launched."""
         graphs = [entry.onnx for entry in self._entries]
         self._rows, states = with_latencies(self._rows, self._runners, graphs, self._config.timing(shape), self._inputs)
         self._states += states
@@ -79,7 +79,7 @@ class LatencyGrid:
         return Outcome(figure, False if missing else None, value=self.report())
 
     def profile(self) -> Outcome[Report]:
-        """Look into a batch of the largest shape on each engine, which so far as its backend has a profiler joins the report."""
+        """Profile a batch of the largest shape on each engine whose backend has a profiler; return the report with the layers."""
         engines = [index for index, entry in enumerate(self._entries) if entry.graph]
         shape = self._config.largest
         results = measure_layers([self._runners[index] for index in engines], shape, self._inputs)
@@ -109,7 +109,7 @@ class LatencyGrid:
         return "median " + "; ".join(groups) + " ms"
 
     def report(self) -> Report:
-        """Return the figures so far. Engines without CUDA graph are another place: ratios hold within one way of launching."""
+        """Return the figures so far. Engines without CUDA graphs have another place, so ratios compare one way of launching."""
         features, scored = self._subject.features, any(row.metrics for row in self._rows)
         return Report(
             task=features.task.name,

@@ -15,7 +15,7 @@ from q8trt.reporting import Report
 Value = TypeVar("Value")
 _log = logging.getLogger(__name__)
 
-#: "measured": a figure without a requirement; "skipped": a requirement failed before or is missing on this machine.
+#: "measured" is a figure without a requirement; "skipped" means that a needed step failed or a package is missing.
 RESULTS = ("passed", "failed", "measured", "skipped")
 
 
@@ -52,7 +52,7 @@ class Journal:
 
     Args:
         on_change: called after each step, to write and to print.
-        hidden: text to leave out of messages, such as the temporary folder.
+        hidden: text to remove from messages, such as the temporary folder.
 
     Attributes:
         checks: one for each step, in order.
@@ -75,10 +75,10 @@ class Journal:
         """Run one step and record its result; return its value, or None if it failed.
 
         Args:
-            name: of the line.
-            step: the work. An error of q8trt is the result of the step. Any other error is a defect, and its traceback is
+            name: name of the step.
+            step: the work. A Q8TRTError is the result of the step. Any other exception is a defect, and its traceback is
                 also logged.
-            optional: an error of q8trt means that this machine lacks a requirement. The step is then skipped, not failed.
+            optional: whether a Q8TRTError means that this machine lacks a requirement. The step is then skipped, not failed.
         """
         started = time.perf_counter()
         try:
@@ -95,11 +95,11 @@ class Journal:
         return outcome.value
 
     def skip(self, name: str, reason: str) -> None:
-        """Note a step that cannot be run."""
+        """Record a step that cannot run."""
         self._note(name, "skipped", reason, 0.0)
 
     def finish(self) -> None:
-        """Note that all steps were gone through."""
+        """Record that all steps are done."""
         self.finished = True
         self._on_change(self)
 

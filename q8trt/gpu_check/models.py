@@ -1,4 +1,4 @@
-"""The models that are checked: a finished run's, and BERT-base and BERT-large with weights at random."""
+"""The models that are checked: the model of a finished run, and BERT-base and BERT-large with random weights."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Subject:
     Attributes:
         name: "minilm".
         weights: "real" or "random"; only a model with real weights is scored.
-        float_model: in FP32, on the CPU; `quantized` with calibrated quantizers, the same.
+        float_model: the model in FP32, on the CPU; `quantized` is the same with calibrated quantizers.
         features: the rows whose logits are compared.
         input_names: the inputs that the tokenizer makes, in the model's order.
-        pad_token_id: fills the padding.
-        vocab_size: ids are below it.
+        pad_token_id: token id of the padding.
+        vocab_size: token ids are below this number.
         recipe: name of the recipe of `quantized`.
         run: the run of the model, without machine paths; "" for random weights.
     """
@@ -67,19 +67,22 @@ class Subject:
         return self.quantized if precision.is_quantized else self.float_model
 
     def batches(self, batch_size: int, count: int) -> list[dict[str, np.ndarray]]:
-        """At most `count` batches of all lengths, input name -> int32 (batch, sequence)."""
+        """Return at most `count` batches of all lengths, input name -> int32 (batch, sequence)."""
         rows = evenly_spaced(self.features, batch_size * count)
         return batches_of(rows, self.input_names, self.pad_token_id, batch_size)
 
 
 def batches_of(features: Features, names: Sequence[str], pad_token_id: int, size: int) -> list[dict[str, np.ndarray]]:
-    """Rows in length buckets, the shortest first: input name -> int32 (batch, sequence)."""
+    """Return the rows in length buckets, the shortest first: input name -> int32 (batch, sequence)."""
     batches = bucketed_batches(features, size, pad_token_id)
     return [{name: batch.arrays[name].astype(np.int32) for name in names} for batch in batches]
 
 
 def random_pair(name: str, recipe_name: str, batches: Sequence[Mapping[str, np.ndarray]]) -> tuple[Any, Any]:
-    """`random_model` in FP32, and quantized by a recipe and calibrated on `batches`, integer (batch, sequence) by name."""
+    """Return `random_model` in FP32, and a copy that is quantized by a recipe and calibrated on `batches`.
+
+    A batch has an integer array (batch, sequence) for each input name.
+    """
     import torch
 
     from q8trt.quantization.calibration import calibrate
@@ -108,14 +111,14 @@ class Models:
 
     @property
     def makers(self) -> dict[str, Callable[[], Subject]]:
-        """Model name -> function that makes it, with the errors of `of_run` and `at_random`."""
+        """Model name -> function that makes it and raises the errors of `of_run` or `at_random`."""
         return {
             name: functools.partial(self.at_random if name in random_models.SIZES else self.of_run, name)
             for name in self._config.models
         }
 
     def of_run(self, name: str) -> Subject:
-        """The FP32 and the best quantized checkpoint of the run.
+        """Return the FP32 and the best quantized checkpoint of the run as a subject.
 
         Raises:
             ConfigError: the run is not finished, or the built-in sample does not fit its task.
@@ -133,7 +136,7 @@ class Models:
         return replace(subject, run=portable(run.path))
 
     def at_random(self, name: str) -> Subject:
-        """A model of `random_models.SIZES`, recipe full, calibrated on development rows of STS-B or the sample."""
+        """Return a model of `random_models.SIZES` with recipe "full", calibrated on development rows of STS-B or the sample."""
         tokenizer = load_tokenizer("minilm")  # BERT's own vocabulary
         data = DataConfig("STS-B", data_dir=self._data_dir, sample=self._data_dir is None)
         features = self._features(data, tokenizer)
@@ -153,7 +156,7 @@ def _subject(
 
 
 def finished_checkpoints(run: Run) -> tuple[Path, Path]:
-    """The FP32 checkpoint of `run` and its best quantized one. Raises ConfigError if the run is not finished."""
+    """Return the FP32 checkpoint of `run` and its best quantized one. Raises ConfigError if the run is not finished."""
     fp32, int8 = run.checkpoint("fp32"), run.best_quantized()
     if fp32 is None or int8 is None:
         missing, stages = ("FP32", ["fp32"]) if fp32 is None else ("quantized", ["int8", "ptq"])
@@ -162,16 +165,16 @@ def finished_checkpoints(run: Run) -> tuple[Path, Path]:
 
 
 def dev_data(run: Run, data_dir: str | None) -> DataConfig:
-    """The development set to score `run` on.
+    """Return the development set to score `run` on: that of its task in `data_dir`, or the built-in sample for None.
 
     Raises:
-        ConfigError: without `data_dir`, and the run's task is not the built-in sample's.
+        ConfigError: `data_dir` is None and the run's task is not STS-B, the task of the built-in sample.
     """
     data = FinetuneConfig.from_dict(run.record.config).data
     if data_dir is not None:
         return replace(data, data_dir=data_dir, sample=False, train_file=None, validation_file=None)
     if data.resolved_task.name != "STS-B":
         raise ConfigError(
-            f"{run.path} answers {data.resolved_task.name}, and the built-in sample is STS-B's; give --data_dir"
+            f"{run.path} has the task {data.resolved_task.name}, and the built-in sample is STS-B's; give --data_dir"
         )
     return DataConfig("STS-B", sample=True)

@@ -24,10 +24,10 @@ _TONES: dict[str, Tone] = {"passed": "good", "failed": "bad", "skipped": "warnin
 
 
 def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return the check as JSON: ``checks`` are the steps, ``reports`` follow docs/reference/benchmark-schema.md, one a model.
+    """Return the check as JSON: ``checks`` are the steps, and ``reports`` has a benchmark report for each model.
 
-    ``passed`` is whether all steps were gone through and none failed; ``finished`` is False in the file of a check that is
-    still under way or was stopped.
+    A report follows docs/reference/benchmark-schema.md. ``passed`` is True if all steps are done and none failed; ``finished``
+    is False in the file of a check that is still running or was stopped.
     """
     return {
         "schema": SCHEMA,
@@ -44,7 +44,7 @@ def to_dict(journal: Journal, bench: Bench, config: CheckConfig, provenance: dic
 
 
 def summary(journal: Journal) -> str:
-    """Return ``"41 passed, 1 failed, 24 measured, 2 skipped"``; says so where steps are still missing."""
+    """Return ``"41 passed, 1 failed, 24 measured, 2 skipped"``, with ``"; not finished"`` if steps are still missing."""
     counts = (f"{sum(check.result == result for check in journal.checks)} {result}" for result in RESULTS)
     return ", ".join(counts) + ("" if journal.finished else "; not finished")
 
@@ -77,7 +77,7 @@ def check_table(journal: Journal) -> Table:
 def write(
     folder: Path, journal: Journal, bench: Bench, config: CheckConfig, provenance: dict[str, Any]
 ) -> tuple[Path, Path]:
-    """Write ``gpu-check.json`` and ``gpu-check.html``, each whole or not at all; returns the two paths.
+    """Write ``gpu-check.json`` and ``gpu-check.html``, each whole or not at all, and return the two paths.
 
     Raises:
         OSError: the folder cannot be written.
@@ -89,11 +89,11 @@ def write(
 
 
 def line(check: CheckResult) -> str:
-    """Return one step as it ends: ``"passed    minilm: build FP32: plan 87.2 MiB in 4.1 s"``."""
+    """Return the line of a finished step: ``"passed    minilm: build FP32: plan 87.2 MiB in 4.1 s"``."""
     return f"{check.result:9} {check.check}: {check.figure}"
 
 
 def print_checks(journal: Journal, console: Console) -> None:
-    """Print the table of checks and how many there are of each result."""
+    """Print the table of checks and the number of each result."""
     print_table(console, check_table(journal))
     say(console, summary(journal), "bold red" if journal.failed else "bold")

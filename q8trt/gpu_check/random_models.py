@@ -1,4 +1,4 @@
-"""BERT-base, BERT-large and MPNet-base with random weights: for times and for the differences of logits, not for scores."""
+"""BERT-base, BERT-large and MPNet-base with random weights, for times and differences of logits, not for scores."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 #: name -> hidden size, layers, heads, intermediate size
 SIZES = {"bert-base": (768, 12, 12, 3072), "bert-large": (1024, 24, 16, 4096), "mpnet-base": (768, 12, 12, 3072)}
-#: Side of the random block that `tile` repeats: 1 MiB in FP32.
+#: Rows and columns of the random block that `tiled_model` repeats: 1 MiB in FP32.
 _BLOCK = 512
 
 
 def random_model(name: str) -> Any:
-    """Return a model of `SIZES` with random weights, as transformers initializes them; the same at every call."""
+    """Return a model of `SIZES` with the random weights of transformers; they are the same in every call."""
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.models.auto import CONFIG_MAPPING

@@ -13,7 +13,7 @@ from q8trt.errors import BackendError
 from q8trt.gpu_check.journal import Outcome
 from q8trt.runtime.base import Runner
 
-#: Tolerance, absolute and relative, of the answers of two threads or runs: kernels may sum in another order.
+#: Absolute and relative tolerance between the answers of two threads or runs, because kernels may sum in another order.
 SAME = 1e-3
 #: Loads after which the driver's own pools are filled.
 _SETTLED = 10
@@ -28,7 +28,7 @@ def share(runner: Any, batches: Sequence[Mapping[str, np.ndarray]], threads: int
     while others compute. An answer is wrong if it differs by more than `SAME` + `SAME` x the largest logit of its batch.
 
     Raises:
-        BackendError: a thread was refused; the first one's error.
+        BackendError: a thread could not fork the runner or run a batch; this is the first such error.
     """
     right = [runner.infer(batch) for batch in batches]
 

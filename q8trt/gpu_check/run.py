@@ -28,9 +28,9 @@ def check_gpu(
     provenance: dict[str, Any],
     on_message: Callable[[str], object],
 ) -> Journal:
-    """Go through all steps with each model, and write ``gpu-check.json`` and ``gpu-check.html`` after each.
+    """Run all steps with each model, and write ``gpu-check.json`` and ``gpu-check.html`` after each step.
 
-    A failed step is a result in the journal. Only Ctrl-C and a full disk stop the other steps. The engines take gigabytes below
+    A failed step is a result in the journal. Only Ctrl-C and a full disk stop the other steps. The engines need gigabytes in
     `folder` while their model is checked.
 
     Args:
@@ -38,12 +38,12 @@ def check_gpu(
         config: the parts of the check.
         run: see `Models`.
         data_dir: the GLUE folder; None for the built-in sample.
-        folder: of the two files.
+        folder: folder of the two files.
         provenance: of the reports.
-        on_message: takes a line before the first step, and one after each.
+        on_message: called with a line before the first step, and one after each.
 
     Raises:
-        ConfigError: the folder holds files of these names that are not results of a check.
+        ConfigError: the folder has files of these names that are not results of a check.
         BusyError: another check writes there.
     """
     with exclusive(folder):
@@ -68,5 +68,5 @@ def check_gpu(
 
 
 def slug(device: str) -> str:
-    """``"NVIDIA H100 80GB HBM3"`` -> ``"nvidia-h100-80gb-hbm3"``."""
+    """Return a device's name as part of a file name: ``"NVIDIA H100 80GB HBM3"`` -> ``"nvidia-h100-80gb-hbm3"``."""
     return re.sub(r"[^a-z0-9]+", "-", device.casefold()).strip("-")

@@ -32,7 +32,7 @@ class PlacePlots:
 
 
 def plots(report: Measurements, place: str) -> PlacePlots:
-    """Return the plots of the rows of one place, without rows that repeat FP32. A line plot has at least two values of x."""
+    """Return the plots of the rows of one place, without rows that repeat FP32. A line plot has at least two points."""
     rows = [each for each in enumerate(row for row in report.rows if row.place == place) if not each[1].repeats_fp32]
     shapes = {(latency.batch, latency.sequence) for _, row in rows for latency in row.latencies}
     batches, sequences = sorted({batch for batch, _ in shapes}), sorted({sequence for _, sequence in shapes})

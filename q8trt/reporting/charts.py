@@ -129,7 +129,7 @@ def svg(chart: Chart, title: str) -> str:
 
 
 def _inlined(drawn: bytes, title: str, tips: Sequence[str]) -> str:
-    """Return matplotlib's file as an element of a page, with tooltips and without names except those of its markers."""
+    """Return matplotlib's file as an element of a page, with tooltips, and without ids of groups."""
     root = ElementTree.fromstring(drawn)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -231,7 +231,7 @@ def _set(axes: Axes, axis: str, **properties: Any) -> None:
 
 
 def tick_labels(ticks: Sequence[float], is_log: bool = False) -> list[str]:
-    """Return ``"0.5"``, or ``"20k"`` from 10,000 on; below that, all ticks of a linear axis have as many decimals."""
+    """Return ``"0.5"``, or ``"20k"`` from 10,000 on; below that, all ticks of a linear axis have the same decimals."""
     if max(map(abs, ticks)) >= 10_000:
         return [f"{tick / 1000:g}k" for tick in ticks]
     if is_log:

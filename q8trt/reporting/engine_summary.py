@@ -1,4 +1,4 @@
-"""An engine that was built: its files, the linter's forecast beside it, and remarks on it."""
+"""The summary of a build: the engine's files, the linter's forecast compared with the engine, and remarks."""
 
 from __future__ import annotations
 

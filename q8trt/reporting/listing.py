@@ -28,7 +28,7 @@ class EngineEntry:
         name: of the folder.
         label: how the model was made and its precision, such as "QAT INT8+FP16".
         precision: a value of `Precision`.
-        bytes: size of the plan; of the ONNX file if there is no plan.
+        bytes: size of the plan, or of the ONNX file if there is no plan; 0 if there is neither.
         has_plan: whether there is a plan.
         backend: builder of the plan, with its version; "" without a plan.
         score: the task's main metric in the run's benchmark.json, as a fraction; None without a score of this build.

@@ -57,7 +57,7 @@ class Row:
         model: name of the model; "" if it is not known.
         recipe: name of the quantization recipe; "" for a model without quantizers.
         run: the run that contains the engine, without machine paths; `folder` for an engine outside a run.
-        findings: errors and warnings of the linter on this graph, "rule: text", the worst first.
+        findings: errors and warnings of the linter on this graph, "rule: text", the worst first; () for FP32.
         layer_times: by the backend's profiler; None if the row was not profiled.
         in_float: products and residual Adds in floating point that other layers run in INT8, by the linter.
     """

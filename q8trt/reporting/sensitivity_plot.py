@@ -44,7 +44,7 @@ class SensitivityPlot:
 
 
 def plot_sensitivity(path: str | Path, plot: SensitivityPlot) -> None:
-    """Draw a heat map, site names x layers, with the cost of whole layers above it and of whole names beside it.
+    """Draw a heat map, site names x layers, with bars for whole layers above it and for whole sites on the right.
 
     Colors and bars have one logarithmic scale, because costs span several powers of ten. A cost of exactly 0 has the lightest
     color and no bar.

@@ -1,6 +1,6 @@
 """Runtimes that run a model behind one contract, and `open_runner`, which picks one for an engine folder.
 
-`base` is the contract, `registry` lists the runtimes, and each has a folder. `scores` and `timing` measure any runner.
+`base` is the contract, `registry` lists the runtimes, and each runtime has a folder. `scores` and `timing` measure any runner.
 """
 
 from q8trt.runtime.base import EngineRuntime, Runner, RunOptions

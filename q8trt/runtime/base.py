@@ -1,4 +1,4 @@
-"""The contract of a runtime: a declaration, and a runner that takes token arrays and returns logits."""
+"""The contract of a runtime: a declaration, and a runner that accepts token arrays and returns logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Timing:
         gpu_ms: from the first kernel to the last, on the device.
         d2h_ms: copy of the logits to the host.
         enqueue_ms: the host's time in the call that launches the kernels or the CUDA graph.
-        host_ms: wall time of the whole call, the checks of the inputs and the host's copies included.
+        host_ms: wall time of the whole call, including the checks of the inputs and the host's copies.
         cuda_graph: whether a CUDA graph was launched; None if the library decides and does not report it.
     """
 
@@ -103,13 +103,13 @@ class Availability:
 class Capabilities:
     """The capabilities of a runtime that matter to callers.
 
-    `TimedRunner` and `ProfiledRunner` are capabilities, too: a runner has them if it has their methods.
+    `TimedRunner` and `ProfiledRunner` are further capabilities. A runner has them if it has their methods.
 
     Attributes:
         concurrent: one runner serves any number of threads. Otherwise each thread needs a fork, see `Runner.fork`.
-        fixed_shapes: only the shapes of the engine's profiles are accepted.
+        fixed_shapes: only shapes within the engine's profiles are accepted.
         cuda_graphs: the runner captures CUDA graphs, and `Timing.cuda_graph` reports each launch.
-        checks_ids: a token id outside the embedding table is an error, and never reads other memory.
+        checks_ids: a token id outside the embedding table is an error, and no other memory is read.
         widens_half: FP16 tensors are computed in FP32 on the CPU.
         array_protocols: protocols of device arrays that are read in place; NumPy arrays always work.
     """
@@ -143,7 +143,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class TritonBackend:
-    """The backend of Triton Inference Server of a runtime's name, which runs the same model file.
+    """The backend of Triton Inference Server that runs the model file of a runtime and has the runtime's name.
 
     Attributes:
         platform: the name in ``model_config.proto``, such as "onnxruntime_onnx".
@@ -161,7 +161,7 @@ class EngineRuntime(Runtime, ABC):
     Attributes:
         device: the kind of device that it runs on: "cpu" or "cuda".
         model_file: the file of an engine folder that it opens.
-        triton: how Triton serves that file; None if it does not.
+        triton: the Triton backend that serves this file; None if Triton does not serve it.
         aliases: other spellings of `name`.
     """
 
@@ -171,9 +171,9 @@ class EngineRuntime(Runtime, ABC):
     aliases: tuple[str, ...] = ()
 
     def availability(self) -> Availability:
-        """Return whether this machine can run it, before a model is opened. May import the library.
+        """Return the state of the runtime on this machine, before a model is opened. This may import the library.
 
-        Only runtimes for the CPU implement this. `obstacles` checks a plan.
+        Only runtimes for the CPU implement this method. `obstacles` checks a plan.
         """
         return Availability()
 
@@ -183,16 +183,16 @@ class EngineRuntime(Runtime, ABC):
 
     @abstractmethod
     def open(self, folder: Path, manifest: Manifest, options: RunOptions) -> Runner:
-        """Open a verified engine folder; errors as `q8trt.runtime.open_runner`."""
+        """Open a verified engine folder. Raises the same errors as `q8trt.runtime.open_runner`."""
 
 
 class Runner(ABC):
-    """Runs one model at one precision on one device.
+    """A model that is open at one precision on one device.
 
     Attributes:
         runtime: the library that computes.
         device: the name of the device in a report: "cpu", "NVIDIA H100 80GB HBM3".
-        precision: the number formats that it computes in.
+        precision: the number formats of the model; a runtime may compute FP16 in FP32, see `Capabilities.widens_half`.
         input_names: the arrays that `infer` reads, in the model's order.
     """
 
@@ -224,12 +224,13 @@ class Runner(ABC):
             arrays: for each of `input_names` an integer array of one common shape (batch, sequence); others are ignored.
 
         Returns:
-            logits, float32, shape (batch, outputs), or (batch, sequence, outputs) of a head that answers each token, padding
-            included; on the host. A later batch does not change them.
+            logits, float32, on the host, shape (batch, outputs), or (batch, sequence, outputs) with padding for a head that
+            answers each token. A later batch does not change them.
 
         Raises:
             DataError: an input is missing or the shapes disagree.
             BackendError: the backend refused the batch.
+            EngineError: the model's output is not numeric.
         """
 
     def fork(self) -> Runner:
@@ -246,7 +247,7 @@ class Runner(ABC):
         self.close()
 
     def checked(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the arrays named by `input_names`. Raises DataError if one is missing or their shapes disagree."""
+        """Return the arrays named by `input_names` as NumPy arrays. Raises DataError if one is missing or shapes disagree."""
         chosen = {name: np.asarray(array) for name, array in self.needed(arrays).items()}
         common_shape({name: array.shape for name, array in chosen.items()})
         return chosen

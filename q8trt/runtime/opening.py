@@ -38,10 +38,10 @@ def open_runner(
     """Open a verified engine folder.
 
     Args:
-        engine_folder: what `build_engine.py` wrote.
-        backend: the name of a runtime. None or "auto" takes the one that built the plan if it can run here, else
+        engine_folder: a folder that `build_engine.py` wrote.
+        backend: the name of a runtime. None or "auto" chooses the one that built the plan if it can run here, else
             ``model.onnx`` on the CPU (the reason is logged).
-        shapes: the (batch, sequence) that a plan must take, if they are known beforehand.
+        shapes: the (batch, sequence) shapes that a plan must accept, if they are known beforehand.
         options: options of the runner; None for the defaults.
 
     Raises:
@@ -66,7 +66,7 @@ def open_runner(
         raise UnusablePlanError(message, names_cpu=any(each.only_other_runtime for each in obstacles))
     if runtime is None or obstacles:
         runtime = cpu_runtime()
-        # The message does not propose ONNX Runtime: it is what runs next.
+        # The message does not propose ONNX Runtime, because that runs next.
         reasons = [each.cause if each.only_other_runtime else str(each) for each in obstacles]
         _log_once(f"running on {runtime.label} on the CPU: {'; '.join(reasons)}")
     return runtime.open(folder, manifest, options or RunOptions())
@@ -74,5 +74,5 @@ def open_runner(
 
 @functools.cache
 def _log_once(message: str) -> None:
-    """Log a message once, however many engines a comparison opens."""
+    """Log a message once per process, even if a comparison opens several engines."""
     _log.info("%s", message)

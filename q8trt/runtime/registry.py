@@ -7,7 +7,7 @@ from q8trt.runtime.base import EngineRuntime
 from q8trt.runtime.onnxruntime import ONNX_RUNTIME
 from q8trt.runtime.tensorrt import TENSORRT, TENSORRT_RTX
 
-#: All runtimes, in the order of messages; of those for the CPU, the preferred one is first. Their libraries are not imported.
+#: All runtimes, in the order of messages; the preferred runtime for the CPU comes first. Their libraries are not imported.
 RUNTIMES: tuple[EngineRuntime, ...] = (
     TENSORRT,
     TENSORRT_RTX,
@@ -21,7 +21,7 @@ def find_runtime(name: str | None) -> EngineRuntime | None:
 
 
 def runtime_names() -> list[str]:
-    """Return the names that `parse_runtime` takes, each with its first alias: ``"tensorrt_rtx (or rtx)"``."""
+    """Return the names that `parse_runtime` accepts, each with its first alias: ``"tensorrt_rtx (or rtx)"``."""
     return [f"{each.name} (or {each.aliases[0]})" if each.aliases else each.name for each in RUNTIMES]
 
 
@@ -29,7 +29,7 @@ def parse_runtime(text: str | None) -> EngineRuntime | None:
     """Return the runtime that a user names, in any case and by any alias; None for None and "auto".
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no runtime has that name.
     """
     key = (text or "auto").strip().casefold().replace("-", "_")
     if key == "auto":

@@ -1,4 +1,4 @@
-"""Score a runner on labeled rows: one way for every runtime."""
+"""Scores of a runner on the rows of a task, computed in the same way for every runtime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Evaluation:
 
     Attributes:
         metrics: the task's metrics, as fractions.
-        logits: float32, shape (rows, num_labels), in the order of the rows; (tokens, outputs) of a head that answers each token.
+        logits: float32, shape (rows, outputs) in the order of the rows, or (tokens, outputs) for a head that answers each token.
         seconds: wall time inside `Runner.infer`, summed over the batches.
     """
 
@@ -39,9 +39,9 @@ def predict(
     on_progress: Callable[[int], None] | None = None,
     buckets: Sequence[int] = DEFAULT_BUCKETS,
 ) -> tuple[np.ndarray, float]:
-    """Return the logits of every row, (rows, num_labels) float32 in order, and the seconds inside the runner.
+    """Return the logits of all rows as `infer_all` does, and the seconds inside the runner.
 
-    Rows are sorted by length and each batch is padded to the smallest of `buckets` that holds it, `max_length` being the last.
+    Rows are sorted by length. Each batch is padded to the smallest of `buckets` that fits it; the largest is `max_length`.
     """
     return infer_all(runner, bucketed_batches(features, batch_size, pad_token_id, buckets, max_length), on_progress)
 
@@ -49,9 +49,9 @@ def predict(
 def infer_all(
     runner: Runner, batches: Iterable[Batch], on_progress: Callable[[int], None] | None = None
 ) -> tuple[np.ndarray, float]:
-    """Return the logits of all rows of `batches`, in the order of the rows, and the seconds inside the runner.
+    """Return the logits of all rows of `batches`, float32 (rows, outputs) in order, and the seconds inside the runner.
 
-    Those of a head that answers each token are (tokens, outputs), without padding, see `q8trt.tasks.scoring`.
+    For a head that answers each token, they are (tokens, outputs) without padding, see `q8trt.tasks.scoring`.
     """
     chunks: list[np.ndarray] = []
     order: list[np.ndarray] = []
@@ -84,11 +84,11 @@ def evaluate(
     """Score `runner` on `features` with the metrics of their task; `activation` as in `compute_from_logits`.
 
     Args:
-        reference: the FP32 model's outputs, shaped as `Evaluation.logits`, for a task whose rows have no labels; None for the
-            runner's own, where it runs that model.
+        reference: the FP32 model's outputs, shaped as `Evaluation.logits`, for a task whose rows have no labels; None if the
+            runner runs the FP32 model itself.
 
     Raises:
-        DataError: the features carry no labels and the task needs them, or the logits are not finite.
+        DataError: the features have no labels and the task needs them, or the logits are not finite.
         BackendError: the runner refused a batch.
     """
     if features.labels is None and features.task.has_labels:

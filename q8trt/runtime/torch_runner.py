@@ -1,4 +1,4 @@
-"""Run a Hugging Face model as a `Runner`: the reference that engines are measured against."""
+"""Run a Hugging Face model as a `Runner`, the reference for engines."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TorchRunner(Runner):
     """A runner of a model with a head, quantized or not, in evaluation mode and without gradients.
 
     Args:
-        model: a `transformers` model whose output has `logits`; put into evaluation mode.
+        model: a `transformers` model whose output has `logits`; it is put into evaluation mode.
         precision: of the model, or its name; for reports.
-        device: where to move it, such as "cuda:0"; default where it is.
+        device: the device to move the model to, such as "cuda:0"; None leaves it on its device.
 
     Raises:
         BackendError: the device cannot be used.
@@ -48,7 +48,7 @@ class TorchRunner(Runner):
         self._takes_token_types = takes_token_types(model.config)
 
     def needed(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arrays named by `input_names`, and token types if the model takes them and the tokenizer makes them.
+        """Return the arrays named by `input_names`, and token types if the model accepts them and `arrays` has them.
 
         Raises:
             DataError: one is missing.

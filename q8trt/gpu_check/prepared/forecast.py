@@ -1,7 +1,8 @@
 """The comparison of the linter's forecast for each part with the layers of the plan.
 
 The layers come from the inspector or the builder's log (`q8trt.engine.layers`). A part is found by the names of its ONNX nodes,
-which TensorRT keeps in a layer's metadata. With several optimization profiles a part has a layer in each; all must do the same.
+which TensorRT keeps in a layer's metadata. With several optimization profiles, a part has a layer in each profile. The result is
+that of the layer with the widest type; an attention is fused only if it is fused in each.
 """
 
 from __future__ import annotations

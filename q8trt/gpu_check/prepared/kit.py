@@ -25,10 +25,10 @@ class Rows:
     """Rows to compare logits on.
 
     Attributes:
-        file: an .npz with ``<input>.<number>`` (batch, sequence) int32, one number a batch, ``logits.<name>`` and, for a model
-            with real weights, ``labels``, both float32 in the order of the batches' rows.
-        reference: the ``logits`` of the torch model that the engine was exported from.
-        largest, mean: the absolute difference that is allowed; None: the difference is measured without a limit.
+        file: an .npz with ``<input>.<number>`` (batch, sequence) int32, one number per batch, ``logits.<name>`` (rows, outputs)
+            and, for a model with real weights, ``labels`` (rows,), both float32 in the order of the batches' rows.
+        reference: the name of the ``logits`` of the torch model that the engine was exported from.
+        largest, mean: the absolute difference that is allowed; None if it is measured without a limit.
     """
 
     file: str
@@ -39,15 +39,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An ONNX file to build a plan of.
+    """An ONNX file from which a plan is built.
 
     Attributes:
         name: such as "bert-base INT8+FP16".
         model: such as "bert-base".
-        onnx: the file, below the kit's folder.
+        onnx: the file, relative to the kit's folder.
         precision: of the file.
         profiles: the optimization profiles of the plan.
-        inputs: its inputs, in the model's order.
+        inputs: the inputs, in the model's order.
         weights, attention_width: the model's work, see `q8trt.runtime.timing.work.Work`; 0 if it is not known.
         sites: the linter's forecast.
         rows: rows to compare logits on; None for none.
@@ -70,7 +70,7 @@ class EngineFile:
         return "".join(letter if letter.isalnum() else "-" for letter in self.name.casefold())
 
     def plan(self, results: Path) -> Path:
-        """Return the place of its plan below a folder of results. The step that builds it writes it."""
+        """Return the path of its plan in a folder of results. The step that builds the plan writes this file."""
         return results / "plans" / f"{self.slug}.plan"
 
 
@@ -83,7 +83,7 @@ class Kind(StrEnum):
     ARRAYS = "arrays"  # one engine on arrays of torch and CuPy, without copies
     LOADS = "loads"  # one engine, loaded again and again
     BUCKETS = "buckets"  # several engines on the rows of the first, with length buckets and without
-    TORCH = "torch"  # torch FP16 of the model of one engine, for reference
+    TORCH = "torch"  # torch FP16 on the architecture of one engine, with random weights, for reference
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Step:
         name: unique.
         kind: the kind of work.
         engines: names of its engines.
-        estimate_s: the seconds that it takes, the start of its process included.
-        shapes: (batch, sequence) to time.
-        iterations: timed ones a shape, or loads.
+        estimate_s: the estimated seconds, including the start of its process.
+        shapes: (batch, sequence) to run.
+        iterations: timed iterations of each shape, or the number of loads.
     """
 
     name: str
@@ -113,9 +113,9 @@ class Kit:
 
     Attributes:
         engines: the engines, each built once.
-        steps: the most valuable first; one that builds an engine comes before those that use it.
-        provenance: of the preparation, its commit included: the GPU machine may have no checkout.
-        format: of the file.
+        steps: the most valuable first; the step that builds an engine comes before those that use it.
+        provenance: of the preparation, with its commit, because the GPU machine may have no checkout.
+        format: version of the file's format.
     """
 
     engines: tuple[EngineFile, ...]
@@ -133,7 +133,7 @@ class Kit:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all that the kit says."""
+        """The SHA-256 of the whole kit, with its provenance."""
         return hashlib.sha256(msgspec.json.encode(self, order="deterministic")).hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -145,7 +145,7 @@ def read_kit(folder: Path) -> Kit:
     """Read the kit of a folder.
 
     Raises:
-        ConfigError: there is none, or it is damaged, of another version, or lacks a file.
+        ConfigError: the kit is missing, damaged or of another version, or lacks a file, an engine or unique step names.
     """
     path = folder / KIT_FILE
     try:
@@ -163,6 +163,12 @@ def read_kit(folder: Path) -> Kit:
     files = [each.onnx for each in kit.engines] + [each.rows.file for each in kit.engines if each.rows]
     missing = [name for name in files if not (folder / name).is_file()]
     if unknown or missing or len({step.name for step in kit.steps}) < len(kit.steps):
-        lacks = f"the engine {min(unknown)}" if unknown else f"the file {missing[0]}" if missing else "names of its own"
+        lacks = (
+            f"the engine {min(unknown)}"
+            if unknown
+            else f"the file {missing[0]}"
+            if missing
+            else "unique names of its steps"
+        )
         raise ConfigError(f"{folder} lacks {lacks}; prepare the check again")
     return kit

@@ -1,4 +1,4 @@
-"""The GPU as a prepared check uses it. Tests put ONNX Runtime on the CPU in its place."""
+"""The GPU that a prepared check uses. Tests replace it by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from q8trt.runtime.tensorrt.runner import TensorRTRunner
 
 
 class Machine(Protocol):
-    """A machine that builds and runs plans in the process that asks.
+    """A machine that builds and runs plans in the calling process.
 
     Attributes:
-        title: what runs the engines, "TensorRT 10.6.0".
+        title: the library that runs the engines, such as "TensorRT 10.6.0".
         device: the name of the GPU.
-        torch_device: where torch computes, "cuda:0".
+        torch_device: the device for torch, such as "cuda:0".
     """
 
     title: str
@@ -32,23 +32,23 @@ class Machine(Protocol):
     torch_device: str
 
     def build(self, onnx: Path, plan: Path, profiles: tuple[ShapeProfile, ...], timing_cache: Path) -> PlanInfo:
-        """Build a plan. Raises as `q8trt.engine.builder.build_here`."""
+        """Build a plan. Raises the same errors as `q8trt.engine.builder.build_here`."""
 
     def inspect(self, plan: Path) -> str | None:
         """Return the inspector's JSON; None if there is none."""
 
     def open(self, plan: Path, precision: Precision) -> Runner:
-        """Return the plan, loaded; its runner has ``fork``, see `TensorRTRunner`."""
+        """Return a runner of the loaded plan, which has ``fork``, see `TensorRTRunner`."""
 
     def free_bytes(self) -> int:
-        """Return the free device memory."""
+        """Return the free device memory, in bytes."""
 
 
 class Gpu:
     """The first GPU, on the TensorRT package that `find_backend` chooses; see `Machine`.
 
     Raises:
-        BackendError: no backend, no cuda-python, or no GPU that it runs on.
+        BackendError: the backend or cuda-python is missing, or no GPU can be used.
     """
 
     torch_device = "cuda:0"
@@ -56,7 +56,7 @@ class Gpu:
     def __init__(self) -> None:
         self._backend = find_backend()
         self._cuda = cuda_runtime(self._backend.name)
-        self._cuda.cudaSetDevice(0)  # before TensorRT, which ends the process where CUDA does not start
+        self._cuda.cudaSetDevice(0)  # before TensorRT, which ends the process if CUDA does not start
         self.title = self._backend.title
         self.device = next((card.name for card in gpus()), "unknown GPU")
 
@@ -82,7 +82,7 @@ GPU = f"{Gpu.__module__}:{Gpu.__name__}"
 
 
 def open_machine(name: str) -> Machine:
-    """Return a machine by "module:class"."""
+    """Return an instance of the class that `name`, "module:class", names."""
     module, _, attribute = name.partition(":")
     machine: Any = getattr(importlib.import_module(module), attribute)
     opened: Machine = machine()

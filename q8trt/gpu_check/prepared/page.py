@@ -24,7 +24,7 @@ _TONES: dict[str, Tone] = {
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ConfigError if a folder holds other files under the names of the results."""
+    """Raise ConfigError if a folder has files with the names of the results that are not results of a check."""
     files.check_report(
         folder / f"{STEM}.json", [folder / f"{STEM}.html"], keys=("schema", "checks"), option="--output_dir"
     )
@@ -43,7 +43,7 @@ def read_results(folder: Path, kit: Kit) -> Results:
     """Return the results of an earlier check of the same kit; empty ones if there are none.
 
     Raises:
-        ConfigError: the results are damaged, or those of another kit.
+        ConfigError: the results are damaged or belong to another kit.
     """
     path = folder / f"{STEM}.json"
     if not path.is_file():
@@ -61,7 +61,7 @@ def read_results(folder: Path, kit: Kit) -> Results:
 
 
 def to_dict(progress: Progress, kit: Kit, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return the results as JSON. ``passed``: every step was reached and none failed."""
+    """Return the results as JSON. ``passed`` is True if every step was reached and none failed."""
     estimates = {step.name: step.estimate_s for step in kit.steps}
     return {
         "schema": SCHEMA,
@@ -120,7 +120,7 @@ def check_table(progress: Progress, kit: Kit) -> Table:
 
 
 def latency_table(progress: Progress) -> Table:
-    """Return a line per step, engine and shape; the ratio is to the first engine of the step."""
+    """Return a line per step, engine and shape; the speed is relative to the first engine of the step."""
     columns = (
         words("step", wraps=True), words("engine", wraps=True), words("shape"), Column("median", "ms", format=".3f"),
         Column("speed", format=".2f"), Column("share of peak", format=".0%"),
@@ -137,7 +137,7 @@ def latency_table(progress: Progress) -> Table:
 
 
 def forecast_tables(progress: Progress) -> list[tuple[str, Table]]:
-    """Return the linter's agreements with each plan, and every disagreement."""
+    """Return a table of the linter's agreements with each plan, and one of all disagreements."""
     agreed, apart = [], []
     for check in progress.checks:
         if not (forecast := check.details.get("forecast")):

@@ -40,10 +40,11 @@ class Variant:
     """A way to make a graph of a model.
 
     Attributes:
-        name: in the engine's name; "" for the usual way.
-        recipe: name of the recipe; None for FP16 or, with `half` off, FP32.
+        name: part of the engine's name.
+        recipe: name of the recipe; None for a float graph.
+        half: whether floats are FP16; otherwise they are FP32.
         without: sites of the recipe to leave out.
-        weight_axis: of the scales of weights: 0 for one a channel, None for one a tensor.
+        weight_axis: axis of the scales of weights: 0 for one per channel, None for one per tensor.
     """
 
     name: str
@@ -59,7 +60,10 @@ class Variant:
         return Precision.parse("+".join(["int8"] * bool(self.recipe) + ["fp16"] * self.half) or "fp32")
 
     def load_recipe(self, searches: bool) -> Recipe:
-        """Return its recipe, which must exist. If only times matter, the recipe has no search of ranges."""
+        """Return its recipe, without alternatives and QAT start; the variant must have one.
+
+        Without `searches`, ranges are maxima, which suffices if only times matter.
+        """
         from q8trt.quantization.recipe import Recipe, load_recipe
 
         data = load_recipe(str(self.recipe)).to_dict()
@@ -76,7 +80,7 @@ class Variant:
 
 FP32, FP16, INT8 = Variant("FP32", half=False), Variant("FP16"), Variant("INT8+FP16", "gpu")
 FULL = Variant("INT8+FP16 full", "full")
-#: Only at batch 32: each changes one option of `INT8`.
+#: Variants that change one option of `INT8`; they run only at the batch size nearest 32.
 CHANGES = (
     FULL,
     Variant("INT8+FP16 unfused", "gpu", fuse_qkv=False),
@@ -93,12 +97,12 @@ class KitConfig:
     Attributes:
         batches: batch sizes of BERT-base at `length` tokens, each with a separate profile.
         lengths: (batch, sequence) of other lengths.
-        large: whether BERT-large is a part.
+        large: whether to include BERT-large.
         max_rows: development rows of MiniLM; None for all.
-        iterations: timed ones a shape.
-        loads: how often an engine is loaded.
+        iterations: timed iterations of each shape.
+        loads: number of times that an engine is loaded.
         build_s: the estimated seconds of a build, by model.
-        mpnet: whether MPNet-base, which adds a bias of relative positions to its attention, is a part.
+        mpnet: whether to include MPNet-base, which adds a bias of relative positions to its attention.
     """
 
     batches: tuple[int, ...] = (1, 8, 32, 128)
@@ -118,7 +122,7 @@ class KitConfig:
 
     @property
     def many(self) -> Shape:
-        """The shape of the variants."""
+        """The shape of the variants, with the batch size nearest 32."""
         return min(self.shapes, key=lambda shape: abs(shape[0] - 32))
 
 
@@ -135,18 +139,18 @@ def prepare(
     on_message: Callable[[str], object],
     config: KitConfig | None = None,
 ) -> Kit:
-    """Make the folder of a prepared check, whole or not at all; one of an earlier preparation is replaced.
+    """Make the folder of a prepared check, whole or not at all; the folder of an earlier preparation is replaced.
 
     Args:
         run: a finished run on STS-B of a model with BERT's vocabulary.
         data_dir: the GLUE folder; None for the built-in sample.
         folder: the folder to write.
         provenance: of the files, with the commit that made them.
-        on_message: takes a line for each file.
+        on_message: called with a line for each graph.
         config: the size of the check; None for the defaults.
 
     Raises:
-        ConfigError: the run is not finished or not on STS-B, or the folder holds something else.
+        ConfigError: the run is not finished, is on another task while `data_dir` is None, or the folder has other files.
         BusyError: another process writes the folder.
     """
     config = config or KitConfig()
@@ -212,7 +216,7 @@ KIT_FOLDER = files.FolderKind("a prepared check", _listed)
 
 
 class _Preparation:
-    """One preparation: models are loaded when their files are made."""
+    """One preparation. Models are loaded when their files are made."""
 
     def __init__(
         self, run: Run, data_dir: str | None, folder: Path, config: KitConfig, on_message: Callable[[str], object]
@@ -292,13 +296,13 @@ class _Preparation:
         return checkpoints.load_finetuned(finished_checkpoints(self._run)[0], task)
 
     def _trained_with(self, variant: Variant) -> Any:
-        """Return the run's quantized model; None if its recipe is another one."""
+        """Return the run's quantized model; None if the run has another recipe."""
         _, int8 = finished_checkpoints(self._run)
         has_recipe = checkpoints.load_recipe_of(int8).name == variant.recipe
         return checkpoints.load_quantized(int8)[0] if has_recipe else None
 
     def _calibrated(self, float_model: Any, recipe: Recipe, batches: Sequence[dict[str, np.ndarray]]) -> Any:
-        """Return a copy of a model, quantized by a recipe and calibrated on some rows of `batches`."""
+        """Return a copy of a model, quantized by a recipe and calibrated on some of `batches`."""
         import torch
 
         from q8trt.quantization.calibration import calibrate
@@ -313,7 +317,7 @@ class _Preparation:
         return quantized
 
     def _rows(self) -> tuple[list[dict[str, np.ndarray]], np.ndarray]:
-        """Return MiniLM's development rows in batches of one length each, and their labels in that order."""
+        """Return MiniLM's development rows in batches padded to length buckets, and their labels in that order."""
         split = next(iter(load_dev(dev_data(self._run, self._data_dir)).values()))
         features = tokenize(split, self._tokenizer, self._config.length)
         if self._config.max_rows is not None:
@@ -325,7 +329,7 @@ class _Preparation:
         return arrays, np.concatenate([features.labels[each.indices] for each in batches]).astype(np.float32)
 
     def _random_rows(self, profiles: Sequence[ShapeProfile], inputs: tuple[str, ...]) -> list[dict[str, np.ndarray]]:
-        """Return one batch of full-length rows that the plan takes."""
+        """Return one batch of full-length rows, of the profile whose batch size is nearest to `_RANDOM_ROWS`."""
         from q8trt.runtime.timing.latency import random_inputs
 
         batch, sequence = min((profile.opt for profile in profiles), key=lambda shape: abs(shape[0] - _RANDOM_ROWS))

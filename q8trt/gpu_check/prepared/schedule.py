@@ -23,7 +23,7 @@ from q8trt.gpu_check.prepared.machine import GPU
 from q8trt.gpu_check.prepared.worker import Request, StepResult
 
 NOT_REACHED = "not reached"
-#: A step is stopped after this multiple of its estimate, so one that hangs does not cost the others.
+#: A step is stopped after this multiple of its estimate, or this many seconds if that is more, so that the others still run.
 _PATIENCE, _LEAST_PATIENCE_S = 3.0, 20.0
 
 
@@ -32,7 +32,7 @@ class Progress:
     """The results so far.
 
     Attributes:
-        checks: one a step, in the order of the kit once all were gone through.
+        checks: the results of the steps so far, in the order of the kit.
         seconds: since the start.
         title, device: the library that ran the engines, and the device; "" until a step reports them.
     """
@@ -66,25 +66,25 @@ def run_kit(
     clock: Callable[[], float] = time.monotonic,
     resume: bool = False,
 ) -> Progress:
-    """Go through the steps of a kit, and write `results` after each.
+    """Run the steps of a kit, and write `results` after each.
 
     A step begins only if its estimate fits the remaining budget. Otherwise it is "not reached", and a shorter step may follow. A
-    step that runs longer than three times its estimate, or past the budget, is stopped and counts as failed.
+    step is also "not reached" if none of its engines was. A step that runs longer than three times its estimate (at least 20 s),
+    or past the budget, is stopped and counts as failed.
 
     Args:
         kit: the kit in `folder`.
         folder: of the kit.
-        results: the folder of ``gpu-check.json``, ``gpu-check.html`` and what the builder leaves.
+        results: the folder of ``gpu-check.json``, ``gpu-check.html`` and the builder's plans, layers and logs.
         budget_s: seconds for all steps.
         provenance: of the results.
-        on_message: takes a line before the first step, and one after each.
+        on_message: called with a line before the first step, and one after each.
         machine: "module:class" of the `Machine`.
         clock: seconds, monotonic.
-        resume: keep the steps that an earlier call passed or measured, with their plans; run the others.
-        clock: seconds, monotonic.
+        resume: keep the steps of an earlier call that passed or were measured, with their plans; run the others.
 
     Raises:
-        ConfigError: the folder of results holds other files of these names, or is the kit's; or it cannot be resumed.
+        ConfigError: the folder of results has other files of these names, is the kit's folder, or cannot be resumed.
         BusyError: another check writes there.
     """
     if results.resolve() == folder.resolve():
@@ -111,7 +111,7 @@ def run_kit(
 
 
 def _earlier(results: Path, kit: Kit, progress: Progress) -> dict[str, CheckResult]:
-    """Return the steps of an earlier call that passed or were measured, with their plans. They do not run again."""
+    """Return the steps of an earlier call that passed or were measured and still have their plans. They do not run again."""
     earlier = page.read_results(results, kit)
     progress.title, progress.device = earlier.title, earlier.device
     builds = [step for step in kit.steps if step.kind is Kind.BUILD]
@@ -123,7 +123,7 @@ def _earlier(results: Path, kit: Kit, progress: Progress) -> dict[str, CheckResu
 def _attempt(
     kit: Kit, folder: Path, results: Path, number: int, step: Step, left: float, machine: str, progress: Progress
 ) -> CheckResult:
-    """Do one step, or say why not."""
+    """Return the result of a step, or the reason why it was not reached."""
     if step.kind not in (Kind.BUILD, Kind.TORCH):
         done = {check.check: check.result for check in progress.checks}
         builds = [each for each in kit.steps if each.kind is Kind.BUILD and each.engines[0] in step.engines]
@@ -147,7 +147,7 @@ def _attempt(
 
 
 def _in_child(request: Request, limit_s: float) -> str:
-    """Run the process of a step to its end, or stop it after `limit_s`; return its result."""
+    """Run the process of a step to its end, or stop it after `limit_s`; return how it ended, in words."""
     command = python_module("q8trt.gpu_check.prepared.worker", msgspec.json.encode(request).decode())
     with tempfile.TemporaryFile() as stderr:
         child = subprocess.Popen(

@@ -23,9 +23,9 @@ def time_torch(
     make_inputs: Callable[[int, int], Mapping[str, np.ndarray]],
     device: str,
 ) -> Outcome[None]:
-    """Time one forward pass of a model of the engine's architecture, weights at random, at each shape.
+    """Time one forward pass of a model of the engine's architecture with random weights, at each shape.
 
-    On a GPU the pass is captured as a CUDA graph, and inputs stay on the device; on a CPU it is called.
+    On a GPU, the model is in FP16, the pass is a CUDA graph, and inputs stay on the device. On a CPU, it is called in FP32.
 
     Raises:
         BackendError: torch or transformers is not installed.

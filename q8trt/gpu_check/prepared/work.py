@@ -1,4 +1,4 @@
-"""The work of each kind of step, in the process of the step."""
+"""The work of each kind of step, which runs in the process of the step."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Place:
 
     Attributes:
         kit: the prepared check in `folder`.
-        results: the folder of results; ``layers/``, ``logs/`` and ``plans/`` in it hold the output of the builder.
+        results: the folder of results; the builder's output is in its folders ``layers/``, ``logs/`` and ``plans/``.
     """
 
     kit: Kit
@@ -48,7 +48,7 @@ class Place:
     machine: Machine
 
     def plan(self, engine: EngineFile) -> Path:
-        """Return the place of an engine's plan, which the step that builds it writes."""
+        """Return the path of an engine's plan."""
         return engine.plan(self.results)
 
 
@@ -67,7 +67,7 @@ def do(place: Place, step: Step) -> Outcome[None]:
 
 
 class _BuilderLog(logging.Handler):
-    """Keeps the builder's lines from INFO on, and the message that lists the layers."""
+    """A log handler that stores the builder's lines of level INFO and above, and the message that lists the layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ def _rows(place: Place, engine: EngineFile) -> Features:
 
 
 def _torch(place: Place, step: Step) -> Outcome[None]:
-    """Time torch in FP16 with scaled_dot_product_attention, launched from a CUDA graph: the alternative without TensorRT."""
+    """Time torch in FP16 with scaled_dot_product_attention, launched from a CUDA graph, the alternative to TensorRT."""
     from q8trt.gpu_check.prepared.torch_reference import time_torch
 
     engine = place.kit.engine(step.engines[0])

@@ -1,6 +1,6 @@
 """The process of one step: ``python -m q8trt.gpu_check.prepared.worker REQUEST``, started by `schedule`.
 
-It writes its result when the step ends. An error of q8trt is a result. Any other end of the process has an exit code.
+It writes its result when the step ends. A Q8TRTError is also a result. Any other exception ends the process without a result.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ OPTIONAL = (Kind.TORCH, Kind.ARRAYS)
 
 @dataclass(frozen=True)
 class Request:
-    """The step to do.
+    """A request to run one step.
 
     Attributes:
         folder: of the kit.
-        results: the folder of the results, and `answer` the file of this one.
+        results: the folder of the results; `answer` is the file for the result of this step.
         step: the step's name.
         machine: "module:class" of the `Machine`.
     """

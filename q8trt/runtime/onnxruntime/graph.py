@@ -11,7 +11,7 @@ Embeddings. TensorRT accepts an INT8 table only directly before a DequantizeLine
 dequantize all rows in every call. The rewrite gathers the rows first and dequantizes only these.
 
 Biases. ONNX Runtime fuses the two DequantizeLinear and the MatMul of a linear, but not the Add of the bias. The rewrite adds the
-bias in the fused node, because each node takes a noticeable share of the time for short texts.
+bias in the fused node, because each node costs a noticeable share of the time for short texts.
 
 Weights. A CPU without VNNI multiplies unsigned and signed bytes in pairs, whose sum saturates at 16 bits. The products are then
 wrong (in a small model the logits were off by half their range). For such a CPU the weights also become unsigned: uint8 with
@@ -48,7 +48,7 @@ def for_the_cpu(data: bytes, unsigned_weights: bool | None = None, in_fp32: bool
 
     Args:
         data: the ONNX file.
-        unsigned_weights: whether the CPU that will run it needs unsigned weights; None: as this one does.
+        unsigned_weights: whether the CPU that will run the model needs unsigned weights; None checks this CPU.
         in_fp32: whether FP16 tensors become FP32; a file over 1 GiB keeps them.
 
     Raises:
@@ -121,7 +121,7 @@ def _readers(nodes: Iterable[Node]) -> dict[str, list[Node]]:
 def use_unsigned_activations(model: Model) -> int:
     """Rewrite, in place, each per-tensor int8 QuantizeLinear that only DequantizeLinear nodes read.
 
-    Outputs do not change by a bit: saturate(round(x / scale)) + 128 is stored and (q - 128) * scale read back.
+    Outputs are the same to the bit, because saturate(round(x / scale)) + 128 is stored, and (q - 128) * scale is read back.
 
     Returns:
         number of QuantizeLinear nodes rewritten.
@@ -148,7 +148,7 @@ def use_unsigned_activations(model: Model) -> int:
 
 
 def saturates(cpuinfo: str = "/proc/cpuinfo") -> bool:
-    """Return whether this CPU's products of unsigned and signed bytes may saturate: x86 without VNNI, or not known."""
+    """Return whether products of unsigned and signed bytes may saturate: on x86 without VNNI, or if its flags are unknown."""
     if platform.machine().casefold() not in ("x86_64", "amd64"):
         return False
     try:
@@ -159,9 +159,9 @@ def saturates(cpuinfo: str = "/proc/cpuinfo") -> bool:
 
 
 def use_unsigned_weights(model: Model) -> int:
-    """Rewrite, in place, each dequantized int8 constant that is the right side of products with unsigned activations.
+    """Rewrite, in place, each dequantized int8 matrix that is the right side of products with unsigned activations.
 
-    Outputs do not change by a bit, see `use_unsigned_activations`, which comes first.
+    Outputs are the same to the bit. Call `use_unsigned_activations` first.
 
     Returns:
         number of weights rewritten.
@@ -267,8 +267,8 @@ def _is_table(node: Node, constants: _Constants, readers: dict[str, list[Node]])
 def fuse_linears(model: Model) -> int:
     """Rewrite, in place, MatMul(DequantizeLinear(x), DequantizeLinear(W)) + b to one MatMulIntegerToFloat.
 
-    x is quantized per tensor, W is a constant of bytes (in, out), b a constant (out,). The sums are the integer sums that ONNX
-    Runtime computes in both cases; only the rounding of the last float operation may differ.
+    x is quantized per tensor, W is a constant of bytes (in, out), and b is a constant (out,). ONNX Runtime computes the same
+    integer sums in both cases; only the rounding of the last float operation may differ.
 
     Returns:
         number of linears rewritten.
@@ -307,7 +307,7 @@ def fuse_linears(model: Model) -> int:
 
 
 def _is_linear(data: Node, weight: Node, constants: dict[str, Any]) -> bool:
-    """Return whether `data` has one scale and `weight` is a float32-scaled matrix of bytes with one scale, or one a column."""
+    """Return whether `data` has one scale, and `weight` is a matrix of bytes with one float32 scale, or one per column."""
     scale, integers = constants.get(weight.input[1]), constants.get(weight.input[0])
     per_tensor = constants.get(data.input[1])
     if integers is None or scale is None or per_tensor is None or _size(per_tensor) != 1:

@@ -1,4 +1,4 @@
-"""A runner of an engine folder's ``model.onnx`` on ONNX Runtime: the fallback without a GPU, and the check of any engine.
+"""A runner of an engine folder's ``model.onnx`` on ONNX Runtime, for machines without a GPU and to check any engine.
 
 Importing this module does not import ONNX Runtime; opening the first runner does.
 """
@@ -58,7 +58,7 @@ class OnnxRuntime(EngineRuntime):
         return OnnxRuntimeRunner(folder / ONNX_FILE, manifest.precision, threads=options.threads)
 
     def caveats(self, device: str, precisions: Sequence[Precision]) -> list[str]:
-        """See `Runtime.caveats`: the CPU's share in INT8 and FP16 figures."""
+        """See `Runtime.caveats`: remarks on INT8 and FP16 figures of the CPU."""
         if device != "cpu":
             return []
         quantized = any(precision.is_quantized for precision in precisions)
@@ -77,7 +77,7 @@ ONNX_RUNTIME = OnnxRuntime(
 
 
 class OnnxRuntimeRunner(Runner):
-    """A runner of an ONNX file, on the CPU unless another execution provider is asked for.
+    """A runner of an ONNX file, on the CPU unless another execution provider is requested.
 
     Args:
         path: the ONNX file.
@@ -87,8 +87,9 @@ class OnnxRuntimeRunner(Runner):
         widen: on the CPU, compute FP16 tensors in FP32, which is faster there; an FP16 file over 1 GiB runs as it is.
 
     Raises:
-        EngineError: the file is missing, damaged, or its inputs are not integers.
-        BackendError: ONNX Runtime is not installed, or a provider is not available.
+        EngineError: the file is missing or damaged, has no input or output, or its inputs are not integers.
+        MissingPackageError: ONNX Runtime or protobuf is not installed.
+        BackendError: a provider is not available or could not start.
     """
 
     runtime = ONNX_RUNTIME
@@ -129,8 +130,8 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError(f"ONNX Runtime has no {', '.join(absent)} here; available: {', '.join(available)}")
         options = self._ort.SessionOptions()
         options.log_severity_level = _SILENT
-        # Idle threads that spin take the cores from all other work in this process: timed in turn with another
-        # session, FP32 took twice as long as alone (2 cores, 1x128).
+        # Idle threads that spin occupy the cores. Timed in turn with another session, FP32 took twice as long as alone
+        # (2 cores, 1x128).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -146,7 +147,7 @@ class OnnxRuntimeRunner(Runner):
         return session
 
     def _model(self, path: Path) -> bytes | str:
-        """Return the model for the CPU: the rewritten graph, or the name of a checked file that needs no rewrite."""
+        """Return the model for the CPU: the rewritten graph, or the path of a checked file that needs no rewrite."""
         if not (self.precision.is_quantized or (self._widen and self.precision.is_half)):
             return _checked(path)
         try:
@@ -161,7 +162,7 @@ class OnnxRuntimeRunner(Runner):
         return self._run(self._session, arrays)
 
     def layer_times(self, arrays: Mapping[str, np.ndarray], iterations: int = 10) -> list[LayerTime]:
-        """See `ProfiledRunner`: nodes of the graph as ONNX Runtime fused it, in another session."""
+        """See `ProfiledRunner`. The layers are the nodes of the graph after ONNX Runtime fused them, in another session."""
         with tempfile.TemporaryDirectory() as folder:
             session: Any = None if self._session is None else self._open(*self._source, Path(folder) / "trace")
             for _ in range(1 + iterations):
@@ -179,7 +180,7 @@ class OnnxRuntimeRunner(Runner):
             raise BackendError(f"ONNX Runtime refused the batch: {one_line(error)}") from error
         if not isinstance(logits, np.ndarray) or logits.dtype.kind not in "fiub":
             raise EngineError(
-                f"{self._source[0]}: its output {printable(self._output)} holds no numbers; export the model again"
+                f"{self._source[0]}: its output {printable(self._output)} is not numeric; export the model again"
             )
         return np.asarray(logits, dtype=np.float32)
 
@@ -189,7 +190,7 @@ class OnnxRuntimeRunner(Runner):
 
 
 def _checked(path: Path) -> str:
-    """Return the name of a file after `check_file`."""
+    """Check a file with `check_file` and return its path."""
     check_file(path)
     return str(path)
 
@@ -205,7 +206,7 @@ def import_onnxruntime() -> Any:
 
 
 def read_trace(path: Path) -> dict[str, list[float]]:
-    """Read the file that `InferenceSession.end_profiling` wrote: node -> ms, batch after batch, in the order of running.
+    """Return the times in a file of `InferenceSession.end_profiling`: node -> ms, batch after batch, in order of execution.
 
     Events have Chrome's trace format, ``dur`` in microseconds ("Profiling Tools" in ONNX Runtime's documentation).
 

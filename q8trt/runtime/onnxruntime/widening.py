@@ -1,8 +1,7 @@
-"""FP16 and BF16 graphs in FP32, for a CPU whose kernels are slow in 16 bits, or do not exist.
+"""FP16 and BF16 graphs in FP32, for a CPU whose 16-bit kernels are slow or missing.
 
-Every FP16 number is an FP32 number, so constants keep their values, limits such as -65504 in a mask among them, and integers of
-quantized weights and their scales do not change. Answers differ by the rounding that FP32 spares; a sum that would
-overflow in FP16 is finite.
+FP32 represents every FP16 and BF16 number, so all constants keep their values: limits such as -65504 in a mask, integers of
+quantized weights, and their scales. Answers differ because FP32 rounds less, and a sum that would overflow in FP16 is finite.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from q8trt.files.onnx import graphs_of
 from q8trt.files.onnx.messages import BFLOAT16, FLOAT, FLOAT16, set_array
 
 _HALVES = (FLOAT16, BFLOAT16)
-#: Attributes that hold a type of tensors: of Cast, of operators that fill a tensor, of quantizers and of attention.
+#: Attributes that name a tensor type: of Cast, of operators that fill a tensor, of quantizers and of attention.
 _TYPE_ATTRIBUTES = frozenset({
     "to", "dtype", "output_dtype", "output_datatype", "stash_type", "precision", "softmax_precision"
 })  # fmt: skip
 
 
 def widen(model: Any) -> int:
-    """Turn, in place, every 16-bit float of a ModelProto into FP32: constants, casts, and the types of inputs and outputs.
+    """Change, in place, every 16-bit float type of a ModelProto to FP32, in constants, casts, inputs and outputs.
 
     Returns:
         number of tensors, attributes and declared types changed.

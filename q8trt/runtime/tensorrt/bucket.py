@@ -1,7 +1,8 @@
 """The execution context, stream, buffers, events and CUDA graph of one optimization profile.
 
-Nothing is allocated while batches run: buffers are as large as the profile's largest shape. A context is switched to its
-profile once, because switching waits for the GPU. See "Performing Inference" and "CUDA Graphs" in TensorRT's documentation.
+No device or pinned memory is allocated while batches run, because buffers fit the profile's largest shape. A context is switched
+to its profile once, because switching waits for the GPU. See "Performing Inference" and "CUDA Graphs" in TensorRT's
+documentation.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class Bucket:
     Args:
         engine: the engine.
         index: the index of the profile.
-        profiler: a `trt.IProfiler` of single layers; no CUDA graph is captured then.
+        profiler: a `trt.IProfiler` of single layers; with it, no CUDA graph is captured.
 
     Raises:
-        BackendError: memory is short, or the library refused; nothing stays allocated.
+        BackendError: there is not enough memory, or the library refused a call; nothing stays allocated.
     """
 
     def __init__(self, engine: SharedEngine, index: int, profiler: Any = None) -> None:
@@ -84,12 +85,12 @@ class Bucket:
         """Run one batch and wait for it.
 
         Args:
-            batch: for each input an integer array of the host or a `DeviceArray`.
+            batch: for each input an integer array on the host or a `DeviceArray`.
             shape: their common (batch, sequence).
             started: the time at which the call began, by `time.perf_counter`; None without timing.
 
         Returns:
-            logits, float32, shaped as `Runner.infer` says, on the host; and the timing, or None.
+            logits, float32, on the host, with the shape that `Runner.infer` returns; and the timing, or None.
         """
         cuda, stream, timed = self._cuda, self.stream, started is not None
         addresses, copies = {}, []
@@ -131,18 +132,18 @@ class Bucket:
             self._cuda.cudaEventRecord(self._events[index], self.stream)
 
     def _wait_for(self, array: DeviceArray) -> None:
-        """Make the stream wait for the work that makes `array`."""
+        """Make the stream wait for the work that produces `array`."""
         if array.stream is not None:
             self._cuda.cudaEventRecord(self._produced, array.stream)
             self._cuda.cudaStreamWaitEvent(self.stream, self._produced, 0)
 
     def _launch(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> bool | None:
-        """Enqueue a batch; return whether a captured CUDA graph did it, or `SharedEngine.graph_state`.
+        """Enqueue a batch; return True if a captured CUDA graph was launched, else `SharedEngine.graph_state`.
 
         The first batch of a shape is enqueued without a graph, because TensorRT then updates state that depends on the shape,
         and that must not be captured (TensorRT documentation, "CUDA Graphs"). The second batch in a row is captured. It and
         all following ones are launched from the graph, until the shape or the addresses change. So alternating shapes never
-        pay for a capture that is used once.
+        capture a graph that is used only once.
         """
         wanted = (shape, tuple(addresses.values()))
         if wanted == self._bound and self._captures and (self._graph is not None or self._capture()):
@@ -155,7 +156,7 @@ class Bucket:
         return self._engine.graph_state
 
     def _bind(self, shape: tuple[int, ...], addresses: Mapping[str, int]) -> None:
-        """Set the shapes and addresses of the context, and delete a graph of other ones."""
+        """Set the shapes and addresses of the context, and delete the graph of the previous ones."""
         self._drop_graph()
         self._bound = None
         ask, context = self._engine.ask, self._context

@@ -28,7 +28,7 @@ _NO_DRIVER = (
 class CheckedCuda:
     """`cuda.bindings.runtime` whose functions raise BackendError instead of returning an error code.
 
-    `cuda.cudaMalloc(n)` returns only the pointer. A function with several results returns a tuple, one without results None.
+    `cuda.cudaMalloc(n)` returns only the pointer. A function with several results returns a tuple; without results, None.
     Constants, such as `cudaHostAllocPortable`, are passed through.
     """
 
@@ -115,7 +115,7 @@ class Handles:
 
 
 def attempt(function: Callable[[Any], Any], handle: Any) -> None:
-    """Call `function` while closing. After a CUDA error all later calls fail too; they must not hide the first error."""
+    """Call `function` while closing, and log an error. Calls after a CUDA error also fail and must not hide the first one."""
     try:
         function(handle)
     except BackendError as error:
@@ -123,5 +123,5 @@ def attempt(function: Callable[[Any], Any], handle: Any) -> None:
 
 
 def text(name: bytes | str) -> str:
-    """Return a name of cuda-python as text: it is bytes, in some versions padded with zeros."""
+    """Return a name of cuda-python as text. It may be bytes, in some versions padded with zeros."""
     return (name.decode() if isinstance(name, bytes) else name).rstrip("\0")

@@ -1,8 +1,8 @@
 """Arrays of other libraries on the GPU, read in place.
 
 torch, CuPy, JAX and PyCUDA describe their memory by DLPack (https://dmlc.github.io/dlpack) or by
-``__cuda_array_interface__`` (Numba documentation, "CUDA Array Interface"). DLPack comes first: it makes the producer's
-work precede ours, which version 2 of the interface cannot.
+``__cuda_array_interface__`` (Numba documentation, "CUDA Array Interface"). DLPack is preferred, because it makes our stream wait
+for the producer's work, which version 2 of the interface cannot.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class DeviceArray:
         dtype: the name of its type, such as "int32".
         device: the index of its GPU.
         strides: elements between neighbors along each axis; None for a C-contiguous array.
-        stream: the stream whose work makes it and must finish first; None if there is none.
+        stream: the stream whose work produces the array and must finish first; None if there is none.
         owner: the object that keeps the memory from being freed.
     """
 
@@ -70,7 +70,7 @@ class DeviceArray:
 
 
 def is_on_device(array: Any) -> bool:
-    """Return whether an array says, by either protocol, that it is not on the host."""
+    """Return whether an array reports, by either protocol, that it is not on the host."""
     if isinstance(array, np.ndarray):
         return False
     if hasattr(array, "__dlpack_device__"):
@@ -95,11 +95,12 @@ def on_gpu(
         array: anything.
         dtype: the type that the engine reads.
         device: the engine's GPU.
-        stream: the CUDA stream that will read it; a DLPack producer makes its work precede.
+        stream: the CUDA stream that will read it; a DLPack producer makes this stream wait for its work.
         cuda: the CUDA runtime.
 
     Raises:
-        DataError: it is on another GPU or device, its type is not `dtype`, or it is not C-contiguous.
+        DataError: the array is on another GPU or device, reports a GPU but has host memory, has a type other than `dtype`, or
+            is not C-contiguous.
     """
     view = _view(name, array, stream, cuda)
     if view is None:
@@ -126,12 +127,12 @@ def _view(name: str, array: Any, stream: int, cuda: CheckedCuda) -> DeviceArray 
         return _from_interface(name, array, cuda)
     kind = int(array.__dlpack_device__()[0])
     if kind not in (_CUDA, _CUDA_MANAGED):
-        raise DataError(f"{name} is on a device of DLPack's type {kind}; give it on the host or on an NVIDIA GPU")
+        raise DataError(f"{name} is on a device of DLPack's type {kind}; pass an array on the host or on an NVIDIA GPU")
     return _from_dlpack(array.__dlpack__(stream=stream))
 
 
 def _from_dlpack(capsule: Any) -> DeviceArray:
-    """Read a DLPack capsule without consuming it: it frees the memory when it is collected."""
+    """Read a DLPack capsule without consuming it, so that the capsule frees the memory when it is collected."""
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _DLTensor.from_address(get_pointer(capsule, b"dltensor"))
@@ -156,7 +157,7 @@ def _from_interface(name: str, array: Any, cuda: CheckedCuda) -> DeviceArray:
         int(cuda.cudaMemoryType.cudaMemoryTypeDevice),
         int(cuda.cudaMemoryType.cudaMemoryTypeManaged),
     ):
-        raise DataError(f"{name} says that it is on a GPU, but its memory is the host's: pass it as a NumPy array")
+        raise DataError(f"{name} reports that it is on a GPU, but its memory is on the host; pass it as a NumPy array")
     strides = described.get("strides")
     return DeviceArray(
         pointer=pointer,

@@ -20,13 +20,13 @@ from q8trt.runtime.tensorrt.runtime_cache import RuntimeCache, runtime_cache_pat
 
 
 class SharedEngine:
-    """An `ICudaEngine` with a count of its users: `retain` adds one, `release` removes one; the last one frees it.
+    """An `ICudaEngine` with a count of its users. `retain` adds a user and `release` removes one; the last one frees it.
 
     Attributes:
         backend: the TensorRT package.
         cuda: the CUDA runtime.
-        device: the index of the GPU, and `gpu` its name.
-        input_names: the inputs in the plan's order; `output_names` the outputs, of which `logits` is the result.
+        device: the index of the GPU; `gpu` is its name.
+        input_names: the inputs in the plan's order; `output_names` are the outputs, of which `logits` is the result.
         dtypes: the NumPy type of each tensor.
         profiles: the optimization profiles.
         captures: whether the runner captures CUDA graphs. TensorRT-RTX captures its own, after it has compiled the
@@ -97,7 +97,7 @@ class SharedEngine:
         self.profiles = tuple(ShapeProfile(*map(tuple, each)) for each in shapes)
 
     def _runtime_config(self, specialization: str, cuda_graph: bool) -> Any:
-        """Return how TensorRT-RTX compiles kernels at run time, and whether it captures CUDA graphs."""
+        """Return the configuration of how TensorRT-RTX compiles kernels at run time and whether it captures CUDA graphs."""
         trt = self.backend.module
         config = self.ask(self._engine.create_runtime_config)
         strategies = trt.DynamicShapesKernelSpecializationStrategy
@@ -107,10 +107,10 @@ class SharedEngine:
         return config
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return the result of a function of the library. Null and False mean that it refused.
+        """Return the result of a function of the library. None and False mean that the library refused the call.
 
         Raises:
-            BackendError: it refused or raised; the message quotes the line that it logged last.
+            BackendError: the function refused or raised; the message quotes the last error that the library logged.
         """
         try:
             answer = function(*arguments)
@@ -125,10 +125,10 @@ class SharedEngine:
         return answer
 
     def new_context(self, profiler: Any = None) -> Any:
-        """Create an execution context, from any thread. Its memory is that of the profile it is switched to.
+        """Create an execution context. Any thread may call this. The memory fits the profile that the context is switched to.
 
         Args:
-            profiler: a `trt.IProfiler` that each batch reports its layers to; such a context launches no CUDA graph.
+            profiler: a `trt.IProfiler` that receives the layers of each batch; such a context launches no CUDA graph.
         """
         with self._lock:
             config = self._config
@@ -145,7 +145,7 @@ class SharedEngine:
         return context
 
     def save_runtime_cache(self) -> None:
-        """Save the compiled kernels. TensorRT compiles nothing at run time."""
+        """Save the kernels that TensorRT-RTX compiled. Do nothing for TensorRT, which compiles none at run time."""
         with self._lock:
             if self._cache is not None:
                 self._cache.save()
@@ -177,7 +177,7 @@ class SharedEngine:
 
 
 def layer_profiler(trt: Any) -> Any:
-    """Return a `trt.IProfiler` whose `reports` are layer -> ms, batch after batch, in the order in which layers first ran."""
+    """Return a `trt.IProfiler` with `reports`: layer -> ms, batch after batch, in the order in which layers first ran."""
     base: Any = trt.IProfiler
 
     class LayerProfiler(base):

@@ -1,10 +1,10 @@
-"""Run a plan on TensorRT or TensorRT-RTX, with CUDA called through cuda-python: serving an engine needs no torch.
+"""Run a plan on TensorRT or TensorRT-RTX. CUDA is called through cuda-python, so serving an engine needs no torch.
 
 The plan is deserialized once (`engine`); each optimization profile has a context, a stream, buffers and a CUDA graph
 (`bucket`). A batch goes pinned host memory -> device buffers -> `execute_async_v3` or the graph -> pinned host memory ->
 logits, all on the profile's stream. Arrays on the GPU are read in place. Importing this module imports neither package.
 
-A runner belongs to one thread at a time. For more threads over the same engine, each takes a `fork`::
+Only one thread at a time may use a runner. To use an engine in several threads, give each thread a `fork`::
 
     with TensorRTRunner("model.plan", "int8") as runner, ThreadPoolExecutor(8) as pool:
         forks = [runner.fork() for _ in range(8)]
@@ -44,7 +44,7 @@ from q8trt.runtime.timing.layers import LayerTime, median_times
 
 
 class TensorRT(EngineRuntime):
-    """One of the two packages, which offer the same API."""
+    """TensorRT or TensorRT-RTX, two packages with the same API."""
 
     def obstacles(self, folder: Path, manifest: Manifest, shapes: Sequence[Shape] = ()) -> list[Problem]:
         """See `EngineRuntime.obstacles`."""
@@ -66,7 +66,7 @@ TENSORRT = TensorRT(
     triton=TritonBackend("tensorrt_plan", ("cuda",)),
     aliases=("trt",),
 )
-#: It launches from CUDA graphs of its own and does not report them.
+#: TensorRT-RTX captures its own CUDA graphs and does not report their launches.
 TENSORRT_RTX = TensorRT(
     "tensorrt_rtx",
     TITLES["tensorrt_rtx"],
@@ -79,16 +79,16 @@ _RUNTIMES = {runtime.name: runtime for runtime in (TENSORRT, TENSORRT_RTX)}
 
 
 class TensorRTRunner(Runner):
-    """A runner of a serialized plan. It allocates the memory of all batches when it opens, and none while they run.
+    """A runner of a serialized plan. It allocates all device and pinned memory when it opens, and none while batches run.
 
     Args:
         plan_path: the plan.
         precision: of the plan, or its name; for reports.
-        backend: the name of the package that built the plan; default as `find_backend`.
+        backend: the name of the package that built the plan; None for the package that `find_backend` chooses.
         device: index of the CUDA device.
         options: CUDA graphs, and what TensorRT-RTX compiles at run time.
         host_code: allow a plan with code for the host, such as a version-compatible plan with its lean runtime. Such a plan
-            is a program, so load it only if you trust its author. TensorRT's lean runtime can load it, too.
+            is a program, so load it only if you trust its author. TensorRT's lean runtime can also load it.
 
     Attributes:
         profiles: the plan's optimization profiles; a batch runs in the smallest one that accepts it.
@@ -136,7 +136,7 @@ class TensorRTRunner(Runner):
         The runners can be closed in any order. The last one frees the engine.
 
         Raises:
-            BackendError: this runner is closed, or memory is short.
+            BackendError: this runner is closed, or there is not enough memory.
         """
         with self._busy:
             self._open()
@@ -157,13 +157,13 @@ class TensorRTRunner(Runner):
         return self._infer(arrays, None)[0]
 
     def infer_timed(self, arrays: Mapping[str, Any]) -> Timing:
-        """See `TimedRunner`: CUDA events around the copies and the kernels. Raises as `infer`."""
+        """See `TimedRunner`. CUDA events measure the copies and the kernels. Raises the same errors as `infer`."""
         timing = self._infer(arrays, time.perf_counter())[1]
         assert timing is not None
         return timing
 
     def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
-        """See `ProfiledRunner`: by `trt.IProfiler`, in another context and without CUDA graphs."""
+        """See `ProfiledRunner`. `trt.IProfiler` measures the layers in another context, without CUDA graphs."""
         with self._held():
             shape, index = self._shape_and_profile(arrays)
             profiler = layer_profiler(self._engine.backend.module)
@@ -194,12 +194,12 @@ class TensorRTRunner(Runner):
             self._busy.release()
 
     def _shape_and_profile(self, arrays: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
-        """Return the (batch, sequence) of a batch, and the index of the profile that takes it."""
+        """Return the (batch, sequence) of a batch, and the index of the smallest profile that accepts it."""
         shape = common_shape({name: shape_of(each) for name, each in self.needed(arrays).items()})
         index = covering(self.profiles, shape)
         if index is None:
-            taken = show_profiles(self.profiles)
-            raise DataError(f"the batch has shape {shape}; the plan takes (batch, sequence) from {taken}")
+            accepted = show_profiles(self.profiles)
+            raise DataError(f"the batch has shape {shape}; the plan accepts (batch, sequence) from {accepted}")
         return shape, index
 
     def _batch(self, arrays: Mapping[str, Any], bucket: Bucket) -> dict[str, np.ndarray | DeviceArray]:
@@ -212,7 +212,7 @@ class TensorRTRunner(Runner):
             return on_device
         host = np.asarray(array)
         if host.dtype.kind not in "iub":
-            raise DataError(f"{name} is {host.dtype}; the engine takes integers")
+            raise DataError(f"{name} is {host.dtype}; the engine accepts integers")
         return host
 
     def _open(self) -> None:
@@ -220,7 +220,7 @@ class TensorRTRunner(Runner):
             raise BackendError(f"this {self._engine.backend.title} runner is closed")
 
     def save_runtime_cache(self) -> None:
-        """Save the kernels that TensorRT-RTX has compiled. `close` does this too; use it in services that are killed."""
+        """Save the kernels that TensorRT-RTX compiled, as closing the last runner does. Call it in a service that is killed."""
         self._engine.save_runtime_cache()
 
     @property

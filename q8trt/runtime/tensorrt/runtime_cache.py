@@ -1,8 +1,8 @@
 """The kernels that TensorRT-RTX compiles at run time, saved between starts.
 
-A plan of TensorRT-RTX holds no machine code for a GPU. Kernels are compiled when they are first needed. A file holds the kernels
-of one plan, version and GPU, and the library refuses a file of another environment. See "Working with Runtime
-Cache" in TensorRT-RTX's documentation.
+A plan of TensorRT-RTX has no machine code for a GPU. Kernels are compiled when they are first needed. A file has the kernels of
+one plan, version and GPU, and the library refuses a file of another environment. See "Working with Runtime Cache" in
+TensorRT-RTX's documentation.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class RuntimeCache:
 
     Attributes:
         path: the file.
-        state: "new", or "loaded" if the library took the file's content.
+        state: "new", or "loaded" if the library accepted the content of the file.
     """
 
     def __init__(self, runtime_config: Any, path: Path) -> None:
-        """Set the cache of a `trt.IRuntimeConfig`, filled from `path` if that is usable."""
+        """Set the cache of a `trt.IRuntimeConfig`, filled from `path` if that file is usable."""
         self.path, self.state = path, "new"
         self._cache = runtime_config.create_runtime_cache()
         self._saved = _read(path)
@@ -52,7 +52,7 @@ class RuntimeCache:
             _log.warning("runtime cache %s was refused; kernels are compiled again at every start", self.path)
 
     def save(self) -> None:
-        """Write the file if anything was compiled since the last time. If the folder cannot be written, log a warning.
+        """Write the file if anything was compiled since the last call. If the file cannot be written, log a warning.
 
         The file is replaced atomically. If two processes save at the same time, the file of the later one stays.
         """

@@ -59,7 +59,11 @@ class TimingConfig:
         show=lambda shapes: ",".join(map(show, shapes)),
     )
     warmup: int = option(5, "iterations of each engine and shape before the timed ones", values=at_least(0))
-    iterations: int = option(30, "minimum of timed iterations of each engine and shape", values=at_least(1))
+    iterations: int = option(
+        30,
+        "timed iterations of each engine and shape; --duration adds more, and --max_seconds may end them earlier",
+        values=at_least(1),
+    )
     duration_s: float = option(
         0.0, "time each shape for at least this many seconds, all engines together", flag="duration", metavar="S"
     )
@@ -86,5 +90,5 @@ class TimingConfig:
 
     @property
     def rounds(self) -> int:
-        """Rounds of one iteration per runner, over all shapes: what `measure` reports to ``on_progress`` in total."""
+        """Rounds of one iteration per runner, over all shapes, as `measure` reports them to ``on_progress`` in total."""
         return len(self.shapes) * (self.warmup + self.iterations)

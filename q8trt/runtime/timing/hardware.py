@@ -1,4 +1,4 @@
-"""The peak rates of GPUs, and a warning where a clock moved while figures were taken."""
+"""The peak rates of GPUs, and a warning if a clock moved while figures were taken."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from q8trt.quantization.precision import Precision
 
 @dataclass(frozen=True)
 class Peak:
-    """Dense tensor-core peaks of a GPU at its boost clock, in 10^12 operations per second; sparsity is left out.
+    """Dense tensor-core peaks of a GPU at its boost clock, in 10^12 operations per second, without sparsity.
 
     Attributes:
-        pattern: the GPU's name in the driver, as a regular expression.
+        pattern: a regular expression that is searched for in the driver's name of the GPU.
         int8: INT8 products, INT32 sums.
         fp16: FP16 products, FP32 sums; on GeForce cards a kernel that sums in FP16 can exceed it.
-        source: the document that says so.
+        source: the document with the peaks.
     """
 
     pattern: str
@@ -28,7 +28,7 @@ class Peak:
 
 _ADA = "NVIDIA Ada GPU Architecture whitepaper v2.02, appendix A"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU Architecture whitepaper v1.1, appendix A"
-#: The first pattern that matches counts, so the special cases come before the general ones.
+#: The first pattern that matches is used, so special cases come before general ones.
 PEAKS = (
     Peak(r"H200 NVL|H100 NVL", 1671, 835, "NVIDIA H100 and H200 NVL datasheets, half of the figures with sparsity"),
     Peak(r"H100 PCIe", 1513, 756, "NVIDIA H100 datasheet, half of the figures with sparsity"),
@@ -48,7 +48,7 @@ PEAKS = (
 def peak_tops(device: str, precision: Precision) -> float | None:
     """Return the peak of `device`, a name of the driver, at `precision`.
 
-    None for a CPU, an unknown GPU, and FP32, whose peak depends on TF32.
+    Return None for a CPU, an unknown GPU, and FP32, whose peak depends on TF32.
     """
     peak = _peak(device)
     if peak is None or precision == Precision.FP32:
@@ -67,7 +67,7 @@ def _peak(device: str) -> Peak | None:
 
 
 def clock_warning(states: list[GpuState]) -> str | None:
-    """Return a warning if the clock of a GPU moved by more than 5% between states under load; None if it held."""
+    """Return a warning if the SM clock moved by more than 5% between states under load; None if not, or if it is unknown."""
     clocks = [state.sm_clock_mhz for state in states if state.sm_clock_mhz]
     if not clocks or max(clocks) <= 1.05 * min(clocks):
         return None

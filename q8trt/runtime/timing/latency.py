@@ -1,12 +1,12 @@
 """Latency and throughput of runners, as trtexec defines them.
 
-The speed of a machine changes: clocks step down, other processes start. So runners take turns, one iteration each. A change
-then affects all of them, and the ratio of two medians is reliable even if the medians are not.
+The speed of a machine changes, because clocks step down and other processes start. So runners take turns, one iteration each. A
+change then affects all of them, and the ratio of two medians is reliable even if the medians are not.
 
 Definitions (TensorRT documentation, "Performance Benchmarking using trtexec"): *latency* is H2D + GPU compute + D2H of one
-query, *GPU compute* the kernels alone, *enqueue* the host's time to launch them, *host wall time* from the call to the logits;
-*throughput* is queries over the sum of their host wall times. A query is one batch. If a runner has no device timings
-(CPU), latency is the host wall time.
+query, *GPU compute* is the kernels alone, *enqueue* is the host's time to launch them, and *host wall time* is from the call to
+the logits. *Throughput* is queries over the sum of their host wall times. A query is one batch. If a runner has no device
+timings (CPU), latency is the host wall time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ WHAT_IS_TIMED_ON_DEVICES = (
 )
 #: The parts of a query that a runner with device timings reports, in the order in which they are shown.
 PARTS = ("h2d", "gpu", "d2h", "enqueue", "host")
-#: Thresholds of trtexec's warnings.
+#: Thresholds of trtexec's warnings: enqueue over GPU compute, and the GPU compute's standard deviation over its mean.
 _ENQUEUE_BOUND = 0.8
 _UNSTABLE_GPU_VARIATION = 0.01
+#: p95 over the median, for runners without device timings, which trtexec does not have.
 _UNSTABLE_SPREAD = 1.2
 _UNSTABLE = "unstable"
 
@@ -44,7 +45,7 @@ Inputs = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Spread:
-    """The distribution of one time over the iterations, ms; percentiles interpolate linearly, ``std_ms`` is the population's."""
+    """The distribution of a time over the iterations, in ms. Percentiles interpolate linearly; ``std_ms`` divides by N."""
 
     median_ms: float
     mean_ms: float
@@ -73,14 +74,14 @@ class Latency(Spread):
     Attributes:
         batch: rows of a query, of `sequence` tokens each.
         iterations: queries timed.
-        queries_per_s: queries over the sum of their host wall times; `samples_per_s` is `batch` times that.
+        queries_per_s: queries over the sum of their host wall times; `samples_per_s` is `batch` times this rate.
         clock: the kind of latency: "device" (H2D + GPU + D2H) or "host" (wall time).
         parts: the `PARTS` of a query; {} without device timings.
         cuda_graph: whether each query was launched from a CUDA graph; None if the runner does not report it.
         transfers: whether the latency includes copies to and from the device; None if the runner does not time them.
         gemm_tops: matrix products of the model, 10^12 operations a second, over `compute_ms`; None if the model's work is
             not known.
-        peak_share: `gemm_tops` over the GPU's peak at this precision; None if that is not known.
+        peak_share: `gemm_tops` over the GPU's peak at this precision; None if either is not known.
         warnings: reasons to doubt the figure.
     """
 
@@ -109,7 +110,7 @@ class Latency(Spread):
 
     @property
     def compute_ms(self) -> float:
-        """The median time of the arithmetic: GPU compute if it is known, else the latency."""
+        """The median time of the arithmetic, in ms: GPU compute if it is known, else the latency."""
         return self.parts["gpu"].median_ms if "gpu" in self.parts else self.median_ms
 
 
@@ -117,7 +118,7 @@ def spread(milliseconds: Sequence[float]) -> Spread:
     """Return the distribution of times of single iterations, in ms.
 
     Raises:
-        ValueError: no times, or one that is negative or not finite.
+        ValueError: there are no times, or one is negative or not finite.
     """
     ms = np.asarray(milliseconds, dtype=np.float64)
     if not ms.size or not np.all(np.isfinite(ms) & (ms >= 0)):
@@ -138,7 +139,7 @@ def summarize(
         parts: the `PARTS` of the same iterations in ms, if the runner has them; the latency is then H2D + GPU + D2H.
 
     Raises:
-        ValueError: no times, or one that is not positive and finite.
+        ValueError: there are no times, or one is not positive and finite.
     """
     times = np.asarray(seconds, dtype=np.float64)
     if not times.size or not np.all(np.isfinite(times) & (times > 0)):
@@ -163,7 +164,7 @@ def summarize(
 
 
 def _warnings(latency: Spread, parts: Mapping[str, Spread]) -> Iterator[TimingWarning]:
-    """Yield what makes the figure doubtful, in the terms of trtexec."""
+    """Yield the reasons to doubt the figure, most of them in the terms of trtexec."""
     if parts:
         gpu = parts["gpu"]
         if parts["enqueue"].median_ms > _ENQUEUE_BOUND * gpu.median_ms:
@@ -190,8 +191,8 @@ def random_inputs(
     Every sequence has full length, so no runtime gains by skipping padding. The same arguments give the same arrays.
 
     Raises:
-        ConfigError: a size below 1.
-        DataError: an input that is not one of BERT's three.
+        ConfigError: a size is below 1.
+        DataError: an input is not one of BERT's three.
     """
     if min(batch, sequence, vocab_size) < 1:
         raise ConfigError(f"batch {batch}, sequence {sequence}, vocab_size {vocab_size}: expected 1 or more of each")
@@ -210,15 +211,15 @@ def random_inputs(
 def turns(count: int, number: int) -> list[int]:
     """Return the order of `count` runners in round `number`.
 
-    The start rotates and the direction alternates. So each runner has each position equally often, and none always follows the
-    same neighbor, whose data fill the caches.
+    The start rotates and the direction alternates. So each runner has each position equally often, and no runner always follows
+    the same neighbor, which leaves its data in the caches.
     """
     step = -1 if number % 2 else 1
     return [(number + step * turn) % count for turn in range(count)]
 
 
 class Stopwatch:
-    """Times queries of one runner: by its device timings if it has them, else by the clock around `Runner.infer`."""
+    """A stopwatch for queries of one runner. It uses device timings if the runner has them, else a clock around `infer`."""
 
     def __init__(self, runner: Runner, clock: Clock) -> None:
         self._runner, self._clock = runner, clock
@@ -256,7 +257,7 @@ def _measure_shape(
     """Return a stopwatch for each runner, with the same number of iterations."""
     warm, timed = ([Stopwatch(runner, clock) for runner in runners] for _ in range(2))
     deadline = clock() + config.max_seconds
-    # Warm-up takes at most a quarter of the time: timed iterations are worth more for a slow model.
+    # Warm-up uses at most a quarter of the time, because a slow model needs it for timed iterations.
     warm_by = deadline - 0.75 * config.max_seconds
     done = 0
     for number in range(config.warmup):
@@ -268,7 +269,7 @@ def _measure_shape(
         progress(1)
     number, until = 0, clock() + config.duration_s
     while number < config.iterations or clock() < until:
-        # Two rounds at least, one in each direction.
+        # At least two rounds, one in each direction.
         if number >= 2 and clock() >= deadline:
             break
         for index in turns(len(runners), number):
@@ -291,19 +292,19 @@ def measure(
     clock: Clock = time.perf_counter,
     on_shape: Callable[[], None] | None = None,
 ) -> list[list[Latency]]:
-    """Time `runners` against each other, shape by shape, interleaved: one iteration each per round.
+    """Time `runners` side by side, shape by shape, with one iteration of each runner per round.
 
     Every runner gets the same arrays. After ``max_seconds`` a shape ends with the current round, so all runners have the same
-    number of iterations. One warm-up round (if there are any) and two timed rounds always run.
+    number of iterations. One warm-up round and two timed rounds always run, unless `config` has fewer.
 
     Args:
-        runners: runners that accept every shape. A `TimedRunner` has device timings; the others are timed around
-            `Runner.infer`, which returns logits on the host: the copies are inside.
+        runners: runners that accept every shape. A `TimedRunner` has device timings. For the others, the time of
+            `Runner.infer` includes the copies, because it returns logits on the host.
         config: shapes, iterations and the limit of time.
         make_inputs: (batch, sequence) -> arrays.
         on_progress: called with a number of rounds done or skipped; they add up to ``config.rounds``.
         clock: seconds, monotonic.
-        on_shape: called after each shape, while the machine is still warm: to look at its clocks.
+        on_shape: called after each shape, while the machine is still warm, for example to read its clocks.
 
     Returns:
         for each runner, in order, one `Latency` per shape.

@@ -18,7 +18,7 @@ class LayerTime:
 
     Attributes:
         name: the runtime's name of the layer; a fused layer has a new name.
-        ms: the median over the batches profiled; layers of one name are added up.
+        ms: the median over the batches profiled; the times of layers with one name are added up.
     """
 
     name: str
@@ -30,9 +30,9 @@ class ProfiledRunner(Protocol):
     """A runner whose runtime has a layer profiler."""
 
     def layer_times(self, arrays: Mapping[str, Any], iterations: int = 10) -> list[LayerTime]:
-        """Run one batch `iterations` times, after one that does not count; return the layers in the order they ran in.
+        """Run a batch `iterations` times after one warm-up, and return the layers in the order in which they ran.
 
-        A profiled batch takes longer than `Runner.infer`: the times are shares and no latency.
+        A profiled batch takes longer than `Runner.infer`, so the times are shares and not a latency.
 
         Raises:
             DataError, BackendError: as `Runner.infer`; BackendError also if the runtime reports no layer.
@@ -45,7 +45,7 @@ class LayerTimes:
 
     Attributes:
         batch: rows, of `sequence` tokens each.
-        iterations: batches profiled.
+        iterations: batches profiled, without the warm-up.
         layers: the layers, in the order in which they ran.
     """
 
@@ -56,7 +56,7 @@ class LayerTimes:
 
     @property
     def total_ms(self) -> float:
-        """All layers together; more than the latency, because the profiler takes its time, too."""
+        """The sum of all layers, in ms; more than the latency, because profiling takes time."""
         return sum(layer.ms for layer in self.layers)
 
 
@@ -69,7 +69,7 @@ def measure_layers(
     """Profile each of `runners` at one (batch, sequence).
 
     Returns:
-        for each runner its layers, or why there are none: a profiler that fails costs its own figures alone.
+        for each runner its layers, or the reason if its profiler failed or is missing; other runners are still profiled.
     """
     return [_measure(runner, shape, make_inputs, iterations) for runner in runners]
 
@@ -86,10 +86,10 @@ def _measure(
 
 
 def median_times(reports: Mapping[str, Sequence[float]], batches: int, profiler: str) -> list[LayerTime]:
-    """Return the median time of each layer over the batches after the first one, during which memory is taken.
+    """Return the median time of each layer over the batches after the first, which allocates memory.
 
     Args:
-        reports: layer -> its times in ms, batch after batch; each batch has as many as layers have the name.
+        reports: layer -> its times in ms, batch after batch; a batch has one time for each layer of that name.
         batches: the number of batches, 2 or more.
         profiler: its name, for the message.
 
@@ -107,10 +107,10 @@ def median_times(reports: Mapping[str, Sequence[float]], batches: int, profiler:
 
 
 def by_kind(times: LayerTimes) -> list[tuple[str, float, int]]:
-    """Add up layers whose names differ in a number alone, as those of the encoder's layers do.
+    """Add up layers whose names differ only in the number after ``layer.`` or ``layer_``.
 
     Returns:
-        (name with ``*`` instead of the number, ms, number of layers), the longest first.
+        (name with ``*`` instead of the number, ms, number of layers), the slowest first.
     """
     sums: dict[str, tuple[float, int]] = {}
     for layer in times.layers:

@@ -1,8 +1,8 @@
 """The throughput of a data set with length buckets and without, in one interleaved run.
 
-With buckets, rows are sorted by length and each batch is as long as the smallest bucket that holds it
-(`q8trt.tasks.data.bucketed_batches`); without, every batch is padded to the longest length. Batches of both kinds, of every
-runner, take turns, so that the ratio holds on a noisy machine.
+With buckets, rows are sorted by length, and each batch is padded to the smallest bucket that fits it
+(`q8trt.tasks.data.bucketed_batches`). Without buckets, every batch is padded to the longest length. Batches of both kinds and of
+all runners take turns, so that the ratio is reliable on a noisy machine.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Lengths:
     """One runner's throughput on a data set.
 
     Attributes:
-        rows: rows run, all of the split or those of evenly spaced batches, `batch_size` at a time.
-        buckets: the lengths allowed, in tokens; `fixed` is the one without buckets.
-        mean_tokens: tokens a row before padding.
+        rows: rows that were run, `batch_size` at a time: all of the split, or those of evenly spaced batches.
+        buckets: the lengths allowed, in tokens; `fixed` is the length without buckets.
+        mean_tokens: mean tokens of a row before padding.
         bucket_samples_per_s: rows over the sum of the queries' host wall times, with buckets.
         fixed_samples_per_s: the same, with every batch padded to `fixed`.
     """
@@ -53,10 +53,10 @@ def evenly_spaced(features: Features, count: int) -> Features:
 
 
 def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Features:
-    """Return the rows of at most `count` batches, each from the middle of an equal part of those of the split sorted by length.
+    """Return the rows of at most `count` batches of the split, sorted by length and evenly spaced.
 
-    Batched again, they make the same batches. Few rows spread over all lengths would make batches of unlike lengths, which
-    are mostly padding, and buckets would seem worse than they are.
+    Batched again, these rows make the same batches. A few rows over all lengths would make batches of very different lengths,
+    which are mostly padding, and buckets would seem worse than they are.
     """
     order = np.argsort(features.lengths, kind="stable")
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -67,7 +67,7 @@ def evenly_spaced_batches(features: Features, batch_size: int, count: int) -> Fe
 
 
 def _warm(runners: Sequence[Runner], batches: Sequence[Batch], clock: Clock) -> float:
-    """Run one batch of each shape on each runner; return the seconds of a second run of the last, the longest."""
+    """Run one batch of each shape on each runner; return the seconds that all runners need for the last, longest batch."""
     shapes = {batch.arrays["input_ids"].shape: batch for batch in batches}
     for batch in shapes.values():
         for runner in runners:
@@ -96,9 +96,10 @@ def measure_lengths(
         features: rows of at most `max_length` tokens.
         pad_token_id: the token of the padding.
         max_length: the fixed length, and the longest bucket.
-        batch_size: rows a batch; the last batch may be smaller.
+        batch_size: rows in a batch; the last batch may be smaller.
         buckets: lengths allowed; those above `max_length` are left out.
-        max_seconds: if the time of one batch says that all take longer, evenly spaced batches stand for them.
+        max_seconds: limit of the time. If all batches are estimated to take longer, evenly spaced batches (at least 2) are
+            timed instead.
         on_progress: called with a number of rows; they add up to the rows of `features`.
         clock: seconds, monotonic.
 
@@ -107,7 +108,7 @@ def measure_lengths(
     """
     allowed = buckets_up_to(max_length, buckets)
     probe = list(bucketed_batches(features.take(batch_size), batch_size, pad_token_id, (max_length,)))
-    per_batch = 2 * _warm(runners, probe, clock)  # with buckets and without: an upper bound
+    per_batch = 2 * _warm(runners, probe, clock)  # an upper bound, with buckets and without
     affordable = max(2, int(max_seconds / per_batch)) if per_batch > 0 else len(features)
     rows = evenly_spaced_batches(features, batch_size, affordable)
     kinds = [list(bucketed_batches(rows, batch_size, pad_token_id, lengths)) for lengths in (allowed, (max_length,))]

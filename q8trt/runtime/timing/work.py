@@ -1,11 +1,12 @@
-"""The arithmetic of an encoder: its matrix products are counted, so that a time becomes a rate.
+"""The arithmetic of an encoder. Its matrix products are counted, so that a time can be given as a rate.
 
 For a sequence of S tokens (a multiplication and an addition are 2 operations, as in every vendor's peak figures):
 
     linears     2 S W    W: elements of the weights that each token is multiplied with
     attention   4 S^2 A  A: the width of Q, K and V, summed over the layers; Q K^T and P V take 2 S^2 A each
 
-Pooler and head see one token a sequence, less than 0.01%, and are left out; so are embeddings, softmax, LayerNorm and GELU.
+Pooler and head read one token of a sequence, less than 0.01% of the work. They are left out, as are embeddings, softmax,
+LayerNorm and GELU.
 BERT-base at 128 tokens: 22.35 GFLOP, BERT-large: 78.92.
 """
 
@@ -42,7 +43,7 @@ def work_of_onnx(path: str | Path) -> Work | None:
         path: an ONNX file; its weights are not read.
 
     Raises:
-        EngineError: the file is missing or no ONNX file.
+        EngineError: the file is missing or is not an ONNX file.
     """
     from q8trt.lint.graph import operand, read_graph
     from q8trt.lint.structure import find_structure
@@ -67,7 +68,7 @@ def work_of_onnx(path: str | Path) -> Work | None:
 def rated(latency: Latency, work: Work | None, peak: float | None) -> Latency:
     """Return `latency` with the rate of the model's matrix products and its share of `peak` (10^12 operations a second).
 
-    None means not known, and makes None of each figure that depends on it.
+    None for `work` or `peak` means unknown; each figure that depends on it is then None.
     """
     tops = work.flop(latency.batch, latency.sequence) / (latency.compute_ms * 1e9) if work else None
     return replace(latency, gemm_tops=tops, peak_share=tops / peak if tops is not None and peak else None)
