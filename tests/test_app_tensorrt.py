@@ -118,7 +118,7 @@ def test_arrays_of_any_kind_are_the_runners_to_judge(folder: Path, fake: types.S
     with Engine.load(folder) as engine:
         given = batch(3, 5)
         np.testing.assert_array_equal(engine.run(given), tiny_logits(**given))
-        with pytest.raises(ArrayError, match=r"the batch has shape \(5, 5\); the plan takes"):
+        with pytest.raises(ArrayError, match=r"the batch has shape \(5, 5\); the plan accepts"):
             engine.run(batch(5, 5))
         with pytest.raises(ArrayError, match="input_ids is int64 on the GPU; the engine reads it in place, as int"):
             engine.run(given | {"input_ids": device_array(fake, given["input_ids"])})

@@ -87,6 +87,6 @@ def test_files_and_remarks(tmp_path: Path) -> None:
         tmp_path, replace(manifest, precision=Precision.INT8_FP16, report=record.to_dict())
     )
     assert difference.startswith("  built twice: ")
-    assert kept == "  kept in FP32: 1 operations, looked for on 48 rows"
+    assert kept == "  kept in FP32 after a trial on 48 rows: 1 operation"
     assert (operation, note) == ("    /pooler: reaches 70000", "  note: INT8 is emulated")
     assert findings.startswith("  2 warnings of the linter: ")

@@ -237,7 +237,7 @@ def test_fp16_is_tried_on_training_rows_and_says_so(
     monkeypatch.chdir(home)
     options = ["--checkpoint", str(engines), "--int8", "--fp16", "--fuse_qkv", "--exporter", "torchscript"]
     assert run_command("build-engine", [*options, "--output_dir", str(tmp_path / "engine")]) == 0
-    assert "kept in FP32: 0 operations, looked for on 48 training rows of STS-B" in capsys.readouterr().out
+    assert "kept in FP32 after a trial on 48 training rows of STS-B: 0 operations" in capsys.readouterr().out
     report = load_manifest(tmp_path / "engine").report
     assert report["export"]["overflow_rows"] == "48 training rows of STS-B"
     assert {each["name"]: each["changed"] for each in report["export"]["passes"]}["fuse_qkv"] == 2

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from q8trt.reporting import Column, Phrase, Table, words
-from q8trt.reporting.formats import error_percent, ms, number, rate, times
+from q8trt.reporting.formats import error_percent, ms, number, plural, rate, times
 from q8trt.reporting.html import render
 from q8trt.reporting.markdown import Markdown, markdown_section, markdown_table
 from q8trt.reporting.terminal import print_table
@@ -117,3 +117,4 @@ def test_numbers() -> None:
         "13%",
         "200%",
     ]
+    assert [plural(count, "warning") for count in (0, 1, 2)] == ["0 warnings", "1 warning", "2 warnings"]

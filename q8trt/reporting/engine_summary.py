@@ -9,7 +9,7 @@ from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from q8trt.engine.record import EngineRecord
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import show_profiles
-from q8trt.reporting.formats import mib
+from q8trt.reporting.formats import mib, plural
 from q8trt.reporting.notes import in_float_text
 from q8trt.reporting.table import Cell, Column, Table, words
 
@@ -34,13 +34,15 @@ def remark_lines(folder: Path, manifest: Manifest) -> list[str]:
         lines.append(f"  built twice: {difference}")
     in_fp32 = record.export.kept_fp32
     if manifest.precision.is_half:
-        lines.append(f"  kept in FP32: {len(in_fp32)} operations, looked for on {record.export.overflow_rows}")
+        lines.append(
+            f"  kept in FP32 after a trial on {record.export.overflow_rows}: {plural(len(in_fp32), 'operation')}"
+        )
     lines += [f"    {operation.name}: {operation.reason}" for operation in in_fp32]
     lines += [f"  note: {note}" for note in (record.engine.notes if record.engine else ())]
     if record.in_float:
         lines.append(f"  {in_float_text(record.in_float)}")
     if record.findings:
-        lines.append(f"  {record.findings} warnings of the linter: {command('lint', folder / ONNX_FILE)}")
+        lines.append(f"  {plural(record.findings, 'warning')} of the linter: {command('lint', folder / ONNX_FILE)}")
     return lines
 
 

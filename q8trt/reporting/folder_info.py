@@ -15,7 +15,7 @@ from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, Q8TRTError
 from q8trt.quantization.precision import Precision
-from q8trt.reporting.formats import mib, switch
+from q8trt.reporting.formats import mib, plural, switch
 from q8trt.reporting.listing import RunEntry, run_entry
 from q8trt.reporting.scores import score_text
 from q8trt.runs.config import FinetuneConfig, config_of_run
@@ -270,7 +270,7 @@ def _engine_facts(info: EngineInfo) -> list[tuple[str, str]]:
         ("run", run.folder if run else ""),
         ("model", f"{manifest.model.name} ({manifest.model.model_type})"),
         ("task", manifest.task.name),
-        ("head", f"{manifest.head.kind.value}, {manifest.head.outputs} output{'s' * (manifest.head.outputs != 1)}"),
+        ("head", f"{manifest.head.kind.value}, {plural(manifest.head.outputs, 'output')}"),
         ("labels", ", ".join(manifest.task.labels)),
         ("precision", manifest.precision.label),
         ("recipe", manifest.recipe_name),
@@ -281,7 +281,7 @@ def _engine_facts(info: EngineInfo) -> list[tuple[str, str]]:
         ("profiles", f"batch x sequence {show_profiles(manifest.profiles)}" if manifest.profiles else ""),
         ("backend", target),
         ("fused QKV", "" if fused is None else switch(fused)),
-        ("linter", f"{record.findings} warnings"),
+        ("linter", plural(record.findings, "warning")),
         *_score_facts(manifest.metrics),
         ("command", info.command),
         *_origin_facts(info.commit, manifest.created, {"q8trt": manifest.q8trt_version}),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from q8trt.lint import LEVELS, Block, Finding, Level, LintReport, Part, Place
 from q8trt.lint.report import HEAD
+from q8trt.reporting.formats import plural
 from q8trt.reporting.table import Column, Table, words
 from q8trt.reporting.terminal import print_table, say
 
@@ -45,14 +46,13 @@ def verdict(report: LintReport) -> str:
         if total
     ]
     fusable = f"; {cast.fusable_attentions} of {cast.layers} attentions fusable" if cast.layers else ""
-    counts = ", ".join(_plural(report.count(level), level) for level in LEVELS)
+    counts = ", ".join(_count(report.count(level), level) for level in LEVELS)
     refused = "TensorRT will refuse this file or misread it. " if report.count("error") else ""
     return f"{refused}INT8: {', '.join(parts) or 'nothing to count'}{fusable}; {counts}."
 
 
-def _plural(count: int, level: Level) -> str:
-    name = "note" if level == "info" else level
-    return f"{count} {name}{'' if count == 1 else 's'}"
+def _count(count: int, level: Level) -> str:
+    return plural(count, "note" if level == "info" else level)
 
 
 def block_table(blocks: Sequence[Block]) -> Table:
@@ -86,7 +86,7 @@ def _share(int8: Sequence[bool]) -> str:
 
 def _notes(block: Block) -> list[str]:
     tables = Counter((item.text, item.plural) for item in block.items if item.part is Part.TABLE)
-    notes = [f"{count} {text if count == 1 else plural}" for (text, plural), count in tables.items()]
+    notes = [f"{count} {text if count == 1 else several}" for (text, several), count in tables.items()]
     notes += dict.fromkeys(item.text for item in block.items if item.part is Part.ATTENTION)
     notes += dict.fromkeys(f"{item.label} {item.note}" for item in block.items if item.note)
     return notes

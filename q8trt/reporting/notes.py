@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from q8trt.hardware.gpu import GpuState
-from q8trt.reporting.formats import number
+from q8trt.reporting.formats import number, plural
 from q8trt.reporting.measurements import Measurements, Parity, Row
 from q8trt.reporting.table import DASH
 from q8trt.runtime.registry import label_of, runs_plans
@@ -27,7 +27,8 @@ def all_notes(report: Measurements) -> list[str]:
 
 def in_float_text(parts: Sequence[str]) -> str:
     """Return a sentence on products and residual Adds in floating point that other layers run in INT8."""
-    return f"the recipe leaves {len(parts)} operations of single layers in floating point: {', '.join(parts)}"
+    operations = plural(len(parts), "operation")
+    return f"the recipe leaves {operations} of single layers in floating point: {', '.join(parts)}"
 
 
 def place_note(report: Measurements) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from q8trt.console.commands import command
-from q8trt.reporting.formats import enumeration, number
+from q8trt.reporting.formats import enumeration, number, plural
 from q8trt.reporting.measurements import Measurements, Ratio, Row
 from q8trt.reporting.notes import place_note
 from q8trt.reporting.scores import drift_clause, is_drift, shown_difference
@@ -167,7 +167,7 @@ def _reasons(row: Row) -> Phrase:
     if not row.findings:
         return Phrase(f"The linter finds no reason why {row.name} is not faster everywhere ({lint})")
     others = len(row.findings) - 1
-    more = f", and {others} other finding{'s' if others > 1 else ''}" if others else ""
+    more = f", and {plural(others, 'other finding')}" if others else ""
     return Phrase(f"The linter's reason why {row.name} is not faster everywhere: {row.findings[0]}{more} ({lint})")
 
 
