@@ -19,7 +19,7 @@ import q8trt
 from q8trt.cli.main import main
 from q8trt.cli.quantize import predict_command, run
 from q8trt.engine.manifest_file import load_manifest
-from q8trt.errors import ConfigError, DataError, InterruptedRunError
+from q8trt.errors import ConfigError, DataError, InterruptedRunError, MissingPackageError
 from q8trt.models import read_head
 from q8trt.models.checkpoints import load_finetuned, load_quantized
 from q8trt.runs.config import config_of_run
@@ -413,3 +413,43 @@ def test_the_next_command_scores_a_file_of_the_models_kind() -> None:
         line = predict_command(Path("run/engine-ptq"), DataConfig("custom", head=one, texts=texts))
         assert line.endswith(f"predict --engine run/engine-ptq --input {expected} --output answers.csv")
     assert "--input pairs.csv " in predict_command(Path("run/engine-ptq"), DataConfig("custom", head=pairs))
+
+
+def _no_builder(*_: object) -> None:
+    raise MissingPackageError("TensorRT is not installed", "pip install tensorrt")
+
+
+@pytest.mark.usefixtures("quick_export")
+def test_an_engine_for_a_cpu_needs_no_tensorrt(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("q8trt.deployment.quantizing.find_backend", _no_builder)
+    monkeypatch.setattr("q8trt.deployment.engine_folder.started_backend", _no_builder)
+    folder = write_embedding_folder(tmp_path / "model")
+    options = {**OPTIONS, "build_engines": True, "target": "cpu", "texts": texts}
+    quantized = q8trt.quantize(folder, output_dir=tmp_path / "run", **options)
+    assert [path.name for path in quantized.engines] == ["engine-fp32", "engine-ptq"]
+    assert quantized.report is not None
+    for path in quantized.engines:
+        manifest = load_manifest(path)  # reads every file
+        assert (manifest.backend, manifest.record.engine) == (None, None)
+        assert (path / "model.onnx").exists()
+        assert not (path / "model.plan").exists()
+    assert [row.place for row in quantized.report.rows] == ["ONNX Runtime, CPU"] * 2
+    with q8trt.Engine.load(quantized.engines[1]) as engine:
+        assert engine.backend == "onnxruntime"
+        assert engine.embed(["a plane is here"]).shape == (1, 32)
+    capsys.readouterr()
+    assert main(["build-engine", "--checkpoint", str(tmp_path / "run"), "--stage", "ptq"]) == 0
+    assert "no plan: ONNX Runtime runs model.onnx on the CPU" in capsys.readouterr().out
+
+
+def test_an_engine_without_a_plan_is_for_a_cpu_alone(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("q8trt.deployment.quantizing.find_backend", _no_builder)
+    folder, options = write_embedding_folder(tmp_path / "model"), {**OPTIONS, "build_engines": True, "texts": texts}
+    for more in ({}, {"target": "cpu", "backend": "tensorrt"}):
+        with pytest.raises(MissingPackageError, match="TensorRT is not installed"):
+            q8trt.quantize(folder, output_dir=tmp_path / "run", **options, **more)
+    assert not (tmp_path / "run").exists()

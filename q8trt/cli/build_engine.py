@@ -101,7 +101,7 @@ def _build(source: Source, options: Options, output_dir: str | None) -> Path:
     )  # fmt: skip
     manifest = load_manifest(folder, verify=False)
     say("\n".join(file_lines(folder, manifest)))
-    if is_main_process():
+    if is_main_process() and manifest.backend is not None:
         print_table(table_console(), engine_table(manifest.record))
     for line in remark_lines(folder, manifest):
         say(line)

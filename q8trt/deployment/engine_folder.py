@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from q8trt.engine.manifest_file import write_manifest
 from q8trt.engine.rebuild import default_folder_name
 from q8trt.engine.record import BuildRecord, EngineRecord, ExportRecord
 from q8trt.engine.shapes import check_positions, largest
-from q8trt.errors import CheckpointError
+from q8trt.errors import BackendError, CheckpointError
 from q8trt.export.options import ExportOptions
 from q8trt.models import check_head, checkpoints, load_config, load_tokenizer, model_inputs, positions
 from q8trt.models.activation import activation_of
 from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
 from q8trt.runs.config import model_name
 from q8trt.runs.run import check_outside_checkpoints
 from q8trt.tasks.heads import HeadKind
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from q8trt.export.onnx import ExportedModel
     from q8trt.models.checkpoints import Model
     from q8trt.quantization.recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class _Built:
     options: ExportOptions
     overflow_rows: str
     config: BuildConfig
-    plan: PlanInfo
+    plan: PlanInfo | None
     difference: PlanDifference | None
 
 
@@ -93,7 +97,7 @@ def _manifest(source: Source, model: Model, recipe: Recipe | None, tokenizer: An
         opset=OPSET,
         stage=source.stage,
         profiles=list(built.config.profiles),
-        backend=BackendInfo(plan.backend, plan.version, plan.sm_targets),
+        backend=BackendInfo(plan.backend, plan.version, plan.sm_targets) if plan else None,
         metrics=_scores(source),
         report=_record(built, source.config.data.sample).to_dict(),
     )
@@ -117,21 +121,27 @@ def _record(built: _Built, is_sample: bool) -> EngineRecord:
     from q8trt.lint import LintConfig, lint
 
     linted = lint(built.exported.path, LintConfig(max_shapes=largest(built.config.profiles)))
-    peak = built.plan.peak_memory_mib
     return EngineRecord(
         is_sample=is_sample,
         export=ExportRecord(built.exported.passes, built.exported.kept_fp32, built.overflow_rows, built.options),
         forecast=asdict(linted.forecast),
         findings=linted.count("error") + linted.count("warning"),
         in_float=linted.in_float,
-        engine=built.plan.report,
-        build=BuildRecord(
-            seconds=round(built.plan.seconds, 3),
-            peak_memory_mib=peak and round(peak, 1),
-            timing_cache=built.plan.timing_cache,
-            options=built.config,
-            built_twice=built.difference,
-        ),
+        engine=built.plan.report if built.plan else None,
+        build=_build_record(built),
+    )
+
+
+def _build_record(built: _Built) -> BuildRecord:
+    if built.plan is None:
+        return BuildRecord(options=built.config)
+    peak = built.plan.peak_memory_mib
+    return BuildRecord(
+        seconds=round(built.plan.seconds, 3),
+        peak_memory_mib=peak and round(peak, 1),
+        timing_cache=built.plan.timing_cache,
+        options=built.config,
+        built_twice=built.difference,
     )
 
 
@@ -162,14 +172,17 @@ def build_engine(
             replaced.
         BusyError: another process writes to the engine folder.
         CheckpointError: the checkpoint is damaged.
-        BackendError: no backend is installed, or none starts on this machine.
+        BackendError: no backend is installed, or none starts on this machine. For a CPU, the engine then has no plan instead,
+            unless `config.backend` or `verify_deterministic` is set.
         EngineError: the backend refused the graph, or crashed.
     """
     from q8trt.export.onnx import export_onnx
 
     options, precision = (options or ExportOptions()).for_target(source.target), source.precision
     check_positions(config.profiles, positions(load_config(str(source.checkpoint))))
-    config = replace(config, backend=started_backend(config).name)  # before the minutes that an export may take
+    config = _with_backend(
+        source, config, needs_plan=verify_deterministic
+    )  # before the minutes that an export may take
     folder = Path(output_dir) if output_dir else default_folder(source)
     target = check_output(source, output_dir, overwrite)
     with files.exclusive(target):
@@ -179,7 +192,7 @@ def build_engine(
         with files.atomic_folder(target) as temporary:
             batches, rows = overflow_batches(source, tokenizer) if precision.is_half else ([], "")
             exported = export_onnx(model, temporary / ONNX_FILE, precision, model_inputs(tokenizer), options, batches)
-            plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress)
+            plan = build_plan(exported.path, temporary / PLAN_FILE, config, on_progress) if config.backend else None
             difference = _build_again(temporary, config, on_progress) if verify_deterministic else None
             tokenizer.save_pretrained(temporary)
             built = _Built(precision, exported, options, rows, config, plan, difference)
@@ -187,6 +200,22 @@ def build_engine(
             manifest = write_manifest(temporary, manifest)
             check_output(source, output_dir, overwrite)  # again, because a user may have put a file there meanwhile
     return folder, manifest
+
+
+def _with_backend(source: Source, config: BuildConfig, needs_plan: bool) -> BuildConfig:
+    """Return `config` with the backend that builds the plan; None if the target is a CPU and no backend can build here."""
+    try:
+        return replace(config, backend=started_backend(config).name)
+    except BackendError as error:
+        if needs_plan or not may_lack_plan(source.target, config):
+            raise
+        _log.info("the engine has no plan, which a CPU does not need: %s", error)
+        return config
+
+
+def may_lack_plan(target: Target, config: BuildConfig) -> bool:
+    """Return whether an engine without a plan is enough: for a CPU, unless `config` names a backend."""
+    return target is Target.CPU and config.backend is None
 
 
 def default_folder(source: Source) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from q8trt.console.commands import command as command_line
 from q8trt.console.progress import phases
-from q8trt.deployment.engine_folder import build_engine, check_engine_output, default_folder
+from q8trt.deployment.engine_folder import build_engine, check_engine_output, default_folder, may_lack_plan
 from q8trt.deployment.plan import EnginePlan, plan_of_run
 from q8trt.deployment.source import find_source
 from q8trt.engine.backend import find_backend
@@ -25,6 +25,7 @@ from q8trt.evaluation.data import data_config
 from q8trt.hardware.provenance import provenance
 from q8trt.models import load_config, positions
 from q8trt.quantization.precision import Precision
+from q8trt.quantization.target import Target
 from q8trt.reporting.report import check_files, write_report
 from q8trt.runs.config import config_of_run, last_stage
 from q8trt.runs.quantize_config import QuantizeConfig, check_paths
@@ -90,7 +91,7 @@ def quantize_model(
     """
     check_paths(model, config)
     if build is not None:
-        find_backend(build.backend)
+        _check_backend(config.calibration.target, build)
         if output_dir is not None:
             _check_room(Path(output_dir))
     chosen = quantization_of(model, config, say)
@@ -121,7 +122,7 @@ def resume_quantization(run: Run, say: Callable[[str], object], command: Sequenc
     config = config_of_run(run, "restore them to continue this run, or start a new one")
     plan = plan_of_run(run, config)
     if plan.build is not None:
-        find_backend(plan.build.backend)
+        _check_backend(config.target, plan.build)
     if run.stage(last_stage(config)) is None:
         execute(config, say, command, unfinished=run)
     else:
@@ -156,6 +157,12 @@ def _with_engines(
         say(f"the stages are finished, but not the engines or the report; continue with: {run.resume_command}")
         raise
     return QuantizedModel(run, tuple(folders), report)
+
+
+def _check_backend(target: Target, build: BuildConfig) -> None:
+    """Check that a backend that builds plans is installed, unless the engine needs none."""
+    if not may_lack_plan(target, build):
+        find_backend(build.backend)
 
 
 def _check_room(folder: Path) -> None:

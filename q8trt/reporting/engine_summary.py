@@ -17,14 +17,18 @@ _TYPES = ("int8", "fp16", "fp32")
 
 
 def file_lines(folder: Path, manifest: Manifest) -> list[str]:
-    """Return the precision and folder of an engine that has a plan, then its files with sizes, backend and profiles."""
-    onnx, plan = (f"  {name}  {manifest.files[name].bytes / 2**20:8.1f} MiB" for name in (ONNX_FILE, PLAN_FILE))
+    """Return the precision and folder of an engine, then its files with sizes, backend and profiles."""
+    names = [name for name in (ONNX_FILE, PLAN_FILE) if name in manifest.files]
+    onnx, *plans = (f"  {name}  {manifest.files[name].bytes / 2**20:8.1f} MiB" for name in names)
     built = manifest.backend
     target = (
         f"{built.name} {built.version}, SM {', '.join(built.sm_targets) or 'of this GPU'}" if built else "no backend"
     )
     profiles = f"batch x sequence {show_profiles(manifest.profiles)}"
-    return [f"{manifest.precision} engine: {folder}", onnx, f"{plan}  {target}, {profiles}"]
+    lines = [f"{plan}  {target}, {profiles}" for plan in plans] or [
+        "  no plan: ONNX Runtime runs model.onnx on the CPU"
+    ]
+    return [f"{manifest.precision} engine: {folder}", onnx, *lines]
 
 
 def remark_lines(folder: Path, manifest: Manifest) -> list[str]:

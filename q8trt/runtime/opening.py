@@ -57,6 +57,8 @@ def open_runner(
     manifest = load_manifest(folder, verify=False)
     if broken := damage(folder, manifest):
         raise EngineError(describe(broken))
+    if chosen is None and manifest.backend is None:  # an engine for a CPU
+        return cpu_runtime().open(folder, manifest, options or RunOptions())
     runtime = chosen or find_runtime(manifest.backend.name if manifest.backend else None)
     obstacles = (
         runtime.obstacles(folder, manifest, shapes) if runtime else preflight(folder, shapes=shapes, verify=False)
