@@ -85,7 +85,7 @@ def test_building_lacks() -> None:
     )
     assert how("build engine", replace(CPU, backends=backends())) == (
         False,
-        f"needs pip install tensorrt cuda-python nvidia-ml-py (with a GPU) or {rtx}",
+        f"needs pip install tensorrt cuda-python nvidia-ml-py (with a GPU) or {rtx}; an engine of --target cpu needs neither",
     )
 
 
