@@ -192,7 +192,9 @@ def _build(machine: Machine) -> Step:
         return Step("build engine", False, str(problem))
     if backend:
         return Step("build engine", True, f"on {machine.gpus[0].name} with {backend.title}")
-    needed = f"needs {INSTALL[TENSORRT]} (with a GPU) or {INSTALL[TENSORRT_RTX]}; an engine of --target cpu needs neither"
+    needed = (
+        f"needs {INSTALL[TENSORRT]} (with a GPU) or {INSTALL[TENSORRT_RTX]}; an engine of --target cpu needs neither"
+    )
     return Step("build engine", False, needed)
 
 
