@@ -180,10 +180,12 @@ def test_measured_figures_are_those_of_the_report(page: str) -> None:
         assert f"| {label} | {figures} |" in text
 
 
-def test_the_picture_is_that_of_the_report() -> None:
+def test_the_pictures_are_those_of_the_report() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "images" / "make.py"))
-    drawn = script["picture"](json.loads(script["REPORT"].read_text(encoding="utf-8")))
-    assert script["PICTURE"].read_text(encoding="utf-8") == drawn, "run python docs/images/make.py"
+    report = json.loads(script["REPORT"].read_text(encoding="utf-8"))
+    for path, columns in script["PICTURES"].items():
+        is_current = path.read_text(encoding="utf-8") == script["picture"](report, columns)
+        assert is_current, f"{path} is out of date: run python docs/images/make.py"
 
 
 def test_the_citation_and_the_changelog_have_the_version() -> None:

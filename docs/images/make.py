@@ -1,18 +1,21 @@
-"""The picture of the README, drawn from a stored report: `python docs/images/make.py` writes it."""
+"""The pictures of the README, drawn from a stored report: `python docs/images/make.py` writes them."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "benchmarks" / "results" / "sts-b-minilm-gpu-onnxruntime-cpu.json"
-PICTURE = Path(__file__).with_name("sts-b.svg")
 #: Name in the report -> name in the picture and class of its bars.
 ROWS = {"FP32": ("FP32", "base"), "PTQ INT8+FP16": ("INT8, calibrated", "ptq"), "QAT INT8+FP16": ("INT8, QAT", "qat")}
+#: Picture -> panels in a row. The narrow one is for phones.
+PICTURES = {Path(__file__).with_name("sts-b.svg"): 3, Path(__file__).with_name("sts-b-narrow.svg"): 1}
 #: Units of the view box.
-WIDTH, HEIGHT, LEFT, PANEL, BAR, PITCH = 960, 250, 150, 240, 22, 40
+LEFT, PANEL, GAP, BAR, PITCH, TITLE = 160, 240, 25, 22, 40, 46
 _STYLE = """
   text { font: 15px system-ui, sans-serif; fill: #24292f } .title { font-weight: 600 } .small { font-size: 13px; fill: #57606a }
   .card { fill: #ffffff; stroke: #d0d7de } .base { fill: #8c959f } .ptq { fill: #4aa8a0 } .qat { fill: #00796b }
@@ -38,31 +41,45 @@ def panels(report: dict[str, Any]) -> dict[str, dict[str, tuple[float, str]]]:
     }
 
 
-def picture(report: dict[str, Any]) -> str:
-    """Return the SVG: three panels of horizontal bars from zero."""
-    head = report["head"]
-    caption = (
-        f"{head['models'][0]}, {report['title']}, {head['backends'][0]} on {head['devices'][0]}, {head['date'][:10]}"
-    )
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
-        f"<title>{caption}</title>",
-        f"<style>{_STYLE}</style>",
-        f'<rect class="card" x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="8"/>',
+def picture(report: dict[str, Any], columns: int) -> str:
+    """Return the SVG: panels of horizontal bars from zero, `columns` of them in a row."""
+    head, titles = report["head"], panels(report)
+    facts = [
+        f"{head['models'][0]}, {report['title']}",
+        f"{head['backends'][0]} on {head['devices'][0]}",
+        f"{head['date'][:10]}. No GPU.",
     ]
-    for number, (label, _) in enumerate(ROWS.values()):
-        lines.append(f'<text x="20" y="{96 + number * PITCH}">{label}</text>')
-    for place, (title, values) in enumerate(panels(report).items()):
-        x, largest = LEFT + 10 + place * (PANEL + 25), max(value for value, _ in values.values())
-        lines.append(f'<text class="title" x="{x}" y="46">{title}</text>')
-        for number, (name, (_, style)) in enumerate(ROWS.items()):
-            value, text = values[name]
-            width, y = (PANEL - 60) * value / largest, 80 + number * PITCH
-            lines.append(f'<rect class="{style}" x="{x}" y="{y}" width="{width:.1f}" height="{BAR}" rx="3"/>')
-            lines.append(f'<text x="{x + width + 8:.1f}" y="{y + 16}">{text}</text>')
-    lines += [f'<text class="small" x="20" y="{HEIGHT - 22}">{caption}. No GPU.</text>', "</svg>"]
-    return "\n".join(lines) + "\n"
+    caption = ",\n".join(facts).splitlines() if columns == 1 else [", ".join(facts)]
+    panel_height = TITLE + PITCH * len(ROWS)
+    bottom = panel_height * math.ceil(len(titles) / columns)
+    width, height = LEFT + columns * (PANEL + GAP) + 5, bottom + 32 + 20 * len(caption)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+        f"<title>{', '.join(facts)}</title>",
+        f"<style>{_STYLE}</style>",
+        f'<rect class="card" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"/>',
+    ]
+    for place, (title, values) in enumerate(titles.items()):
+        x, top = LEFT + place % columns * (PANEL + GAP), place // columns * panel_height + TITLE
+        lines += [f'<text class="title" x="{x}" y="{top}">{title}</text>', *_bars(values, x, top)]
+    for number, line in enumerate(caption):
+        lines.append(f'<text class="small" x="20" y="{bottom + 36 + 20 * number}">{line}</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _bars(values: dict[str, tuple[float, str]], x: int, top: int) -> Iterator[str]:
+    """Yield the bars of a panel with their values; those at the left edge also have the names of the rows."""
+    largest = max(value for value, _ in values.values())
+    for number, (row, (label, style)) in enumerate(ROWS.items()):
+        value, text = values[row]
+        width, y = (PANEL - 60) * value / largest, top + 34 + number * PITCH
+        if x == LEFT:
+            yield f'<text x="20" y="{y}">{label}</text>'
+        yield f'<rect class="{style}" x="{x}" y="{y - 16}" width="{width:.1f}" height="{BAR}" rx="3"/>'
+        yield f'<text x="{x + width + 8:.1f}" y="{y}">{text}</text>'
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(picture(json.loads(REPORT.read_text(encoding="utf-8"))), encoding="utf-8")
+    stored = json.loads(REPORT.read_text(encoding="utf-8"))
+    for path, columns in PICTURES.items():
+        path.write_text(picture(stored, columns), encoding="utf-8")
