@@ -146,7 +146,10 @@ def test_a_scale_below_fp16_keeps_its_site_in_fp32(
     assert np.abs(run(result.path, batch) - expected).max() < 0.2
     pair = [op for op in result.kept_fp32 if op.name.startswith("layer.1.ffn_input/")]
     assert [op.op_type for op in pair] == ["QuantizeLinear", "DequantizeLinear"]
-    assert pair[0].reason == "the scale 7.87e-09 of layer.1.ffn_input/DequantizeLinear is below what FP16 holds in full"
+    assert (
+        pair[0].reason
+        == "the scale 7.87e-09 of layer.1.ffn_input/DequantizeLinear is below FP16's smallest normal number"
+    )
     assert {op.op_type for op in result.kept_fp32} == {"QuantizeLinear", "DequantizeLinear", "MatMul"}
     graph = ir.load(result.path).graph
     assert all((constant(node.inputs[1]) > 0).all() for node in nodes(graph, "QuantizeLinear", "DequantizeLinear"))

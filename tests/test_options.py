@@ -94,7 +94,7 @@ def test_values_from_the_command_line(parser: Parser) -> None:
         ("roma --degrees 49", "--degrees 49, expected 50 or more"),
         ("roma --humidity 1", "--humidity 1.0, expected from 0 to below 1"),
         ("roma --humidity nan", "--humidity nan, expected a finite number"),
-        ("roma --weight 1", "--weight needs --cheese; or leave it out to take a plain one"),
+        ("roma --weight 1", "--weight needs --cheese; or leave it out to use a plain one"),
         ("roma --guests x", "--guests needs --party"),
     ],
 )

@@ -1,6 +1,6 @@
 """Options: dataclass fields that carry their help text.
 
-A field made by `option` is an option of each command whose options contain its dataclass; a field made by `group` holds a
+A field made by `option` is an option of each command whose options contain its dataclass; a field made by `group` has a
 dataclass of options. The parser, its help, the reference pages and the commands that q8trt prints are made from these fields.
 
     @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def same_option(cls: Any, name: str, **changes: Any) -> Any:
 
 
 def group(title: str, *, only: Sequence[str] = (), unset: str = "", needs: str = "", **default: Any) -> Any:
-    """Return a dataclass field that holds a dataclass of options.
+    """Return a dataclass field whose value is a dataclass of options.
 
     Args:
         title: heading of the options in the help.
@@ -220,7 +220,7 @@ def _build(cls: type[_T], values: Mapping[str, Any], unset: str = "") -> _T:
         elif "option" in each.metadata and each.default is MISSING and each.default_factory is MISSING:
             if unset:
                 flags = {each.name: each.flag for each in options_in(cls)}
-                raise ConfigError(f"--{flags[next(iter(values))]} needs --{each.name}; or leave it out to take {unset}")
+                raise ConfigError(f"--{flags[next(iter(values))]} needs --{each.name}; or leave it out to use {unset}")
             raise ConfigError(f"--{each.name} is missing; {each.metadata['option'].missing or 'give a value'}")
     return cls(**arguments)
 

@@ -136,7 +136,7 @@ class _Build:
     def _config(self) -> Any:
         trt, options = self.trt, self.options
         config = self.builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the plan holds its layers
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the plan describes its layers
         if options.workspace_mib is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         if options.builder_optimization_level is not None:

@@ -68,7 +68,7 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
     folder = Path(folder)
     if folder.is_file():
         raise EngineError(
-            f"{folder} is a file, expected an engine folder; an archive of `q8trt pack` is unpacked first: "
+            f"{folder} is a file, expected an engine folder; unpack an archive of `q8trt pack` first: "
             f"{command('unpack', folder)}"
         )
     if not folder.is_dir():

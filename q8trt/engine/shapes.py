@@ -91,7 +91,7 @@ def parse_buckets(text: str) -> tuple[int, ...]:
 
 
 def _profile_option(word: str) -> Any:
-    text = f"{word} shape of a single profile, such as 16x128 or input_ids:16x128; not with --buckets and the batches"
+    text = f"{word} shape of a single profile, such as 16x128 or input_ids:16x128; not with --buckets, --opt_batch or --max_batch"
     return option(None, text, metavar="BxS", read=parse_shapes, show=show)
 
 

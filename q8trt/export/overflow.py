@@ -94,7 +94,7 @@ def _keep_tiny_scale(node: ir.Node, keep: Callable[[ir.Node, str], None]) -> Non
     scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
     if scale is None or constant(node.inputs[0]) is not None or (scale >= SMALLEST_NORMAL).all():
         return
-    reason = f"the scale {float(scale.min()):.3g} of {node.name} is below what FP16 holds in full"
+    reason = f"the scale {float(scale.min()):.3g} of {node.name} is below FP16's smallest normal number"
     quantize = producer(node.inputs[0], "QuantizeLinear")
     for each in (*([] if quantize is None else [quantize]), node, *readers(node.outputs[0])):
         keep(each, reason)

@@ -111,7 +111,7 @@ def check_types(context: Context) -> None:
         readers = [node for node in graph.readers.get(value, []) if not _is_scale(node, value)]
         array = graph.numbers(value) if readers else None
         if array is not None and not np.isfinite(array).all():
-            context.report("constant-overflow", f"{value.name} holds infinity or NaN", readers[0])
+            context.report("constant-overflow", f"{value.name} contains infinity or NaN", readers[0])
 
 
 def _is_scale(node: ir.Node, value: ir.Value) -> bool:
