@@ -289,7 +289,7 @@ def test_config_refusals(changes: dict[str, object], message: str) -> None:
 
 
 def test_what_is_timed_names_the_copies() -> None:
-    assert "copies to and from the device are inside" in WHAT_IS_TIMED
+    assert "copies to and from the device are included" in WHAT_IS_TIMED
     assert WHAT_IS_TIMED_ON_DEVICES.startswith("H2D + GPU compute + D2H of one query")
 
 

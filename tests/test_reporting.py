@@ -272,7 +272,7 @@ def test_figures_that_are_not_tensorrts_say_so(report: Report) -> None:
     assert report.to_dict()["verdict"][-1] == ON_CPU
     assert ON_CPU not in verdict(replace(report, rows=[FP32, TRT]))
     gpu = replace(report, rows=[replace(row, device=H100) for row in report.rows])
-    assert verdict(gpu)[-1] == "No figure was taken on TensorRT: these are ONNX Runtime's"
+    assert verdict(gpu)[-1] == "No figure was taken on TensorRT; these are ONNX Runtime's"
     assert verdict(replace(report, rows=[])) == []
 
 
@@ -390,7 +390,7 @@ def test_device_timings_say_what_was_on(on_gpu: Report) -> None:
     assert "0.020 0.500 0.010 0.450" in unwrapped(printed(on_gpu, 100))
     assert f"| QAT INT8 | TensorRT, {H100} | 16x128 | 0.53 |" in markdown(on_gpu)
     assert "| 712.4 | 36% |" in markdown(on_gpu)
-    assert on_gpu.what_is_timed == f"{WHAT_IS_TIMED_ON_DEVICES}; or, where a row says so, {WHAT_IS_TIMED}"
+    assert on_gpu.what_is_timed == f"{WHAT_IS_TIMED_ON_DEVICES}; for rows without device timings, {WHAT_IS_TIMED}"
 
 
 def test_doubtful_times_peaks_and_the_gpus_state_are_told(on_gpu: Report) -> None:

@@ -50,8 +50,8 @@ def build_engine(
     """Export a run's checkpoint to ONNX with Q/DQ and build its TensorRT engine.
 
     Args:
-        run: the run, its folder, its name in `runs_dir`, or a checkpoint folder in it; default: the newest run. At "fp16" or
-            "fp32" also the folder of a fine-tuned model, for which a run is made.
+        run: the run, its folder, its name in `runs_dir`, or a checkpoint folder in it; default: the newest run with a
+            checkpoint for `precision`. At "fp16" or "fp32" also the folder of a fine-tuned model, for which a run is made.
         precision: "fp32", "fp16", "int8" (FP32 elsewhere) or "int8+fp16"; default: the target's INT8 precision.
         target: "gpu" or "cpu", for the defaults of `precision` and `fuse_qkv`; default: the run's.
         stage: checkpoint of the run: "fp32", "ptq" or "int8"; default: the best that fits.

@@ -56,7 +56,7 @@ class Options:
         None,
         "a run, or a checkpoint folder in it; with --fp16 or --fp32 also the folder of a fine-tuned model, which becomes a run",
         metavar="DIR",
-        unset="the newest run's best",
+        unset="the best of the newest run that fits the precision",
     )
     stage: str | None = option(
         None, "checkpoint of the run", choices=STAGES, unset="int8 if it exists, else ptq; fp32 for --fp32 and --fp16"

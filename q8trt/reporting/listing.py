@@ -57,7 +57,7 @@ class RunEntry:
         task: task of the data; the kind of the head if a model was quantized without a task.
         recipe: name of the quantization recipe; "" for a run that ends with FP32.
         target: the device that engines are made for.
-        state: "finished", or "unfinished" while the last stage, or the engines of `q8trt quantize`, are missing.
+        state: "finished", or "unfinished" while the last stage, or the report of `q8trt quantize` on its engines, is missing.
         main_metric: name of the metric of `scores`.
         scores: finished stage -> main metric on the first split that has it, as a fraction; None if it was not measured.
         engines: in the order of their names.

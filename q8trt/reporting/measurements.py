@@ -226,7 +226,7 @@ class Measurements:
     def what_is_timed(self) -> str:
         """The definition of the latencies, for each clock that timed a row."""
         clocks = {latency.clock for row in self.rows for latency in row.latencies}
-        return "; or, where a row says so, ".join(
+        return "; for rows without device timings, ".join(
             text
             for clock, text in (("device", WHAT_IS_TIMED_ON_DEVICES), ("host", WHAT_IS_TIMED))
             if clock in clocks or (clock == "host" and not clocks)

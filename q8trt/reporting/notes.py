@@ -38,7 +38,7 @@ def place_note(report: Measurements) -> str:
     labels = " and ".join(dict.fromkeys(label_of(row.backend) for row in report.rows))
     if all(row.device == "cpu" for row in report.rows):
         return f"These are {labels}'s figures on the CPU; they do not forecast a GPU's"
-    return f"No figure was taken on TensorRT: these are {labels}'s"
+    return f"No figure was taken on TensorRT; these are {labels}'s"
 
 
 def _torch_notes(report: Measurements) -> list[str]:

@@ -22,13 +22,13 @@ from q8trt.runtime.base import Runner, TimedRunner
 from q8trt.runtime.timing.config import TimingConfig
 
 WHAT_IS_TIMED = (
-    "wall time of one batch: arrays of tokens in, the model's outputs (logits or embeddings) out, both in host memory: copies "
-    "to and from the device are inside, tokenization is not; full-length sequences without padding; runners interleaved "
-    "after warm-up"
+    "wall time of one batch from token arrays to the model's outputs (logits or embeddings), both in host memory; copies to "
+    "and from the device are included, tokenization is not; full-length sequences without padding; runners interleaved after "
+    "warm-up"
 )
 WHAT_IS_TIMED_ON_DEVICES = (
-    "H2D + GPU compute + D2H of one query by CUDA events: arrays of tokens in, the model's outputs (logits or embeddings) out, "
-    "both in host memory, tokenization left out; full-length sequences without padding; runners interleaved after warm-up"
+    "H2D + GPU compute + D2H of one query by CUDA events, from token arrays to the model's outputs (logits or embeddings), both "
+    "in host memory; tokenization is not included; full-length sequences without padding; runners interleaved after warm-up"
 )
 #: The parts of a query that a runner with device timings reports, in the order in which they are shown.
 PARTS = ("h2d", "gpu", "d2h", "enqueue", "host")
