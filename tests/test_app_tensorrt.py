@@ -159,9 +159,11 @@ def test_a_plan_that_cannot_run_is_an_error_where_a_gpu_is(
 def test_a_message_proposes_the_cpu_once(
     folder: Path, fake: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = Problem("no GPU", "run on ONNX Runtime (backend onnxruntime)", only_other_runtime=True)
+    problem = Problem("no GPU", "run on ONNX Runtime (device cpu, or backend onnxruntime)", only_other_runtime=True)
     monkeypatch.setattr(tensorrt_runner, "preflight", lambda *arguments, **named: [problem])
-    with pytest.raises(BackendError, match=r"here: no GPU; run on ONNX Runtime \(backend onnxruntime\)$"):
+    with pytest.raises(
+        BackendError, match=r"here: no GPU; run on ONNX Runtime \(device cpu, or backend onnxruntime\)$"
+    ):
         Engine.load(folder, device="cuda")
 
 

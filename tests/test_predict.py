@@ -132,7 +132,7 @@ def test_rejected_rows_are_quoted_as_they_stood(engine: StandIn) -> None:
     summary = score(engine, b'sentence1,sentence2\n\xff\xfe,b\na,b,"c d"\na,b\n')
     assert summary.rejected_file == engine.folder.parent / "out.csv.rejected.csv"
     assert [row[2] for row in rows(summary.rejected_file)[1:]] == ["��,b", 'a,b,"c d"']
-    assert rejected(summary)[0] == (2, "not UTF-8: invalid start byte")
+    assert rejected(summary)[0] == (2, "not UTF-8: invalid start byte; convert the file to UTF-8")
 
 
 def test_a_line_that_is_no_text_at_all(engine: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_every_row_once_and_in_order_whatever_the_chunk(engine: StandIn, number:
         ("", "in.csv", "in.csv:1: empty; expected a header"),
         ("\na,b\n", "in.csv", "in.csv:1: empty; expected a header"),
         ('"a', "in.csv", "in.csv:1: not CSV: unexpected end of data; expected a header"),
-        (b"\xff", "in.tsv", "in.tsv:1: not UTF-8: invalid start byte; expected a header"),
+        (b"\xff", "in.tsv", "in.tsv:1: not UTF-8: invalid start byte; convert the file to UTF-8; expected a header"),
         ("a,a\n", "in.csv", "in.csv:1: column 'a' appears twice"),
         (
             "a,b\n1,2\n",

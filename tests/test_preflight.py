@@ -93,7 +93,7 @@ def test_nothing_speaks_against_a_plan_that_fits(folder: Path) -> None:
 def test_no_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "gpus", lambda: [])
     assert list(map(str, preflight(folder))) == [
-        "no NVIDIA driver or GPU was found; run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
+        "no NVIDIA driver or GPU was found; run on ONNX Runtime (device cpu, or backend onnxruntime), or see `q8trt doctor`"
     ]
 
 
@@ -158,7 +158,7 @@ def test_rtx_and_gpus(folder: Path) -> None:
     assert str(problem) == (
         "its plan is for compute capability 8.0, 8.6, 8.9, 12.0; NVIDIA H100 has 9.0, for which TensorRT-RTX cannot "
         "build; use TensorRT there (pip install tensorrt cuda-python nvidia-ml-py), or ONNX Runtime on the CPU "
-        "(backend onnxruntime)"
+        "(device cpu, or backend onnxruntime)"
     )
 
 

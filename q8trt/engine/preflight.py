@@ -23,8 +23,10 @@ from q8trt.errors import BackendError, MissingPackageError
 from q8trt.hardware.gpu import Gpu, gpus
 from q8trt.hardware.packages import installed_version, pip_install
 
-_OTHER_BACKEND = f"use TensorRT there ({INSTALL[TENSORRT]}), or ONNX Runtime on the CPU (backend onnxruntime)"
-_ON_ONNXRUNTIME = "run on ONNX Runtime (backend onnxruntime), or see `q8trt doctor`"
+_OTHER_BACKEND = (
+    f"use TensorRT there ({INSTALL[TENSORRT]}), or ONNX Runtime on the CPU (device cpu, or backend onnxruntime)"
+)
+_ON_ONNXRUNTIME = "run on ONNX Runtime (device cpu, or backend onnxruntime), or see `q8trt doctor`"
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _backend_problems(manifest: Manifest, built: BackendInfo) -> list[Problem]:
         package = pip_install(f"{built.name.replace('_', '-')}=={built.version}")
         problems.append(Problem(f"{versions}, and {_version_rule(manifest, built)} ({package})", rebuild={}))
     if problem := backend.driver_problem:
-        problems.append(Problem(str(problem), "or use ONNX Runtime on the CPU (backend onnxruntime)"))
+        problems.append(Problem(str(problem), "or use ONNX Runtime on the CPU (device cpu, or backend onnxruntime)"))
     if not _has_cuda_python():
         problems.append(Problem("cuda-python is not installed", INSTALL[built.name]))
     return problems

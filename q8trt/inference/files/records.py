@@ -249,7 +249,7 @@ def _check_keys(pairs: Sequence[tuple[str, Any]]) -> None:
 
 def _reason(error: Exception, line: bytes = b"") -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8: {error.reason}"
+        return f"not UTF-8: {error.reason}; convert the file to UTF-8"
     if isinstance(error, MalformedError):
         return "half of a surrogate pair, which is not a character" if _HALF_PAIR.search(line) else str(error)
     if isinstance(error, csv.Error):

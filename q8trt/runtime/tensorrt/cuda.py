@@ -20,7 +20,7 @@ from q8trt.errors import BackendError
 
 _log = logging.getLogger(__name__)
 _NO_DRIVER = (
-    "no NVIDIA driver or GPU can be used ({reason}): run on ONNX Runtime instead (backend onnxruntime), "
+    "no NVIDIA driver or GPU can be used ({reason}): run on ONNX Runtime instead (device cpu, or backend onnxruntime), "
     "or see `q8trt doctor`"
 )
 
