@@ -23,6 +23,7 @@ from q8trt.reporting import (
     write_report,
 )
 from q8trt.reporting import verdict as verdict_phrases
+from q8trt.reporting.benchmark_tables import summary
 from q8trt.runtime.timing.latency import WHAT_IS_TIMED, WHAT_IS_TIMED_ON_DEVICES, TimingWarning, summarize
 from q8trt.runtime.timing.layers import LayerTime, LayerTimes
 from q8trt.tasks.metrics import METRICS
@@ -497,3 +498,11 @@ def test_sums_of_figures_add_up(report: Report) -> None:
     assert "| -0.13 |" in near.to_markdown()
     (failure,) = Gate(max_drop=0.1).failures(near)
     assert "loses 0.13 points of pearson against the FP32 engine (90.87 of 91.00)" in failure
+
+
+def test_the_reason_of_a_missing_figure_fits_its_column(report: Report) -> None:
+    reasons = {column.title: column.missing for column in summary(report).columns}
+    assert reasons["vs FP32"] == "not scored, or no scored FP32 row on the same backend and device"
+    assert reasons[f"{report.shapes[0]} speed"].startswith(
+        "not timed, no FP32 row timed on the same backend and device"
+    )

@@ -109,7 +109,7 @@ def run(argv: list[str], bench: Any = None, config: Any = None) -> int:
     try:
         bench = bench or GpuBench(options.backend, options.sm)
     except BackendError as error:
-        raise BackendError(f"{error}; nothing was run; on a machine with a GPU: {config}") from error
+        raise BackendError(f"{error}; nothing was run; the check is: {config}") from error
     origin = provenance(["q8trt", "gpu-check", *argv])
     folder = Path(options.output_dir or RESULTS / f"{slug(bench.device)}-{origin['date_utc'][:10]}")
     journal = check_gpu(bench, config, lambda: _run(options.run), options.data_dir, folder, origin, say)

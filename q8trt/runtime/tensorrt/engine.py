@@ -125,7 +125,7 @@ class SharedEngine:
         return answer
 
     def new_context(self, profiler: Any = None) -> Any:
-        """Create an execution context. Any thread may call this. The memory fits the profile that the context is switched to.
+        """Create an execution context, in any thread. Its memory fits the profile that the context is switched to.
 
         Args:
             profiler: a `trt.IProfiler` that receives the layers of each batch; such a context launches no CUDA graph.
