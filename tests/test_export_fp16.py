@@ -151,6 +151,9 @@ def test_a_scale_below_fp16_keeps_its_site_in_fp32(
         == "the scale 7.87e-09 of layer.1.ffn_input/DequantizeLinear is below FP16's smallest normal number"
     )
     assert {op.op_type for op in result.kept_fp32} == {"QuantizeLinear", "DequantizeLinear", "MatMul"}
+    report = lint(result.path)
+    assert not report.count("error")
+    assert {each.level for each in report.findings if each.rule == "scale-fp32"} == {"info"}
     graph = ir.load(result.path).graph
     assert all((constant(node.inputs[1]) > 0).all() for node in nodes(graph, "QuantizeLinear", "DequantizeLinear"))
 

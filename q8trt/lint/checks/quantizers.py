@@ -65,7 +65,9 @@ def _check_scale(context: Context, node: ir.Node, quantization: Scheme) -> None:
         bad = scale[~(scale > 0) | ~np.isfinite(scale)].reshape(-1)
         context.report("scale-not-positive", f"{bad.size} scale(s) not positive, such as {bad[0]}", node)
     if context.half and graph.dtype(node.inputs[1]) == "fp32" and quantization.dtype != "int32":
-        context.report("scale-fp32", "FP32 scale", node)
+        reason = graph.source.kept_fp32.get(node.name or "")
+        text = f"FP32 scale, on purpose: {reason}" if reason else "FP32 scale"
+        context.report("scale-fp32", text, node, "info" if reason else None)
 
 
 def check_weights(context: Context) -> None:
