@@ -90,9 +90,19 @@ class InterruptedRunError(Q8TRTError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``" (did you mean 'STS-B'?)"`` with the known name nearest to `word`, or ``""`` if none is near."""
+    """Return ``" (did you mean 'STS-B'?)"`` with the known name nearest to `word`, or ``""`` if none is near.
+
+    Names that contain all words of `word` come first: ``--epochs`` suggests ``--num_train_epochs``.
+    """
     from difflib import get_close_matches  # slow to import, and needed only here
 
-    names = {name.casefold(): name for name in known}
-    match = get_close_matches(word.casefold(), names, n=1, cutoff=0.5)
-    return f" (did you mean {names[match[0]]!r}?)" if match else ""
+    plain = {name.casefold().strip("-"): name for name in known}
+    typed = word.casefold().strip("-")
+    parts = set(_words(typed))
+    matches = [name for name in plain if parts and len(typed) > 2 and parts <= set(_words(name))]
+    matches = matches or get_close_matches(typed, plain, n=1, cutoff=0.6)
+    return f" (did you mean {' or '.join(repr(plain[name]) for name in matches[:2])}?)" if matches else ""
+
+
+def _words(name: str) -> list[str]:
+    return name.replace("-", " ").replace("_", " ").split()

@@ -27,6 +27,12 @@ pytest_plugins = ("cli_fixtures",)
         ("calibrate", ["--task", "qpq", "--model_name_or_path", "x"], ["did you mean 'QQP'?"]),
         ("finetune", [], ["--task is missing", "STS-B"]),
         ("finetune", ["--task", "STS-B", "--learning_rat", "1"], ["--learning_rat", "did you mean '--learning_rate'?"]),
+        (
+            "finetune",
+            ["--task", "STS-B", "--epochs", "1"],
+            ["unknown argument '--epochs' (did you mean '--num_train_epochs' or '--qat_epochs'?); see"],
+        ),
+        ("quantize", ["model", "--task", "STS-B"], ["unknown argument '--task'; see q8trt quantize --help"]),
         ("build-engine", ["--int"], ["did you mean '--int8'?"]),
         ("finetune", ["--task", "STS-B", "--save_steps", "250"], ["--save_steps 250", "--eval_steps 200"]),
         ("finetune", ["--resume", "--task", "STS-B"], ["drop --task"]),

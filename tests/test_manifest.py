@@ -93,6 +93,13 @@ def test_missing_folder(tmp_path: Path) -> None:
         write_manifest(tmp_path / "nowhere", MANIFEST)
 
 
+def test_a_file_of_an_engine_folder(folder: Path) -> None:
+    for name in ("model.plan", "model.onnx"):
+        (folder / name).touch()
+        with pytest.raises(EngineError, match=rf"{name} is a file, expected an engine folder; give {folder}$"):
+            load_manifest(folder / name)
+
+
 def test_folder_without_manifest(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"no manifest\.json.*`python build_engine\.py --int8`"):
         load_manifest(tmp_path)

@@ -66,6 +66,8 @@ def load_manifest(folder: str | Path, verify: bool = True) -> Manifest:
             a file is missing, truncated or changed.
     """
     folder = Path(folder)
+    if folder.is_file() and folder.suffix in (".plan", ".onnx"):
+        raise EngineError(f"{folder} is a file, expected an engine folder; give {folder.parent}")
     if folder.is_file():
         raise EngineError(
             f"{folder} is a file, expected an engine folder; unpack an archive of `q8trt pack` first: "
