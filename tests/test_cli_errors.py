@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,12 @@ def test_bad_data(
     damage(data)
     line = refused("finetune", *options)
     assert [words for words in says if words not in line] == [], line
+
+
+def test_a_missing_file_is_named_before_torch_is_loaded(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # an import raises ImportError
+    line = refused("finetune", "--task", "custom", "--train_file", "trian.csv", "--validation_file", "dev.csv")
+    assert "trian.csv: no such file" in line
 
 
 def test_label_outside_the_task(tiny_checkpoint: Path, tmp_path: Path, refused: Refused) -> None:

@@ -7,6 +7,7 @@ example: python finetune.py --task STS-B
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from q8trt.cli.parser import Parser
@@ -18,6 +19,7 @@ from q8trt.hardware.gpu import gpus
 from q8trt.quantization.trial import trial_lines
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run, runs_dir
+from q8trt.tasks.data.opening import open_data
 
 #: The options that --demo sets: the model of a pip package and the built-in sample. The demo takes a few minutes on two cores.
 DEMO: dict[str, Any] = {
@@ -104,6 +106,8 @@ def run(argv: list[str]) -> int:
         options = from_values(Options, values)
         chosen = {each.name: values[each.name] for each in options_in(FinetuneConfig) if each.name in values}
         config = options.config
+        for file in filter(None, (config.data.train_file, config.data.validation_file)):
+            open_data(Path(file)).close()  # before PyTorch is loaded
         say(f"fine-tuning {config.model_name_or_path} on {config.data.task}: loading PyTorch, the model and the rows")
         from q8trt import api
 
