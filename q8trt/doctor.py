@@ -31,6 +31,11 @@ from q8trt.hardware.packages import installed_version, pip_install
 from q8trt.runtime import RUNTIMES, EngineRuntime
 from q8trt.runtime.base import Availability
 
+#: `pip install` in the hints takes the newest versions.
+_CHECKOUT = (
+    'In this checkout, the extras have tested versions: pip install -c constraints.txt -e ".[train,rtx,demo]" '
+    "(tensorrt instead of rtx for an H100; cpu alone to run engines)"
+)
 _MINIMUM_PYTHON = (3, 11)
 #: As in pyproject.toml.
 MINIMUM_TENSORRT = (10, 6)
@@ -130,10 +135,11 @@ def checks(machine: Machine) -> list[Check]:
 
 def _gpu_checks(machine: Machine) -> list[Check]:
     if not machine.gpus:
-        hint = "install NVIDIA's driver to run plans; all else works on the CPU"
+        hint = "only plans need one; all else works on the CPU"
         if "nvidia-ml-py" not in machine.packages:
             hint = f"{pip_install('nvidia-ml-py')}, which lists GPUs; {hint}"
-        return [Check("GPU", "none", False, hint), Check("NVIDIA driver", "none", False, hint)]
+        driver = Check("NVIDIA driver", "none", False, "if there is a GPU, install NVIDIA's driver")
+        return [Check("GPU", "none", False, hint), driver]
     names = ", ".join(f"{card.name} (SM {card.sm}, {card.memory_mib:,} MiB)" for card in machine.gpus)
     return [Check("GPU", names, True), Check("NVIDIA driver", machine.gpus[0].driver, True)]
 
@@ -240,4 +246,6 @@ def render(checks: Sequence[Check], steps: Sequence[Step]) -> str:
         mark, name, value, hint = row
         return f"  {mark:<4}{name:<{width}}  {value}" + (f"  -> {hint}" if hint else "")
 
-    return "\n".join(["Found", *map(line, rows), "", "Runs here", *map(line, plan)])
+    lacks_package = any("pip install" in row[3] for row in rows)
+    note = [f"  {_CHECKOUT}"] if lacks_package and (Path(__file__).parents[1] / "constraints.txt").is_file() else []
+    return "\n".join(["Found", *map(line, rows), *note, "", "Runs here", *map(line, plan)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from waiting import PATIENCE
 
 import q8trt
-from q8trt.cli.main import COMMANDS, main
+from q8trt.cli.main import COMMANDS, command_module, main
 
 ROOT = Path(__file__).parents[1]
 HEAVY = (
@@ -106,3 +107,11 @@ def test_doctor_prints_the_three_steps(capsys: pytest.CaptureFixture[str]) -> No
         assert line.partition(" ")[2].strip().startswith(step)
     assert set(answers) <= {"yes", "no"}
     assert code == (1 if "no" in answers else 0)
+
+
+def test_a_help_names_only_options_of_its_command() -> None:
+    for name in COMMANDS:
+        parser = command_module(name).PARSER
+        flags = {flag for action in parser._actions for flag in action.option_strings}
+        named = {flag for action in parser._actions for flag in re.findall(r"--[a-z]\w+", action.help or "")}
+        assert named <= flags, (name, named - flags)

@@ -162,7 +162,9 @@ def test_diagnosis_of_a_bare_machine() -> None:
     assert {check.value for name, check in by_name.items() if name != "Python"} == {"none"}
     assert all(check.hint for name, check in by_name.items() if name != "Python")
     assert by_name["TensorRT"].hint == "pip install tensorrt cuda-python nvidia-ml-py"
-    assert by_name["GPU"].hint.startswith("pip install nvidia-ml-py, which lists GPUs; install NVIDIA's driver")
+    assert by_name["GPU"].hint.startswith("pip install nvidia-ml-py, which lists GPUs; only plans need one")
+    assert by_name["NVIDIA driver"].hint == "if there is a GPU, install NVIDIA's driver"
+    assert "\n  In this checkout, the extras have tested versions: pip install" in render(checks(bare), steps(bare))
     assert not checks(replace(bare, python="3.9.1"))[0].ok
 
 

@@ -382,6 +382,15 @@ def test_paths_are_checked_before_torch(tmp_path: Path, capsys: pytest.CaptureFi
         assert out == ""
 
 
+def test_torch_is_the_first_package_that_is_missed(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("q8trt.hardware.packages.find_spec", lambda module: None)
+    monkeypatch.setattr("q8trt.hardware.packages.installed_version", lambda package: None)
+    assert main(["quantize", "model", "--texts", str(texts), "--runs_dir", str(tmp_path / "runs")]) == 2
+    assert re.match(r"quantize: error: torch is not installed: pip install .*\btorch\b", capsys.readouterr().err)
+
+
 def test_resume_takes_runs_of_quantize_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize"]) == 2
     assert "MODEL is missing; give a folder, a hub name or minilm, or --resume RUN" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeOptions
 from q8trt.errors import ConfigError
 from q8trt.evaluation.config import SensitivityConfig
+from q8trt.hardware.packages import check_installed
 from q8trt.runs.config import CalibrationConfig, FinetuneConfig, config_of_run
 from q8trt.runs.quantize_config import QuantizeConfig
 from q8trt.runs.run import RUNS_DIR, Run
@@ -184,6 +185,7 @@ def quantize(
         the run, its engine folders and the report. The object is also a path of the run (`os.PathLike`).
     """
     with session(progress):
+        check_installed("torch")  # before a missing TensorRT is reported, which is needed later
         from q8trt.deployment.quantizing import quantize_model, resume_quantization
         from q8trt.training.execution import unfinished_run
 

@@ -43,7 +43,7 @@ class Options:
     sensitivity: bool = option(
         False,
         "measure the cost of quantizing each site alone and each layer alone; writes sensitivity.json and .png to the run's "
-        "folder, or to --output_dir",
+        "folder, or to --output_dir; the default recipe is then the run's",
         group=_SENSITIVITY,
     )
     calibration: CalibrationConfig = group("calibration")

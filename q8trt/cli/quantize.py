@@ -34,7 +34,7 @@ class Options:
         "folder, hub name, or minilm (from a pip package)",
         metavar="MODEL",
         positional=True,
-        unset="with --resume",
+        unset="the run's, with --resume",
     )
     resume: str | None = option(
         None,

@@ -6,6 +6,9 @@ q8trt is not on a package index, so the commands list the packages themselves in
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from q8trt.errors import MissingPackageError
 
 #: Extra -> its packages, as in pyproject.toml, which also has their versions (a test compares the two).
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -73,6 +76,12 @@ def install_with_extra(module: str, extra: str = "train") -> str:
     package = _package(module)
     is_missing = package in EXTRAS[extra] and installed_version(package) is None
     return install_missing(extra) if is_missing else pip_install(package)
+
+
+def check_installed(module: str) -> None:
+    """Raise MissingPackageError, with the command that installs the missing packages of "train", if a module is missing."""
+    if find_spec(module) is None:
+        raise MissingPackageError(f"{module} is not installed", install_with_extra(module))
 
 
 def _package(module: str) -> str:

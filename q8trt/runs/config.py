@@ -59,8 +59,8 @@ class FinetuneConfig:
     qat: bool = option(True, "train with quantizers after calibration")
     target: Target = option(
         Target.GPU,
-        "device that will run the engines; sets the defaults of the recipe, of the precision of INT8 engines and of "
-        "--fuse_qkv",
+        "device that will run the engines; sets the defaults of the recipe, of the precision of INT8 engines and of fused "
+        "Q, K and V",
         choices=tuple(each.value for each in Target),
     )
     recipe: Recipe = option(
@@ -71,7 +71,7 @@ class FinetuneConfig:
         unset="the target's",
     )
     quantizer: str = option("modelopt", "library of the quantizers and calibrators", choices=LIBRARIES)
-    calibration_samples: int = option(512, "training rows to calibrate on", values=at_least(1))
+    calibration_samples: int = option(512, "training rows, or texts, to calibrate on", values=at_least(1))
     allow_pickle: bool = option(False, "read pytorch_model.bin; only for files that you trust")
     #: The checkpoint that `CalibrationConfig.from_pytorch_quantization` named.
     from_pytorch_quantization: str | None = None
@@ -134,9 +134,7 @@ class CalibrationConfig:
     """
 
     target: Target = same_option(FinetuneConfig, "target")
-    recipe: Recipe | None = same_option(
-        FinetuneConfig, "recipe", default=None, unset="the target's; with --sensitivity: the run's"
-    )
+    recipe: Recipe | None = same_option(FinetuneConfig, "recipe", default=None)
     quantizer: str = same_option(FinetuneConfig, "quantizer")
     calibration_samples: int = same_option(FinetuneConfig, "calibration_samples")
     per_device_eval_batch_size: int = same_option(TrainingConfig, "per_device_eval_batch_size")
