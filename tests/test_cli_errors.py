@@ -104,6 +104,11 @@ def test_a_missing_file_is_named_before_torch_is_loaded(refused: Refused, monkey
     monkeypatch.setitem(sys.modules, "torch", None)  # an import raises ImportError
     line = refused("finetune", "--task", "custom", "--train_file", "trian.csv", "--validation_file", "dev.csv")
     assert "trian.csv: no such file" in line
+    assert "did you mean" not in line
+    for name in ("train.csv", "dev.csv", "trial.txt"):
+        Path(name).touch()
+    line = refused("finetune", "--task", "custom", "--train_file", "trian.csv", "--validation_file", "dev.csv")
+    assert line.endswith("trian.csv: no such file (did you mean 'train.csv'?)")
 
 
 def test_label_outside_the_task(tiny_checkpoint: Path, tmp_path: Path, refused: Refused) -> None:

@@ -44,7 +44,8 @@ def _surrogate() -> Exception:
     [
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a/b"), "a/b cannot be used: Too many levels"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "cannot be used: File name too long"),
-        (OSError(errno.EROFS, "Read-only file system", "/ro/.e.q8trt.wtf_.tmp"), "/ro cannot be used: Read-only"),
+        (OSError(errno.EROFS, "Read-only file system", "/ro/.e.q8trt.wtf_.tmp"), "/ro cannot be used: Read-only file system; "),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a cannot be used: Permission denied; change its permissions"),
         (OSError(errno.EROFS, "Read-only file system", ".x.csv.lock"), ". cannot be used: Read-only"),
         (OSError(errno.EIO, "Input/output error"), "a file cannot be used: Input/output error"),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", b"b\xff"), r"b\udcff cannot be used: No such file"),

@@ -115,3 +115,17 @@ def test_a_label_and_a_column_that_are_nearly_right(tmp_path: Path) -> None:
 def test_f1_is_for_two_labels() -> None:
     with pytest.raises(ConfigError, match="the metric f1 needs two labels, got 3; use accuracy or matthews"):
         dataclasses.replace(get_task("MNLI"), metrics=("f1",), main_metric="f1")
+
+
+def test_labels_with_a_comma_are_quoted_in_errors(tmp_path: Path) -> None:
+    for labels, expected in {
+        ("no", "yes"): "0, 1, no, yes",
+        ("no", "yes, please"): "'0', '1', 'no', 'yes, please'",
+    }.items():
+        (tmp_path / "x.csv").write_text("sentence,label\na,7\n")
+        with pytest.raises(DataError, match=rf"expected one of {expected}$"):
+            load_train(
+                DataConfig(
+                    "custom", train_file=str(tmp_path / "x.csv"), text_column_names=("sentence",), label_list=labels
+                )
+            )

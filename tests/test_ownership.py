@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,7 +131,9 @@ def test_a_file_or_a_locked_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "cannot be written: " in refusal(tmp_path / "file")
     assert f"{tmp_path / 'file'} is a file" in refusal(tmp_path / "file" / "below")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
-    assert f"no permission for {tmp_path}" in refusal(tmp_path / "new")
+    assert refusal(tmp_path / "new").endswith(f"no permission for {tmp_path}; give a path that you may write to")
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    assert f"written: {tmp_path} is on a read-only file system; give a path" in refusal(tmp_path / "new")
 
 
 # Files

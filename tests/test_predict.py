@@ -246,7 +246,7 @@ def test_a_file_that_cannot_be_scored_leaves_nothing(
 
 
 def test_a_file_that_is_not_there(engine: StandIn) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file$"):
         score_file(engine, ScoringConfig(Path("nowhere.csv"), engine.folder / "out.csv"))  # type: ignore[arg-type]
 
 

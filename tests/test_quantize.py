@@ -241,6 +241,13 @@ def test_shapes_that_cannot_be_built_are_refused_before_a_run_is_made(
     before = sorted(tmp_path.rglob("*"))
     assert main(["quantize", "model", "--max_shapes", "32x4096"]) == 2
     assert "4096" in capsys.readouterr().err
+    for more in ([], ["--no_build_engines"]):
+        assert main(["quantize", "model", "--max_seq_length", "1024", *more]) == 2
+        out, err = capsys.readouterr()
+        assert re.fullmatch(
+            r"quantize: error: --max_seq_length 1024, but the model has (\d+) positions; give \1 or less\n", err
+        )
+        assert "1024 tokens" not in out
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -662,7 +662,7 @@ def test_a_folder_that_may_not_be_written_to(
     given = ["--model_name_or_path", str(tiny_checkpoint), "--data_dir", str(data), *OPTIONS]
     line = refused("calibrate", *given, "--max_drop", "1", "--write_recipe", "less.yaml")
     assert "--write_recipe less.yaml cannot be written: " in line
-    assert line.endswith(f"no permission for {Path.cwd()}")
+    assert line.endswith(f"no permission for {Path.cwd()}; give a path that you may write to")
 
 
 def test_what_the_newest_run_was_imported_from_is_not_imported_again(

@@ -90,7 +90,7 @@ def test_parts_of_speech_of_conllu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.conll", "Mary B-PER\nWalker I-PERSON\n", "a.conll:1: word 2: label 'I-PERSON', expected .*mean 'I-PER'"),
+        ("a.conll", "Mary B-PER\nWalker I-PERSON\n", "a.conll:2: label 'I-PERSON', expected .*mean 'I-PER'"),
         ("a.conll", "\n\nMary\n", r"a.conll:3: 'Mary', expected a word and its tag, separated by a tab or a space"),
         ("a.conll", "", "a.conll: no sentences"),
         ("a.jsonl", "", "a.jsonl: no sentences"),

@@ -15,6 +15,12 @@ _WRITE_FAILED = ("] . unexpected pos ", "basic_ios::clear: iostream error")
 _FILE_TOO_LARGE = ("File too large", "os error 27")
 _NO_MEMORY = ("not enough memory", "bad allocation", "std::bad_alloc", "CUDA out of memory", "Cannot allocate memory")
 
+#: Number of a system's error -> remedy.
+_REMEDIES = {
+    errno.EROFS: "; give a path that you may write to",
+    errno.EACCES: "; change its permissions, or give another path",
+    errno.EPERM: "; change its permissions, or give another path",
+}
 #: Names of lock files and temporary files.
 _TEMPORARY = re.compile(r"(^|/)\.[^/]*\.(tmp|old|lock)$")
 
@@ -55,7 +61,8 @@ def _of_system(error: OSError) -> str:
     place = _place([error])
     if place and _TEMPORARY.search(place):  # users do not know the names of q8trt's temporary files
         place = str(Path(place).parent)
-    return f"{place or 'a file'} cannot be used: {error.strerror}"
+    remedy = _REMEDIES.get(error.errno or 0, "")
+    return f"{place or 'a file'} cannot be used: {error.strerror}{remedy}"
 
 
 def was_interrupted(error: BaseException) -> bool:

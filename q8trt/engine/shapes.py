@@ -135,7 +135,7 @@ class ShapeOptions:
         metavar="N,N,...",
         read=parse_buckets,
         show=lambda buckets: ",".join(map(str, buckets)),
-        unset="one, up to the training's --max_seq_length",
+        unset="one, up to the sequence length of the model's training or calibration",
     )
     opt_batch: int | None = option(
         None, "batch that the profiles are tuned for", unset="16, or --max_batch if that is smaller"

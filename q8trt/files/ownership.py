@@ -62,7 +62,11 @@ def _obstacle(folder: Path) -> str | None:
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir():
         return f"{nearest} is a file"
-    return None if os.access(nearest, os.W_OK | os.X_OK) else f"no permission for {nearest}"
+    if os.access(nearest, os.W_OK | os.X_OK):
+        return None
+    is_read_only = bool(os.statvfs(nearest).f_flag & os.ST_RDONLY)
+    reason = f"{nearest} is on a read-only file system" if is_read_only else f"no permission for {nearest}"
+    return f"{reason}; give a path that you may write to"
 
 
 def check_apart(

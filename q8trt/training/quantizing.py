@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from q8trt.errors import ConfigError
 from q8trt.models import load_tokenizer, local_folder, read_head, resolve_model
 from q8trt.quantization.recipe import load_recipe
 from q8trt.runs.config import FinetuneConfig
@@ -37,6 +38,10 @@ def quantization_of(model: str | Path, config: QuantizeConfig, say: Callable[[st
     shown = name if folder == resolve_model(name) else folder  # errors show a short name, not the folder of its package
     head = read_head(shown, config.kind, config.pooling)
     longest = int(load_tokenizer(folder).model_max_length)
+    if config.max_seq_length and config.max_seq_length > longest:
+        raise ConfigError(
+            f"--max_seq_length {config.max_seq_length}, but the model has {longest} positions; give {longest} or less"
+        )
     length = config.max_seq_length or min(head.max_length or _LENGTHS.get(head.kind, DEFAULT_LENGTH), longest)
     data = config.data(head=head, max_seq_length=length)
     say(f"model: {name}, {describe(head)}, {length} tokens at most")

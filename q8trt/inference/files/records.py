@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from q8trt.errors import DataError
 from q8trt.files import Limits, MalformedError, parse_json
+from q8trt.tasks.data.opening import similar_name
 
 #: Maximum bytes of a row, which limits the memory that it needs.
 LONGEST = 4 * 2**20
@@ -72,7 +73,7 @@ class Records:
                 )
             self._lines = _Lines(path)
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file") from None
+            raise DataError(f"{path}: no such file{similar_name(path)}") from None
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
         self.path, self.kind = path, ".jsonl" if kind == ".json" else kind

@@ -149,6 +149,8 @@ def _suggestion(label: object, spellings: Iterable[str]) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     listed = list(names)
+    if any("," in name for name in listed):
+        listed = list(map(repr, listed))
     more = f" and {len(listed) - _SHOWN_LABELS} more" if len(listed) > _SHOWN_LABELS else ""
     return ", ".join(listed[:_SHOWN_LABELS]) + more
 

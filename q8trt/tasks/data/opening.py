@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
 from q8trt import files
 from q8trt.console.names import printable
-from q8trt.errors import DataError
+from q8trt.errors import DataError, nearest
 
 #: Maximum number of bytes of a line. Training texts are shorter, and it bounds the memory for a damaged file.
 LONGEST_LINE = 4 * 2**20
@@ -18,6 +19,8 @@ _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 #: Number of characters of a value, and of column names, that an error shows.
 _SHOWN_CHARACTERS, _SHOWN_NAMES = 60, 20
+#: Files of a folder that are compared with the name of a missing one.
+_LISTED_FILES = 1_000
 
 
 def shown(value: object) -> str:
@@ -43,7 +46,7 @@ def open_data(path: Path) -> BinaryIO:
     try:
         return files.open_regular(path)
     except FileNotFoundError:
-        raise DataError(f"{name}: no such file") from None
+        raise DataError(f"{name}: no such file{similar_name(path)}") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     except files.MalformedError:
@@ -51,6 +54,16 @@ def open_data(path: Path) -> BinaryIO:
         raise DataError(f"{name}: is {problem}; expected a file of data") from None
     except ValueError as error:  # a NUL character in the path
         raise DataError(f"{name}: cannot be read: {error}") from None
+
+
+def similar_name(path: Path) -> str:
+    """Return ``" (did you mean 'train.csv'?)"`` with the nearest name in the folder of a missing file; "" if none is near."""
+    try:
+        files_beside = [*islice(path.parent.iterdir(), _LISTED_FILES)]
+    except OSError:
+        return ""
+    alike = [each.name for each in files_beside if nearest(path.stem, [each.stem])]  # all may end in .csv
+    return printable(nearest(path.name, alike))
 
 
 def is_data_file(path: Path) -> bool:

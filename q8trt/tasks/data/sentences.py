@@ -133,11 +133,9 @@ def read_sentences(
         )
     spellings = accepted_labels(task)
     words, tags = [], []
-    for where, row_words, row_tags in rows:
+    for places, row_words, row_tags in rows:
         words.append(row_words)
-        tags.append(
-            [check_label(tag, task, f"{where}: word {number}", spellings) for number, tag in enumerate(row_tags, 1)]
-        )
+        tags.append([check_label(tag, task, where, spellings) for where, tag in zip(places, row_tags, strict=True)])
     if not words:
         raise DataError(f"{path_name(path)}: no sentences")
     return Sentences(
@@ -154,31 +152,32 @@ def read_sentences(
     )
 
 
-_Row = tuple[str, list[str], list[Any]]
-"""The place of a sentence (``file:line``), its words and its tags."""
+_Row = tuple[list[str], list[str], list[Any]]
+"""The places of the words of a sentence (``file:line`` or ``file:row: word 2``), the words and their tags."""
 
 
 def _conll_rows(path: Path) -> Iterator[_Row]:
-    name, begin, characters = path_name(path), 0, 0
+    name, characters = path_name(path), 0
     parse = _conllu_word if path.suffix.lower() == ".conllu" else _conll_word
+    places: list[str] = []
     words: list[str] = []
     tags: list[str] = []
     for number, line in text_lines(path):
         if not (line := line.strip()):
             if words:
-                yield f"{name}:{begin}", words, tags
-            words, tags, characters = [], [], 0
+                yield places, words, tags
+            places, words, tags, characters = [], [], [], 0
         elif (pair := parse(line, f"{name}:{number}")) is not None:
-            begin = begin if words else number
+            places.append(f"{name}:{number}")
             words.append("_".join(pair[0].split()))
             tags.append(pair[1])
             characters += len(words[-1]) + 1
             if characters > LONGEST_TEXT:
                 raise DataError(
-                    f"{name}:{begin}: a sentence of more than {LONGEST_TEXT:,} characters; a blank line ends one"
+                    f"{places[0]}: a sentence of more than {LONGEST_TEXT:,} characters; a blank line ends one"
                 )
     if words:
-        yield f"{name}:{begin}", words, tags
+        yield places, words, tags
 
 
 def _conll_word(line: str, where: str) -> tuple[str, str] | None:
@@ -239,4 +238,5 @@ def _listed_rows(path: Path, columns: Sequence[str]) -> Iterator[_Row]:
             raise DataError(f"{where}: a sentence of more than {LONGEST_TEXT:,} characters; give one sentence a row")
         if names is not None:
             tags = [names[tag] if type(tag) is int and 0 <= tag < len(names) else tag for tag in tags]
-        yield where, ["_".join(word.split()) for word in words], tags
+        places = [f"{where}: word {number}" for number in range(1, len(words) + 1)]
+        yield places, ["_".join(word.split()) for word in words], tags
