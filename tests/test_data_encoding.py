@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizer_fixtures import KINDS, byte_level, random_text, unigram, wordpiece
 
-from q8trt.tasks.data import encoding
+from q8trt.tasks.data import counted, encoding
 from q8trt.tasks.data.encoding import Encoder, EncodingError, splits_at_spaces
 
 SIDES = ("right", "left")
@@ -163,3 +163,14 @@ def test_what_an_encoder_refuses() -> None:
     encoder = Encoder(panics, 12, False)
     with pytest.raises(EncodingError, match="Onig: Regex search error: retry-limit-in-match over"):
         encoder.encode([("a" * 40 + "b",)])
+
+
+def test_one_row_is_no_plural() -> None:
+    assert [counted(1), counted(2), counted(1, 1), counted(3, 1)] == [
+        "1 row",
+        "2 rows",
+        "1 question",
+        "1 question, 3 windows",
+    ]
+    assert counted(1, 2) == "2 questions, 1 window"
+    assert counted(12345, separator=",") == "12,345 rows"

@@ -111,6 +111,11 @@ def test_version_and_hardware_compatibility_of_tensorrt(
     ("backend", "options", "message"),
     [
         ("rtx", {"sm": ("9.0",)}, r"TensorRT-RTX \S+ has no SM 9\.0; it builds for 7\.5, 8\.0, 8\.6, 8\.9, 12\.0"),
+        (
+            "rtx",
+            {"sm": ("8.7",)},
+            r"has no SM 8\.7 \(Jetson Orin\); .* build with TensorRT, which JetPack contains, on that GPU",
+        ),
         ("rtx", {"version_compatible": True}, "cannot build version-compatible plans: leave --version_compatible out"),
         (
             "rtx",

@@ -45,7 +45,7 @@ def test_forecast_and_engine_stand_side_by_side() -> None:
         "attention BMMs in INT8 12 of 12 10 of 12",
         "fused attentions 6 5",
         "residual adds in INT8 11 of 12 4",
-        "ops | layers in INT8, FP16, FP32 60, 0, 98 30, 0, 43",
+        "in INT8, FP16, FP32 60, 0, 98 ops 30, 0, 43 layers",
         "reformats 7",
         "weights 3.5 MiB 4.0 MiB",
         "activations 50.0 MiB",
@@ -57,7 +57,7 @@ def test_forecast_and_engine_stand_side_by_side() -> None:
 def test_what_is_not_known_is_a_dash() -> None:
     lines = rows(FORECAST, EngineReport("inspector", 1), BuildRecord(1.234, None))
     assert lines[3] == "GEMMs in INT8 36 of 38 -"
-    assert lines[7].endswith("60, 0, 98 -")
+    assert lines[7].endswith("60, 0, 98 ops -")
     assert lines[-1] == "build memory, peak -"
     assert "0" not in "".join(line.rpartition(" ")[2] for line in lines[3:-2])
 

@@ -83,7 +83,9 @@ def test_rows_cut_at_the_longest_sequence_are_told(
 ) -> None:
     source = write_pairs(tmp_path / "in.csv", f"{'cat ' * 30},dog")
     assert run_command("predict", options(engine, source)) == 0
-    assert "  1 rows were longer than 16 tokens and cut, as in training" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "  1 row was longer than 16 tokens and cut, as in training" in out
+    assert "longer than" not in err
 
 
 def test_rejected_rows_are_a_warning_or_with_strict_an_error(
@@ -104,7 +106,7 @@ def test_a_file_without_one_good_row_is_an_error(
     (tmp_path / "in.csv").write_text("sentence1,sentence2\n,\n")
     assert run_command("predict", options(engine, tmp_path / "in.csv")) == 2
     out, err = capsys.readouterr()
-    assert "error: 1 of 1 rows rejected" in err
+    assert "error: 1 of 1 row rejected" in err
     assert err.endswith("; no output was written\n")
     assert out == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["engine", "in.csv", "out.csv.rejected.csv"]

@@ -73,7 +73,9 @@ def test_plain_text_has_no_names(engine: StandIn) -> None:
 
 def test_guessed_columns_are_told(engine: StandIn, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "q8trt")
-    score(engine, "premise,hypothesis\na,b\n")
+    score(engine, "premise,hypothesis\na,b\n", output="a.csv")
+    assert not caplog.messages  # no other columns could be meant
+    score(engine, "premise,hypothesis,query,document\na,b,c,d\n")
     assert caplog.messages == [
         "columns scored: premise, hypothesis, chosen by name, because the engine does not record its text columns"
     ]

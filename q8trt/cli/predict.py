@@ -8,8 +8,11 @@ example: q8trt predict --engine runs/NAME/engine --input pairs.csv --output scor
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,7 +58,7 @@ def run(argv: list[str]) -> int:
         raise InterruptedRunError(f"{error}: {command('predict', *argv)}") from error
     if summary.rejected:
         all_rows = summary.rows + summary.rejected
-        text = f"{summary.rejected:,} of {all_rows:,} rows rejected, see {summary.rejected_file}"
+        text = f"{summary.rejected:,} of {_number(all_rows, 'row')} rejected, see {summary.rejected_file}"
         text += f" ({summary.first_reason})" if summary.first_reason else ""
         text += "" if summary.rows else "; no output was written"
         text += "; their rows of the array are NaN" if summary.rows and summary.output.suffix.lower() == ".npy" else ""
@@ -69,21 +72,38 @@ def _score(options: Options) -> Summary:
     """Score the file and print a summary."""
     from q8trt import api
 
-    summary = api.predict(
-        options.engine, config=options.scoring, device=options.device, batch_size=options.batch_size,
-        buckets=options.buckets, on_progress=_Shown(),
-    )  # fmt: skip
+    with _cut_texts_are_counted_later():
+        summary = api.predict(
+            options.engine, config=options.scoring, device=options.device, batch_size=options.batch_size,
+            buckets=options.buckets, on_progress=_Shown(),
+        )  # fmt: skip
     if summary.rows or not summary.rejected:
         say(f"scores: {summary.output}  {_figures(summary)}, on {summary.backend}, {summary.device}")
         say(f"  columns scored: {', '.join(summary.texts)}; added: {', '.join(summary.names)}")
     if summary.truncated:
-        cut = "questions" if "answer" in summary.names else "rows"
-        say(f"  {summary.truncated:,} {cut} were longer than {summary.max_length} tokens and cut, as in training")
+        cut = _number(summary.truncated, "question" if "answer" in summary.names else "row")
+        were = "was" if summary.truncated == 1 else "were"
+        say(f"  {cut} {were} longer than {summary.max_length} tokens and cut, as in training")
     return summary
 
 
+@contextlib.contextmanager
+def _cut_texts_are_counted_later() -> Iterator[None]:
+    """Silence the engine's warning on its first cut text, because the summary has their number."""
+    log = logging.getLogger("q8trt.inference.engine")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _figures(progress: JobProgress) -> str:
-    return f"{progress.rows:,} rows, {progress.rows_per_s:,.0f} rows/s"
+    return f"{_number(progress.rows, 'row')}, {progress.rows_per_s:,.0f} rows/s"
 
 
 class _Shown:
@@ -96,7 +116,7 @@ class _Shown:
 
     def __call__(self, progress: JobProgress) -> None:
         if progress.resumed and not self._resumed:
-            warn(f"continuing after {progress.resumed:,} rows of an earlier run")
+            warn(f"continuing after {_number(progress.resumed, 'row')} of an earlier run")
         self._resumed = True
         left = progress.seconds_left
         text = f"{progress.done:4.0%}  {_figures(progress)}, {progress.rejected:,} rejected, {_clock(left)} left"

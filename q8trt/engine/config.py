@@ -29,6 +29,10 @@ def parse_sms(text: str) -> tuple[str, ...]:
     return parts
 
 
+#: Compute capability -> the board of which it is.
+_JETSONS = {"8.7": "Jetson Orin", "11.0": "Jetson Thor"}
+
+
 @dataclass(frozen=True)
 class BuildConfig:
     """Options of the build of a plan.
@@ -99,9 +103,11 @@ class BuildConfig:
         if self.sm and not rtx:
             raise ConfigError(f"--sm needs TensorRT-RTX; {backend.title} builds for this machine's GPU: leave --sm out")
         if unknown := [sm for sm in self.sm if sm not in backend.supported_sms()]:
+            board = _JETSONS.get(unknown[0])
+            whose, source = (f" ({board})", ", which JetPack contains,") if board else ("", "")
             raise ConfigError(
-                f"{backend.title} has no SM {unknown[0]}; it builds for {', '.join(backend.supported_sms())}: name one of "
-                "them, or build with TensorRT on that GPU (--backend tensorrt)"
+                f"{backend.title} has no SM {unknown[0]}{whose}; it builds for {', '.join(backend.supported_sms())}: name one "
+                f"of them, or build with TensorRT{source} on that GPU (--backend tensorrt)"
             )
         if self.version_compatible and (rtx or not hasattr(trt.BuilderFlag, "VERSION_COMPATIBLE")):
             raise ConfigError(f"{backend.title} cannot build version-compatible plans: leave --version_compatible out")

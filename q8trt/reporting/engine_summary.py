@@ -64,9 +64,9 @@ def engine_table(record: EngineRecord) -> Table:
             engine.int8_residual_adds,
         ),
         (
-            "ops | layers in INT8, FP16, FP32",
-            ", ".join(str(ops.get(each, 0)) for each in _TYPES),
-            ", ".join(str(layers.get(each.upper(), 0)) for each in _TYPES) if layers else None,
+            "in INT8, FP16, FP32",
+            ", ".join(str(ops.get(each, 0)) for each in _TYPES) + " ops",
+            ", ".join(str(layers.get(each.upper(), 0)) for each in _TYPES) + " layers" if layers else None,
         ),
         ("reformats", "", engine.reformats),
         ("weights", mib(forecast["int8_weight_bytes"] + forecast["float_weight_bytes"]), _mib(engine.weights_bytes)),

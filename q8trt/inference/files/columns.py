@@ -259,7 +259,8 @@ def _text_columns(
         return ()
     trained = ", on which the engine was trained" if known and not chosen else ""
     texts = choose_text_columns(str(path), header, choices, "--text_column_names chooses others", trained)
-    if not (chosen or known):
+    is_ambiguous = len({tuple(names) for names in choices if {*names} <= {*header}}) > 1
+    if is_ambiguous and not (chosen or known):
         _log.info(
             "columns scored: %s, chosen by name, because the engine does not record its text columns", ", ".join(texts)
         )

@@ -166,9 +166,13 @@ def counted(rows: int, questions: int | None = None, separator: str = "") -> str
     `separator` is the separator of thousands, "," or "".
     """
     if questions is None:
-        return f"{rows:{separator}} rows"
-    windows = f", {rows:{separator}} windows" if rows != questions else ""
-    return f"{questions:{separator}} questions{windows}"
+        return _plural(rows, "row", separator)
+    windows = f", {_plural(rows, 'window', separator)}" if rows != questions else ""
+    return f"{_plural(questions, 'question', separator)}{windows}"
+
+
+def _plural(count: int, noun: str, separator: str) -> str:
+    return f"{count:{separator}} {noun}{'' if count == 1 else 's'}"
 
 
 def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:
