@@ -74,6 +74,8 @@ def test_without_quantized_rows_or_scores(report: Report) -> None:
     assert (facts["recipe"], facts["data"]) == ("none", "STS-B, timing only")
     sample = replace(report, is_sample=True)
     assert sample.heading == "minilm on STS-B, built-in sample, not GLUE"
+    headed = replace(report, task="sequence-classification")
+    assert headed.heading == "minilm, sequence classification"
     assert dict(sample.head.facts())["data"].endswith("built-in sample, not GLUE")
 
 

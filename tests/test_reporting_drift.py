@@ -14,7 +14,7 @@ from q8trt.reporting import Report, Row, print_report, verdict
 from q8trt.reporting.benchmark_tables import scores
 from q8trt.reporting.comparison import ScorePair
 from q8trt.reporting.comparison_page import _score_table
-from q8trt.reporting.scores import is_drift, score_text, unit_of
+from q8trt.reporting.scores import is_drift, meanings, score_text, unit_of
 from q8trt.tasks.glue import task_of_head
 from q8trt.tasks.heads import Embedding, Head, HeadKind
 from q8trt.tasks.metrics import METRICS
@@ -121,6 +121,13 @@ def test_torchs_scores_are_those_that_torch_computed(report: Report) -> None:
     half = replace(report.rows[0], name="FP16", precision=Precision.FP16)
     rows = scores(replace(report, rows=[report.rows[0], half, report.rows[1]])).texts()
     assert [row[-1] for row in rows] == ["-", "-", "97.7%"]
+    legend = scores(report).legend
+    assert legend.startswith("cosine_p1, cosine_worst: 1st percentile and minimum of the cosines")
+    assert legend.endswith("; columns of torch: the checkpoint before the export.")
+    assert "logit_mean, logit_p99, logit_worst: mean, 99th percentile and maximum" in meanings(
+        ["agreement", "logit_p99"]
+    )
+    assert meanings(["pearson", "agreement"]) == ""
     labeled = make_report()
     half = replace(labeled.rows[0], name="FP16", precision=Precision.FP16)
     rows = scores(replace(labeled, rows=[labeled.rows[0], half, labeled.rows[1]])).texts()

@@ -9,7 +9,7 @@ from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.formats import ms, percent, rate, switch, times, tops
 from q8trt.reporting.measurements import Measurements, Row
-from q8trt.reporting.scores import beside, score_text, shown_difference, unit_of
+from q8trt.reporting.scores import beside, meanings, score_text, shown_difference, unit_of
 from q8trt.reporting.table import DASH, PLACE, Cell, Column, Table, words
 from q8trt.runtime.timing.latency import PARTS, Latency
 from q8trt.runtime.timing.lengths import Lengths
@@ -99,7 +99,9 @@ def scores(report: Measurements) -> Table:
         figures = [row.metrics.get(name) for name in names] + [recorded.get(name) for name in names if torch]
         rows.append((row.name, row.runs_on, *figures))
     title = f"Scores, {SAMPLE_LABEL}" if report.is_sample else "Scores"
-    return Table((*_ROW, *columns), tuple(rows) if names else (), title=title)
+    of_torch = "columns of torch: the checkpoint before the export" if torch else ""
+    legend = "; ".join(filter(None, (meanings(names), of_torch)))
+    return Table((*_ROW, *columns), tuple(rows) if names else (), f"{legend}." if legend else "", title)
 
 
 def _torch_scores(report: Measurements, row: Row) -> Mapping[str, float]:

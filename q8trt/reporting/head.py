@@ -11,6 +11,7 @@ from q8trt.engine.manifest import SAMPLE_LABEL
 from q8trt.quantization.precision import Precision
 from q8trt.reporting.table import Table, words
 from q8trt.runtime.registry import label_of
+from q8trt.tasks.heads import HeadKind
 
 if TYPE_CHECKING:
     from q8trt.reporting.measurements import Row
@@ -110,8 +111,13 @@ def _backend(name: str, versions: Mapping[str, Any]) -> str:
 
 
 def heading(models: Sequence[str], task: str, is_sample: bool) -> str:
-    """Return ``"minilm on STS-B"``; for the built-in sample the text also says that it is not GLUE."""
-    return f"{', '.join(models)} on {task}{f', {SAMPLE_LABEL}' if is_sample else ''}"
+    """Return ``"minilm on STS-B"`` or, without a task, the head: ``"my-model, sequence classification"``.
+
+    For the built-in sample, the text also says that it is not GLUE.
+    """
+    is_head = task in {kind.value for kind in HeadKind}
+    subject = f", {task.replace('-', ' ')}" if is_head else f" on {task}"
+    return f"{', '.join(models)}{subject}{f', {SAMPLE_LABEL}' if is_sample else ''}"
 
 
 def facts_table(reports: Mapping[str, Facts]) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from q8trt.reporting.formats import number, x100
 from q8trt.tasks.metrics import Scale, direction, scale_of
@@ -18,6 +18,27 @@ _DRIFT: Mapping[str, str] = {
 }
 #: Main metric -> the metric beside it in the main table, with a clause that follows the first one.
 _BESIDE: Mapping[str, tuple[str, str]] = {"cosine_mean": ("neighbors_10", " and keep {} of the 10 nearest neighbors")}
+
+
+#: Metrics of detail tables -> their meaning, in groups that share a sentence.
+_MEANINGS: Mapping[tuple[str, ...], str] = {
+    ("corr",): "corr: mean of Pearson's and Spearman's correlation",
+    ("logit_mean", "logit_p99", "logit_worst"): (
+        "logit_mean, logit_p99, logit_worst: mean, 99th percentile and maximum over the rows of the largest difference of a "
+        "logit to the FP32 model's"
+    ),
+    (
+        "cosine_p1",
+        "cosine_worst",
+    ): "cosine_p1, cosine_worst: 1st percentile and minimum of the cosines to FP32's embeddings",
+    ("neighbors_10",): "neighbors_10: share of the 10 nearest neighbors of a text that FP32's embeddings have, too",
+}
+
+
+def meanings(metrics: Iterable[str]) -> str:
+    """Return the meanings of those of `metrics` whose names do not state it; "" if there are none."""
+    names = {*metrics}
+    return "; ".join(text for group, text in _MEANINGS.items() if names & {*group})
 
 
 def is_drift(metric: str) -> bool:
