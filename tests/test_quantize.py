@@ -195,7 +195,7 @@ def test_a_run_of_a_model_of_ones_own_is_found_again(
         (["MODEL", "--pooling", "mean"], "defines its own pooling"),
         (["MODEL", "--texts", "nowhere.txt"], "nowhere.txt: no such file"),
         (["MODEL", "--texts", "empty.txt"], "empty.txt: no text"),
-        (["MODEL", "--max_seq_length", "600"], "max_seq_length 600 must be from"),
+        (["MODEL", "--max_seq_length", "600"], "--max_seq_length 600, but the model has 64 positions; give 64 or less"),
         (["MODEL", "--distill", "-1"], "--distill -1.0, expected 0 or more"),
         (["plain"], "for an embedding model, use q8trt quantize with --head embedding --pooling mean"),
         (
