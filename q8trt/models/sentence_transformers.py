@@ -19,9 +19,11 @@ from q8trt.tasks.heads import POOLING_MODES, DenseLayer, Embedding
 
 MODULES_FILE = "modules.json"
 _SETTINGS_FILE, _LENGTH_FILE = "config_sentence_transformers.json", "sentence_bert_config.json"
-#: Names of `_LENGTH_FILE` in folders of early versions, in the library's order; the first file that exists is read.
-_EARLIER_TYPES = ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-_LENGTH_FILES = (_LENGTH_FILE, *(f"sentence_{kind}_config.json" for kind in _EARLIER_TYPES))
+#: The names of `_LENGTH_FILE` in folders of early versions, in the library's order; the first file that exists counts.
+_LENGTH_FILES = (
+    _LENGTH_FILE, "sentence_roberta_config.json", "sentence_distilbert_config.json", "sentence_camembert_config.json",
+    "sentence_albert_config.json", "sentence_xlm-roberta_config.json", "sentence_xlnet_config.json",
+)  # fmt: skip
 #: Keys of `_LENGTH_FILE` that change the tokens of a text. Only `max_seq_length` and `do_lower_case` are read.
 _TOKEN_SETTINGS = (
     "processing_kwargs", "processor_kwargs", "tokenizer_args", "query_length", "document_length", "query_expansion"
