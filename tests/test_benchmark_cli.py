@@ -18,6 +18,7 @@ from q8trt.engine.manifest_file import load_manifest, write_manifest
 from q8trt.errors import BackendError
 from q8trt.evaluation import benchmark as comparison
 from q8trt.quantization.precision import Precision
+from q8trt.reporting import Row
 from q8trt.runtime import RunOptions, open_runner
 from q8trt.runtime.onnxruntime.runner import FP16_ON_CPU, OnnxRuntimeRunner
 
@@ -270,3 +271,32 @@ def test_max_drop_without_any_fp32_score(built: Path) -> None:
     with pytest.raises(ConfigError, match="records none; add an FP32 engine with --engine"):
         check_gate(Gate(max_drop=1.0), [EngineFolder(built / "int8", manifest)], DataConfig("STS-B", sample=True))
     check_gate(Gate(), [EngineFolder(built / "fp32", load_manifest(built / "fp32"))], None)
+
+
+def test_rows_of_one_name_differ_by_a_fact() -> None:
+    def named(*facts: tuple[str, str, str]) -> list[str]:
+        rows = [
+            Row(
+                "PTQ INT8",
+                "ONNX Runtime, CPU",
+                "onnxruntime",
+                "cpu",
+                Precision.INT8,
+                {},
+                recipe=recipe,
+                run=run,
+                folder=folder,
+            )
+            for recipe, run, folder in facts
+        ]
+        other = Row("PTQ INT8", "TensorRT, L40S", "tensorrt", "L40S", Precision.INT8, {}, recipe="gpu")
+        fp32 = Row("FP32", "ONNX Runtime, CPU", "onnxruntime", "cpu", Precision.FP32, {})
+        *names, last, first = (row.name for row in comparison.distinct([*rows, other, fp32]))
+        assert (last, first) == ("PTQ INT8", "FP32")
+        return names
+
+    assert named(("gpu", "runs/a", "runs/a/e")) == ["PTQ INT8"]
+    assert named(("gpu", "runs/a", "runs/a/e"), ("full", "runs/b", "runs/b/e")) == ["PTQ INT8 gpu", "PTQ INT8 full"]
+    assert named(("gpu", "runs/a", "runs/a/e"), ("gpu", "runs/b", "runs/b/e")) == ["PTQ INT8 a", "PTQ INT8 b"]
+    assert named(("gpu", "runs/a", "runs/a/e"), ("gpu", "runs/a", "runs/a/f")) == ["PTQ INT8 e", "PTQ INT8 f"]
+    assert named(*[("gpu", "runs/a", "runs/a/e")] * 2) == ["PTQ INT8"] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def benchmark_engines(
             stack.enter_context(open_runner(each.folder, config.backend, timing.shapes, config.plans))
             for each in engines
         ]
-        rows = [_row(engine, runner) for engine, runner in zip(engines, runners, strict=True)]
+        rows = distinct([_row(engine, runner) for engine, runner in zip(engines, runners, strict=True)])
         first: Features | None = None
         if data:
             batching = Batching.of(engines, data, config.per_device_eval_batch_size, config.buckets)
@@ -121,6 +122,25 @@ def _row(engine: EngineFolder, runner: Runner) -> Row:
         run=portable(engine.run.path if engine.run else engine.folder),
         findings=findings_of(path, manifest.precision, manifest.largest_shape),
     )
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """Return `rows`, with the fact by which rows of one name and place differ in their names: ``"PTQ INT8 linear"``.
+
+    The fact is the recipe if all of them differ in it, else the model, the run or the engine folder.
+    """
+    alike: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[row.name, row.place].append(row)
+    return [replace(row, name=_distinct_name(row, alike[row.name, row.place])) for row in rows]
+
+
+def _distinct_name(row: Row, alike: Sequence[Row]) -> str:
+    if len(alike) == 1:
+        return row.name
+    facts = [(each.recipe, each.model, Path(each.run).name, Path(each.folder).name) for each in alike]
+    index = next((number for number, names in enumerate(zip(*facts, strict=True)) if len({*names}) == len(alike)), None)
+    return row.name if index is None else f"{row.name} {facts[alike.index(row)][index]}"
 
 
 def _mib(engine: EngineFolder, name: str) -> float | None:
