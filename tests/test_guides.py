@@ -30,7 +30,7 @@ OPTIONS = {
 #: Commands whose engines a later command of the guide reads; others build none.
 WITH_ENGINES = (
     "q8trt quantize my-model --texts texts.txt --target cpu --output_dir runs/cpu",
-    "q8trt quantize my-model --texts texts.txt --target gpu --output_dir runs/gpu",
+    "q8trt quantize my-model --texts texts.txt --target cpu --recipe gpu --output_dir runs/gpu",
     "q8trt quantize my-squad-model --texts questions.jsonl",
 )
 #: Pairs of texts.
