@@ -465,7 +465,7 @@ def test_an_engine_without_a_plan_is_for_a_cpu_alone(
 ) -> None:
     monkeypatch.setattr("q8trt.deployment.quantizing.find_backend", _no_builder)
     folder, options = write_embedding_folder(tmp_path / "model"), {**OPTIONS, "build_engines": True, "texts": texts}
-    for more in ({}, {"target": "cpu", "backend": "tensorrt"}):
+    for more in ({}, {"target": "cpu", "backend": "tensorrt"}, {"target": "cpu", "sm": ("8.9",)}):
         with pytest.raises(MissingPackageError, match="TensorRT is not installed"):
             q8trt.quantize(folder, output_dir=tmp_path / "run", **options, **more)
     assert not (tmp_path / "run").exists()

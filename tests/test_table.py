@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
+from q8trt.console.counts import plural
 from q8trt.reporting import Column, Phrase, Table, words
-from q8trt.reporting.formats import error_percent, ms, number, plural, rate, times
+from q8trt.reporting.formats import error_percent, ms, number, rate, times
 from q8trt.reporting.html import render
 from q8trt.reporting.markdown import Markdown, markdown_section, markdown_table
 from q8trt.reporting.terminal import print_table

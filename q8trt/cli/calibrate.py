@@ -57,6 +57,8 @@ PARSER = Parser(Options, "calibrate.py", __doc__)
 def run(argv: list[str]) -> int:
     """Run the command and return the exit code."""
     options: Options = PARSER.read(argv)
+    if options.data is not None:
+        options.data.check_places()  # before PyTorch is loaded
     say(f"quantizing {options.model_name_or_path or 'the newest run'}: loading PyTorch, the model and the rows")
     from q8trt import api
 

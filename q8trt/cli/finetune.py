@@ -6,8 +6,8 @@ example: python finetune.py --task STS-B
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from q8trt.cli.parser import Parser
@@ -19,7 +19,6 @@ from q8trt.hardware.gpu import gpus
 from q8trt.quantization.trial import trial_lines
 from q8trt.runs.config import FinetuneConfig, config_of_run
 from q8trt.runs.run import RUNS_DIR, Run, runs_dir
-from q8trt.tasks.data.opening import open_data
 
 #: The options that --demo sets: the model of a pip package and the built-in sample. The demo takes a few minutes on two cores.
 DEMO: dict[str, Any] = {
@@ -85,29 +84,33 @@ def build_command(run: Run, config: FinetuneConfig) -> str:
     return command("build-engine", "--int8" if config.precision.is_quantized else "--fp32", "--checkpoint", run.path)
 
 
+def resume_arguments(parser: Parser, typed: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments of the API's function that continues a run.
+
+    Raises:
+        ConfigError: --resume is not the only option.
+    """
+    parser.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run with its own options")
+    say("loading PyTorch and the run")
+    runs_dir = typed.get("runs_dir", RUNS_DIR)
+    return {"resume": typed["resume"], "runs_dir": runs_dir, "progress": True, "on_message": say, "command": words}
+
+
 def run(argv: list[str]) -> int:
     """Run the command and return the exit code."""
     typed = PARSER.typed_options(argv)
     words = ["finetune.py", *argv]
     if "resume" in typed:
-        PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run with its own options")
-        say("loading PyTorch and the run")
+        arguments = resume_arguments(PARSER, typed, words)
         from q8trt import api
 
-        run = api.finetune(
-            resume=typed["resume"],
-            runs_dir=typed.get("runs_dir", RUNS_DIR),
-            progress=True,
-            on_message=say,
-            command=words,
-        )
+        run = api.finetune(**arguments)
     else:
         values = {**(DEMO if "demo" in typed else {}), **typed}
         options = from_values(Options, values)
         chosen = {each.name: values[each.name] for each in options_in(FinetuneConfig) if each.name in values}
         config = options.config
-        for file in filter(None, (config.data.train_file, config.data.validation_file)):
-            open_data(Path(file)).close()  # before PyTorch is loaded
+        config.data.check_places()  # before PyTorch is loaded
         say(f"fine-tuning {config.model_name_or_path} on {config.data.task}: loading PyTorch, the model and the rows")
         from q8trt import api
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, warn
+from q8trt.console.counts import plural
 from q8trt.console.options import group, option
 from q8trt.console.progress import LINE_SECONDS
 from q8trt.engine.shapes import parse_buckets
@@ -58,7 +59,7 @@ def run(argv: list[str]) -> int:
         raise InterruptedRunError(f"{error}: {command('predict', *argv)}") from error
     if summary.rejected:
         all_rows = summary.rows + summary.rejected
-        text = f"{summary.rejected:,} of {_number(all_rows, 'row')} rejected, see {summary.rejected_file}"
+        text = f"{summary.rejected:,} of {plural(all_rows, 'row', ',')} rejected, see {summary.rejected_file}"
         text += f" ({summary.first_reason})" if summary.first_reason else ""
         text += "" if summary.rows else "; no output was written"
         text += "; their rows of the array are NaN" if summary.rows and summary.output.suffix.lower() == ".npy" else ""
@@ -81,7 +82,7 @@ def _score(options: Options) -> Summary:
         say(f"scores: {summary.output}  {_figures(summary)}, on {summary.backend}, {summary.device}")
         say(f"  columns scored: {', '.join(summary.texts)}; added: {', '.join(summary.names)}")
     if summary.truncated:
-        cut = _number(summary.truncated, "question" if "answer" in summary.names else "row")
+        cut = plural(summary.truncated, "question" if "answer" in summary.names else "row", ",")
         were = "was" if summary.truncated == 1 else "were"
         say(f"  {cut} {were} longer than {summary.max_length} tokens and cut, as in training")
     return summary
@@ -98,12 +99,8 @@ def _cut_texts_are_counted_later() -> Iterator[None]:
         log.disabled = False
 
 
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def _figures(progress: JobProgress) -> str:
-    return f"{_number(progress.rows, 'row')}, {progress.rows_per_s:,.0f} rows/s"
+    return f"{plural(progress.rows, 'row', ',')}, {progress.rows_per_s:,.0f} rows/s"
 
 
 class _Shown:
@@ -116,7 +113,7 @@ class _Shown:
 
     def __call__(self, progress: JobProgress) -> None:
         if progress.resumed and not self._resumed:
-            warn(f"continuing after {_number(progress.resumed, 'row')} of an earlier run")
+            warn(f"continuing after {plural(progress.resumed, 'row', ',')} of an earlier run")
         self._resumed = True
         left = progress.seconds_left
         text = f"{progress.done:4.0%}  {_figures(progress)}, {progress.rejected:,} rejected, {_clock(left)} left"

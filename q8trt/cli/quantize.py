@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from q8trt.cli.finetune import build_command, summary
+from q8trt.cli.finetune import build_command, resume_arguments, summary
 from q8trt.cli.parser import Parser
 from q8trt.cli.terminal import say, table_console
 from q8trt.console.commands import command
@@ -21,7 +21,7 @@ from q8trt.console.options import from_values, group, option
 from q8trt.engine.config import BuildConfig
 from q8trt.engine.shapes import ShapeOptions
 from q8trt.runs.quantize_config import QuantizeConfig, check_paths
-from q8trt.runs.run import RUNS_DIR, runs_dir
+from q8trt.runs.run import runs_dir
 from q8trt.tasks.data import DataConfig
 
 
@@ -58,17 +58,10 @@ def run(argv: list[str]) -> int:
     """Run the command and return the exit code."""
     typed, words = PARSER.typed_options(argv), ["q8trt", "quantize", *argv]
     if "resume" in typed:
-        PARSER.check_alone(typed, ("resume", "runs_dir"), "--resume continues a run with its own options")
-        say("loading PyTorch and the run")
+        arguments = resume_arguments(PARSER, typed, words)
         from q8trt import api
 
-        quantized = api.quantize(
-            resume=typed["resume"],
-            runs_dir=typed.get("runs_dir", RUNS_DIR),
-            progress=True,
-            on_message=say,
-            command=words,
-        )
+        quantized = api.quantize(**arguments)
     else:
         options: Options = from_values(Options, typed)
         if options.model is None:

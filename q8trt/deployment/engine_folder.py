@@ -214,8 +214,8 @@ def _with_backend(source: Source, config: BuildConfig, needs_plan: bool) -> Buil
 
 
 def may_lack_plan(target: Target, config: BuildConfig) -> bool:
-    """Return whether an engine without a plan is enough: for a CPU, unless `config` names a backend."""
-    return target is Target.CPU and config.backend is None
+    """Return whether an engine without a plan is enough: for a CPU, unless `config` sets an option of the builder."""
+    return target is Target.CPU and config == BuildConfig(profiles=config.profiles)
 
 
 def default_folder(source: Source) -> Path:

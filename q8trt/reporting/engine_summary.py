@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from q8trt.console.commands import command
+from q8trt.console.counts import plural
 from q8trt.engine.manifest import ONNX_FILE, PLAN_FILE, Manifest
 from q8trt.engine.record import EngineRecord
 from q8trt.engine.report import EngineReport
 from q8trt.engine.shapes import show_profiles
-from q8trt.reporting.formats import mib, plural
+from q8trt.reporting.formats import mib
 from q8trt.reporting.notes import in_float_text
 from q8trt.reporting.table import Cell, Column, Table, words
 

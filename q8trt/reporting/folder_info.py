@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from q8trt.console.counts import plural
 from q8trt.console.names import one_line
 from q8trt.console.options import options_of
 from q8trt.engine.manifest import MANIFEST_FILE, SAMPLE_LABEL, Manifest
@@ -15,7 +16,7 @@ from q8trt.engine.manifest_file import load_manifest
 from q8trt.engine.shapes import show_profiles
 from q8trt.errors import ConfigError, Q8TRTError
 from q8trt.quantization.precision import Precision
-from q8trt.reporting.formats import mib, plural, switch
+from q8trt.reporting.formats import mib, switch
 from q8trt.reporting.listing import RunEntry, run_entry
 from q8trt.reporting.scores import score_text
 from q8trt.runs.config import FinetuneConfig, config_of_run

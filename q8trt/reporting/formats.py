@@ -53,11 +53,6 @@ def mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return ``"1 warning"`` or ``"2 warnings"``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def enumeration(items: Sequence[str]) -> str:
     """Return ``"a, b and c"``."""
     *first, last = items

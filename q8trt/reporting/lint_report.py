@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from q8trt.console.counts import plural
 from q8trt.lint import LEVELS, Block, Finding, Level, LintReport, Part, Place
 from q8trt.lint.report import HEAD
-from q8trt.reporting.formats import plural
 from q8trt.reporting.table import Column, Table, words
 from q8trt.reporting.terminal import print_table, say
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from q8trt.console.counts import plural
 from q8trt.hardware.gpu import GpuState
-from q8trt.reporting.formats import number, plural
+from q8trt.reporting.formats import number
 from q8trt.reporting.measurements import Measurements, Parity, Row
 from q8trt.reporting.table import DASH
 from q8trt.runtime.registry import label_of, runs_plans

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from q8trt.console.commands import command
-from q8trt.reporting.formats import enumeration, number, plural
+from q8trt.console.counts import plural
+from q8trt.reporting.formats import enumeration, number
 from q8trt.reporting.measurements import Measurements, Ratio, Row
 from q8trt.reporting.notes import place_note
 from q8trt.reporting.scores import drift_clause, is_drift, shown_difference

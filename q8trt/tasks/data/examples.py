@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from q8trt.console.counts import plural
 from q8trt.errors import DataError
 from q8trt.hardware.packages import install_module
 from q8trt.tasks.data.labels import check_label, check_labels, check_score
@@ -166,13 +167,9 @@ def counted(rows: int, questions: int | None = None, separator: str = "") -> str
     `separator` is the separator of thousands, "," or "".
     """
     if questions is None:
-        return _plural(rows, "row", separator)
-    windows = f", {_plural(rows, 'window', separator)}" if rows != questions else ""
-    return f"{_plural(questions, 'question', separator)}{windows}"
-
-
-def _plural(count: int, noun: str, separator: str) -> str:
-    return f"{count:{separator}} {noun}{'' if count == 1 else 's'}"
+        return plural(rows, "row", separator)
+    windows = f", {plural(rows, 'window', separator)}" if rows != questions else ""
+    return f"{plural(questions, 'question', separator)}{windows}"
 
 
 def _digest(rows: Iterable[Sequence[str]], labels: Labels | None) -> str:

@@ -13,14 +13,14 @@ from q8trt.errors import ConfigError, DataError
 from q8trt.tasks.data import tfrecord
 from q8trt.tasks.data.examples import Examples, Features
 from q8trt.tasks.data.hub import read_hub
-from q8trt.tasks.data.opening import path_name
+from q8trt.tasks.data.opening import open_data, path_name
 from q8trt.tasks.data.questions import read_questions
 from q8trt.tasks.data.record import DataRecord, SplitRecord
 from q8trt.tasks.data.sample import sample_examples
 from q8trt.tasks.data.sentences import read_sentences
 from q8trt.tasks.data.tabular import read_table
 from q8trt.tasks.data.texts import read_texts, sample_texts
-from q8trt.tasks.data.tsv import find_file, read_folder
+from q8trt.tasks.data.tsv import check_folder, find_file, read_folder
 from q8trt.tasks.data.windows import WindowSizes
 from q8trt.tasks.glue import TASKS, Task, canonical, custom_task, get_task, task_of_head
 from q8trt.tasks.heads import Head, HeadKind
@@ -140,6 +140,13 @@ class DataConfig:
                 self.resolved_task.text_columns,
             )
             raise ConfigError(f"{name} has {len(expected)} text columns, but --text_column_names has {len(columns)}")
+
+    def check_places(self) -> None:
+        """Check that the folder or the files of the rows exist, without reading them. Raises DataError."""
+        if self.data_dir is not None:
+            check_folder(Path(self.data_dir), self.resolved_task)
+        for file in filter(None, (self.train_file, self.validation_file)):
+            open_data(Path(file)).close()
 
     @property
     def has_files(self) -> bool:

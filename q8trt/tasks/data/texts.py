@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from q8trt.console.counts import plural
 from q8trt.errors import DataError
 from q8trt.tasks.data.examples import Examples
 from q8trt.tasks.data.opening import open_data, path_name, shown, text_lines
@@ -56,7 +57,7 @@ def read_texts(
     columns, rows = _open(path, task, text_columns)
     chosen, empty = _reservoir(rows, train_rows + dev_rows)
     if empty and split == "train":  # once, although both splits read the file
-        log.warning("%s: skipped %s without a text", path_name(path), "1 row" if empty == 1 else f"{empty:,} rows")
+        log.warning("%s: skipped %s without a text", path_name(path), plural(empty, "row", ","))
     if not chosen:
         raise DataError(f"{path_name(path)}: no text; expected a text in each row; add rows, or give another file")
     held_out = min(dev_rows, len(chosen) // 3)  # in a small file, most rows are for calibration

@@ -75,6 +75,19 @@ def find_file(data_dir: Path, task: Task, name: str) -> Path | None:
     return next((folder / name for folder in folders if is_data_file(folder / name)), None)
 
 
+def check_folder(folder: Path, task: Task) -> None:
+    """Raise DataError if the folder of a task's files does not exist."""
+    if not folder.is_dir():
+        raise _no_files(folder, task, "no such folder")
+
+
+def _no_files(folder: Path, task: Task, problem: str) -> DataError:
+    expected = ", ".join(("train.tsv", *task.dev_splits.values()))
+    return DataError(
+        f"{path_name(folder)}: {problem}; give --data_dir the folder with {expected}, or the GLUE folder with {task.name}/"
+    )
+
+
 def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
     """Read a split from the task's folder, or from the GLUE root above it.
 
@@ -85,10 +98,6 @@ def read_folder(data_dir: str | Path, task: Task, split: str) -> Examples:
     name = task.files[split]
     path = find_file(folder, task, name)
     if path is None:
-        problem = f"no {name} of {task.name} in it" if folder.is_dir() else "no such folder"
-        expected = ", ".join(("train.tsv", *task.dev_splits.values()))
-        raise DataError(
-            f"{path_name(folder)}: {problem}; give --data_dir the folder with {expected}, "
-            f"or the GLUE folder with {task.name}/"
-        )
+        check_folder(folder, task)
+        raise _no_files(folder, task, f"no {name} of {task.name} in it")
     return read_tsv(path, task, split)
