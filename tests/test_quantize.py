@@ -437,8 +437,13 @@ def _no_builder(*_: object) -> None:
 
 @pytest.mark.usefixtures("quick_export")
 def test_an_engine_for_a_cpu_needs_no_tensorrt(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "q8trt")
     monkeypatch.setattr("q8trt.deployment.quantizing.find_backend", _no_builder)
     monkeypatch.setattr("q8trt.deployment.engine_folder.started_backend", _no_builder)
     folder = write_embedding_folder(tmp_path / "model")
@@ -446,6 +451,8 @@ def test_an_engine_for_a_cpu_needs_no_tensorrt(
     quantized = q8trt.quantize(folder, output_dir=tmp_path / "run", **options)
     assert [path.name for path in quantized.engines] == ["engine-fp32", "engine-ptq"]
     assert quantized.report is not None
+    assert "no plan, which a CPU does not need" in caplog.text
+    assert "rebuild it" not in caplog.text  # nothing is missing
     for path in quantized.engines:
         manifest = load_manifest(path)  # reads every file
         assert (manifest.backend, manifest.record.engine) == (None, None)
